@@ -133,7 +133,7 @@ def bench(session: nox.Session) -> None:
     """Run the benchmarks, or those named: `-- durable --rounds 9`; best on an idle machine."""
     install(session, "bench", "peers")
     named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
-    for name in named or ("map", "race", "limits", "durable"):
+    for name in named or ("map", "race", "limits", "durable", "imports"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs[len(named) :])
 
 

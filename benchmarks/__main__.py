@@ -1,6 +1,6 @@
 """``python -m benchmarks``: all of them, one after the other, as they are by default."""
 
-from benchmarks import durable, limits, map, race  # noqa: A004 # as what it measures
+from benchmarks import durable, imports, limits, map, race  # noqa: A004 # as what it measures
 
-for benchmark in (map, race, limits, durable):
+for benchmark in (map, race, limits, durable, imports):
     benchmark.main()

@@ -258,6 +258,12 @@ def test_importing_shoal_loads_nothing_optional():
 
 def test_importing_shoal_loads_nothing_yet():
     assert "anyio" not in loaded_by("import shoal")
+    assert "anyio" not in loaded_by("from shoal import ShoalError")
+
+
+def test_a_program_loads_what_it_uses_alone():
+    loaded = loaded_by("from shoal import Application, Graph, Limits, action, fan_out, race")
+    assert "pickle" not in loaded  # for secrets
 
 
 @pytest.mark.parametrize(

@@ -38,53 +38,34 @@ NAME = r"(?<![\w/-])(?:_\w+|[a-z]+(?:_\w+)+|[A-Z][a-z]+[A-Z]\w+)"
 """Words that can only be names of Python: with an underscore, or with a capital inside."""
 
 COMING = {
-    "_JUDGES": "contest",
     "AdmissionController": "Admission",
-    "AppDefinition": "Launcher",
     "AttemptPermit": "Seat",
-    "BackgroundTask": "Hosted",
     "BatchJoin": "Draft",
-    "ChildAdmission": "Lobby",
     "ChildSource": "Source",
-    "ChildTaskGroup": "Group",
     "ChildTemplate": "Kind",
     "CrashSuspects": "Suspects",
     "ElementSource": "Elements",
-    "EndCondition": "FirstItem",
-    "by_item": "FirstItem",
-    "picks_one": "FirstItem",
-    "ErrorPolicy": "Faults",
     "FairScheduler": "Queue",
     "FanOutStep": "ParallelStep",
     "GateTimers": "Alarms",
-    "GroupScope": "Stopper",
     "InFlightSlot": "Stake",
     "JoinSpec": "Join",
     "PendingChild": "Entry",
     "PermitRequest": "Claim",
     "RecordedChildren": "Recorded",
     "ReplayedHistory": "Playback",
-    "RootRun": "Root",
     "RunConfig": "Setting",
-    "RunRegistry": "Roots",
-    "RunStart": "Start",
     "SharedRateClient": "Supply",
     "StaggeredSource": "Staggered",
-    "StartCheck": "Given",
     "StepResume": "Carrier",
-    "WorkerPool": "Crew",
-    "action_source": "started",
     "hand_blame_to_children": "pass_blame",
     "hedge_statistics": "learned",
-    "replace_end": "spoil",
-    "resume_starting": "go_on",
     "step_resume": "carrying",
-    "stop_starting": "shut",
 }
 """Names that the pages have already, and the names that they replace in the source."""
 
-COMING_MODULES = {"action_source", "finish", "step_resume"}
-GOING_MODULES = {"carrying", "entrance", "started"}
+COMING_MODULES = {"answers", "keys", "step_resume"}
+GOING_MODULES = {"carrying"}
 
 
 def spans(page: Path) -> Iterator[str]:

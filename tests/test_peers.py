@@ -117,7 +117,7 @@ async def test_plain_functions_that_have_not_begun_do_not_begin_after_one_failed
     assert set(begun) <= {0, 1}  # the other may not have begun
 
 
-# Fails where ParallelStep._judge raises the first failure alone, and where Ledger doesn't sort.
+# Fails where FanOutStep._judge raises the first failure alone, and where Ledger doesn't sort.
 async def test_two_branches_fail_and_no_error_is_lost():
     """LangGraph: one error surfaced, popped from a set; pydantic-graph: which one, depended."""
 
@@ -181,7 +181,7 @@ async def test_end_events_have_the_error():
 # -- cancellation ----------------------------------------------------------------------------------
 
 
-# Fails where Hosted.wait returns without cancelling.
+# Fails where BackgroundTask.wait returns without cancelling.
 @pytest.mark.parametrize("shape", ["flat", "nested", "graph", "by hand"])
 async def test_nothing_is_orphaned_inside_a_cancel_scope(shape: str):
     """LangGraph: in an anyio scope all node tasks lived on, and took effect 0.5 s later."""
@@ -251,7 +251,7 @@ def test_a_cancelled_child_is_cancelled_once(by: str):
         assert [n for n in cleaned if n] == [1, 2, 3], backend
 
 
-# Fails where Hosted.wait doesn't wait after it was interrupted.
+# Fails where BackgroundTask.wait doesn't wait after it was interrupted.
 async def test_a_timeout_is_raised_after_the_cleanup():
     """LangGraph: the timeout was raised first, so that a retry could overlap the old attempt."""
     log: list[str] = []
@@ -430,7 +430,7 @@ async def test_two_fan_outs_of_one_application_do_not_mix():
     assert len({event.outcome.run_id for event in hook.of(ChildEnded)}) == 4
 
 
-# Fails where ParallelStep._open takes every visit for the first, and where child_setting does.
+# Fails where FanOutStep._open takes every visit for the first, and where child_setting does.
 @pytest.mark.parametrize("key", [None, str])
 async def test_a_loop_runs_everything_anew(key: Callable[[object], str] | None):
     """Burr: a map visited twice returned the first visit's results, [7, 8] gave [10, 20]."""
@@ -705,7 +705,7 @@ async def test_a_run_that_has_succeeded_is_not_run_on_when_it_is_asked_for_again
     assert ran == [1, 2]
 
 
-# Fails where ParallelStep._apply saves updates without the children they apply.
+# Fails where FanOutStep._apply saves updates without the children they apply.
 async def test_what_collects_runs_once_also_where_a_batch_was_cut_in_two():
     """Strands: the join ran twice after a snapshot in the middle of a batch."""
 

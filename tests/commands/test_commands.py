@@ -168,7 +168,7 @@ def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):
     assert main(["runs", "list", str(path), "--limit", "2"]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["RUN", "left", "bad"]
-    assert err == "there are more: --after bad, or a higher --limit\n"
+    assert err == "there are more runs: --after bad, or a higher --limit\n"
     assert main(["runs", "list", str(path), "--after", "bad"]) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["RUN", "good"]
@@ -179,7 +179,7 @@ def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):
 
 def test_a_list_of_nothing_says_so(path: Path, terminal: None, capsys: Any):
     assert main(["runs", "list", str(path), "--status", "halted"]) == 0
-    assert capsys.readouterr() == ("", "there are none\n")
+    assert capsys.readouterr() == ("", "there are no runs\n")
 
 
 # -- show ------------------------------------------------------------------------------------------
@@ -199,9 +199,9 @@ def test_a_run_is_shown_to_people(path: Path, terminal: None, capsys: Any):
         "titles/fetch  'b'  LookupError: no such page at all",
     ]
     assert "OSError: the disk is on fire" in said(capsys, "show", path, "bad")
-    assert "left: it has no end, and nobody executes it" in said(capsys, "show", path, "left")
+    assert "left: it has no end, and no process executes it" in said(capsys, "show", path, "left")
     change(path, "UPDATE runs SET status = 'halted' WHERE key = 'left'")
-    assert "halted: it waits for somebody" in said(capsys, "show", path, "left")
+    assert "halted: it waits for answers" in said(capsys, "show", path, "left")
 
 
 def test_a_loser_of_a_race_is_no_failure(tmp_path: Path, terminal: None, capsys: Any):
@@ -424,7 +424,7 @@ def test_what_is_no_length_of_time_is_refused(path: Path, capsys: Any, text: str
     with pytest.raises(SystemExit) as exit_:
         main(["runs", "prune", str(path), f"--older-than={text}"])
     assert exit_.value.code == 2
-    assert "is no length of time: say 90s, 15m, 12h, 30d or 1w" in capsys.readouterr().err
+    assert "is not a length of time: write 90s, 15m, 12h, 30d or 1w" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--limit", "0"], ["--limit", "x"], ["--status", "odd"]])
@@ -467,13 +467,13 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: Any):
 
 def test_a_directory(tmp_path: Path, capsys: Any):
     (why,) = refusals(tmp_path, capsys)
-    assert "is no file" in why
+    assert "is not a file" in why
 
 
 def test_an_empty_file(tmp_path: Path, capsys: Any):
     (tmp_path / "runs.db").touch()
     (why,) = refusals(tmp_path / "runs.db", capsys)
-    assert "is empty: no run was ever kept in it" in why
+    assert "is empty: no run was ever saved in it" in why
 
 
 def test_a_file_of_something_else(tmp_path: Path, capsys: Any):
@@ -514,7 +514,7 @@ def test_what_is_not_installed(path: Path, capsys: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(shoal, "SQLiteStore", broken, raising=False)
     why = said(capsys, "list", path, code=2)
-    assert "SQLiteStore needs what is not installed (No module named 'msgspec')" in why
+    assert "SQLiteStore needs a package that isn't installed (No module named 'msgspec')" in why
     assert "pip install 'shoal[sqlite]'" in why
     monkeypatch.setattr(shoal, "PostgresStore", broken, raising=False)
     url = "postgresql://me:secret@host/runs"
@@ -532,7 +532,7 @@ def test_what_to_install_is_said_once(path: Path, capsys: Any, monkeypatch: pyte
 
 def test_a_url_of_something_else(capsys: Any):
     why = said(capsys, "list", "mysql://me:secret@host/runs", code=2)
-    assert why.startswith("shoal: no store is named by a mysql:// URL: give the file of")
+    assert why.startswith("shoal: no store has a mysql:// URL: give the file of")
     assert "secret" not in why
 
 
@@ -562,13 +562,13 @@ def test_runs_in_postgres(postgres: PostgresServer, capsys: Any):
 
 def test_a_schema_is_of_postgres_alone(path: Path, capsys: Any):
     why = said(capsys, "list", path, "--schema", "shoal", code=2)
-    assert why == f"shoal: --schema is for a PostgresStore, and {path} is a file\n"
+    assert why == f"shoal: --schema is for a PostgresStore, but {path} is a file\n"
 
 
 def test_a_store_that_can_not(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shoal, "SQLiteStore", partial(given, NullStore()), raising=False)
     assert said(capsys, "list", path, code=2) == (
-        "shoal: NullStore can't list its runs (it is no shoal.stores.Browses)\n"
+        "shoal: NullStore can't list its runs (it doesn't implement shoal.stores.Browses)\n"
     )
     why = said(capsys, "prune", path, "--older-than", "1d", code=2)
     assert "can't delete old runs" in why

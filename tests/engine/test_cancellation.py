@@ -38,7 +38,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._engine.run import Run
 from shoal._runtime.root_run import RootRun
 from shoal._runtime.runtime import Runtime
@@ -146,7 +146,7 @@ RUNS = dict[str, Run]()  # the engine's: what state they stand at is not public 
 def seen_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Runtime.begin
 
-    def spy(self: Runtime, root: RootRun, *, is_detached: bool = False) -> Hosted:
+    def spy(self: Runtime, root: RootRun, *, is_detached: bool = False) -> BackgroundTask:
         assert root.run is not None, "these stores are asked for nothing before a run begins"
         RUNS[root.path.id] = root.run
         return begin(self, root, is_detached=is_detached)

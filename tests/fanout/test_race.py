@@ -155,7 +155,7 @@ async def test_its_other_ends():
 
 def test_what_is_refused():
     a, b = sleeper("a", 1), sleeper("b", 1)
-    with pytest.raises(DefinitionError, match=r"race 'out': nobody races"):
+    with pytest.raises(DefinitionError, match=r"race 'out': there are no contestants"):
         race(into="out")
     with pytest.raises(DefinitionError, match=r"race 'out' takes acts one by one.*race\(\*acts\)"):
         race([a, b], into="out")  # pyright: ignore[reportArgumentType]

@@ -105,7 +105,7 @@ async def test_what_is_claimed_and_never_begins_is_refused_in_the_end():
     async with no_leaks(), client_of(service) as client:
         await store.claim("a", "somebody")
         refused = await client.post("/jobs", json=BODY)
-        assert (refused.status_code, "goes on" in refused.json()["detail"]) == (409, True)
+        assert (refused.status_code, "already running" in refused.json()["detail"]) == (409, True)
         await store.release("a", "somebody")
         assert (await client.post("/jobs/wait", json=BODY)).json()["status"] == "succeeded"
 

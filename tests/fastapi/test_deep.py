@@ -43,7 +43,7 @@ async def test_a_state_is_refused_that_is_nested_too_deep(store: Any):
                     assert detail == {
                         "type": "too_deep",
                         "loc": ["body"],
-                        "msg": "what was sent is nested more than 100 levels deep",
+                        "msg": "the body is nested more than 100 levels deep",
                     }
         assert runtime.runs() == []
         for text in (nested(98), nested(98, '{"a":', "}")):

@@ -293,7 +293,7 @@ async def test_a_refusal_says_what_and_where():
     assert first == {
         "type": "value_error",
         "loc": ["body", "state", "token"],
-        "msg": "is not what the secret field asks for",
+        "msg": "is not valid for the secret field",
     }
     assert (second["loc"], second["type"]) == (["body", "state", "n"], "int_parsing")
     assert (third["loc"], third["type"]) == (["body", "unknown"], "extra_forbidden")
@@ -472,7 +472,7 @@ async def test_a_conflict_has_advice_for_clients_alone():
         assert refused.status_code == 409
         assert refused.json()["detail"] == (
             "run a exists, and was started with something else: its initial state differs in "
-            "'name'; send its id without `state` to have it go on, or another `id` for a new run"
+            "'name'; send its id without `state` to resume it, or another `id` for a new run"
         )
 
 

@@ -212,7 +212,7 @@ def test_a_worker_is_killed_and_every_run_completes_once(clients: int, tmp_path:
                     status, found = server.ask("/jobs", body)
                 except (OSError, ValueError):
                     continue
-                if status == 202 or (status == 409 and "goes on" in found["detail"]):
+                if status == 202 or (status == 409 and "already running" in found["detail"]):
                     return
 
         pids = until(lambda: len(found := workers(server.process.pid)) == 4 and found)

@@ -189,7 +189,7 @@ def test_a_budget_that_makes_no_sense_is_refused(options: dict[str, Any]):
 
 
 def test_other_policies_and_actions_refuse_what_they_cannot_use():
-    with pytest.raises(DefinitionError, match="says nothing"):
+    with pytest.raises(DefinitionError, match="has no effect"):
         Each()
     with pytest.raises(DefinitionError, match=r"Each\(retry=...\) takes Retry"):
         Each(retry=3)  # pyright: ignore[reportArgumentType]

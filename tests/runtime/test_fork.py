@@ -653,7 +653,9 @@ async def test_what_was_put_up_with_below_is_out_of_reach(below: str):
     assert list(result.state["all"][0] if below == "child" else result.state["errors"]) == ["b"]
     ran.clear()
     fails.clear()
-    with pytest.raises(BadUse, match="none to retry; what a child, or a graph as a node, has put"):
+    with pytest.raises(
+        BadUse, match="none to retry; failures that a child, or a graph as a node, has tol"
+    ):
         await app.retry_failed("x")
     assert not ran
     assert (await app.run(id="x")).state == result.state

@@ -579,7 +579,7 @@ async def test_what_an_extension_module_raises_is_the_runs_alone(caplog: pytest.
         assert await other.wait_ended() == "succeeded"
     (record,) = caplog.records
     assert "run x was ended by " in record.message
-    assert "Panic, no Exception: whoever asks for its result gets it" in record.message
+    assert "Panic, no Exception: its result() raises that" in record.message
 
 
 async def test_it_is_healthy_until_something_of_its_own_fails():

@@ -131,7 +131,7 @@ async def test_unknown_and_changed_applications_are_told_of_and_left_as_they_are
             assert found["a"].error is None
         else:
             assert "run x was started with version '0' of application 'app'" in str(error)
-            assert "the runtime has '1' alone" in str(error)
+            assert "the runtime has only '1'" in str(error)
         assert [one.run_id for one in await store.orphans()] == ["x"]
 
 
@@ -265,7 +265,9 @@ async def test_it_needs_applications_and_a_store_that_finds_orphans():
         with pytest.raises(BadUse, match=r"it has no applications: Runtime\(apps="):
             await runtime.recover()
     async with Runtime(apps=[application()]) as runtime:
-        with pytest.raises(BadUse, match="'app' can't be recovered, for nothing keeps them"):
+        with pytest.raises(
+            BadUse, match="'app' can't be recovered, because they are saved nowhere"
+        ):
             await runtime.recover()
     keeps: Any = Keeps()
     async with Runtime(apps=[application()], store=keeps) as runtime:

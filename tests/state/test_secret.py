@@ -833,7 +833,9 @@ async def test_a_fork_is_given_the_secrets_again_and_keeps_them_secret():
 async def test_only_secrets_are_given_to_retry_failed_and_recover():
     app = Application(Graph.chain(harmless, last), store=MemoryStore())
     await app.run(secret(n=1), id="x")
-    with pytest.raises(BadUse, match=r"retry_failed\(state\) takes what is secret.* 'token'.*'n'"):
+    with pytest.raises(
+        BadUse, match=r"retry_failed\(state\) takes the secret fields.*'token'.*'n'"
+    ):
         await app.retry_failed("x", {"token": OTHER, "n": 2})
 
 

@@ -104,7 +104,7 @@ async def test_a_value_is_nested_no_deeper_because_of_what_is_around_it(kept: Ke
     async with claimed(store):
         await save(store, updates=(whole, *each))
         for too_deep, place in zip(all_operations(nested(101)), PLACES, strict=False):
-            with pytest.raises(NotEncodable, match="nested more than 100 deep") as refused:
+            with pytest.raises(NotEncodable, match="nested more than 100 levels deep") as refused:
                 await save(store, updates=(Update(8, "step", (too_deep,)),))
             assert refused.value.path.startswith(place)
         with pytest.raises(NotEncodable) as refused:

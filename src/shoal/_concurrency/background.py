@@ -29,7 +29,7 @@ StartTask = Callable[[Work], object]
 
 
 @final
-class Hosted:
+class BackgroundTask:
     """Work in a task of its own, the scope around it, and the event of its end."""
 
     def __init__(

@@ -125,13 +125,13 @@ async def _close(
         else:
             failed[f"it did so {CLOSINGS} times, and is left as it is"] = None
         for outcome, cause in failed.items():
-            told = f"while {what} was closed, {outcome}"
+            message = f"while {what} was closed, {outcome}"
             if ended_by is None and cause is not None:
                 ended_by = cause  # it is raised, so it need not be logged
                 continue
-            logger.error("%s%s", told, where, exc_info=cause)
+            logger.error("%s%s", message, where, exc_info=cause)
             if ended_by is not None:
-                note(ended_by, f"shoal: {told}")
+                note(ended_by, f"shoal: {message}")
         return ended_by
     finally:
         # Both break the traceback cycle.

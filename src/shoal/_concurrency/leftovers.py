@@ -47,12 +47,12 @@ def tell_leftovers(run_id: str, mark: object) -> None:
         name = getattr(task.get_coro(), "__qualname__", "")
         # anyio's own tasks have a task group that awaits them.
         if task.get_context().get(_root) is mark and name != "TaskHandle._run_coro":
-            told = (
+            message = (
                 "run %s has ended, but a task that an action made goes on: %s, running %s, made at "
                 "%s. Await it in the action, or start children with context.fan_out; a task that "
                 "should outlive the run needs create_task(..., context=contextvars.Context())"
             )
-            logger.warning(told, run_id, task.get_name(), name, _made_at(task))
+            logger.warning(message, run_id, task.get_name(), name, _made_at(task))
 
 
 def _made_at(task: Any) -> str:

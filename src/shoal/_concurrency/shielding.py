@@ -111,8 +111,10 @@ class _Shield:
         assert scope is not None, "it was entered"
         is_caught = scope.__exit__(kind, error, frames)
         if scope.cancelled_caught:
-            told = "cleanup at %s took longer than its %g s, and was cancelled: see shoal.shielded"
-            logger.warning(told, place_of_users(frames), self._seconds)
+            message = (
+                "cleanup at %s took longer than its %g s, and was cancelled: see shoal.shielded"
+            )
+            logger.warning(message, place_of_users(frames), self._seconds)
         return bool(is_caught)
 
 

@@ -1,4 +1,4 @@
-"""Questions to people: an attempt that asks and halts, and which answer belongs to which question.
+"""Questions to people: an attempt asks, and halts until it is answered.
 
 Imports runs and commits; anyio.
 
@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -26,11 +26,10 @@ from shoal._concurrency.cancellation import (
     is_fatal,
     ki_protected,
 )
-from shoal._errors.exceptions import BadUse, Halting, NotData, UnknownQuestion, brief, did_you_mean
-from shoal._events.events import Question
+from shoal._errors.exceptions import BadUse, Halting, NotData, brief
 from shoal._events.identity import Key, RunPath, new_run_id
 from shoal._state.digest import digest, place_of_no_data
-from shoal.stores._history import QuestionAnswered, QuestionAsked
+from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import NullStore
 
 from .commit import Write, commit
@@ -38,14 +37,7 @@ from .progress import recorded_questions
 from .publish import out_of_reach
 from .run import Run
 
-LISTED = 10
-"""Questions that an error names."""
-
 T = TypeVar("T")
-Answers = (
-    Mapping[str, object] | Mapping[tuple[str, str], object] | Mapping[str | tuple[str, str], object]
-)
-"""Answers by (run id, name), or by the name alone where one open question has it."""
 
 
 def is_blocked(run: Run) -> bool:
@@ -70,10 +62,10 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         BadUse: It would not be kept, or the attempt has asked something else by that name.
     """
     await checkpoint_if_cancelled()
-    who = f"action {step!r} of run {run.path.id}{_key(run.path)}"
+    who = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     _refuse_unsaved(run, who, name)
     pending, answers = run.pending_questions(), run.setting.execution.answers
-    if name in pending.posed and not _is_same(pending.posed[name], question):
+    if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
             f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
             f"name, so give each question its own"
@@ -82,15 +74,15 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     try:
         asked = pending.asked.get(name)
         if asked is None:
-            _require_data(question, "question")
+            require_data(question, "question")
             id_ = _question_id(run, step, name, question)
         else:
             id_ = asked.id
         if id_ in answers:
             pending.posed[name] = question
             return answers[id_]
-        if asked is None or not _is_same(asked.question, question):
-            _require_data(question, "question")
+        if asked is None or not is_same_data(asked.question, question):
+            require_data(question, "question")
             asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.setting.services, _pose(run, asked))
     except NotData as error:
@@ -188,94 +180,7 @@ async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
     raise Halting(msg)
 
 
-# -- answers -------------------------------------------------------------------------------------
-
-
-def resolved(
-    answers: Answers,
-    asked: Sequence[Question],
-    known: Mapping[str, object],
-    run_id: str,
-    *,
-    has_failed: bool = False,
-) -> list[QuestionAnswered]:
-    """Find out which question each answer belongs to.
-
-    An answer that was given before, and has yet to be taken, may be given again: so whoever doesn't
-    know whether a call has come through repeats it. Where the run has failed with it, another one
-    may take its place.
-
-    Args:
-        answers: By (run id, name), or name.
-        asked: All that the steps under way have asked.
-        known: Answers that were given before, by the questions' ids.
-        run_id: The root run's id.
-        has_failed: Whether that has failed when it was executed last.
-
-    Raises:
-        UnknownQuestion: One belongs to no question, or to several.
-        NotData: One is nothing that can be kept.
-    """
-    open_ = [one for one in asked if one.id not in known]
-    found: dict[str, QuestionAnswered] = {}
-    for at, value in answers.items():
-        meant = [one for one in open_ if at in (one.address, one.name)]
-        if not meant:
-            meant = [one for one in asked if at in (one.address, one.name)]
-            if len(meant) == 1 and _is_same(known[meant[0].id], value):
-                continue
-        if len(meant) != 1 or (meant[0].id in known and not has_failed):
-            message, why = _why_unknown(at, meant, open_, known, run_id)
-            raise UnknownQuestion(message, at, why)
-        question = meant[0]
-        if question.id in found:
-            msg = (
-                f"run {run_id}: answers= has two for {question.address!r}, one by its name alone; "
-                f"leave out one"
-            )
-            raise UnknownQuestion(msg, at, "the question is answered twice here")
-        try:
-            _require_data(value, "answer")
-        except NotData as error:
-            msg = f"run {run_id}: the answer to {question.address!r} can't be kept: {error}"
-            raise NotData(msg) from error
-        found[question.id] = QuestionAnswered(question.id, value)
-    return list(found.values())
-
-
-def _why_unknown(
-    at: object,
-    meant: Sequence[Question],
-    open_: Sequence[Question],
-    known: Mapping[str, object],
-    run_id: str,
-) -> tuple[str, str]:
-    """Say why an answer belongs to no question: with names and values, and without any."""
-    if len(meant) == 1:
-        value, why = brief(known[meant[0].id]), "was answered before"
-        not_used = "and that has not been used"
-        return f"run {run_id}: {at!r} {why}, with {value}, {not_used}", f"{why}, {not_used}"
-    if meant:
-        return (
-            f"run {run_id}: {len(meant)} questions are called {at!r}; say which is answered, by "
-            f"run id and name: {_listed(meant)}"
-        ), f"{len(meant)} questions have this name: give the run_id of the one that is meant"
-    if not open_:
-        msg = f"run {run_id} has no open question, so {at!r} can't be answered"
-        return msg, "the run has no open question"
-    hint = did_you_mean(at, {one.name for one in open_}) if isinstance(at, str) else ""
-    msg = f"run {run_id} has not asked {at!r}{hint}; its open questions are {_listed(open_)}"
-    return msg, "is none of the open questions of the run"
-
-
-def _listed(questions: Sequence[Question]) -> str:
-    """Name some, so many that one sees what they are."""
-    shown = [f"{one.address!r}{_key(one.path)}" for one in questions[:LISTED]]
-    more = len(questions) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _require_data(value: object, root: str) -> None:
+def require_data(value: object, root: str) -> None:
     """Refuse what no durable store could keep, whatever this one does.
 
     Raises:
@@ -288,13 +193,15 @@ def _require_data(value: object, root: str) -> None:
         raise NotData(msg) from error
 
 
-def _is_same(one: object, other: object) -> bool:
+def is_same_data(one: object, other: object) -> bool:
+    """Whether two values are saved as the same data; False if one can't be saved."""
     try:
         return one is other or digest(one) == digest(other)
-    except NotData:  # which is refused where it is to be kept
+    except NotData:  # refused later, where it would be saved
         return False
 
 
-def _key(path: RunPath) -> str:
+def asker_key(path: RunPath) -> str:
+    """Return the key of the child that asks, for an error; empty for a root run."""
     key: Key = path.key
     return "" if path.parent is None else f" (key {brief(key)} of {path.step!r})"

@@ -12,7 +12,7 @@ from typing import Any, final
 from weakref import WeakKeyDictionary
 
 from shoal._concurrency.backend import Clock, Waiter
-from shoal._concurrency.background import Hosted, Work
+from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
 from shoal._concurrency.worker_threads import Threads
 from shoal._graph.action import FunctionAction
@@ -60,7 +60,7 @@ class Services:
     watchdog: Watchdog
     retries: Retries
     admission: Admission
-    host: Callable[[Work, Callable[[str], None]], Hosted]
+    host: Callable[[Work, Callable[[str], None]], BackgroundTask]
     """Starts work in a task of the runtime's; the second function is told why it is cancelled."""
     call: Callable[[Any, FunctionAction[..., Any]], Awaitable[Change]]
     """Has a run execute a function action."""

@@ -258,6 +258,8 @@ class Hooks:
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
         """
+        # Raised only after the last listener: the hooks behind a failing one must also receive the
+        # event, or they would see a start without an end.
         failed: HookFailed | None = None
         for hook, method in listeners:
             if self._detached and id(hook) in self._detached:
@@ -331,7 +333,8 @@ class Hooks:
         cause = as_failure(error, cancellable=False)
         if cause is None:
             raise error
-        name, told = type(hook).__name__, type(event).__name__
+        name, event_name = type(hook).__name__, type(event).__name__
+        # The hook may overlap with itself, in events of two runs, and fail in both: report it once.
         first = id(hook) not in self._detached
         self._detached.add(id(hook))
         if hook.observer:
@@ -339,7 +342,7 @@ class Hooks:
                 logger.error(
                     "observer %s failed on %s; it receives no more events",
                     name,
-                    told,
+                    event_name,
                     exc_info=cause,
                 )
             return None
@@ -349,7 +352,7 @@ class Hooks:
             else f"raised {brief(cause)}"
         )
         failure = HookFailed(
-            f"hook {name} {what} on {told} of run {event.run_id}; the run ends here, and the "
+            f"hook {name} {what} on {event_name} of run {event.run_id}; the run ends here, and the "
             f"update of that event stays saved (observer = True on its class lets a run go on)"
         )
         failure.__cause__ = cause

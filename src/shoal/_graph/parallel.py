@@ -1,9 +1,8 @@
-"""Parallel acts as they are declared: what all have in common, and what becomes of their results.
-
-Imports acts, and what else a declaration consists of; nothing that executes one.
+"""Parallel acts: the base class of all acts whose work is children, and how results are joined.
 
 Invariants:
-- What is collected is a persistent collection, arranged as ``Shape`` says, whatever it was before.
+- Results are collected in a persistent collection, arranged as ``Shape`` says, whatever collection
+  the field held before.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ Grow = Callable[[State, Done | Failed], Iterable[Any]]
 Take = str | Sequence[str] | Callable[[State], Any]
 
 Collected = StateMap[Any, Any] | PositionedList[Any]
-"""What a field holds that results or failures are collected in."""
+"""The collection in a field of results or failures."""
 
 Shape = Literal["by key", "by position", "by key and act", "by position and act", "by act", "one"]
-"""How ``into`` and ``errors_into`` are arranged; ``"one"``: not at all, it is a single value."""
+"""How ``into`` and ``errors_into`` are arranged; ``"one"``: a single value, no collection."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
-    """What a parallel step does with its results, as its user said."""
+    """How a parallel step joins the results of its children into the parent's state."""
 
     name: str
-    """The step's."""
+    """The name of the step."""
     permit: Permit
-    """What ``reduce`` and ``grow`` may do with the parent's state."""
+    """The fields of the parent's state that ``reduce`` and ``grow`` may read and write."""
     into: str | None = None
     errors_into: str | None = None
     shape: Shape = "by key"
@@ -58,19 +57,24 @@ class Join:
     on_error: OnError = "fail"
     until: EndCondition = ALL
     again: bool | None = None
-    """Whether what is collected already runs again; None: not on the first visit."""
+    """Whether elements with a collected result run again; None: except on the first visit."""
 
     @property
     def is_race(self) -> bool:
-        """Whether a failure only removes a contestant, and somebody has to win."""
+        """Whether a child must win, so that a failure only removes a contestant."""
         return self.until.is_race
 
     def collections(
         self, data: Mapping[str, object], *, first_visit: bool
     ) -> tuple[dict[str, object], Mapping[object, object]]:
-        """Make what the fields in ``into`` and ``errors_into`` hold before the first result.
+        """Return the collections before the first result, and the results that need no child.
 
-        Returns them, and what of it needs no child: the results that were there from the start.
+        Args:
+            data: The fields of the parent's state.
+            first_visit: Whether the run visits the step for the first time.
+
+        Returns the values of ``into`` and ``errors_into``, and those results in ``into`` that are
+        kept from the start.
         """
         values: dict[str, object] = {}
         done: Mapping[object, object] = {}
@@ -90,7 +94,7 @@ class Join:
 
     @property
     def continues(self) -> Collection[str]:
-        """The field in ``into``, if what is in it from the start may need no child."""
+        """The field in ``into``, if results that are in it from the start may be kept."""
         is_keyed = self.shape in ("by key", "by key and act")
         goes_on = is_keyed and not (self.again or self.grow or self.is_race)
         return (self.into,) if goes_on and self.into is not None else ()
@@ -102,13 +106,13 @@ class Join:
 
     @property
     def is_nested(self) -> bool:
-        """Whether there is a mapping by act for each key or position."""
+        """Whether ``into`` has a mapping by act for each key or position."""
         return self.shape in ("by key and act", "by position and act")
 
     def conflict(self, data: Mapping[str, object]) -> str:
-        """Say why a step that was begun can't go on to collect into ``into``, if it can't.
+        """Return why an unfinished step can't continue to collect into ``into``; "" if it can.
 
-        The program may have changed since, and what is collected already is elsewhere then.
+        The program may have changed since the step began, so that its results are elsewhere.
         """
         if self.into is None or self.shape == "one":
             return ""
@@ -126,7 +130,7 @@ class Join:
         return f"it did not collect into {self.into!r} {self.shape}"
 
     def misfit(self, schema: Schema[Any]) -> str:
-        """Say why the model of the parent's state can't hold what is collected, if it can't."""
+        """Return why the model of the parent's state can't hold the results; "" if it can."""
         nested = self.is_nested
         listed = self.shape in ("by position", "by position and act")
         if self.into is not None and self.shape != "one":
@@ -140,7 +144,7 @@ class Join:
         return ""
 
     def _found(self, found: object, field: str) -> Mapping[object, object]:
-        """Take the results that ``field`` holds already."""
+        """Check and return the results that ``field`` holds already."""
         if not isinstance(found, Mapping):
             msg = (
                 f"fan-out {self.name!r} collects a mapping into {field!r}, "
@@ -164,9 +168,13 @@ class Join:
     def without(
         self, data: Mapping[str, object], children: Collection[tuple[str, Key]]
     ) -> Mapping[str, object]:
-        """Take the values of ``children``, which are given by act and key, out of ``into``.
+        """Remove the values of ``children`` from ``into``.
 
-        Returns the field, if it changes by that.
+        Args:
+            data: The fields of the parent's state.
+            children: The act and key of each child.
+
+        Returns the field with its new value, or nothing if it doesn't change.
         """
         if self.into is None or self.shape == "one" or not children:
             return {}
@@ -180,10 +188,10 @@ class Join:
         return {} if left is found else {self.into: left}
 
     def collected(self, data: Mapping[str, object], act: str, key: Key) -> object:
-        """Return what ``into`` has of a child, which is found where ``Draft`` has put it.
+        """Return the value of a child in ``into``.
 
-        A list is not asked by index: while children are put into it, others are missing before them
-        (see test_acts_of_a_list_change_however_much_was_done).
+        In a list, a child is found by its position, not by index: other children before it may not
+        have ended yet (see test_acts_of_a_list_change_however_much_was_done).
         """
         assert self.into is not None, "it has been collected"
         found = cast("Collected", data[self.into])
@@ -195,7 +203,7 @@ class Join:
         return cast("Mapping[str, object]", value)[act] if self.is_nested else value
 
     def done_keys(self, done: Mapping[object, object], act: str) -> AbstractSet[object]:
-        """Tell which children of ``act`` needn't run, since ``done`` has their results."""
+        """Return the keys of the children of ``act`` whose results are in ``done``."""
         if self.shape == "by key":
             return frozenset(done)
         by_key = cast("Mapping[object, Mapping[object, object]]", done)
@@ -203,7 +211,7 @@ class Join:
 
 
 def _without_within(collection: Collected, key: Any, act: str) -> Collected:
-    """Take the value of ``act`` out of the mapping that ``key`` has."""
+    """Remove the value of ``act`` from the mapping under ``key``."""
     none = StateMap[str, Any]()
     listed = isinstance(collection, PositionedList)
     inner = collection.at(key, none) if listed else collection.get(key, none)
@@ -214,40 +222,40 @@ def _without_within(collection: Collected, key: Any, act: str) -> Collected:
 
 
 class Parallel(Act):
-    """An act whose work is children: what fan-outs and the classes for them have in common."""
+    """An act whose work is children: the base of fan-outs and of ``ParallelAction``."""
 
     limits: Limits = DEFAULT_LIMITS
     """How many children are in flight, and how fast they start."""
     stagger: Stagger | None = None
     """When the next child starts; None: all start at once."""
     store: Store | Inherit | None = INHERIT
-    """Where the children are kept; None: nowhere, but for how they ended."""
+    """The store of the children; None: they aren't saved, except for their outcomes."""
     hooks: Sequence[Hook] | Inherit = INHERIT
-    """Who is told of the children and their descendants."""
+    """The hooks that receive the events of the children and their descendants."""
     each: Each | None = None
-    """What goes for each child by itself."""
+    """The timeout, retries and circuit breaker of each child."""
     timeout: float | None = None
     """Seconds that the whole step may take."""
     _unlimited: bool = False
-    """Whether all of its acts may be in flight at once, however many: no limit was given."""
+    """Whether all of its acts may be in flight at once, because no limit was given."""
     _is_keyed: bool | None = None
-    """Whether its elements have keys; None: it has no elements, or each task says so."""
+    """Whether its elements have keys; None: it has no elements, or each task may have one."""
 
     @property
     def definition(self) -> object:
-        """What all that is bound of one definition has in common."""
+        """The object by which limits and latencies are counted, the same for bound copies."""
         return self
 
     @abstractmethod
     def _join(self) -> Join:
-        """Say what becomes of results."""
+        """Return how results are joined."""
 
     def _finished(self, state: State) -> Change:
-        """Return the change that completes the step, once all results were applied."""
+        """Return the change that completes the step, after all results were applied."""
         return NO_CHANGE
 
     def misfit(self, schema: Schema[Any]) -> str:
-        """Say why it can't work on such a state; see ``Act.misfit``."""
+        """Return why it can't work on a state of this model; see ``Act.misfit``."""
         return super().misfit(schema) or self._join().misfit(schema)
 
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -256,7 +264,7 @@ class Parallel(Act):
 
 
 def stores_within(graph: Graph) -> Iterator[Store]:
-    """Go through the stores of their own that fan-outs have, as far as they are known before."""
+    """Yield the ``store=`` of each fan-out in a graph, as far as they are known before a run."""
     for act in graph.acts:
         if isinstance(act, Graph):
             yield from stores_within(act)

@@ -1,4 +1,4 @@
-"""What a user asks of a fan-out, as values. Imports errors and retries."""
+"""Policies of fan-outs: immutable values that users write."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from shoal._limits.retry import Retry
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerate:
-    """Failures that a fan-out puts up with: as ``on_error="collect"``, until there are too many.
+    """Collects failures of children like ``on_error="collect"``, until there are too many.
 
-    The failure that is too many ends the step as under ``on_error="fail"``: the other children are
-    cancelled and awaited, and all failures so far are raised as one ``ExceptionGroup``.
+    The first failure that is too many ends the step like ``on_error="fail"``: the other children
+    are cancelled and awaited, and all failures so far are raised as one ``ExceptionGroup``.
 
     Args:
-        count: So many failures are tolerated, one more is not.
-        share: Or this share of the children that have ended, from 0 to 1...
-        after: ...judged once so many have ended, and at the end.
+        count: The number of failures that are tolerated.
+        share: Or the tolerated share of the children that have ended, from 0 up to, but not, 1...
+        after: ...which is judged once this many have ended, and at the end.
 
     Raises:
-        DefinitionError: Both or neither of ``count`` and ``share``, or one of them out of range.
+        DefinitionError: Both or neither of ``count`` and ``share`` are given, or one of the
+            arguments is out of range.
 
     Examples:
         >>> Tolerate(count=3)
@@ -41,7 +42,6 @@ class Tolerate:
     after: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         if (self.count is None) == (self.share is None):
             msg = "Tolerate takes either count= or share=: Tolerate(count=3), Tolerate(share=0.1)"
             raise DefinitionError(msg)
@@ -59,7 +59,7 @@ class Tolerate:
             raise DefinitionError(msg)
 
     def is_exceeded(self, failed: int, ended: int, *, at_end: bool = False) -> bool:
-        """Tell whether ``failed`` of ``ended`` children are too many."""
+        """Return whether ``failed`` of ``ended`` children are too many."""
         if self.count is not None:
             return failed > self.count
         assert self.share is not None
@@ -74,7 +74,7 @@ class Tolerate:
 
 @final
 class Inherit(Enum):
-    """What a fan-out's children have of their parent."""
+    """The type of ``INHERIT``, its only member."""
 
     __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
@@ -85,25 +85,25 @@ class Inherit(Enum):
 
 
 INHERIT = Inherit.INHERIT
-"""The same as the parent: the store that keeps it, the hooks that are told of it."""
+"""As ``store=`` or ``hooks=``: the children have the same as their parent."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Each:
-    """What goes for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
+    """Policies for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
 
     Args:
-        timeout: Seconds from the start of a child's first attempt to its end, whatever it waits for
-            in between: its further attempts, slots, its own children. Then it is cancelled, awaited
-            to the end of its cleanup, and fails with ``StepTimeout``, also where an action of its
-            has swallowed the cancellation.
-        retry: What of a child's failures is tried again. The child goes on at the step that failed;
-            steps that it has completed, and results that were applied to its state, stay.
-        breaker: Skips children for a while whose key keeps failing.
+        timeout: Seconds from the start of a child's first attempt to its end, waits for further
+            attempts, slots and its own children included. Then the child is cancelled, its cleanup
+            is awaited, and it fails with ``StepTimeout``, even if an action swallows the
+            cancellation.
+        retry: Which failures of a child are tried again. The child continues at the step that
+            failed; steps that it has completed, and results that were applied to its state, stay.
+        breaker: Skips children, for a while, whose key keeps failing.
 
     Raises:
-        DefinitionError: None of them, or one of them is no such thing.
+        DefinitionError: No argument is given, or one has the wrong type or is out of range.
 
     Examples:
         >>> asked = []
@@ -124,9 +124,8 @@ class Each:
     breaker: Breaker | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
         if self.timeout is None and self.retry is None and self.breaker is None:
-            msg = "Each() says nothing; give it timeout=..., retry=... or breaker=..."
+            msg = "Each() has no effect; give it timeout=..., retry=... or breaker=..."
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
@@ -138,10 +137,10 @@ class Each:
 
 
 def check_timeout(what: str, timeout: object) -> None:
-    """Refuse what is no timeout; None is: there is none.
+    """Check a user's timeout, given as ``what``; None means no timeout.
 
     Raises:
-        DefinitionError: Naming ``what`` it was given as.
+        DefinitionError: It is no number above 0.
     """
     if timeout is not None and not is_positive(timeout):
         msg = f"{what} takes a number of seconds above 0, not {timeout!r}"
@@ -149,40 +148,39 @@ def check_timeout(what: str, timeout: object) -> None:
 
 
 OnError = Literal["fail", "collect", "ignore"] | Tolerate
-"""What the failure of a child does to its fan-out."""
+"""How a fan-out reacts to the failure of a child."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedge:
-    """When a race starts more children than it needs: as soon as those that run are slow.
+    """Hedged requests: a race starts another child when those that run are slow.
 
-    As many children start at once as are needed, mostly one. The next starts when that has taken
-    longer than most do, by the latencies that races of the same definition had in the same runtime.
-    Such a start is an extra one, and the budget says which share of all starts may be extra: if
-    everything is slow, the load grows by that share, and no more. Without a budget left, a race
-    goes on with the children it has, and waits for its turn.
+    At first a race starts as many children as it needs, usually one. The next child starts when
+    these have taken longer than most do, by the latencies of earlier races of the same definition
+    in the same runtime. Such a start is an extra one. The budget bounds the share of extra starts:
+    if everything is slow, the load grows by that share and no more. When the budget is spent, a
+    race continues with the children it has, and waits for its turn.
 
-    A child that fails or is refused is replaced at once. That is no extra start, and needs no
-    budget, as long as too few children are in flight to decide the race: so a hedged race falls
-    back on its next child as ``stagger=math.inf`` would. To bound the load of an outage, in which
-    every child fails, give the children a ``Breaker``.
+    A child that fails or is refused is replaced at once. While too few children are in flight to
+    decide the race, that is no extra start and needs no budget, so a hedged race falls back on its
+    next child like one with ``stagger=math.inf``. To bound the load of an outage, in which every
+    child fails, give the children a ``Breaker``.
 
     To hedge an act, let it race against itself: ``race(ask, ask.bind(name="again"), into="answer",
-    stagger=Hedge())``; to hedge each child of a map, run such a race over its elements. What is
-    hedged runs twice now and then: that must do no harm.
+    stagger=Hedge())``. To hedge each child of a map, fan out such a race over the elements. A
+    hedged act runs twice now and then, so it must be safe to run twice.
 
     Args:
-        percentile: How slow a child must be: slower than so many of a hundred. Of the last 1,000
-            latencies; losers that were slow count as well, with the time they had when they lost.
-        budget: The share of the needed starts that may be extra ones, in the long run. What was
-            left of it for the last 1,000 needed starts may be used up at once; one is granted in
-            advance.
-        initial: Seconds after which the next starts as long as fewer than 20 latencies are known;
-            by default endless: it only starts when one fails.
+        percentile: The percentile of latencies above which a child is slow. It is taken of the last
+            1,000 latencies. Losers that were slow count as well, with the time until they lost.
+        budget: The share of extra starts per needed start, in the long run. Unused budget of the
+            last 1,000 needed starts may be spent at once. One extra start is granted in advance.
+        initial: Seconds after which the next child starts while fewer than 20 latencies are known;
+            by default infinite: the next child only starts when one fails.
 
     Raises:
-        DefinitionError: One of them is out of range.
+        DefinitionError: An argument is out of range.
 
     Examples:
         >>> Hedge(percentile=90, budget=0.15, initial=0.5)
@@ -194,10 +192,9 @@ class Hedge:
     initial: float = inf
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range."""
         for name, least, most, what in (
             ("percentile", 0, 100, "a number between 0 and 100"),
-            ("budget", 0, 1 + 1e-9, "the share of extra starts, above 0 and up to 1"),
+            ("budget", 0, 1 + 1e-9, "the share of extra starts, above 0 and up to 1"),  # 1 is valid
         ):
             value: object = getattr(self, name)
             if not is_number(value) or not least < value < most:
@@ -209,4 +206,4 @@ class Hedge:
 
 
 Stagger = float | Hedge
-"""When the next child of a fan-out starts: seconds after the one before, or as a hedge."""
+"""When the next child of a fan-out starts: in seconds after the one before, or as a hedge."""

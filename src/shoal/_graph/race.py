@@ -1,4 +1,4 @@
-"""Races: several acts at once, of which the first good answer counts. Imports the fan-out."""
+"""Races: fan-outs over several acts, decided by the first good result."""
 
 from __future__ import annotations
 
@@ -38,41 +38,45 @@ def race(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
 ) -> FanOut:
-    """Make an act that runs several acts at once and takes the first good answer.
+    """Make an act that runs several acts at once and takes the first good result.
 
     It is a ``fan_out`` over a list of acts with ``until=first(accept=accept)``. Each act is a child
-    run of its own. The first result that is accepted is applied to the state: saved, and published
-    to hooks. Only then are the others cancelled, and the step ends when they have, their
-    ``finally`` blocks included; an ``await`` in there is cancelled again at once, unless
-    ``shielded`` is around it. An act that fails, or is refused, only leaves the race; if none is
-    left, the step raises ``NobodyAccepted``. ``result.outcomes(name)`` says how the losers ended.
+    run of its own. The first result that is accepted is applied to the state, saved, and published
+    to hooks. Only then are the other children cancelled. The step ends when they have ended, their
+    ``finally`` blocks included; an ``await`` in a ``finally`` is cancelled again at once, unless it
+    is inside ``shielded``. An act that fails or is refused only leaves the race. If none is left,
+    the step raises ``NobodyAccepted``. ``result.outcomes(name)`` has the outcomes of the losers.
 
     Args:
-        acts: Who races: actions, graphs, other races; or one plain function of the state that
+        acts: The contestants: actions, graphs, other races; or one plain function of the state that
             returns a list of them, called when the step begins.
         into: The field for the winning value itself.
-        take: What of a child's final state is its value: a field, a list of fields (for a dict of
-            them), or a plain function of that state. By default the field that is called as
-            ``into``, or the only one that the act writes.
-        accept: A plain function of that value: whether it counts. One that raises refuses.
-        until: What decides instead: ``first(n)``, ``quorum(n)``, or a function; see ``fan_out``.
+        take: The part of a child's final state that is its value: a field, a list of fields (for a
+            dict of them), or a plain function of that state. By default the field with the name in
+            ``into``, or the only field that the act writes.
+        accept: A plain function that returns whether a value counts. If it raises, the value is
+            refused.
+        until: The condition that decides instead: ``first(n)``, ``quorum(n)``, or a function; see
+            ``fan_out``.
         reduce: Instead of ``into``: a plain function ``(state, outcome) -> state``, called for each
             accepted result.
-        stagger: Seconds from the start of one act to the start of the next, in the order given; the
-            next starts at once when one fails or is refused. ``math.inf``: an ordered fallback, one
+        stagger: Seconds from the start of one act to the start of the next, in the given order. If
+            one fails or is refused, the next starts at once. ``math.inf``: an ordered fallback, one
             at a time. ``Hedge(...)`` learns the delay. By default all start at once.
-        limits: How many are in flight; all by default.
-        each: What goes for each child by itself; see ``Each``.
+        limits: How many are in flight; by default all.
+        each: The timeout, retries and circuit breaker of each child.
         timeout: Seconds that the whole step may take until it is decided, waits included. Then all
-            are cancelled, and it raises ``StepTimeout``.
-        name: What the race is called; by default the name in ``into``.
-        reads: Fields that ``acts`` (if a function, where it must be given) and ``reduce`` read.
-        writes: Fields that ``reduce`` writes.
-        store: Where the children are kept; see ``fan_out``.
-        hooks: Who is told of the children; see ``fan_out``.
+            children are cancelled, and the step raises ``StepTimeout``.
+        name: The name of the race; by default the name in ``into``.
+        reads: The fields read by ``reduce``, and by ``acts`` if it is a function, in which case it
+            must be given.
+        writes: The fields that ``reduce`` writes.
+        store: The store of the children; see ``fan_out``.
+        hooks: The hooks that receive the children's events; see ``fan_out``.
 
     Raises:
-        DefinitionError: Nobody races, or the arguments don't fit together, and why.
+        DefinitionError: There is no contestant, or the arguments don't fit together; the message
+            says why.
 
     Examples:
         >>> import anyio
@@ -90,11 +94,11 @@ def race(
     """
     label = name or into or "race"
     if not acts:
-        msg = f"race {label!r}: nobody races; give it acts: race(one, another, ...)"
+        msg = f"race {label!r}: there are no contestants; give it acts: race(one, another, ...)"
         raise DefinitionError(msg)
     if accept is not None and until is not None:
         msg = (
-            f"race {label!r}: until= says what decides, so give accept= to it: "
+            f"race {label!r}: until= decides the race, so accept= belongs to it: "
             f"until=first(n, accept=...)"
         )
         raise DefinitionError(msg)

@@ -1,7 +1,4 @@
-"""Fan-outs as classes: tasks that they make up themselves.
-
-Imports acts and policies. What becomes of tasks in a run is said in ``_task_source``.
-"""
+"""Parallel actions as classes, which make their own tasks."""
 
 from __future__ import annotations
 
@@ -41,15 +38,16 @@ NOTHING: Mapping[str, Any] = {}
 @final
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One child to be.
+    """A child that a ``ParallelAction`` wants to run.
 
     Args:
-        act: What it executes: an action, a graph, a fan-out.
-        state: What it starts with beside what its act reads of the parent's state: a mapping, or a
-            State made from the one that ``tasks`` was given. It counts before the parent's.
-        key: Names it among the tasks of its act; by default its position.
-        inputs: What its actions take besides fields. They count before the run's own.
-        element: What its outcome is said to be about; by default ``state``.
+        act: The act of the child: an action, a graph, a fan-out.
+        state: Fields that the child starts with, in addition to those that its act reads from the
+            parent's state, and before these: a mapping, or a State made from the one that ``tasks``
+            receives.
+        key: The key of the child among the tasks of its act; by default its position.
+        inputs: Inputs for the actions of the child, before those of the run.
+        element: The ``element`` of the child's outcome; by default ``state``.
 
     Raises:
         DefinitionError: ``act`` is no act, or ``state`` or ``inputs`` is no mapping.
@@ -69,7 +67,6 @@ class Task:
     element: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse what can't be run."""
         if not isinstance(self.act, Act):
             raise DefinitionError(no_act(self.act, "Task"))
         for name, given in (("state", self.state), ("inputs", self.inputs)):
@@ -79,18 +76,18 @@ class Task:
 
 
 class ParallelAction(Parallel):
-    """Base class of parallel actions that make up their own tasks.
+    """Base class of parallel actions that make their own tasks.
 
-    A subclass says what it reads and writes, makes tasks, and reduces their results; each child is
-    a run of its own, and each result is applied to the parent's state the moment it arrives. All
-    methods are plain functions called on the event loop, but ``tasks``, which may be an async
-    generator. An instance is what goes into a graph.
+    A subclass declares ``reads`` and ``writes``, makes tasks, and reduces their results. Each child
+    is a run of its own, and each result is applied to the parent's state the moment it arrives.
+    Methods are plain functions, called on the event loop, except for ``tasks``, which may be an
+    async generator. Instances go into graphs.
 
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
-    children), ``inputs`` (names of inputs that ``tasks`` or the children can't do without),
-    ``name`` (by default the class's own), ``limits`` (how many children are in flight),
-    ``until``, ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and
-    ``hooks`` (as for ``fan_out``; ``until`` may be a method as well).
+    children), ``inputs`` (names of inputs that ``tasks`` or the children need), ``name`` (by
+    default the name of the class), ``limits`` (how many children are in flight), ``until``,
+    ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store`` and ``hooks`` (as for
+    ``fan_out``; ``until`` may also be a method).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -119,9 +116,9 @@ class ParallelAction(Parallel):
     at_most: int | None = None
     _bound: Mapping[str, object] = NOTHING
     _plain: ClassVar[Collection[str]] = ("reduce", "finish")
-    """Methods that are plain functions."""
+    """Methods that must be plain functions."""
     _making: ClassVar[Collection[str]] = ("tasks",)
-    """Methods that make things one by one: generators, also async ones."""
+    """Methods that return iterables or async iterables: often generators, never coroutines."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the subclass where it is defined."""
@@ -133,7 +130,7 @@ class ParallelAction(Parallel):
             if is_async(getattr(cls, method)):
                 msg = (
                     f"{cls.__name__}.{method} is a coroutine function; make it an async generator, "
-                    f"which yields what it makes"
+                    f"which yields them one by one"
                 )
                 raise DefinitionError(msg)
         who = f"class {cls.__name__}"
@@ -152,7 +149,7 @@ class ParallelAction(Parallel):
         if until.is_race and _says(cls, "on_error"):
             msg = (
                 f"{who}: with such an until a failure only removes a contestant, so on_error can't "
-                f"be given; result.outcomes(name) tells who failed"
+                f"be given; result.outcomes(name) has the failures"
             )
             raise DefinitionError(msg)
 
@@ -160,38 +157,38 @@ class ParallelAction(Parallel):
     def tasks(
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Task] | AsyncIterable[Task]:
-        """Make the tasks: pulled one by one, as there is room.
+        """Make the tasks, which are pulled one by one as there is room.
 
         Args:
-            state: As it was when the step began, narrowed to ``reads`` and ``writes``.
-            inputs: Everything that the run was given.
+            state: The state when the step began, narrowed to ``reads`` and ``writes``.
+            inputs: All inputs of the run.
         """
 
     @abstractmethod
     def reduce(self, state: State, outcome: Done | Failed) -> State:
-        """Return the state after a child's result; called as each arrives.
+        """Return the state after a child's result. Called for each result as it arrives.
 
-        With ``on_error="fail"`` or ``"ignore"`` outcomes are always ``Done``. A child's ``value``
-        is its only write, if it has just one; ``outcome.state`` has everything.
+        With ``on_error="fail"`` or ``"ignore"`` outcomes are always ``Done``. If the child's act
+        writes one field, ``outcome.value`` is that; ``outcome.state`` has all fields.
         """
 
     def finish(self, state: State) -> State:
-        """Return the state after all results were reduced; the step is completed by that."""
+        """Return the state that completes the step, after all results were reduced."""
         return state
 
     @property
     def definition(self) -> object:
-        """What all its instances have in common."""
+        """The class: limits and latencies are counted for all its instances together."""
         return type(self)
 
     @property
     def takes(self) -> Mapping[str, Input]:
-        """What it takes besides fields, by name."""
+        """The inputs that it declares, by name."""
         return {name: Input(self.name, name not in self._bound) for name in self.inputs}
 
     @property
     def takes_more(self) -> bool:
-        """Whether it may take inputs that nobody knows before it runs."""
+        """Return True: the acts of its tasks, and so their inputs, are only known at run time."""
         return True
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
@@ -220,7 +217,7 @@ class ParallelAction(Parallel):
 
 
 def _says(cls: type[ParallelAction], attribute: str) -> bool:
-    """Tell whether a subclass gives ``attribute`` itself."""
+    """Return whether a subclass defines ``attribute`` itself."""
     above = cls.__mro__[: cls.__mro__.index(ParallelAction)]
     return any(attribute in vars(each) for each in above)
 
@@ -228,7 +225,7 @@ def _says(cls: type[ParallelAction], attribute: str) -> bool:
 class MapStates(ParallelAction):
     """A parallel action that runs one act over many states.
 
-    A subclass has ``action`` and ``states``, and ``reduce``; see ``ParallelAction``.
+    A subclass has methods ``action``, ``states`` and ``reduce``; see ``ParallelAction``.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])
@@ -256,16 +253,16 @@ class MapStates(ParallelAction):
 
     @abstractmethod
     def action(self, state: State, inputs: Mapping[str, Any]) -> Act:
-        """Return what every child executes."""
+        """Return the act of every child."""
 
     @abstractmethod
     def states(
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]:
-        """Make what the children start with, one by one; see ``Task``."""
+        """Make the states that the children start with, one by one; see ``Task``."""
 
     def key(self, state: Mapping[str, Any]) -> Key | None:
-        """Name the child that starts with ``state``; None: its position."""
+        """Return the key of the child that starts with ``state``; None: its position."""
         return None
 
     def tasks(
@@ -279,7 +276,7 @@ class MapStates(ParallelAction):
 class MapActions(ParallelAction):
     """A parallel action that runs many acts over one state.
 
-    A subclass has ``actions`` and ``reduce``; see ``ParallelAction``.
+    A subclass has methods ``actions`` and ``reduce``; see ``ParallelAction``.
 
     Examples:
         >>> @action(reads=["question"], writes=["answer"])
@@ -306,10 +303,10 @@ class MapActions(ParallelAction):
     def actions(
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Act] | AsyncIterable[Act]:
-        """Make what the children execute, one by one."""
+        """Make the acts of the children, one by one."""
 
     def state(self, state: State, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what every child starts with; see ``Task``."""
+        """Return the state that every child starts with; see ``Task``."""
         return state
 
     def tasks(
@@ -323,8 +320,8 @@ class MapActions(ParallelAction):
 class MapActionsAndStates(ParallelAction):
     """A parallel action that runs each of several acts over each of many states.
 
-    A subclass has ``actions``, ``states`` and ``reduce``; see ``ParallelAction``. Actions are made
-    once, states are pulled as there is room.
+    A subclass has methods ``actions``, ``states`` and ``reduce``; see ``ParallelAction``. The
+    method ``actions`` is called once; states are pulled as there is room.
     """
 
     _plain = (*ParallelAction._plain, "actions", "key")
@@ -332,16 +329,16 @@ class MapActionsAndStates(ParallelAction):
 
     @abstractmethod
     def actions(self, state: State, inputs: Mapping[str, Any]) -> Iterable[Act]:
-        """Return what is executed for each state."""
+        """Return the acts to run over each state."""
 
     @abstractmethod
     def states(
         self, state: State, inputs: Mapping[str, Any]
     ) -> Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]:
-        """Make what the children start with, one by one; see ``Task``."""
+        """Make the states that the children start with, one by one; see ``Task``."""
 
     def key(self, state: Mapping[str, Any]) -> Key | None:
-        """Name the children that start with ``state``; None: by their positions."""
+        """Return the key of the children that start with ``state``; None: their positions."""
         return None
 
     def tasks(
@@ -359,7 +356,10 @@ def _tasks_for(acts: Iterable[Act], start: Mapping[str, Any], key: Key | None) -
 def _each(
     made: Iterable[T] | AsyncIterable[T], tasks_of: Callable[[T], Iterable[Task]]
 ) -> Iterable[Task] | AsyncIterable[Task]:
-    """Make tasks of what a subclass makes; what is no iterable is left to be refused."""
+    """Make tasks of the values that a subclass makes.
+
+    An invalid value is returned as it is: the engine refuses it, with the name of the step.
+    """
     if isinstance(made, AsyncIterable):
         return _each_later(made, tasks_of)
     return _each_now(made, tasks_of) if isinstance(made, Iterable) else made
@@ -370,7 +370,8 @@ def _each_now(made: Iterable[T], tasks_of: Callable[[T], Iterable[Task]]) -> Ite
         for one in made:
             yield from tasks_of(one)
     finally:
-        if isinstance(made, Generator):  # nobody else knows it
+        # The engine closes the generator of tasks, and only this one knows the generator of values.
+        if isinstance(made, Generator):
             cast("Generator[T]", made).close()
 
 

@@ -59,7 +59,7 @@ class EndCondition:
 @final
 @dataclass(frozen=True, slots=True)
 class All(EndCondition):
-    """Every child is awaited."""
+    """All children are awaited; made by ``all_``."""
 
     name = "all"
     is_race = may_decide = False
@@ -82,7 +82,6 @@ class First(EndCondition):
     accept: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_count("first", self.n)
         _check_function("first(accept=...)", self.accept)
 
@@ -111,7 +110,6 @@ class Quorum(EndCondition):
     by: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_count("quorum", self.n)
         _check_function("quorum(by=...)", self.by)
 
@@ -136,7 +134,6 @@ class FirstItem(EndCondition):
     on_break: OnBreak = "fail"
 
     def __post_init__(self) -> None:
-        """Refuse what can't be judged."""
         _check_function("first_item(when=...)", self.when)
         if self.on_break not in ("fail", "restart"):
             msg = f"first_item(on_break=...) is 'fail' or 'restart', not {brief(self.on_break)}"
@@ -171,7 +168,7 @@ function."""
 
 
 def all_() -> All:
-    """Wait for all children: what a fan-out does unless ``until=`` says otherwise."""
+    """Wait for all children; the default of ``until=``."""
     return ALL
 
 
@@ -180,14 +177,14 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
 
     The rest are awaited, their ``finally`` blocks included; see ``shielded`` for those that await.
     Children that fail, or whose result is refused, only leave the contest. As soon as too few are
-    left the step raises ``NobodyAccepted``. Of children that end at the same moment, those of lower
-    position come first. ``into`` holds the winning value itself; with ``n`` above 1, what a fan-out
-    over all children collects.
+    left, the step raises ``NobodyAccepted``. Of children that end at the same moment, those with
+    lower positions come first. ``into`` holds the winning value itself; with ``n`` above 1, a
+    collection, as without ``until=``.
 
     Args:
-        n: How many.
-        accept: A plain function of a child's value, as ``take`` names it: whether it counts. One
-            that raises refuses, for that reason. Without it, every result counts.
+        n: The number of results.
+        accept: A plain function of a child's value (see ``take``) that returns whether it counts.
+            If it raises, the value is refused for that reason. By default every result counts.
 
     Raises:
         DefinitionError: ``n`` is no number of children, or ``accept`` no plain function.
@@ -208,16 +205,16 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
 def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
     """End a fan-out as soon as ``n`` of its results agree, and cancel the rest.
 
-    Children that fail only leave the contest; as soon as no ``n`` can agree any more the step
-    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several that count as
-    equal, that of the lowest position. Each vote that was counted is ``used``, the outvoted ones
-    as well: so the ledger, which iterates over losers, has none of them.
+    Children that fail only leave the contest. As soon as ``n`` can't agree any more, the step
+    raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several values that
+    count as equal, the one with the lowest position. Each vote that was counted is ``used``, the
+    outvoted ones as well, so the ledger, which iterates over losers, has none of them.
 
     Args:
-        n: How many have to agree.
-        by: A plain function of a child's value, as ``take`` names it: what has to be equal. One
-            that raises refuses the value, for that reason. Without it, the values themselves; one
-            that can't be compared is refused.
+        n: The number of results that must agree.
+        by: A plain function of a child's value (see ``take``). Results agree if its return values
+            are equal. If it raises, the value is refused for that reason. By default the values
+            themselves are compared; a value that can't be compared is refused.
 
     Raises:
         DefinitionError: ``n`` is no number of children, or ``by`` no plain function.
@@ -237,21 +234,21 @@ def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
 def first_item(
     *, when: Callable[[Any], object] | None = None, on_break: OnBreak = "fail"
 ) -> FirstItem:
-    """Let the first partial item of a streaming action decide a race.
+    """Decide a race by the first partial item of a streaming action.
 
-    The first child that yields an item wins and goes on streaming; that is saved, and the others
-    are cancelled. Its result is then applied; ``into`` holds it as it is. Items of several are
-    never mixed: each event names the child whose item it is. A child that ends well without an item
-    has won by that. Children that fail before only leave the contest; if none is left the step
-    raises ``NobodyAccepted``. After a crash only the winner runs again, from its
+    The first child that yields an item wins and continues to stream. That is saved, and the other
+    children are cancelled. When the winner ends, its result is applied; ``into`` holds the value
+    itself. Items of several children can't be confused: each event names its child. A child that
+    succeeds without an item wins as well. Children that fail before only leave the contest. If none
+    is left, the step raises ``NobodyAccepted``. After a crash only the winner runs again, from its
     start.
 
     Args:
-        when: A plain function of an item: whether it counts. Without it, every item does. What it
-            raises fails the child.
+        when: A plain function of an item that returns whether it counts. By default every item
+            does. If it raises, the child fails.
         on_break: What happens if the winner fails afterwards. ``"fail"``: the step raises
-            ``NobodyAccepted``. ``"restart"``: the race is run again from its start, among those
-            that have not failed.
+            ``NobodyAccepted``. ``"restart"``: the race runs again from its start, with the
+            contestants that have not failed.
 
     Raises:
         DefinitionError: ``when`` is no plain function, or ``on_break`` neither of the two.
@@ -278,14 +275,14 @@ def as_condition(who: str, until: object) -> EndCondition:
     """Return the condition that a user gave as ``until=``; a function becomes one.
 
     Raises:
-        DefinitionError: Naming ``who`` was given something else.
+        DefinitionError: It is invalid; the message names ``who``, the act.
     """
     if isinstance(until, EndCondition):
         return until
     for makes in (all_, first, quorum, first_item):
         if until is makes:
             name = makes.__name__
-            msg = f"{who}: until= takes what {name}(...) returns; call it: until={name}()"
+            msg = f"{who}: until= takes the result of {name}(...); call it: until={name}()"
             raise DefinitionError(msg)
     if not callable(until):
         msg = (

@@ -61,7 +61,6 @@ class Breaker:
     on: On = Exception
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if self.by is not None:
             require_plain(self.by, "Breaker(by=...)")
         if type(self.failures) is not int or self.failures < 1:

@@ -53,7 +53,6 @@ class Rate:
     burst: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         given = {"k": self.k, "per": self.per, "burst": 1 if self.burst is None else self.burst}
         for name, value in given.items():
             check_number(f"Rate({name}=...)", value)
@@ -111,7 +110,6 @@ class SharedRate:
     patience: float = field(default=10.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         for name, given in (("rate", self.rate), ("alone", self.alone)):
             if not isinstance(given, Rate) and not (name == "alone" and given is None):
                 msg = f"SharedRate({name}=...) takes a Rate, not {kind_of(given)}"
@@ -204,7 +202,6 @@ class AIMD:
     overload: Callable[[BaseException], bool] | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         check_count("AIMD(least=...)", self.least)
         if self.most is not None:
             check_count("AIMD(most=...)", self.most)

@@ -79,7 +79,6 @@ class Retry:
     budget: RetryBudget | None = None
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         if type(self.attempts) is not int or self.attempts < 1:
             _refuse(
                 f"takes the number of attempts, a whole number of at least 1, not {self.attempts}"
@@ -181,7 +180,6 @@ class RetryBudget:
     window: float = 10.0
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
         for name, value in (("share", self.share), ("floor", self.floor)):
             if value != 0 and not is_positive(value):
                 msg = f"RetryBudget({name}=...) takes a number from 0, not {value!r}"

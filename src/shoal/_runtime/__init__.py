@@ -3,8 +3,8 @@
 - ``application``: ``Application``, the public methods; ``definition`` has what it was built of.
   ``inputs`` checks what a run is given and makes a ``RunRequest`` of it. ``launch`` plans the run,
   has a runtime execute it and awaits it.
-- ``start``: what a root run starts from. ``root_run``: one execution of a root run, from claim to
-  release. ``result``: ``RunResult``.
+- ``start``: what a root run starts from. ``answers``: which answer belongs to which question.
+  ``root_run``: one execution of a root run, from claim to release. ``result``: ``RunResult``.
 - ``runtime``: ``Runtime``, which runs share. ``binding`` makes its services, ``tasks`` has its task
   group, ``registry`` the root runs that it executes, ``draining`` the signal that it takes no more.
   ``apps``: applications, as a runtime needs them.

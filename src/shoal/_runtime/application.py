@@ -1,8 +1,8 @@
-"""Applications: a graph and how to run it. Imports everything above; anyio.
+"""Applications: a graph, and the methods that run it.
 
 Invariants:
-- What can be checked without running is checked when the application is built, or else before the
-  first action starts.
+- Everything that can be checked without running is checked when the application is built; the rest
+  of a run's start before its first action.
 - A failing run raises what failed, unwrapped, in its caller's frame.
 """
 
@@ -18,7 +18,6 @@ from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from shoal._engine.fanout.recorded import read_questions
-from shoal._engine.questions import Answers
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
@@ -29,6 +28,7 @@ from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import Store
 
+from .answers import Answers
 from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
 from .inputs import Call, StartCheck
@@ -44,31 +44,33 @@ class Application(Generic[S]):
 
     Args:
         graph: What a run walks: a graph, or a single action or fan-out.
-        name: What the application is called; by default as its graph.
-        state: What the state is made of: a model (a pydantic model, a dataclass or a TypedDict;
-            needs ``shoal[pydantic]``), or the names of the fields that every run is given. Then
-            the graph is checked against it here, and not only when it is run. With a model, every
-            update is checked against the types of the fields it changes, and
-            ``result.state.data`` is an instance of it.
-        inputs: What the actions take besides fields: values, by name; or only the names of what
-            every run is given. Then it is checked here that none is missing.
-        secret: Fields of the initial state that are secret in every run, as if each state given
-            said so by itself; see ``State``. What a run was started with is saved but for these:
-            whoever resumes it gives them again. No action may write one, nor a fan-out run over it.
+        name: The application's name; by default that of its graph.
+        state: The shape of the state: a model (a pydantic model, a dataclass or a TypedDict; needs
+            ``shoal[pydantic]``), or the names of the fields that every run is given. The graph is
+            then checked against it here, and not only when it is run. With a model, every update is
+            checked against the types of the fields it changes, and ``result.state.data`` is an
+            instance of the model.
+        inputs: What the actions take besides fields: values, by name; or only the names of the
+            inputs that every run is given, to check here that none is missing.
+        secret: Fields of the initial state that are secret in every run, as if each given state
+            declared them; see ``State``. Secret fields are not saved with a run's start, so to
+            resume the run they are given again. No action may write one, and no fan-out may run
+            over one.
         version: Change it when runs that are under way can't go on with the new definition.
-        store: Where runs are kept, so that they can go on after a crash; by default, where the
-            runtime keeps them, or nowhere.
-        hooks: Told of every run and all its descendants, in this order.
+        store: Where runs are saved, so that they can go on after a crash; by default, in the
+            runtime's store, or nowhere.
+        hooks: Receive the events of every run and all its descendants, in this order.
         limits: How many attempts of actions run at once, in all runs of a runtime together.
-        max_steps: Steps that a run may take; each child counts for itself. One more, and it fails
-            with ``TooManySteps``.
-        max_depth: How deep runs may be nested. One deeper fails with ``DepthExceeded``.
+        max_steps: Steps that a run may take; each child counts for itself. A run that would take
+            one more fails with ``TooManySteps``.
+        max_depth: How deep runs may be nested. A deeper run fails with ``DepthExceeded``.
         max_live: Children of one run, at all depths together, that are alive at once, besides one
-            of each fan-out. A fan-out whose ``limits`` name a number of children in flight above
-            that raises it for its run, and so does a race of more; the default of 100 doesn't.
+            of each fan-out. A fan-out whose ``limits`` allow more children in flight raises the
+            number for its run, and so does a race of more contestants; the default of 100 children
+            in flight doesn't.
 
     Raises:
-        DefinitionError: It can't work as written, and why.
+        DefinitionError: The application can't work as written; the message says why.
 
     Examples:
         >>> @action(reads=["name"], writes=["greeting"])
@@ -141,7 +143,7 @@ class Application(Generic[S]):
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
     ) -> None:
-        """Check and keep the definition; see the class."""
+        """Check the definition; see the class."""
         self._definition = define(
             graph,
             name=name,
@@ -245,48 +247,51 @@ class Application(Generic[S]):
         halt_after: Iterable[Act | str] = (),
         runtime: Runtime | None = None,
     ) -> RunResult[S]:
-        """Run the application to its end and return what it came to.
+        """Run the application to its end and return the result.
 
-        The run lives in a task of its own. If the caller is cancelled, in whatever way, the run is
-        cancelled, awaited until it has ended, and left consistent; then the cancellation
-        goes on. Nothing that the run started is alive afterwards, however it ended.
+        The run has a task of its own. If the caller is cancelled, in whatever way, the run is
+        cancelled, awaited until it has ended, and left consistent; then the cancellation goes on.
+        Nothing that the run started is alive afterwards, however it ended.
 
-        With a store, a run of an ``id`` that the store knows goes on where it stood: what is
-        recorded as completed is not run again, whether the run failed, was cancelled, or its
-        process was killed. One that has succeeded returns what it came to, and nothing is run.
+        If the store has a run of that ``id``, the run goes on where it stood: steps and children
+        that are recorded as completed don't run again, whether the run failed, was cancelled, or
+        its process was killed. For a run that has succeeded, nothing is executed and its result is
+        returned.
 
-        What is secret, in ``state`` or by ``Application(secret=)``, is saved nowhere: a run that
-        goes on needs it again, be it the same or another. Then ``state`` may be that alone:
-        ``run(State({"token": token}, secret={"token"}), id=...)``.
+        Secret fields, declared in ``state`` or by ``Application(secret=)``, are saved nowhere, so a
+        run that goes on needs them again; their values may be other ones. ``state`` may then have
+        these alone: ``run(State({"token": token}, secret={"token"}), id=...)``.
 
-        A run that waits for a person (see ``Context.ask``) ends as well, for now: the result's
-        ``status`` is ``"halted"``, and its ``questions`` are what is asked. Run again with
-        ``answers``, it goes on; what has no answer yet stays halted. So does a run end that is to
-        halt before or after some of its steps; run again, it goes on from there, also if it is to
-        halt there as before. Only a run that has a store can be run again.
+        A run that waits for a person (see ``Context.ask``) ends for now: the result's ``status`` is
+        ``"halted"``, and ``questions`` has the open questions. Run again with ``answers``, it goes
+        on; what has no answer yet stays halted. A run also ends for now before or after the steps
+        that ``halt_before`` and ``halt_after`` name; run again, it goes on from there, even with
+        the same arguments. Only a run with a store can be run again.
 
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
-                be left out where the store has the run, but for what is secret.
+                be left out if the store has the run, except for secret fields.
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
-            answers: To questions that the run has asked before: by (run id, name), or by the name
-                alone where one open question has it. They are saved together, then the run goes on.
-            halt_before: Acts of the graph, or their names, before which the run is to halt...
-            halt_after: ...and after which it is, unless nothing follows.
+            answers: Answers to questions that the run has asked before: by (run id, name), or by
+                the name alone if one open question has it. They are saved together, then the run
+                goes on.
+            halt_before: Acts of the graph, or their names, before which the run halts.
+            halt_after: Acts of the graph, or their names, after which the run halts, unless nothing
+                follows.
             runtime: Where to run, an open one; by default one that this run has for itself.
 
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
             MissingSecret: The run was started with secret fields that are not given again.
-            SecretLeaked: Another field of ``state`` holds what a secret one has.
+            SecretLeaked: Another field of ``state`` holds the text of a secret one.
             RunConflict: The store has a run of that id which was started with something else.
             RunClaimed: Another execution of the run goes on.
             UnknownQuestion: An answer belongs to no open question, or to several; nothing has run.
-            NotData: An answer can't be kept; nothing has run.
-            NotDecodable: What the store has kept of the run can't be read any more: a type is gone.
-            StoreFailed: The store could not keep a save, or say what it has kept.
+            NotData: An answer can't be saved; nothing has run.
+            NotDecodable: The run's record in the store can't be read any more: a type is gone.
+            StoreFailed: The store could not save, or could not be read.
             RunCancelled: The runtime's block was left by an exception, or cancelled.
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
@@ -302,11 +307,11 @@ class Application(Generic[S]):
         return await self._launcher.run(request, runtime)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
-        """Say what a run, and its descendants, have asked and nobody has answered: from its store.
+        """Read the open questions of a run and its descendants from its store.
 
         In the order of ``result.questions``, also while the run goes on elsewhere, or after its
-        process has died. Nothing is run. So whoever shows questions, and answers them with
-        ``run(id=run_id, answers=...)``, needn't be who has run it.
+        process has died. Nothing is executed, so another program than the one that has run it may
+        show the questions, and answer them with ``run(id=run_id, answers=...)``.
 
         Args:
             run_id: The run, which the store has.
@@ -314,7 +319,7 @@ class Application(Generic[S]):
 
         Raises:
             UnknownRun: The store has no such run.
-            StoreFailed: The store did not say.
+            StoreFailed: The store could not be read.
             BadUse: There is no store.
 
         Examples:
@@ -351,18 +356,18 @@ class Application(Generic[S]):
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime | None = None,
     ) -> RunResult[S]:
-        """Start a new run from a state that another one has had, and run it to its end.
+        """Start a new run from a state that another run once had, and run it to its end.
 
-        It begins where that one stood then: after the step that it had completed last. A step under
-        way begins anew. What it had collected with ``into=`` so far is in the state: under ``key=``
-        those elements are skipped, also where an act is another one now. What it had folded with
-        ``reduce=`` can't be folded again, so then the new run begins before that step. To begin
-        before any step, give the number of the last update before it; a ``RunConflict`` names it.
-        The other run is left as it is.
+        The new run begins where the other stood then: after the step that it had completed last. A
+        step under way begins anew. What that step had collected with ``into=`` is in the state, and
+        with ``key=`` those elements are skipped, even if an act is another one now. What it had
+        folded with ``reduce=`` can't be folded again, so then the new run begins before that step.
+        To begin before another step, give the number of the last update before it; a
+        ``RunConflict`` names it. The other run is left as it is.
 
         Args:
             run_id: The run to start from. It may still go on.
-            update: Fields to be changed first; and what is secret in the other run, again.
+            update: Fields to change first; and the secret fields of the other run, again.
             number: The number of the update after which to start, 0 being before the first; by
                 default the last one, or the last before a fan-out under way that has ``reduce=``.
             id: Names the new run; by default a random one.
@@ -373,7 +378,7 @@ class Application(Generic[S]):
             UnknownRun: The store has no such run, or it has no such update.
             BadUse: ``number`` is in the middle of a fan-out that has ``reduce=``.
             RunConflict: The graph does not have the step that the run had completed last.
-            MissingSecret: The other run has secret fields, and ``update`` has not all of them.
+            MissingSecret: The other run has secret fields, and ``update`` lacks some of them.
             Exception: Everything that ``run`` raises.
 
         Examples:
@@ -403,19 +408,19 @@ class Application(Generic[S]):
     ) -> RunResult[S]:
         """Go back to where children of a run have failed, run them again, and go on from there.
 
-        Of the steps that the run has completed although children had failed (collected, ignored or
-        tolerated), the first is taken up again: those children run again, the others keep their
-        outcomes. What came after it runs again too; there, children whose input is still the same
-        keep what they have returned.
+        The run goes back to the first step that it has completed although children had failed
+        (collected, ignored or tolerated): those children run again, the others keep their outcomes.
+        Later steps run again too; there, children whose input is still the same keep what they have
+        returned.
 
-        It reaches the run's own fan-outs. A child that runs again goes on where it failed, however
-        deep that was. What a child, or a graph as a node, has put up with below itself is its own
-        affair: it is Done, so it is kept, and does not run again. Who has only lost a race has not
-        failed either.
+        This reaches the run's own fan-outs. A child that runs again goes on where it failed,
+        however deep that was. A child, or a graph as a node, that tolerated failures below itself
+        is Done, so it does not run again. A contestant that has only lost its race has not failed
+        either.
 
         Args:
             run_id: The run, which the store has.
-            state: What is secret in it, again; nothing else.
+            state: The run's secret fields, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
@@ -439,20 +444,20 @@ class Application(Generic[S]):
     ) -> RunResult[S] | None:
         """Resume a run that an earlier execution has left without an end; see ``Runtime.recover``.
 
-        Unlike ``run``, it does nothing where there is nothing to be recovered, and returns None:
-        where the run goes on elsewhere, where it has ended, well or not, and where the store has no
-        run of that id, for it may have been deleted since it was found. So a mistyped id gives
-        None too; ``questions``, ``fork`` and ``retry_failed`` raise ``UnknownRun`` for it.
+        Unlike ``run``, it does nothing and returns None if there is nothing to recover: if the run
+        goes on elsewhere, if it has ended, well or not, or if the store has no run of that id,
+        which may have been deleted since it was found. So a mistyped id returns None too;
+        ``questions``, ``fork`` and ``retry_failed`` raise ``UnknownRun`` for it.
 
         Args:
             run_id: The run.
-            state: What is secret in it, again; nothing else.
+            state: The run's secret fields, again; nothing else.
             inputs: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
             BadUse: ``state`` has a field that isn't secret.
-            Exception: Everything that ``run`` raises, but ``RunClaimed`` for the run itself.
+            Exception: Everything that ``run`` raises, but not ``RunClaimed`` for the run itself.
         """
         call = Call("recover", run_id, runtime)
         orphan, request = self._check.orphan_request(call, run_id, state, inputs)
@@ -466,7 +471,7 @@ class Application(Generic[S]):
         inputs: Mapping[str, object] | None = None,
         runtime: Runtime,
     ) -> RunHandle[S] | None:
-        """Do as ``recover``, but return a handle once the run goes on; see ``Runtime.start``.
+        """Resume a run as ``recover``, but return a handle once it goes on; see ``Runtime.start``.
 
         Args:
             run_id: The run.
@@ -475,7 +480,7 @@ class Application(Generic[S]):
             runtime: Where to run, an open one.
 
         Raises:
-            Exception: As ``Runtime.start``, but ``RunClaimed`` for the run itself.
+            Exception: As ``Runtime.start``, but not ``RunClaimed`` for the run itself.
         """
         runtime.check_open()
         call = Call("take_over", run_id, runtime)
@@ -493,15 +498,15 @@ class Application(Generic[S]):
         halt_after: Iterable[Act | str] = (),
         runtime: Runtime,
     ) -> RunHandle[S]:
-        """Have the application run in ``runtime``, and return once it does; see ``Runtime.start``.
+        """Start a run in ``runtime``, and return once it has begun; see ``Runtime.start``.
 
         Args:
             state: As for ``run``.
             id: As for ``run``.
             inputs: As for ``run``.
             answers: As for ``run``.
-            halt_before: As for ``run``...
-            halt_after: ...and so is this.
+            halt_before: As for ``run``.
+            halt_after: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -533,19 +538,19 @@ class Application(Generic[S]):
     ) -> OpenRun[S]:
         """Run the application while reading its events: ``async with app.open(...) as run``.
 
-        Nothing starts until the block is entered. What the block can do, and what leaving it means,
-        is said at ``OpenRun``.
+        Nothing starts until the block is entered. ``OpenRun`` describes what the block can do, and
+        what leaving it means.
 
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
-                be left out where the store has the run.
+                be left out if the store has the run.
             id: Names the run, which goes on if the store has it; by default a random one.
             inputs: What the actions take besides fields. Never saved.
             answers: As for ``run``.
-            halt_before: As for ``run``...
-            halt_after: ...and so is this.
+            halt_before: As for ``run``.
+            halt_after: As for ``run``.
             runtime: Where to run, an open one; by default one that this run has for itself.
-            buffer: Events that may wait to be read before the run is held back or, where nobody
+            buffer: Events that may wait to be read before the run is held back or, while no loop
                 reads, the oldest are dropped; at least 1.
             stepwise: Whether the run waits before each of its steps for ``step()``.
 
@@ -599,8 +604,8 @@ class Application(Generic[S]):
             id: Names the run; by default a random one.
             inputs: What the actions take besides fields.
             answers: As for ``run``.
-            halt_before: As for ``run``...
-            halt_after: ...and so is this.
+            halt_before: As for ``run``.
+            halt_after: As for ``run``.
             backend: The event loop's kind.
 
         Raises:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from shoal._engine.questions import Answers
 from shoal._graph.action import Act
 from shoal._state.state import S
 from shoal.stores._protocol import Store
 
+from .answers import Answers
 from .handle import RunHandle
 
 R_co = TypeVar("R_co", covariant=True)

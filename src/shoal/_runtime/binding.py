@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from shoal._concurrency.backend import Backend
-from shoal._concurrency.background import Hosted, Work
+from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
 from shoal._concurrency.worker_threads import Threads
 from shoal._engine.call import call_action
@@ -61,7 +61,7 @@ class RuntimeOptions:
 def bind_services(
     backend: Backend,
     tasks: RuntimeTasks,
-    host: Callable[[Work, Callable[[str], None]], Hosted],
+    host: Callable[[Work, Callable[[str], None]], BackgroundTask],
     options: RuntimeOptions,
 ) -> Services:
     """Make the services of a runtime that is being opened.

@@ -22,7 +22,6 @@ from shoal._engine.fanout.recorded import (
     unknown_run,
 )
 from shoal._engine.fanout.takeup import has_folded, refuse_fork
-from shoal._engine.questions import Answers
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.action import Act
@@ -30,6 +29,7 @@ from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
+from .answers import Answers
 from .definition import AppDefinition, missing_field, missing_inputs
 from .runtime import Runtime
 from .start import (
@@ -355,7 +355,7 @@ class StartCheck:
             raise TypeError(msg)
         if answers:
             if call.id is None:
-                msg = f"{call.where}(answers=...) takes id= as well: whose questions are answered?"
+                msg = f"{call.where}(answers=...) takes id= as well: which run has asked?"
                 raise BadUse(msg)
             self.require_store(call, "answers=...")
         return cast("Answers | None", answers)

@@ -108,7 +108,7 @@ class Launcher(Generic[S]):
                 task = where.begin(root)
                 interruption = await task.wait()
                 interruption = first_of(task.fatal, interruption)
-        except BaseException:
+        except BaseException:  # of the runtime's own block
             if interruption is not None and fatal_leaf(interruption) is not None:
                 raise interruption from None  # came out of the run; nothing outranks it
             raise

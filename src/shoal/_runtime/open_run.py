@@ -144,7 +144,7 @@ class OpenRun(RunHandle[S]):
             BadUse: The block was entered in another task; the run has ended all the same.
         """
         self._root.cancel("closed")
-        self._stream.close()
+        self._stream.close()  # before the wait: the run may be held back until an event is read
         interruption = await self._root.task.wait()
         if get_current_task().id != self._owner:
             msg = (
@@ -267,7 +267,7 @@ class OpenRun(RunHandle[S]):
 
         Raises:
             Exception: The run's failure, unwrapped.
-            BadUse: The run was not opened with ``stepwise=True``, or somebody steps it already.
+            BadUse: The run was not opened with ``stepwise=True``, or another task steps it.
         """
         self._check_begun()
         if self._steps is None:

@@ -104,16 +104,19 @@ class Recoverables:
             BadUse: There are no applications, or the store of one can't find orphans.
         """
         if not self.by_name:
-            msg = "this runtime can recover nothing, it has no applications: Runtime(apps=[...])"
+            msg = (
+                "this runtime can recover no runs, because it has no applications: "
+                "Runtime(apps=[...])"
+            )
             raise BadUse(msg)
         for app in self.by_name.values():
             store = self._store_of(app)
             if not isinstance(store, FindsOrphans):
                 is_kept = not isinstance(store, NullStore)
-                why = f"{brief(store)} has no orphans()" if is_kept else "nothing keeps them"
+                why = f"{brief(store)} has no orphans()" if is_kept else "they are saved nowhere"
                 msg = (
-                    f"the runs of application {app.name!r} can't be recovered, for {why}; give it, "
-                    f"or the runtime, a store that can say what nobody executes, as SQLiteStore can"
+                    f"the runs of application {app.name!r} can't be recovered, because {why}; give "
+                    f"it, or the runtime, a store that can find orphans, as SQLiteStore can"
                 )
                 raise BadUse(msg)
 
@@ -147,7 +150,7 @@ class Recoverables:
         if versions:
             return NoApplication(
                 f"run {run_id} was started with version {version!r} of application {name!r}, and "
-                f"the runtime has {', '.join(versions)} alone; resume it where that version runs, "
+                f"the runtime has only {', '.join(versions)}; resume it where that version runs, "
                 f"or start a new run from what it has: fork({run_id!r})"
             )
         names = sorted({named for named, _ in self.by_name})
@@ -273,7 +276,7 @@ class Watch:
         try:
             return await self._recoverables.orphans()
         except StoreFailed as error:
-            logger.warning("what dead processes have left is not known now: %s", error)
+            logger.warning("a store could not be asked for orphans now: %s", error)
             return ()
 
     async def _resume(self, orphan: Orphan, app: Recoverable) -> None:
@@ -313,8 +316,8 @@ class Watch:
             for (name, version), found in new.items()
         ]
         logger.warning(
-            "runs are left where they stand, for this runtime has no application that fits: %s. "
-            "That is said once; run %s, for one: %s",
+            "runs are left where they stand, because no application of this runtime fits: %s. "
+            "This is logged once; run %s, for one: %s",
             ", ".join(kinds),
             first.run_id,
             in_short(self._recoverables.why_none(first)),
@@ -378,7 +381,7 @@ def _by_name(apps: Iterable[Recoverable]) -> Mapping[tuple[str, str], Recoverabl
         if (app.name, app.version) in found:
             msg = (
                 f"Runtime(apps=...) has two applications {app.name!r} of version {app.version!r}; "
-                f"whose runs are whose can't be told: give one another name, or version"
+                f"their runs can't be told apart: give one another name, or version"
             )
             raise DefinitionError(msg)
         found[app.name, app.version] = app

@@ -68,6 +68,7 @@ class RunRegistry:
             if cancelling:
                 self._interrupt(reason)
             try:
+                # Interrupted once, the wait goes on shielded: the block ends after its runs.
                 with CancelScope(shield=cancelling):
                     await self._wait_for_oldest()
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller

@@ -90,8 +90,8 @@ class RunResult(Generic[S]):
             msg = (
                 f"run {self.run_id}: {inner!r} is a fan-out of {node!r}, which is a graph and so a "
                 f"run of its own, and only the run's own children can be read back; "
-                f"outcomes({step!r}) has their counts and what brought nothing, and what they came "
-                f"to is in the state, if {node!r} writes it"
+                f"outcomes({step!r}) has their counts and those that are not Done, and the results "
+                f"of the others are in the state, if {node!r} writes them"
             )
             raise BadUse(msg)
 

@@ -21,7 +21,7 @@ from typing import Any, final
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import as_failure, drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import Suspects
@@ -31,7 +31,7 @@ from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import Answers, has_halted, resolved
+from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
@@ -44,8 +44,9 @@ from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Playback, Rewound, play
-from shoal.stores._protocol import ChildRecord, NullStore
+from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
 
+from .answers import Answers, resolve_answers
 from .result import RunResult, result_of
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
@@ -75,10 +76,10 @@ class RootRun:
         self._make_run = make_run
         self._answers: Answers = request.answers or {}
         self.run: Run | None = None
-        """The run, from when it has begun; None while that is open, and if it could not begin."""
+        """The run, once it has begun; None before that, and for good if it could not begin."""
         self.begun: Event = Event()
         """Set once ``run`` is there, or never will be."""
-        self._task: Hosted | None = None  # from when a runtime has started it
+        self._task: BackgroundTask | None = None  # from when a runtime has started it
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
@@ -90,13 +91,13 @@ class RootRun:
     # -- its task -------------------------------------------------------------------------------
 
     @property
-    def task(self) -> Hosted:
+    def task(self) -> BackgroundTask:
         """The task that executes it."""
         assert self._task is not None, "a runtime has begun it"
         return self._task
 
     @task.setter
-    def task(self, task: Hosted) -> None:
+    def task(self, task: BackgroundTask) -> None:
         self._task = task
 
     @property
@@ -120,7 +121,7 @@ class RootRun:
         self.task.cancel(reason)
 
     def on_cancel(self, reason: str) -> None:
-        """Keep why it is about to be cancelled."""
+        """Note why it is about to be cancelled; called once, before its scope is cancelled."""
         self._reason = reason
         if self.run is not None:
             self.run.reason = reason
@@ -213,7 +214,7 @@ class RootRun:
             msg = f"run {self.path.id} has no result, it was cancelled: {self.reason}"
             raise RunCancelled(msg)
         if run.status not in ("succeeded", "halted"):
-            msg = f"run {self.path.id} failed; what with was raised until its block was left"
+            msg = f"run {self.path.id} failed; its error was raised while its block lasted"
             raise BadUse(msg)
         return result_of(run)
 
@@ -236,7 +237,7 @@ class RootRun:
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self._error = error
         finally:
-            self.begun.set()
+            self.begun.set()  # also where it could not begin: `wait_begun` then raises why
             await self._execution.release()
 
     async def _begin(self) -> Run:
@@ -249,8 +250,10 @@ class RootRun:
             UnknownQuestion: It has not asked the question that is answered.
             StoreFailed: The store could not be read.
         """
+        # Claimed before it is loaded: otherwise another execution could go on meanwhile, and what
+        # was loaded would be old.
         execution, run_id = self._execution, self.path.id
-        store, retries_failed = execution.store, self._request.retries_failed
+        store = execution.store
         has_died = await execution.claim(store, run_id)
         await checkpoint_if_cancelled()
         record = await execution.ask(store.load(run_id), f"run {run_id}")
@@ -258,13 +261,29 @@ class RootRun:
         if not isinstance(wanted, RunStart):
             wanted = await wanted(execution, record)
         if record is None:
-            resolved(self._answers, (), {}, run_id)  # refuses any
-            run, begun = self._make_run(wanted.fields), wanted.beginning
-            if begun.forked_from is not None:
-                stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
-                await recall_ledgers(run, {}, ())
-            await commit(run, Write(begun=begun))
-            return run
+            return await self._begin_new(wanted)
+        return await self._resume(record, wanted, has_died=has_died)
+
+    async def _begin_new(self, wanted: RunStart) -> Run:
+        """Make a run that the store doesn't have, and save its beginning."""
+        resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
+        run, begun = self._make_run(wanted.fields), wanted.beginning
+        if begun.forked_from is not None:
+            stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
+            await recall_ledgers(run, {}, ())
+        await commit(run, Write(begun=begun))
+        return run
+
+    async def _resume(self, record: RunRecord, wanted: RunStart, *, has_died: bool) -> Run:
+        """Make a run that the store has, and let it stand where its record ends.
+
+        Args:
+            record: What the store has.
+            wanted: What the caller started it with.
+            has_died: Whether its claim was held by an execution that has died.
+        """
+        execution, run_id = self._execution, self.path.id
+        store, retries_failed = execution.store, self._request.retries_failed
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
         is_over = record.status == "succeeded" and not retries_failed
@@ -272,6 +291,7 @@ class RootRun:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
         if has_died and record.status is None:
+            # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = Suspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
@@ -288,7 +308,9 @@ class RootRun:
             else recorded_asked(self.path, run.setting.graph, played, children)
         )
         has_failed = record.status == "failed"
-        answered = resolved(self._answers, asked, played.answers, run_id, has_failed=has_failed)
+        answered = resolve_answers(
+            self._answers, asked, played.answers, run_id, has_failed=has_failed
+        )
         run.resume_state().has_halted_here = record.status == "halted"
         if retries_failed:
             now = played.data
@@ -334,14 +356,15 @@ class RootRun:
                 raise BadUse(msg)
         msg = (
             f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
-            f"what a child, or a graph as a node, has put up with below itself stays, for it has "
-            f"succeeded; a run that has not goes on with run(id={path.id!r})"
+            f"failures that a child, or a graph as a node, has tolerated below itself stay, "
+            f"because it has succeeded; a run that has not succeeded goes on with "
+            f"run(id={path.id!r})"
         )
         raise BadUse(msg)
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
-    """Make the change that leads from the fields ``now`` to those of ``then``."""
+    """Return the change that leads from the fields ``now`` back to those of ``then``."""
     values = {
         field: value for field, value in then.items() if field not in now or now[field] is not value
     }
@@ -391,6 +414,7 @@ async def _walk_to_end(run: Run) -> bool:
     change, run.pending = run.pending, None
     assert change is not None, "the walk leaves the last change, even if it is none"
     if run.step is not None:  # else an earlier execution has completed all of them
+        # One save for the last step and the end, if nothing can come between the two.
         is_saved = not run.setting.hooks.listening
         await complete_step(run, change, ended="succeeded" if is_saved else None)
     else:
@@ -420,8 +444,12 @@ async def _save_end(run: Run) -> None:
     execution = run.setting.execution
     if execution.is_interrupted and run.status not in ("succeeded", "halted"):
         return  # the process stops: the run has no end, and another process resumes it
+    # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
+    # fails with that error: what could not be saved did not end well.
     if run.status == "succeeded" or not execution.unsaved:
         if execution.is_resumed and run.status in ("failed", "cancelled"):
+            # Children that an earlier execution has left without an end, and that this one has not
+            # reached, would stay under way in the store for ever.
             await end_below(run)
         await commit(run, Write(ended=run.status))
 

@@ -1,10 +1,10 @@
-"""The runtime: what runs share while a process lives. Imports everything above; anyio.
+"""The runtime: what runs share while a process lives.
 
 Invariants:
-- A root run is hosted: it lives in a task of the runtime's, never in its caller's (see ``_host``).
-- One run that can't be recovered, or fails, does nothing to the others that are.
+- A root run has a task of the runtime's, never its caller's (see ``background``).
+- A run that fails, or can't be recovered, does nothing to the others.
 - Structured. The block ends after all runs in it. Left by an exception or cancelled, it cancels
-  them; what the block raised goes on as it is, in no group.
+  them; the block's own exception goes on as it is, in no group.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from typing import Any, Literal, Self, final
 from anyio import get_cancelled_exc_class, move_on_after
 
 from shoal._concurrency.backend import current_backend, protect_from_ctrl_c
-from shoal._concurrency.background import Hosted, Work
+from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.cancellation import is_exit
 from shoal._concurrency.shielding import lived_within
 from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
-from shoal._engine.questions import Answers
 from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
@@ -38,6 +37,7 @@ from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import NullStore, Store, check_store
 
+from .answers import Answers
 from .apps import R_co, Recoverable, Runnable, Startable
 from .binding import RuntimeOptions, bind_services
 from .draining import DrainSignal
@@ -47,7 +47,7 @@ from .registry import RunRegistry
 from .root_run import RootRun
 from .tasks import RuntimeTasks
 
-THREADS = 40  # worker threads that plain functions of one runtime may use at once
+THREADS = 40  # worker threads at once; as many as anyio's default limiter has
 logger = logging.getLogger("shoal")
 
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
@@ -59,12 +59,12 @@ class Runtime:
 
     ``app.run(...)`` opens one for itself; a service opens one for all. Leaving its block waits for
     the runs in it to end. Leaving it by an exception, or being cancelled meanwhile, cancels them,
-    and who awaits one of them gets ``RunCancelled``. It has one block at a time.
+    and their callers get ``RunCancelled``. A runtime has one block at a time.
 
-    What is cancelled is always awaited, cleanup included; what still runs after ``grace`` seconds
-    is named in a warning, with the place where it stands. Only worker threads, which nobody can
-    interrupt, are left behind then: their runs end, and so may the block and the event loop, while
-    they go on. (Python itself may wait for them when the process exits.)
+    Cancelled runs are always awaited, cleanup included. If one still runs after ``grace`` seconds,
+    a warning names it and the place where it stands. Only worker threads, which can't be
+    interrupted, are left behind then: their runs end, and the block and the event loop may end,
+    while the threads go on. (Python itself may wait for them when the process exits.)
 
     Examples:
         >>> import anyio
@@ -99,25 +99,26 @@ class Runtime:
             apps: The applications whose runs ``recover`` resumes.
             inputs: What actions take besides fields, for all applications that are run in it.
             limits: How many attempts of actions run at once, in all runs together.
-            store: Where runs are kept whose application has no store of its own; None: nowhere.
-            threads: Worker threads at once. Who waits for one holds no slot of any ``Limits``, and
-                has taken nothing of a rate; runs take turns for them.
+            store: Where the runs of applications without a store of their own are saved; None:
+                nowhere.
+            threads: Worker threads at once. An action that waits for one holds no slot of any
+                ``Limits``, and has used up nothing of a rate; runs take turns for threads.
             commit_deadline: Seconds that the store has to acknowledge a save.
-            grace: Seconds that cleanup may take before it is warned of, and threads are left
+            grace: Seconds that cleanup may take before a warning is logged, and threads are left
                 behind.
             max_crashes: Executions of a run that may die in a row while one of its children is at
-                work; then that child isn't started again, and fails with ``Poisoned``. Children are
-                counted only after a first crash, so the process dies ``max_crashes + 1`` times. A
-                child has its last chance alone, so that others which just were at work live on.
-                Needs a store; a child that gets further is counted anew. ``on_error`` treats
-                ``Poisoned`` as it does any failure, but no ``Retry`` does.
-            seed: Makes what is left to chance, such as the delays of retries, repeatable.
+                work; then that child isn't started again, and fails with ``Poisoned``. Crashes are
+                counted against children only after a first one, so the process dies
+                ``max_crashes + 1`` times. A child has its last chance alone, so that it takes no
+                siblings along. Needs a store; a child that gets further is counted anew.
+                ``on_error`` treats ``Poisoned`` like any failure, but ``Retry`` does not retry it.
+            seed: Makes chance, such as the delays of retries, repeatable.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
                 ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
-                ``max_crashes`` no count of at least 1; or ``apps`` has something else than
-                applications, or two of one name and version.
+                ``max_crashes`` no count of at least 1; or ``apps`` has something that is no
+                application, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -141,7 +142,8 @@ class Runtime:
         self._recoverables = Recoverables(apps, self.store)
         self._tasks: RuntimeTasks | None = None
         self._roots = RunRegistry()
-        self._fatal: BaseException | None = None  # what came out of a run that nobody awaits
+        # The KeyboardInterrupt or SystemExit out of a run that nothing awaits: the block raises it.
+        self._fatal: BaseException | None = None
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
     async def __aenter__(self) -> Self:
@@ -194,16 +196,16 @@ class Runtime:
             if interruption is not None and error is None:
                 raise interruption
         finally:
-            del error, fatal, interruption  # no cycle from the exception to this frame
+            del error, fatal, interruption  # breaks the traceback cycle
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
-        """Return what limits the attempts of a run of ``owner``: its limits and the runtime's."""
+        """Return the limiters of all attempts in a run of ``owner``: its own, and the runtime's."""
         found = ((self, self.limits), (owner, limits))
         admission = self._admission
         return tuple(admission.limiter(who, given) for who, given in found if given is not None)
 
     def limiter(self, owner: object = None) -> Limiter:
-        """Return what counts the limits that stand on ``owner``: to look at, and to change.
+        """Return the limiter of ``owner``: to look at, and to change its limits.
 
         Args:
             owner: An application, an action or a fan-out; by default the runtime itself.
@@ -240,10 +242,10 @@ class Runtime:
         return self._admission.limiter(getattr(found, "definition", found), limits)
 
     def limiters(self) -> Mapping[str, Limiter]:
-        """Return what counts limits here so far, by the names of what they stand on.
+        """Return all limiters in use here so far, by the names of their owners.
 
-        The runtime's own is called ``""``. Of several things of one name, each counts by itself;
-        the later ones have a number behind theirs.
+        The runtime's own is called ``""``. Several owners of one name have a limiter each; the
+        later ones have a number behind the name.
         """
         self.check_open()
         if self.limits is not None:
@@ -264,11 +266,11 @@ class Runtime:
         """Return the circuits of a fan-out that has a breaker: to look at.
 
         Args:
-            owner: The fan-out; or an action, of whose own fan-outs...
-            name: ...it is the one of that name.
+            owner: The fan-out; or the action whose own fan-out it is.
+            name: Of an action, the name of the fan-out.
 
         Raises:
-            BadUse: The runtime is not open, or that fan-out has no breaker, or not run here yet.
+            BadUse: The runtime is not open, or that fan-out has no breaker, or has not run here.
         """
         self.check_open()
         definition = getattr(owner, "definition", owner)
@@ -319,29 +321,29 @@ class Runtime:
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
     ) -> RunHandle[S]:
-        """Have an application run here, and return once it does: work that outlives its caller.
+        """Start a run that outlives its caller, and return once it has begun.
 
-        With a store, its beginning is saved by then, or what the store has of it was read: so what
-        was started is not lost. The run goes on whatever becomes of the caller; it ends with the
-        runtime at the latest. One that fails does nothing to the runtime or to other runs: its
-        failure is in the handle. A KeyboardInterrupt or SystemExit from inside is raised by the
-        runtime's block, which it cancels.
+        With a store, the run's beginning is saved by then, or the store's record of it was read, so
+        a started run is not lost. The run goes on whatever becomes of the caller; it ends with the
+        runtime at the latest. If it fails, neither the runtime nor other runs notice: the failure
+        is in the handle. A KeyboardInterrupt or SystemExit from inside cancels the runtime's block,
+        which raises it.
 
         Args:
             app: The application.
             state: As for ``Application.run``; so are the others.
             id: Names the run, which goes on if the store has it; by default a random one.
             inputs: What the actions take besides fields.
-            answers: To questions that the run has asked before.
-            halt_before: Acts of the graph before which the run is to halt...
-            halt_after: ...and after which it is.
+            answers: Answers to questions that the run has asked before.
+            halt_before: Acts of the graph before which the run halts.
+            halt_after: Acts of the graph after which the run halts.
 
         Raises:
             Draining: The runtime takes no more runs.
             RunConflict: The store has a run of that id which was started with something else.
             RunClaimed: Another execution of the run goes on.
-            Exception: What else ``Application.run`` raises before an action starts. Cancelled
-                until then, the run is cancelled too, and awaited.
+            Exception: What else ``Application.run`` raises before an action starts. If the caller
+                is cancelled until then, the run is cancelled too, and awaited.
         """
         return await app.start(
             state,
@@ -354,44 +356,44 @@ class Runtime:
         )
 
     def stores(self) -> Sequence[Store]:
-        """Return where runs are kept, its own and those of its applications; each store once."""
+        """Return the stores of the runtime and of its applications, each once."""
         return self._recoverables.stores()
 
     def find(self, run_id: str) -> RunHandle[Any] | None:
         """Return a root run that goes on here, however it was started; None if there is none.
 
-        Of several that have one id, as runs without a store may, it is the one that began first.
+        If several have that id, as runs without a store may, it is the one that began first.
         """
         root = self._roots.find(run_id)
         return None if root is None else RunHandle(root)
 
     def runs(self) -> Sequence[RunHandle[Any]]:
-        """Return the root runs that go on here, those that have begun first first."""
+        """Return the root runs that go on here, in order of their beginning."""
         return [RunHandle(root) for root in self._roots]
 
     # -- its end --------------------------------------------------------------------------------
 
     @property
     def healthy(self) -> bool:
-        """Whether runs can live here: it is open, drained or not, and nothing of its own failed."""
+        """Whether runs can be executed here: it is open, drained or not, and its tasks are well."""
         return self._status == "open" and self._tasks is not None and not self._tasks.is_cancelled
 
     @property
     def draining(self) -> bool:
-        """Whether it takes no more runs, for it is about to be closed."""
+        """Whether it takes no more runs, because it is about to be closed."""
         return self._status != "new" and self._drain.is_set
 
     async def wait_draining(self) -> None:
-        """Wait until it takes no more runs: what never ends by itself is to end then."""
+        """Wait until it takes no more runs. Work that never ends by itself should end then."""
         self.check_open()
         await self._drain.event.wait()
 
     @contextmanager
     def on_draining(self, call: Callable[[], None]) -> Generator[None]:
-        """Within, have ``call`` called when it takes no more runs, at once if that is so already.
+        """Within the block, call ``call`` when the runtime takes no more runs; or at once.
 
-        What never ends by itself, such as a stream of events, is to end then. Works across the
-        yields of an async generator, where a task may not wait.
+        It is called at once if that is so already. For work that never ends by itself, such as a
+        stream of events. Works across the yields of an async generator, where a task may not wait.
         """
         with self._drain.calling(call):
             yield
@@ -399,11 +401,11 @@ class Runtime:
     async def drain(self, within: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
 
-        Runs that are cancelled so have no end in their store: they are left as by a process that
-        has died, so that another one resumes them by ``recover``.
+        Runs that are cancelled in this way have no end in their store: they are left as by a
+        process that has died, so that another one resumes them by ``recover``.
 
-        Called again, it waits as well, and the earliest time counts. Cancelled, it has cancelled
-        nothing; the runtime takes no more runs all the same.
+        A second call waits as well, and the earlier deadline counts. If it is cancelled, the runs
+        go on; the runtime takes no more runs all the same.
 
         Args:
             within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
@@ -421,39 +423,40 @@ class Runtime:
             await self._roots.wait_empty()
         await self._roots.interrupt_all("the runtime is being drained")
 
-    # -- what dead processes have left ----------------------------------------------------------
+    # -- recovery -------------------------------------------------------------------------------
 
     @property
     def can_recover(self) -> bool:
-        """Whether it has applications whose stores can say what nobody executes."""
+        """Whether it has applications, and their stores can find orphans."""
         return self._recoverables.have_orphans
 
     async def recover(self, *, secrets: Secrets | None = None) -> Sequence[Recovered]:
-        """Resume what dead processes have left, and return what became of it.
+        """Resume the runs that dead processes have left, and return what became of each.
 
-        That are the root runs in the runtime's store, and in those of its ``apps``, which have
-        begun and not ended, and which nobody executes: their process is gone, or gives no sign of
-        life for as long as its lease, or has lost its store. Each is resumed under the application
-        of its name and version. Runs that have failed or were cancelled have ended, and stay; so
-        do those that are halted, which wait for somebody. What is resumed may come to be halted.
+        These orphans are the root runs, in the runtime's store and in those of its ``apps``, that
+        have begun and not ended, and that no process executes: their process is gone, or gave no
+        sign of life for as long as its lease, or has lost its store. Each is resumed under the
+        application of its name and version. Runs that have failed or were cancelled have ended, and
+        stay as they are; so do halted runs, which wait for an answer. A resumed run may halt.
 
-        A run that fails, or can't be resumed, does nothing to the others: the error is in what is
-        returned for it. Where several processes recover at once, each run goes to one of them, and
-        is returned there alone.
+        A run that fails, or can't be resumed, does nothing to the others: its error is in its
+        ``Recovered``. If several processes recover at once, each run goes to one of them, and is
+        returned there alone.
 
-        Up to 100 runs are under way at once. They live in the runtime's tasks; where whoever awaits
-        this is cancelled, they are cancelled, awaited, and left consistent. A service has it
-        awaited in a task beside its work.
+        Up to 100 runs are under way at once, in the runtime's tasks. If the caller is cancelled,
+        they are cancelled, awaited, and left consistent. A service awaits this in a task beside its
+        work.
 
         Args:
-            secrets: The secret fields of the runs that have some, for they are saved nowhere: a
+            secrets: The secret fields of the runs that have some, because they are saved nowhere: a
                 mapping, the same for all; or a function, also an async one, that is given an
                 ``Orphan`` (``run_id``, ``application``, ``version`` and ``secret``, the names) and
-                returns what it has. A run that lacks some is left as it is, with ``MissingSecret``.
+                returns the run's fields. A run that lacks some is left as it is, with
+                ``MissingSecret``.
 
         Raises:
-            BadUse: The runtime is not open, or has no ``apps``, or no store that knows of orphans.
-            StoreFailed: A store could not say which runs there are; nothing was resumed.
+            BadUse: The runtime is not open, or has no ``apps``, or no store that can find orphans.
+            StoreFailed: A store could not be read; nothing was resumed.
 
         Examples:
             >>> import anyio
@@ -474,23 +477,23 @@ class Runtime:
         recovered: list[Recovered] = []
         if found:
             recovery = Recovery(self._recoverables, found, self, recovered.append, secrets)
-            hosted = self._host(recovery.run, recovery.on_cancel)
-            interruption = await hosted.wait()
+            task = self._host(recovery.run, recovery.on_cancel)
+            interruption = await task.wait()
             try:
-                interruption = first_of(hosted.fatal, interruption)
+                interruption = first_of(task.fatal, interruption)
                 if interruption is not None:
                     raise interruption
             finally:
-                del interruption  # no cycle from the exception to this frame
+                del interruption  # breaks the traceback cycle
         return recovered
 
     async def keep_recovering(self, every: float = 10.0, *, secrets: Secrets | None = None) -> None:
-        """Resume what dead processes leave, again and again, until the runtime is drained.
+        """Resume the runs that dead processes leave, again and again, until the runtime is drained.
 
-        As ``recover``, but what it finds belongs to the runtime, as if it had been started here;
-        and what becomes of it is seen in its store. What can't be resumed is logged, once. A
-        service has it awaited in a task beside its work. Cancelled, it looks for no more; what it
-        has resumed goes on.
+        As ``recover``, but the runs belong to the runtime, as if they had been started here, and
+        how they end is in their store. A run that can't be resumed is logged, once. A service
+        awaits this in a task beside its work. If it is cancelled, it looks for no more orphans;
+        those it has resumed go on.
 
         Args:
             every: Seconds from one look to the next.
@@ -509,8 +512,8 @@ class Runtime:
 
     # -- the tasks in it ------------------------------------------------------------------------
 
-    def begin(self, root: RootRun, *, is_detached: bool = False) -> Hosted:
-        """Have a root run live in a task of its own.
+    def begin(self, root: RootRun, *, is_detached: bool = False) -> BackgroundTask:
+        """Start a task that executes a root run.
 
         Args:
             root: The run. It says itself how it ends; see ``RootRun.failure``.
@@ -523,7 +526,7 @@ class Runtime:
         self.check_open()
         if self.draining:
             msg = (
-                f"run {root.path.id} was not started: this runtime is being drained, for its "
+                f"run {root.path.id} was not started: this runtime is being drained, because its "
                 f"process is about to stop; start it in another process, or later"
             )
             raise Draining(msg)
@@ -547,7 +550,7 @@ class Runtime:
             assert self._tasks is not None, "the block ends after them"
             self._tasks.cancel()
         elif fatal is not None:
-            told = "run %s was ended by %s, no Exception: whoever asks for its result gets it"
+            told = "run %s was ended by %s, no Exception: its result() raises that"
             logger.error(told, root.path.id, kind_of(fatal))
 
     def _host(
@@ -555,10 +558,10 @@ class Runtime:
         work: Work,
         on_cancel: Callable[[str], None],
         on_ended: Callable[[], None] | None = None,
-    ) -> Hosted:
-        """Start ``work`` in a task of its own; see ``Hosted``."""
+    ) -> BackgroundTask:
+        """Start ``work`` in a task of its own; see ``BackgroundTask``."""
         assert self._tasks is not None, "the block ends after them"
-        return Hosted(
+        return BackgroundTask(
             work,
             on_cancel,
             self.services.watchdog,
@@ -571,7 +574,7 @@ class Runtime:
         """Refuse to be used outside of its block.
 
         Raises:
-            BadUse: It is not yet open, or closed, or its block has been left.
+            BadUse: It is not open yet, or its block was left.
         """
         if self._status != "open":
             how = "not open yet" if self._status == "new" else "closed"

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar, final
 
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
-from shoal._engine.questions import Answers
 from shoal._errors.exceptions import (
     BadUse,
     MissingSecret,
@@ -27,6 +26,8 @@ from shoal._graph.graph import Graph
 from shoal._state.digest import digest
 from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, without_secrets
 from shoal.stores._protocol import Beginning, RunRecord
+
+from .answers import Answers
 
 T = TypeVar("T")
 
@@ -86,9 +87,9 @@ def only_secrets(
         BadUse: A field is not secret in that run.
     """
     for name in sorted(fields.keys() - known.secret):
-        names = ", ".join(map(repr, sorted(known.secret))) or "nothing"
+        names = ", ".join(map(repr, sorted(known.secret))) or "none"
         msg = (
-            f"{where}(state) takes what is secret in the run, which is {names}, and not {name!r}: "
+            f"{where}(state) takes the secret fields of the run ({names}), and not {name!r}: "
             f"the rest is saved"
         )
         raise BadUse(msg)
@@ -238,7 +239,7 @@ class OrphanStart:
             RunClaimed: The run has ended meanwhile, or the store no longer has it.
         """
         if known is None or known.status is not None:
-            msg = f"run {self._run_id} was recovered by somebody else, and has ended since"
+            msg = f"run {self._run_id} was recovered by another process, and has ended since"
             raise RunClaimed(msg)
         self._is_ours = True
         return self._same(known, only_secrets(self._secrets, known.beginning, "recover"))

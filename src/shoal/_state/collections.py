@@ -32,6 +32,8 @@ _START = -1.0  # the position of a map's first content: before every position th
 
 
 class _ListJournal(Generic[T]):
+    # `items` grows under `lock` alone. Faces read without it, because they read no entry beyond
+    # their size, and an entry never changes.
     __slots__ = ("items", "lock")
 
     def __init__(self, items: list[T]) -> None:
@@ -69,6 +71,8 @@ class StateList(Sequence[T]):
         new = tuple(items)  # outside of the lock: iterating runs the caller's code
         journal, size = self._journal, self._size
         with journal.lock:
+            # Compared under the lock: of two threads that extend this version, the second one finds
+            # the journal longer and copies it (see test_two_threads_extend_one_version).
             if len(journal.items) == size:
                 # One call: an interrupt leaves all the items in the journal or none of them.
                 journal.items.extend(new)
@@ -215,7 +219,7 @@ class StateMap(Mapping[K, V]):
         self._size = size
         self._count = count
         self._last = last
-        self._order = None
+        self._order = None  # a race of two threads to fill it is harmless: both find the same
 
     def _copied(self) -> _MapJournal[K, V]:
         ours, copy = self._journal, _MapJournal[K, V]()

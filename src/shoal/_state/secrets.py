@@ -11,8 +11,6 @@ Invariants:
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -20,7 +18,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from types import GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, NoReturn, cast, final
-from urllib.parse import quote, quote_plus
 
 from shoal._errors.exceptions import SavedError, SecretLeaked
 from shoal._errors.inspection import (
@@ -246,6 +243,10 @@ def refuse_key(key: object, data: Mapping[str, object], who: str) -> None:
 
 def _written(text: str) -> Iterator[str]:
     """Yield the forms in which a text is written: as it is, quoted, in a URL."""
+    # Most programs have no secrets, and these would take a twentieth of the time to import shoal.
+    import json  # noqa: PLC0415
+    from urllib.parse import quote, quote_plus  # noqa: PLC0415
+
     yield text
     yield repr(text)[1:-1]
     yield json.dumps(text)[1:-1]
@@ -348,6 +349,8 @@ _class: Any = vars(object)["__class__"]  # the descriptor: a class may override 
 
 def _copied_of(error: BaseException) -> Iterator[str]:
     """Yield the text that a copy of an error in another process is made of."""
+    import pickle  # noqa: PLC0415 # as in _written
+
     with suppress(Exception):  # it can't be pickled, so it is never copied
         yield pickle.dumps(error).decode("utf-8", "replace")
 

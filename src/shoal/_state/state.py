@@ -197,6 +197,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         """Return a state in which each named field has the given value."""
         state: State[S] = self
         for field, value in {**({} if fields is None else held(fields)), **more}.items():
+            # A secret field stays secret, whatever it is set to.
             kept = Secret(value) if type(self._data.get(field)) is Secret else value
             state = state._derive(Set(field, kept), kept)
         return state
@@ -471,6 +472,7 @@ def change_between(base: State, result: object, who: str) -> Change:
         raise BadResult(msg)
     if result is base:
         return NO_CHANGE
+    # Compared by identity: an equal state made elsewhere has no operations to save.
     link = result._derivation
     if link is None or link.base is not base:
         msg = (

@@ -1,4 +1,7 @@
-"""What the command ``shoal`` can do, a module for each of its commands."""
+"""The command ``shoal``.
+
+``runs`` has the command of that name, ``_store`` opens stores by name, ``_lines`` writes output.
+"""
 
 from __future__ import annotations
 

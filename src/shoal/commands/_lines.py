@@ -1,7 +1,7 @@
-"""What commands write: lines for people, and for programs. Imports nothing of ours.
+"""Write the output of commands: tables for people, and lines of fields or JSON for programs.
 
-Ids, names and errors are a user's, or somebody else's: whatever is in them, a line stays a line,
-and a terminal shows it instead of obeying it.
+Ids, names and errors come from users or from the network. Characters that would break a line or
+that a terminal would act on are escaped.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from collections.abc import Iterable, Sequence
 from unicodedata import category, east_asian_width
 
 LEAST = 20
-"""Columns that the last cell of a row may have to do with; where there are fewer, it has a line."""
+"""The fewest columns for the last cell of a row. With less room, it gets a line of its own."""
 GAP = "  "
-"""What is between columns, and before a last cell that has a line."""
+"""The text between columns, and before a last cell that has a line of its own."""
 
 _ACTING = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control characters
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # that change in which direction text is read
-    "\u2028\u2029"  # that separate lines
-    "\ud800-\udfff]"  # halves of pairs, which no encoding has
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # characters that change the text direction
+    "\u2028\u2029"  # line separators
+    "\ud800-\udfff]"  # halves of surrogate pairs, which no encoding has
 )
 
 
 class Unwritten(Exception):
-    """What a command had to say could not be written. The message says why."""
+    """The output of a command could not be written. The message says why."""
 
 
 def shown(text: str) -> str:
-    """Escape, as Python does, what a terminal would act on, and what the encoding doesn't have."""
+    """Escape, as Python does, characters that a terminal acts on or that the encoding lacks."""
     text = _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -41,19 +41,19 @@ def write(line: str) -> None:
     """Write a line.
 
     Raises:
-        BrokenPipeError: Nobody reads any more.
-        Unwritten: It can't be written.
+        BrokenPipeError: The reader has closed the pipe.
+        Unwritten: The output can't be written.
     """
     try:
         print(line)
-    except BrokenPipeError:  # no failure, but one of the others by its class
+    except BrokenPipeError:  # an OSError, but not a failure
         raise
     except OSError as error:
         raise Unwritten(_why(error)) from error
 
 
 def flush() -> None:
-    """Have written what was left for later; raises as ``write`` does."""
+    """Write the buffered output; raises as ``write`` does."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -67,24 +67,24 @@ def _why(error: OSError) -> str:
 
 
 def write_json(value: object) -> None:
-    write(json.dumps(value))  # in ASCII, which has nothing that would have to be escaped
+    write(json.dumps(value))  # json.dumps escapes control characters and everything beyond ASCII
 
 
 def write_fields(fields: Iterable[object], *more: object) -> None:
-    """Write a line with tabs between fields, and nothing in these that breaks or changes a line."""
+    """Write fields with tabs between them, escaping characters that would break the line."""
     write("\t".join(shown(str(field).replace("\\", "\\\\")) for field in (*fields, *more)))
 
 
 def write_table(
     titles: Sequence[str], rows: Iterable[Sequence[str]], *, shortens: int | None = None
 ) -> None:
-    """Write rows whose last cell has what room there is: where that is little, a line of its own.
+    """Write rows as a table. The last cell gets the remaining width, or a line if that is small.
 
     Args:
-        titles: Of the columns; may be none.
-        rows: At least one.
-        shortens: The column that has less than it needs, though not less than its title, where
-            the others leave it too little.
+        titles: The titles of the columns; may be empty.
+        rows: The rows; at least one.
+        shortens: The index of the column that is shortened, to the width of its title at least, if
+            the table is too wide.
     """
     table = [[shown(cell) for cell in row] for row in ([titles] if titles else []) + [*rows]]
     *widths, longest = [max(map(width, column)) for column in zip(*table, strict=True)]
@@ -105,12 +105,12 @@ def write_table(
 
 
 def width(text: str) -> int:
-    """Count the columns that ``text`` takes up on a terminal."""
+    """Return the number of columns that ``text`` takes up on a terminal."""
     return len(text) if text.isascii() else sum(map(_width, text))
 
 
 def _width(character: str) -> int:
-    if category(character) in ("Mn", "Me", "Cf"):  # it is put onto the one before
+    if category(character) in ("Mn", "Me", "Cf"):  # combined with the character before it
         return 0
     return 2 if east_asian_width(character) in "WF" else 1
 
@@ -120,7 +120,7 @@ def padded(text: str, columns: int) -> str:
 
 
 def cut(text: str, columns: int) -> str:
-    """Shorten ``text`` to so many columns."""
+    """Shorten ``text`` to at most that many columns."""
     if width(text) <= columns:
         return text
     kept, left = "", columns - len("...")

@@ -1,4 +1,4 @@
-"""Stores, as they are named on a command line. Imports them when one is."""
+"""Open stores that are named on a command line."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ if TYPE_CHECKING:
     from shoal.stores import Store
 
 STORE = "the file of an SQLiteStore, or the postgresql:// URL of a PostgresStore"
-"""What a store is named by."""
+"""The names of stores, for help texts and messages."""
 
 
 class Refused(Exception):
-    """What was asked for can't be done. The message says why, and what to do."""
+    """A command can't be executed. The message says why, and what to do."""
 
 
 def open_store(name: str, schema: str | None = None) -> Store:
-    """Return the store of that name. Nothing is opened yet, and nothing made.
+    """Return the store of that name. Nothing is opened or created yet.
 
     Args:
         name: The path of a file, or a URL.
-        schema: Of a PostgresStore; by default its own default.
+        schema: The schema of a PostgresStore, if it isn't the default.
 
     Raises:
-        Refused: There is none, or what it needs is not installed.
+        Refused: There is no such store, or a package that it needs is not installed.
     """
     if name.startswith(("postgresql://", "postgres://")):
         more = {} if schema is None else {"schema": schema}
         return _made("PostgresStore", "postgres", name, **more)
     if schema is not None:
-        msg = f"--schema is for a PostgresStore, and {name} is a file"
+        msg = f"--schema is for a PostgresStore, but {name} is a file"
         raise Refused(msg)
     if "://" in name:
         scheme = name.partition(":")[0]
-        msg = f"no store is named by a {scheme}:// URL: give {STORE}"
+        msg = f"no store has a {scheme}:// URL: give {STORE}"
         raise Refused(msg)
     path = Path(name)
     if not path.exists():
         msg = f"there is no file {name}: give {STORE}"
         raise Refused(msg)
     if not path.is_file():
-        msg = f"{name} is no file: give {STORE}"
+        msg = f"{name} is not a file: give {STORE}"
         raise Refused(msg)
     if not path.stat().st_size:
-        msg = f"{name} is empty: no run was ever kept in it"
+        msg = f"{name} is empty: no run was ever saved in it"
         raise Refused(msg)
     return _made("SQLiteStore", "sqlite", name)
 
@@ -60,5 +60,7 @@ def _made(kind: str, extra: str, name: str, **more: str) -> Store:
     except ImportError as error:
         msg = str(error)
         if "pip install" not in msg:
-            msg = f"{kind} needs what is not installed ({msg}): pip install 'shoal[{extra}]'"
+            msg = (
+                f"{kind} needs a package that isn't installed ({msg}): pip install 'shoal[{extra}]'"
+            )
         raise Refused(msg) from error

@@ -1,8 +1,8 @@
-"""``shoal runs``: list the runs of a store, show one, delete old ones. Imports the store's port.
+"""``shoal runs``: list the runs of a store, show one, delete old ones.
 
-On a terminal it writes for people; else lines of fields with tabs between them, times in UTC and
-nothing shortened, for other programs; with ``--json`` lines of JSON. Control characters in what has
-been kept are escaped, as Python does.
+On a terminal the output is for people. Otherwise it is for programs: lines of fields with tabs
+between them, times in UTC, nothing shortened; with ``--json``, lines of JSON. Control characters in
+saved texts are escaped, as Python does.
 """
 
 from __future__ import annotations
@@ -32,48 +32,49 @@ P = TypeVar("P")
 
 STATUSES: tuple[RunStatus, ...] = ("running", "succeeded", "failed", "cancelled", "halted")
 LEFT = "left"
-"""What a list for people says of a run that has no end, and that nobody executes."""
+"""The status that people see for a run that has no end and that no process executes."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds of what a time is given in."""
+"""The seconds of each unit of time."""
 
 Subparsers = Any  # argparse's own class is private
 Do = Callable[["Store", argparse.Namespace], Coroutine[Any, Any, int]]
 
 
 def add_to(commands: Subparsers) -> None:
-    """Add ``runs`` to the commands there are."""
+    """Add the command ``runs``."""
     what = "list runs, show one, delete old ones"
     parser = commands.add_parser("runs", help=what, description=f"{what.capitalize()}.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
     listing = _add(actions, "list", _list, "list the runs of a store, the newest first")
-    listing.add_argument("--status", choices=STATUSES, help="only runs that stand so")
+    listing.add_argument("--status", choices=STATUSES, help="only runs with this status")
     listing.add_argument(
-        "--limit", type=_count, default=50, metavar="N", help="at most so many (default: 50)"
+        "--limit", type=_count, default=50, metavar="N", help="list at most N runs (default: 50)"
     )
-    listing.add_argument("--after", metavar="ID", help="only runs behind that one: the next page")
+    listing.add_argument("--after", metavar="ID", help="only runs after this one: the next page")
 
-    showing = _add(actions, "show", _show, "show a run: how it stands, its children, its failures")
+    showing = _add(actions, "show", _show, "show a run: its status, its children, its failures")
     showing.add_argument("run_id", metavar="ID", help="the run's id")
     showing.add_argument(
-        "--failures", type=_count, default=10, metavar="N", help="at most so many (default: 10)"
+        "--failures", type=_count, default=10, metavar="N", help="show at most N (default: 10)"
     )
 
-    pruning = _add(actions, "prune", _prune, "delete old runs, with all that is kept of them")
+    pruning = _add(actions, "prune", _prune, "delete old runs, with all their data")
     pruning.add_argument(
         "--older-than",
         type=_seconds,
         required=True,
         metavar="TIME",
-        help="since its end, or its last sign of life: 12h, 30d, 1w 12h; s, m, h, d or w",
+        help="the age since the run's end, or its last sign of life: 12h, 30d, '1w 12h'; units: "
+        "s, m, h, d, w",
     )
     pruning.add_argument(
         "--status",
         choices=STATUSES,
         action="append",
-        help=f"only runs that stand so; may be repeated (default: {', '.join(ENDED)})",
+        help=f"only runs with this status; may be repeated (default: {', '.join(ENDED)})",
     )
-    pruning.add_argument("--dry-run", action="store_true", help="delete nothing, only count")
+    pruning.add_argument("--dry-run", action="store_true", help="count the runs, delete nothing")
 
 
 def _add(actions: Subparsers, name: str, do: Do, what: str) -> argparse.ArgumentParser:
@@ -81,8 +82,12 @@ def _add(actions: Subparsers, name: str, do: Do, what: str) -> argparse.Argument
         name, help=what, description=f"{what[0].upper()}{what[1:]}."
     )
     parser.add_argument("store", metavar="STORE", help=STORE)
-    parser.add_argument("--schema", metavar="NAME", help="of a PostgresStore, if not its default")
-    parser.add_argument("--json", action="store_true", help="write JSON, a line for each")
+    parser.add_argument(
+        "--schema", metavar="NAME", help="the schema of a PostgresStore, if it isn't the default"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="write one line of JSON for each result"
+    )
     parser.set_defaults(do=partial(_run, do))
     return parser
 
@@ -93,23 +98,24 @@ def _run(do: Do, given: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        msg = f"{text!r} is no number above 0"
+        msg = f"{text!r} is not a whole number above 0"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
 
 def _seconds(text: str) -> float:
-    """Read a length of time."""
+    """Parse a length of time."""
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhdw])", text)
     if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*[smhdw]|\s", "", text):
-        msg = f"{text!r} is no length of time: say 90s, 15m, 12h, 30d or 1w"
+        msg = f"{text!r} is not a length of time: write 90s, 15m, 12h, 30d or 1w"
         raise argparse.ArgumentTypeError(msg)
     return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
 def _that(store: Store, protocol: type[P], what: str) -> P:
     if not isinstance(store, protocol):
-        msg = f"{type(store).__name__} can't {what} (it is no shoal.stores.{protocol.__name__})"
+        name = protocol.__name__
+        msg = f"{type(store).__name__} can't {what} (it doesn't implement shoal.stores.{name})"
         raise Refused(msg)
     return store
 
@@ -133,9 +139,9 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
         titles = ("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", "")
         write_table(titles, map(_row, runs), shortens=titles.index("APPLICATION"))
     if len(found) > given.limit:
-        _hint(f"there are more: --after {shown(runs[-1].run_id)}, or a higher --limit")
+        _hint(f"there are more runs: --after {shown(runs[-1].run_id)}, or a higher --limit")
     elif not runs:
-        _hint("there are none")
+        _hint("there are no runs")
     return 0
 
 
@@ -184,11 +190,11 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
 
 
 def _describe(run: RunSummary, counts: Mapping[Any, int], failures: Sequence[FailedChild]) -> None:
-    """Write what there is to say of a run, for people."""
+    """Write the description of a run, for people."""
     status = _status(run)
     more = {
-        LEFT: "it has no end, and nobody executes it; run it again, or recover()",
-        "halted": "it waits for somebody; its application says for what: questions()",
+        LEFT: "it has no end, and no process executes it; run it again, or recover()",
+        "halted": "it waits for answers; its application lists the questions: questions()",
     }
     if status in more:
         status = f"{status}: {more[status]}"
@@ -234,7 +240,7 @@ async def _prune(store: Store, given: argparse.Namespace) -> int:
     try:
         count = await pruned.prune(given.older_than, statuses, dry_run=given.dry_run)
     except anyio.get_cancelled_exc_class():
-        _hint("some runs are deleted, each as a whole; what is left of them goes with the next")
+        _hint("some runs are deleted, each as a whole; the next prune frees their remaining space")
         raise
     if given.json:
         write_json({"runs": count, "deleted": not given.dry_run})
@@ -246,7 +252,7 @@ async def _prune(store: Store, given: argparse.Namespace) -> int:
     return 0
 
 
-# -- what is written -------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------
 
 
 def _unknown(run_id: str, store: str) -> int:
@@ -264,16 +270,16 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _hint(text: str) -> None:
-    """Tell people, and no program."""
+    """Write a hint to stderr, but only if that is a terminal."""
     if _is_terminal(sys.stderr):
         sys.stderr.write(f"{text}\n")
 
 
 def _written(child: FailedChild) -> FailedChild:
-    """Return a child whose key can be written: as text, where Python doesn't write its digits."""
+    """Return a child whose key can be written: a vast number as text, in hexadecimal digits."""
     try:
         str(child.key)
-    except ValueError:  # more digits than Python writes
+    except ValueError:  # more decimal digits than Python converts
         return child._replace(key=f"{child.key:#x}")
     return child
 
@@ -288,22 +294,22 @@ def _utc(at: float | None) -> str:
 
 
 def _local(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 # where people are
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 # people's local time
 
 
 def _day(at: float) -> str:
-    """Show when something was, in little room: within this year to the minute, else the day."""
-    then = datetime.fromtimestamp(at)  # noqa: DTZ006 # where people are
+    """Show a time in little room: the minute if it is in this year, else the day."""
+    then = datetime.fromtimestamp(at)  # noqa: DTZ006 # people's local time
     is_recent = then.year == datetime.fromtimestamp(time.time()).year  # noqa: DTZ006 # as above
     return f"{then:%m-%d %H:%M}" if is_recent else f"{then:%Y-%m-%d}"
 
 
 def _length(seconds: float) -> str:
-    """Show a length of time, as its two largest parts."""
+    """Show a length of time, in its two largest units."""
     if seconds < UNITS["m"]:
         return f"{seconds:.1f}s"
     for larger, smaller in (("d", "h"), ("h", "m"), ("m", "s")):
         if seconds >= UNITS[larger]:
             whole, rest = divmod(int(seconds), UNITS[larger])
             return f"{whole}{larger} {rest // UNITS[smaller]}{smaller}"
-    raise AssertionError("it is a minute at least")
+    raise AssertionError("shorter times have returned before")

@@ -1,17 +1,19 @@
 """Runs in a FastAPI service. Needs ``shoal[fastapi]``.
 
 - ``runtime_lifespan(Runtime(...))`` opens a runtime for the life of the service, and drains it;
-  ``RuntimeDep`` gives it to endpoints.
-- ``runs_router(app, authorize=...)`` has endpoints to start, watch and cancel runs of an
-  application; ``service_router(authorize=...)`` those that tell how the service is.
-- ``cancel_on_disconnect(request)`` cancels what an endpoint awaits when its client goes away.
+  ``RuntimeDep`` passes it to endpoints.
+- ``runs_router(app, authorize=...)`` has endpoints to start, follow and cancel runs of an
+  application; ``service_router(authorize=...)`` has those for the health of the service.
+- ``cancel_on_disconnect(request)`` cancels the work of an endpoint when its client disconnects.
 
-The rooms: ``_disconnect`` (clients that go away), ``_relay`` (cancelling what another process
-executes), ``_lifespan`` (the runtime of a service), ``_models`` (what goes over the wire),
-``_problems`` (what is told of a request that can't be met), ``_looking`` (runs, wherever they go
-on), ``_starting`` (starting them, once), ``_feed`` (what happens in them, encoded once for all who
-follow), ``_events`` (the same as server-sent events to one client), ``_door`` (who may, and what is
-data), ``_router`` (the endpoints).
+The modules, from the bottom up:
+
+- ``_disconnect``: clients that disconnect. ``_relay``: cancelling runs of other processes.
+- ``_lifespan``: the runtime of a service.
+- ``_models``: requests and responses. ``_problems``: refusals.
+- ``_looking``: finding runs, in this process or in a store. ``_starting``: starting them once.
+- ``_feed``: events of a run, encoded once for all clients. ``_events``: one client's stream.
+- ``_door``: authorization, and checks of request bodies. ``_router``: the endpoints.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Clients that go away while an endpoint works for them. Imports FastAPI and anyio.
+"""Cancel the work of an endpoint when its client disconnects.
 
-An endpoint that returns a value is not cancelled by itself, whatever server runs it; and behind a
-``BaseHTTPMiddleware``, ``request.is_disconnected()`` never becomes true. Receiving messages until
-there is one that says so works everywhere.
+No server cancels an endpoint that returns a value by itself; and behind a ``BaseHTTPMiddleware``,
+``request.is_disconnected()`` never becomes true. Receiving messages until the disconnect message
+arrives works everywhere.
 """
 
 from __future__ import annotations
@@ -15,27 +15,29 @@ from anyio import create_task_group
 from fastapi import Depends, HTTPException, Request, WebSocket, WebSocketDisconnect
 
 CLIENT_HAS_GONE = 499
-"""The status of a request whose client has gone, as nginx has it; only logs see it."""
+"""The status of a request whose client has disconnected, as in nginx; only logs see it."""
 
 _GONE = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
 @asynccontextmanager
 async def cancel_on_disconnect(connection: Request | WebSocket) -> AsyncGenerator[None]:
-    """Cancel what is awaited in the block when the client goes away.
+    """Cancel the block when the client disconnects.
 
-    What was cancelled is awaited, cleanup included. Then a request's block is left by
-    ``HTTPException`` with status 499, which nobody reads; a web socket's is just left, and so it is
-    where sending finds out first. What the block raises by itself leaves it as it is.
+    The block is left after the cancelled work, including its cleanup, has ended. For a request it
+    then raises ``HTTPException`` with status 499, which no client receives. For a web socket it
+    raises nothing, even if sending has noticed the disconnect first. Other exceptions of the block
+    pass unchanged.
 
-    A request's body is to be read before: an endpoint's parameters are. What a web socket's client
-    sends meanwhile is dropped; an endpoint that receives by itself is told by that.
+    Read the body of a request before the block; parameters of an endpoint are read before. Messages
+    of a web socket's client that arrive during the block are dropped, so an endpoint that receives
+    messages should not use it: ``receive`` tells it of the disconnect.
 
     Args:
         connection: The request or the web socket.
 
     Raises:
-        HTTPException: The client of a request has gone.
+        HTTPException: The client of a request has disconnected.
 
     Examples:
         >>> from fastapi import FastAPI, Request
@@ -60,7 +62,7 @@ async def cancel_on_disconnect(connection: Request | WebSocket) -> AsyncGenerato
         tasks.start_soon(listen)
         try:
             yield
-        except Exception as error:  # noqa: BLE001 # raised below, for the task group would wrap it
+        except Exception as error:  # noqa: BLE001 # raised below: the task group would wrap it
             failure = error
         tasks.cancel_scope.cancel()
     try:
@@ -70,11 +72,11 @@ async def cancel_on_disconnect(connection: Request | WebSocket) -> AsyncGenerato
         if has_gone and not is_socket:
             raise HTTPException(CLIENT_HAS_GONE, "the client has gone")
     finally:
-        del failure  # no cycle from the exception to this frame
+        del failure  # breaks the traceback cycle
 
 
 def _only_says_so(error: BaseException) -> bool:
-    """Tell whether an error is that the client has gone, and nothing else."""
+    """Return whether an error says that the client has disconnected, and nothing else."""
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         return group.split(WebSocketDisconnect)[1] is None
@@ -86,6 +88,8 @@ async def _cancel_on_disconnect(request: Request) -> AsyncGenerator[None]:
         yield
 
 
-# Left before the response is sent: behind that, every server says that the client has gone.
+# With scope="function" the block ends before the response is sent. Afterwards every server reports
+# a disconnect.
 CancelOnDisconnect: Any = Depends(_cancel_on_disconnect, scope="function")
-"""The same as a dependency: ``@service.get("/answer", dependencies=[CancelOnDisconnect])``."""
+"""``cancel_on_disconnect`` as a dependency of an endpoint:
+``@service.get("/answer", dependencies=[CancelOnDisconnect])``."""

@@ -1,15 +1,13 @@
-"""What is checked before anything else of a request: who may, and whether it is data.
-
-Imports FastAPI, and ``_problems``.
+"""Check each request first: call ``authorize``, and refuse bodies that no store could save.
 
 Invariants:
-- What ``authorize`` is told of the run is what the endpoint goes by: the id in the path, or the one
-  that a run is started under. Nothing else in the request, such as its query, has a say in it.
-- What no store could keep is refused once it is known that the client may ask at all, and before
-  anything looks into it: what is no JSON, nesting that is too deep, numbers that JSON lacks or
-  that have too many digits, halves of surrogate pairs. So the answer is the same whatever the
-  store, and nothing fails later, FastAPI's own messages included.
-- What doesn't fit is named, but never repeated (``_problems``).
+- ``authorize`` gets the id of the run that the endpoint uses: the one in the path, or the one that
+  a run is started with. Nothing else in the request, such as its query, can change it.
+- Bodies that no store could save are refused after ``authorize`` has allowed the request, and
+  before anything else reads them: invalid JSON, too deep nesting, numbers that JSON lacks or that
+  have too many digits, halves of surrogate pairs. So the answer doesn't depend on the store, and
+  nothing fails later, including FastAPI's own messages.
+- Refusals name the invalid part, but never repeat its value (``_problems``).
 """
 
 from __future__ import annotations
@@ -36,43 +34,43 @@ from ._models import RunId
 from ._problems import refusal, without_values
 
 Authorize = Callable[..., object]
-"""A dependency, as FastAPI knows them: a function that raises where something isn't allowed."""
+"""A dependency of FastAPI: a function that raises if the request isn't allowed."""
 
 DEEPEST = 100
-"""Lists and objects within each other that what is sent may have: as many as stores can save."""
+"""The deepest nesting of a body: as deep as stores can save."""
 # Refusals of a whole body: type and message. The types of numbers and texts are pydantic's.
-TOO_DEEP = ("too_deep", f"what was sent is nested more than {DEEPEST} levels deep")
+TOO_DEEP = ("too_deep", f"the body is nested more than {DEEPEST} levels deep")
 NO_NUMBER = (
     "finite_number",
-    "what was sent has a number that is NaN, infinite, or, as a float, out of range",
+    "the body has a number that is NaN, infinite, or, as a float, out of range",
 )
 TOO_LONG = (
     "int_parsing_size",
-    f"what was sent has a whole number of more than {sys.get_int_max_str_digits():,} digits",
+    f"the body has a whole number of more than {sys.get_int_max_str_digits():,} digits",
 )
 NO_TEXT = (
     "string_unicode",
-    "what was sent has half of a surrogate pair in a text, which UTF-8 can't express",
+    "the body has half of a surrogate pair in a text, which UTF-8 can't express",
 )
 NO_JSON = ("json_invalid", "JSON decode error")
 _CONTAINERS = frozenset({dict, list})
 _ANY_ID = TypeAdapter[str](RunId)
 
 RUN_ID = "run_id"
-"""What the run is called in paths, and by ``authorize`` and what that depends on."""
+"""The name of the run's id in paths, and in parameters of ``authorize`` and its dependencies."""
 
 
 def authorizing(authorize: object, where: str) -> list[Any]:
-    """Make the dependencies of a router of what was given to it.
+    """Return the dependencies of a router for its argument ``authorize``.
 
     Raises:
-        DefinitionError: That can't be called.
+        DefinitionError: The argument can't be called.
     """
     if authorize is None:
         return []
     if not callable(authorize):
         msg = (
-            f"{where}(authorize=...) takes a function that raises HTTPException where something "
+            f"{where}(authorize=...) takes a function that raises HTTPException if the request "
             f"isn't allowed, as a dependency does, or None; not {authorize!r}"
         )
         raise DefinitionError(msg)
@@ -82,18 +80,18 @@ def authorizing(authorize: object, where: str) -> list[Any]:
     asked = Depends(told, use_cache=False)
 
     async def allowed(_: object = asked) -> None:
-        """Be allowed: of a dependency of its own, a router would not heed that it isn't cached."""
+        """Do nothing: FastAPI ignores ``use_cache=False`` of a router's own dependencies."""
 
     return [Depends(allowed)]
 
 
 @final
 class _Told(partial[object]):
-    """A dependency that is told what run the request is about, where it takes that.
+    """A dependency that gets the id of the run for its parameter ``run_id``.
 
-    A partial, so that FastAPI sees what it is: async or not, a generator, a class or an instance.
-    It is equal to what it stands for, for ``dependency_overrides`` to find it. FastAPI would take
-    what that has returned elsewhere for this one's too, so it is never to be cached.
+    It is a partial, so that FastAPI recognizes the kind of the function: async or not, a generator,
+    a class or an instance. It equals that function, so that ``dependency_overrides`` finds it. For
+    the same reason FastAPI must never cache it: it would use a result of the plain function.
     """
 
     __signature__: Signature
@@ -106,9 +104,10 @@ class _Told(partial[object]):
 
 
 def _told(dependency: Callable[..., object]) -> _Told | None:
-    """Have a dependency told of the run; None: neither it nor what it depends on takes that.
+    """Wrap a dependency so that it gets the id of the run; None if it takes no such id.
 
-    FastAPI by itself would take it from the query where the path doesn't have it.
+    Its own dependencies are wrapped, too. By itself FastAPI would read the id from the query if the
+    path doesn't have it.
     """
     given = [*get_typed_signature(dependency).parameters.values()]
     parameters = [_of_run(each) for each in given]
@@ -120,7 +119,7 @@ def _told(dependency: Callable[..., object]) -> _Told | None:
 
 
 def _of_run(parameter: Parameter) -> Parameter:
-    """Return what stands in for a parameter: itself, unless it has to do with the run."""
+    """Return the replacement of a parameter; the same object if it doesn't concern the run."""
     annotation: Any = getattr(parameter.annotation, "__value__", parameter.annotation)  # `type X =`
     kind, *more = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     given = [one for one in (*more, parameter.default) if isinstance(one, params.Depends)]
@@ -138,13 +137,16 @@ def _of_run(parameter: Parameter) -> Parameter:
 
 
 def _by_keyword(parameter: Parameter) -> Parameter:
-    """Have it given by keyword, as FastAPI does: so one with a default may precede one without."""
+    """Make a parameter keyword-only, so that one with a default may precede one without.
+
+    FastAPI passes all arguments by keyword anyway.
+    """
     is_either = parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
     return parameter.replace(kind=Parameter.KEYWORD_ONLY) if is_either else parameter
 
 
 def _about(default: object) -> Callable[[Request], Any]:
-    """Make a dependency that is the id of the run; ``default``, or "", where there is none."""
+    """Make a dependency that returns the id of the run, or else ``default`` or an empty text."""
     nothing = default if default is None or isinstance(default, str) else ""
 
     async def about(request: Request) -> object:
@@ -154,10 +156,10 @@ def _about(default: object) -> Callable[[Request], Any]:
 
 
 async def _run_id(request: Request) -> str:
-    """Return the id; "" for what can be none, which the endpoint refuses.
+    """Return the id of the run; empty if the given one is invalid, which the endpoint refuses.
 
-    So ``authorize`` may repeat it in a message or a header, or ask a database for it
-    (see test_authorize_is_told_only_what_can_be_an_id).
+    So ``authorize`` may use the id in a message, a header or a query of a database (see
+    test_authorize_is_told_only_what_can_be_an_id).
     """
     if RUN_ID in request.path_params:
         run_id: object = request.path_params[RUN_ID]
@@ -171,23 +173,23 @@ async def _run_id(request: Request) -> str:
 
 
 async def _body(request: Request) -> object:
-    """Return the JSON that is sent, as the endpoint is given it; None: there is none."""
+    """Return the parsed body, as the endpoint gets it; None if there is none."""
     return await request.json() if request.method == "POST" else None
 
 
 @final
 class CheckedRequest(Request):
-    """A request whose body is refused behind ``authorize`` if it can't be parsed, not before.
+    """A request that defers the refusal of an unparsable body until ``authorize`` has been called.
 
-    FastAPI parses a body before it asks any dependency, so this is what it parses with
-    (see test_a_client_that_may_not_ask_is_told_that_whatever_it_sends).
+    FastAPI parses the body, with ``json`` of this class, before it calls any dependency (see
+    test_a_client_that_may_not_ask_is_told_that_whatever_it_sends).
     """
 
     unreadable: RequestValidationError | None = None
-    """Why the body can't be parsed, once that was tried."""
+    """The refusal of the body, set by ``json`` if the body can't be parsed."""
 
     async def json(self) -> Any:
-        """Parse the body, once; None: there is none, or it can't be parsed."""
+        """Parse the body, once; return None if there is none or it can't be parsed."""
         if self.unreadable is not None or not await self.body():
             return None
         try:
@@ -206,10 +208,10 @@ class CheckedRequest(Request):
 
 
 async def refuse_no_data(request: Request) -> None:
-    """Be a dependency that refuses what can't be kept, and can't be sent again as JSON.
+    """Refuse a body that can't be saved, or can't be sent to clients as JSON. A dependency.
 
     Raises:
-        RequestValidationError: It is.
+        RequestValidationError: The body is refused.
     """
     body = await _body(request)
     if isinstance(request, CheckedRequest) and request.unreadable is not None:
@@ -229,7 +231,7 @@ def _no_data(why: tuple[str, str]) -> RequestValidationError:
 
 
 def _containers(value: object) -> Sequence[object]:
-    """Return the lists and objects in a value, whose other parts are checked."""
+    """Check the leaves of a list or object; return the lists and objects in it."""
     inner: Iterable[object] = ()
     if isinstance(value, dict):
         members = cast("dict[str, object]", value)
@@ -242,40 +244,40 @@ def _containers(value: object) -> Sequence[object]:
 
 
 def _refuse_leaves(values: Iterable[object]) -> None:
-    r"""Refuse numbers that JSON lacks, and text that UTF-8 does.
+    r"""Refuse numbers that JSON lacks, and texts that UTF-8 can't express.
 
-    Python's parser takes ``NaN``, ``1e999`` and ``"\ud800"``; stores don't, and neither do the
-    clients that would be sent them.
+    Python's parser accepts ``NaN``, ``1e999`` and ``"\ud800"``; stores and clients don't.
 
     Raises:
-        RequestValidationError: There are some.
+        RequestValidationError: There is such a value.
     """
     if any(type(one) is float and not isfinite(one) for one in values):
         raise _no_data(NO_NUMBER)
     try:
-        "".join([one for one in values if type(one) is str]).encode()  # at once, that is quick
+        # All texts with one call, which is much faster than one call for each.
+        "".join([one for one in values if type(one) is str]).encode()
     except UnicodeEncodeError:
         raise _no_data(NO_TEXT) from None
 
 
 def checked_route(secret: frozenset[str]) -> type[APIRoute]:
-    """Make the class of a router's endpoints, whose state has these secret fields."""
+    """Return the class of a router's endpoints, for a state with these secret fields."""
 
     @final
     class CheckedRoute(APIRoute):
-        """An endpoint that refuses with nothing of what was sent, and never with a 500."""
+        """An endpoint whose refusals never repeat sent values, and never are a 500."""
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            """Return what FastAPI makes of it, with values taken out of what that refuses."""
+            """Return FastAPI's handler, wrapped to remove values from its refusals."""
             handle = super().get_route_handler()
 
             async def handle_checked(request: Request) -> Response:
                 try:
-                    # As FastAPI's own: the messages of a request are received once, here.
+                    # This request replaces FastAPI's, whose ``receive`` hasn't been called yet.
                     return await handle(CheckedRequest(request.scope, request.receive))
                 except RequestValidationError as error:
                     refused = without_values(error, secret)
-                raise refused  # here, so that it has no context: that is what holds the values
+                raise refused  # outside of the handler, because __context__ would hold the values
 
             return handle_checked
 

@@ -1,13 +1,13 @@
-"""What happens in a run, as server-sent events to one client. Imports FastAPI, anyio, ``_feed``.
+"""Send the events of a run to one client, as server-sent events.
 
 Invariants:
-- The id of an event is the number of the run's last update that it, or one before it, has told. So
-  a client that comes back with ``Last-Event-ID`` misses no update and gets none twice, whichever
-  process it comes to.
-- A slow client holds no run back. What it had no time to read, it is sent from the store, at its
-  own pace.
-- When the runtime is drained the stream ends, without ``end``: the client comes back. So it does
-  where the store can't be asked.
+- The id of an event is the number of the last update that the client was sent up to it. So a client
+  that reconnects with ``Last-Event-ID`` misses no update and gets none twice, whichever process
+  answers it.
+- A slow client doesn't slow the run down. Updates that it was too slow for are sent from the store,
+  at its own pace.
+- When the runtime drains, or the store is unreachable, the stream ends without an ``end`` event,
+  and the client reconnects.
 """
 
 from __future__ import annotations
@@ -33,53 +33,57 @@ from ._looking import Runs, Seen, as_responses, seen
 Say = Callable[[bytes], Awaitable[None]]
 
 POLL = 0.25
-"""Seconds from one look into the store to the next, for a run that another process executes."""
+"""Seconds between two polls of the store, for a run that another process executes."""
 BUFFER = 1000
-"""Events that a client may be behind before it is sent what it lacks from the store."""
+"""The most events that wait for a client. A client that is further behind is sent the missing
+updates from the store."""
 AT_ONCE = 64 * 1024
-"""Bytes that are sent at once, of all that waits: as much as a socket's buffer mostly takes."""
+"""The most bytes of waiting events that are sent with one call: about a socket's buffer."""
 MEDIA_TYPE = "text/event-stream"
 PING = 15.0
-"""Seconds of silence after which a comment is sent, so that proxies keep the connection."""
+"""Seconds of silence after which a comment is sent, so that proxies keep the connection. Proxies
+mostly close connections after 30 or 60 seconds of silence."""
 
 DESCRIPTION = """\
-What happens in the run, until it has ended.
+The events of the run, until it has ended.
 
-- `state`: where it stands: `number` and `state`. The first event, unless `Last-Event-ID` is given;
-  and whenever what came between can't be told any more.
-- `update`: one numbered change of its state: `number`, `step`, `operations`, each with `op`
-  (`set`, `extend`, `put`, `put_within`, `increment`, `drop`) and what that takes; and, if it takes
-  what a child returned, `child`.
-- `item`: a partial item of an action that runs, of the run or of a descendant: `run_id`, `step`,
-  `key`, `item`, `attempt`, `index`. Provisional, and never sent again.
+- `state`: the present state: `number` and `state`. It is the first event, unless `Last-Event-ID` is
+  given, and is sent again if the updates in between are not available any more.
+- `update`: one numbered change of the state: `number`, `step`, `operations`, each with `op`
+  (`set`, `extend`, `put`, `put_within`, `increment`, `drop`) and its values. If it applies the
+  result of a child, `child` describes that child.
+- `item`: a partial item of a running action, of the run or of a descendant: `run_id`, `step`,
+  `key`, `item`, `attempt`, `index`. Items are provisional, and never sent again.
 - `step`: a step of the run begins or ends: `step`, `status`.
 - `child`: a child of the run begins or ends: `step`, `act`, `key`, `status`, `reason`.
-- `end`: how the run has ended: `status`, `reason`, `number`. A stream that ends without it is to be
-  taken up again, with `Last-Event-ID`.
+- `end`: the end of the run: `status`, `reason`, `number`. If the stream ends without this event,
+  reconnect with `Last-Event-ID`.
 
-The `id` of each event is the number of the last update before it, itself included.
+The `id` of each event is the number of the last update up to this event.
 """
 
 
 @final
 class RunEventStream:
-    """What one client reads of a run."""
+    """The events of a run for one client."""
 
     def __init__(self, runs: Runs, runtime: Runtime, run: Seen, after: int | None) -> None:
-        """Begin behind the update of number ``after``; None: with the state as it is."""
+        """Begin after the update of that number, or, if None, with the present state."""
         self._runs = runs
         self._runtime = runtime
         self._run_id = run.run_id
         self._path = RunPath(run_id=run.run_id, act=run.application)
+        # The number of the last update that the client has; None before the first event. It only
+        # grows, and is the id of each event.
         self._sent = after
 
     async def tell(self, say: Say) -> None:
-        """Send events with ``say``, until the run has ended or the runtime is drained.
+        """Send events with ``say``, until the run has ended or the runtime drains.
 
         Raises:
-            HTTPException: The store can't be asked any more.
+            HTTPException: The store has become unreachable.
         """
-        silence = 0.0  # of a run that goes on elsewhere
+        silence = 0.0  # seconds without news of a run that another process executes
         while not self._runtime.draining:
             handle = self._runs.here(self._runtime, self._run_id)
             if handle is not None:
@@ -104,14 +108,14 @@ class RunEventStream:
                     await self._runtime.wait_draining()
 
     async def _follow(self, handle: RunHandle[Any], say: Say) -> None:
-        """Send what happens in a run of this process."""
+        """Send the events of a run of this process."""
         feed = feed_of(handle)
         with (
             feed.follower(handle._root, BUFFER) as follower,
             self._runtime.on_draining(follower.end),
         ):
-            # Behind joining the feed, so that nothing is lost in between: what is told twice by
-            # that has a number that was sent.
+            # After joining the feed, so that no event is lost in between. An update that arrives
+            # both ways has a number that was sent, and ``_send`` leaves it out.
             await self._tell_news(seen(handle), say, feed)
             while not follower.is_over:
                 with move_on_after(PING) as silence:
@@ -125,7 +129,7 @@ class RunEventStream:
                 await self._send(frames, say)
 
     async def _tell_news(self, run: Seen, say: Say, feed: Feed | None = None) -> None:
-        """Send what the client lacks: updates if the store has them, else the state as it is."""
+        """Send the updates that the client lacks, if the store has them, else the whole state."""
         if self._sent is not None and self._sent == run.number:
             return
         if self._sent is not None and self._sent < run.number:
@@ -146,7 +150,7 @@ class RunEventStream:
         return updates if updates and updates[0].number == after + 1 else ()
 
     async def _send(self, frames: Iterable[Frame | _Recorded], say: Say) -> None:
-        """Send events, several at once; updates that were sent before are left out."""
+        """Send events, several with one call. Updates that were sent before are left out."""
         waiting, size = list[bytes](), 0
         for frame in frames:
             if frame.number is not None:
@@ -158,7 +162,7 @@ class RunEventStream:
             if size >= AT_ONCE:
                 await say(b"".join(waiting))
                 waiting, size = [], 0
-                await checkpoint()  # a client that takes everything at once keeps none waiting
+                await checkpoint()  # sending to a fast client may never wait: let others run
         if waiting:
             await say(b"".join(waiting))
 
@@ -168,7 +172,7 @@ class RunEventStream:
 
 @final
 class _Recorded:
-    """An update that the store had: encoded when it is sent, at the client's pace."""
+    """An update from the store; encoded when it is sent, so at the client's pace."""
 
     __slots__ = ("_update",)
 
@@ -193,14 +197,17 @@ def _end(run: Seen) -> bytes:
 
 @final
 class EventStreamResponse(Response):
-    """The events of a run, sent as they happen, until they end or the client hangs up."""
+    """A response that sends the events of a run until they end or the client disconnects."""
 
-    # None here, though it has one: FastAPI would describe the stream as one string, besides what
-    # the router says of it.
+    # ``__init__`` passes the media type. As a class attribute it would make FastAPI describe the
+    # response as one string, beside the router's own description.
     media_type = None
 
     def __init__(self, request: Request, events: RunEventStream, status_code: int = 200) -> None:
-        """Send ``events`` to the client of ``request``; FastAPI reads the status for its docs."""
+        """Prepare to send ``events`` to the client of ``request``.
+
+        FastAPI reads the default of ``status_code`` for its documentation.
+        """
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(status_code=status_code, headers=headers, media_type=MEDIA_TYPE)
         del self.headers["content-length"]
@@ -208,7 +215,10 @@ class EventStreamResponse(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them. Not FastAPI's own generator: that takes two tasks and two queues a client."""
+        """Send the events.
+
+        FastAPI's streaming of a generator would take two tasks and two queues for each client.
+        """
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
 
@@ -221,5 +231,6 @@ class EventStreamResponse(Response):
         except HTTPException as error:
             if error.status_code == CLIENT_HAS_GONE:
                 return
-            # It has begun with 200, so all there is to be said is that it isn't the end.
+            # The response has begun with 200, so the status can't be changed. The stream ends
+            # without an ``end`` event, which makes the client reconnect.
         await send({"type": "http.response.body", "body": b"", "more_body": False})

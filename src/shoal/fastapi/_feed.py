@@ -1,11 +1,11 @@
-"""What happens in a run of this process, encoded once for all who follow it. Imports hooks, anyio.
+"""Distribute the events of a run of this process to all clients that follow it.
 
 Invariants:
 - An event is encoded when the first follower sends it, and never again: followers share its bytes
   (see test_an_event_is_encoded_once).
-- A follower holds no run back. Telling one of an event is to append it to a queue; a queue that is
-  full loses its oldest event, and its follower knows that it has.
-- A feed is a hook of its run while somebody follows, and is gone with the last follower.
+- A follower doesn't slow the run down. An event is only appended to the queue of each follower; a
+  full queue drops its oldest event, and the follower is told that it has missed some.
+- A feed is a hook of its run only while it has followers.
 """
 
 from __future__ import annotations
@@ -46,41 +46,42 @@ from ._models import as_json, as_plain
 
 @final
 class Frame:
-    """An event as it is sent, but for its id: that differs by what each client was sent before."""
+    """An event to be sent, without its id, which depends on the updates each client has."""
 
     __slots__ = ("_body", "_event", "number")
 
     def __init__(self, event: Event | None, body: bytes | None = None) -> None:
-        """Have an event that is yet to be encoded, or what was made of one."""
+        """Create a frame of an event, which is encoded later, or of encoded bytes."""
+        # Exactly one of the two is None: encoding replaces the event by its bytes.
         self._event = event
         self._body = body
-        # Of the update that it tells; None: it tells of something else.
+        # The number of the event's update; None if the event has no update.
         self.number: int | None = event.update.number if isinstance(event, StateUpdated) else None
 
     @property
     def body(self) -> bytes:
-        """Its lines, encoded by the first follower that asks."""
+        """The lines of the event, encoded on first use."""
         if self._body is None:
-            assert self._event is not None, "it was not encoded yet"
+            assert self._event is not None, "an event without bytes has not been encoded yet"
             self._body = _encoded(self._event)
-            self._event = None  # the bytes are all that is needed now
+            self._event = None  # the event may hold large values; only the bytes are needed now
         return self._body
 
 
 @final
 class Follower:
-    """What one client has yet to be sent."""
+    """The events that one client has yet to be sent."""
 
     def __init__(self, most: int) -> None:
-        """Keep so many events at most."""
+        """Keep at most that many events."""
         self._most = most
         self._frames: deque[Frame] = deque()
-        self._has_missed = False
-        self._is_over = False
-        self._news: anyio.Event | None = None  # set while the client waits
+        self._has_missed = False  # whether events were dropped since the last ``take``
+        self._is_over = False  # whether the run has ended, or the runtime drains; never reset
+        self._news: anyio.Event | None = None  # only while the client waits
 
     def add(self, frame: Frame) -> None:
-        """Have one event more to send; the oldest is lost if there is no room."""
+        """Queue an event; drop the oldest one if the queue is full."""
         if len(self._frames) == self._most:
             self._frames.popleft()
             self._has_missed = True
@@ -88,7 +89,7 @@ class Follower:
         self._tell()
 
     def end(self) -> None:
-        """Hear that no more events will come."""
+        """Note that no more events will come."""
         self._is_over = True
         self._tell()
 
@@ -98,11 +99,11 @@ class Follower:
 
     @property
     def is_over(self) -> bool:
-        """Whether all was taken, and no more will come."""
+        """Whether all events were taken, and no more will come."""
         return self._is_over and not self._frames and not self._has_missed
 
     async def wait(self) -> None:
-        """Wait until there is something to take, or it is over. Cancelled, it takes nothing."""
+        """Wait for an event or the end. Takes nothing, so cancelling it loses no event."""
         if not (self._frames or self._has_missed or self._is_over):
             self._news = anyio.Event()
             try:
@@ -111,7 +112,7 @@ class Follower:
                 self._news = None
 
     def take(self) -> tuple[bool, list[Frame]]:
-        """Take all there is: whether events were lost before these, and these."""
+        """Return whether events were dropped, and the queued events; empty the queue."""
         taken = self._has_missed, list(self._frames)
         self._has_missed = False
         self._frames.clear()
@@ -120,19 +121,20 @@ class Follower:
 
 @final
 class Feed(Hook):
-    """What happens in one run, for all who follow it in this process."""
+    """Distributes the events of one run to all its followers in this process."""
 
     observer: ClassVar[bool] = True
 
     def __init__(self, path: RunPath) -> None:
-        """Have no followers yet."""
+        """Create a feed without followers."""
         self._path = path
         self._followers: list[Follower] = []
-        self._state: tuple[int, bytes] | None = None  # the last one that was sent whole
+        # The last state that was sent as a whole: its number and bytes.
+        self._state: tuple[int, bytes] | None = None
 
     @contextmanager
     def follower(self, root: RootRun, most: int) -> Generator[Follower]:
-        """Within, have one follower more, of at most so many events."""
+        """Add a follower for the block; its queue holds at most that many events."""
         follower = Follower(most)
         if not self._followers:
             root.follow(self._end, self)
@@ -148,7 +150,7 @@ class Feed(Hook):
                 self._state = None
 
     def state(self, run: Seen) -> bytes:
-        """Encode the state as it is; once, where several followers begin with the same one."""
+        """Encode the present state; several followers that begin with it share the bytes."""
         if self._state is None or self._state[0] != run.number:
             self._state = run.number, encoded_state(run)
         return self._state[1]
@@ -163,42 +165,42 @@ class Feed(Hook):
             follower.add(frame)
 
     def _tell_own(self, event: Event) -> None:
-        """Tell what happens in the run itself; of its descendants, clients are told items alone."""
+        """Queue an event of the run itself. Of its descendants, clients get only items."""
         if event.path == self._path:
             self._tell(event)
 
     def on_item(self, event: Item) -> None:
-        """Tell it, whichever run of the tree has it."""
+        """Queue an item of the run or a descendant."""
         self._tell(event)
 
     def on_state_updated(self, event: StateUpdated) -> None:
-        """Tell it."""
+        """Queue the event."""
         self._tell_own(event)
 
     def on_step_started(self, event: StepStarted) -> None:
-        """Tell it."""
+        """Queue the event."""
         self._tell_own(event)
 
     def on_step_ended(self, event: StepEnded) -> None:
-        """Tell it."""
+        """Queue the event."""
         self._tell_own(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
-        """Tell it."""
+        """Queue the event."""
         self._tell_own(event)
 
     def on_child_ended(self, event: ChildEnded) -> None:
-        """Tell it."""
+        """Queue the event."""
         self._tell_own(event)
 
 
 _feeds: WeakKeyDictionary[RootRun, Feed] = WeakKeyDictionary()
-"""Those of runs that somebody follows, or has followed, by the runs' executions: one each, whatever
-router of a service a follower comes by."""
+"""The feeds of runs that have, or had, followers. One for each execution of a run, shared by all
+routers of a service."""
 
 
 def feed_of(handle: RunHandle[Any]) -> Feed:
-    """Find the feed of a run of this process; make it if there is none."""
+    """Return the feed of a run of this process; create it if there is none."""
     root = handle._root
     feed = _feeds.get(root)
     if feed is None:
@@ -206,21 +208,21 @@ def feed_of(handle: RunHandle[Any]) -> Feed:
     return feed
 
 
-# -- what is sent ----------------------------------------------------------------------------------
+# -- encoding --------------------------------------------------------------------------------------
 
 
 def lines(kind: str, data: object) -> bytes:
-    """Write an event, but for its id and its end. JSON has no line breaks of its own."""
+    """Return the lines of an event, without its id and end. JSON text has no line breaks."""
     return b"event: %b\ndata: %b\n" % (kind.encode(), as_json(data))
 
 
 def encoded_state(run: Seen) -> bytes:
-    """Write where a run stands."""
+    """Return the event that has the whole state of a run."""
     return lines("state", {"number": run.number, "state": as_plain(run.state)})
 
 
 def encoded_update(update: Update, outcome: Outcome | None = None) -> bytes:
-    """Write a change of a run's state, and which child's outcome it takes, if it does."""
+    """Return the event of an update, with the child whose outcome it applies, if there is one."""
     data: dict[str, object] = {
         "number": update.number,
         "step": update.step,
@@ -255,7 +257,7 @@ def _encoded(event: Event) -> bytes:
         case ChildEnded():
             return lines("child", {"step": event.step, **_child(event.outcome)})
         case _:
-            msg = f"no client is told of {type(event).__name__}"
+            msg = f"the feed doesn't handle {type(event).__name__}"
             raise AssertionError(msg)
 
 

@@ -1,8 +1,8 @@
-"""The runtime of a service: opened when that starts, drained when it stops. Imports FastAPI, anyio.
+"""Open the runtime of a service when it starts, and drain it when it stops.
 
-A server that is told to stop waits for its open connections first, and ends the lifespan only then;
-so streams that end with the lifespan would keep it from stopping. The runtime therefore hears of
-SIGTERM and SIGINT itself: it begins to drain then, and streams end.
+A server that stops waits for its open connections first, and ends the lifespan only then. Streams
+that end with the lifespan would keep the server from stopping. So the lifespan handles SIGTERM and
+SIGINT itself: the runtime begins to drain at once, and streams end.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from shoal._runtime.runtime import Runtime
 from ._relay import heed_cancels
 
 WITHIN = 2.0
-"""Seconds that runs have to end by themselves when the service stops."""
+"""Seconds that runs have to end by themselves when the service stops: less than the time after
+which container runtimes kill a process, 10 s or more."""
 EVERY = 10.0
-"""Seconds from one look for what dead processes have left to the next."""
+"""Seconds between two searches for runs of dead processes: less than the default lease of 15 s, so
+a run is recovered soon after its lease has expired."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class RuntimeState(TypedDict):
-    """What the lifespan gives to requests: ``request.state.runtime``."""
+    """The state that the lifespan adds to requests: ``request.state.runtime``."""
 
     runtime: Runtime
 
@@ -52,24 +54,25 @@ def runtime_lifespan(
 ) -> Lifespan:
     """Open ``runtime`` for the life of a service: ``FastAPI(lifespan=runtime_lifespan(...))``.
 
-    While the service is up, runs of the runtime's ``apps`` go on here that other processes have
-    left; and what other workers are asked to cancel is cancelled, where it goes on here.
+    While the service is up, it recovers runs of the runtime's ``apps`` that other processes have
+    left. A run that another worker of the service was asked to cancel is cancelled if this process
+    executes it.
 
-    When it is told to stop, by SIGTERM or SIGINT if it runs in the main thread, else by the end of
-    the lifespan, the runtime takes no more runs, event streams end, and runs have ``within``
-    seconds; then they are cancelled, and awaited. Those that are kept in a store are left to the
-    next process.
+    The service stops on SIGTERM or SIGINT if it runs in the main thread, else with the end of the
+    lifespan. The runtime then accepts no more runs, event streams end, and runs have ``within``
+    seconds to end; after that they are cancelled, and awaited. Runs that are kept in a store are
+    left to the next process.
 
     Args:
-        runtime: One that is not open.
-        within: Seconds that runs have to end by themselves. Let the server wait longer than that
-            for its connections, if it waits for a limited time at all.
-        recover_every: Seconds from one look for runs that other processes have left to the next;
-            None: never look.
-        secrets: What is secret in those runs, as for ``Runtime.recover``.
+        runtime: A runtime that is not open.
+        within: Seconds that runs have to end by themselves. If the server limits the time that it
+            waits for connections, that limit must be longer.
+        recover_every: Seconds between two searches for runs that other processes have left; None
+            never searches.
+        secrets: The secret fields of those runs, as for ``Runtime.recover``.
 
     Examples:
-        With resources of its own, call it inside of another lifespan:
+        If the service has resources of its own, call it inside of another lifespan:
 
         >>> from contextlib import asynccontextmanager
         >>> from fastapi import FastAPI
@@ -107,7 +110,7 @@ async def _drain(runtime: Runtime, within: float, stop: Event) -> None:
 
 
 async def get_runtime(connection: HTTPConnection) -> Runtime:
-    """Return the runtime that the lifespan has opened. A test may have another one returned.
+    """Return the runtime that the lifespan has opened. A test may override this dependency.
 
     Raises:
         BadUse: The service has no ``runtime_lifespan``.
@@ -129,9 +132,9 @@ RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
 
 @contextmanager
 def _on_signals(call: Callable[[], None]) -> Generator[None]:
-    """Within, have ``call`` called soon after a signal to stop, and then whoever heard it before.
+    """Within the block, call ``call`` soon after a signal to stop, beside the former handler.
 
-    Does nothing in a thread, which can't hear of signals.
+    Does nothing in threads other than the main one, because Python handles signals only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -145,7 +148,7 @@ def _on_signals(call: Callable[[], None]) -> Generator[None]:
             number, frame
         )
 
-    # Where nobody hears it, the process just ends; that is not ours to change.
+    # A signal without a handler in Python ends the process, or is ignored. That stays so.
     heard = [number for number in SIGNALS if callable(before[number])]
     for number in heard:
         signal.signal(number, hear)
@@ -153,5 +156,5 @@ def _on_signals(call: Callable[[], None]) -> Generator[None]:
         yield
     finally:
         for number in heard:
-            if signal.getsignal(number) is hear:  # else somebody listens who came later
+            if signal.getsignal(number) is hear:  # a handler that was installed later stays
                 signal.signal(number, before[number])

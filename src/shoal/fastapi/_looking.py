@@ -1,7 +1,7 @@
-"""Runs of an application, wherever they go on: here, in another process, or nowhere any more.
+"""Find runs of an application: in this process, in another one, or ended.
 
-What goes on here is asked itself. Of all else the store says what it has; so whatever worker of a
-service a request comes to, it gives the same answer.
+Runs of this process are read from their handles, all others from the store. So all workers of a
+service give the same answers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ._models import as_plain
 from ._problems import STATE, Place, printable, refusal_of
 
 RETRY_AFTER = "1"
-"""Seconds after which a client may find another process, where this one stops."""
+"""Seconds after which a client may retry, and reach another process, if this one stops."""
 
 _REFUSED = (
     DefinitionError,
@@ -73,11 +73,11 @@ class Seen(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more happens in it, as far as it is known."""
+        """Whether the run has ended, as far as this process knows."""
         return self.status != "running"
 
     def info(self) -> dict[str, object]:
-        """Return what there is to say without its state."""
+        """Return the content of a response without the state."""
         return {
             "id": self.run_id,
             "application": self.application,
@@ -86,7 +86,7 @@ class Seen(NamedTuple):
         }
 
     def view(self) -> dict[str, object]:
-        """Return what there is to say."""
+        """Return the content of a response with the state."""
         view = {**self.info(), "number": self.number, "state": as_plain(self.state)}
         if self.status not in ("failed", "cancelled"):
             del view["reason"]
@@ -109,23 +109,23 @@ class Runs:
     """The runs of one application in a service."""
 
     def __init__(self, app: Application[Any]) -> None:
-        """Look for runs of ``app``."""
+        """Find runs of ``app``, and only those."""
         self.app: Application[Any] = app
 
     def store(self, runtime: Runtime) -> Store:
-        """Return where they are kept."""
+        """Return the store that keeps the runs."""
         return runtime.store if self.app.store is None else self.app.store
 
     def here(self, runtime: Runtime, run_id: str) -> RunHandle[Any] | None:
-        """Return a run that goes on in this process; None: it doesn't."""
+        """Return the handle of a run that this process executes; None if it doesn't."""
         handle = runtime.find(run_id)
         return handle if handle is not None and handle.application == self.app.name else None
 
     async def find(self, runtime: Runtime, run_id: str) -> Seen:
-        """Look at a run.
+        """Return a run as it is now.
 
         Raises:
-            HTTPException: There is none of that id.
+            HTTPException: There is no run with that id.
         """
         handle = self.here(runtime, run_id)
         if handle is not None:
@@ -143,7 +143,7 @@ class Runs:
                 summary: RunSummary | None = await ask(store.summary(run_id))
                 if summary is not None:
                     status, reason = status_of(summary), summary.reason or summary.error
-            # Behind that: what is said to have ended shows all that it has come to.
+            # After reading the status: a run that counts as ended then has its final state.
             played = await replayed(store, path, beginning)
             questions: Sequence[Question] = ()
             if status == "halted":
@@ -153,12 +153,12 @@ class Runs:
 
 
 def status_of(run: RunSummary) -> str:
-    """Say how a run stands: one that was taken up again goes on, though its store has its end."""
+    """Return the status of a run. A run that is being resumed is running, despite its saved end."""
     return "running" if run.holder and run.status != "succeeded" else run.status
 
 
 async def replayed(store: Store, path: RunPath, beginning: Beginning) -> Playback:
-    """Play the history of a run back: in parts, where its store can read it so."""
+    """Replay the history of a run: in parts, if its store can read it so."""
     played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
     number: int | None = 0
     while number is not None:
@@ -172,18 +172,18 @@ async def replayed(store: Store, path: RunPath, beginning: Beginning) -> Playbac
 
 
 async def ask(pending: Any) -> Any:
-    """Ask the store; whatever it raises is its failure."""
+    """Await a call of the store; turn its unknown errors into ``StoreFailed``."""
     try:
         return await pending
     except (NotDecodable, StoreFailed):
         raise
     except Exception as error:
-        msg = f"the store could not be asked: {in_short(error)}"
+        msg = f"the store could not be read: {in_short(error)}"
         raise StoreFailed(msg) from error
 
 
 def seen(handle: RunHandle[Any]) -> Seen:
-    """Look at a run that goes on here, or has just ended."""
+    """Return a run of this process as it is now; it may just have ended."""
     status, error = handle.status, handle.error
     reason = handle.reason if error is None else in_short(error)
     return Seen(
@@ -198,18 +198,18 @@ def seen(handle: RunHandle[Any]) -> Seen:
 
 
 def unknown(run_id: str, *, is_kept: bool = True) -> HTTPException:
-    """Say that there is no such run."""
-    hint = "" if is_kept else "; without a store a run is known while it goes on, in its process"
+    """Return the response for a run that doesn't exist."""
+    hint = "" if is_kept else "; without a store a run is known only while it runs, in its process"
     return HTTPException(404, f"there is no run {run_id!r}{hint}")
 
 
 @contextmanager
 def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Generator[None]:
-    """Within, have what is raised tell the client what it can do about it.
+    """Within the block, turn errors into responses that tell the client what to do.
 
     Args:
         where: The part of the request that refusals are about.
-        answered: For which questions there are answers, in the order in which they were sent.
+        answered: The questions that have answers, in the order in which these were sent.
     """
     try:
         yield
@@ -217,19 +217,19 @@ def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Gener
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
-    except NotDecodable as error:  # to try again changes nothing
-        logger.warning("what the store has of a run can't be read: %s", error)
-        raise HTTPException(500, "what the store has of the run can't be read here") from error
+    except NotDecodable as error:  # not a 503, because retrying changes nothing
+        logger.warning("a saved run can't be read: %s", error)
+        raise HTTPException(500, "the saved run can't be read by this service") from error
     except UnknownRun as error:
         raise HTTPException(404, printable(str(error))) from error
     except RunConflict as error:
         what = error.what or "the run was begun by a program that differs from this one"
-        msg = f"{what}; send its id without `state` to have it go on, or another `id` for a new run"
+        msg = f"{what}; send its id without `state` to resume it, or another `id` for a new run"
         raise HTTPException(409, printable(msg)) from error
     except RunClaimed as error:
         raise HTTPException(409, printable(str(error))) from error
     except BadUse as error:
         logger.warning("a request could not be met: %s", error)
-        raise HTTPException(409, "the service can't do that with the run now") from error
+        raise HTTPException(409, "the service can't do that with the run at the moment") from error
     except _REFUSED as error:
         raise refusal_of(error, where, answered) from error

@@ -1,8 +1,8 @@
-"""What goes over the wire, as pydantic models made of an application's state. Imports pydantic.
+"""Define requests and responses as pydantic models, made from an application's state.
 
-Models say what requests and responses look like. Requests are held to them; responses are written
-by ``Json`` as they are, for a run that goes on has a state that may not yet be what its model asks
-for, and a state may hold what pydantic has never seen.
+Requests are validated by their models. Responses are only described by them, and written by
+``Json`` without validation: the state of a run under way may not fit its model yet, and a state may
+hold types that pydantic doesn't know.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from shoal._state.secrets import without_secrets
 from shoal._state.state import State, held
 from shoal.stores._protocol import RunStatus
 
-# Not `.` and `..`, which clients take for the address above; pydantic has no lookahead.
+# Excludes `.` and `..`, which clients resolve as parts of a path; pydantic's patterns have no
+# lookahead, which would say so more simply.
 _ID = r"^(\.{0,2}[A-Za-z0-9_~:@+-]|\.{3})[A-Za-z0-9._~:@+-]*$"
 RunId = Annotated[str, Field(min_length=1, max_length=200, pattern=_ID)]
-"""The id of a run, as part of an address."""
+"""The id of a run, as part of a URL."""
 
 SHOWN_LEVELS = 200
-"""Levels of nesting that a response shows of what an action has made; stores keep 100."""
-_LONGEST_INT = 3 * (sys.get_int_max_str_digits() or sys.maxsize)  # bits: a digit has 3.3
+"""Levels of nesting that a response shows. Stores save 100; without one, a state may be deeper."""
+_LONGEST_INT = 3 * (sys.get_int_max_str_digits() or sys.maxsize)  # in bits: a digit has 3.3
 
 REASON = "asked for by a client"
-"""Why a run is cancelled, if the client does not say."""
+"""The reason of a cancellation, if the client gives none."""
 
 
 class RunInfo(BaseModel):
@@ -47,7 +48,7 @@ class RunInfo(BaseModel):
     id: str
     application: str
     status: RunStatus
-    reason: str = Field("", description="Why it was cancelled, or what it failed with.")
+    reason: str = Field("", description="Why the run was cancelled, or the error it failed with.")
 
 
 class Listed(RunInfo):
@@ -55,20 +56,24 @@ class Listed(RunInfo):
 
     version: str
     began_at: float = Field(description="Seconds since 1970.")
-    ended_at: float | None = Field(None, description="Seconds since 1970; null: it goes on.")
-    executed_by: str = Field("", description="Who executes it now; empty: nobody.")
+    ended_at: float | None = Field(None, description="Seconds since 1970; null while it runs.")
+    executed_by: str = Field(
+        "", description="The process that executes the run now; empty if there is none."
+    )
     forked_from: str | None = None
 
 
 class Page(BaseModel):
-    """A part of the list of runs, those that have begun last first."""
+    """A part of the list of runs, the ones that began last first."""
 
     runs: list[Listed]
-    next: str | None = Field(None, description="What to give as `after` for more; null: no more.")
+    next: str | None = Field(
+        None, description="The value of `after` for the next page; null on the last page."
+    )
 
 
 class Cancel(BaseModel):
-    """Why a run is to be cancelled."""
+    """The reason for cancelling a run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,9 +81,9 @@ class Cancel(BaseModel):
 
 
 class Asked(BaseModel):
-    """What a run waits for somebody to answer."""
+    """A question that a run waits for an answer to."""
 
-    run_id: str = Field(description="The run that asks: it, or a descendant.")
+    run_id: str = Field(description="The run that asks: the run itself, or a descendant.")
     name: str
     step: str
     key: str | int = Field(description="That run's key within its fan-out.")
@@ -93,7 +98,7 @@ class Answer(BaseModel):
     name: str
     value: Any
     run_id: str | None = Field(
-        None, description="The run that asks. May be left out where one question has the name."
+        None, description="The run that asks. May be left out if only one question has this name."
     )
 
 
@@ -106,20 +111,20 @@ class Answers(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request could not be met."""
+    """The reason why a request was refused or failed."""
 
     detail: Any
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """The health of the service."""
 
     status: Literal["ok", "draining", "unhealthy"]
     detail: str = ""
 
 
 class LimitUse(BaseModel):
-    """How one part of a limit is used."""
+    """The use of one part of a limit."""
 
     limits: str
     keys: int
@@ -132,31 +137,34 @@ class LimitUse(BaseModel):
 class _View(BaseModel):
     id: str
     application: str
-    number: int = Field(description="The number of the update that has led to `state`.")
+    number: int = Field(description="The number of the last update of `state`.")
 
 
 class Models(NamedTuple):
     """The models of one application."""
 
     start: type[BaseModel]
-    """What a run is started with."""
+    """The request that starts a run."""
     view: Any
-    """A run, with its state: a union told apart by ``status``."""
+    """A run with its state: a union, discriminated by ``status``."""
 
 
 def models_of(app: Application[Any]) -> Models:
-    """Make the models of an application, named after it."""
+    """Create the models of an application, named after it."""
     name = "".join(word.capitalize() for word in re.findall(r"[A-Za-z0-9]+", app.name)) or "App"
     state: Any = _start_state(app, f"{name}Start")
     optional: Any = state | None
     start = create_model(
         f"{name}Request",
-        __doc__="What a run is started with.",
+        __doc__="The start of a run.",
         __config__=ConfigDict(extra="forbid"),
         state=(
             optional,
             Field(
-                None, description="The fields that it starts with. May be left out if it is known."
+                None,
+                description=(
+                    "The fields of the initial state. May be left out if the run exists already."
+                ),
             ),
         ),
         id=(
@@ -164,13 +172,14 @@ def models_of(app: Application[Any]) -> Models:
             Field(
                 None,
                 description=(
-                    "Names the run. One that is known already goes on, or is found to be doing so."
+                    "The id of the run. If a run with this id exists, it is resumed, or joined if "
+                    "it is running."
                 ),
             ),
         ),
     )
     schema = app.graph.schema
-    # What is secret is in no response, though the model may ask for it.
+    # Responses lack the secret fields, which the user's model may require.
     final: Any = dict[str, Any]
     if schema is not None and not app.secret:
         final = _final_state(schema.model, f"{name}State")
@@ -189,10 +198,10 @@ def models_of(app: Application[Any]) -> Models:
 
     reason = (str, ...)
     views = (
-        view("running", partial, "A run that has not ended: its state so far."),
+        view("running", partial, "A run that has not ended, with its state so far."),
         view("succeeded", final, "A run that has succeeded."),
-        view("failed", partial, "A run that has failed, and what with.", reason=reason),
-        view("cancelled", partial, "A run that was cancelled, and why.", reason=reason),
+        view("failed", partial, "A run that has failed, with its error.", reason=reason),
+        view("cancelled", partial, "A run that was cancelled, with the reason.", reason=reason),
         view("halted", partial, "A run that waits for answers.", questions=(list[Asked], ...)),
     )
     union: Any = views[0]
@@ -202,12 +211,13 @@ def models_of(app: Application[Any]) -> Models:
 
 
 def _start_state(app: Application[Any], name: str) -> Any:
-    """Make the type of the fields that a run is started with: a dict with what is needed.
+    """Create the type of the initial state in a request.
 
-    A ``TypedDict``: any field's name will do, and only what was given is in it.
+    A ``TypedDict``, because it allows any name of a field, and has only the fields that were given.
     """
     schema = app.graph.schema
-    # Where something is secret, a known run goes on with that alone; the engine says what lacks.
+    # With secret fields no field is required: an existing run is resumed with its secrets alone.
+    # The engine refuses a new run that lacks fields.
     needed = () if app.secret else app.graph.missing(())
     if schema is None:
         asked = sorted(app.graph.missing(()))
@@ -223,17 +233,18 @@ def _start_state(app: Application[Any], name: str) -> Any:
 
 
 def _final_state(model: Any, name: str) -> Any:
-    """Return the type of a state that is as its model asks for: the model, if that says so itself.
+    """Return the type of a final state: the model itself, or a ``TypedDict`` with its fields.
 
-    A state has the fields of its model by their own names, and nothing else. A model describes
-    itself with its aliases, and with what it computes; then a ``TypedDict`` stands in for it.
+    A response has the fields of the model by their own names, and nothing else. If the model's own
+    description has aliases or computed fields, it would be wrong, and the ``TypedDict`` replaces
+    it.
     """
     declared = declaration(model).fields
     try:
         described = TypeAdapter(model).json_schema(mode="serialization")
-    except PydanticInvalidForJsonSchema:  # FastAPI says so of the model itself
+    except PydanticInvalidForJsonSchema:  # FastAPI then reports the error, with the model's name
         return model
-    if "$ref" in described:  # it is somewhere within itself
+    if "$ref" in described:  # a recursive model
         described = described["$defs"][described["$ref"].rpartition("/")[2]]
     if described.get("properties", {}).keys() == declared.keys():
         return model
@@ -245,18 +256,18 @@ def _final_state(model: Any, name: str) -> Any:
 
 
 def _typed_dict(name: str, fields: dict[str, Any], extra: Literal["allow", "forbid"]) -> Any:
-    made: Any = TypedDict(name, fields)  # pyright: ignore  # noqa: PGH003 # it is made at run time
+    made: Any = TypedDict(name, fields)  # pyright: ignore  # noqa: PGH003 # made at run time
     made.__pydantic_config__ = ConfigDict(extra=extra, arbitrary_types_allowed=True)
     return made
 
 
 class Json(Response):
-    """A response in JSON, whatever it has to say: what has no form in JSON is shown as text."""
+    """A response in JSON. Values that JSON lacks are shown as text."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Write it down."""
+        """Return ``content`` as JSON."""
         return as_json(content)
 
 
@@ -265,16 +276,16 @@ def as_json(content: object) -> bytes:
     try:
         return to_json(content, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True)
     except Exception:  # noqa: BLE001 # serializers of users' classes run here
-        # Half a character, a model that does not serialize itself, nesting that is too deep...
+        # Half a surrogate pair, a model whose serializer fails, nesting that is too deep...
         return json.dumps(_simple(content, SHOWN_LEVELS), ensure_ascii=True).encode("ascii")
 
 
 def _simple(value: object, levels: int) -> object:
-    """Make what json.dumps can write, of whatever is in a state; it never raises."""
+    """Convert any value of a state to types that json.dumps can write. Never raises."""
     match value:
         case None | bool():
             return value
-        case int():  # Python writes no int with more digits
+        case int():  # Python converts no int with more digits to decimal text
             return int(value) if value.bit_length() < _LONGEST_INT else hex(value)
         case str():
             return str.__str__(value)
@@ -294,7 +305,7 @@ def _name(key: object) -> str:
 
 
 def as_plain(state: State[Any]) -> object:
-    """Copy a state for ``as_json``, which writes a state itself where that is nested too deep."""
+    """Copy a state for ``as_json``. A state that is nested too deeply is copied only one level."""
     try:
         return state.to_plain()
     except RecursionError:

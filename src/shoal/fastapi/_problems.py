@@ -1,12 +1,12 @@
-"""What a client is told of a request that can't be met. Imports FastAPI, and errors.
+"""Turn errors into refusals that an HTTP client understands.
 
 Invariants:
-- Each refusal of what was sent (422) is a list of ``type``, ``loc`` and ``msg``, and reaches a
-  service's own handler of ``RequestValidationError``, if there is one.
-- Messages are for HTTP clients: they name endpoints and what is sent, never functions of Python.
-- Nothing that was sent is sent back, neither as a value nor in a message about a secret field: the
-  response goes to logs, proxies and people that the request did not go to.
-- What is said can be written as JSON, whatever was sent.
+- Each refusal of a body (422) is a list of ``type``, ``loc`` and ``msg``, and is raised as a
+  ``RequestValidationError``, so that a service's own handler of that gets it.
+- Messages are for HTTP clients: they name endpoints and parts of requests, never Python functions.
+- No sent value is repeated, neither by itself nor in a message about a secret field, because a
+  response reaches logs, proxies and people that the request didn't reach.
+- Every refusal can be written as JSON, whatever the request was.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ from shoal._errors.exceptions import (
 STATE = ("body", "state")
 """The place of the initial state in a request."""
 ANSWERS = ("body", "answers")
-"""The place of answers in a request."""
+"""The place of the answers in a request."""
 Place = Sequence[str | int]
 
 _NOT_TAKEN = (
     (InvalidState, "invalid_state", "does not fit the model of the application"),
-    (NotData, "no_data", "has a value that can't be kept"),
-    (UpdateTooLarge, "too_large", "is larger than the store takes"),
+    (NotData, "no_data", "has a value that can't be saved"),
+    (UpdateTooLarge, "too_large", "is larger than the store accepts"),
 )
-"""What else is said of what was sent, by the kind of the error."""
-_OF_SECRET = "is not what the secret field asks for"  # noqa: S105 # no secret, but about one
+"""The types and messages of refusals, by the class of the error."""
+_OF_SECRET = "is not valid for the secret field"  # noqa: S105 # a message, not a secret
 
 
 def printable(text: str) -> str:
-    """Write halves of surrogate pairs as escapes, for UTF-8 has no form for them."""
+    """Escape halves of surrogate pairs, which UTF-8 can't express."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def without_values(error: RequestValidationError, secret: frozenset[str]) -> RequestValidationError:
-    """Make an error that says what doesn't fit and where, and has nothing of what was sent.
+    """Return a copy of a validation error without the sent values.
 
-    FastAPI's own has the values in ``input`` and ``ctx``, and all of the body beside the errors.
+    FastAPI's error has the values in ``input`` and ``ctx``, and the whole body beside them.
 
     Args:
-        error: FastAPI's.
-        secret: The fields of the state of which messages may say nothing: a validator's own message
-            often repeats the value, and within a mapping the place has its keys.
+        error: FastAPI's error.
+        secret: The secret fields of the state. Their messages and inner places are replaced:
+            messages of validators often repeat the value, and places within a mapping have its
+            keys.
     """
     return RequestValidationError([_told(one, secret) for one in error.errors()])
 
@@ -71,19 +72,19 @@ def _told(error: Any, secret: frozenset[str]) -> dict[str, object]:
 
 
 def refusal(type: str, where: Place, message: str) -> RequestValidationError:  # noqa: A002 # its name in JSON
-    """Make the refusal of one part of what was sent."""
+    """Return the refusal of one part of a request."""
     return RequestValidationError([{"type": type, "loc": [*where], "msg": message}])
 
 
 def refusal_of(
     error: ShoalError, where: Place = STATE, answered: Sequence[object] = ()
 ) -> RequestValidationError:
-    """Make a refusal of an error that the engine has raised of what was sent.
+    """Return the refusal for an error that the engine has raised because of the request.
 
     Args:
-        error: The engine's. Its own message is for callers in Python, and may have values.
-        where: The part that it is about, if the error doesn't say so itself.
-        answered: For which questions there are answers, in the order in which they were sent.
+        error: The engine's error. Its message is for Python callers, and may have values.
+        where: The part of the request that the error concerns, if the error doesn't say so.
+        answered: The questions that have answers, in the order in which these were sent.
     """
     match error:
         case SecretLeaked():
@@ -93,13 +94,13 @@ def refusal_of(
             message = "Field required: a new run can't begin without it"
             return refusal("missing", (*STATE, error.field), message)
         case MissingSecret() if where == STATE:
-            message = "Field required: it is secret, so it is saved nowhere"
+            message = "Field required: it is secret, so it is not saved"
             told = [
                 {"type": "missing", "loc": [*STATE, one], "msg": message} for one in error.fields
             ]
             return RequestValidationError(told)
         case MissingSecret():
-            message = "the run has secret fields, which are saved nowhere, and none are taken here"
+            message = "the run has secret fields, which are not saved, and this request has none"
             return refusal("missing_secret", ("body",), message)
         case UnknownQuestion():
             at = [answered.index(error.at)] if error.at in answered else []
@@ -108,4 +109,4 @@ def refusal_of(
             for kind, name, message in _NOT_TAKEN:
                 if isinstance(error, kind):
                     return refusal(name, where, message)
-            return refusal("not_taken", where, "is not what the application takes")
+            return refusal("not_taken", where, "is not valid for the application")

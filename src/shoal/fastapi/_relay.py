@@ -1,8 +1,8 @@
-"""Cancelling a run that another process executes: asked for in the store, heeded there.
+"""Cancel a run that another process executes, by a request that both find in the store.
 
-Imports stores' ports and runtimes; anyio. What is asked for is kept as a result is that actions
-remember (``CachesResults``), for a while: so any store that has those can do it. One key says that
-anything was asked for at all; so whoever has nothing to heed looks at that alone.
+A request is an entry of the store's cache of results (``CachesResults``) that expires after a
+while, so any store with such a cache can pass it on. One further key changes with each request, so
+a process that has nothing to cancel polls only that key.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from shoal.stores._protocol import CachesResults, Store
 logger = logging.getLogger("shoal.fastapi")
 
 POLL = 0.25
-"""Seconds from one look to the next."""
+"""Seconds between two polls: a client that cancels barely notices the delay."""
 KEPT = 30.0
-"""Seconds for which it counts: as long as it may take to have a dead process's run go on."""
+"""Seconds until a request expires: as long as another process may take to recover the run of a dead
+one."""
 
 ANY = "shoal.fastapi cancel"
-"""The key that changes whenever a run is to be cancelled."""
+"""The key that changes with each request."""
 
 
 async def ask_to_cancel(store: Store, run_id: str, reason: str) -> bool:
-    """Have whoever executes a run cancel it, soon; return whether the store can pass that on."""
+    """Ask the process that executes a run to cancel it; return whether the store can do that."""
     if not isinstance(store, CachesResults):
         return False
     await store.remember(_key(run_id), (Set("reason", reason),), KEPT)
-    await store.remember(ANY, (Set("token", new_run_id()),), KEPT)  # behind what it tells of
+    # Last: a process that sees the new token has to find the request.
+    await store.remember(ANY, (Set("token", new_run_id()),), KEPT)
     return True
 
 
 async def heed_cancels(runtime: Runtime) -> None:
-    """Cancel what other processes were asked to cancel and this one executes, until it drains."""
+    """Cancel runs of this process that other processes have asked to cancel, until it drains."""
     heeding = [_Heeding(store) for store in runtime.stores() if isinstance(store, CachesResults)]
     is_well = True
     while heeding and not runtime.draining:
@@ -49,21 +51,21 @@ async def heed_cancels(runtime: Runtime) -> None:
         try:
             for each in heeding:
                 await each.look(runtime)
-        except Exception as error:  # noqa: BLE001 # the next look may do better
-            if is_well:
-                logger.warning("what is to be cancelled is not known now: %s", in_short(error))
+        except Exception as error:  # noqa: BLE001 # the next poll may succeed
+            if is_well:  # log an outage once
+                logger.warning("can't look for runs to cancel: %s", in_short(error))
             is_well = False
         else:
             is_well = True
 
 
 class _Heeding:
-    """What one store passes on."""
+    """The requests in one store."""
 
     def __init__(self, store: CachesResults) -> None:
         self._store = store
-        self._token: Sequence[Operation] | None = None
-        self._checked: set[str] = set()  # runs that nobody has asked to cancel by that token
+        self._token: Sequence[Operation] | None = None  # the value of ``ANY`` at the last poll
+        self._checked: set[str] = set()  # runs looked up since; cleared when the token changes
 
     async def look(self, runtime: Runtime) -> None:
         runs = runtime.runs()
@@ -79,7 +81,7 @@ class _Heeding:
             if run.run_id not in self._checked:
                 self._checked.add(run.run_id)
                 asked = await self._store.recall(_key(run.run_id))
-                if asked:  # forgotten first: who starts it again then wants it to go on
+                if asked:  # delete the request first, so that it can't cancel a later execution
                     await self._store.remember(_key(run.run_id), (), KEPT)
                 for operation in asked or ():
                     if isinstance(operation, Set):

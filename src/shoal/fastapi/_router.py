@@ -1,11 +1,12 @@
-"""The endpoints. Imports FastAPI, anyio, and the rooms before.
+"""Define the endpoints.
 
 Invariants:
-- Nothing is reachable without what ``authorize`` allows; who wants none says so: ``None``.
-- What a run is given from outside of its service is its state, never its inputs.
+- Every endpoint calls ``authorize``. A service that wants no check has to pass ``None``.
+- A client can set the initial state of a run, never its inputs.
 """
 
-# Annotations are evaluated where they stand: those of endpoints name what is made for each router.
+# No ``from __future__ import annotations``: FastAPI has to see the annotations of endpoints as
+# objects, because some name models that are local to a function.
 
 import logging
 from http import HTTPStatus
@@ -50,22 +51,22 @@ from ._starting import begin, begin_surely, wait_ended
 logger = logging.getLogger("shoal.fastapi")
 
 OnDisconnect = Literal["cancel", "detach"]
-"""What becomes of a run whose client goes away while it waits: it is cancelled, or goes on."""
+"""Whether a run is cancelled or continues if its client disconnects while it waits for the end."""
 
 MOST = 200
-"""Runs in one page of a list."""
+"""The most runs in one page of a list."""
 PAGES = 20
-"""Pages of a store that are looked through for one of an application."""
+"""The most pages of a store that one request reads to find runs of its application. It bounds the
+time of a request if a store has many runs of others; the client then asks for the next page."""
 PROBLEMS = (400, 404, 409, 422, 503)
-"""Statuses of requests that could not be met; what else ``authorize`` raises is its own."""
+"""The statuses of refusals. ``authorize`` may raise others."""
 JOINED = (
-    "one with the `id` of a run that goes on already, in whichever process, and without a `state` "
-    "or with the one that it was started with, is answered for that run; with another `state`, "
-    "409."
+    "a request with the `id` of a run that is running already, in whichever process, joins that "
+    "run if it has no `state`, or the same `state`; with another `state`, the answer is 409."
 )
-"""What becomes of a request for a run that is under way."""
+"""The description of requests for a run that is running."""
 STORE_DEADLINE = 2.0
-"""Seconds that a store has to show that it is there."""
+"""Seconds that a store has for its answer to a readiness check. Probes mostly wait 1 to 10 s."""
 
 
 def runs_router(
@@ -76,33 +77,33 @@ def runs_router(
     on_disconnect: OnDisconnect = "cancel",
     tags: list[str] | None = None,
 ) -> APIRouter:
-    """Make endpoints for the runs of an application, in the service's runtime.
+    """Return a router with endpoints for the runs of an application, in the service's runtime.
 
-    ``POST /runs`` starts one and returns (202); ``POST /runs/wait`` starts one and waits for its
-    end; ``GET /runs`` lists them, ``GET /runs/{id}`` looks at one; ``GET /runs/{id}/events`` sends
-    what happens in it, as server-sent events; ``POST /runs/{id}/cancel`` cancels it, and
-    ``POST /runs/{id}/answers`` has one that is halted go on.
+    ``POST /runs`` starts a run and returns (202); ``POST /runs/wait`` starts a run and waits for
+    its end; ``GET /runs`` lists runs, ``GET /runs/{id}`` returns one; ``GET /runs/{id}/events``
+    sends its events as server-sent events; ``POST /runs/{id}/cancel`` cancels a run, and
+    ``POST /runs/{id}/answers`` answers the questions of a halted run and resumes it.
 
-    With a store that several workers share, any of them may be asked. Without a store a run is
-    known only to the process in which it goes on, and only as long.
+    If several workers share a store, each of them can answer every request. Without a store, only
+    the process that executes a run knows it, and only while it runs.
 
-    What a client may send and gets is described by models that are made of the application's.
-    A client gives the fields of the state; inputs come from the application and the runtime.
+    Requests and responses are described by models that are made from the application's state. A
+    client sends fields of the state; inputs come from the application and the runtime.
 
     Args:
-        app: The application. Name it in ``Runtime(apps=[...])``, so that its runs are recovered.
-        authorize: A dependency that every endpoint here has, and that raises ``HTTPException``
-            where something isn't allowed; it may have ``run_id: str = ""`` as a parameter, and
-            others that FastAPI knows. That is the run in the path, or the one that ``POST /runs``
-            and ``POST /runs/wait`` are given as ``id``, whether there is one yet or not; and ``""``
-            for the list, and for a run that is started without an id. None: everybody may do
-            everything.
-        prefix: Where they are.
-        on_disconnect: What becomes of a run whose client goes away while it waits for the end.
-        tags: For the documentation; by default the application's name.
+        app: The application. Add it to ``Runtime(apps=[...])``, so that its runs are recovered.
+        authorize: A dependency of every endpoint, which raises ``HTTPException`` if the request is
+            not allowed. It may have a parameter ``run_id: str = ""``, and others that FastAPI
+            knows. ``run_id`` is the run in the path, or the ``id`` in the body of ``POST /runs``
+            and ``POST /runs/wait``, whether that run exists or not; for the list, and for a run
+            that is started without an id, it is ``""``. None allows every request.
+        prefix: The beginning of the endpoints' paths.
+        on_disconnect: Whether a run is cancelled or continues if its client disconnects while it
+            waits for the end.
+        tags: The tags in the documentation; by default the application's name.
 
     Raises:
-        DefinitionError: ``app`` is no application, or another argument not what it has to be.
+        DefinitionError: ``app`` is not an application, or another argument is invalid.
 
     Examples:
         >>> from fastapi import FastAPI, HTTPException
@@ -141,8 +142,8 @@ def _add_starting(
     request_model: Any = models.start
 
     async def start_run(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        # Before the start: once the run goes on, nothing here may fail
-        # (see test_whatever_its_prefix_a_run_has_an_address).
+        # Before the start: once the run is running, nothing here may fail (see
+        # test_whatever_its_prefix_a_run_has_an_address).
         where = address(request)
         begun = await begin_surely(runs, runtime, body.state, body.id)
         return Json(begun.run.info(), 202, {"Location": f"{where}/{begun.run.run_id}"})
@@ -171,8 +172,8 @@ def _add_starting(
         response_model=RunInfo,
         summary="Start a run",
         description=(
-            "Starts a run, and returns when its beginning is saved. It goes on by itself. Asking "
-            f"again is no error: {JOINED}"
+            "Starts a run, and returns when its start is saved; the run continues by itself. "
+            f"Repeating the request is harmless: {JOINED}"
         ),
     )
     router.add_api_route(
@@ -182,19 +183,20 @@ def _add_starting(
         response_model=models.view,
         summary="Run, and wait for the end",
         description={
-            "cancel": "Starts a run and waits for its end. The client whose request has started it "
-            "cancels it by hanging up. Others may wait too: ",
-            "detach": "Starts a run and waits for its end. It goes on when clients hang up. Others "
-            "may wait too: ",
+            "cancel": "Starts a run and waits for its end. The run is cancelled if the client that "
+            "started it disconnects. Other clients may wait, too: ",
+            "detach": "Starts a run and waits for its end. The run continues if clients "
+            "disconnect. Other clients may wait, too: ",
         }[on_disconnect]
         + JOINED,
     )
 
 
 def address(request: Request) -> str:
-    """Return the path that was asked for, as a header may have it.
+    """Return the path of a request in a form that a header may have.
 
-    The server has decoded it, so it may hold anything; what a path may hold stays as it is.
+    The server has decoded the path, so it may hold any character; those that a URL's path allows
+    are not escaped.
     """
     path = quote(request.scope["path"].encode("utf-8", "surrogatepass"), safe="/:@!$&'()*+,;=~")
     return f"/%2F{path[2:]}" if path.startswith("//") else path  # "//" would begin with a host
@@ -208,12 +210,15 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
         after: Annotated[
             RunId | None,
-            Query(description="The last run of the page before. None come after one not known."),
+            Query(
+                description="The last run of the previous page. If it is not known, the page is "
+                "empty."
+            ),
         ] = None,
     ) -> Response:
         return Json(await _page(runs, runtime, status, limit, after))
 
-    @router.get("/{run_id}", summary="Look at a run", response_model=models.view)
+    @router.get("/{run_id}", summary="Get a run", response_model=models.view)
     async def get_run(runtime: RuntimeDep, run_id: RunId) -> Response:
         return Json((await runs.find(runtime, run_id)).view())
 
@@ -222,7 +227,7 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         run_id: RunId,
         last_event_id: Annotated[int | None, Header(ge=0)] = None,
     ) -> RunEventStream:
-        # A dependency, so that who asks for what isn't there is told so before anything is sent.
+        # A dependency, so that errors are raised before the response begins.
         _refuse_draining(runtime)
         found = await runs.find(runtime, run_id)
         return RunEventStream(runs, runtime, found, last_event_id)
@@ -245,7 +250,7 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
     async def cancel_run(
         runtime: RuntimeDep, run_id: RunId, body: Cancel | None = None
     ) -> Response:
-        # Soon: `status` is what it is now.
+        # The response has the present status: cancelling takes a moment.
         reason = REASON if body is None else body.reason
         handle = runs.here(runtime, run_id)
         if handle is not None:
@@ -258,8 +263,8 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
             if await ask_to_cancel(runs.store(runtime), run_id, reason):
                 return Json(found.info(), 202)
         msg = (
-            f"run {run_id!r} goes on in another process, and its store can't pass on that it is to "
-            f"be cancelled (see shoal.stores.CachesResults)"
+            f"run {run_id!r} is running in another process, and its store can't pass the request "
+            f"on (see shoal.stores.CachesResults)"
         )
         raise HTTPException(409, msg)
 
@@ -267,13 +272,13 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         "/{run_id}/answers", status_code=202, summary="Answer questions", response_model=RunInfo
     )
     async def answer_run(runtime: RuntimeDep, run_id: RunId, body: Answers) -> Response:
-        await runs.find(runtime, run_id)  # of this application
+        await runs.find(runtime, run_id)  # raises if it isn't a run of this application
         answers = {
             one.name if one.run_id is None else (one.run_id, one.name): one.value
             for one in body.answers
         }
         if isinstance(runs.store(runtime), NullStore):
-            raise HTTPException(409, "the service keeps no runs, so none of them waits for answers")
+            raise HTTPException(409, "the service saves no runs, so none of them waits for answers")
         with as_responses(ANSWERS, [*answers]):
             handle = await runtime.start(runs.app, id=run_id, answers=answers)
         return Json(seen(handle).info(), 202)
@@ -282,7 +287,7 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
 async def _page(
     runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
 ) -> dict[str, object]:
-    """Collect a page of the runs of one application, out of all that the store lists."""
+    """Collect a page of runs of one application from all runs that the store lists."""
     store = runs.store(runtime)
     if not isinstance(store, Browses):
         return _page_of_here(runs, runtime, status, limit, after)
@@ -306,7 +311,7 @@ async def _page(
 def _page_of_here(
     runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
 ) -> dict[str, object]:
-    """Collect the same of what goes on here, where no store lists any."""
+    """Collect a page of runs of this process, if no store can list any."""
     newest = [one for one in reversed(runtime.runs()) if one.application == runs.app.name]
     if after is not None:
         behind = dropwhile(lambda handle: handle.run_id != after, newest)
@@ -335,19 +340,19 @@ def _listed(run: RunSummary) -> dict[str, object]:
 def service_router(
     *, authorize: Authorize | None, prefix: str = "", tags: list[str] | None = None
 ) -> APIRouter:
-    """Make endpoints that tell how the service is.
+    """Return a router with endpoints for the health of the service.
 
-    ``GET /healthz``: whether the process is to be left alone (200) or replaced (503).
-    ``GET /readyz``: whether it is to be sent requests: it isn't drained, and its stores answer.
-    What is wrong with a store is logged, and told only where ``authorize`` is given: it names the
-    database.
-    ``GET /limits``: how limits are used in this process.
+    ``GET /healthz`` says whether the process is healthy (200) or should be replaced (503).
+    ``GET /readyz`` says whether the process accepts requests: it isn't draining, and its stores
+    answer. The error of a store is logged. Clients get it only if ``authorize`` is given, because
+    it names the database.
+    ``GET /limits`` returns the use of limits in this process.
 
     Args:
-        authorize: As for ``runs_router``. What probes a service may have no token: then give it
-            a router of its own, ``service_router(authorize=None)``, where only probes get to.
-        prefix: Where they are.
-        tags: For the documentation.
+        authorize: As for ``runs_router``. If probes of the service have no token, give them a
+            router of their own, ``service_router(authorize=None)``, that only they can reach.
+        prefix: The beginning of the endpoints' paths.
+        tags: The tags in the documentation.
     """
     router = APIRouter(
         prefix=prefix,
@@ -355,7 +360,7 @@ def service_router(
         dependencies=authorizing(authorize, "service_router"),
     )
     poorly: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
-    said = ""  # the last problem that was logged
+    said = ""  # the last problem that was logged, so that each is logged once
 
     @router.get("/healthz", response_model=Health, responses=poorly)
     async def health(runtime: RuntimeDep) -> Response:
@@ -366,7 +371,7 @@ def service_router(
     @router.get("/readyz", response_model=Health, responses=poorly)
     async def readiness(runtime: RuntimeDep) -> Response:
         if runtime.draining:
-            return Json({"status": "draining", "detail": "it takes no more runs"}, 503)
+            return Json({"status": "draining", "detail": "it accepts no more runs"}, 503)
         if not runtime.healthy:
             return Json({"status": "unhealthy", "detail": "the runtime has broken down"}, 503)
         nonlocal said
@@ -376,7 +381,7 @@ def service_router(
         said = why
         if not why:
             return Json({"status": "ok", "detail": ""})
-        # What a store says names its database: that is for the log, and for clients that may ask.
+        # The error of a store names its database. Only the log and authorized clients get it.
         detail = "a store does not answer" + (f": {why}" if authorize is not None else "")
         return Json({"status": "unhealthy", "detail": detail}, 503)
 
@@ -396,12 +401,12 @@ def _use(part: Any) -> dict[str, object]:
 
 
 async def _store_problem(runtime: Runtime) -> str:
-    """Ask each store something; say what is wrong with one."""
+    """Query each store; return the error of the first that fails, or an empty text."""
     for store in runtime.stores():
         try:
             with fail_after(STORE_DEADLINE):
                 await store.load("readiness")
-        except Exception as error:  # noqa: BLE001 # whatever it is, it is the answer
+        except Exception as error:  # noqa: BLE001 # any error means that the store doesn't answer
             return printable(in_short(error))
     return ""
 
@@ -409,7 +414,7 @@ async def _store_problem(runtime: Runtime) -> str:
 def _refuse_draining(runtime: Runtime) -> None:
     if runtime.draining:
         with as_responses():
-            msg = "the service stops; what happens in the run can be followed elsewhere"
+            msg = "the service stops; another process can send the events of the run"
             raise Draining(msg)
 
 
@@ -423,7 +428,7 @@ _EVENTS = {
         }
     }
 }
-"""What the events look like, in the words of OpenAPI 3.2."""
+"""The schema of the events, by OpenAPI 3.2."""
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -432,7 +437,10 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _problems_in_json(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe them where all else is no JSON; the model is known by the other endpoints."""
+    """Describe problems as JSON for an endpoint whose other responses are not JSON.
+
+    The schema refers to the model that the other endpoints define.
+    """
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}

@@ -1,10 +1,10 @@
-"""Starting a run, or finding that it goes on already; and its end. Imports anyio, and ``_looking``.
+"""Start a run, or join one that is running, and wait for its end.
 
 Invariants:
-- Asking twice does no harm: who asks for a run that goes on is told of that one.
-- Nobody is told of a run that was started with something else than what is asked for.
-- A run that has ended is never answered as one that goes on, also while its store is still told
-  that it has been given back.
+- Repeating a request is harmless: a request for a run that is running is answered with that run.
+- A request with another initial state than that of the existing run is refused.
+- A run that has ended is never answered as a running one, even while it is still being released in
+  its store.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from shoal.stores._protocol import Beginning, RunRecord
 from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
 
 POLL = 0.25
-"""Seconds from one look into the store to the next, for a run that another process executes."""
+"""Seconds between two polls of the store, for a run that another process executes."""
 TRIES = 20
-"""Looks at a run that somebody has claimed, and of which there is nothing to be seen yet."""
+"""Polls for a run that is claimed but not saved yet: 5 seconds in all."""
 
 
 class Begun(NamedTuple):
@@ -33,19 +33,20 @@ class Begun(NamedTuple):
 
     run: Seen
     handle: RunHandle[Any] | None
-    """It, if it was found here."""
+    """The handle of the run, if this process executes it."""
     is_new: bool
-    """Whether it goes on because of this request, and didn't before."""
+    """Whether this request has started or resumed the run."""
 
 
 async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
-    """Start a run, or have one that is known go on; if it does already, find it.
+    """Start a run, resume one that exists, or find one that is running.
 
     Raises:
-        HTTPException: It can't be, or goes on and was started with something else.
+        HTTPException: The run can't be started or resumed, or exists with another initial state.
     """
     tries = TRIES
-    with as_responses():  # before the id is looked up, and may be named in another refusal
+    # First of all: an id with the text of a secret must not appear in another refusal.
+    with as_responses():
         runs.app._check.refuse_in_id(run_id, state)
     while True:
         handle = None if run_id is None else runs.here(runtime, run_id)
@@ -54,14 +55,14 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
                 _refuse_other(runs, handle.run_id, state, _record(runs, handle))
                 if await _goes_on_or_has_succeeded(handle):
                     return Begun(seen(handle), handle, is_new=False)
-                continue  # it has ended otherwise, so it can go on
+                continue  # it has failed, halted or been cancelled, so it can be resumed
             try:
                 handle = await runtime.start(runs.app, state, id=run_id)
-                is_new = handle._run.status is None  # else it had succeeded before
+                is_new = handle._run.status is None  # a status means that it had succeeded before
                 if not is_new:
                     await handle.wait_ended()
                 return Begun(seen(handle), handle, is_new=is_new)
-            except RunClaimed:  # somebody executes it, whom the store may know by now
+            except RunClaimed:  # another execution has it; the store may know the run by now
                 tries -= 1
                 if run_id is None or not tries:
                     raise
@@ -71,15 +72,15 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
                 found = await runs.find(runtime, run_id)
                 if not found.has_ended or found.status == "succeeded":
                     return Begun(found, None, is_new=False)
-        await sleep(POLL)  # it is about to begin, or to be given back
+        await sleep(POLL)  # the other execution is about to save its start, or to release the run
 
 
 async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
-    """Do the same in a task of the runtime's, so that no client takes the run along.
+    """Call ``begin`` in a task of the runtime, so that a disconnecting client can't cancel it.
 
-    Some servers (granian, hypercorn) cancel a request's task when its client hangs up. Once this
-    is called the run begins all the same, though nobody may be there any more to be told
-    (see test_a_run_that_outlives_its_request_begins_whatever_cancels_that).
+    Some servers (granian, hypercorn) cancel the task of a request when its client disconnects. The
+    run begins all the same, even if the response can't be sent any more (see
+    test_a_run_that_outlives_its_request_begins_whatever_cancels_that).
 
     Raises:
         HTTPException: As ``begin``.
@@ -101,19 +102,20 @@ async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | N
         try:
             raise result
         finally:
-            del result  # no cycle from the exception to this frame
+            del result  # breaks the traceback cycle
     return result
 
 
 def _say_nothing(_reason: str) -> None:
-    """Hear why the beginning is cancelled: nobody cancels it alone."""
+    """Ignore the reason of a cancellation: ``work`` is cancelled only together with the runtime."""
 
 
 async def _goes_on_or_has_succeeded(handle: RunHandle[Any]) -> bool:
-    """Tell what there is to say of a run found here, once its status is known for good.
+    """Return whether a run of this process is running or has succeeded.
 
-    The handle has no status yet while the run is given back to its store, though nothing happens
-    in it any more: that may take as long as the store does (see test_a_run_that_is_given_back).
+    While the store releases the run, its handle has no status yet, although the run has ended. So
+    wait for the final status, which may take as long as the store does (see
+    test_a_run_that_is_given_back).
     """
     if handle._run.status is not None:
         await handle.wait_ended()
@@ -121,7 +123,7 @@ async def _goes_on_or_has_succeeded(handle: RunHandle[Any]) -> bool:
 
 
 async def wait_ended(runs: Runs, runtime: Runtime, begun: Begun) -> Seen:
-    """Wait until a run has ended, whoever executes it.
+    """Wait until a run has ended, in this process or another one.
 
     Raises:
         HTTPException: The service stops.
@@ -148,7 +150,7 @@ def _stopping(run_id: str) -> HTTPException:
 
 
 def _record(runs: Runs, handle: RunHandle[Any]) -> RunRecord:
-    """Say what a run that goes on here was started with, also where no store knows."""
+    """Return the start of a run of this process, which needn't be kept in a store."""
     first = handle._run.initial
     begun = Beginning(application=handle.application, version=runs.app.version, first=first)
     return RunRecord(beginning=RunStart.of(begun).beginning, status=None)
@@ -158,5 +160,5 @@ def _refuse_other(runs: Runs, run_id: str, state: Any, known: RunRecord) -> None
     try:
         runs.app._check.refuse_other(run_id, state, known)
     except NotData as error:
-        what = f"run {run_id} exists, and whether it was started with the same can't be told"
+        what = f"run {run_id} exists, and its initial state can't be compared with the given one"
         raise RunConflict(str(error), what) from error

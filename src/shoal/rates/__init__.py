@@ -1,9 +1,9 @@
-"""Rates that several processes share: what a backend implements, for its authors.
+"""Shared rates: the interface of a backend, for its authors, and a backend in this process.
 
-A ``RateBackend`` keeps a ``RateState`` for each key, at a server or in this process. It answers
+A ``RateBackend`` keeps a ``RateState`` for each key, on a server or in this process. It answers
 each ``RateRequest`` with a ``RateReply``, and ``reckon`` is the arithmetic between them.
-``MemoryRates`` shows all of it in a few lines. ``shoal.rates.redis`` needs the extra ``redis``, and
-is imported by that name. Programs that only use a rate write ``shoal.SharedRate``.
+``MemoryRates`` is the shortest example of one. Import ``shoal.rates.redis`` by that name; it needs
+the extra ``redis``. Programs that only use a rate write ``shoal.SharedRate``.
 
 Examples:
     >>> import anyio

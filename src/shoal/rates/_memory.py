@@ -1,4 +1,4 @@
-"""Rates kept in memory: the shortest answer to what a backend must do."""
+"""A backend that keeps shared rates in memory: the shortest example of one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from anyio.lowlevel import checkpoint
 from shoal._limits.shared_rates import RateReply, RateRequest, RateState, reckon
 
 SWEEP = 64
-"""Keys that are kept without looking whether some could be forgotten."""
+"""Keys that are kept before the first search for idle ones: few keys are not worth a search."""
 
 
 @final
 class MemoryRates:
-    """Keeps rates in this process, for several runtimes of one event loop; for tests, above all.
+    """Keeps shared rates in this process, for several runtimes of one event loop. Made for tests.
 
-    Nothing fails and nothing is lost, but for what is lost with the process. Its clock is the
-    loop's, virtual ones included.
+    It never fails, and forgets everything when the process ends. Its clock is the loop's, virtual
+    ones included.
 
     Examples:
         >>> from shoal import Limits, Rate, SharedRate
@@ -28,18 +28,20 @@ class MemoryRates:
     """
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Start with no rates."""
         self._states: dict[str, RateState] = {}
         self._sweep_at = SWEEP
 
     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
-        """Apply requests; see ``RateBackend``."""
+        """Apply requests in order; see ``RateBackend``."""
         await checkpoint()
         now = current_time()
         replies: list[RateReply] = []
         for request in requests:
             self._states[request.key], reply = reckon(self._states.get(request.key), now, request)
             replies.append(reply)
+        # A key whose turns are all in the past is as good as unknown: forgetting it changes no
+        # reply. The next search comes after as many new keys as were kept: O(1) for each.
         if len(self._states) >= self._sweep_at:
             self._states = {
                 key: state

@@ -1,11 +1,11 @@
-"""Rates kept by a Redis or Valkey server, for several processes. Needs the extra ``redis``.
+"""A backend that keeps shared rates on a Redis or Valkey server. Needs the extra ``redis``.
 
 Invariants:
 - The server's clock is the only one. A request is one script, which nothing interrupts; all
-  requests of a call are one round trip.
-- A key vanishes soon after it is as good as new.
-- A call ends by itself: it waits for the server twice ``timeout`` at most, to connect and to
-  answer; and it is never repeated, for it may have been carried out.
+  requests of a call take one round trip.
+- The server deletes a key soon after its last turn: an idle key is as good as an unknown one.
+- A call ends by itself: it waits for the server at most twice ``timeout``, once to connect and
+  once for the answer. It is never repeated, because the first one may have been carried out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ except ModuleNotFoundError as _missing:
 __all__ = ["RedisRates"]
 
 SCRIPT = """
--- shoal.rates.reckon(), step by step: the tests hold one against the other.
+-- shoal.rates.reckon(), step by step; the tests compare the two.
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local ahead, slack = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -74,21 +74,21 @@ return {string.format('%.17g', now), string.format('%.17g', again_in), turns}
 
 @final
 class RedisRates:
-    """Keeps rates at a Redis or Valkey server, for all processes that reach it.
+    """Keeps shared rates on a Redis or Valkey server, for all processes that reach it.
 
-    It costs one round trip for each batch of starts, in a worker thread of its own. The server has
-    to keep nothing on disk: one that was restarted has forgotten what went in the moment before,
-    which lets a burst more through. Close it when nothing needs it any more.
+    Each batch of starts costs one round trip, in a worker thread of its own. The server need not
+    write to disk: after a restart it has forgotten the last turns, which lets one more burst
+    through. Close this object when it is no longer needed.
 
     Args:
-        server: The server's address, such as ``"redis://localhost:6379/0"``, or a client of yours,
-            a ``redis.Redis`` that can be used in threads. A client should have a
-            ``socket_timeout``, and must not repeat commands: ``retry=None``.
-        prefix: What the names of all keys there begin with.
-        timeout: Seconds that connecting may take, and each answer. Not for a client of yours.
+        server: The server's address, such as ``"redis://localhost:6379/0"``, or your own client, a
+            ``redis.Redis`` that may be used in threads. Give the client a ``socket_timeout``, and
+            ``retry=None``: it must not repeat commands.
+        prefix: The beginning of the names of all keys on the server.
+        timeout: Seconds for connecting, and for each answer. Ignored for your own client.
 
     Raises:
-        DefinitionError: It is neither an address nor such a client.
+        DefinitionError: ``server`` is neither an address nor such a client.
 
     Examples:
         >>> from shoal import Limits, Rate, SharedRate
@@ -101,12 +101,13 @@ class RedisRates:
     def __init__(
         self, server: str | Redis, *, prefix: str = "shoal:rate:", timeout: float = 2.0
     ) -> None:
-        """Connect to nothing yet."""
+        """Prepare the client; the first request connects."""
         if not is_positive(timeout):
             msg = f"RedisRates(timeout=...) takes a number of seconds above 0, not {timeout!r}"
             raise DefinitionError(msg)
         self._owns = isinstance(server, str)
         if isinstance(server, str):
+            # A repeated script would count its requests twice.
             never = Retry(NoBackoff(), 0)
             server = cast("Any", Redis).from_url(
                 server, socket_timeout=timeout, socket_connect_timeout=timeout, retry=never
@@ -121,14 +122,14 @@ class RedisRates:
         self._prefix = prefix
 
     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
-        """Apply requests, in one round trip; see ``RateBackend``.
+        """Apply requests in order, in one round trip; see ``RateBackend``.
 
-        Cancelled, it leaves the call behind, which ends by itself.
+        A cancellation leaves the call behind in its thread, where it ends by itself.
 
         Raises:
             redis.RedisError: The server can't be reached, or doesn't answer.
         """
-        # A limiter of its own: it takes no thread that somebody else could wait for.
+        # A limiter of its own: anyio's default one could be used up by threads that wait for rates.
         return await to_thread.run_sync(
             self._settle, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
         )
@@ -136,8 +137,8 @@ class RedisRates:
     def _settle(self, requests: Sequence[RateRequest]) -> list[RateReply]:
         pipeline = self._client.pipeline(transaction=False)
         for request in requests:
-            # Not by its hash: a server that was restarted doesn't know that, and the script is
-            # as short as what telling it would take.
+            # EVAL and not EVALSHA: a server that was restarted doesn't know the hash, and the
+            # script is as short as an exchange about that would be.
             returns = [number for returned in request.returns for number in returned]
             pipeline.eval(
                 SCRIPT,
@@ -154,7 +155,7 @@ class RedisRates:
         ]
 
     def close(self) -> None:
-        """Close the connections, if they are not a client's of yours. It may be used again."""
+        """Close the connections, but not those of your own client. It may be used again."""
         if self._owns:
             self._client.close()
 

@@ -1,4 +1,4 @@
-"""What tests of programs on shoal need: virtual time, recorded events, cancels and crashes."""
+"""Tools for tests of programs on shoal: virtual time, recorded events, cancels and crashes."""
 
 from __future__ import annotations
 

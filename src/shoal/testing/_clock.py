@@ -1,16 +1,15 @@
-"""Virtual time: an hour of sleeping passes at once. For both backends.
+"""Virtual time on both backends: an hour of sleep passes at once.
 
-What lives here: `VirtualTimeLoop`, the asyncio loop; `virtual_backend`, what an ``anyio_backend``
-fixture returns; `run_virtual`, ``anyio.run`` under virtual time. Imports nothing of shoal but its
-neighbours `_deadlock`, `_workers` and, when trio is asked for, `_trio_clock`.
+- `VirtualTimeLoop`: the asyncio loop.
+- `virtual_backend`: the value of an ``anyio_backend`` fixture.
+- `run_virtual`: ``anyio.run`` under virtual time.
 
-What holds on both backends:
-
+Invariants, on both backends:
 - Time moves only when no task can run. Then it jumps to the next timer: never past it, and never
   backwards.
-- While the program waits for the real world (a socket, a worker thread) time passes as it really
-  does. Such tests work, but their times are no longer exact.
-- When nothing can ever happen again, `VirtualDeadlock` is raised instead of hanging.
+- While the program waits for the real world (a socket, a worker thread) time passes at its real
+  speed. Such tests work, but their times are no longer exact.
+- If nothing can ever happen again, `VirtualDeadlock` is raised; the program does not hang.
 - The same seed gives the same schedule.
 """
 
@@ -41,18 +40,20 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _Events = list[tuple[selectors.SelectorKey, int]]
 
-# Timers this close together are due together, as on a real clock: 0.1 + 0.2 is 0.3.
+# Timers this close together are due together, as on a real clock: 0.1 + 0.2 is 0.3. A billionth of
+# a second is far below any sleep of a test, and far above the rounding of sums of sleeps.
 _RESOLUTION = 1e-9
 
-# How long to wait for a call from a thread that may as well end without one.
+# Real seconds to wait for a call from a thread that may also end without one. Short, because the
+# wait is repeated as long as the thread lives.
 _PATIENCE = 0.05
 
-# The accelerated class and the one written in Python, which is no base of it.
+# The C class and the Python one, which is not its base.
 _TASKS = (asyncio.Task, getattr(asyncio.tasks, "_PyTask", asyncio.Task))
 
 
 class _TurnSelector(selectors.DefaultSelector):
-    """The loop's selector. The loop asks it for events once a turn; it asks the loop to wait."""
+    """The loop's selector. The loop asks it for events once a turn; ``turn`` may call ``wait``."""
 
     turn: Callable[[float | None], _Events]
 
@@ -67,15 +68,15 @@ class _TurnSelector(selectors.DefaultSelector):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An asyncio loop whose `time` jumps to the next timer as soon as no task can run.
 
-    Real events (sockets, signals, calls from threads) are looked for before every jump. While one
-    is being waited for, time passes as it really does: while a descriptor is registered, and while
-    a job of `run_in_executor`, ``asyncio.to_thread`` or ``anyio.to_thread`` runs. Nobody can tell
-    whether a thread of your own is about to call into the loop: it prevents a deadlock from being
-    declared, but not time from jumping. Wrap the wait for it in `real_time`.
+    Before every jump the loop looks for real events: sockets, signals, calls from threads. Time
+    passes at its real speed while a descriptor is registered, and while a job of
+    `run_in_executor`, ``asyncio.to_thread`` or ``anyio.to_thread`` runs. The loop can't know
+    whether a thread of your own is about to call into it. Such a thread prevents a
+    `VirtualDeadlock`, but not jumps of time: wrap the wait for it in `real_time`.
 
     With a seed, tasks that are ready at the same time take their next steps in a random order that
-    the seed decides. Callbacks keep their place, for the meaning of some depends on it (anyio's
-    cancellation is one). Without a seed the order is asyncio's: first come, first served.
+    the seed decides. Callbacks keep their place, because some depend on it (anyio's cancellation
+    does). Without a seed the order is asyncio's: first come, first served.
 
     Code that spins (``while loop.time() < t: await asyncio.sleep(0)``) never ends: a task that can
     always run keeps time from moving.
@@ -85,11 +86,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         seed: decides the order of simultaneous task steps.
 
     Raises:
-        VirtualDeadlock: out of whatever runs the loop, when no task can ever run again. The blocked
-            tasks are then cancelled by ``asyncio.Runner`` or ``anyio.run``, as after Ctrl-C.
+        VirtualDeadlock: from the call that runs the loop, when no task can ever run again.
+            ``asyncio.Runner`` or ``anyio.run`` then cancels the blocked tasks, as after Ctrl-C.
     """
 
-    if TYPE_CHECKING:  # private to asyncio, and the same for years
+    if TYPE_CHECKING:  # private to asyncio, and unchanged for years
         _ready: deque[asyncio.Handle]
         _scheduled: list[asyncio.TimerHandle]
         _clock_resolution: float
@@ -97,21 +98,21 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self, *, start_at: float = 0.0, seed: int | None = None) -> None:
         self._now = start_at
         self._order = None if seed is None else _StepOrder(seed)
-        self._outside_jobs = 0
-        self._bystanders = frozenset(working_threads())
+        self._outside_jobs = 0  # what waits for the real world: jobs, and blocks of `real_time`
+        self._bystanders = frozenset(working_threads())  # older than the loop: they don't call it
         self._turns = _TurnSelector()
         super().__init__(self._turns)
-        self._own_descriptors = len(self._turns.get_map())  # the pipe that other threads wake it by
+        self._own_descriptors = len(self._turns.get_map())  # the pipe for calls from threads
         self._turns.turn = self._turn
         self._move_to(start_at)
 
     def time(self) -> float:
-        """The virtual time in seconds."""
+        """Return the virtual time in seconds."""
         return self._now
 
     @contextlib.contextmanager
     def real_time(self) -> Generator[None]:
-        """Within, whenever no task can run, time passes as it really does, and nothing is stuck."""
+        """Let time pass at its real speed inside the block whenever no task can run."""
         self._outside_jobs += 1
         try:
             yield
@@ -121,7 +122,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride]  # typeshed's is Any
         self, executor: Executor | None, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
-        """As asyncio's. Time passes as it really does until the job ends or is given up."""
+        """As asyncio's. Time passes at its real speed until the job ends or is given up."""
         future = super().run_in_executor(executor, func, *args)
         self._outside_jobs += 1
         future.add_done_callback(self._end_outside_job)
@@ -139,9 +140,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._outside_jobs -= 1
 
     def _turn(self, timeout: float | None) -> _Events:
-        """The real events of one turn of the loop. When nothing is ready, lets time pass.
+        """Return the real events of one turn of the loop; if nothing is ready, let time pass.
 
-        asyncio gives a timeout of 0 if callbacks are ready, of None if not even a timer is set.
+        asyncio gives a timeout of 0 if callbacks are ready, and None if no timer is set.
         """
         if self._order is not None:
             self._order.shuffle(self._ready)
@@ -150,12 +151,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             return events
         if self._waits_for_outside():
             return self._wait_really(timeout)
-        # No timer but, maybe, one at infinity, which is how `anyio.sleep_forever` sleeps.
+        # No timer, or one at infinity, which is how `anyio.sleep_forever` sleeps.
         next_at = self._next_timer_at()
         if next_at == math.inf and may_be_called(self._bystanders):
             return self._wait_really(_PATIENCE)
         if self._ready:
-            return events  # a thread has called in, and ended, since the events were looked for
+            return events  # a thread has called in, and ended, since the look for events
         if next_at == math.inf:
             raise VirtualDeadlock(
                 self._now, ((task.get_name(), task.get_coro()) for task in asyncio.all_tasks(self))
@@ -172,8 +173,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _move_to(self, at: float) -> None:
         self._now = at
-        # What is due before `at` plus this is due. Late on, less than the distance to the next
-        # float would be lost, and nothing ever due. (see test_late_clocks_still_reach_their_timers)
+        # The loop runs the timers that are due before `at` plus this. Late on the clock it must be
+        # at least the distance to the next float, or no timer would ever be due (see
+        # test_late_clocks_still_reach_their_timers).
         self._clock_resolution = max(_RESOLUTION, math.ulp(at))
 
     def _next_timer_at(self) -> float:
@@ -188,11 +190,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def _works_for(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> bool:
-    """Whether this thread has a job of the loop's that no future of `run_in_executor` tells of.
+    """Return whether this thread has a job of the loop's that `run_in_executor` does not show.
 
-    Known by their attributes, for their classes are private: anyio's worker threads (one that was
-    told to stop is no longer among the workers, and wakes nobody) and, by name alone, those with
-    which asyncio waits for subprocesses where it has nothing better.
+    Such threads are known by their attributes, because their classes are private: anyio's worker
+    threads (one that was told to stop is not among the workers, and wakes no task), and, by name
+    alone, the threads in which asyncio waits for subprocesses on some systems.
     """
     if thread.name.startswith(("waitpid-", "asyncio-waitpid-")):
         return True
@@ -203,22 +205,23 @@ def _works_for(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> boo
 
 
 class _StepOrder:
-    """Shuffles the runs of consecutive task steps in a loop's queue; all else keeps its place.
+    """Shuffles consecutive task steps in a loop's queue. All other handles keep their place.
 
-    Shuffling everything would break programs that are right: anyio's level cancellation relies on
-    its callback running after the steps that were queued before it.
+    Shuffling everything would break correct programs: anyio's level cancellation relies on its
+    callback running after the steps that were queued before it.
     """
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311  # not for secrets
-        # Tasks by age. Sets of tasks (anyio's cancellation walks one) come in the order of memory
-        # addresses: sorting before shuffling keeps a seed's schedule the same in every process.
+        self._random = random.Random(seed)  # noqa: S311  # not used for secrets
+        # Tasks by age. A set of tasks (anyio's cancellation walks one) is ordered by memory
+        # addresses. Sorting before shuffling gives a seed the same schedule in every process.
         self._ages: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         self._born = itertools.count()
 
     def shuffle(self, ready: deque[asyncio.Handle]) -> None:
-        # Other threads append meanwhile: only what is taken out is put back, at the front.
-        # Past the method of the queue's own class: nothing of this runs yet, see `_steps`.
+        # Other threads may append meanwhile. So only the handles taken out are put back, at the
+        # front. `deque.popleft` itself, because that of the queue's class counts a step as run: see
+        # `_steps`.
         handles = [deque[asyncio.Handle].popleft(ready) for _ in range(len(ready))]
         shuffled: list[asyncio.Handle] = []
         for are_steps, run in itertools.groupby(handles, _is_task_step):
@@ -238,11 +241,11 @@ class _StepOrder:
 
 
 def _is_task_step(handle: asyncio.Handle) -> bool:
-    """Whether this handle is a task's next step, rather than a callback.
+    """Return whether this handle is a task's next step, and not a callback.
 
     A step or wakeup is bound to its task but is not among the task's methods: in C it is nameless
     or called "task_wakeup", in Python its name is mangled. ``loop.call_soon(task.cancel)`` is bound
-    to a task too, yet is a callback: the task has it under its name.
+    to a task too, but is a callback: the task has a method of that name.
     """
     callback = _callback_of(handle)
     if not isinstance(getattr(callback, "__self__", None), _TASKS):
@@ -258,7 +261,7 @@ def _callback_of(handle: asyncio.Handle) -> Any:
 def virtual_backend(
     name: Literal["asyncio", "trio"], *, seed: int | None = None
 ) -> tuple[str, dict[str, object]]:
-    """A backend and its options under virtual time: what an ``anyio_backend`` fixture returns.
+    """Return a backend and its options under virtual time, for an ``anyio_backend`` fixture.
 
     Each call makes a new clock, starting at 0: make the fixture function-scoped::
 
@@ -268,14 +271,14 @@ def virtual_backend(
             return virtual_backend(name, seed=seed)
 
     Args:
-        name: "asyncio" (see `VirtualTimeLoop`) or "trio" (its own ``MockClock``, kept from jumping
-            while a socket or a worker thread is waited for; it has no `real_time`).
+        name: "asyncio" (see `VirtualTimeLoop`) or "trio" (its own ``MockClock``, which does not
+            jump while a socket or a worker thread is waited for; it has no `real_time`).
         seed: makes the order of simultaneous task steps random and repeatable. Without one, asyncio
             is first come, first served, and trio is random and not repeatable.
 
     Raises:
-        ModuleNotFoundError: trio is asked for and not installed.
-        ValueError: there is no such backend.
+        ModuleNotFoundError: ``name`` is "trio", and trio is not installed.
+        ValueError: there is no backend of that name.
     """
     match name:
         case "asyncio":
@@ -290,7 +293,7 @@ def virtual_backend(
                     "the trio backend needs trio: pip install shoal[trio]", name="trio"
                 ) from error
             return "trio", _trio_clock.virtual_options(seed)
-        case _:  # pyright: ignore[reportUnnecessaryComparison]  # for those who don't check types
+        case _:  # pyright: ignore[reportUnnecessaryComparison]  # for users who don't check types
             raise ValueError(f'no backend is called {name!r}: choose "asyncio" or "trio"')
 
 
@@ -300,7 +303,7 @@ def run_virtual(
     backend: Literal["asyncio", "trio"] = "asyncio",
     seed: int | None = None,
 ) -> _T:
-    """``anyio.run`` under virtual time. Returns what the function returns.
+    """Run an async function under virtual time, as ``anyio.run`` does; return its result.
 
     >>> async def nap() -> float:
     ...     await anyio.sleep(3600)
@@ -309,7 +312,7 @@ def run_virtual(
     3600.0
 
     Args:
-        async_fn: what to run.
+        async_fn: the function to run.
         *args: its arguments.
         backend: "asyncio" or "trio".
         seed: see `virtual_backend`.

@@ -1,4 +1,4 @@
-"""What every store has to do, as tests that anybody can run on theirs. Imports the ports."""
+"""`StoreConformance`: the tests that every store must pass."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ MANY = 10
 
 
 class StoreConformance(ApplicationConformance):
-    """Tests of all that the engine asks of a store. Derive from it, and say what store is tested.
+    """Tests of all that the engine needs of a store. Derive from it, and add a ``store`` fixture.
 
-    For pytest, with anyio's plugin; the store is a fixture. Where several objects can have the same
-    runs, in several processes say, ``another`` makes a second one, and more is tested::
+    For pytest, with anyio's plugin. If several objects can hold the same runs, in several processes
+    say, override ``another`` to return a second one, and more is tested::
 
         import pytest
         from shoal.testing import StoreConformance
@@ -63,11 +63,11 @@ class StoreConformance(ApplicationConformance):
             def another(self, store):
                 return MyStore(store.path)
 
-    What a store may have besides (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``,
-    ``Prunes``, ``Browses``) is tested where it has it, and skipped else.
+    Optional protocols (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``, ``Prunes``,
+    ``Browses``) are tested if the store has them, and skipped otherwise.
 
-    That a lease runs out, and what happens to a process that has lost it, is for the store's own
-    tests: how to bring it about is too different.
+    Test in your own tests that a lease expires, and what happens then to a process that has lost
+    it: stores differ too much in how to make that happen.
     """
 
     # -- claims ---------------------------------------------------------------------------------
@@ -84,11 +84,11 @@ class StoreConformance(ApplicationConformance):
         for holder in ("you", "me"):
             await refused(RunClaimed, lambda who=holder: store.claim("root", who))
         await refused(RunClaimed, lambda: self.another(store).claim("root", "you"))
-        await store.release("root", "you")  # is not yours to give back
+        await store.release("root", "you")  # has no effect: it is claimed by "me"
         await refused(RunClaimed, lambda: store.claim("root", "you"))
         await store.release("root", "me")
         await store.claim("root", "you")
-        await store.release("root", "me")  # is not mine any more
+        await store.release("root", "me")  # has no effect: it is claimed by "you"
         await refused(RunClaimed, lambda: store.claim("root", "me"))
         await store.release("unknown", "you")
         await store.release("root", "you")
@@ -142,7 +142,7 @@ class StoreConformance(ApplicationConformance):
             cancelled = HandMadeRun(status="cancelled", reason="closed")
             await save(store, cancelled, ended="cancelled")
             assert await known(store) == (BEGINNING, "cancelled", "closed")
-            await save(store, updates=(update_of(1),))  # it goes on
+            await save(store, updates=(update_of(1),))  # the run goes on
             assert await known(store) == (BEGINNING, None, "")
             await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
         assert await known(self.another(store)) == (BEGINNING, "succeeded", "")
@@ -171,7 +171,7 @@ class StoreConformance(ApplicationConformance):
     async def test_what_was_never_begun_is_not_known(self, store: Store) -> None:
         async with claimed(store, begin=False):
             await save(store, child_run("a", status=None), updates=(update_of(1),))
-            assert await store.load("root") is None, "it is kept elsewhere"
+            assert await store.load("root") is None, "a run that has not begun is loaded"
             assert await keys(store) == ["a"]
 
     # -- histories ------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class StoreConformance(ApplicationConformance):
                 assert list(await each.read(ROOT, 4)) == whole[whole.index(update_at(whole, 4)) :]
 
     async def test_a_history_only_grows(self, store: Store) -> None:
-        """Though what is known of a child changes, what applied it before stays."""
+        """Entries about a child stay, although the child's record changes later."""
         first = Update(1, "map", (Put("bad", "a", "no", 0),))
         async with claimed(store):
             error = ValueError("no")
@@ -447,7 +447,7 @@ class StoreConformance(ApplicationConformance):
             path = child_run("a").path
             grandchild = child_run(3, parent=path, step="inner")
             await save(store, grandchild, updates=(update_of(1, "leaf"),))
-            assert await keys(store) == [], "it is not known itself"
+            assert await keys(store) == [], "a child that has saved nothing is listed"
             assert [one.key for one in await store.children(path)] == [3]
             await save(store, updates=(update_of(1),), applied=(child_run("a", value=1),))
             assert await keys(store) == ["a"]
@@ -476,7 +476,7 @@ class StoreConformance(ApplicationConformance):
             await save(store, updates=(update_of(3),), applied=(again,))
             assert list(await store.read(run.path)) == [update_of(1, "two")]
             numbers = [one.number for one in await store.read(ROOT) if isinstance(one, Update)]
-            assert numbers == [1, 2, 3], "the parent's own history is not forgotten"
+            assert numbers == [1, 2, 3], "the parent's own history must stay"
 
     async def test_children_are_found_by_step_and_visit(self, store: Store) -> None:
         ends = [
@@ -533,7 +533,7 @@ class StoreConformance(ApplicationConformance):
         class Undigested(HandMadeRun):
             def __getattribute__(self, name: str) -> Any:
                 if name == "digest":
-                    raise NotData("a lock is no data")
+                    raise NotData("a lock is not data")
                 return super().__getattribute__(name)
 
         bad = Undigested(path=child_run("b").path, status="succeeded")
@@ -583,15 +583,15 @@ class StoreConformance(ApplicationConformance):
             assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 30)]
 
     async def test_who_waits_for_a_save_may_be_cancelled(self, store: Store) -> None:
-        """Then it is kept as a whole or not at all, and so is what comes after."""
+        """The save, and those after it, have then happened as a whole or not at all."""
         async with claimed(store):
             turns = 0
             for number in count(1):
                 ended: Any = child_run(f"k{number}", value=number)
                 batch = Batch(HandMadeRun(), (update_of(number),), (ended,), holder="me")
                 finished = await cancelled_after(turns, lambda one=batch: saved(store, one))
-                turns += 1 + turns // 8  # a slow store takes very many
-                await save(store, before=number)  # by now that one has been kept, or not
+                turns += 1 + turns // 8  # faster and faster, because a slow store takes very many
+                await save(store, before=number)  # behind it, the save before has happened or not
                 known_keys = await keys(store)
                 numbers = [one.number for one in await store.read(ROOT) if isinstance(one, Update)]
                 assert (f"k{number}" in known_keys) == (number in numbers)

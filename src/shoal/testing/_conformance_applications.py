@@ -1,4 +1,4 @@
-"""What applications come to that go on from what a store has, as tests. Imports the engine."""
+"""Tests of applications that go on from the content of a store; part of `StoreConformance`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from shoal.stores._protocol import Store
 from ._conformance_besides import OptionalConformance
 
 LAST = 10
-"""From there on no element discovers another."""
+"""From this element on no element discovers another."""
 
 
 async def broken_off(
     app: Application[Any], state: Mapping[str, object], kind: type[Exception]
 ) -> None:
-    """Have the run ``"x"`` fail in its fan-out, with errors of that kind alone."""
+    """Run ``"x"``, whose fan-out must fail, with errors of that kind alone."""
     failed = False
     try:
         await app.run(state, id="x")

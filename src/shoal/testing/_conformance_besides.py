@@ -1,4 +1,4 @@
-"""What a store may have besides, as tests: they are skipped where it hasn't. Imports the ports."""
+"""Tests of a store's optional protocols; part of `StoreConformance`."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from shoal.stores._protocol import (
 from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
 
 AT_ONCE = 1e-9
-"""Seconds in which anything runs out."""
+"""Seconds after which anything has expired: shorter than one call of a store."""
 
 
 def has(store: Store, protocol: type[object]) -> Any:
-    """Return ``store``, which has what ``protocol`` names; skip the test where it hasn't."""
+    """Return ``store`` if it implements ``protocol``; skip the test otherwise."""
     if isinstance(store, protocol):
         return store
-    from unittest import SkipTest  # noqa: PLC0415 # programs that are tested needn't have it
+    from unittest import SkipTest  # noqa: PLC0415 # programs that import this need no unittest
 
     raise SkipTest(f"{type(store).__name__} is no {protocol.__name__}")
 
 
 class OptionalConformance:
-    """Tests of what a store may have besides; part of ``StoreConformance``."""
+    """Tests of the optional protocols of a store; part of ``StoreConformance``."""
 
     def another(self, store: Any) -> Store:
-        """Return a second store of the same runs; by default there is only the first."""
+        """Return a second store with the same runs; by default the same one."""
         return cast("Store", store)
 
     # -- orphans --------------------------------------------------------------------------------
@@ -51,13 +51,13 @@ class OptionalConformance:
         assert list(await store.orphans()) == []
         async with claimed(store):
             await save(store, child_run("a", status=None), updates=(update_of(1),))
-            assert list(await store.orphans()) == [], "somebody has it"
+            assert list(await store.orphans()) == [], "a claimed run is no orphan"
         for each in (store, has(self.another(store), FindsOrphans)):
             assert list(await each.orphans()) == [Orphan("root", "app", "1")]
         for status in ("failed", "cancelled", "halted", "succeeded"):
             async with claimed(store, begin=False):
                 await save(store, HandMadeRun(status=status), ended=status)
-            assert list(await store.orphans()) == [], f"it has {status}"
+            assert list(await store.orphans()) == [], f"a {status} run is no orphan"
         async with claimed(store, begin=False):
             await save(store, begun=replace(BEGINNING, secret=frozenset({"token"})))
         assert [one.secret for one in await store.orphans()] == [{"token"}]
@@ -65,7 +65,7 @@ class OptionalConformance:
             await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
         await store.claim("new", "me")
         await store.release("new", "me")
-        assert list(await store.orphans()) == [], "it has never begun"
+        assert list(await store.orphans()) == [], "a run that never began is no orphan"
 
     # -- parts ----------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class OptionalConformance:
         assert list(await store.recall("a") or ()) == [Set("n", 1)]
 
     async def test_results_that_can_not_be_kept_are_refused(self, store: Any) -> None:
-        """Where the store keeps no objects of any kind; then there is nothing under the key."""
+        """A store that can't keep objects of every kind refuses, and has nothing under the key."""
         store = has(store, CachesResults)
 
         class Unknown:
@@ -235,7 +235,7 @@ class OptionalConformance:
 
     async def test_only_those_that_stand_so_are_deleted(self, store: Any) -> None:
         store = has(store, Prunes)
-        await store.claim("at work", "me")  # so it stays open
+        await store.claim("at work", "me")  # keeps the store open
         for status in ("succeeded", "failed", "cancelled", "halted", None):
             run_id = status or "left"
             async with claimed(store, root_run(run_id)):
@@ -245,7 +245,7 @@ class OptionalConformance:
         assert await store.load("failed") is None
         assert await store.prune(0) == 2
         assert await store.load("left") is not None, "it may be resumed"
-        assert await store.load("halted") is not None, "it waits for somebody"
+        assert await store.load("halted") is not None, "it waits for an answer"
         assert await store.prune(0, ["halted"]) == 1
         assert await store.prune(0, ["running"]) == 1
         assert await store.load("left") is None
@@ -264,9 +264,9 @@ class OptionalConformance:
         assert await store.prune(0, everything) == 1
 
     async def test_a_run_that_was_deleted_may_begin_anew(self, store: Any) -> None:
-        """Whoever has deleted it, and whatever others remember of it."""
+        """Also if another store object deleted it, and whatever this one has cached of it."""
         other = has(self.another(store), Prunes)
-        await store.claim("at work", "me")  # so it goes on remembering
+        await store.claim("at work", "me")  # keeps the store open, and its caches
         await grown(store, "a")
         assert await other.prune(0) == 1
         await grown(other, "b")
@@ -287,7 +287,7 @@ class OptionalConformance:
         other = has(self.another(store), Browses)
         assert list(await store.runs()) == []
         names = [f"run {number}" for number in range(7)]
-        await store.claim("at work", "me")  # so it stays open
+        await store.claim("at work", "me")  # keeps the store open
         for number, name in enumerate(names):
             status = "succeeded" if number % 3 else "failed"
             async with claimed(store, root_run(name)):
@@ -317,7 +317,7 @@ class OptionalConformance:
                 assert run is not None
                 assert run[:4] == ("root", "app", "1", "running")
                 assert run.ended_at is None
-                assert run.holder, "somebody has it"
+                assert run.holder, "a claimed run has no holder"
                 assert list(await each.runs(status="running")) == [run]
             error = ExceptionGroup("two", [LookupError("no such\0page"), ValueError("no")])
             await save(store, root_run("root", "failed", error=error), ended="failed")
@@ -391,12 +391,12 @@ class OptionalConformance:
 
 
 def root_run(run_id: str, status: Any = None, **more: Any) -> HandMadeRun:
-    """Make a root run by hand."""
+    """Return a root run made by hand."""
     return HandMadeRun(path=RunPath(run_id=run_id, act="app"), status=status, **more)
 
 
 def family(run_id: str) -> tuple[RunPath, RunPath]:
-    """Return the paths of a run that was ``grown``, and of its child that has children."""
+    """Return the paths of a run that ``grown`` saves, and of its child that has children."""
     path = RunPath(run_id=run_id, act="app")
     return path, child_run("d", parent=path).path
 
@@ -404,7 +404,7 @@ def family(run_id: str) -> tuple[RunPath, RunPath]:
 async def grown(
     store: Store, run_id: str, *, status: Any = "succeeded", afresh: bool = False
 ) -> None:
-    """Have a run in the store that has ended, with children, and children of these."""
+    """Save a run that has ended, with children, and children of these."""
     path, inner = family(run_id)
     run = root_run(run_id)
     async with claimed(store, run, begin=not afresh):

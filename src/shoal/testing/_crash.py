@@ -1,16 +1,13 @@
-"""`crash_everywhere`: a scenario whose store goes wrong at every place where it can.
+"""`crash_everywhere`: run a scenario whose store goes wrong at every possible place.
 
-Imports the store port, the store in memory, and its neighbours `_clock`, `_everywhere`, `_leaks`.
-
-What holds:
-
-- A place is a save that the store is asked for or, where it fails or hangs, any call of it: each
-  twice, for what the call asks for may have been done when it goes wrong, or not.
+Invariants:
+- A place is a save of the store or, if it fails or hangs, any call of it. Each is tried twice,
+  because a call that goes wrong may or may not have had its effect.
 - Each call of the scenario is a process of its own: a new event loop, on a virtual clock that
-  starts at 0, with a store that holds what was kept, and which nobody has claimed.
-- Up to its place, each round is the uncrashed one over again.
-- It is the store that goes wrong, so no child is blamed: only one life of a round is told that the
-  process before has died, and children are condemned for several of them.
+  starts at 0, with a store that holds what was saved, and whose runs are claimed by no process.
+- Up to its place, each round repeats the round without a crash.
+- The store goes wrong, so no child must be blamed for it. Only the second life of a round learns
+  that the process before has died, and children are condemned after several deaths.
 """
 
 from __future__ import annotations
@@ -42,14 +39,14 @@ _How = Literal["dies", "fails", "hangs"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery(Generic[_T]):
-    """What a scenario has come to, in spite of what happened to its store.
+    """The result of a scenario whose store went wrong.
 
     Attributes:
-        place: where that was, counted from 1; 0 in the uncrashed round.
+        place: where it went wrong, counted from 1; 0 in the round without a crash.
         lives: how often the scenario was called.
-        result: what it returned in the end.
-        clean: what it returned in the uncrashed round.
-        store: what is kept in the end, claimed by nobody.
+        result: the result of its last call.
+        clean: its result in the round without a crash.
+        store: the store in the end, its runs claimed by no process.
     """
 
     place: int
@@ -71,11 +68,12 @@ def crash_everywhere(
     limit: int | None = None,
     only: int | None = None,
 ) -> int:
-    """Runs a scenario again and again, its process dying at a later save of the store each time.
+    """Run a scenario again and again, its process dying at a later save of the store each time.
 
-    Each time, the scenario is then called again with what a new process would find in the store.
-    In the end it has to come to what it comes to without a crash. That is asserted; or whatever
-    ``check`` does, which is told how it ended:
+    Each time, the scenario is then called again with what a new process would find in the store,
+    and in the end its result must be the same as without a crash. Give ``check`` to assert
+    something else:
+
 
     >>> @action(reads=["order"], writes=["receipt"])
     ... async def charge(order: int) -> str:
@@ -87,50 +85,51 @@ def crash_everywhere(
     >>> crash_everywhere(scenario)  # 4 saves, before and after each of them
     8
 
-    The scenario is given a store, and uses it in whatever it runs. It is called in a new event loop
-    each time, under virtual time: first without a crash, then twice for each save: dying before it
-    was kept, and after, before the run hears that it was. So keep it small: the time it takes grows
-    with the square of its saves.
+    The scenario is given a store, and uses it in all that it runs. It is called in a new event loop
+    each time, under virtual time: first without a crash, then twice for each save: once dying
+    before the save took effect, and once after it, before the run learns of that. So keep it
+    small: the time it takes grows with the square of its saves.
 
     From the moment in which its process dies, the store answers nothing: the run ends with
-    ``StoreFailed``, and whatever the scenario does then counts no more. A real process would not
+    ``StoreFailed``, and nothing that the scenario does after that counts. A real process would not
     even have cancelled its actions.
 
-    A store may also go wrong without anybody dying. With ``how="fails"`` a single call of it
-    raises, any one, not only saves; with ``how="hangs"`` a single call never returns, so that the
-    run gives it up at its deadline. All other calls are fine. If the scenario raises because of it,
-    it is called again; it may as well end, where nothing was lost.
+    A store may also go wrong without a death. With ``how="fails"`` a single call of it raises, not
+    only saves; with ``how="hangs"`` a single call never returns, so that the run gives it up at its
+    deadline. All other calls succeed. If the scenario raises because of it, it is called again; it
+    may also end, if nothing was lost.
 
-    After each call this is asserted in any case: what it raised was ``StoreFailed`` or
-    ``CommitInDoubt``, or a group of those, and that only once its store had gone wrong (and
-    ``RunClaimed`` where it did so while a run was given back); no task, thread or file descriptor
-    is left; a run was given back to the store, if it still answered. And nothing hangs. Whatever
-    fails it carries a note that says where the store went wrong, and how to try that place alone.
+    These assertions are made after each call in any case. An exception of the scenario was
+    ``StoreFailed`` or ``CommitInDoubt``, or a group of those, after its store had gone wrong (or
+    ``RunClaimed``, if the store went wrong while a run was released). No task, thread or file
+    descriptor is left. Every run was released, if the store still answered. And nothing hangs. An
+    exception that fails the test has a note that says where the store went wrong, and how to try
+    that place alone.
 
     Threads are outside of virtual time: with them the places are not the same each time.
 
     Args:
-        scenario: called with a store, and returns what is to be compared.
+        scenario: called with a store; returns the value to compare.
         check: called with the `Recovery`; a coroutine function is awaited, in an event loop of its
-            own. By default it compares ``result`` with ``clean``.
-        how: what becomes of the store: "dies", "fails" or "hangs".
+            own. By default ``result`` must be equal to ``clean``.
+        how: what happens to the store: "dies", "fails" or "hangs".
         times: how often that happens before the scenario may end, each time at the same number of
             saves or calls since it was called.
-        delay: seconds that each call of the store takes. By default saves are kept at once.
+        delay: seconds that each call of the store takes. By default saves take effect at once.
         backend: "asyncio" or "trio".
         seed: decides the order of simultaneous steps, see `run_virtual`. Without one, asyncio is
-            first come, first served, and trio is given 0, for its places to be the same each time.
-        limit: how many places to try at most, spread evenly; None: all.
+            first come, first served, and trio has the seed 0, so that its places stay the same.
+        limit: the most places to try, spread evenly; None: all.
         only: the one place to try.
 
     Returns:
-        At how many places the store went wrong.
+        The number of places at which the store went wrong.
 
     Raises:
-        AssertionError: the scenario came to something else, or left a run claimed.
+        AssertionError: the scenario had another result, or left a run claimed.
         LeakError: it left something alive.
         VirtualDeadlock: it hangs.
-        BaseException: whatever else the scenario or ``check`` raises.
+        BaseException: any other exception of the scenario or ``check``.
     """
     if seed is None and backend == "trio":
         seed = 0
@@ -154,7 +153,7 @@ def crash_everywhere(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """What all rounds of a sweep have in common."""
+    """The settings that all rounds share."""
 
     how: _How
     times: int
@@ -171,7 +170,7 @@ class Manner:
 
 @final
 class _Round(Generic[_T]):
-    """A place tried: the scenario is called until it ends."""
+    """One place: the scenario is called until it ends."""
 
     def __init__(
         self, scenario: Callable[[Store], Awaitable[_T]], manner: Manner, place: int
@@ -180,15 +179,15 @@ class _Round(Generic[_T]):
         self._manner = manner
         self._place = place
         self.kept = MemoryStore()
-        self.lives: list[_Unsteady] = []  # the store of each
+        self.lives: list[_Unsteady] = []  # the store of each call
 
     @property
     def went_wrong(self) -> bool:
-        """Whether the scenario was still going on at the place."""
+        """Whether the scenario was still running at the place."""
         return self.lives[0].went_wrong
 
     def live(self) -> _T:
-        """Call the scenario until it ends, and return what it then does."""
+        """Call the scenario until it ends, and return its result."""
         try:
             while True:
                 place = self._place if len(self.lives) < self._manner.times else 0
@@ -214,7 +213,7 @@ class _Round(Generic[_T]):
         return not store.is_dead, result
 
     def judge(self, result: _T, clean: _T, check: Callable[[Recovery[_T]], object] | None) -> None:
-        """Let ``check`` say whether it came to what it should."""
+        """Assert that the result is right, or let ``check`` do so."""
         recovery = Recovery(
             place=self._place,
             lives=len(self.lives),
@@ -244,7 +243,7 @@ class _Round(Generic[_T]):
 
 async def _leaving_nothing(function: Callable[[_R], Awaitable[_T]], argument: _R) -> _T:
     """Call and await ``function``; raise if something it has started is still alive then."""
-    await cancel_shielded_checkpoint()  # trio's own tasks begin
+    await cancel_shielded_checkpoint()  # trio's own tasks begin, so that they are not new later
     census = Census(threads=True, descriptors=True)
     try:
         result = await function(argument)
@@ -264,12 +263,12 @@ _DEAD = "the process of this store is dead"
 
 @final
 class _WentWrong(ConnectionError):
-    """What the store raises."""
+    """The exception that the store raises."""
 
 
 @final
 class _Unsteady:
-    """A store in front of another one, that goes wrong at one place."""
+    """A store in front of another one, which goes wrong at one place."""
 
     def __init__(
         self, kept: MemoryStore, manner: Manner, place: int, *, tells_of_death: bool = False
@@ -278,10 +277,10 @@ class _Unsteady:
         self._tells_of_death = tells_of_death
         self._how = manner.how
         self._delay = manner.delay
-        self._at = (place + 1) // 2  # the call it goes wrong at
+        self._at = (place + 1) // 2  # the number of the call that goes wrong
         self._does_it_first = place % 2 == 0
         self._may_stay_claimed = False
-        self.seen = 0  # calls that it could go wrong at
+        self.seen = 0  # the calls so far that could go wrong
         self.is_dead = False
         self.story = "with a store that is fine"
 
@@ -369,7 +368,7 @@ class _Unsteady:
         return await self._ask(call, partial(self._kept.children, path, step, visit))
 
     async def release(self, run_id: str, holder: str) -> None:
-        if not self.is_dead:  # else nobody is left to call it
+        if not self.is_dead:  # a dead process calls nothing
             release = partial(self._kept.release, run_id, holder)
             await self._ask(f"release of run {run_id}", release)
 

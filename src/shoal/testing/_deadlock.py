@@ -1,4 +1,4 @@
-"""The error for a program in which nothing can ever happen again. Imports `_stacks` alone."""
+"""`VirtualDeadlock`: the error for a program in which nothing can ever happen again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shoal.testing._stacks import where_task_stands
 class VirtualDeadlock(RuntimeError):
     """Every task is blocked, and nothing is left that could wake one.
 
-    Raised instead of hanging, under virtual time only, in the main thread: no timer is set, no
-    socket is waited for, and no thread is left that may call into the loop. The message names each
-    task and where it stands.
+    Raised in the main thread, under virtual time only, so that the program does not hang: no timer
+    is set, no socket is waited for, and no thread is left that may call into the loop. The message
+    names each task and the line where it stands.
 
     Attributes:
         at: the virtual time.
@@ -37,6 +37,6 @@ def _message(at: float, tasks: list[tuple[str, object]]) -> str:
         f"at virtual time {at:g} every task is blocked and nothing is left to wake one:"
         " no timer, no socket, no thread\n"
         + ("".join(standing) or "  (no task exists)\n")
-        + "HINT: look for an event that nobody sets, a slot that is not given back, a task that"
-        " waits for itself. If a signal was to come from outside, run this in real time."
+        + "HINT: look for an event that is never set, a slot that is not given back, a task that"
+        " waits for itself. If a signal should come from outside, run this in real time."
     )

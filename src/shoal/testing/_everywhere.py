@@ -1,14 +1,11 @@
-"""`cancel_everywhere`: a scenario, cancelled at every place where it can be.
+"""`cancel_everywhere`: cancel a scenario at every possible place.
 
-Imports nothing of shoal but its neighbours `_clock`, `_leaks`, `_stacks` and `_steps`.
-
-What holds:
-
+Invariants:
 - A place is the moment before a step of the event loop: on asyncio before any task's step or
-  callback, timers' included; on trio before any task's step, and whenever no task can run. There
-  the cancellation is requested, by nobody's task, between two steps.
+  callback, timers' included; on trio before any task's step, and whenever no task can run. The
+  cancellation is requested there between two steps, outside of any task.
 - Each place is tried in an event loop of its own, on a virtual clock that starts at 0.
-- Up to its place, each round is the uncancelled one over again.
+- Up to its place, each round repeats the round without a cancellation.
 """
 
 from __future__ import annotations
@@ -37,13 +34,13 @@ _REASON = "shoal.testing.cancel_everywhere"
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending(Generic[_T]):
-    """How an attempt ended, if it didn't raise.
+    """How an attempt ended that didn't raise.
 
     Attributes:
-        place: where cancellation was requested, counted from 1; 0 in the uncancelled run.
-        cancelled: whether the cancellation came out of it. If not, it completed: before its place,
-            in the very step, or in a shielded one after which nothing more could be cancelled.
-        result: what it returned; None if it was cancelled.
+        place: where cancellation was requested, counted from 1; 0 in the uncancelled round.
+        cancelled: whether the attempt raised the cancellation. If not, it completed: before its
+            place, in the same step, or in a shielded one after which nothing could be cancelled.
+        result: the result of the function; None if it was cancelled.
     """
 
     place: int
@@ -53,10 +50,10 @@ class Ending(Generic[_T]):
 
 @final
 class Attempt:
-    """What `cancel_everywhere` gives to a scenario: to be called once, with what is cancelled."""
+    """Cancels the function that the scenario of `cancel_everywhere` calls it with, once."""
 
     def __init__(self, place: int, how: Literal["scope", "native"]) -> None:
-        """Plan it.
+        """Plan an attempt.
 
         Args:
             place: Where to cancel; 0: nowhere.
@@ -67,7 +64,7 @@ class Attempt:
         self._cancel: Callable[[], object]
         self._steps: Steps
         self._stood: list[tuple[str, StackSummary]] = []
-        self._seen: int | None = None  # places; None before it is called
+        self._seen: int | None = None  # the places so far; None before the attempt
         self._requested = False
 
     async def __call__(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> Ending[_T]:
@@ -76,12 +73,12 @@ class Attempt:
         Raises:
             LeakError: It left a task, thread, file descriptor or cancellation request behind.
             AssertionError: It swallowed its cancellation.
-            Exception: Whatever it raised, instead of the cancellation or beside it.
+            Exception: Any exception of the function, in place of the cancellation or beside it.
         """
         if self._seen is not None:
             raise RuntimeError("an attempt is made once in each call of a scenario, not twice")
         self._seen = 0
-        await cancel_shielded_checkpoint()  # trio's own tasks begin: no places of the scenario's
+        await cancel_shielded_checkpoint()  # trio's own tasks begin, so their steps are no places
         census = Census(threads=True, descriptors=True)
         self._steps = steps_of_this_loop(self._arrive, reason=_REASON)
         live = self._in_scope if self._how == "scope" else self._in_task
@@ -98,7 +95,7 @@ class Attempt:
         with anyio.CancelScope() as scope:
             self._cancel = lambda: scope.cancel(_REASON)
             with self._steps:
-                self._arrive()  # cancelled before it begins
+                self._arrive()  # the first place: before it begins
                 result = await function(*args)
                 completed, hit = True, self._steps.hit()
         if completed and hit:
@@ -110,7 +107,7 @@ class Attempt:
             try:
                 return await function(*args)
             finally:
-                self._steps.__exit__()  # later steps are ours
+                self._steps.__exit__()  # later steps are not the function's
 
         with self._steps:
             task = asyncio.create_task(live(), name="attempt")
@@ -120,8 +117,8 @@ class Attempt:
             if task.cancelling() != 1:
                 raise AssertionError(
                     f"one cancel was requested, and {task.cancelling()} are pending in the end."
-                    f" HINT: who catches a cancellation that it asked for itself also calls"
-                    f" uncancel(); who didn't ask doesn't"
+                    f" HINT: code that catches a cancellation which it requested also calls"
+                    f" uncancel(); other code must not"
                 )
             return Ending(place=self._place, cancelled=True, result=None)
         result = task.result()
@@ -138,7 +135,7 @@ class Attempt:
             self._cancel()
 
     def _story(self) -> str:
-        """What was done to the scenario, and where its tasks stood."""
+        """Return what was done to the scenario, and where its tasks stood."""
         if not self._requested:
             return "without having cancelled it"
         standing = "".join(
@@ -192,10 +189,11 @@ def cancel_everywhere(
     limit: int | None = None,
     only: int | None = None,
 ) -> int:
-    """Runs a scenario again and again, cancelling it at a later place each time.
+    """Run a scenario again and again, cancelling it at a later place each time.
 
-    After each time ``check`` is told how it ended, and asserts what has to hold however far that
-    has come:
+    ``check`` is called after each round with its ending, and asserts what must hold however far the
+    scenario has come:
+
 
     >>> accounts = {"mine": 10, "yours": 0}
     >>> async def transfer() -> None:
@@ -208,8 +206,8 @@ def cancel_everywhere(
     >>> cancel_everywhere(transfer, check)  # before it begins, while it sleeps, and after
     3
 
-    Where there is something to prepare for each time, leave ``check`` out. The scenario is then a
-    test of its own: it prepares, makes its one attempt, which is what gets cancelled, and checks:
+    If something must be prepared for each round, leave ``check`` out. The scenario is then a test
+    of its own: it prepares, makes its one attempt, which is cancelled, and checks:
 
     >>> async def scenario(attempt: Attempt) -> None:
     ...     accounts = {"mine": 10, "yours": 0}
@@ -225,44 +223,44 @@ def cancel_everywhere(
     >>> cancel_everywhere(scenario)
     3
 
-    It is called in a new event loop each time, under virtual time: first without cancelling, then
-    once for each place: each moment before a step that any task takes during the attempt. So
-    keep it small: the time it takes grows with the square of its steps.
+    The scenario is called in a new event loop each time, under virtual time: first without
+    cancelling, then once for each place: each moment before a step that any task takes during the
+    attempt. So keep it small: the time it takes grows with the square of its steps.
 
-    After each attempt this is asserted in any case: no task, thread or file descriptor is left;
-    the cancellation was not swallowed, if it was delivered to the task that made the attempt; no
-    more cancels are pending than were requested. And nothing hangs.
+    These assertions are made after each attempt in any case. No task, thread or file descriptor is
+    left. The cancellation was not swallowed, if it was delivered to the task that made the attempt.
+    No more cancels are pending than were requested. And nothing hangs.
 
-    An exception that comes out of the attempt, also beside or instead of the cancellation, is
-    raised into the scenario. Some of them are right, as when a child failed in the same step:
-    those, the scenario catches, by their type. All others fail the test.
+    An exception of the attempt, also beside or instead of the cancellation, is raised into the
+    scenario. Some of them are right, as when a child failed in the same step: the scenario catches
+    those, by their type. All others fail the test.
 
-    Whatever fails it carries a note that says at which place, where all tasks stood then, and how
-    to try this place alone.
+    An exception that fails the test has a note that says at which place, where all tasks stood
+    then, and how to try this place alone.
 
     Threads are outside of virtual time: with them the places are not the same each time.
 
     Args:
-        scenario: what is cancelled; without ``check``, called with an `Attempt`, for it to
-            ``await attempt(function, *args)``.
-        check: called with the `Ending`, in the same event loop, outside of what was cancelled; a
+        scenario: the function to cancel; without ``check``, a function that is called with an
+            `Attempt`, and awaits ``attempt(function, *args)``.
+        check: called with the `Ending`, in the same event loop, outside of the cancelled code; a
             coroutine function is awaited.
         backend: "asyncio" or "trio".
         how: "scope": an anyio scope around the attempt is cancelled. "native": the attempt is a
-            task, and ``asyncio.Task.cancel`` is called on it, once: that goes through shields.
+            task, and ``asyncio.Task.cancel`` is called on it, once: shields don't hold that off.
         seed: decides the order of simultaneous steps, see `run_virtual`. Without one, asyncio is
-            first come, first served, and trio is given 0, for its places to be the same each time.
-        limit: how many places to try at most, spread evenly; None: all.
+            first come, first served, and trio has the seed 0, so that its places stay the same.
+        limit: the most places to try, spread evenly; None: all.
         only: the one place to try.
 
     Returns:
-        At how many places the scenario was cancelled.
+        The number of places at which the scenario was cancelled.
 
     Raises:
-        ValueError: how="native" is asked for on trio, which has no such thing.
-        RuntimeError: the scenario makes no attempt or two, or takes longer and longer.
+        ValueError: ``how="native"`` on trio, which has no native cancellation.
+        RuntimeError: the scenario makes no attempt or two, or takes more steps in each round.
         VirtualDeadlock: it hangs.
-        BaseException: whatever the scenario raises.
+        BaseException: any exception of the scenario.
     """
     if how == "native" and backend != "asyncio":
         raise ValueError('how="native" is asyncio\'s: on trio, choose how="scope"')
@@ -306,11 +304,12 @@ async def _checked(
 
 
 def places(total: int, limit: int | None) -> Iterable[int]:
-    """The places to try, of those that were counted and maybe a few more."""
+    """Yield the places to try: those that were counted, and a few more."""
     if limit is not None and limit < total:
         yield from (1 + index * total // limit for index in range(limit))
         return
-    # A few more than were counted: until it ends before its place.
+        # More than were counted, because a cancelled round may take more steps: the caller stops
+        # when a round ends before its place.
     yield from range(1, 2 * total + 1)
     raise RuntimeError(
         f"the scenario had {total} places at first, and more than twice as many later."

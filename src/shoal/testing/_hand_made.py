@@ -1,4 +1,4 @@
-"""Runs and saves made by hand: what tests of stores are made of. Imports the ports."""
+"""Runs and saves made by hand, for tests of stores."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ BEGINNING = Beginning(application="app", version="1", first={"n": 1})
 
 @dataclass(kw_only=True)
 class HandMadeRun:
-    """A run, as stores see it, made by hand: what tests of stores hand over in a ``Batch``.
+    """A run as stores see it, made by hand. Tests of stores save it in a ``Batch``.
 
-    A child of ``"root"`` is made by ``child_run``.
+    ``child_run`` makes a child of ``"root"``.
     """
 
     path: RunPath = ROOT
@@ -49,7 +49,7 @@ class HandMadeRun:
 
     @property
     def outcome(self) -> Outcome:
-        """Not made by hand."""
+        """Raise: no store reads it."""
         raise NotImplementedError
 
 
@@ -62,19 +62,19 @@ def child_run(
     act: str = "leaf",
     **more: Any,
 ) -> HandMadeRun:
-    """Make a child by hand: one that has succeeded, unless ``more`` says otherwise."""
+    """Return a child made by hand. It has succeeded unless ``more`` says otherwise."""
     path = RunPath(parent=parent, step=step, visit=visit, act=act, key=key)
     given: dict[str, Any] = {"status": "succeeded", "element": key, **more}
     return HandMadeRun(path=path, **given)
 
 
 def update_of(number: int, step: str = "map") -> Update:
-    """Make an update that sets one field."""
+    """Return an update that sets one field."""
     return Update(number, step, (Set(f"f{number}", number),))
 
 
 async def saved(store: Store, batch: Batch) -> None:
-    """Save a batch, and wait until it is kept."""
+    """Save a batch, and wait until the store has acknowledged it."""
     pending = store.save(batch)
     if pending is not None:
         await pending
@@ -83,7 +83,7 @@ async def saved(store: Store, batch: Batch) -> None:
 async def save(
     store: Store, run: SavedRun | None = None, *, holder: str = "me", **more: Any
 ) -> None:
-    """Save what ``more`` says, of the root run or another one."""
+    """Save a batch made of ``more``, for the root run or another one."""
     await saved(store, Batch(HandMadeRun() if run is None else run, **more, holder=holder))
 
 
@@ -91,7 +91,7 @@ async def save(
 async def claimed(
     store: Store, run: HandMadeRun | None = None, *, begin: bool = True
 ) -> AsyncGenerator[None]:
-    """Have a run while the block lasts; begin it."""
+    """Claim a run for the block, and save its beginning."""
     run = HandMadeRun() if run is None else run
     run_id = run.path.root.id
     await store.claim(run_id, "me")
@@ -105,7 +105,7 @@ async def claimed(
 
 
 async def refused(kind: type[Exception], call: Callable[[], Awaitable[object]]) -> None:
-    """Call, and expect an exception."""
+    """Call ``call``, and fail unless it raises an exception of that kind."""
     try:
         await call()
     except kind:
@@ -114,20 +114,20 @@ async def refused(kind: type[Exception], call: Callable[[], Awaitable[object]]) 
 
 
 async def known(store: Store) -> tuple[Beginning, Status | None, str]:
-    """Return what is known of the root run."""
+    """Return the beginning, the status and the reason of the root run."""
     record = await store.load("root")
     assert record is not None
     return record.beginning, record.status, record.reason
 
 
 async def keys(store: Store, *where: Any, path: RunPath = ROOT) -> list[Any]:
-    """Return the keys of a run's children, strings before others."""
+    """Return the keys of a run's children, strings before ints."""
     found = [record.key for record in await store.children(path, *where)]
     return sorted(found, key=lambda key: (isinstance(key, int), key))
 
 
 async def cancelled_after(turns: int, call: Callable[[], Awaitable[object]]) -> bool:
-    """Call, and cancel after so many turns of the loop; return whether it had ended."""
+    """Call ``call``, and cancel it after some turns of the loop; return whether it had ended."""
     scope = anyio.CancelScope()
     ended = False
 
@@ -146,5 +146,5 @@ async def cancelled_after(turns: int, call: Callable[[], Awaitable[object]]) -> 
 
 
 def update_at(entries: Sequence[Entry], number: int) -> Update:
-    """Find an update by its number."""
+    """Return the update of that number."""
     return next(one for one in entries if isinstance(one, Update) and one.number == number)

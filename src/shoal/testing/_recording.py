@@ -1,4 +1,4 @@
-"""A hook that writes down what it is told."""
+"""`RecordingHook`: a hook that keeps all events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ E = TypeVar("E", bound=Event)
 
 @final
 class RecordingHook(Hook):
-    """Keeps every event it is told, in order, in ``events``.
+    """Keeps every event that it receives, in order, in ``events``.
 
     Examples:
         >>> @action(reads=["name"], writes=["greeting"])
@@ -34,7 +34,7 @@ class RecordingHook(Hook):
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Keep no events yet."""
         self.events: list[Event] = []
 
     def of(self, kind: type[E]) -> list[E]:
@@ -48,10 +48,10 @@ class RecordingHook(Hook):
     def assert_paired(self) -> None:
         """Check that every run, step and child that started has ended, once, and in order.
 
-        A child that is halted has ended for now. It may be told to be cancelled after that.
+        A child that is halted counts as ended. It may be reported as cancelled after that.
 
         Raises:
-            AssertionError: Naming what is not paired.
+            AssertionError: The message names each start or end without its counterpart.
         """
         open_: dict[tuple[str, ...], int] = {}
         resting: set[tuple[str, str]] = set()
@@ -80,7 +80,7 @@ class RecordingHook(Hook):
         assert not open_, f"started and never ended: {sorted(open_)}"
 
     def on_event(self, event: Event) -> None:
-        """Keep it."""
+        """Keep the event."""
         self.events.append(event)
 
 

@@ -1,7 +1,7 @@
-"""Where a task or a thread stands: the stack through everything that it awaits. Imports drive.
+"""Find the line where a task or a thread stands, through all that the task awaits.
 
-asyncio's own ``Task.get_stack`` shows the outermost frame of a suspended task alone; what it waits
-for is at the other end.
+asyncio's own ``Task.get_stack`` returns only the outermost frame of a suspended task, and the line
+where it waits is at the other end.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from types import FrameType
 
 from shoal._concurrency.cancellation import drive
 
-_SHOWN = 8  # innermost frames; the rest is how the test got there
+_SHOWN = 8  # innermost frames; those further out show how the test got there
 _MACHINERY = {"anyio", "asyncio", "trio"}
 
-# How coroutines, generators and async generators call their frame and what they await.
+# The attributes of coroutines, generators and async generators for their frame and their awaitable.
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
-# These hide the object that they drive; the collector sees through them (as trio does).
+# These hide the object that they drive. The garbage collector shows it, and trio uses that too.
 _OPAQUE = {
     "async_generator_asend",
     "async_generator_athrow",
@@ -31,7 +31,7 @@ _OPAQUE = {
 
 
 def suspended_frames(awaitable: object) -> Iterator[FrameType]:
-    """The frames of a suspended coroutine, outermost first, through everything it awaits."""
+    """Yield the frames of a suspended coroutine, outermost first, through all that it awaits."""
     current: object = awaitable
     while current is not None:
         for frame_name, next_name in _LINKS:
@@ -40,7 +40,7 @@ def suspended_frames(awaitable: object) -> Iterator[FrameType]:
                 if frame is not None:  # None once it has ended
                     yield frame
                 current = getattr(current, next_name)
-                if frame is not None and frame.f_code is drive.__code__:  # it awaits by hand
+                if frame is not None and frame.f_code is drive.__code__:  # it sends by hand
                     current = frame.f_locals["coroutine"]
                 break
         else:
@@ -49,7 +49,7 @@ def suspended_frames(awaitable: object) -> Iterator[FrameType]:
 
 def _driven_by(awaitable: object) -> object:
     if type(awaitable).__name__ not in _OPAQUE:
-        return None  # a future, or something written in C: the end of what can be seen
+        return None  # a future, or an object written in C, which shows nothing
     for referent in gc.get_referents(awaitable):
         if any(hasattr(referent, name) for name, _ in _LINKS):
             return referent
@@ -57,14 +57,14 @@ def _driven_by(awaitable: object) -> object:
 
 
 def where_task_stands(coroutine: object, *, indent: str) -> str:
-    """The innermost frames of a suspended coroutine, as a traceback prints them."""
+    """Return the innermost frames of a suspended coroutine, as a traceback prints them."""
     return printed(stack_of(coroutine), indent=indent)
 
 
 def stack_of(coroutine: object) -> traceback.StackSummary:
-    """The innermost frames of a suspended coroutine, for printing them later.
+    """Return the innermost frames of a suspended coroutine, for printing them later.
 
-    Of the backends' own frames only those that user code called.
+    Frames of the backends are left out, except those that user code called.
     """
     frames = list(suspended_frames(coroutine))
     called = [
@@ -83,15 +83,15 @@ def _is_machinery(frame: FrameType) -> bool:
 
 
 def where_thread_stands(thread: threading.Thread, *, indent: str) -> str:
-    """The innermost frames of a running thread, as a traceback prints them."""
-    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]  # the only way to ask
+    """Return the innermost frames of a running thread, as a traceback prints them."""
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]  # there is no public way
     if frame is None:
         return f"{indent}(it has just ended)\n"
     return printed(traceback.extract_stack(frame, limit=_SHOWN), indent=indent)
 
 
 def printed(stack: traceback.StackSummary, *, indent: str) -> str:
-    """A stack, as a traceback prints it."""
+    """Return a stack as a traceback prints it."""
     lines = "".join(stack.format()).splitlines() or ["  (no Python frame)"]
-    # `format` indents by two itself.
+    # `format` itself indents by two.
     return "".join(f"{indent}{line.removeprefix('  ')}\n" for line in lines)

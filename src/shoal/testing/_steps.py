@@ -1,7 +1,7 @@
-"""Being told of every step that an event loop takes. Imports no shoal.
+"""Call a function before every step that an event loop takes.
 
-Neither loop has a public way for all of it: what is private here is pinned by
-``tests/testing/test_everywhere.py``.
+Neither loop has a public way to do this. ``tests/testing/test_everywhere.py`` fails if the private
+parts that are used here change.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ Told = Callable[[], None]
 
 
 class Steps(Protocol):
-    """Within, something is called before each step. Entered by the task that is watched."""
+    """Inside the block, calls a function before each step. Entered by the task that is watched."""
 
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def tasks(self) -> Iterator[tuple[str, object]]:
-        """The names and coroutines of all tasks, but the loop's own."""
+        """Yield the names and coroutines of all tasks except the loop's own."""
         ...
 
     def hit(self) -> bool:
-        """Whether the cancellation of this reason has reached the task that entered."""
+        """Return whether a cancellation with the reason has reached the task that entered."""
         ...
 
 
 def steps_of_this_loop(told: Told, *, reason: str) -> Steps:
-    """What calls ``told`` before each step of the running loop, and sees cancels for a reason."""
+    """Return the `Steps` of the running loop that call ``told`` and look for ``reason``."""
     with suppress(RuntimeError):
         return _AsyncioSteps(asyncio.get_running_loop(), told)
     return _TrioSteps(told, reason)
@@ -41,7 +41,7 @@ def steps_of_this_loop(told: Told, *, reason: str) -> Steps:
 
 @final
 class _ToldQueue(deque[asyncio.Handle]):
-    """A loop's queue. The loop takes what it runs next off its left end, one by one."""
+    """A loop's queue. The loop takes each handle off its left end just before it runs it."""
 
     told: Told | None = None
 
@@ -54,7 +54,7 @@ class _ToldQueue(deque[asyncio.Handle]):
 
 @final
 class _AsyncioSteps:
-    """Steps of tasks, and callbacks: a timer's too, which stands for the wait before it."""
+    """Steps of tasks, and callbacks, a timer's included: it marks the end of the wait before it."""
 
     def __init__(self, loop: Any, told: Told) -> None:
         self._loop = loop
@@ -69,27 +69,27 @@ class _AsyncioSteps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.told = None  # it stays: a thread may just be appending to it
+        self._queue.told = None  # the queue stays, because a thread may be appending to it
 
     def tasks(self) -> Iterator[tuple[str, object]]:
         for task in asyncio.all_tasks(self._loop):
             yield task.get_name(), task.get_coro()
 
     def hit(self) -> bool:
-        # Scopes cancel natively too, and take it back on leaving.
+        # A scope also cancels natively, and uncancels when it is left.
         return self._task is not None and self._task.cancelling() > self._requests
 
 
 @final
 class _TrioSteps:
-    """A trio instrument. Steps of tasks, and each wait in which no task can run."""
+    """A trio instrument: steps of tasks, and each wait in which no task can run."""
 
     def __init__(self, told: Told, reason: str) -> None:
         self._trio: Any = sys.modules["trio"]
         self._told = told
         self._reason = reason
         self._hit = False
-        self._idle = True  # told already
+        self._idle = True  # whether the present wait is already counted
 
     def __enter__(self) -> Self:
         self._task = self._trio.lowlevel.current_task()
@@ -108,7 +108,7 @@ class _TrioSteps:
                 self._hit = True
 
     def before_io_wait(self, timeout: float) -> None:
-        # Once per wait: in real time the loop comes by again and again.
+        # Once for each wait: in real time the loop returns here again and again.
         if not self._idle and not self._trio.lowlevel.current_statistics().tasks_runnable:
             self._idle = True
             self._told()
@@ -117,7 +117,7 @@ class _TrioSteps:
         root, main = self._trio.lowlevel.current_root_task(), self._task
         while main.parent_nursery.parent_task is not root:
             main = main.parent_nursery.parent_task
-        unseen = [main]  # trio's own are beside it
+        unseen = [main]  # trio's own tasks are beside it
         while unseen:
             task = unseen.pop()
             yield task.name, task.coro

@@ -1,8 +1,7 @@
-"""Virtual time for trio: its own ``MockClock``, taught when not to jump.
+"""Virtual time for trio: its own ``MockClock``, with conditions for its jumps.
 
-Imports nothing of shoal but its neighbours `_deadlock`, `_stacks` and `_workers`.
-Imported only when trio is asked for. Trio has no hook for an idle loop, nor for its scheduler's
-order: what is private to trio here is pinned by ``tests/testing/test_clock.py``.
+Imported only if trio is used. Trio has no public way to see an idle loop, or to order its
+scheduler. ``tests/testing/test_clock.py`` fails if the private parts that are used here change.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from shoal.testing._workers import is_owed, may_be_called, working_threads
 
 _run: Any = importlib.import_module("trio._core._run")
 
-# How long trio waits for the real world before it asks again whether it still has to.
+# Real seconds for which trio waits for the real world before it asks again whether it must.
 _REAL_TURN = 0.005
 
 
 def virtual_options(seed: int | None) -> dict[str, object]:
-    """Options of ``trio.run`` for virtual time from 0 and, with a seed, a repeatable schedule."""
+    """Return options of ``trio.run`` for virtual time from 0 and, with a seed, a fixed schedule."""
     clock = trio.testing.MockClock(autojump_threshold=0)
-    # Naughty, but the class is final and its loop calls it by this name alone: without this, time
+    # Naughty, but the class is final, and the loop calls it by this name alone. Otherwise time
     # jumps while threads work, and a deadlock spins for ever.
     bystanders = frozenset(working_threads())
     vars(clock)["_autojump"] = lambda: _pass_time(clock, bystanders)
@@ -39,7 +38,7 @@ def virtual_options(seed: int | None) -> dict[str, object]:
 
 
 def _pass_time(clock: trio.testing.MockClock, bystanders: Collection[threading.Thread]) -> None:
-    """Let time pass, for no task can run. Trio's loop calls this."""
+    """Let time pass. Trio's loop calls this when no task can run."""
     left = trio.lowlevel.current_statistics().seconds_to_next_deadline
     if _waits_for_outside() or (left == math.inf and may_be_called(bystanders)):
         _set_pace(clock, rate=1.0, threshold=_REAL_TURN)
@@ -49,7 +48,7 @@ def _pass_time(clock: trio.testing.MockClock, bystanders: Collection[threading.T
         return  # a thread has called in, and ended, since the loop looked
     if left == math.inf:
         _raise_deadlock(clock.current_time())
-    elif left > 0:  # else it is due now, and the loop is about to see to it
+    elif left > 0:  # a timer that is due now is run by the loop next
         clock.jump(left)
 
 
@@ -65,7 +64,7 @@ def _waits_for_outside() -> bool:
         getattr(io, f"tasks_waiting{suffix}", 0)
         for suffix in ("", "_read", "_write", "_overlapped")
     )
-    if waiting > 1:  # one waits for calls from threads, always
+    if waiting > 1:  # one task always waits, for calls from threads
         return True
     if threading.active_count() == 1:
         return False
@@ -74,13 +73,13 @@ def _waits_for_outside() -> bool:
 
 
 def _waits_for_thread(task: trio.lowlevel.Task) -> bool:
-    # The thread itself is no witness: it is called idle just before it hands over its result.
+    # The thread itself can't tell: it is renamed idle just before it hands over its result.
     work = trio.to_thread.run_sync.__code__
     return any(frame.f_code is work for frame in suspended_frames(task.coro))
 
 
 def _tasks_from(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
-    """The task and all below it."""
+    """Yield the task and all tasks below it."""
     unseen = [task] if task is not None else []
     while unseen:
         seen = unseen.pop()
@@ -89,10 +88,10 @@ def _tasks_from(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]
 
 
 def _raise_deadlock(at: float) -> None:
-    """Raise where the main task waits, as trio does Ctrl-C: cleanups run, in order.
+    """Raise in the main task where it waits, as trio raises Ctrl-C, so that cleanup runs in order.
 
-    If they get stuck, this is called again: by then the main task waits for a child behind a
-    shield, where nothing more can be raised, so it is raised in the child.
+    If the cleanup gets stuck, this is called again. By then the main task waits for a child behind
+    a shield, where nothing more can be raised, so the error is raised in the child.
     """
     main: trio.lowlevel.Task = _run.GLOBAL_RUN_CONTEXT.runner.main_task
     tasks: list[Any] = list(_tasks_from(main))
@@ -102,10 +101,10 @@ def _raise_deadlock(at: float) -> None:
         raise error
 
     for task in tasks:
-        if task._abort_func is not None:  # what it waits for has not been aborted yet
+        if task._abort_func is not None:  # its wait has not been aborted yet
             task._attempt_abort(raise_error)
             return
-    raise error  # makes trio give up: untidy, but it ends
+    raise error  # trio reports an internal error: untidy, but the program ends
 
 
 class _SeededSchedule:
@@ -118,7 +117,7 @@ class _SeededSchedule:
     def before_run(self) -> None:
         self._before = _run._r.getstate(), _run._ALLOW_DETERMINISTIC_SCHEDULING
         _run._r.seed(self._seed)
-        # Sorts a batch by age before it is shuffled: what Hypothesis' plugin of trio sets too.
+        # Sorts a batch by age before shuffling it; trio's own plugin for Hypothesis sets it too.
         _run._ALLOW_DETERMINISTIC_SCHEDULING = True
 
     def after_run(self) -> None:

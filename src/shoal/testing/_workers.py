@@ -1,4 +1,4 @@
-"""Threads: which have work to do, and which only wait for their next job. Imports no shoal."""
+"""Tell threads that have work to do from threads that wait for their next job."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import suppress
 
 
 def working_threads() -> Iterator[threading.Thread]:
-    """All threads but the idle workers that a backend keeps."""
+    """Return all threads except the idle workers that a backend keeps."""
     return itertools.filterfalse(_is_idle_worker, threading.enumerate())
 
 
 def may_be_called(bystanders: Collection[threading.Thread]) -> bool:
-    """Whether another thread may yet call into the loop of this thread.
+    """Return whether another thread may still call into the loop of this thread.
 
-    One born since the bystanders were counted may. So may whoever started this thread, if it isn't
-    the main one: that is how anyio's blocking portals work.
+    A thread that is not among ``bystanders`` may, because it was started later. If this thread is
+    not the main one, the thread that started it may: anyio's blocking portals work that way.
     """
     if threading.current_thread() is not threading.main_thread():
         return True
@@ -27,7 +27,7 @@ def may_be_called(bystanders: Collection[threading.Thread]) -> bool:
 
 
 def is_owed(token: object) -> bool:
-    """Whether tasks of an event loop wait for a thread that says so itself, as stores' do.
+    """Return whether a thread says that tasks of an event loop wait for it, as stores' threads do.
 
     Args:
         token: The loop; on trio, its token.
@@ -37,13 +37,13 @@ def is_owed(token: object) -> bool:
 
 
 def _is_idle_worker(thread: threading.Thread) -> bool:
-    # anyio's on asyncio. Known by its attributes, for its class is private.
+    # anyio's, on asyncio: known by an attribute, because the class is private.
     if thread in getattr(thread, "idle_workers", ()):
         return True
-    # Trio's bear the name of their job while they have one.
+    # A trio worker has the name of its job while it has one.
     if re.fullmatch(r"Trio thread \d+", thread.name):
         return True
-    # A debugger's or a C library's, seen by chance: never removed from the list.
+    # A debugger's or a C library's thread that was seen by chance: never removed from the list.
     if isinstance(thread, threading._DummyThread):  # pyright: ignore[reportPrivateUsage]
         return True
     return thread in _default_executor_threads()

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, Self, final
 
 import anyio
 
-from shoal._concurrency.background import Hosted
+from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import cancelled, ki_protected
 from shoal._engine.call import pass_blame
 from shoal._engine.commit import Write, commit
@@ -131,7 +131,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._ledger = Ledger()
         self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
         self._group: ChildTaskGroup | None = None
-        self._hosted: Hosted | None = None
+        self._hosted: BackgroundTask | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
         self._refused: BadUse | None = None  # what the action was told that went on after that
         self._ended: deque[Outcome] = deque()  # not yet consumed

@@ -172,6 +172,23 @@ class Draft:
         if len(failed) > NOTED:
             note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
+    def reason_to_stop(self, *, is_lost: bool) -> str | None:
+        """Say why the children that are in flight are to be cancelled, if they are.
+
+        Args:
+            is_lost: Whether the race can't be decided any more.
+        """
+        if self.decision is not None:
+            return self.decision.reason
+        if is_lost:
+            return f"fan-out {self._join.name!r} can't be decided any more"
+        if not self.is_failing:
+            return None
+        if not self.failures:
+            return f"too many children of fan-out {self._join.name!r} failed"
+        first = self.failures[0]
+        return f"key {brief(first.key)} of fan-out {self._join.name!r} failed: {brief(first.error)}"
+
     def withdraw(self) -> None:
         """Undo what was told of the batch besides the state: it could not be saved."""
         self._withdraw(0, 0)

@@ -1,14 +1,8 @@
 """Where children come from: what a step works on, pulled lazily, keyed, told apart, made into them.
 
-Imports everything above the group; anyio.
-
 Invariants:
 - An element or task is pulled only when there is room for its child.
-- Keys are plain str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is
-  dropped and counted.
 - At most ``at_most`` children are started, exactly, over all executions of the step.
-- Positions are those of an earlier execution: what ``grow`` returned then has the places that it
-  got, and what is pulled has the others, in order.
 - Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
 - What was pulled is somebody's: a child's, or it waits for one. A user's function that raises about
   an element (``key=``, ``by=``, ``cost=``, ``grow=``, a digest) leaves it to the next attempt.
@@ -33,7 +27,7 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from math import inf
 from operator import length_hint
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint
@@ -43,14 +37,15 @@ from shoal._concurrency.closing import closed_after
 from shoal._engine.config import Setting
 from shoal._engine.disposition import DONE
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadKey, BadResult, brief, kind_of
+from shoal._errors.exceptions import BadResult, kind_of
 from shoal._events.discovered import Discovered, Known, bring_back
 from shoal._events.events import ChildName, Done, Failed
-from shoal._events.identity import Key, plain_key
+from shoal._events.identity import Key
 from shoal._state.state import refuse_awaitable
 from shoal.stores._protocol import ChildRecord
 
 from .entries import Dropped, Entry, Kind, Room, entry_of
+from .keys import KeySet, Positions
 from .recorded import Fate, Recorded
 
 FEED_INLINE = 64
@@ -64,29 +59,21 @@ class Elements:
         "_at_most",
         "_beyond",
         "_done_in",
-        "_end",
         "_ended",
         "_feeding",
         "_found_before",
-        "_grows",
         "_growths",
         "_item",
         "_iterator",
-        "_key_of",
+        "_keys",
         "_only",
-        "_position",
+        "_positions",
         "_recorded",
-        "_reserved_before",
         "_pulled_before",
-        "_seen",
-        "_seen_before",
         "_sized",
         "_started",
-        "_taken",
         "_last_to_come",
         "_waiting",
-        "_width",
-        "dropped",
         "_stopped",
         "done_before",
         "given",
@@ -133,23 +120,17 @@ class Elements:
         self.kinds = kinds
         self._only = kinds[0] if len(kinds) == 1 else None
         self._item = item
-        self._key_of = key_of
-        self._grows = grows
+        self._keys = KeySet(who, key_of, grows=grows)
         self._at_most = at_most
         self._done_in = done_in
-        self._seen: set[object] = set()
-        self._width = len(kinds) or 1  # positions that an element takes
-        self._position = 0  # of the next child that is pulled, unless it is taken
-        self._taken: deque[tuple[int, int]] = deque()  # ranges of what grow returned, ahead of that
-        self._end = 0  # no position from there on is taken
+        last = -1 if recorded is None else recorded.last_position
+        self._positions = Positions(len(kinds) or 1, last)
         self._recorded = recorded
         # What may have to be undone of calls of grow: the keys, how many elements were dropped, and
         # those that were known.
         self._growths: list[tuple[list[Key], int, list[Known]]] = []
         self._found_before = Discovered()  # where there are no keys
-        self._seen_before: set[object] = set()  # by the source of an earlier attempt
-        self._pulled_before = 0  # elements without keys, by that source
-        self._reserved_before = 0  # positions before that which grow has given
+        self._pulled_before = 0  # elements without keys, by the source of an earlier attempt
         self._started = 0
         self.to_come: set[ChildName] = set()
         """Children that rounds before have started, and that have not come up in this one."""
@@ -168,12 +149,10 @@ class Elements:
         """Hears which recorded children need nothing more."""
         if recorded is not None:
             self._started = recorded.started
-            self._end = -(-(recorded.last_position + 1) // self._width) * self._width
         self._waiting: deque[Entry] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
         self._ended = False
-        self.dropped = 0
         if isinstance(elements, AsyncIterable):
             self._feeding = aiter(cast("AsyncIterable[object]", elements))
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
@@ -219,7 +198,8 @@ class Elements:
 
         In an earlier execution, that is. It must come after that again: it could return it.
         """
-        return bool(self._taken) and self._free_position() < self._waiting[0].position
+        positions = self._positions
+        return bool(positions.reserved) and positions.free() < self._waiting[0].position
 
     def left(self) -> int:
         """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
@@ -242,7 +222,7 @@ class Elements:
         more = inf
         if self._is_exact:
             size = len(cast("Sized", self._sized))
-            more = size * self._width - self._position + len(self._waiting)
+            more = size * self._positions.width - self._positions.next + len(self._waiting)
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded is None else self._recorded.left
@@ -252,6 +232,11 @@ class Elements:
     def may_start(self) -> float:
         """How many more may be started by ``at_most``; ``math.inf``: any number."""
         return inf if self._at_most is None else self._at_most - self._started
+
+    @property
+    def dropped(self) -> int:
+        """Elements whose keys were repeated, and that made no child."""
+        return self._keys.dropped
 
     def waiting(self) -> int:
         """Count the elements that were pulled and have no child yet."""
@@ -314,15 +299,16 @@ class Elements:
         last, recorded = self._last_to_come if self.to_come else -1, self._recorded
         if recorded is not None and recorded.left:
             last = max(last, recorded.last_position)
-        return last < 0 or (not self._waiting and self._position > last)
+        return last < 0 or (not self._waiting and self._positions.next > last)
 
     def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
         """Make the child of an element where it has just one, which is worth being quick about."""
-        position = self._free_position() if self._taken else self._position
-        key = self._key(element, position)
+        positions, keys = self._positions, self._keys
+        position = positions.free() if positions.reserved else positions.next
+        key = position if keys.key_of is None else keys.key(element, position)
         if key is None:
             return "dropped"
-        self._position = position + 1
+        positions.next = position + 1
         return self._make(key, position, element, kind)
 
     def _child(self, entry: Entry) -> Run | Dropped:
@@ -421,74 +407,19 @@ class Elements:
 
     def _place(self, element: object) -> Sequence[Entry]:
         """Give an element that was pulled its key and position; none if it may be dropped."""
-        position = self._free_position()
+        positions = self._positions
+        position = positions.free()
         entries = self._entries(element, position)
         if entries:
-            self._position = position + self._width
+            positions.next = position + positions.width
         return entries
-
-    def _free_position(self) -> int:
-        """Return the lowest position that nobody has."""
-        while self._taken and self._taken[0][0] <= self._position:
-            start, stop = self._taken.popleft()
-            self._reserved_before += stop - start
-            self._position = stop
-        return self._position
 
     def _entries(self, element: object, position: int) -> Sequence[Entry]:
         """Find the key of an element, and make its entries; none if its key may be dropped."""
-        key = self._key(element, position // self._width)
+        key = self._keys.key(element, position // self._positions.width)
         if key is None:
             return ()
         return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
-
-    def _key(self, element: object, index: int) -> Key | None:
-        """Find the key of an element; None if it is known and may be dropped."""
-        if self._key_of is None:
-            return index
-        key = self._key_of(element)
-        if type(key) is not int and type(key) is not str:
-            key = self._checked_key(key, element, index)
-        if key in self._seen:
-            if self._has_come_before(key):
-                return None
-            if self._grows:
-                self.dropped += 1
-                return None
-            self._refuse_repeated(key, element, index)
-        self._seen.add(key)
-        return key
-
-    def _has_come_before(self, key: object) -> bool:
-        """Tell whether an element is one that the source of an earlier attempt has given.
-
-        That is so once for each key: a repetition is refused in this attempt as it was in that one.
-        With ``grow``, repetitions are dropped, and counted already.
-        """
-        if key not in self._seen_before:
-            return False
-        if not self._grows:
-            self._seen_before.discard(key)
-        return True
-
-    def _checked_key(self, key: object, element: object, index: int) -> Key:
-        plain = plain_key(key)
-        if plain is not None:
-            return plain
-        refuse_awaitable(key, f"key= of fan-out {self.who!r}")
-        msg = (
-            f"fan-out {self.who!r}: the key of element {index} ({brief(element)}) is a "
-            f"{type(key).__name__}; keys are str or int: make key= return one"
-        )
-        raise BadKey(msg)
-
-    def _refuse_repeated(self, key: Key, element: object, index: int) -> NoReturn:
-        msg = (
-            f"fan-out {self.who!r}: element {index} ({brief(element)}) has the key "
-            f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
-            f"repetitions"
-        )
-        raise BadKey(msg)
 
     # -- going on where an earlier attempt has failed ------------------------------------------
 
@@ -520,24 +451,22 @@ class Elements:
         )
         self._waiting.extend(map(entry_of, children))
         self._waiting.extend(former._waiting)
-        self._seen |= former._seen
-        self._seen_before = set(self._seen)
-        self._position, self._taken, self._end = former._free_position(), former._taken, former._end
-        self._reserved_before, self._recorded = former._reserved_before, former._recorded
+        self._keys.go_on(former._keys)
+        self._positions.go_on(former._positions)
+        self._recorded = former._recorded
         self._found_before = former._found_before
         self._started = former._started - len(children)
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
-        self.dropped = former.dropped
         if former._is_keyed():
             return
-        self._pulled_before = (former._position - former._reserved_before) // former._width
+        self._pulled_before = former._positions.pulled
         while self._iterator is not None and self._pulled_before:
             self._pulled_before -= 1
             next(self._iterator, None)
 
     def _is_keyed(self) -> bool:
         """Tell whether elements are known by their keys, and not by their places."""
-        return self._key_of is not None
+        return self._keys.key_of is not None
 
     # -- growing --------------------------------------------------------------------------------
 
@@ -558,8 +487,8 @@ class Elements:
             )
             raise BadResult(msg)
         found: list[Entry] = []
-        start = position = max(self._end, self._free_position())
-        keys, dropped, recorded = list[Key](), self.dropped, self._recorded
+        start = position = self._positions.end()
+        keys, dropped, recorded = list[Key](), self._keys.dropped, self._recorded
         again, name = list[Known](), ChildName(cause.act, cause.key)
         # One that had no place in an earlier execution has discovered nothing there.
         may_know = self._found_before and recorded and cause.position <= recorded.last_position
@@ -572,13 +501,13 @@ class Elements:
                 if entries:
                     keys.append(entries[0].key)
                 if entries and recorded is not None and self._are_done(entries, recorded):
-                    self.dropped += 1  # it keeps the place that it got from the source
+                    self._keys.dropped += 1  # it keeps the place that it got from the source
                 elif entries:
                     found += entries
-                    position += self._width
+                    position += self._positions.width
         finally:
-            self._growths.append((keys, self.dropped - dropped, again))
-        self._reserve(start, position)
+            self._growths.append((keys, self._keys.dropped - dropped, again))
+        self._positions.reserve(start, position)
         return found
 
     @property
@@ -593,8 +522,7 @@ class Elements:
         others may have the next ones already.
         """
         for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
-            self._seen.difference_update(keys)
-            self.dropped -= dropped
+            self._keys.remove(keys, dropped)
             bring_back(again)
         del self._growths[count:]
 
@@ -617,15 +545,8 @@ class Elements:
             self._found_before.remember(elements, cause)
         for element in elements:
             self._waiting.extend(self._entries(element, position))
-            position += self._width
-        self._reserve(start, position)
-
-    def _reserve(self, start: int, stop: int) -> None:
-        self._end = max(self._end, stop)
-        if self._taken and self._taken[-1][1] == start:
-            self._taken[-1] = self._taken[-1][0], stop
-        elif start < stop:
-            self._taken.append((start, stop))
+            position += self._positions.width
+        self._positions.reserve(start, position)
 
     def admit(self, entries: Iterable[Entry]) -> None:
         """Let ``entries`` be taken: the update that found them is saved."""

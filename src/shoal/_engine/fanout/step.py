@@ -1,14 +1,12 @@
 """Parallel steps: acts whose work is children, and one execution of such an act by one run.
 
-Imports everything above.
-
 Invariants:
 - A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
 - A decision and the update of the child that decided are one save. Everybody sees the winner; then
   the others are cancelled, once, and awaited to the end of their cleanup; then they are recorded.
 - A child starts from the parent's state as it was when the step began, narrowed to what its graph
   needs; siblings don't see each other's results.
-- A step that an earlier execution has begun goes on where it stood; see ``_recorded``.
+- A step that an earlier execution has begun goes on where it stood; see ``step_resume``.
 - A child that is halted takes no place, and neither wins nor fails. When there are no others left,
   and it is still needed, the step halts; if it is not, it is cancelled.
 """
@@ -20,11 +18,10 @@ from functools import partial
 from typing import final
 
 from shoal._engine.commit import Write, commit
-from shoal._engine.parts import is_done
 from shoal._engine.questions import halt_for
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
-from shoal._events.events import ChildName, Done, Failed, Outcome, Status, Update
+from shoal._events.events import ChildName, Decision, Done, Failed, Outcome, Status, Update
 from shoal._graph.fan_out import FanOut
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
@@ -32,27 +29,28 @@ from shoal._graph.policy import Tolerate
 from shoal._graph.task_classes import ParallelAction
 from shoal._graph.until import FirstItem
 from shoal._state.state import NO_CHANGE, Change, Set, make_state
+from shoal.stores._history import StepBegun
 from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import Draft
-from .carrying import Carrier
 from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
-from .elements import choose_acts, make_elements
+from .elements import ChosenActs, choose_acts, make_elements
 from .entries import Kind
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
-from .ledger import new_ledger
-from .race import Streams, contest
-from .recorded import outcome_of
+from .ledger import Ledger, new_ledger
+from .race import Contest, Streams, contest
+from .recorded import Recorded
 from .rounds import Rounds
 from .source import Elements
 from .stagger import Staggered, stagger
+from .step_resume import StepResume, resume_of
 from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
 from .task_source import TaskElements
 
 
 @final
-class ParallelStep(Carrier):
+class FanOutStep:
     """One execution of a parallel act by one run.
 
     Where it has failed, and something around it is tried again, it is executed again, and goes on:
@@ -65,17 +63,25 @@ class ParallelStep(Carrier):
         """Begin: from now on the state as it is counts for all children."""
         check_depth(run, act.name)
         self.act = act
-        store, self._hooks = children_of(run, act.store, act.hooks)
-        super().__init__(run, act.name, act._join(), store)
+        self.parent = run
+        self.join = act._join()
+        self._store, self._hooks = children_of(run, act.store, act.hooks)
+        # An earlier execution may have begun it: all children start from the state as it was.
+        begun = self._begun = run.playback
+        self.data: Mapping[str, object] = run.data if begun is None else begun.began.data
+        self._resume: StepResume | None = None  # None: no earlier execution has left anything
+        self._contest: Contest | None = None
+        self.decision: Decision | None = None
+        self.ledger: Ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
+        self.source: Elements | None = None  # of the last attempt that came so far
+        self._declares: StepBegun | None = None  # to be saved with what is saved first
         self._staggered: Staggered | None = None
         self._rounds = Rounds()
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self.acts: Sequence[str] | None = None  # their names in the program
-        self.versions: Sequence[str] | None = None  # and those of their steps
+        self._chosen: ChosenActs | None = None  # what it executes, where that isn't tasks
         self._is_recalled = False  # whether the store was asked what there is
         self._is_over = False  # whether all that is left is to complete it
         self._has_opened = False  # whether the collections are started
-        self.take: object = None
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False
         self._ends_at = 0.0  # where there is a timeout
@@ -83,24 +89,14 @@ class ParallelStep(Carrier):
         self._resting: list[Run] = []  # children that wait for answers
         self._unfinished: list[Run] = []  # children that another attempt has to go on with
 
-    def kind(
+    def _kind(
         self,
         graph: Graph,
         base: Mapping[str, object],
         value_of: Callable[[Run], object] | None,
         inputs: Mapping[str, object] | None = None,
     ) -> Kind:
-        """Describe the children that execute ``graph``.
-
-        Args:
-            graph: What they execute.
-            base: The fields that each of them starts with.
-            value_of: Reads a child's value off its final state.
-            inputs: What they take besides those of the run.
-
-        Raises:
-            MissingInput: The graph takes an input that nobody has given.
-        """
+        """Describe the children that execute ``graph``; see ``MakeTemplate``."""
         if self.parent.setting.execution.is_resumed:  # chosen by a function, maybe
             self.parent.setting.execution.know_all(stores_within(graph))
         setting = child_setting(
@@ -113,7 +109,7 @@ class ParallelStep(Carrier):
             hooks=self._hooks,
             digests=self._digests,
             each=self.act.each,
-            on_item=self._hear_item if isinstance(self._contest, Streams) else None,
+            on_item=self._hear_item if self.join.until.by_item else None,
         )
         return Kind(setting, base)
 
@@ -121,16 +117,14 @@ class ParallelStep(Carrier):
         act = self.act
         if isinstance(act, FanOut):
             chosen = choose_acts(act, self.join, self.data)
-            self.join, self.take = chosen.join, chosen.take
-            self.acts = [graph.name for graph in chosen.graphs]
-            self.versions = [graph.version for graph in chosen.graphs]
+            self._chosen, self.join = chosen, chosen.join
             return make_elements(
                 act,
                 chosen,
                 parent=self.parent,
                 data=self.data,
                 recorded=self.recorded,
-                make_template=self.kind,
+                make_template=self._kind,
             )
         assert isinstance(act, ParallelAction), "there is no other parallel act"
         return TaskElements(
@@ -139,35 +133,45 @@ class ParallelStep(Carrier):
             permit=self.join.permit,
             data=self.data,
             recorded=self.recorded,
-            make_template=self.kind,
+            make_template=self._kind,
         )
 
     def _room_of(self, source: Elements) -> int:
         return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
 
     def _declared(self) -> Declared:
+        chosen, is_keyed = self._chosen, self.act._is_keyed
+        if chosen is None:
+            return declared(self.join, is_keyed=is_keyed)
         return declared(
             self.join,
-            acts=self.acts,
-            versions=self.versions,
-            is_keyed=self.act._is_keyed,
-            take=self.take,
+            acts=[graph.name for graph in chosen.graphs],
+            versions=[graph.version for graph in chosen.graphs],
+            is_keyed=is_keyed,
+            take=chosen.take,
         )
+
+    @property
+    def recorded(self) -> Recorded | None:
+        """The children that earlier executions, or attempts, have recorded."""
+        return None if self._resume is None else self._resume.recorded
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
         if not self._is_recalled:
             self._contest = contest(self.act.name, self.join.until)
-            await self._recall()
+            resume = self._resume = await resume_of(
+                self.parent,
+                self.join,
+                self._store,
+                self._begun,
+                ledger=self.ledger,
+                contest=self._contest,
+            )
             self._is_recalled = True
-            is_settled = self._is_settled()
-            if self.decision is not None:
-                await self._end_losers(self.decision, makes=True)
-            if is_settled and self.decision is not None:
-                self._refuse_changed()
-                self._count_rest(self.decision)
-                self._is_over = True
+            if resume is not None:
+                await self._take_up_decision(resume)
         if former is not None and self._is_won:
             # Something raised behind the decision, which is saved: all that is left is to complete
             # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
@@ -176,7 +180,7 @@ class ParallelStep(Carrier):
             await self._end_left_behind()
             self._is_over = True
         if not self._is_over:
-            if former is not None and self._has_opened and self._may_restart:
+            if former is not None and self._has_opened and self.join.until.restarts:
                 self.ledger.settle()
                 self._begin_again(self.ledger, among_all=True)
                 former = None
@@ -275,7 +279,7 @@ class ParallelStep(Carrier):
         self._resting.clear()
         name, ledger = self.act.name, self.ledger.without(unfinished)
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
-        if isinstance(self._contest, Streams):  # nobody leads: the race is run again
+        if self.join.until.by_item:  # nobody leads: the race is run again
             self._contest, self.decision = contest(name, self.join.until), None
         elif self._contest is not None:
             self._contest.reopen()
@@ -293,17 +297,31 @@ class ParallelStep(Carrier):
 
     # -- what was decided before ----------------------------------------------------------------
 
-    def _is_settled(self) -> bool:
+    async def _take_up_decision(self, resume: StepResume) -> None:
+        """Go on with a step that an earlier execution has decided, if it has; or be over."""
+        is_settled = self._is_settled(resume)
+        decision = self.decision
+        if decision is None:
+            return
+        ledger = self.ledger
+        await resume.end_losers(decision, ledger, make=self._make_source, room_of=self._room_of)
+        if is_settled and self.decision is not None:
+            resume.refuse_changed(self._declared(), self.join)
+            resume.count_rest(self.decision, self.ledger)
+            self._is_over = True
+
+    def _is_settled(self, resume: StepResume) -> bool:
         """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
-        decision = None if self._begun is None else self._begun.decision
-        if decision is None or self._begun is None:
+        begun = resume.begun
+        if begun is None or begun.decision is None:
             return False
-        refuse_other_decision(self.parent, self.join, decision, self._begun)
-        until, winner, recorded = self.join.until, decision.winner, self.recorded
+        decision = begun.decision
+        refuse_other_decision(self.parent, self.join, decision, begun)
+        until, winner, recorded = self.join.until, decision.winner, resume.recorded
         record = None if recorded is None else recorded.get(winner)
         applied = recorded is not None and record is not None and recorded.is_applied(record)
         if isinstance(until, FirstItem) and not applied:
-            if until.on_break == "restart" and record is not None and record.status == "failed":
+            if until.restarts and record is not None and record.status == "failed":
                 self.decision = decision
                 self._begin_again(())
                 return False
@@ -316,19 +334,13 @@ class ParallelStep(Carrier):
         self.decision = decision
         return True
 
-    @property
-    def _may_restart(self) -> bool:
-        """Whether it is a race among streams that is run again where its winner breaks off."""
-        until = self.join.until
-        return isinstance(until, FirstItem) and until.on_break == "restart"
-
     def _runs_again(self) -> bool:
         """Tell whether a race is run again, without those that have failed.
 
         That is where its winner has failed; or where nobody is left but those that have failed in
         an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
         """
-        if not self._may_restart or not isinstance(self._contest, Streams):
+        if self._contest is None or not self.join.until.restarts:
             return False
         if self._contest.is_broken:
             return True
@@ -340,7 +352,8 @@ class ParallelStep(Carrier):
         Of those that an earlier execution has left, and that have not come up, one that waits for
         answers rests, or goes on with them, until a round in this execution has started it.
         """
-        rest = () if self.decision is None else self._rest(self.decision)
+        resume, decision = self._resume, self.decision
+        rest = () if resume is None or decision is None else resume.rest(decision)
         before = [outcome for record, outcome in rest if record.status != "halted"]
         ended = [*before, *ended]
         out = self._rounds.begin_again(
@@ -382,7 +395,8 @@ class ParallelStep(Carrier):
 
     async def _open(self) -> None:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
-        run, name = self.parent, self.act.name
+        assert self.source is not None
+        run, name, resume = self.parent, self.act.name, self._resume
         schema = run.setting.schema
         why = "" if schema is None else self.join.misfit(schema)
         if why:  # known only now: its acts were chosen by a function
@@ -391,12 +405,24 @@ class ParallelStep(Carrier):
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.setting.store, NullStore):
-            self._declares = self._refuse_changed()
-            if self.decision is None:
-                await self._foresee()
-        if self._begun is not None and self._begun.under_way:
-            values = self._reopen(self._begun)
+            if resume is None:
+                self._declares = StepBegun(self.join.name, self._declared())
+            else:
+                self._declares = resume.refuse_changed(self._declared(), self.join)
+                if self.decision is None:
+                    await resume.foresee(self.source)
+        if resume is not None and resume.begun is not None and resume.begun.under_way:
+            values = resume.reopen(resume.begun, self.source, self.join)
         await self._set(values)
+
+    async def _set(self, values: Mapping[str, object]) -> None:
+        """Give fields of the parent's state new values, by an update of their own."""
+        run = self.parent
+        if values:
+            operations = tuple(Set(field, value) for field, value in values.items())
+            update = Update(run.number + 1, self.act.name, operations)
+            declares, self._declares = self._declares, None
+            await commit(run, Write((update,), {**run.data, **values}, step_begun=declares))
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
@@ -407,17 +433,15 @@ class ParallelStep(Carrier):
 
     def _keep(self, record: ChildRecord) -> None:
         """Count a child that an earlier execution has done all about."""
-        if self._contest is None and is_done(record):  # as most are, so without its outcome
-            self.ledger.done += self.recorded is None or not self.recorded.is_folded(record)
-            return
-        self._count(record, outcome_of(record, self.parent.path))
+        assert self._resume is not None, "it has the record"
+        self._resume.count_kept(record, self.ledger, self._contest)
 
     def _decide_by_recorded(self) -> None:
         """Have it decided without another child, if what was accepted before is enough by now."""
         contest = self._contest
-        if contest is not None and self._accepted and not self.decision and contest.lacking <= 0:
+        last = None if self._resume is None else self._resume.last_accepted
+        if contest is not None and last and not self.decision and contest.lacking <= 0:
             self._group.stop_starting()
-            last = list(self._accepted.values())[-1]
             self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
@@ -446,9 +470,11 @@ class ParallelStep(Carrier):
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit what ended; return why the rest is to be cancelled, if it is to be."""
         assert self.source is not None
-        self._withdraw_reruns()
-        done_before = 0 if self.recorded is None else self.recorded.done_left
-        reruns = set[ChildName]() if self.recorded is None else self.recorded.reruns
+        recorded = self.recorded
+        if self._resume is not None:
+            self._resume.withdraw_reruns(self._contest)
+        done_before = 0 if recorded is None else recorded.done_left
+        reruns = set[ChildName]() if recorded is None else recorded.reruns
         draft = Draft(
             self.join,
             self.parent,
@@ -491,7 +517,9 @@ class ParallelStep(Carrier):
         if isinstance(self._contest, Streams):
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
-        reason = self._reason_to_stop(draft, left)
+        if draft.decision is not None:
+            self._group.scope.winner = draft.decision.winner
+        reason = draft.reason_to_stop(is_lost=self._is_lost(left))
         # Others that have failed are tolerated. Those behind one that could not be applied were
         # not judged at all.
         if error is not None:  # before the ledger lets go of what they have failed with
@@ -513,24 +541,10 @@ class ParallelStep(Carrier):
             del error  # no cycle from the exception to this frame
         return reason
 
-    def _reason_to_stop(self, draft: Draft, left: int) -> str | None:
-        """Say why the ``left`` children that are in flight are to be cancelled, if they are."""
-        if draft.decision is not None:
-            self._group.scope.winner = draft.decision.winner
-            return draft.decision.reason
-        if self._is_lost(left):
-            return f"fan-out {self.act.name!r} can't be decided any more"
-        if not draft.is_failing:
-            return None
-        if not draft.failures:
-            return f"too many children of fan-out {self.act.name!r} failed"
-        first = draft.failures[0]
-        return f"key {brief(first.key)} of fan-out {self.act.name!r} failed: {brief(first.error)}"
-
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
             return
-        if not isinstance(self._contest, Streams):  # there it is the first item that counts
+        if not self.join.until.by_item:  # there it is the first item that counts
             self._staggered.learn(batch)
         if self.decision is None:
             lacking = 1 if self._contest is None else self._contest.lacking
@@ -563,9 +577,8 @@ class ParallelStep(Carrier):
     @property
     def _is_won(self) -> bool:
         """Whether it was decided, and the winner's result is here."""
-        return self.decision is not None and (
-            not isinstance(self._contest, Streams) or self._contest.chosen is not None
-        )
+        chosen = None if self._contest is None else self._contest.chosen
+        return self.decision is not None and (chosen is not None or not self.join.until.by_item)
 
     @property
     def _is_open(self) -> bool:
@@ -585,6 +598,20 @@ class ParallelStep(Carrier):
 
     # -- ending ---------------------------------------------------------------------------------
 
+    async def _clear_up(self) -> None:
+        """Settle what is left of earlier executions, where inputs are not what they were."""
+        resume, source = self._resume, self.source
+        if resume is None or resume.recorded is None or source is None:
+            return
+        gone: list[ChildRecord] = []
+        if self.decision is None:
+            gone = resume.left_over(self.ledger, self.join)
+        else:
+            await resume.end_losers(self.decision, self.ledger, room_of=self._room_of)
+            resume.count_rest(self.decision, self.ledger)
+        await self._set(resume.values_without(gone, self.ledger, self.join))
+        await resume.forget(gone, source)
+
     async def _record_unapplied(self, group: ChildTaskGroup) -> None:
         """Record how those ended that were cancelled, or came too late to be applied."""
         late = [*group.inbox, *self._unsaved]
@@ -594,7 +621,7 @@ class ParallelStep(Carrier):
         late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
-        if self._staggered is not None and not isinstance(self._contest, Streams):
+        if self._staggered is not None and not self.join.until.by_item:
             self._staggered.learn(late)
         is_open = self._is_open
         for child in late:
@@ -666,6 +693,6 @@ async def fan_out(act: Parallel, run: Run) -> Change:
     """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
     step = run.take_retained(act.name)
     if step is None:
-        step = ParallelStep(act, run)
-    assert isinstance(step, ParallelStep), "nothing else is kept for a parallel act"
+        step = FanOutStep(act, run)
+    assert isinstance(step, FanOutStep), "nothing else is kept for a parallel act"
     return await step.execute()

@@ -78,7 +78,7 @@ class TaskElements(Elements):
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
-        if element.key is not None and self._has_come_before((graph.name, element.key)):
+        if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
         given = self._parent.setting.execution.secrets.hold(held(element.state))
         base = narrowed(
@@ -115,7 +115,7 @@ class TaskElements(Elements):
         return graph
 
     def _task_key(self, task: Task, graph: Graph) -> Key:
-        keyed = task.key is not None
+        keyed, position = task.key is not None, self._positions.next
         if self._keyed is None:
             self._keyed = keyed
         if self._keyed != keyed:
@@ -125,20 +125,20 @@ class TaskElements(Elements):
             )
             raise BadKey(msg)
         if task.key is None:
-            return self._position
+            return position
         key = plain_key(task.key)
         if key is None:
             msg = (
-                f"tasks of {self.who!r}: the key of task {self._position} ({graph.name!r}) is a "
+                f"tasks of {self.who!r}: the key of task {position} ({graph.name!r}) is a "
                 f"{type(task.key).__name__}; keys are str or int"
             )
             raise BadKey(msg)
-        if (graph.name, key) in self._seen:
+        if (graph.name, key) in self._keys.seen:
             msg = (
-                f"tasks of {self.who!r}: task {self._position} has the act {graph.name!r} and the "
+                f"tasks of {self.who!r}: task {position} has the act {graph.name!r} and the "
                 f"key {brief(key)}, which an earlier task has; give it another key=, or its "
                 f"act another name: act.bind(name=...)"
             )
             raise BadKey(msg)
-        self._seen.add((graph.name, key))
+        self._keys.seen.add((graph.name, key))
         return key

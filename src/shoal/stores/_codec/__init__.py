@@ -1,5 +1,5 @@
-"""The codec: everything that a state may hold, as JSON text and back.
+"""The codec: convert everything that a state may hold to JSON text and back.
 
-``codec`` is the way in. ``tags`` defines how each type is written, ``objects`` does so for users'
-classes, and ``typenames`` finds classes again without importing anything.
+``codec`` has the public class. ``tags`` defines how each type is written, ``objects`` does so for
+users' classes, and ``typenames`` finds classes again without importing anything.
 """

@@ -1,12 +1,12 @@
-"""``Codec``: what a state may hold, as JSON text and back. Imports tags, objects and errors.
+"""``Codec``: convert the values of a state to JSON text and back.
 
-msgspec is imported here alone, for whoever makes a ``Codec``: stores do. What is plain JSON goes
-through it as it is, and only what isn't is packed first.
+Plain JSON values go through msgspec as they are; all others are packed first (see ``tags``).
+msgspec is an optional dependency, imported only when a ``Codec`` is created.
 
 Invariants:
-- ``decode(encode(value))`` is equal to ``value`` and of the same types, at any depth; what can't be
-  so is refused when it is encoded, but for exceptions, which are kept as far as that goes.
-- What is stored can be queried: plain JSON is stored as plain JSON.
+- ``decode(encode(value))`` equals ``value`` and has the same types, at any depth. A value for which
+  that is impossible is refused when it is encoded. Only exceptions are saved as far as possible.
+- Stored values can be queried, because plain JSON is stored as plain JSON.
 - Decoding imports no module, and calls no function or class that a text names.
 """
 
@@ -29,34 +29,37 @@ T = TypeVar("T")
 _TAG = re.compile(r"[A-Za-z][\w.:-]*")
 
 _UNREADABLE = re.compile(rf"-[0-9]{{{MAX_DIGITS}}}")
-"""What may be an int that msgspec writes, and doesn't read: it counts the sign as a digit."""
+"""Matches a negative int that msgspec writes but can't read, because it counts the sign as one of
+the digits."""
 
 _SHOWN = 200
-"""Characters of a path that a message shows."""
+"""The most characters of a path that a message shows: some lines of a terminal."""
 
-_PLAIN_DEPTH = 20  # deeper, and round in circles, goes what packs
+_PLAIN_DEPTH = 20
+"""Levels of nesting that are checked for plain JSON. Deeper values, and values that contain
+themselves, are packed instead: ``Packing`` detects both."""
 
 
 @final
 class Codec:
-    """Turns what a state may hold into JSON text, and back into what it was.
+    """Converts the values of a state to JSON text, and back.
 
     None, bool, int, float, str, list and dict are plain JSON, which a database can query. Tuples,
     sets, bytes, dates and times, Decimal, Fraction, UUID, paths, complex, range, deque, Counter,
     OrderedDict and defaultdict are tagged; so are dicts whose keys aren't strings, dataclasses,
-    named tuples, enums, pydantic models, exceptions, states and their collections. All come back
-    equal and of the same types, at any depth; a value that is used twice comes back as two.
-    docs/stored-values.md shows how each is written.
+    named tuples, enums, pydantic models, exceptions, states and their collections. All are decoded
+    as equal values of the same types, at any depth. A value that occurs twice is decoded as two
+    values. docs/stored-values.md shows how each is written.
 
     Dataclasses, named tuples, models, enums and exceptions are found by module and name among the
-    modules that are imported: decoding imports nothing. They come back with the fields that were
-    saved, and no ``__init__``, ``__post_init__`` or validator runs. A field that was added since
-    gets its default; one that was removed is dropped. An exception keeps its type, arguments, notes
-    and cause, and those attributes that are data; it never fails to load, for ``SavedError`` stands
-    in for one that can't be made again.
+    modules that are imported: decoding imports nothing. Objects are restored with their saved
+    fields; no ``__init__``, ``__post_init__`` or validator runs. A field that was added since gets
+    its default; one that was removed is dropped. An exception keeps its type, arguments, notes and
+    cause, and those attributes that can be saved. Decoding an exception never fails: if it can't be
+    restored, a ``SavedError`` stands in for it.
 
-    Register what is none of these, and what may change in other ways. Do so before a store uses the
-    codec; afterwards it may be used by any number of threads.
+    Register classes of other kinds, and classes that may change in other ways. Do so before a store
+    uses the codec; afterwards any number of threads may use it.
 
     Examples:
         >>> codec = Codec()
@@ -73,7 +76,7 @@ class Codec:
     _moved: dict[str, type]
 
     def __init__(self) -> None:
-        """Know the types above, and no others."""
+        """Create a codec for the types above, without registered ones."""
         try:
             from msgspec import MsgspecError  # noqa: PLC0415 # an extra of the stores
             from msgspec.json import Decoder, Encoder  # noqa: PLC0415 # as above
@@ -98,24 +101,25 @@ class Codec:
         encode: Callable[[T], object],
         decode: Callable[[Any, int], T],
     ) -> None:
-        """Say how objects of a class are saved: of this class, not of those derived from it.
+        """Define how objects of a class are saved. Derived classes are not included.
 
-        It goes before what the codec would do by itself, so a dataclass whose fields change in ways
-        that defaults can't make up for is registered too.
+        The registration replaces the codec's own way. So register a dataclass, too, if its fields
+        change in ways for which defaults are not enough.
 
         Args:
             kind: The class.
-            tag: Names it in what is saved. It stays, also when the class is renamed.
-            version: Of what ``encode`` returns now; counts up from 1.
-            encode: Makes of an object what can be saved: of plain data, or of anything else that
-                the codec knows.
-            decode: Makes the object again. It is given what ``encode`` had returned, and the
-                version that it had then: 1 up to ``version``, or 0 for what was saved of a
-                dataclass, model, named tuple or enum before it was registered. That it is given
-                as a dict of its fields.
+            tag: The name of the class in saved values. It must stay the same even if the class is
+                renamed.
+            version: The version of the values that ``encode`` returns now, counted from 1.
+            encode: Converts an object to a value that can be saved, made of any types that the
+                codec knows.
+            decode: Restores the object. Its arguments are the value that ``encode`` returned, and
+                the version at that time: 1 to ``version``, or 0 for a dataclass, model, named tuple
+                or enum that was saved before it was registered. The value is then a dict of its
+                fields.
 
         Raises:
-            DefinitionError: The tag can't be one, or is in use; or the class is registered already.
+            DefinitionError: The tag is invalid or in use, or the class is registered already.
         """
         if not isinstance(kind, type):
             raise DefinitionError(f"codec.register() takes a class, not {kind!r}")
@@ -123,7 +127,8 @@ class Codec:
             msg = f"{tag!r} can't be a tag: a letter, then letters, digits and any of _ . : -"
             raise DefinitionError(msg)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise DefinitionError(f"the version of tag {tag!r} counts from 1: {version!r} is none")
+            msg = f"the version of tag {tag!r} is a number that counts from 1, not {version!r}"
+            raise DefinitionError(msg)
         if kind in self._registered or kind in PACKERS:
             tagged = f": as {self._registered[kind].tag!r}" if kind in self._registered else ""
             raise DefinitionError(f"the codec knows {kind.__name__} already{tagged}")
@@ -137,14 +142,14 @@ class Codec:
             self._unpackers[f"{tag}/{each}"] = partial(registered.unpack, each)
 
     def moved(self, was: str, kind: type) -> None:
-        """Say what a class is now that was saved under another name.
+        """Name the present class of objects that were saved under another name.
 
         Args:
-            was: Its module and name as they were saved: ``"app.models:Page"``.
-            kind: The class.
+            was: The saved module and name: ``"app.models:Page"``.
+            kind: The present class.
 
         Raises:
-            DefinitionError: ``was`` is no such name.
+            DefinitionError: ``was`` has another form.
         """
         if ":" not in was:
             msg = f"codec.moved() takes a module and a name, like 'app.models:Page', not {was!r}"
@@ -155,12 +160,12 @@ class Codec:
         """Return ``value`` as JSON text.
 
         Args:
-            value: What to save.
-            path: What messages call it.
+            value: The value to save.
+            path: The name of the value in messages.
 
         Raises:
-            NotEncodable: It is, or holds, something that can't be saved; or it holds itself, or is
-                nested more than 100 deep.
+            NotEncodable: The value is, or holds, an object that can't be saved; or it contains
+                itself, or is nested more than 100 levels deep.
         """
         try:
             text = self._plain(value)
@@ -177,51 +182,55 @@ class Codec:
             return text
 
     def decode(self, text: str) -> Any:
-        """Return the value that ``text`` was made of.
+        """Return the value that was encoded as ``text``.
 
         Raises:
-            NotDecodable: The text is no JSON, or damaged; or something in it is of a type that
-                isn't there any more, or of a newer version than this program knows.
+            NotDecodable: The text is not JSON or damaged; or it has a type that doesn't exist any
+                more, or a newer version than this program knows.
         """
         try:
             packed = self._read(text)
             if "@" in text and '"@' in text:
                 return Unpacking(self._unpackers).unpack(packed)
         except RecursionError:
-            raise NotDecodable("what was saved is nested too deeply to be read") from None
+            raise NotDecodable("a saved value is nested too deeply to be read") from None
         except self._malformed as error:
-            raise NotDecodable(f"what was saved is damaged: {error}") from error
+            raise NotDecodable(f"a saved value is damaged: {error}") from error
         else:
             return packed
 
     def _plain(self, value: object) -> str | None:
-        """Return the text of what needs no packing: it takes little more than msgspec takes."""
+        """Return the text of a value that needs no packing; None if it may need it.
+
+        This is the fast path: it takes little more time than msgspec alone.
+        """
         if type(value) not in ATOMS and not _is_plain(value, _PLAIN_DEPTH):
             return None
         try:
             text = self._write(value).decode()
         except ValueError:  # half a surrogate pair, or a vast int
             return None
-        # To look for one character takes a fraction of what looking for more takes.
+        # Two searches for one character are much faster than one for a longer text, and mostly
+        # suffice.
         if ("@" in text or "\\" in text) and _may_need_packing(text):
             return None
         if len(text) > MAX_DIGITS and (
             get_int_max_str_digits() != MAX_DIGITS or _UNREADABLE.search(text) is not None
         ):
-            return None  # an int could be written that isn't read
+            return None  # msgspec may have written an int that it can't read again
         return text
 
     def _packer_of(self, kind: type) -> Packer:
         packer = self._packers.get(kind)
         if packer is None:
             packer = packer_for(kind)
-            if packer is not pack_error:  # a local class would be kept alive
+            if packer is not pack_error:  # the cache would keep a local exception class alive
                 self._packers[kind] = packer
         return packer
 
 
 def _is_plain(value: Any, depth: int) -> bool:
-    """Tell whether JSON has all of ``value``, strings and ints not looked into."""
+    """Return whether ``value`` is plain JSON; the content of strings and ints is not checked."""
     kind: type[Any] = type(value)  # pyright: ignore[reportUnknownVariableType]
     if kind is dict:
         for key, item in value.items():
@@ -240,5 +249,5 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _may_need_packing(text: str) -> bool:
-    """Tell whether ``text`` has what looks like a tag, or a NUL, which Postgres refuses."""
+    """Return whether ``text`` may contain a tag, or a NUL, which Postgres refuses."""
     return '"@' in text or "\\u0000" in text

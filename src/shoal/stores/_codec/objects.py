@@ -1,14 +1,14 @@
-"""What objects of classes are written as: dataclasses, named tuples, enums, models, exceptions.
+"""Pack and unpack objects: dataclasses, named tuples, enums, pydantic models, exceptions.
 
-Imports tags, names of types and errors; pydantic's classes are looked at where it is imported.
+pydantic is never imported here; its models are recognized if the program has imported it.
 
 Invariants:
-- Only what is a dataclass, a named tuple, an enum, a pydantic model or an exception is made of what
-  was saved, and only after a look at the class that its name leads to now.
-- Making one runs no ``__init__``, ``__post_init__``, validator or setter of a user's: fields are
-  set as they were saved, as ``pickle`` and ``copy`` do. Defaults of new fields are asked for.
-- An object is saved whole or refused; only an exception is saved as far as it goes, for a run that
-  fails must be able to say so.
+- Unpacking creates only dataclasses, named tuples, enums, pydantic models and exceptions, and only
+  after checking that the class of that name is one now.
+- Unpacking runs no ``__init__``, ``__post_init__``, validator or setter of a user: fields are set
+  as they were saved, as ``pickle`` and ``copy`` do. New fields get their defaults.
+- An object is saved as a whole or refused. Only an exception is saved as far as possible, because a
+  run that fails must be able to save its failure.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .tags import TAG, Packed, Packer, Packing, Refused, Unpacker, Unpacking
 from .typenames import find, name_of, why_not_found
 
 BEFORE = 0
-"""The version of what was saved before its type was registered."""
+"""The version of values that were saved before their type was registered."""
 
 _TYPE = "@type"
 _ALIAS = "__orig_class__"
-"""What ``Box[int](1)`` has beside its fields, and ``Box(1)`` hasn't: for those who check types."""
+"""An attribute that ``Box[int](1)`` has beside its fields: a hint for type checkers, not data."""
 _BUILTIN: tuple[type[Any], ...] = (
     str,
     int,
@@ -52,7 +52,7 @@ _BUILTIN: tuple[type[Any], ...] = (
 
 @final
 class Registered(NamedTuple):
-    """How a type that a user has registered is written."""
+    """A type that a user has registered."""
 
     kind: type
     tag: str
@@ -61,7 +61,7 @@ class Registered(NamedTuple):
     decode: Callable[[Any, int], object]
 
     def pack(self, packing: Packing, value: object) -> object:
-        """Pack what ``encode`` makes of ``value``."""
+        """Pack the value that ``encode`` returns for ``value``."""
         try:
             encoded = self.encode(value)
         except Exception as error:
@@ -72,7 +72,7 @@ class Registered(NamedTuple):
         return {TAG: f"{self.tag}/{self.version}", "value": packed}
 
     def unpack(self, version: int, unpacking: Unpacking, packed: Packed) -> object:
-        """Have ``decode`` make a value of what was saved."""
+        """Return the object that ``decode`` makes of the saved value."""
         return self.decode(unpacking.unpack(packed["value"]), version)
 
 
@@ -80,10 +80,10 @@ class Registered(NamedTuple):
 
 
 def packer_for(kind: type[Any]) -> Packer:
-    """Return what packs objects of the class ``kind``.
+    """Return the packer for objects of the class ``kind``.
 
     Raises:
-        Refused: Nothing does, or nothing would find the class again.
+        Refused: There is none, or the class could not be found again.
     """
     if issubclass(kind, BaseException):
         return pack_error
@@ -120,13 +120,13 @@ def _packer_for(kind: type[Any]) -> Callable[[str, Packing, Any], object]:
 
 
 def is_named_tuple(kind: type[Any]) -> bool:
-    """Tell whether ``kind`` is a named tuple's class."""
+    """Return whether ``kind`` is the class of a named tuple."""
     names = getattr_static(kind, "_fields", None)
     return issubclass(kind, tuple) and isinstance(names, tuple)
 
 
 def is_model(kind: type[Any]) -> bool:
-    """Tell whether ``kind`` is a pydantic model: then pydantic is imported."""
+    """Return whether ``kind`` is a pydantic model. If it is, pydantic is imported already."""
     module = sys.modules.get("pydantic.main")
     return module is not None and issubclass(kind, module.BaseModel)
 
@@ -136,7 +136,7 @@ def _a(kind: type[Any]) -> str:
 
 
 def _pack_fields(packing: Packing, head: Packed, fields: Iterable[tuple[str, object]]) -> Packed:
-    """Add fields to what begins with a tag and a type: an object of JSON can be queried."""
+    """Add fields to ``head``, which has a tag and a type, so that a database can query them."""
     name = ""
     try:
         for name, item in fields:
@@ -164,7 +164,7 @@ def _pack_named_tuple(kind: str, packing: Packing, value: Any) -> object:
 
 
 def _fields_of(kind: Any) -> tuple[list[str], list[str]]:
-    """Name the fields of a dataclass; and those that any of its objects has."""
+    """Return the names of a dataclass's fields, and of those that every object must have."""
     fields = dataclasses.fields(kind)
     return [field.name for field in fields], [field.name for field in fields if field.init]
 
@@ -193,19 +193,19 @@ def _pack_model(names: list[str], kind: str, packing: Packing, value: Any) -> ob
 
 
 def _refuse_more(value: object, names: Collection[str]) -> None:
-    """Refuse an object that has more than its fields; what a property caches is no data."""
+    """Refuse an object with attributes beside its fields. Cached properties are no data."""
     for name in getattr(value, "__dict__", ()):
         if name in names or name == _ALIAS:
             continue
         if not isinstance(getattr_static(type(value), name, None), cached_property):
             raise Refused(
-                f"has an attribute {name!r}, which is no field of {type(value).__name__} and would "
-                f"be lost: make it one, with field(init=False), or register the type"
+                f"has an attribute {name!r}, which is not a field of {type(value).__name__} and "
+                f"would be lost: make it one, with field(init=False), or register the type"
             )
 
 
 def _refuse_less(value: object, names: Iterable[str]) -> None:
-    """Refuse an object that was never made whole, for it couldn't be read."""
+    """Refuse an object without some of its fields, because it couldn't be unpacked."""
     for name in names:
         if not hasattr(value, name):
             raise Refused(
@@ -213,15 +213,15 @@ def _refuse_less(value: object, names: Iterable[str]) -> None:
             )
 
 
-# -- exceptions: as far as it goes -----------------------------------------------------------------
+# -- exceptions: saved as far as possible ----------------------------------------------------------
 
 
 def pack_error(packing: Packing, error: BaseException) -> object:
-    if isinstance(error, SavedError):  # as if it were what it stands in for
+    if isinstance(error, SavedError):  # saved as the exception that it stands in for
         packed: Packed = {TAG: "error", _TYPE: error.type, "text": packing.pack(error.text)}
         args, state = None, dict(vars(error))
         del state["type"], state["text"]
-    elif isinstance(error, StandsIn):  # nor is what it holds to be saved
+    elif isinstance(error, StandsIn):  # it hides secrets: its arguments and state are not saved
         packed = {TAG: "error", _TYPE: name_of(type(error)), "text": packing.pack(str(error))}
         args, state = None, {"__notes__": getattr(error, "__notes__", None)}
     else:
@@ -247,9 +247,10 @@ _LEFT_OUT = object()
 
 
 def _parts_of(error: BaseException) -> tuple[list[object], dict[str, Any]]:
-    """Take an exception apart: what it was made with, and what attributes it has."""
+    """Return the arguments of an exception, and its attributes."""
     reduced: Any = _builtin_of(type(error)).__reduce__(error)
-    state: dict[str, Any] = dict(reduced[2] or {}) if len(reduced) > 2 else {}  # noqa: PLR2004 # as pickle has it
+    # The third item of pickle's protocol is the state; it may be missing.
+    state: dict[str, Any] = dict(reduced[2] or {}) if len(reduced) > 2 else {}  # noqa: PLR2004 # see above
     if isinstance(error, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", error)
         return [message_of(group), list(members(group))], state
@@ -257,14 +258,14 @@ def _parts_of(error: BaseException) -> tuple[list[object], dict[str, Any]]:
 
 
 def _builtin_of(kind: type[BaseException]) -> type[BaseException]:
-    """Find the first of Python's own exceptions that ``kind`` is."""
+    """Return the first of Python's own exception classes among the bases of ``kind``."""
     return next(base for base in kind.__mro__ if base.__module__ == "builtins")
 
 
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as failure:  # noqa: BLE001 # an error about an error must not hide it
+    except Exception as failure:  # noqa: BLE001 # a broken __str__ must not hide the error
         return f"<str() of it failed: {brief(failure)}>"
 
 
@@ -273,15 +274,15 @@ def _text_of(error: BaseException) -> str:
 
 @final
 class Objects:
-    """Makes objects of what was saved of them."""
+    """Unpacks objects of users' classes."""
 
     def __init__(self, registered: Mapping[type, Registered], moved: Mapping[str, type]) -> None:
-        """Look for types among those that were moved, then by name."""
+        """Find types in ``moved`` first, then by name."""
         self._registered = registered
         self._moved = moved
 
     def unpackers(self) -> dict[str, Unpacker]:
-        """Return what unpacks each tag."""
+        """Return the unpacker of each tag."""
         return {
             "enum": partial(self._unpack, _is_enum, _make_enum),
             "flag": partial(self._unpack, _is_enum, _make_flag),
@@ -309,7 +310,9 @@ class Objects:
                 {key: item for key, item in fields.items() if key[0] != TAG}, BEFORE
             )
         if not isinstance(kind, type) or not is_one(kind):
-            msg = f"a {packed[TAG]} was saved as {name}, which isn't one now: {why_not_found(name)}"
+            msg = (
+                f"a {packed[TAG]} was saved as {name}, which is not one now: {why_not_found(name)}"
+            )
             raise NotDecodable(msg)
         return make(kind, fields)
 
@@ -339,13 +342,13 @@ class Objects:
             args = unpacking.unpack(packed["args"])
             error: BaseException = builtin.__new__(kind, *args)
             builtin.__init__(error, *args)
-        except Exception:  # noqa: BLE001 # whatever it is made with now, it is not this
+        except Exception:  # noqa: BLE001 # the class takes other arguments now: use a SavedError
             return None
         return error
 
 
 def _set_if_possible(error: BaseException, name: str, unpacking: Unpacking, packed: object) -> None:
-    """Give ``error`` an attribute: past its class, which may have a setter."""
+    """Set an attribute of ``error`` without calling a setter of its class."""
     slot = getattr_static(_builtin_of(type(error)), name, None)
     try:
         value = unpacking.unpack(packed)
@@ -353,7 +356,7 @@ def _set_if_possible(error: BaseException, name: str, unpacking: Unpacking, pack
             slot.__set__(error, value)
         else:
             vars(error)[name] = value
-    except (AttributeError, TypeError, NotDecodable):  # an error never fails to load: less of it
+    except (AttributeError, TypeError, NotDecodable):  # decoding an exception never fails
         return
 
 
@@ -366,7 +369,7 @@ def _make_enum(kind: type[Enum], fields: dict[str, Any]) -> object:
     if member is None:
         msg = (
             f"{kind.__name__}.{fields['name']} was saved, and {kind.__name__} has no such member "
-            f"now: give it that name as an alias"
+            f"now: add that name as an alias"
         )
         raise NotDecodable(msg)
     return member
@@ -389,7 +392,7 @@ def _field(kind: type, name: str, *among: Mapping[str, object]) -> object:
             return fields[name]
     msg = (
         f"{kind.__name__} was saved without a field {name!r}, which it has now: give it a default, "
-        f"or register {kind.__name__} with a decode= that knows what it was"
+        f"or register {kind.__name__} with a decode= that supplies the field"
     )
     raise NotDecodable(msg)
 
@@ -403,7 +406,7 @@ def _make_dataclass(kind: Any, fields: dict[str, Any]) -> object:
             value = field.default
         elif field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-        elif not field.init:  # it wasn't set
+        elif not field.init:  # the saved object had no value for it either
             continue
         else:
             value = _field(kind, field.name)
@@ -432,7 +435,7 @@ def _make_model(kind: Any, fields: dict[str, Any]) -> object:
     made = object.__new__(kind)
     object.__setattr__(made, "__dict__", values)
     object.__setattr__(made, "__pydantic_fields_set__", {*values, *(extra or ())} - unset)
-    if kind.__pydantic_root_model__:  # it has neither of these
+    if kind.__pydantic_root_model__:  # a root model has neither of the two attributes below
         return made
     object.__setattr__(made, "__pydantic_extra__", extra)
     object.__setattr__(made, "__pydantic_private__", private or None)

@@ -1,14 +1,14 @@
-"""Values as JSON, and back: what each type is written as. Imports states, collections and errors.
+"""Pack values into JSON, and unpack them: define how each built-in type is written.
 
-What JSON has is itself: None, bool, int, float, str, list, and dict with strings for keys. Anything
-else is *packed* into an object that says what it is: ``{"@": "tuple", "value": [1]}``. The table of
-all is in docs/stored-values.md. What objects of users' classes become is in ``_objects``.
+Types of JSON are written as they are: None, bool, int, float, str, list, and dict with strings as
+keys. Other values are *packed* into an object with a tag: ``{"@": "tuple", "value": [1]}``.
+docs/stored-values.md has the table of all tags; ``objects`` packs objects of users' classes.
 
 Invariants:
-- What is unpacked has the types of what was packed, and is equal to it, at any depth.
-- Keys of a user's dict that begin with ``@`` get one more: nothing of a user's is taken for ours.
-- No string is written that Postgres would refuse in JSON: with a NUL or half a surrogate pair.
-- A tag's meaning never changes. Another way to write a type is another tag, and both are read.
+- An unpacked value equals the packed one and has the same types, at any depth.
+- Keys of a user's dict that begin with ``@`` get another ``@``, so they can't be taken for tags.
+- No string is written that Postgres refuses in JSON, with a NUL or half a surrogate pair.
+- The meaning of a tag never changes. A new way to write a type gets a new tag, and both are read.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ from shoal._state.state import State, held
 TAG = "@"
 
 MAX_DEPTH = 100
-"""How deep a value may be nested, so that reading it needs little of the stack (see test_depth)."""
+"""The deepest nesting of a value: bounded so that unpacking, which recurses, needs little of the
+stack (see test_depth_is_bounded_and_read_with_little_of_the_stack)."""
 
 MAX_DIGITS = 4300
-"""Decimal digits that Python writes and reads of an int, unless it is told otherwise..."""
+"""The decimal digits of the largest int that Python converts by default."""
 
 _LEAST_DIGITS = 640
-"""...and which it always does."""
+"""The lowest limit that ``sys.set_int_max_str_digits`` accepts: ints with fewer digits are always
+converted."""
 
 ATOMS = frozenset({str, int, bool, type(None)})
-"""What is in JSON what it is in Python, but for strings that aren't clean and vast ints."""
+"""Types that JSON has, too. Strings that are not clean, and vast ints, are packed all the same."""
 
 _ALIKE = ATOMS - {str, int}
 
@@ -64,24 +66,27 @@ class Refused(Exception):  # never seen outside: NotEncodable is what users get
         super().__init__(reason)
         self.reason: str = reason
         self.steps: list[str] = []
-        """Where it is, from the inside out."""
+        """The path to the value, from the inside out."""
 
 
 @final
 class Packing:
-    """One value as it is packed: what lies around the part that is being packed just now."""
+    """The packing of one value: remembers which values contain the one being packed now."""
 
     __slots__ = ("_around", "_packer_of")
 
     def __init__(self, packer_of: Callable[[type], Packer]) -> None:
         self._packer_of = packer_of
+        # The ids of the containers around the current value, the innermost one last (a dict keeps
+        # the order). A value whose id is in it contains itself.
         self._around: dict[int, None] = {}
 
     def pack(self, value: object) -> object:
-        """Return what ``value`` is written as, made of what JSON has.
+        """Return ``value`` as JSON types.
 
         Raises:
-            Refused: It, or something in it, is of a type that can't be, or nested too deeply.
+            Refused: The value, or one in it, has a type that can't be packed, or is nested too
+                deeply.
         """
         kind = type(value)
         if kind in _ALIKE:
@@ -93,14 +98,16 @@ class Packing:
         if id(value) in around:
             raise Refused("holds itself, so it has no end")
         if len(around) >= MAX_DEPTH:
-            raise Refused(f"is nested more than {MAX_DEPTH} deep: keep what is linked in a list")
+            raise Refused(
+                f"is nested more than {MAX_DEPTH} levels deep: keep linked objects in a list"
+            )
         around[id(value)] = None
         packed = packer(self, value)
         del around[id(value)]
         return packed
 
     def at(self, step: str, value: object) -> object:
-        """Pack ``value``, which is found by ``step`` from what it is in."""
+        """Pack ``value``; ``step`` is its path within its container."""
         try:
             return self.pack(value)
         except Refused as refused:
@@ -110,7 +117,8 @@ class Packing:
     def items(self, values: Iterable[object], step: str = "[{}]") -> list[object]:
         """Pack each of ``values``."""
         packed: list[object] = []
-        try:  # extended one by one: the length says where it was refused
+        # ``extend`` takes one by one, so if a value is refused, the length is its index.
+        try:
             packed.extend(value if type(value) in _ALIKE else self.pack(value) for value in values)
         except Refused as refused:
             refused.steps.append(step.format(len(packed)))
@@ -124,13 +132,14 @@ class Packing:
         try:
             return self.pack(value)
         except Refused:
+            # ``pack`` leaves its entries behind when it raises.
             while len(around) > depth:
                 around.popitem()
             return otherwise
 
 
 class Unpacking:
-    """What unpacking needs to know: which tags there are, and where types are found."""
+    """The unpacking of one value, with the unpackers of all tags."""
 
     __slots__ = ("_unpackers",)
 
@@ -141,7 +150,7 @@ class Unpacking:
         """Return the value that was packed.
 
         Raises:
-            NotDecodable: A tag is unknown, or what stands behind it is not what it should be.
+            NotDecodable: A tag is unknown, or its content is invalid.
         """
         if type(packed) is list:
             items = cast("list[object]", packed)
@@ -170,7 +179,7 @@ class Unpacking:
         except Exception as error:
             about = fields.get("@type")
             of = f" of {about}" if isinstance(about, str) else ""
-            msg = f"what was saved as {tag!r}{of} can't be read: {type(error).__name__}: {error}"
+            msg = f"a value saved as {tag!r}{of} can't be read: {type(error).__name__}: {error}"
             raise NotDecodable(msg) from error
 
     def _unknown(self, tag: str) -> str:
@@ -179,23 +188,23 @@ class Unpacking:
         if slash and known:
             return (
                 f"a value with the tag {name!r} was saved in version {version}, and this program "
-                f"knows up to {known}: a newer one has saved it, and is needed to read it"
+                f"knows up to {known}: a newer program has saved it, and is needed to read it"
             )
         if slash:
             return (
-                f"nothing is registered for the tag {name!r}, with which a value was saved: "
+                f"a value was saved with the tag {name!r}, and no class is registered for it: call "
                 f"codec.register(..., tag={name!r}, ...) before it is read"
             )
         return f"a value was saved as {tag!r}, which this version of shoal doesn't know: update it"
 
 
-# -- what JSON has, almost -------------------------------------------------------------------------
+# -- the types of JSON, with their exceptions ------------------------------------------------------
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_clean(text: str) -> bool:
-    """Tell whether every database takes ``text``."""
+    """Return whether every database accepts ``text``."""
     return "\0" not in text and (text.isascii() or _SURROGATE.search(text) is None)
 
 
@@ -212,14 +221,14 @@ def _unpack_str(_: Unpacking, packed: Packed) -> object:
 def _pack_int(_: Packing, value: int) -> object:
     if not _is_vast(value):
         return value
-    return {TAG: "int", "value": f"{value:x}"}  # of any size: decimal digits would be refused
+    return {TAG: "int", "value": f"{value:x}"}  # Python limits decimal digits, not hexadecimal ones
 
 
 _LARGE = 10**_LEAST_DIGITS
 
 
 def _is_vast(value: int) -> bool:
-    """Tell whether ``value`` has more digits than are read of an int in JSON."""
+    """Return whether ``value`` has more digits than a reader of JSON accepts."""
     if -_LARGE < value < _LARGE:
         return False
     most = MAX_DIGITS - (value < 0)  # msgspec counts the sign
@@ -282,7 +291,7 @@ def _pack_fraction(packing: Packing, value: Fraction) -> object:
 
 
 def _pack_path(packing: Packing, value: Path) -> object:
-    return _pack_text("Path", packing, value.as_posix())  # so that either kind of system reads it
+    return _pack_text("Path", packing, value.as_posix())  # Windows reads slashes, too
 
 
 def _unpack_text(make: Callable[[str], object], unpacking: Unpacking, packed: Packed) -> object:
@@ -318,13 +327,13 @@ def _unpack_time(
     make: Callable[[str], datetime | time], unpacking: Unpacking, packed: Packed
 ) -> object:
     value = make(packed["value"])
-    if "zone" in packed:  # the time on the wall is what was saved, also if its rules have changed
+    if "zone" in packed:  # keeps the local time, even if the rules of the zone have changed since
         value = value.replace(tzinfo=unpacking.unpack(packed["zone"]))
     return value.replace(fold=packed.get("fold", 0))
 
 
 def _is_offset(zone: tzinfo) -> bool:
-    """Tell whether ``zone`` is all said by the ``+01:00`` at the end of a time."""
+    """Return whether the ``+01:00`` at the end of a time describes ``zone`` completely."""
     if type(zone) is not timezone:
         return False
     return zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
@@ -382,7 +391,8 @@ def _unpack_items(
 
 def _pack_set(tag: str, packing: Packing, value: set[object] | frozenset[object]) -> object:
     members = list(value)
-    if {*map(type, members)} in ({str}, {int}):  # one text in every process, where that is easy
+    # Sorted where that is easy, so that equal sets have the same text in every process.
+    if {*map(type, members)} in ({str}, {int}):
         members.sort(key=cast("Any", None))
     return {TAG: tag, "value": packing.items(members, "{{...}}")}
 
@@ -431,7 +441,7 @@ def _unpack_defaultdict(unpacking: Unpacking, packed: Packed) -> object:
     return defaultdict(factory, unpacking.unpack(packed["value"]))
 
 
-# -- states and their collections: entries in order of arrival, and where they stand ---------------
+# -- states and their collections: entries in order of arrival, with their positions ---------------
 
 _START = -1.0
 

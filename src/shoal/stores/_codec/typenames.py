@@ -1,13 +1,13 @@
-"""Names of types: how a class is written down, and how it is found again. Imports nothing of ours.
+"""Name classes in saved values, and find them again.
 
 Invariants:
-- Finding a name of another package imports nothing and runs nothing. It looks into ``__dict__`` of
-  modules that are imported already, past their ``__getattr__`` and past descriptors. So a file
-  can't load code by what it says, and a program that reads values of a type imports its module.
+- Finding a name of another package imports nothing and executes nothing: it looks into the
+  ``__dict__`` of modules that are imported already, past ``__getattr__`` and descriptors. So a file
+  can't load code, and a program that reads values of a type has to import the type's module.
 - A class of shoal that is public, or ever was, is ``shoal:Name``, wherever it is defined and
-  wherever its public home is. A table in ``shoal`` says where, and that module is imported.
-- What was written down in the program's main module is found under the name that others import it
-  by, where it has one (``python -m``).
+  wherever its public home is. A table in ``shoal`` names that home, which is imported.
+- A class of the program's main module is named as other modules import it, if they can
+  (``python -m``).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _OURS = __name__.partition(".")[0]
 
 
 def name_of(kind: type) -> str:
-    """Write down where ``kind`` is defined: ``"package.module:Outer.Inner"``."""
+    """Return the place where ``kind`` is defined: ``"package.module:Outer.Inner"``."""
     module, name = kind.__module__, kind.__qualname__
     if module == "__main__":
         module = _main_name() or module
     elif module.startswith(f"{_OURS}.") and find(f"{_OURS}:{name}") is kind:
-        module = _OURS  # where users find it, wherever we may move it
+        module = _OURS  # its public place, so that we may move it between private modules
     return f"{module}:{name}"
 
 
 def find(name: str) -> object:
-    """Return what ``name_of`` has written down, whatever that is now; None if there is nothing."""
+    """Return the object that has that name now, which may be no class; None if there is none."""
     module, _, path = name.partition(":")
     found: object = sys.modules.get("__main__" if module == _main_name() else module)
     if not isinstance(found, ModuleType):
@@ -59,19 +59,22 @@ def _home_of(name: str) -> Mapping[str, object]:
 
 
 def why_not_found(name: str) -> str:
-    """Say why ``find`` finds nothing of use, and what to do."""
+    """Return the reason why ``find`` doesn't find a suitable class, and what to do."""
     module, _, path = name.partition(":")
     if "<locals>" in path:
         return "it is defined inside of a function: move it to the level of its module"
     if module != _main_name() and module not in sys.modules:
         return (
-            f"nothing has imported its module: import {module} before the run is looked up, or say "
-            f"what the class is now with codec.moved({name!r}, ...)"
+            f"its module has not been imported: import {module} before the run is looked up, or "
+            f"name the present class with codec.moved({name!r}, ...)"
         )
-    return f"{module} has no {path} of that kind: a moved or renamed class is told by codec.moved()"
+    return (
+        f"{module} has no {path} of that kind: if the class was moved or renamed, name it with "
+        f"codec.moved()"
+    )
 
 
 def _main_name() -> str | None:
-    """Tell by which name others import the main module, if it was started by one."""
+    """Return the name by which other modules import the main module; None if it has none."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return None if spec is None else spec.name
