@@ -206,6 +206,41 @@ async def test_neither_program_goes_on_where_each_has_begun_the_fan_out_of_anoth
     assert forked.status == "halted", "it begins from the start"
 
 
+RESULTS_GO: dict[str, dict[str, Any]] = {
+    "into= by key": {"into": "sums"},
+    "to reduce=": {"reduce": put, "writes": ["sums"]},
+    "nowhere": {},
+}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("after", RESULTS_GO)
+@pytest.mark.parametrize("before", ["to reduce=", "nowhere"])
+async def test_a_fan_out_that_has_applied_nothing_may_put_results_elsewhere(
+    before: str, after: str, kind: str, tmp_path: Any
+):
+    """It is begun, for a child of it has failed; `into=` would have begun its collection."""
+    path = tmp_path / "runs.db"
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
+
+    def program(goes: str, **options: Any) -> Application[Any]:
+        given: dict[str, Any] = {"key": str, "take": "v", **RESULTS_GO[goes]}
+        act = fan_out(work, over="ns", item="n", name="fan", reads=["ns", "sums"], **given)
+        return Application(act, name="app", **options)
+
+    bad.update(NS)
+    with pytest.raises(ExceptionGroup):
+        await program(before, store=store).run(given(), id="x")
+    bad.clear()
+    entries = await store.read(RunPath(run_id="x"))
+    assert [type(one) for one in entries] == [StepBegun]
+    result = await program(after, store=store).run(id="x")
+    clean = await program(after).run(given())
+    assert result.state == clean.state
+    again = await program(after, store=store).run(id="x")
+    assert again.state == clean.state
+
+
 async def test_an_element_that_comes_up_no_more_does_not_refuse_another_version():
     """As where the source leaves out what is done; so does a generator, which can't be seen."""
     store = MemoryStore()

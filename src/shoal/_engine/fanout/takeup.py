@@ -105,7 +105,8 @@ def refuse_changed(
         return StepBegun(join.name, now)
     then = None if begun.begun is None else begun.begun.declared
     has_grown = any(one.discovered for one in begun.under_way)
-    why = "" if then is None else _changed(then, now, has_grown=has_grown)
+    is_empty = not begun.under_way
+    why = "" if then is None else _changed(then, now, has_grown=has_grown, is_empty=is_empty)
     if not why and begun.under_way:
         why = join.conflict(run.data)
     if not why and recorded is not None:
@@ -167,8 +168,11 @@ def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playb
         raise conflict(run, join.name, why)
 
 
-def _changed(then: Declared, now: Declared, *, has_grown: bool) -> str:
-    if _manner(then) != _manner(now):
+def _changed(then: Declared, now: Declared, *, has_grown: bool, is_empty: bool = False) -> str:
+    # Where nothing has been applied, all results go where they go now; but what a race has not
+    # accepted is recorded without being applied.
+    is_moved = is_empty and "one" not in (then["shape"], now["shape"])
+    if _manner(then) != _manner(now) and not is_moved:
         return f"its results went {_manner(then)}, and go {_manner(now)} now"
     field, other = then["errors_into"], now["errors_into"]
     if field is not None and field != other:
