@@ -32,7 +32,7 @@ from shoal.testing import RecordingHook
 
 from .model import RACES, Model
 from .stores import Seen
-from .world import UNSAVED, Trouble, World
+from .world import UNSAVED, Trouble, World, lineage
 
 ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
 ENDED = ("succeeded", "failed", "cancelled")
@@ -208,10 +208,23 @@ def _judge_kept(
             path = one.path
             if path.parent is None or world.store_of(path.parent) == "none":
                 continue
-            if not world.is_reached(path):
+            if not world.is_reached(path) or _is_nobodys(world, path, seen):
                 continue
             if one.record is None or one.record.status is None:
                 world.violate(f"{one.path!r} is still running in a run that has {end}")
+
+
+def _is_nobodys(world: World, path: RunPath, seen: Mapping[str, Seen]) -> bool:
+    """Tell whether no store names a run, or one above it, as anybody's child.
+
+    Where a child of a child was saved before the child was, and the process died, stores have no
+    record of the child: nothing shows it, or what is below it, until an execution starts it again.
+    """
+    told = {event.run_id for event in world.events}
+    return any(
+        above.id not in told and (above.id not in seen or seen[above.id].record is None)
+        for above in lineage(path)
+    )
 
 
 def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:

@@ -73,8 +73,8 @@ class Player:
         """Whether the changed program has had results reduced."""
         self.is_stuck = False
         """Whether neither program can go on: see docs/changed-programs.md."""
-        self.begun_beside_halted = set[str]()
-        """Runs whose fan-out the changed program has begun while one of the former rested."""
+        self.begun_beside = set[str]()
+        """Runs whose fan-out the changed program has begun beside one of the former."""
         self.rude = 0
         """Lives that failed by a body that misbehaves once: no more than there are bodies."""
         self.has_died = False
@@ -210,8 +210,8 @@ class Player:
         judge.judge_life(world, end, before=self.seen, seen=seen, run_id=self.run_id)
         if self.is_changed and _reduced(seen) > _reduced(self.seen):
             self.has_reduced = True
-        if self.is_changed and _rests(self.seen, seen):
-            self.begun_beside_halted |= _begun(seen) - _begun(self.seen)
+        if self.is_changed and _is_left(self.seen, seen):
+            self.begun_beside |= _begun(seen) - _begun(self.seen)
         self.seen = seen
         if end == "refused":
             self.is_stuck = not self.is_changed
@@ -223,12 +223,15 @@ class Player:
 
         The former one does where both have had results reduced, for it could not be known before an
         element came up that it was one of those; and where each has begun the fan-out of another
-        child, for a child that waits for answers is not compared before it has them.
+        child, and the changed one has had results applied there (see ``_is_left``).
         """
         if self.is_changed:
             return True
         if not isinstance(error, InputChanged):
-            return any(f"of run {run_id} " in str(error) for run_id in self.begun_beside_halted)
+            return any(
+                f"of run {run_id} " in str(error) and _has_updates(self.seen[run_id])
+                for run_id in self.begun_beside
+            )
         row = self.program.row
         is_known = row["form"] != "class" and row["source"] in ("list", "field")
         return self.has_reduced and (not is_known or row["grow"] == "yes")
@@ -375,11 +378,19 @@ def _begun(seen: Mapping[str, Any]) -> set[str]:
     }
 
 
-def _rests(before: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Tell whether a child that waits for answers in its fan-out was left as it was."""
+def _has_updates(one: Any) -> bool:
+    return any(isinstance(entry, Update) for entry in one.history)
+
+
+def _is_left(before: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """Tell whether a fan-out that was under way is as it was, so it was refused, or not compared.
+
+    A child that waits for answers is compared when it has them, any other one when the store has
+    said what there is of it: fan-outs of other children may begin before that.
+    """
     return any(
         (was := before[run_id]).record is not None
-        and was.record.status == "halted"
+        and was.record.status != "succeeded"
         and run_id in seen
         and seen[run_id].history == was.history
         for run_id in _begun(before)

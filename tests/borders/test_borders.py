@@ -107,6 +107,24 @@ def test_neither_program_need_go_on_where_each_has_begun_the_fan_out_of_another_
     assert played.ends == ["stopped", "halted", "refused", "refused"]
 
 
+def test_neither_program_need_go_on_where_the_changed_one_was_quicker_in_another_child():
+    """The changed program has results of the second child before the first is compared."""
+    row = {**PLAIN, "place": "fan", "outer_width": "2", "saving": "slow", "change": "folded"}
+    trips = (Trip(1, "anything", 15, "fails"),)
+    played = play(Program(8011397, row, trips), "asyncio")
+    assert not played.violations
+    assert played.ends == ["stopped", "refused", "refused"]
+
+
+def test_what_no_store_names_is_not_looked_for():
+    """A child below the second child was saved, and the second itself was not."""
+    row = {**PLAIN, "form": "acts over", "place": "fan", "result": "reduce", "until": "function",
+           "asks": "yes", "outer_until": "first", "outer_width": "2"}  # fmt: skip
+    played = play(Program(8001201, row, (Trip(1, "save", 6, "dies"),)), "asyncio")
+    assert not played.violations
+    assert played.ends[:2] == ["stopped", "succeeded"]
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_lives_that_fail_by_a_body_that_misbehaves_once_are_not_counted(backend: Backend):
     row = {**PLAIN, "place": "fan", "grow": "yes", "width": "6", "steps": "2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,11 +17,14 @@ from shoal import (
     Limits,
     MemoryStore,
     Rate,
+    Result,
     RunConflict,
     SQLiteStore,
     State,
     action,
     fan_out,
+    first_item,
+    race,
 )
 from shoal._events.identity import RunPath
 from shoal.errors import InputChanged
@@ -204,6 +207,71 @@ async def test_neither_program_goes_on_where_each_has_begun_the_fan_out_of_anoth
         await outer(**collects).run(id="x")
     forked = await outer(**folds).fork("x", number=0)
     assert forked.status == "halted", "it begins from the start"
+
+
+RESULTS_GO: dict[str, dict[str, Any]] = {
+    "into= by key": {"into": "sums"},
+    "to reduce=": {"reduce": put, "writes": ["sums"]},
+    "nowhere": {},
+}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("after", RESULTS_GO)
+@pytest.mark.parametrize("before", ["to reduce=", "nowhere"])
+async def test_a_fan_out_that_has_applied_nothing_may_put_results_elsewhere(
+    before: str, after: str, kind: str, tmp_path: Any
+):
+    """It is begun, for a child of it has failed; `into=` would have begun its collection."""
+    path = tmp_path / "runs.db"
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
+
+    def program(goes: str, **options: Any) -> Application[Any]:
+        given: dict[str, Any] = {"key": str, "take": "v", **RESULTS_GO[goes]}
+        act = fan_out(work, over="ns", item="n", name="fan", reads=["ns", "sums"], **given)
+        return Application(act, name="app", **options)
+
+    bad.update(NS)
+    with pytest.raises(ExceptionGroup):
+        await program(before, store=store).run(given(), id="x")
+    bad.clear()
+    entries = await store.read(RunPath(run_id="x"))
+    assert [type(one) for one in entries] == [StepBegun]
+    result = await program(after, store=store).run(id="x")
+    clean = await program(after).run(given())
+    assert result.state == clean.state
+    again = await program(after, store=store).run(id="x")
+    assert again.state == clean.state
+
+
+@pytest.mark.parametrize("on_break", ["fail", "restart"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_stream_that_has_decided_is_not_lost_with_its_act(
+    kind: str, on_break: Any, tmp_path: Any
+):
+    """It has given its first item, and waits for an answer; the act is renamed meanwhile."""
+    path = tmp_path / "runs.db"
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(path, synchronous="normal")
+
+    def program(*names: str) -> Application[Any]:
+        async def tell(n: int, context: Context) -> AsyncIterator[Any]:
+            yield f"item {n}"
+            yield Result(await context.ask("ok?"))
+
+        acts = [action(reads=["n"], writes=["v"], name=name)(tell) for name in names]
+        until = first_item(on_break=on_break)
+        act = race(*acts, into="out", until=until, name="race", limits=Limits(1))
+        return Application(act, store=store, name="app")
+
+    waits = await program("a", "b").run({"n": 1}, id="x")
+    answers = {one.address: "yes" for one in waits.questions}
+    for _ in range(2):
+        with pytest.raises(
+            RunConflict, match=r"decided by the first item of 'a', .* 'c', 'b' \(if"
+        ):
+            await program("c", "b").run(id="x", answers=answers)
+    result = await program("b", "a").run(id="x", answers=answers)
+    assert result.state["out"] == "yes"
 
 
 async def test_an_element_that_comes_up_no_more_does_not_refuse_another_version():

@@ -1,13 +1,12 @@
-"""Parallel steps: acts whose work is children, and one execution of such an act by one run.
+"""One execution of a parallel action by one run: opening, applying batches, deciding, ending.
 
 Invariants:
-- A batch of outcomes is one save, made in the parent's task; what ended unapplied is saved too.
+- A batch of outcomes is one save, made in the parent's task. Ends without an update are saved too.
 - A decision and the update of the child that decided are one save. Then the others are cancelled,
   once, and awaited to the end of their cleanup; then they are recorded.
-- A child starts from the parent's state at the beginning of the step, narrowed to its graph's needs.
-- A step that an earlier execution has begun goes on where it stood; see ``step_resume``.
-- A child that is halted takes no place, and neither wins nor fails. When there are no others left,
-  and it is still needed, the step halts; if it is not, it is cancelled.
+- A child starts from the parent's state at the beginning of the step, narrowed to its graph.
+- A halted child takes no place, and neither wins nor fails. If only such children are left and one
+  of them is needed, the step halts; if none is needed, they are cancelled.
 """
 
 from __future__ import annotations
@@ -411,7 +410,8 @@ class FanOutStep:
             if resume is None:
                 self._declares = StepBegun(self.join.name, self._declared())
             else:
-                self._declares = resume.refuse_changed(self._declared(), self.join)
+                now, goes_on = self._declared(), self.decision
+                self._declares = resume.refuse_changed(now, self.join, goes_on=goes_on)
                 if self.decision is None:
                     await resume.foresee(self.source)
         if resume is not None and resume.begun is not None and resume.begun.under_way:

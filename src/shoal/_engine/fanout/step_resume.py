@@ -31,7 +31,7 @@ from .ledger import Ledger
 from .race import Race
 from .recorded import RecordedChildren, decided, outcome_of, recorded_children
 from .source import ElementSource
-from .takeup import Declared, end_losers, refuse_changed, without_failures
+from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, without_failures
 
 
 @final
@@ -128,9 +128,20 @@ class StepResume:
 
     # -- opening --------------------------------------------------------------------------------
 
-    def refuse_changed(self, now: Declared, join: JoinSpec) -> StepBegun | None:
-        """Refuse what can't be carried over; return what is to be saved of what it declares now."""
-        return refuse_changed(self._parent, join, now, self.begun, self.recorded)
+    def refuse_changed(
+        self, now: Declared, join: JoinSpec, *, goes_on: Decision | None = None
+    ) -> StepBegun | None:
+        """Refuse what can't be carried over; return what is to be saved of what it declares now.
+
+        Args:
+            now: What the step declares.
+            join: What becomes of results.
+            goes_on: How it was decided, where the stream that has decided it has yet to end.
+        """
+        declares = refuse_changed(self._parent, join, now, self.begun, self.recorded)
+        if goes_on is not None:
+            refuse_lost_winner(self._parent, goes_on, self.begun, now)
+        return declares
 
     async def foresee(self, source: ElementSource) -> None:
         """Refuse what would be refused when it comes up, as far as that is known now.

@@ -109,7 +109,8 @@ def refuse_changed(
         return StepBegun(join.name, now)
     then = None if begun.begun is None else begun.begun.declared
     has_grown = any(one.discovered for one in begun.under_way)
-    why = "" if then is None else _changed(then, now, has_grown=has_grown)
+    is_empty = not begun.under_way
+    why = "" if then is None else _changed(then, now, has_grown=has_grown, is_empty=is_empty)
     if not why and begun.under_way:
         why = join.conflict(run.data)
     if not why and recorded is not None:
@@ -173,8 +174,41 @@ def refuse_other_decision(
         raise conflict(run, join.name, why)
 
 
-def _changed(then: Declared, now: Declared, *, has_grown: bool) -> str:
-    if _manner(then) != _manner(now):
+def refuse_lost_winner(
+    run: Run, decision: Decision, begun: ReplayedHistory | None, now: Declared
+) -> None:
+    """Refuse to go on with a step that a stream has decided, of an act that it doesn't have now.
+
+    The stream has given its first item, and its result is missing. A step that has one act, before
+    and now, finds the stream by its key.
+
+    Args:
+        run: Its parent.
+        decision: How the step was decided.
+        begun: What an earlier execution has done of it.
+        now: What the step declares now.
+
+    Raises:
+        RunConflict: Naming the act.
+    """
+    then = None if begun is None or begun.begun is None else begun.begun.declared["acts"]
+    acts, winner = now["acts"], decision.winner.act
+    if not isinstance(then, list) or not isinstance(acts, list) or winner in acts:
+        return
+    if len(cast("list[str]", then)) == len(cast("list[str]", acts)) == 1:
+        return
+    why = (
+        f"it was decided by the first item of {winner!r}, which is not among its acts now, "
+        f"{_listed(cast('object', acts))} (if it was renamed, give it its old name with name=)"
+    )
+    raise conflict(run, decision.step, why)
+
+
+def _changed(then: Declared, now: Declared, *, has_grown: bool, is_empty: bool = False) -> str:
+    # Where nothing has been applied, all results go where they go now; but what a race has not
+    # accepted is recorded without being applied.
+    is_moved = is_empty and "one" not in (then["shape"], now["shape"])
+    if _manner(then) != _manner(now) and not is_moved:
         return f"its results went {_manner(then)}, and go {_manner(now)} now"
     field, other = then["errors_into"], now["errors_into"]
     if field is not None and field != other:
