@@ -51,10 +51,9 @@ from .task_source import TaskElements
 class FanOutStep:
     """One execution of a parallel act by one run.
 
-    Where it has failed, and something around it is tried again, it is executed again, and goes on:
-    children that are done, and what was applied of them, stay; others live on where they stood.
-    That holds wherever it has failed: also before its first child, and where a user's function
-    raises in a later attempt that did not in the one before.
+    If it fails and its parent is retried, the same step is executed again: children that are done
+    and their updates stay, the others continue where they stood. That holds wherever it failed,
+    also before its first child, or in a user's function.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
