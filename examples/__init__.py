@@ -1,1 +1,1 @@
-"""Programs to copy from, each in a package of its own."""
+"""Programs to copy from, each in its own package."""

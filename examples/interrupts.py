@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and deadlines: what is under way may end, then the work is cancelled.
+"""Ctrl-C, SIGTERM and deadlines: let the current step end, then cancel the work.
 
-A second signal cancels it at once. A third one is the interpreter's: it ends a cleanup that hangs.
-SIGTERM is what service managers and containers send to end a program.
+A second signal cancels the work at once. A third one reaches the interpreter, which ends a cleanup
+that hangs. Service managers and containers send SIGTERM to end a program.
 """
 
 import signal
@@ -15,11 +15,11 @@ Ended = Literal["done", "interrupted", "late"]
 
 
 async def _at_once() -> None:
-    """Settle nothing."""
+    """Cancel without waiting for a step to end."""
 
 
 class Interruptible:
-    """Some work, and what ends it before its end."""
+    """Runs some work until it ends, a signal arrives or its deadline passes."""
 
     def __init__(
         self, settle: Callable[[], Awaitable[None]] = _at_once, deadline: float | None = None
@@ -30,17 +30,17 @@ class Interruptible:
         self._is_late = False
         self._scope = anyio.CancelScope()
         self.signal: signal.Signals = signal.SIGINT
-        """The first signal that came, if one has interrupted the work."""
+        """The first signal that arrived, if the work was interrupted."""
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a program that its signal has ended: 130, or 143."""
+        """The exit code that a shell reports for a program ended by this signal: 130 or 143."""
         return 128 + self.signal
 
     async def do(self, work: Callable[[], Awaitable[object]]) -> Ended:
-        """Do the work, and say how it ended.
+        """Do the work, and return how it ended.
 
-        What ends it cancels it like any other cancellation, so that it ends in good order.
+        A signal or the deadline cancels the work like any other cancellation, so its cleanup runs.
         """
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
@@ -69,7 +69,7 @@ class Interruptible:
                     await anext(signals)
                     self._scope.cancel()
                     settling.cancel_scope.cancel()
-        except NotImplementedError:  # asyncio on Windows: there it stays a KeyboardInterrupt
+        except NotImplementedError:  # asyncio on Windows: Ctrl-C raises KeyboardInterrupt there
             task_status.started()
 
     async def _expire(self, seconds: float) -> None:
@@ -83,5 +83,5 @@ class Interruptible:
 
 
 async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
-    """Do `work` to its end or to a signal, which cancels it; say whether it was a signal."""
+    """Do `work` until it ends or a signal cancels it; return whether a signal did."""
     return await Interruptible().do(work) == "interrupted"

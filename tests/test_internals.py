@@ -37,36 +37,6 @@ FOREIGN = """
 NAME = r"(?<![\w/-])(?:_\w+|[a-z]+(?:_\w+)+|[A-Z][a-z]+[A-Z]\w+)"
 """Words that can only be names of Python: with an underscore, or with a capital inside."""
 
-COMING = {
-    "AdmissionController": "Admission",
-    "AttemptPermit": "Seat",
-    "BatchJoin": "Draft",
-    "ChildSource": "Source",
-    "ChildTemplate": "Kind",
-    "CrashSuspects": "Suspects",
-    "ElementSource": "Elements",
-    "FairScheduler": "Queue",
-    "FanOutStep": "ParallelStep",
-    "GateTimers": "Alarms",
-    "InFlightSlot": "Stake",
-    "JoinSpec": "Join",
-    "PendingChild": "Entry",
-    "PermitRequest": "Claim",
-    "RecordedChildren": "Recorded",
-    "ReplayedHistory": "Playback",
-    "RunConfig": "Setting",
-    "SharedRateClient": "Supply",
-    "StaggeredSource": "Staggered",
-    "StepResume": "Carrier",
-    "hand_blame_to_children": "pass_blame",
-    "hedge_statistics": "learned",
-    "step_resume": "carrying",
-}
-"""Names that the pages have already, and the names that they replace in the source."""
-
-COMING_MODULES = {"answers", "keys", "step_resume"}
-GOING_MODULES = {"carrying"}
-
 
 def spans(page: Path) -> Iterator[str]:
     """Yield what stands between backticks on ``page``, code blocks left out."""
@@ -113,8 +83,8 @@ def test_a_page_lists_each_module_of_its_package(page: str, package: str):
     rows = re.findall(r"^\| (`[^|]*`) \|", table, flags=re.MULTILINE)
     listed = {name for row in rows for name in re.findall(r"`([\w/]+)`", row)}
     there = {path.stem for path in (SOURCE / package).glob("*.py")} - {"__init__"}
-    assert there - listed - GOING_MODULES == set(), "modules without a row"
-    assert listed - there - COMING_MODULES == set(), "rows without a module"
+    assert there - listed == set(), "modules without a row"
+    assert listed - there == set(), "rows without a module"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -136,6 +106,6 @@ def test_classes_and_functions_that_are_named_exist(page: Path):
     for span in spans(page):
         names: list[str] = re.findall(NAME, span)
         for name in names:
-            if not is_known(name) and not is_known(COMING.get(name, name)):
+            if not is_known(name):
                 unknown.add(f"{name} ({span})")
     assert not unknown, f"{page.name} names what is nowhere: {sorted(unknown)}"

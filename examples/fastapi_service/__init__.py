@@ -1,1 +1,1 @@
-"""A service that has files reviewed, side by side, and a person decide what becomes of it."""
+"""A service: a model reviews files concurrently, then a person decides."""

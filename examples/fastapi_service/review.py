@@ -1,6 +1,6 @@
-"""What a run is: each file is reviewed by a model, then a person is asked for a verdict.
+"""The application: a model reviews each file, then a person is asked for a verdict.
 
-Nothing in here knows of HTTP.
+This module doesn't use HTTP.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class File(BaseModel):
 
 
 class Review(BaseModel):
-    """The state of a run: a client gives the files, the run writes the rest."""
+    """The state of a run: a client sends the files, and the run writes the other fields."""
 
     files: list[File] = Field(min_length=1, max_length=100)
     findings: dict[str, str] = {}
     unread: dict[str, str] = {}
     verdict: Literal["", "accepted", "rejected"] = ""
     not_understood: str = ""
-    """An answer that was no verdict."""
+    """The last answer, if it was no verdict."""
 
 
 class Reviewer(Protocol):
@@ -39,7 +39,7 @@ class Reviewer(Protocol):
 
 
 class PretendReviewer:
-    """Reads slowly, and counts lines; it needs no network."""
+    """Counts lines, slowly; needs no network."""
 
     async def review(self, file: File) -> str:
         await anyio.sleep(0.2)
@@ -53,7 +53,7 @@ async def read(file: File, reviewer: Reviewer) -> str:
 
 @action(reads=["findings", "not_understood"], writes=["verdict", "not_understood"])
 async def decide(findings: dict[str, str], not_understood: str, context: Context) -> dict[str, str]:
-    """Ask a person for a verdict; what they mistype is kept, and they are asked once more."""
+    """Ask a person for a verdict; a mistyped answer is kept, and the question asked again."""
     question: dict[str, object] = {"question": "accepted or rejected?", "findings": dict(findings)}
     if not_understood:
         question["not_understood"] = not_understood
@@ -68,7 +68,7 @@ def path_of(file: File) -> str:
 
 
 def reviews(store: Store | None) -> Application[Review]:
-    """Make the application whose runs are reviews."""
+    """Make the application; each of its runs is a review."""
     read_all = fan_out(
         read,
         over="files",

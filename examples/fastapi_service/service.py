@@ -1,6 +1,6 @@
 """The service: `uvicorn examples.fastapi_service.service:service`.
 
-Set REVIEWS_TOKEN to what clients have to show; REVIEWS_DB names the file that runs are kept in.
+Set REVIEWS_TOKEN to the token that clients must send, and REVIEWS_DB to the file for stored runs.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ bearer = HTTPBearer()
 
 
 def authorize(given: Annotated[HTTPAuthorizationCredentials, Depends(bearer)]) -> None:
-    """Let those in who know the token; without one, nobody."""
+    """Accept requests with the token; if none is set, refuse all requests."""
     token = os.environ.get("REVIEWS_TOKEN", "")
     if not token or not secrets.compare_digest(given.credentials.encode(), token.encode()):
-        raise HTTPException(401, "the token is not the one", {"WWW-Authenticate": "Bearer"})
+        raise HTTPException(401, "wrong token", {"WWW-Authenticate": "Bearer"})
 
 
 def make_service(database: str) -> FastAPI:
-    """Make the service; each worker makes its own, all with one database."""
+    """Make the service; each worker makes its own, and all workers share one database."""
     app = reviews(SQLiteStore(database))
     # One budget for all requests of this process: a model's provider allows 32 calls at once.
     runtime = Runtime(apps=[app], inputs={"reviewer": PretendReviewer()}, limits=Limits(32))
     service = FastAPI(title="Reviews", lifespan=runtime_lifespan(runtime, within=5))
     service.include_router(runs_router(app, authorize=authorize, prefix="/reviews"))
-    service.include_router(service_router(authorize=None))  # what probes ask tells nothing of runs
+    service.include_router(
+        service_router(authorize=None)
+    )  # answers to probes contain nothing about runs
 
     @service.get("/busy", dependencies=[Depends(authorize)])
     async def busy(runtime: RuntimeDep) -> dict[str, list[str]]:
-        """Say which reviews go on in this worker: an endpoint of our own, beside the router's."""
+        """List the reviews running in this worker: a custom endpoint beside the router's."""
         return {"reviews": [run.run_id for run in runtime.runs()]}
 
     return service

@@ -1,20 +1,19 @@
 """A website scraper in small files: one durable fan-out that grows as links are found.
 
-Run it with `python -m examples.scraper --demo`. To read it, begin with `crawl`, where the runtime
-is at work. What it works with stands on its own:
+Run it with `python -m examples.scraper --demo`. To read it, begin with `crawl`, which uses the
+runtime. The other modules don't depend on it:
 
-- `urls` reads addresses as browsers do, `scope` is the part of the web that belongs to a crawl, and
-  `frontier` knows which links count, and which are the same page.
-- `fetch` is one request and its answer, on `web`, which connects by `addresses` and has a jar of
-  `cookies`. `robots` are the wishes of sites, `politeness` is how fast a host is asked, learned
-  from its refusals, and `health` is what becomes of pages whose host is down.
-- `pages` are what is read from HTML, and `parsing` is where: in a process that can be stopped, if
-  need be.
-- `job` keeps a crawl in a folder, and `resuming` says what may change when it goes on. `rows` are
-  what people read of it, which `output` writes to files (under `locks`), `progress` counts and
-  shows, and `status` looks up from outside.
-- `work` puts all of it together, until it is interrupted; `settings` are its parameters, and `cli`
+- `urls` reads addresses as browsers do, `scope` decides which part of the web belongs to a crawl,
+  and `frontier` which links count and which are the same page.
+- `fetch` sends one request and reads its answer, through `web`, which checks `addresses` and keeps
+  `cookies`. `robots` reads robots.txt, `politeness` learns from refusals how fast to ask a host,
+  and `health` decides what happens to pages whose host is down.
+- `pages` reads HTML, and `parsing` runs that in a process that can be killed, if necessary.
+- `job` keeps a crawl in a folder, and `resuming` decides which settings may change on resume.
+  `rows` makes the rows that `output` writes to files (under `locks`), `progress` counts and shows
+  them, and `status` prints the progress of a job from another process.
+- `work` runs a crawl until it ends or is interrupted, `settings` holds its parameters, and `cli` is
   the command line.
 
-`mirror` is a race of its own. `demo_site` is a real site to crawl without a network.
+`mirror` is a separate program, a race. `demo_site` is a real site to crawl without a network.
 """

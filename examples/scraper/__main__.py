@@ -4,5 +4,5 @@ import sys
 
 from examples.scraper.cli import main
 
-if __name__ == "__main__":  # processes that parse import it under another name
+if __name__ == "__main__":  # the parser's processes import this module under another name
     sys.exit(main())

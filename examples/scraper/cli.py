@@ -1,8 +1,8 @@
 """Crawl websites, and race mirrors of a file.
 
 Exit codes: 0 all fetched, 1 the output can't be written, 2 wrong usage, 3 finished with failed
-pages, 4 limit, deadline or match reached, 130 interrupted by Ctrl-C and 143 by SIGTERM (what was
-fetched is kept).
+pages, 4 limit, deadline or match reached, 130 interrupted by Ctrl-C and 143 by SIGTERM (pages
+that were fetched are kept).
 """
 
 import json
@@ -27,7 +27,7 @@ from examples.scraper.settings import HTML_TYPES, USER_AGENT, Format, ScopeName,
 
 INTERRUPTED = {130, 143}
 COMMANDS = ("crawl", "resume", "status", "export", "mirror")
-STYLES = {"bar": "rich", "lines": "plain"}  # as they were called first
+STYLES = {"bar": "rich", "lines": "plain"}  # their former names, still accepted
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=cast("str", __doc__)
@@ -35,9 +35,9 @@ app = typer.Typer(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Do what the command line says, and return the exit code.
+    """Run the command line, and return the exit code.
 
-    Without the name of a command, `crawl` is meant.
+    The default command is `crawl`.
     """
     words = list(sys.argv[1:] if args is None else args)
     if words and words[0] not in COMMANDS and words != ["--help"]:
@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _reading(reader: Callable[[str], Any]) -> Callable[[str | None], Any]:
-    """Have typer say what is wrong with an argument, as it does with numbers."""
+    """Make typer report an invalid argument, as it does for numbers."""
 
     def parse(text: str | None) -> Any:
         if not isinstance(text, str):
@@ -76,23 +76,25 @@ Out = Annotated[str, Option("--out", "-o", metavar="FILE", help="File to write, 
 Form = Annotated[Format, Option("--format", "-f", help="How rows are written.")]
 Progress = Annotated[
     Literal["auto", "rich", "plain", "json", "none", "bar", "lines"],
-    Option(help="What is shown on stderr; auto: rich on a terminal, else plain."),
+    Option(help="Display on stderr; auto: rich on a terminal, else plain."),
 ]
 Backend = Annotated[Literal["asyncio", "trio"], Option(help="The event loop.")]
 Stats = Annotated[
-    Path | None, Option(metavar="FILE", help="Write statistics there in the end, as JSON.")
+    Path | None, Option(metavar="FILE", help="Write statistics to this file at the end, as JSON.")
 ]
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The job.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The job's folder.")]
 Deadline = Annotated[
     float | None,
-    Option(parser=_reading(read.seconds), metavar="TIME", help="End after this: 90s, 10m."),
+    Option(parser=_reading(read.seconds), metavar="TIME", help="Stop after this time: 90s, 10m."),
 ]
 HostRate = Annotated[
     float | None,
-    Option(parser=_reading(read.rate), metavar="RATE", help="Requests to one host: 10/s, 100/m."),
+    Option(
+        parser=_reading(read.rate), metavar="RATE", help="Most requests to one host: 10/s, 100/m."
+    ),
 ]
 Insecure = Annotated[bool, Option("--insecure", help="Don't check certificates.")]
-Verbose = Annotated[bool, Option("--verbose", "-v", help="Log what the runtime does.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Log the runtime's messages.")]
 
 
 @app.command()
@@ -107,15 +109,20 @@ def crawl(
         int | None, Option(min=1, metavar="N", help="Fetch no more pages than this.")
     ] = None,
     max_depth: Annotated[
-        int | None, Option(min=0, metavar="N", help="Links to follow away from the URLs.")
+        int | None,
+        Option(min=0, metavar="N", help="Follow at most this many links in a row from the URLs."),
     ] = None,
     max_variants: Annotated[
         int | None,
-        Option(min=1, metavar="N", help="Fetch no more queries of one path, as of a calendar."),
+        Option(
+            min=1,
+            metavar="N",
+            help="Fetch at most this many queries of one path, such as a calendar's.",
+        ),
     ] = None,
     traps: Annotated[
         bool,
-        Option("--traps/--no-traps", help="Leave out paths that repeat themselves, or never end."),
+        Option("--traps/--no-traps", help="Skip paths that repeat themselves or look endless."),
     ] = True,
     deadline: Deadline = None,
     until_match: Annotated[
@@ -123,26 +130,32 @@ def crawl(
         Option(
             parser=_reading(read.pattern),
             metavar="REGEX",
-            help="End with the first page that has it.",
+            help="Stop at the first page that matches.",
         ),
     ] = None,
-    scope: Annotated[ScopeName, Option(help="How far around the URLs to go.")] = "origin",
+    scope: Annotated[
+        ScopeName, Option(help="The part of the web around the URLs to crawl.")
+    ] = "origin",
     include: Annotated[
         list[str] | None,
         Option(
-            parser=_reading(read.pattern), metavar="REGEX", help="Only addresses that match one."
+            parser=_reading(read.pattern),
+            metavar="REGEX",
+            help="Only URLs that match one of these.",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        Option(parser=_reading(read.pattern), metavar="REGEX", help="No addresses that match one."),
+        Option(
+            parser=_reading(read.pattern), metavar="REGEX", help="No URLs that match one of these."
+        ),
     ] = None,
     sitemap: Annotated[
-        bool, Option("--sitemap", help="Begin with what sitemaps name, too.")
+        bool, Option("--sitemap", help="Also start from the URLs in sitemaps.")
     ] = False,
     select: Annotated[
         list[str] | None,
-        Option(metavar="NAME=CSS", help="Keep the texts of what a selector finds."),
+        Option(metavar="NAME=CSS", help="Keep the text of the elements that a selector finds."),
     ] = None,
     text: Annotated[bool, Option("--text", help="Keep the text of pages.")] = False,
     links: Annotated[bool, Option("--links/--no-links", help="Follow links.")] = True,
@@ -155,44 +168,55 @@ def crawl(
     ] = None,
     rate: HostRate = None,
     adaptive: Annotated[
-        bool, Option("--adaptive/--no-adaptive", help="Find out what a host can stand.")
+        bool,
+        Option("--adaptive/--no-adaptive", help="Learn from a host's refusals how fast to ask it."),
     ] = True,
     retries: Annotated[
-        int, Option(min=0, metavar="N", help="How often to try again what got no answer.")
+        int, Option(min=0, metavar="N", help="Retries of a page that got no answer.")
     ] = 3,
     patience: Annotated[
         float,
-        Option(parser=_reading(read.seconds), metavar="TIME", help="For a host that is down."),
+        Option(
+            parser=_reading(read.seconds),
+            metavar="TIME",
+            help="How long to wait for a host that is down.",
+        ),
     ] = "2m",  # pyright: ignore[reportArgumentType] - typer parses defaults as well
     connect_timeout: Annotated[
         float, Option(parser=_reading(read.seconds), metavar="TIME", help="To connect.")
     ] = "5",  # pyright: ignore[reportArgumentType] - typer parses defaults as well
     read_timeout: Annotated[
-        float, Option(parser=_reading(read.seconds), metavar="TIME", help="Between two chunks.")
+        float,
+        Option(parser=_reading(read.seconds), metavar="TIME", help="Timeout between two chunks."),
     ] = "15",  # pyright: ignore[reportArgumentType] - as above
     timeout: Annotated[
-        float, Option(parser=_reading(read.seconds), metavar="TIME", help="For a whole page.")
+        float,
+        Option(parser=_reading(read.seconds), metavar="TIME", help="Timeout of a whole page."),
     ] = "30",  # pyright: ignore[reportArgumentType] - as above
     max_body: Annotated[
-        int, Option(parser=_reading(read.size), metavar="SIZE", help="Of a page, unpacked.")
+        int,
+        Option(
+            parser=_reading(read.size),
+            metavar="SIZE",
+            help="Largest size of a page after decompression.",
+        ),
     ] = "5MiB",  # pyright: ignore[reportArgumentType] - as above
     accept: Annotated[
         list[str] | None, Option(metavar="TYPE", help="Content types to read; HTML by default.")
     ] = None,
-    ignore_robots: Annotated[
-        bool, Option("--ignore-robots", help="Don't ask for robots.txt.")
-    ] = False,
-    user_agent: Annotated[str, Option(metavar="NAME", help="Who is asking.")] = USER_AGENT,
+    ignore_robots: Annotated[bool, Option("--ignore-robots", help="Ignore robots.txt.")] = False,
+    user_agent: Annotated[str, Option(metavar="NAME", help="The User-Agent header.")] = USER_AGENT,
     allow_private: Annotated[
         bool, Option("--allow-private", help="Follow links to private addresses, too.")
     ] = False,
     insecure: Insecure = False,
     http2: Annotated[bool, Option("--http2", help="Offer HTTP/2; needs httpx[http2].")] = False,
     job: Annotated[
-        Path | None, Option(metavar="DIR", help="Keep the job there, to be resumed.")
+        Path | None,
+        Option(metavar="DIR", help="Keep the job in this folder, so that it can be resumed."),
     ] = None,
     resume: Annotated[
-        bool, Option("--resume", help="Go on with the job, if there is one already.")
+        bool, Option("--resume", help="Resume the job if it exists already.")
     ] = False,
     progress: Progress = "auto",
     stats: Stats = None,
@@ -203,9 +227,14 @@ def crawl(
     if bool(urls) == demo:
         raise typer.BadParameter("give either URLs or --demo")
     if resume and demo:
-        raise typer.BadParameter("the demo site is another one each time", param_hint="--resume")
+        raise typer.BadParameter(
+            "the demo site has a different address each time, so it can't be resumed",
+            param_hint="--resume",
+        )
     if resume and job is None:
-        raise typer.BadParameter("name what to go on with: --job DIR", param_hint="--resume")
+        raise typer.BadParameter(
+            "--resume needs the job's folder: --job DIR", param_hint="--resume"
+        )
     _check_out(out, format)
     try:
         selectors = dict(map(read.selector, select or ()))
@@ -250,7 +279,7 @@ def crawl(
 
     with ExitStack() as stack:
         if demo:
-            from examples.scraper.demo_site import serving  # noqa: PLC0415 - loads half of Python
+            from examples.scraper.demo_site import serving  # noqa: PLC0415 - imports many modules
 
             settings = replace(settings, urls=(_start(stack.enter_context(serving())),))
         try:
@@ -268,11 +297,11 @@ def crawl(
     if job is None:
         if code in INTERRUPTED and not demo:
             told = f"to go on: python -m examples.scraper resume {made.path}"
-            if progress == "json":  # of which all lines on stderr are
+            if progress == "json":  # all lines on stderr are JSON
                 told = json.dumps({"resume": str(made.path)})
             print(told, file=sys.stderr)
         else:
-            shutil.rmtree(made.path, ignore_errors=True)  # nobody has asked for it
+            shutil.rmtree(made.path, ignore_errors=True)  # the option was not given
     raise typer.Exit(code)
 
 
@@ -293,7 +322,7 @@ def resume(
     backend: Backend = "asyncio",
     verbose: Verbose = False,
 ) -> None:
-    """Go on with a job, as it was begun."""
+    """Resume a job with its settings."""
     job = _open(directory)
     given: dict[str, Any] = {
         "concurrency": concurrency,
@@ -302,14 +331,14 @@ def resume(
         "deadline": deadline,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    # A deadline was for the execution that it was given to.
+    # A deadline applies only to the execution that it was given for.
     job.settings = replace(job.settings, **({"deadline": None} | changes))
     raise typer.Exit(_work(job, _manner(progress, stats, verbose=verbose), backend))
 
 
 @app.command()
 def status(directory: Directory) -> None:
-    """Tell how far a job has come, also while it runs."""
+    """Print the progress of a job, also while it runs."""
     from examples.scraper.status import report  # noqa: PLC0415 - as in `_work`
 
     anyio.run(report, _open(directory))
@@ -341,22 +370,31 @@ def export(
 def mirror(
     urls: Annotated[
         list[str],
-        typer.Argument(metavar="URL...", help="Where the file is.", parser=_reading(_start)),
+        typer.Argument(metavar="URL...", help="The mirrors of the file.", parser=_reading(_start)),
     ],
     *,
     sha256: Annotated[
-        str | None, Option(metavar="HEX", help="The checksum that the file must have.")
+        str | None, Option(metavar="HEX", help="The expected checksum of the file.")
     ] = None,
     out: Annotated[
         Path | None,
-        Option("--out", "-o", metavar="FILE", help="By default, as the first URL says."),
+        Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The file to write; by default, named like the first URL's.",
+        ),
     ] = None,
     stagger: Annotated[
         float | None,
-        Option(parser=_reading(read.seconds), metavar="TIME", help="From one start to the next."),
+        Option(
+            parser=_reading(read.seconds),
+            metavar="TIME",
+            help="Time between the starts of two mirrors.",
+        ),
     ] = None,
     timeout: Annotated[
-        float, Option(parser=_reading(read.seconds), metavar="TIME", help="For each mirror.")
+        float, Option(parser=_reading(read.seconds), metavar="TIME", help="Timeout of each mirror.")
     ] = "1h",  # pyright: ignore[reportArgumentType] - typer parses defaults as well
     allow_private: Annotated[
         bool, Option("--allow-private", help="Follow redirects to private addresses, too.")
@@ -364,7 +402,7 @@ def mirror(
     insecure: Insecure = False,
     backend: Backend = "asyncio",
 ) -> None:
-    """Fetch one file from whichever mirror is the first to give it, whole and right."""
+    """Race mirrors of one file; the first complete and correct download wins."""
     from examples.scraper.mirror import default_name, fetch_all  # noqa: PLC0415 - as in `_work`
 
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
@@ -392,7 +430,7 @@ def _manner(
     progress: str, stats: Path | None, *, verbose: bool, trust_env: bool = True
 ) -> Callable[[], Any]:
     if verbose:
-        import logging  # noqa: PLC0415 - only who asks for it
+        import logging  # noqa: PLC0415 - only needed with this option
 
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
 
@@ -406,7 +444,7 @@ def _manner(
 
 
 def _given(context: typer.Context) -> set[str]:
-    """The parameters that the command line names."""
+    """Return the parameters that were given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
@@ -433,11 +471,11 @@ def _work(job: Any, manner: Callable[[], Any], backend: str) -> int:
 
     try:
         return anyio.run(work, job, manner(), backend=backend)
-    except BrokenPipeError:  # whoever reads our rows has seen enough
+    except BrokenPipeError:  # the reader of our rows has closed its end
         raise _hung_up() from None
     except (OSError, ValueError, JobBusy, RunClaimed) as error:
         raise _failure(error) from None
-    except KeyboardInterrupt:  # before the crawl began, or once too often
+    except KeyboardInterrupt:  # before the crawl began, or a repeated Ctrl-C
         return 130
 
 
@@ -447,6 +485,6 @@ def _failure(error: Exception) -> typer.Exit:
 
 
 def _hung_up() -> typer.Exit:
-    # What could not be written is still buffered; it must not fail the exit as well.
+    # Rows that could not be written are still buffered; they must not fail the exit, too.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return typer.Exit(1)

@@ -2,11 +2,11 @@
 
 `serving()` runs it in a child process for as long as a `with` block lasts. By hand,
 `python -m examples.scraper.demo_site` prints the site's URL and serves until its stdin ends, so it
-can't outlive whoever started it. Pages are rendered when asked for.
+can't outlive the process that started it. Pages are rendered on request.
 
 The modules are a fixed list of those that can be imported without a window, a prompt or a change
-to anything. The few that some builds of Python lack are not served, and no page links to what is
-not served: a crawl of this site ends without failures.
+to anything. Modules that a build of Python lacks are not served, and no page links to them: a crawl
+of this site ends without failures.
 """
 
 import importlib
@@ -81,7 +81,7 @@ PYDOC_LINK = re.compile(r'<a href="(?:file:[^"]*|([\w.]+)\.html(?:#[^"]*)?)">(.*
 
 @contextmanager
 def serving() -> Generator[str]:
-    """Serve the site from a child process and give its URL; the child is gone afterwards."""
+    """Serve the site from a child process and yield its URL; the child ends with the block."""
     command = [sys.executable, "-m", "examples.scraper.demo_site"]
     with subprocess.Popen(
         command,
@@ -89,11 +89,11 @@ def serving() -> Generator[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a Ctrl-C in the terminal is for the crawler to answer
+        start_new_session=True,  # the crawler handles a Ctrl-C in the terminal
     ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        with child.stdin:  # closing it is what ends the child
+        with child.stdin:  # closing stdin ends the child
             url = child.stdout.readline().strip()
             if not url:
                 raise RuntimeError("the demo site did not start")
@@ -101,14 +101,14 @@ def serving() -> Generator[str]:
 
 
 def module_names() -> Iterator[str]:
-    """The names in MODULES, written out."""
+    """Return the names in MODULES, one by one."""
     for name, submodules in re.findall(r"(\w+)(?:\(([^)]*)\))?", MODULES):
         yield name
         yield from (f"{name}.{submodule}" for submodule in submodules.split())
 
 
 def load_modules() -> dict[str, ModuleType]:
-    """Import what is to be served; a module that this Python was built without is left out."""
+    """Import the served modules, except those that this Python was built without."""
     modules: dict[str, ModuleType] = {}
     for name in module_names():
         try:
@@ -119,20 +119,20 @@ def load_modules() -> dict[str, ModuleType]:
 
 
 def render(name: str, modules: dict[str, ModuleType]) -> str:
-    """The pydoc page of one module, with links to served pages only."""
+    """Render the pydoc page of one module, with links to served pages only."""
     html = pydoc.HTMLDoc()
     page = html.page(pydoc.describe(modules[name]), html.document(modules[name], name))
     return PYDOC_LINK.sub(lambda link: link[0] if link[1] in modules else link[2], page)
 
 
 def render_index(modules: dict[str, ModuleType]) -> str:
-    """The front page: what is on top; packages lead on to their submodules."""
+    """Render the front page: top-level modules; packages link to their submodules."""
     links = (f'<li><a href="{name}.html">{name}</a>' for name in modules if "." not in name)
     return pydoc.HTMLDoc().page("The standard library", f"<ul>{''.join(links)}</ul>")
 
 
 class Site(ThreadingHTTPServer):
-    """The web server; port 0 lets the system choose a free one."""
+    """Make the web server; port 0 lets the system choose a free one."""
 
     daemon_threads = True
 
@@ -145,16 +145,18 @@ class Site(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # that is a crawler who has left
+        if not isinstance(sys.exception(), ConnectionError):  # the crawler has disconnected
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
     """Answers GET requests: `/` is the index, `/os.path.html` the page of a module."""
 
-    protocol_version = "HTTP/1.1"  # connections are kept for the next page
-    disable_nagle_algorithm = True  # head and body are two writes: the second shall not wait
-    server: Site  # pyright: ignore[reportIncompatibleVariableOverride] - the base knows no better
+    protocol_version = "HTTP/1.1"  # keep-alive: the connection serves the next page, too
+    # head and body are two writes, and the second must not wait for an acknowledgement
+    disable_nagle_algorithm = True
+    # The base class has no better type.
+    server: Site  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         modules = self.server.modules
@@ -179,9 +181,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")  # modules on their way out say so when imported
+    warnings.simplefilter("ignore")  # deprecated modules warn when imported
     with Site(load_modules()) as site:
-        os.environ.clear()  # the page of `os` shows it, and may hold passwords
+        os.environ.clear()  # the page of `os` shows the environment, which may hold passwords
         threading.Thread(target=site.serve_forever, daemon=True).start()
         print(site.url, flush=True)
         sys.stdin.read()

@@ -1,7 +1,7 @@
-"""Which HTTP library is used: the one place that imports it.
+"""Chooses the HTTP library: the only module that imports it.
 
-`httpx2` is a maintained copy of `httpx` under another name, and `httpcore2` of what is below it;
-where `httpx` isn't installed, they do as well.
+`httpx2` is a maintained copy of `httpx` under another name, and so is `httpcore2` of `httpcore`.
+They are used if `httpx` isn't installed.
 """
 
 from importlib.util import find_spec

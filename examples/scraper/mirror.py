@@ -1,8 +1,8 @@
-"""Racing mirrors of one file: the first whole body whose checksum is right wins.
+"""Races mirrors of one file: the first complete body with the right checksum wins.
 
-Each mirror is one contestant of a race, and writes to a file of its own. Who wins has its file
-renamed; the others are cancelled and awaited, and their files go. A mirror that fails, or whose
-body is a wrong one, only leaves the race; the next one starts at once.
+Each mirror is a contestant of a race, and writes to its own file. The winner's file is renamed. The
+losers are cancelled and awaited, and their files are deleted. A mirror that fails, or sends a wrong
+body, leaves the race, and the next one starts at once.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from shoal.types import FanOut
 
 
 class Copy(TypedDict):
-    """A body that came to its end."""
+    """A body that was received completely."""
 
     url: str
     sha256: str
@@ -37,7 +37,7 @@ class Copy(TypedDict):
 
 
 class Mirrors:
-    """What the contestants work with."""
+    """The inputs of the contestants."""
 
     def __init__(self, client: httpx.AsyncClient, folder: Path, timeout: float) -> None:
         self.client: httpx.AsyncClient = client
@@ -50,7 +50,7 @@ async def download(url: str, mirrors: Mirrors) -> Copy:
     """Download from one mirror.
 
     Raises:
-        FetchError: It didn't give the file.
+        FetchError: The mirror did not send the file.
     """
     digest, written = hashlib.sha256(), 0
     part = mirrors.folder / hashlib.sha256(url.encode()).hexdigest()
@@ -63,7 +63,8 @@ async def download(url: str, mirrors: Mirrors) -> Copy:
                 if response.is_error:
                     message = f"status {response.status_code}"
                     raise FetchError("http", message, status=response.status_code)
-                # As it came: a checksum is of what the mirror keeps, not of what that unpacks to.
+                # Undecoded, because the checksum is that of the stored file, not of its
+                # decompressed content.
                 stream = aiter(cast("AsyncIterable[bytes]", response.stream))
                 async with aclosing(cast("AsyncGenerator[bytes, None]", stream)) as chunks:
                     async for chunk in chunks:
@@ -78,7 +79,7 @@ async def download(url: str, mirrors: Mirrors) -> Copy:
 
 
 def mirror_race(sha256: str | None, stagger: float | None) -> FanOut:
-    """The race over the field `urls`; without a checksum, the first whole body wins."""
+    """Make the race over the field `urls`; without a checksum, the first complete body wins."""
 
     def is_right(copy: Copy) -> bool:
         return sha256 is None or copy["sha256"] == sha256.lower()
@@ -101,15 +102,15 @@ async def fetch_from_mirrors(
     *,
     sha256: str | None = None,
     stagger: float | None = None,
-    timeout: float = 3600.0,  # noqa: ASYNC109 - of each mirror, by itself
+    timeout: float = 3600.0,  # noqa: ASYNC109 - it applies to each mirror
 ) -> Copy:
-    """Fetch one file from whichever mirror is the first to give it.
+    """Download one file from the fastest mirror.
 
     Raises:
-        NobodyAccepted: No mirror gave it; a group that says why not.
+        NobodyAccepted: No mirror sent the file; an exception group with the reasons.
     """
     app = Application(mirror_race(sha256, stagger))
-    # Beside the target, so that moving it there is one step; and gone in any case, with the rest.
+    # Beside the target, so that the final rename is atomic. It is deleted in any case.
     async with anyio.TemporaryDirectory(dir=str(target.parent), prefix=".mirror-") as folder:
         mirrors = Mirrors(client, Path(folder), timeout)
         result = await app.run({"urls": urls}, inputs={"mirrors": mirrors})
@@ -123,7 +124,7 @@ def default_name(url: str) -> str:
 
 
 def explain(failed: NobodyAccepted) -> None:
-    """Say why no mirror gave the file."""
+    """Print why no mirror sent the file."""
     for error in failed.exceptions:
         print(f"  {error}", file=sys.stderr)
 
@@ -131,7 +132,7 @@ def explain(failed: NobodyAccepted) -> None:
 async def fetch_all(
     settings: Settings, target: Path, *, sha256: str | None, stagger: float | None
 ) -> int:
-    """Do what the command says, and return the exit code."""
+    """Run the command, and return the exit code."""
     named = {name_of(url) for url in settings.urls}
     async with make_client(settings, named) as client:
         client.headers["Accept-Encoding"] = "identity"
@@ -154,7 +155,7 @@ async def fetch_all(
             if await Interruptible().do(race) != "done":
                 return 130
         except NobodyAccepted as failed:
-            print("no mirror gave the file:", file=sys.stderr)
+            print("no mirror sent the file:", file=sys.stderr)
             explain(failed)
             return 3
     assert copy is not None

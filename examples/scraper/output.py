@@ -1,9 +1,9 @@
-"""Where rows go: JSONL, CSV or SQLite. All are projections of what the job's store has.
+"""Output of rows: JSONL, CSV or SQLite. Each is a projection of the rows in the job's store.
 
-While a crawl goes on, each row is written once the store has it. When one begins again, what is
-there is compared with the store from the top: the first line that isn't whole, or that the store
-doesn't know, is cut off with all that follows; then what is missing is written. So a file is right
-after any crash, and has no row twice.
+During a crawl, each row is written after the store has saved it. When a crawl begins again, the
+existing output is compared with the store from the top: the first line that is incomplete or
+unknown to the store is cut off with everything after it, and then the missing rows are written. So
+a file is correct after any crash, and contains no row twice.
 """
 
 import csv
@@ -26,29 +26,29 @@ from examples.scraper.settings import Format
 from shoal import Hook
 from shoal.events import ChildEnded
 
-BACKLOG = 1000  # rows that wait to be written
+BACKLOG = 1000  # most rows that wait to be written
 
 
 class Projection(Protocol):
-    """A place for rows. Whoever writes there may have to wait for it."""
+    """An output for rows. Writing may block."""
 
     def complete(self, rows: Iterable[Row]) -> None:
-        """Hold these rows, and nothing else."""
+        """Make the output hold exactly these rows."""
         ...
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Add rows, each whole before the next one is begun."""
+        """Add rows, one after the other."""
         ...
 
     def close(self) -> None: ...
 
 
 def projection(out: str, form: Format, *, with_text: bool = False) -> Projection:
-    """Open a place for rows; `-` is standard output.
+    """Open an output; `-` is standard output.
 
     Raises:
-        OSError: It can't be opened.
-        ValueError: Standard output can't have that form.
+        OSError: The output can't be opened.
+        ValueError: Standard output can't have that format.
     """
     columns = (*COLUMNS, "text") if with_text else COLUMNS
     if form == "sqlite":
@@ -65,7 +65,7 @@ def projection(out: str, form: Format, *, with_text: bool = False) -> Projection
 
 
 Lines = tuple[bytes, Callable[[Row], bytes]]
-"""What stands at the top, and a row as a line."""
+"""Return the header, and a function that formats a row as a line."""
 
 
 def _json_line(row: Row) -> bytes:
@@ -91,13 +91,13 @@ def _cell(value: object) -> object:
 
 
 class File:
-    """Lines in a file."""
+    """Writes lines to a file."""
 
     def __init__(self, path: Path, top: bytes, line_of: Callable[[Row], bytes]) -> None:
-        """Open it, and leave what is there as it is.
+        """Open the file, and leave its content unchanged.
 
         Raises:
-            Locked: Another crawl writes to it.
+            Locked: Another crawl writes to the file.
         """
         path.touch()
         self._file: IO[bytes] = path.open("r+b")
@@ -141,7 +141,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
 
 
 class Stream:
-    """Lines to whoever reads them. What they have read can't be cut, and isn't repeated."""
+    """Writes lines to a stream. Lines that were read can't be cut, and are not repeated."""
 
     def __init__(self, file: IO[bytes], top: bytes, line_of: Callable[[Row], bytes]) -> None:
         self._file = file
@@ -157,29 +157,29 @@ class Stream:
         self._file.flush()
 
     def close(self) -> None:
-        """Leave it open, if it isn't ours."""
+        """Close the stream if this object opened it."""
         if self._file is not sys.stdout.buffer:
             self._file.close()
 
 
 class Table:
-    """The table `pages` of an SQLite database."""
+    """Writes the table `pages` of an SQLite database."""
 
     def __init__(self, path: Path, columns: Iterable[str]) -> None:
-        """Open it, and leave what is there as it is.
+        """Open the database, and leave its content unchanged.
 
         Raises:
-            Locked: Another crawl writes to it.
+            Locked: Another crawl writes to the file.
         """
         self._columns = tuple(columns)
-        # Held open until the database is closed: SQLite loses its own locks, which are of another
-        # kind, when a process closes any descriptor of the file.
+        # Kept open until the database is closed: when a process closes any descriptor of the file,
+        # SQLite loses its own locks, which are of a different kind.
         path.touch()
         self._locked: IO[bytes] = path.open("r+b")
         _lock(self._locked, path)
-        # Threads take turns with it.
+        # Threads use it one after the other.
         self._sql = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        # What a loss of power takes away, the next `complete` brings back.
+        # If a loss of power removes rows, the next `complete` restores them.
         self._sql.execute("PRAGMA journal_mode = WAL")
         self._sql.execute("PRAGMA synchronous = OFF")
 
@@ -206,10 +206,10 @@ class Table:
 
 
 class Output(Hook):
-    """Has the row of every page written, in the order in which pages become part of the crawl.
+    """Writes the row of every page, in the order in which pages became part of the crawl.
 
-    What is written waits for a disk or a reader, so a task of its own does that, and takes all that
-    has come meanwhile at once. If it can't, the crawl fails; if it is slow, so is the crawl.
+    Writing waits for a disk or a reader, so a separate task does it, and writes all rows that have
+    arrived meanwhile at once. If writing fails, so does the crawl; if it is slow, so is the crawl.
     """
 
     def __init__(self) -> None:
@@ -226,11 +226,12 @@ class Output(Hook):
             await self._send.send(row)
 
     async def write(self, projection: Projection) -> None:
-        """Write what comes, to its end."""
-        with anyio.CancelScope(shield=True), self._receive as rows:  # what was fetched is written
+        """Write rows until the stream of rows is closed."""
+        # also when cancelled: the rows of fetched pages are written
+        with anyio.CancelScope(shield=True), self._receive as rows:
             async for row in rows:
                 batch = [row]
-                with suppress(anyio.WouldBlock, anyio.EndOfStream):  # no more at the moment
+                with suppress(anyio.WouldBlock, anyio.EndOfStream):  # no more rows at the moment
                     while True:
                         batch.append(rows.receive_nowait())
                 try:
@@ -242,11 +243,11 @@ class Output(Hook):
     async def while_writing(
         self, projection: Projection, work: Callable[[], Awaitable[object]]
     ) -> None:
-        """Do `work`, and write the rows that it makes; whatever ends it, they are all written.
+        """Do `work`, and write the rows that it makes; all of them, however it ends.
 
         Raises:
-            OSError: They can't be.
-            Exception: Whatever `work` raises otherwise.
+            OSError: The rows can't be written.
+            Exception: Any exception of `work`.
         """
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
@@ -256,6 +257,6 @@ class Output(Hook):
                     await work()
                 except Exception as error:  # noqa: BLE001 - raised below, outside of the group
                     failure = error
-        # That the hook couldn't hand on a row is only how the crawl has noticed.
+        # The hook's failure to pass on a row is only a consequence of `failure`.
         if self._failure is not None or failure is not None:
             raise self._failure or failure  # pyright: ignore[reportGeneralTypeIssues] - not None

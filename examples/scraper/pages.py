@@ -1,6 +1,6 @@
-"""What is read from the body of an answer: the title of a page, its links, what was asked for.
+"""Reads the body of an answer: the title of a page, its links and the selected texts.
 
-The functions take and return plain data, since `parsing` may have them done in another process.
+The functions take and return plain data, because `parsing` may run them in another process.
 """
 
 import gzip
@@ -17,24 +17,24 @@ from w3lib.encoding import html_to_unicode
 from examples.scraper.settings import HTML_TYPES
 from examples.scraper.urls import resolve
 
-MAX_SITEMAP = 50 * 1024 * 1024  # bytes, unpacked: what sitemaps.org allows
+MAX_SITEMAP = 50 * 1024 * 1024  # bytes after decompression, the limit of sitemaps.org
 
 
 class Wanted(NamedTuple):
-    """What is read from each page of a crawl."""
+    """The parts to read from each page of a crawl."""
 
     select: Mapping[str, str] = {}
-    """Names, and CSS selectors."""
+    """CSS selectors by name."""
     text: bool = False
     match: str | None = None
-    """A regular expression."""
+    """A regular expression to search for."""
 
 
 class Found(NamedTuple):
-    """What was read from one page."""
+    """The parts that were read from one page."""
 
     base: str
-    """What its links are relative to."""
+    """The base of its relative links."""
     title: str | None = None
     hrefs: tuple[str, ...] = ()
     selected: Mapping[str, list[str]] = {}
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 def read_page(body: bytes, content_type: str, url: str, wanted: Wanted) -> Found:
-    """Read a page; of one that is no HTML, nothing but whether it matches."""
+    """Read a page; if it isn't HTML, only search it for the match."""
     kind = media_type(content_type) or sniffed(body)
     if kind not in HTML_TYPES:
         return Found(url, matched=_matches(wanted, body.decode("utf-8", "replace")))
@@ -54,7 +54,7 @@ def read_page(body: bytes, content_type: str, url: str, wanted: Wanted) -> Found
         hrefs=tuple(document.hrefs()),
         selected={name: document.select(css) for name, css in wanted.select.items()},
         matched=_matches(wanted, document.html),
-        text=document.text() if wanted.text else None,  # the last: it takes scripts away
+        text=document.text() if wanted.text else None,  # the last, because it removes scripts
     )
 
 
@@ -63,11 +63,11 @@ def _matches(wanted: Wanted, text: str) -> bool | None:
 
 
 class Document:
-    """A page of HTML, decoded and parsed. No HTML is too broken for that."""
+    """An HTML page, decoded and parsed. The parser accepts broken HTML."""
 
     def __init__(self, body: bytes, content_type: str, url: str) -> None:
-        """Parse what was found at `url`."""
-        # It knows byte order marks, meta tags, and which names browsers take for which encoding.
+        """Parse the body of `url`."""
+        # It handles byte order marks, meta tags, and the encoding names that browsers accept.
         self._encoding, self.html = html_to_unicode(content_type, body)
         self._tree = LexborHTMLParser(self.html)
         self._url = url
@@ -79,40 +79,41 @@ class Document:
 
     @property
     def base(self) -> str:
-        """What its links are relative to."""
+        """The base URL of relative links."""
         tag = self._tree.css_first("base[href]")
         href = None if tag is None else tag.attributes.get("href")
         return resolve(self._url, href) or self._url if href else self._url
 
     def hrefs(self) -> Iterator[str]:
-        """What it links to, as it is written, but without fragments and once each."""
-        # An index page links to each page some forty times.
+        """Return the links as written, without fragments and duplicates."""
+        # An index page can link to each page forty times.
         return iter(dict.fromkeys(self._hrefs()))
 
     def _hrefs(self) -> Iterator[str]:
         for node in self._tree.css("a[href], area[href]"):
-            # It finds `xlink:href` as well, which the links of an SVG may have instead: Graphviz,
-            # PlantUML and Doxygen make those.
+            # It also finds `xlink:href`, which links of an SVG may have instead, as in those that
+            # Graphviz, PlantUML and Doxygen make.
             attributes = node.attributes
             href = attributes.get("href", attributes.get("xlink:href"))
             yield self._encoded((href or "").partition("#")[0])
 
     def _encoded(self, href: str) -> str:
-        """Escape a query as browsers do: in the encoding of the page, where that isn't UTF-8."""
+        """Escape a query as browsers do: in the page's encoding, if that isn't UTF-8."""
         if href.isascii() or self._encoding == "utf-8":
             return href
         path, mark, query = href.partition("?")
         try:
             return path + mark + quote(query.encode(self._encoding), safe=_ASCII)
-        except (LookupError, UnicodeEncodeError):  # what the encoding lacks is left to UTF-8
+        # characters that the encoding lacks are written as UTF-8
+        except (LookupError, UnicodeEncodeError):
             return href
 
     def select(self, css: str) -> list[str]:
-        """The texts of all elements that a selector finds."""
+        """Return the texts of all elements that a selector finds."""
         return [" ".join(node.text().split()) for node in self._tree.css(css)]
 
     def text(self) -> str:
-        """What a reader sees, in one line. Scripts and styles are gone for good after this."""
+        """Return the visible text in one line. This removes scripts and styles for good."""
         self._tree.strip_tags(["script", "style", "noscript", "template"])
         body = self._tree.body
         return "" if body is None else " ".join(body.text(separator=" ").split())
@@ -126,7 +127,7 @@ def media_type(content_type: str) -> str:
 
 
 def sniffed(body: bytes) -> str:
-    """The type of a body that came without one: HTML if it looks like markup."""
+    """Guess the content type of a body without one: HTML if it looks like markup."""
     return HTML_TYPES[0] if body.lstrip()[:1] == b"<" else "application/octet-stream"
 
 
@@ -134,10 +135,10 @@ _LOC = re.compile(r"\{[^}]*\}loc$|^loc$")
 
 
 def read_sitemap(body: bytes) -> tuple[list[str], list[str]]:
-    """The sitemaps and the pages that a sitemap names; it may be gzipped, or a plain list.
+    """Return the sitemaps and pages that a sitemap names; it may be gzipped or a plain list.
 
     Raises:
-        ValueError: It is neither of these, or longer than `MAX_SITEMAP`.
+        ValueError: It is no sitemap, or longer than `MAX_SITEMAP`.
     """
     if body[:2] == b"\x1f\x8b":
         try:
@@ -149,7 +150,8 @@ def read_sitemap(body: bytes) -> tuple[list[str], list[str]]:
         raise ValueError(f"a sitemap longer than {MAX_SITEMAP:,} bytes")
     if body.lstrip()[:1] != b"<":
         return [], body.decode("utf-8", "replace").split()
-    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:  # no sitemap has one, every entity bomb does
+    # no sitemap has one, but every entity bomb does
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body:
         raise ValueError("no sitemap: it has a document type")
     try:
         root = ET.fromstring(body)

@@ -11,12 +11,12 @@ from examples.scraper.urls import name_of, origin_of
 class Scope:
     """The places that belong to a crawl.
 
-    A place is an origin (scheme, host and port), a host, or a registered domain, as example.co.uk;
-    without places, everything belongs to it.
+    A place is an origin (scheme, host and port), a host, or a registered domain such as
+    example.co.uk. Without places, every URL belongs to the crawl.
     """
 
     def __init__(self, name: ScopeName) -> None:
-        """Span nothing yet."""
+        """Begin without places."""
         place_of: dict[ScopeName, Callable[[str], str]] = {
             "origin": origin_of,
             "host": name_of,
@@ -26,7 +26,7 @@ class Scope:
         self._places: set[str] = set()
 
     def add(self, url: str) -> None:
-        """Take in the place of a page."""
+        """Add the place of a page."""
         if self._place_of is not None:
             self._places.add(self._place_of(url))
 
@@ -35,7 +35,7 @@ class Scope:
 
 
 def domain_of(url: str) -> str:
-    """The registered domain of a host; an address or a bare name is a domain by itself."""
+    """Return the registered domain of a host; an IP address or a bare name is its own domain."""
     host = name_of(url)
     return _registered(host) or host
 
@@ -49,4 +49,4 @@ def _registered(host: str) -> str:
 def _suffixes() -> Any:
     from tldextract import TLDExtract  # noqa: PLC0415 - slow to import, and rarely needed
 
-    return TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list that it brings along
+    return TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list that the package contains

@@ -50,7 +50,7 @@ def fill(
             level = max(
                 levels,
                 key=lambda level, name=name: sum(
-                    pair((name, level), setting) in wanted for setting in settings
+                    pair((name, level), config) in wanted for config in settings
                 ),
             )
         row[name] = level

@@ -182,7 +182,7 @@ async def run_case(case: Case) -> str:
 
 def check(case: Case, end: str) -> None:
     watched, run = case.watched, case.watched.run
-    in_doubt = run is not None and run.setting.execution.unsaved
+    in_doubt = run is not None and run.config.execution.unsaved
     assert in_doubt or end != "in doubt"
     if in_doubt:  # an action cancelled its own task in the middle of a save
         watched.hook.assert_paired()

@@ -219,13 +219,13 @@ class Watched:
 
 def check_nothing_is_held(run: Run) -> None:
     """No slot is lost, nobody waits for one, and no live child is still counted."""
-    admission: Any = run.setting.services.admission
+    admission: Any = run.config.services.admission
     for owner, named in admission.limiters.by_owner.items():
         for limiter in named.values():
             in_use = [one.in_use for one in limiter.statistics()]
             assert not any(in_use), f"a slot of {owner!r} is lost"
-    assert not admission.queue.lines, "somebody still waits for a slot"
-    assert run.setting.execution.live.used == 0, "a permit of the live budget is lost"
+    assert not admission.queue.wait_queues, "somebody still waits for a slot"
+    assert run.config.execution.live.used == 0, "a permit of the live budget is lost"
 
 
 def check_children(events: list[Event], store: Keeping) -> None:

@@ -26,7 +26,7 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal._engine.crash_suspects import Suspects
+from shoal._engine.crash_suspects import CrashSuspects
 from shoal.errors import DefinitionError, Poisoned
 from shoal.stores import Batch
 from shoal.testing import RecordingHook, no_leaks
@@ -506,7 +506,7 @@ async def test_who_waits_for_a_last_chance_may_be_cancelled():
 
 
 async def test_a_last_chance_waits_for_all_others_and_they_for_it():
-    suspects, order = Suspects(3), list[str]()
+    suspects, order = CrashSuspects(3), list[str]()
 
     async def be_at_work(name: str, crashes: int) -> None:
         who = object()

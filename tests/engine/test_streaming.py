@@ -37,7 +37,7 @@ from shoal import (
 from shoal import Result as StreamResult
 from shoal._concurrency.closing import CLOSING_SECONDS, CLOSINGS
 from shoal._engine import publish as _telling
-from shoal._engine.fanout.children import child_setting
+from shoal._engine.fanout.children import child_config
 from shoal._engine.run import Run
 from shoal._engine.streaming import ITEMS
 from shoal.errors import (
@@ -1258,11 +1258,13 @@ class Listening(Act):
     async def perform(self, run: Any) -> Any:
         from shoal._engine.commit import Write, commit
         from shoal._engine.fanout.group import ChildTaskGroup
-        from shoal._engine.fanout.source import Elements, Kind
+        from shoal._engine.fanout.source import ChildTemplate, ElementSource
         from shoal._state.state import NO_CHANGE
 
-        setting = child_setting(run, self.name, self.graph, on_item=self.hear)
-        source = Elements([1], who=self.name, kinds=[Kind(setting, dict(run.data))], item="item")
+        config = child_config(run, self.name, self.graph, on_item=self.hear)
+        source = ElementSource(
+            [1], who=self.name, kinds=[ChildTemplate(config, dict(run.data))], item="item"
+        )
         self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 
         async def apply(batch: list[Run]) -> None:

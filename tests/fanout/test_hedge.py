@@ -32,7 +32,7 @@ from shoal import (
     quorum,
     race,
 )
-from shoal._engine.fanout.hedge import ENOUGH, WINDOW, Experience
+from shoal._engine.fanout.hedge import ENOUGH, WINDOW, HedgeStatistics
 from shoal.errors import DefinitionError
 from shoal.testing import run_virtual
 from shoal.types import Act, FanOut
@@ -49,31 +49,31 @@ __all__ = ["seen_runs"]  # a fixture
 # -- what is learned -------------------------------------------------------------------------------
 
 
-def learned(latencies: Iterable[float], **hedge: float) -> Experience:
-    experience = Experience(Hedge(**hedge))
+def hedge_statistics(latencies: Iterable[float], **hedge: float) -> HedgeStatistics:
+    experience = HedgeStatistics(Hedge(**hedge))
     for latency in latencies:
         experience.learn(latency)
     return experience
 
 
 def test_until_enough_is_known_the_delay_is_the_initial_one():
-    assert learned([1] * (ENOUGH - 1)).delay == inf
-    assert learned([1] * (ENOUGH - 1), initial=0.5).delay == 0.5
-    assert learned([1] * ENOUGH, initial=0.5).delay == 1
+    assert hedge_statistics([1] * (ENOUGH - 1)).delay == inf
+    assert hedge_statistics([1] * (ENOUGH - 1), initial=0.5).delay == 0.5
+    assert hedge_statistics([1] * ENOUGH, initial=0.5).delay == 1
 
 
 def test_the_delay_is_a_percentile():
     latencies = [*range(1, 101)]
     Random(1).shuffle(latencies)
-    assert learned(latencies, percentile=90).delay == 90
-    assert learned(latencies, percentile=99.5).delay == 100
-    assert learned(latencies, percentile=0.1).delay == 1
-    assert learned([5] * 96 + [7] * 4).delay == 5
-    assert learned([5] * 94 + [7] * 6).delay == 7
+    assert hedge_statistics(latencies, percentile=90).delay == 90
+    assert hedge_statistics(latencies, percentile=99.5).delay == 100
+    assert hedge_statistics(latencies, percentile=0.1).delay == 1
+    assert hedge_statistics([5] * 96 + [7] * 4).delay == 5
+    assert hedge_statistics([5] * 94 + [7] * 6).delay == 7
 
 
 def test_what_is_long_past_is_forgotten():
-    experience = learned([100] * WINDOW)
+    experience = hedge_statistics([100] * WINDOW)
     for _ in range(WINDOW):
         experience.learn(1)
     assert experience.delay == 1
@@ -82,7 +82,9 @@ def test_what_is_long_past_is_forgotten():
 
 @given(st.lists(st.floats(0, 1e6), min_size=ENOUGH, max_size=60), st.floats(1, 99))
 def test_it_is_the_nearest_rank_of_the_last_ones(latencies: list[float], percentile: float):
-    delay = learned([*[1e9] * WINDOW, *latencies * 40][-2 * WINDOW :], percentile=percentile).delay
+    delay = hedge_statistics(
+        [*[1e9] * WINDOW, *latencies * 40][-2 * WINDOW :], percentile=percentile
+    ).delay
     last = sorted([*[1e9] * WINDOW, *latencies * 40][-WINDOW:])
     assert delay in last
     assert sum(latency <= delay for latency in last) >= percentile / 100 * len(last) - 1e-6
@@ -103,7 +105,7 @@ class Racing:
 
 
 def test_one_is_granted_in_advance_then_a_share():
-    experience, racing = Experience(Hedge(budget=0.25)), Racing()
+    experience, racing = HedgeStatistics(Hedge(budget=0.25)), Racing()
     assert experience.spend(racing)
     assert not experience.spend(racing)
     for _ in range(3):
@@ -116,7 +118,7 @@ def test_one_is_granted_in_advance_then_a_share():
 
 @pytest.mark.parametrize("budget", [0.1, 0.15, 0.3, 1 / 3, 1])
 def test_rounding_loses_nothing(budget: float):
-    experience = Experience(Hedge(budget=budget))
+    experience = HedgeStatistics(Hedge(budget=budget))
     spent, racing = 0, Racing()
     for _ in range(600):
         experience.earn()
@@ -126,7 +128,7 @@ def test_rounding_loses_nothing(budget: float):
 
 
 def test_who_waits_is_granted_it_in_turn():
-    experience = Experience(Hedge(budget=0.5))
+    experience = HedgeStatistics(Hedge(budget=0.5))
     first_, second, third = Racing(), Racing(), Racing()
     assert experience.spend(first_)
     for racing in (first_, second, third):
@@ -139,7 +141,7 @@ def test_who_waits_is_granted_it_in_turn():
 
 
 def test_what_was_not_spent_goes_to_who_waits():
-    experience = Experience(Hedge(budget=0.1))
+    experience = HedgeStatistics(Hedge(budget=0.1))
     first_, second = Racing(), Racing()
     assert experience.spend(first_)
     assert not experience.spend(second)
@@ -148,7 +150,7 @@ def test_what_was_not_spent_goes_to_who_waits():
 
 
 def test_what_is_left_unused_is_kept_for_a_while_only():
-    experience = Experience(Hedge(budget=0.1))
+    experience = HedgeStatistics(Hedge(budget=0.1))
     for _ in range(100_000):
         experience.earn()
     spent = 0
@@ -160,7 +162,7 @@ def test_what_is_left_unused_is_kept_for_a_while_only():
 @given(st.floats(0.01, 1), st.lists(st.booleans(), max_size=300), st.integers(0, 50))
 def test_extra_starts_are_a_share_of_the_needed_ones(budget: float, asks: list[bool], quiet: int):
     """In every stretch, also after any time without any."""
-    experience = Experience(Hedge(budget=budget))
+    experience = HedgeStatistics(Hedge(budget=budget))
     for _ in range(quiet):
         experience.earn()
     needed, extra = quiet, 0
@@ -251,7 +253,7 @@ async def test_slow_losers_count_with_the_time_they_had_and_quick_ones_do_not():
     app = Application(hedged)
     async with Runtime() as runtime:
         await endpoint.warm_up(app, runtime)
-        experience = runtime.services.learned[hedged.definition]
+        experience = runtime.services.hedge_statistics[hedged.definition]
         endpoint.say([9, 1])
         await app.run(runtime=runtime)
         assert sorted([*experience._latencies][ENOUGH:]) == [1, 2]
@@ -267,7 +269,7 @@ async def test_failures_say_nothing_about_latency():
     async with Runtime() as runtime:
         endpoint.say([-7, 1])
         await app.run(runtime=runtime)
-        assert list(runtime.services.learned[hedged.definition]._latencies) == [1]
+        assert list(runtime.services.hedge_statistics[hedged.definition]._latencies) == [1]
 
 
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=3, cool_down=1000)])
@@ -350,7 +352,7 @@ async def test_what_was_granted_and_not_used_is_given_back():
         for _ in range(3):
             await app.run(runtime=runtime)
         assert endpoint.starts == [0, 3, 6]
-        experience = runtime.services.learned[narrow.definition]
+        experience = runtime.services.hedge_statistics[narrow.definition]
         assert experience._tokens == pytest.approx(1.3)
         assert not experience._waiting
 
@@ -441,7 +443,7 @@ async def test_cancelled_from_outside_nothing_is_kept():
         for _ in range(3):
             with anyio.move_on_after(3):
                 await app.run(runtime=runtime)
-        experience = runtime.services.learned[hedged.definition]
+        experience = runtime.services.hedge_statistics[hedged.definition]
         assert not experience._waiting
         assert not experience._latencies, "how long it would have taken, nobody knows"
 
@@ -467,7 +469,7 @@ def test_the_tail_is_cut_off(backend: Literal["asyncio", "trio"]):
                 began = anyio.current_time()
                 await app.run(runtime=runtime)
                 seconds.append(anyio.current_time() - began)
-                delays.append(runtime.services.learned[hedged.definition].delay)
+                delays.append(runtime.services.hedge_statistics[hedged.definition].delay)
 
     run_virtual(main, backend=backend)
     seconds.sort()

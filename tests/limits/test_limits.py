@@ -32,10 +32,10 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._limits.admission import Admission
+from shoal._limits.admission import AdmissionController
 from shoal._limits.gates import Gate
-from shoal._limits.permits import Seat
-from shoal._limits.scheduler import Queue
+from shoal._limits.permits import AttemptPermit
+from shoal._limits.scheduler import FairScheduler
 from shoal.errors import BadUse
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from shoal.types import Act
@@ -87,7 +87,7 @@ def many(act: Any, n: int = 100, name: str = "many") -> Any:
     return fan_out(act, over="ns", item="n", into="out", name=name, limits=Limits(n))
 
 
-def gates_of(admission: Admission) -> list[Gate]:
+def gates_of(admission: AdmissionController) -> list[Gate]:
     """All gates that are known."""
     return [
         gate
@@ -101,7 +101,7 @@ def gates_of(admission: Admission) -> list[Gate]:
 def free(runtime: Runtime) -> bool:
     """Whether nobody holds a slot, and nobody waits for one."""
     admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-    return not admission.queue.lines and not any(gate.used for gate in gates_of(admission))
+    return not admission.queue.wait_queues and not any(gate.used for gate in gates_of(admission))
 
 
 @asynccontextmanager
@@ -140,7 +140,7 @@ class Pending:
 class Modelled:
     """A seat, and what the model knows of it."""
 
-    def __init__(self, number: int, seat: Seat) -> None:
+    def __init__(self, number: int, seat: AttemptPermit) -> None:
         self.seat = seat
         self.number = number  # of its last arrival
         self.ahead = False
@@ -165,7 +165,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = Queue(Pending, float)
+        self.queue = FairScheduler(Pending, float)
         self.slots = [Gate(size) for size in SIZES]
         self.seats: list[Modelled] = []
         self.arrivals = 0
@@ -217,7 +217,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(wanted=st.sets(st.sampled_from(range(len(SIZES))), min_size=1))
     def enter(self, wanted: set[int]) -> None:
         needed = tuple(self.slots[index] for index in sorted(wanted))
-        one = Modelled(0, Seat(self.queue, needed))
+        one = Modelled(0, AttemptPermit(self.queue, needed))
         self.seats.append(one)
         self.arrive(one, one.seat.wait(), ahead=False)
 
@@ -305,7 +305,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.settle()
             self.is_as_in_the_model()
         assert [slots.used for slots in self.slots] == [0] * len(SIZES)
-        assert not self.queue.lines
+        assert not self.queue.wait_queues
 
 
 class AsOnAsyncio(AdmissionMachine):
@@ -347,14 +347,14 @@ TestMoreAsOnTrio = pytest.mark.slow(as_test(MoreAsOnTrio, 250, 50))
 # -- a seat and its tasks --------------------------------------------------------------------------
 
 
-def seat_of(queue: Queue, *slots: Gate) -> Seat:
-    return Seat(queue, slots)
+def seat_of(queue: FairScheduler, *slots: Gate) -> AttemptPermit:
+    return AttemptPermit(queue, slots)
 
 
 def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
-    queue, slots = Queue(Pending, float), Gate(1)
+    queue, slots = FairScheduler(Pending, float), Gate(1)
     held = seat_of(queue, slots)
-    lines = queue.lines
+    lines = queue.wait_queues
     first = seat_of(queue, slots)
     for _ in range(10):
         waits = seat_of(queue, slots).wait()
@@ -368,7 +368,7 @@ def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
 
 
 def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
-    queue, slots = Queue(Pending, float), Gate(1)
+    queue, slots = FairScheduler(Pending, float), Gate(1)
     seat = seat_of(queue, slots)
     seat.lend()
     other = seat_of(queue, slots)
@@ -386,7 +386,7 @@ def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
 
 
 def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
-    queue, slots = Queue(Pending, float), Gate(1)
+    queue, slots = FairScheduler(Pending, float), Gate(1)
     early, late = seat_of(queue, slots), seat_of(queue, slots)
     early.lend()
     assert late.granted
@@ -405,7 +405,7 @@ def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
 
 
 def test_a_seat_cancelled_when_it_was_regained_keeps_what_it_was_granted():
-    queue, slots = Queue(Pending, float), Gate(1)
+    queue, slots = FairScheduler(Pending, float), Gate(1)
     seat = seat_of(queue, slots)
     seat.lend()
     other = seat_of(queue, slots)
@@ -1186,7 +1186,7 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
             await turn()
         gc.collect()
         assert len(admission.limiters.by_owner) == 3  # of the runtime, and of what is still there
-        assert not admission.queue.lines
+        assert not admission.queue.wait_queues
 
 
 async def test_limits_of_one_owner_are_not_found_by_a_later_one():

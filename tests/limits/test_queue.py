@@ -14,8 +14,8 @@ import pytest
 from shoal import Limits, Rate
 from shoal._limits.gates import Gate
 from shoal._limits.meters import CREDIT, MARKS, Meter
-from shoal._limits.permits import HeldPermits, Seat
-from shoal._limits.scheduler import AT_ONCE, Queue
+from shoal._limits.permits import AttemptPermit, HeldPermits
+from shoal._limits.scheduler import AT_ONCE, FairScheduler
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
 
@@ -85,7 +85,9 @@ class Log:
 
 
 class Modelled:
-    def __init__(self, seat: Seat, needed: list[int], costs: list[float], number: int) -> None:
+    def __init__(
+        self, seat: AttemptPermit, needed: list[int], costs: list[float], number: int
+    ) -> None:
         self.seat = seat
         self.needed = needed
         self.costs = dict(zip(needed, costs, strict=True))
@@ -108,7 +110,7 @@ class Program:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.clock = Clock()
-        self.queue = Queue(None, self.clock, self.clock.alarm)  # pyright: ignore[reportArgumentType]
+        self.queue = FairScheduler(None, self.clock, self.clock.alarm)  # pyright: ignore[reportArgumentType]
         parts = [limits.parts[0] for limits in self.LIMITS]
         self.gates = [Gate(part.n, part, n) for n, part in enumerate(parts)]
         self.logs = {
@@ -135,7 +137,7 @@ class Program:
                 self.leave()
                 self.settle()
             self.forward(4)
-        assert not self.queue.lines
+        assert not self.queue.wait_queues
         assert not any(gate.used or gate.posted or gate.users for gate in self.gates)
         for log in self.logs.values():
             log.check_windows()
@@ -146,7 +148,7 @@ class Program:
         needed = sorted(self.random.sample(range(len(self.gates)), self.random.randrange(1, 4)))
         costs = [float(self.random.choice([1, 1, 2, 8])) if n == 3 else 1.0 for n in needed]
         found_others = any(self.gates[n].posted for n in needed)
-        seat = Seat(
+        seat = AttemptPermit(
             self.queue,
             tuple(self.gates[n] for n in needed),
             tuple(costs),
@@ -258,11 +260,11 @@ def test_the_queue_grants_what_the_model_grants(seeds: range):
 def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
     """However many claims each has, and whenever it came; but for its first few, at any time."""
     random, clock = Random(seed), Clock()
-    queue = Queue(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
+    queue = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
     limits = Limits(1) if rate is None else Limits(rate=rate)
     gate = Gate(limits.parts[0].n, limits.parts[0])
     units = [Unit() for _ in range(4)]
-    seats: list[tuple[int, Seat]] = []
+    seats: list[tuple[int, AttemptPermit]] = []
     came: dict[int, int] = {}
     gone: list[int] = []
 
@@ -270,7 +272,8 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
         came[which] = len(gone)
         many = random.randrange(150, 400)
         seats.extend(
-            (which, Seat(queue, (gate,), None, HeldPermits(units[which]))) for _ in range(many)
+            (which, AttemptPermit(queue, (gate,), None, HeldPermits(units[which])))
+            for _ in range(many)
         )
 
     come(0)
@@ -293,11 +296,15 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
                     assert abs(gone[since:].count(a) - gone[since:].count(b)) <= AT_ONCE + 1
 
 
-def served(queue: Queue, gate: Gate, claims: list[str], units: dict[str, Unit]) -> Iterator[str]:
+def served(
+    queue: FairScheduler, gate: Gate, claims: list[str], units: dict[str, Unit]
+) -> Iterator[str]:
     """Have them wait, and let one after the other have the gate; more may come meanwhile."""
-    seats: list[tuple[str, Seat]] = []
+    seats: list[tuple[str, AttemptPermit]] = []
     while claims or seats:
-        seats += [(who, Seat(queue, (gate,), None, HeldPermits(units[who]))) for who in claims]
+        seats += [
+            (who, AttemptPermit(queue, (gate,), None, HeldPermits(units[who]))) for who in claims
+        ]
         claims.clear()
         held = next(one for one in seats if one[1].granted)
         seats.remove(held)
@@ -307,7 +314,7 @@ def served(queue: Queue, gate: Gate, claims: list[str], units: dict[str, Unit]) 
 
 def test_small_units_are_served_one_after_the_other():
     clock = Clock()
-    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
     units = {who: Unit() for who in "abc"}
     claims = [who for who in "abc" for _ in range(AT_ONCE)]
     assert list(served(queue, gate, claims.copy(), units)) == claims
@@ -315,7 +322,7 @@ def test_small_units_are_served_one_after_the_other():
 
 def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
     clock = Clock()
-    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
     units, claims, gone = {"large": Unit()}, ["large"] * 300, list[str]()
     for who in served(queue, gate, claims, units):
         gone.append(who)
@@ -331,7 +338,7 @@ def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
 
 def test_a_small_unit_need_not_wait_for_a_large_one():
     clock = Clock()
-    queue, gate = Queue(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
     units, claims, gone = {"large": Unit(), "small": Unit()}, ["large"] * 300, list[str]()
     for who in served(queue, gate, claims, units):
         gone.append(who)
@@ -346,10 +353,10 @@ def test_a_small_unit_need_not_wait_for_a_large_one():
 @pytest.mark.parametrize(("late", "reaches"), [(0.0, 1.0), (0.008, 1.0), (0.05, 100 / 140)])
 def test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second(late: float, reaches: float):
     clock = Clock(late=late)
-    queue = Queue(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
+    queue = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
     part = Limits(rate=Rate(10)).parts[0]
     gate = Gate(None, part)
-    seats = [Seat(queue, (gate,)) for _ in range(1001)]
+    seats = [AttemptPermit(queue, (gate,)) for _ in range(1001)]
     clock.forward(100 + late)
     started = sum(seat.granted for seat in seats)
     assert started - 1 == pytest.approx(1000 * reaches, rel=0.01)

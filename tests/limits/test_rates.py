@@ -779,7 +779,7 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
             await attempt(run)
             admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
-            assert not admission.queue.lines
+            assert not admission.queue.wait_queues
             for named in admission.limiters.by_owner.values():
                 for limiter in named.values():
                     for one in limiter.statistics():

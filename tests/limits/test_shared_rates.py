@@ -539,7 +539,7 @@ def test_what_may_have_been_done_is_not_said_again_if_it_frees_units():
         meter.correct(extra, 0.0)
         ask = meter.request((1.0, 1.0))
         meter.receive(ask, RateReply(now=0.0, turns=(0.0, 0.1)), 0.0, 0.0)
-        meter.let_go()
+        meter.return_held()
         told = meter.request(())
         assert told.returns == ((0.0, 1.0), (0.1, 1.0))
         meter.fail(ask)
@@ -552,7 +552,7 @@ def test_what_is_held_is_given_back_when_limits_change():
     meter = SharedMeter(rates, "x", 1.0, 5.0)
     meter.receive(meter.request((2.0,)), RateReply(now=0.0, turns=(0.5,)), 0.0, 0.0)
     changed = SharedMeter(rates, "x", 0.1, 5.0)
-    changed.go_on_from(meter)
+    changed.continue_from(meter)
     assert changed.request(()).returns == ((0.5, 2.0),)
 
 

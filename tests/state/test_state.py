@@ -26,7 +26,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal._state.state import NO_CHANGE, Permit, change_between, make_state
+from shoal._state.state import NO_CHANGE, FieldAccess, change_between, make_state
 from shoal.errors import BadResult, MissingField, StateError, UndeclaredRead, UndeclaredWrite
 from shoal.events import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal.stores import replay
@@ -37,7 +37,7 @@ repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 def narrowed(
     data: Mapping[str, object], *, reads: set[str] | None = None, writes: set[str] | None = None
 ) -> State:
-    permit = Permit("parse", frozenset(reads or ()), frozenset(writes or ()))
+    permit = FieldAccess("parse", frozenset(reads or ()), frozenset(writes or ()))
     return make_state(data, permit)
 
 

@@ -28,7 +28,7 @@ from shoal.events import (
     Update,
 )
 from shoal.stores import Completed, Entry, Rewound
-from shoal.stores._history import Playback, play
+from shoal.stores._history import ReplayedHistory, play
 
 
 def update(number: int, step: str, **fields: object) -> Update:
@@ -226,7 +226,7 @@ def test_playing_back_in_two_parts_comes_to_the_same(moves: list[tuple[str, bool
     for entry in entries[cut:]:
         parts.add(entry)
 
-    def told(played: Playback) -> Any:
+    def told(played: ReplayedHistory) -> Any:
         return played.data, played.number, played.began, played.under_way, played.undone
 
     assert told(whole) == told(parts)

@@ -30,7 +30,7 @@ from shoal import (
     first,
     when,
 )
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.run import Run
 from shoal._events.hooks import Hooks
@@ -175,8 +175,8 @@ async def live(
     """Run as an application does, and return the run itself, however it ended."""
     async with Runtime(store=store, commit_deadline=commit_deadline) as runtime:
         execution = Execution(runtime.services, Hooks(hooks), runtime.store)
-        setting = Setting(graph=as_graph(act, "live"), inputs={}, execution=execution, act="app")
-        run = Run(setting, dict(state), path=RunPath(run_id="root", act="app"))
+        config = RunConfig(graph=as_graph(act, "live"), inputs={}, execution=execution, act="app")
+        run = Run(config, dict(state), path=RunPath(run_id="root", act="app"))
         if made is not None:
             made.append(run)
         beginning = Beginning(application="app", version="1", first=state)

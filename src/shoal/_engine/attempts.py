@@ -1,12 +1,13 @@
-"""Attempts: bounding what runs by time, and trying again what failed. Imports runs and retries.
+"""Attempts: timeouts and retries.
 
 Invariants:
-- What ended in the very tick of its timeout keeps its result or times out, never both; where it was
-  cancelled from outside as well, that counts.
-- What an action returns after its time, since it has swallowed the cancellation, is no result.
-- Only failures are tried again: no cancellation, no KeyboardInterrupt, and nothing once the
-  execution has been ended by a save or a guarding hook that failed.
-- While an attempt is waited for, nothing of the one before is held.
+- Work that ends in the same tick as its timeout either keeps its result or times out, never both.
+  If it is cancelled from outside in that tick as well, the cancellation wins.
+- A result that an action returns after its deadline, because it swallowed the cancellation, is
+  dropped.
+- Only failures are retried: no cancellation, no KeyboardInterrupt, and nothing at all after a
+  failed save or a failed guarding hook has ended the execution.
+- Between two attempts a run holds no permit.
 """
 
 from __future__ import annotations
@@ -50,37 +51,44 @@ async def within(
     cause: Callable[[], Exception | None] | None = None,
     keeps_late: bool = False,
 ) -> T:
-    """Await what ``attempt`` makes, and cancel it after so many seconds.
+    """Await the coroutine that ``attempt`` makes, and cancel it after ``seconds``.
 
     Args:
-        seconds: How many.
-        attempt: Makes it.
-        run: Whose it is.
-        what: Names it, for the error.
-        cause: Finds what that error is raised from.
-        keeps_late: Whether what it returns after its time counts, for it sees to that by itself:
-            a child, which may have saved by then that it has ended well.
+        seconds: The timeout.
+        attempt: Makes the coroutine.
+        run: The run that the attempt belongs to.
+        what: Names the attempt in the error; called only when the timeout has passed.
+        cause: Returns the exception that the error is raised from.
+        keeps_late: Whether a result that comes after the deadline counts. It does for a child:
+            its walk looks for the timeout before each save, and a saved success stays one.
 
     Raises:
-        StepTimeout: It was cancelled for that, and has ended, or it has returned after its time.
-        Exception: Whatever it raises, also if that was after its time.
+        StepTimeout: The attempt was cancelled at its deadline and has ended, or it returned after
+            its deadline.
+        Exception: The attempt raised it, before its deadline or after.
     """
-    services = run.setting.services
+    services = run.config.services
     deadline = services.clock() + seconds
     scope = CancelScope(deadline=deadline)
     watched: Watched | None = None
     try:
         with scope:
             coroutine = attempt()
+            # The watchdog reports an attempt that ignores its deadline, so it is registered before
+            # the first await and removed on every way out.
             watched = services.watchdog.watch(partial(_parts, run, coroutine), deadline)
             result = await coroutine
-            # By the clock, and not by whether the scope is cancelled: in the very tick it may be,
-            # and what has never waited nobody has cancelled.
+            # Compare the clock, not `scope.cancel_called`. In the tick of the deadline the scope
+            # may be cancelled though the result is in time, and an attempt that never waits is
+            # late though nothing has cancelled it. See
+            # test_in_the_very_tick_of_its_timeout_it_ends_in_one_way.
             if keeps_late or services.clock() <= deadline:
                 return result
     except BaseException as error:
         if is_cancellation(error):
-            # Where user code has left native cancellation on the task, the scope lets it pass.
+            # The scope lets a cancellation pass if user code left a native cancel on the task (see
+            # test_native_cancellation_left_behind_does_not_hide_a_timeout). It is the timeout
+            # unless something outside is cancelled too, and then the outside wins.
             if not scope.cancel_called or cancelled():
                 raise
         else:
@@ -90,7 +98,9 @@ async def within(
     finally:
         if watched is not None:
             services.watchdog.forget(watched)
-    await checkpoint_if_cancelled()  # from outside, which it may have swallowed as well
+    # The attempt may have swallowed an outer cancellation together with its own; see
+    # test_what_returns_late_and_was_cancelled_from_outside_too_is_cancelled.
+    await checkpoint_if_cancelled()
     raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
         None if cause is None else cause()
     )
@@ -100,39 +110,43 @@ def _parts(run: Run, coroutine: object) -> tuple[Part]:
     return (Part(run, coroutine),)
 
 
-# -- trying again ----------------------------------------------------------------------------------
+# -- retries ---------------------------------------------------------------------------------------
 
 
 @final
 class Tries:
-    """The attempts at one thing, as a ``Retry`` allows them."""
+    """The attempts of one step or child, as many as its ``Retry`` allows."""
 
     __slots__ = ("_account", "_began_at", "_is_on", "_retry", "_run", "_services", "count", "last")
 
     def __init__(self, retry: Retry, run: Run) -> None:
-        """Make none yet."""
+        """Count no attempt yet."""
         self._retry = retry
         self._run = run
-        self._services = services = run.setting.services
+        self._services = services = run.config.services
         self._account = None if retry.budget is None else services.retries.account(retry.budget)
-        self._began_at = 0.0
-        self._is_on = False  # an attempt
+        self._began_at = 0.0  # set by the first attempt; `Retry.total` counts from here
+        # Whether an attempt is under way. A failure before `begin`, while waiting for a permit,
+        # is not the action's, so it is not retried.
+        self._is_on = False
         self.count: int = 0
         """Attempts that were begun."""
+        # None until an attempt fails and is about to be retried. The caller resets it, since an
+        # error's traceback leads back to the frame that holds this object.
         self.last: Exception | None = None
-        """What the one before failed with."""
+        """The failure of the attempt before."""
 
     def begin(self) -> None:
-        """Hear that an attempt begins now.
+        """Count an attempt that begins now.
 
         Raises:
-            Exception: What the one before failed with, where it has become too late for another.
+            Exception: The failure of the attempt before, if it is too late for another.
         """
         now = self._services.clock()
         if self.last is None:
             self._began_at = now
             if self._account is not None:
-                self._account.earn(now)
+                self._account.earn(now)  # only first attempts earn, so retries can't pay for others
         elif self._is_late(now, self.last):
             raise self.last
         else:
@@ -141,17 +155,17 @@ class Tries:
         self.count += 1
 
     def pause(self, error: Exception) -> float | None:
-        """Return the seconds to wait before the next attempt; None if there is to be none.
+        """Return the seconds to wait before the next attempt; None if there is none.
 
-        Where ``error`` might have been tried again, it has a note then that says why it isn't.
+        If ``error`` could have been retried and isn't, a note in it says why.
         """
         retry, was_on = self._retry, self._is_on
         self._is_on = False
         if (
             not was_on
-            or self._run.setting.execution.is_doomed
+            or self._run.config.execution.is_doomed
             or cancelled()
-            or not _is_for(retry, error)
+            or not _is_for(retry, error)  # last, since it may call user code
         ):
             return None
         if self.count >= retry.attempts:
@@ -162,6 +176,7 @@ class Tries:
         now = self._services.clock()
         if self._is_late(now + pause, error):
             return None
+        # After all other reasons not to retry: an attempt that isn't made must not be paid for.
         if self._account is not None and not self._account.spend(now):
             note(
                 error, f"shoal: not tried again after attempt {self.count}: no {retry.budget} left"
@@ -171,7 +186,7 @@ class Tries:
         return pause
 
     def _is_late(self, at: float, error: Exception) -> bool:
-        """Tell whether no attempt is begun at that time any more; then note it."""
+        """Return whether ``Retry.total`` is over at that time; if so, note it in ``error``."""
         total = self._retry.total
         if total is None or at <= self._began_at + total:
             return False
@@ -179,9 +194,10 @@ class Tries:
         return True
 
 
-@ki_unprotected
+@ki_unprotected  # `Retry.on` may be a user's function
 def _is_for(retry: Retry, error: Exception) -> bool:
-    """Ask the retry, which may ask user code."""
+    # A poisoned child must not start again in this execution, whatever its retry allows; see
+    # test_it_is_not_retried.
     return not isinstance(error, Poisoned) and retry.is_for(error)
 
 
@@ -189,25 +205,27 @@ def _is_for(retry: Retry, error: Exception) -> bool:
 async def try_again(
     run: Run, tries: Tries, attempt: Callable[[], Awaitable[T]], *, tells_last: bool
 ) -> T:
-    """Make attempts until one succeeds, or fails and isn't tried again.
+    """Make attempts until one succeeds, or fails and isn't retried.
 
     Args:
-        run: What is tried, or part of what.
-        tries: Counts them: each attempt calls its ``begin``, at the moment when it begins.
-        attempt: Makes one.
-        tells_last: Whether the one that isn't tried again is published, too.
+        run: The run that is retried, or whose step is.
+        tries: Counts the attempts. Each attempt calls ``tries.begin`` once it holds its permit.
+        attempt: Makes one attempt.
+        tells_last: Whether the end of an attempt that isn't retried is published as well.
 
     Raises:
-        BaseException: What the last attempt raised.
+        BaseException: The last attempt raised it.
     """
     failure: Exception | None = None
     while True:
         try:
             return await attempt()
         except BaseException as raised:
+            # A halted attempt waits for an answer: whatever it raised, it has not failed.
             failure = None if run.is_halting else as_failure(raised)
             pause = None if failure is None else tries.pause(failure)
             if pause is None:
+                # `tries.last` is raised again by `begin`; its attempt's end is published already.
                 if failure is not None and failure is not tries.last and tells_last:
                     await publish_attempt_ended(run, failure, None)
                 if failure is None or failure is raised:
@@ -215,8 +233,9 @@ async def try_again(
                 raise failure from failure.__cause__
             await publish_attempt_ended(run, failure, pause)
         finally:
-            failure = None  # no cycle from the exception through its traceback to this frame
-        await absorb_stray_cancel(run.setting.services.native_cancels)
+            failure = None  # breaks the traceback cycle
+        # A native cancel that the action left on this task would interrupt the wait below.
+        await absorb_stray_cancel(run.config.services.native_cancels)
         await wait_without_slot(run, pause)
 
 
@@ -224,18 +243,19 @@ async def try_again(
 async def try_step(
     run: Run, retry: Retry, attempt: Callable[[Callable[[], None]], Awaitable[T]]
 ) -> T:
-    """Make attempts at a step of ``run``, as often as ``retry`` allows.
+    """Execute the current step of ``run``, with as many attempts as ``retry`` allows.
 
     Args:
-        run: Whose step it is.
-        retry: What is tried again, and how often.
-        attempt: Makes one; it calls what it is given at the moment when it begins.
+        run: The run.
+        retry: Which failures are retried, and how often.
+        attempt: Makes one attempt, and calls its argument at the moment when the attempt begins.
 
     Raises:
-        BaseException: What the last attempt raised.
+        BaseException: The last attempt raised it.
     """
     tries = Tries(retry, run)
     try:
+        # `walk` publishes the last attempt of a step, since it knows hooks around the step.
         return await try_again(run, tries, partial(attempt, tries.begin), tells_last=False)
     finally:
-        tries.last = None  # no cycle from the exception through its traceback to this frame
+        tries.last = None  # breaks the traceback cycle

@@ -1,10 +1,10 @@
-"""One step of a function action: bind, call, check, maybe again. Imports runs and attempts; anyio.
+"""Execute one step of a function action: bind its arguments, call it, check its result.
 
 Invariants:
-- An action's function gets exactly what its parameters name, and what it returns is checked against
-  its declared writes before anybody sees it.
-- An attempt holds its slots exactly while the function runs, on every way out; also where that is a
-  thread which nobody waits for any more.
+- A function receives exactly the arguments that its parameters name. Its result is checked against
+  the declared writes before anything else sees it.
+- An attempt holds its slots exactly while the function runs, on every way out. A thread that was
+  left behind keeps them until it returns.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from shoal._errors.exceptions import (
     note,
 )
 from shoal._graph.action import FunctionAction, Result
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
 
 from .attempts import try_step, within
 from .commit import SAVE, commit
-from .crash_suspects import Suspects
+from .crash_suspects import CrashSuspects
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
 from .publish import publish_grace_exceeded, publish_waiting
 from .questions import halting_attempt, is_blocked
@@ -53,39 +53,47 @@ from .streaming import Items, stream
 logger = logging.getLogger("shoal")
 
 LATER = 10
-"""``RetryLater`` in a row that fail an action."""
+"""The number of ``RetryLater`` in a row with which an action fails.
+
+Each says how long to wait. An action that was put off so often waits for something that doesn't
+change by waiting.
+"""
 
 
 def call_action(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
-    """Execute ``action`` on the state of ``run``, as its current step, and return what it changed.
+    """Execute ``action`` on the state of ``run``, as its current step, and return its change.
 
-    It starts when the limits that apply let it. A cancellation goes straight to the function; one
-    that runs in a thread is waited for, as long as the grace. If it fails, it is executed again
-    as its ``retry`` has it; meanwhile it holds nothing.
+    The function is called once all limits that apply allow it. A cancellation reaches the function
+    at once; a function in a thread is awaited until the grace is over. A failed attempt is retried
+    as ``action.retry`` says, and between attempts the run holds no permit.
 
     Raises:
-        MissingField: A field that it reads is not there.
-        BadResult: It returned what its declaration doesn't allow.
-        IncompleteStream: It streams, and did not end with its only ``Result``.
-        Halting: It waits for an answer.
+        MissingField: The state lacks a field that the action reads.
+        BadResult: The function returned something that the declaration of the action doesn't allow.
+        IncompleteStream: A streaming action did not end with its only ``Result``.
+        Halting: The action waits for an answer.
     """
     return _execute(run, action) if action.cache is None else _look_up_or_execute(run, action)
 
 
 async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> Change:
-    """Take what is stored of ``action``; else execute it, which has it stored."""
+    """Return the stored result of ``action``; else execute it, and its result is stored."""
     retries = run.retry_state()
+    # Computed once, from the state before the action: `store_result` uses the same key.
     retries.result_key, retries.is_cached = result_key(action, run.head[1]), False
     change = await lookup(run, action)
     return await _execute(run, action) if change is None else change
 
 
 def _execute(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
-    setting = run.setting
+    config = run.config
+    # Only an action with a context can ask. While its question is open it would only ask again;
+    # see test_without_an_answer_a_step_that_asks_is_not_attempted_again.
     if action.takes_context and run.questions is not None and is_blocked(run):
         return _halt(run)
-    if setting.execution.suspects is not None and setting.keeps:
-        return _call_suspect(run, action, setting.execution.suspects)
+    # Crashes are counted only for runs that a store keeps, and only after a crash.
+    if config.execution.suspects is not None and config.keeps:
+        return _call_suspect(run, action, config.execution.suspects)
     return _call_tried(run, action)
 
 
@@ -94,15 +102,18 @@ async def _halt(run: Run) -> Change:
 
 
 async def _call_suspect(
-    run: Run, action: FunctionAction[..., object], suspects: Suspects
+    run: Run, action: FunctionAction[..., object], suspects: CrashSuspects
 ) -> Change:
-    """Execute it, and have that saved before: a process has died, and may do so again."""
+    """Save that the run is at work, then execute the action: another crash is held against it."""
     retries = run.retry_state()
+    # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
     turn = suspects.wait_turn(retries, before)
     if suspects.is_free(before):
         await turn
-    else:  # the child that is at work may wait for just what this one holds
+    else:
+        # The child that is at work may wait for the very permit that this one holds; see
+        # test_who_waits_for_a_turn_holds_no_slot.
         permits = run.permits
         if permits is not None and permits.seat is not None:
             permits.seat.cancel()
@@ -110,28 +121,33 @@ async def _call_suspect(
         await wait_turn_without_slot(run, turn)
     try:
         if not retries.is_suspect:
+            # Saved before the call: if the process dies in it, only the store can tell.
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
             await commit(run, SAVE)
         return await _call_tried(run, action)
     finally:
+        # `is_suspect` stays set: the count goes down when the step is completed.
         suspects.leave(retries)
 
 
-async def pass_blame(run: Run) -> None:
-    """Count crashes against ``run`` no more: its own children do the work, and are counted."""
-    retries, suspects = run.retries, run.setting.execution.suspects
+async def hand_blame_to_children(run: Run) -> None:
+    """Stop counting crashes against ``run``: its children do the work now and are counted instead.
+
+    See test_below_an_action_s_own_fan_out_its_children_are_to_blame.
+    """
+    retries, suspects = run.retries, run.config.execution.suspects
     if suspects is None or retries is None or not retries.is_suspect:
         return
-    suspects.leave(retries)
+    suspects.leave(retries)  # before the save: a child may wait to be alone at work
     retries.clear_crashes(retries.crashes - 1)
     await commit(run, SAVE)
 
 
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
-    """Make attempts as ``retry`` and limits have it: most actions have neither."""
+    # Most actions have no retry and no limits: nothing is awaited in between for those.
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_seated, run, action))
-    if run.setting.scopes or action.is_governed:
+    if run.config.scopes or action.is_governed:
         return _call_seated(run, action)
     return _call(run, action, is_free=True)
 
@@ -143,56 +159,65 @@ async def _call_seated(
     on_admitted: Callable[[], None] | None = None,
     later: RetryLater | None = None,
 ) -> Change:
-    """Make one attempt; again, as long as it asks to be tried later.
+    """Make one attempt, and repeat it as long as it raises ``RetryLater``.
 
     Args:
-        run: Whose current step it is.
-        action: What to execute.
+        run: The run whose current step this is.
+        action: The step's action.
         on_admitted: Called when the attempt begins.
-        later: What it has asked for already.
+        later: Raised by the attempt already, before anything limited it.
     """
     asked = 0
+    # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
+    # others with the same key would start. Empty if the attempt never came to that.
     paused: list[bool] = [] if later is None else [pause_keys(run, later.after, None)]
     while True:
         if later is not None:
             asked += 1
-            await absorb_stray_cancel(run.setting.services.native_cancels)
+            # A native cancel that the action left on this task would interrupt the wait.
+            await absorb_stray_cancel(run.config.services.native_cancels)
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
         seat = take_permit(run, action)
         try:
             return await _attempt(run, action, seat, on_admitted, paused)
         except RetryLater as error:
-            if asked + 1 >= LATER or not paused or run.setting.execution.is_doomed or cancelled():
+            if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
-        on_admitted = None  # it is the same attempt still
+        on_admitted = None  # a repetition is the same attempt, and is counted once
 
 
 @ki_protected
 async def _attempt(
     run: Run,
     action: FunctionAction[..., object],
-    seat: Seat | None,
+    seat: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
 ) -> Change:
-    """Make one attempt, in its slots, its thread and its time. One that never began paid nothing.
+    """Make one attempt within its permit, thread and timeout. One that never began paid nothing.
 
-    If it asks to be tried later, its keys are paused before it gives back its slots, and ``paused``
-    says whether it has any. What adapts its limits is told how it ended, and may fail it.
+    If the attempt raises ``RetryLater``, its keys are paused before its slots are released, and
+    ``paused`` receives whether there are any. An adaptive limit receives how the attempt ended, and
+    its policy may fail the attempt.
     """
-    services = run.setting.services
+    services = run.config.services
     thread: Thread | None = None
     failure: BaseException | None = None
-    begun = False
+    begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
         if seat is not None and not seat.granted:
             await publish_waiting(run, seat)
             await seat.wait()
-            await checkpoint_if_cancelled()  # in the tick of the grant, or while hooks were told
-            if action.cache is not None:  # somebody may have come to it meanwhile
+            # A cancellation may arrive in the tick of the grant, or while hooks run, which are
+            # shielded. The function must not begin then; see
+            # test_a_cancel_in_the_tick_of_the_grant.
+            await checkpoint_if_cancelled()
+            if action.cache is not None:
+                # The attempt that held the slot may have stored the result; see
+                # test_who_has_waited_for_a_slot_looks_again_and_pays_nothing.
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
@@ -200,6 +225,8 @@ async def _attempt(
         if action.in_thread:
             thread = services.threads.turn()
         if on_admitted is not None:
+            # An attempt begins once it has its permit; see
+            # test_the_time_begins_when_it_has_its_slots.
             on_admitted()
         if action.takes_context or action.is_streaming:
             make_context = partial(services.context, run, action, seat)
@@ -212,21 +239,25 @@ async def _attempt(
             timed = partial(within, action.timeout, attempt, run, what=what)
         if action.takes_context:
             return await halting_attempt(run, timed)
-        if action.cache is not None:  # while it has its seat: whoever has it next looks again
+        if action.cache is not None:
+            # Stored before the slot is released: the next attempt that gets the slot looks here.
             return await store_result(run, action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
         failure = error
         if isinstance(error, RetryLater):
+            # While the permit is held: nothing else with its keys can start before the pause.
             paused.append(pause_keys(run, error.after, seat))
         raise
     finally:
         try:
-            # What waits for a person says nothing of whoever the limit protects.
+            # A halted attempt waits for a person, which says nothing about the limited resource;
+            # see test_what_waits_for_a_person_says_nothing_of_a_limit.
             if seat is not None and begun and seat.since is not None and not run.is_halting:
                 _adapt(run, seat, failure)
-        finally:  # whatever the user's policy does, see test_a_policy_that_raises_fails_the_attempt
-            failure = None  # no cycle from the exception through its traceback to this frame
+        finally:
+            # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
+            failure = None  # breaks the traceback cycle
             if seat is not None and thread is not None:
                 await _leave_thread(run, thread, seat)
             elif seat is not None and begun:
@@ -236,29 +267,32 @@ async def _attempt(
 
 
 @ki_protected
-def _adapt(run: Run, seat: Seat, failure: BaseException | None) -> None:
-    """Tell what adapts limits how an attempt ended.
+def _adapt(run: Run, seat: AttemptPermit, failure: BaseException | None) -> None:
+    """Report how an attempt ended to the policies that adapt its limits.
 
     Raises:
-        Exception: What a user's policy raised. That is never instead of a cancellation, or of what
-            else must travel on.
+        Exception: A user's policy raised it. It never replaces a cancellation, nor another
+            exception that must propagate.
     """
     try:
-        run.setting.services.admission.adapt(seat, failure)
+        run.config.services.admission.adapt(seat, failure)
     except Exception:
         if failure is None or as_failure(failure) is not None:
             raise
-        # Only told: the cancellation, or what else it is, is under way and must travel on.
+        # Only logged, since a cancellation or the like is propagating. See
+        # test_a_cancellation_stays_one_whatever_the_policy_raises.
         logger.exception("adapt= of a limit, told of the end of run %s", run.path.id)
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, seat: Seat) -> None:
-    """Leave the seat as soon as the function has returned, and don't wait for that."""
+async def _leave_thread(run: Run, thread: Thread, seat: AttemptPermit) -> None:
+    """Release the permit when the thread's function returns, without waiting for it."""
     try:
-        if thread.is_running:  # nobody waits for it any more
+        if thread.is_running:  # the grace is over, so the thread is left behind
             await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
     finally:
+        # Also if a guarding hook raises. The slot is taken until the function has really ended;
+        # see test_a_thread_keeps_its_slot_until_it_returns.
         thread.leave(seat.leave)
 
 
@@ -270,12 +304,13 @@ async def _call_emitting(
     *,
     thread: Thread | None,
 ) -> Change:
-    """Make an attempt that may give partial items."""
+    """Call the function of an action that may emit partial items."""
     items = Items(run, action.name, run.attempt)
     context = make_context(items) if action.takes_context else None
     try:
         return await _call(run, action, context=context, items=items, thread=thread)
     finally:
+        # The attempt must not end while one of its items is on its way to hooks.
         being_told = items.end()
         if being_told is not None:
             await being_told
@@ -297,17 +332,29 @@ async def _call(
     thread: Thread | None = None,
     is_free: bool = False,
 ) -> Change:
-    """Call the function, and check what it returns; ``is_free``: nothing limits it so far."""
+    """Call the function and check its result.
+
+    Args:
+        run: The run whose current step this is.
+        action: The step's action.
+        context: The argument for its parameter ``context``.
+        items: Receives the items of a streaming action.
+        thread: Where a plain function runs; None: on the event loop.
+        is_free: Whether nothing around this call repeats it after a ``RetryLater``.
+    """
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
         for name in action.fields:
             value = data[name]
+            # `type() is` instead of `isinstance`: per field and child, and `Secret` is final.
             kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
     if action.input_names:
-        inputs, bound = run.setting.inputs, action.bound
+        # Inputs of the run win over bound ones. An input that neither has is left to the
+        # parameter's default; one without a default was refused before the run began.
+        inputs, bound = run.config.inputs, action.bound
         for name in action.input_names:
             if name in inputs:
                 kwargs[name] = inputs[name]
@@ -328,6 +375,7 @@ async def _call(
             assert items is not None
             result = await stream(cast("Any", action.function(**kwargs)), items)
         elif thread is not None:
+            # A thread learns of its cancellation when it emits the next item.
             on_cancelled = None if items is None else items.stop
             result = await thread.call(
                 action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
@@ -338,6 +386,7 @@ async def _call(
         if not is_free:
             raise
         later = error
+    # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
         return await _call_seated(run, action, later=later)
     if not (action.is_async or action.is_streaming):
@@ -364,18 +413,18 @@ def _missing(
 
 
 _MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
-"""What nobody means to write to a state."""
+"""Types of results that are always a mistake: no state can hold them."""
 
 
 def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
     who = f"action {action.name!r}"
     if isinstance(result, CoroutineType):
         coroutine = cast("CoroutineType[Any, Any, Any]", result)
-        coroutine.close()
+        coroutine.close()  # else Python warns that it was never awaited, at some later time
         msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
     elif isinstance(result, Result):
         msg = (
-            f"{who} returned a Result, which is what a streaming action yields last, and no other: "
+            f"{who} returned a Result, which only a streaming action yields, as its last item: "
             f"return the value itself"
         )
     else:
@@ -387,7 +436,7 @@ def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoRe
 
 
 def _writes(action: FunctionAction[..., object], result: object) -> Change:
-    """Check the result of an action that writes no field, or several."""
+    """Return the change of an action that writes no field or several, after checking its result."""
     name = action.name
     if not action.writes:
         if result is not None:

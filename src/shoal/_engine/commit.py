@@ -1,13 +1,11 @@
-"""The one door through which the state of a run changes, and through which children's ends go.
-
-Imports runs, what is told of them, and what earlier executions have left.
+"""Commit changes: save them, set the state of the run, publish.
 
 Invariants:
-- One door. Every change of a run's state goes through ``commit``: save, make it the state, publish.
-  Nobody sees a state that isn't saved. Nothing in it can be cancelled: what waits there is
-  shielded, so a commit happens as a whole or not at all.
-- A child's last change is saved by the parent's commit that applies it, not by the child; unless it
-  has a store of its own, which then has its end first.
+- Every change of a run's state, and every end of a child, goes through ``commit``. Nothing is
+  visible (to a hook, the caller or a later step) before it is saved. A commit can't be cancelled:
+  its waits are shielded, so it happens as a whole or not at all.
+- A child's last change is saved by the parent's commit that applies it. A child with a store of its
+  own saves its end there first.
 """
 
 from __future__ import annotations
@@ -30,57 +28,58 @@ from .unended import end_unended, may_have_children
 
 @final
 class Write(NamedTuple):
-    """What one commit of a run saves and publishes: all of it or nothing."""
+    """The content of one commit of a run: all of it is saved and published, or nothing."""
 
     updates: Sequence[Update] = ()
     """Numbered on from the run's number."""
     data: Mapping[str, object] | None = None
-    """The fields of the state after the last of them; None: as they are."""
+    """The fields of the state after the last update; None: unchanged."""
     applied: Sequence[Run] = ()
-    """Children that the updates apply, one by one."""
+    """Children that the updates apply, one child for each update."""
     unapplied: Sequence[Run] = ()
     """Children whose end is saved and published without changing the state."""
     step_completed: str | None = None
-    """The step that is completed with this."""
+    """The step that this commit completes."""
     decision: Decision | None = None
-    """How the last of the updates decides a race."""
+    """The decision of a race, made by the last of the updates."""
     ended: Status | None = None
-    """How the run ends with this."""
+    """The status with which this commit ends the run."""
     begun: Beginning | None = None
-    """What a root run starts from, in its first commit."""
+    """The start of a root run, in its first commit."""
     rewound: Rewound | None = None
-    """Where the run goes back to before the updates."""
+    """The place to which the run goes back before the updates."""
     forgets: bool = False
-    """Whether what was kept of the run before counts no more."""
+    """Whether everything saved of the run before is void."""
     questions: Sequence[QuestionAsked | QuestionAnswered] = ()
-    """What the run asks with this, or what was answered."""
+    """Questions that the run asks, or answers that were given to it."""
     step_begun: StepBegun | None = None
-    """What the fan-out declares that makes its first commit in this execution."""
+    """The declaration of a fan-out, in its first commit in this execution."""
 
 
 SAVE = Write()
-"""What is known of the run itself, and nothing else."""
+"""Saves the run's own record, its crashes for example, and no change."""
 
 
 @ki_protected
 async def commit(run: Run, write: Write) -> None:
-    """Save ``write``, make what it says the state of ``run``, and publish its updates one by one.
+    """Save ``write``, set the state of ``run`` to it, and publish its updates one by one.
 
-    Not cancelled by anything: what it waits for is shielded. Once a save has failed, nothing is
-    saved or published here any more; ends that are owed to hooks are, by ``commit_unapplied``.
+    A cancellation doesn't interrupt it: all its waits are shielded. Once a save has failed, nothing
+    more is saved or published here. Ends that hooks still wait for are published by
+    ``commit_unapplied``.
 
     Raises:
-        NotData: Something of it can't be kept; nothing changed here. The step fails with that.
-        UpdateTooLarge: The same, for it is too large.
-        SecretLeaked: The same, for it holds what is secret.
-        StoreFailed: The store raised; nothing changed here.
-        CommitInDoubt: The store did not acknowledge in time; nothing changed here.
-        HookFailed: A guarding hook raised; everything is saved, and everybody else was told.
+        NotData: Some value can't be saved; nothing changed. The step fails with this error.
+        UpdateTooLarge: A value is too large to be saved; otherwise as ``NotData``.
+        SecretLeaked: A value holds a secret; otherwise as ``NotData``.
+        StoreFailed: The store raised; nothing changed.
+        CommitInDoubt: The store did not acknowledge in time; nothing changed in this process.
+        HookFailed: A guarding hook raised. Everything is saved, and all other hooks were called.
     """
-    setting = run.setting
-    (number, data), execution = run.head, setting.execution
+    config = run.config
+    (number, data), execution = run.head, config.execution
     updates, applied, unapplied = write.updates, write.applied, write.unapplied
-    if setting.secrets.names:
+    if config.secrets.names:
         for update in updates:
             what = f"what step {update.step!r} of run {run.path.id} does to the state"
             refuse_secrets(run, (update.operations, update.discovered), what)
@@ -89,13 +88,17 @@ async def commit(run: Run, write: Write) -> None:
     rerun: list[Run] = []
     for child in unapplied:
         if child.resume is not None and child.resume.is_afresh:
-            # Its record is about to say what it would have worked on.
+            # First void the old history: the record saved below has the digest of the new input,
+            # and the old history would count as the history of that input. See
+            # test_a_crash_after_a_changed_child_was_forgotten_runs_it_once_more.
             await forget_history(child)
             rerun.append(child)
-        if child.setting.is_forgotten and child.status == "succeeded":
+        if child.config.is_forgotten and child.status == "succeeded":
             _gather(child)
             gathered.append(child)
     if execution.is_resumed:
+        # Before the ends of the children are saved: a crash in between leaves a child without an
+        # end, which the next execution takes up, and not descendants that go on below an end.
         for child in (*unapplied, *applied):
             await _acquit(child)
             if child.status in ("failed", "cancelled"):
@@ -116,49 +119,54 @@ async def commit(run: Run, write: Write) -> None:
         write.questions,
         write.step_begun,
     )
-    await execution.save(batch, setting.store)
+    await execution.save(batch, config.store)
+    # Saved, then set, then published: nothing is visible before it is saved. Number and state are
+    # one assignment, which a KeyboardInterrupt can't tear; see
+    # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
     if execution.is_resumed and run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:
-        # Its steps were told when they were completed.
+        # Back to one change with nothing pending: the updates of its steps were published when
+        # the steps were completed, and must not be published again with its end.
         child.head, child.pending = (1, child.final_data()), NO_CHANGE
-    if setting.hooks.listening or is_listening(applied) or is_listening(unapplied):
+    if config.hooks.listening or is_listening(applied) or is_listening(unapplied):
         await publish_commit(run, updates, applied, unapplied, rerun)
 
 
 @ki_protected
 async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
-    """Save how children of ``run`` ended that this execution has not started.
+    """Save the ends of children of ``run`` that this execution has not started.
 
-    No hook receives that. An earlier execution has published their starts, and this one publishes
-    ends only of those that it has started itself.
+    Hooks receive nothing. An earlier execution published the starts of these children, and this one
+    publishes ends only of children that it has started itself.
 
     Raises:
         ShoalError: As ``commit``.
     """
-    execution = run.setting.execution
+    execution = run.config.execution
     batch = Batch(run, unapplied=children, before=run.head[0], holder=execution.holder)
-    await execution.save(batch, run.setting.store)
+    await execution.save(batch, run.config.store)
 
 
 async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
-    """Save and publish how children of ``run`` ended that no update applies.
+    """Save and publish the ends of children of ``run`` that no update applies.
 
-    What can't be saved is published all the same: it has not ended well, for everybody else.
+    Children whose end can't be saved are published as cancelled, so that every start that a hook
+    received has its end.
 
     Raises:
-        ShoalError: As ``commit``, but nothing where a save has failed before.
+        ShoalError: As ``commit``; but if a save has failed before, only ``HookFailed``.
     """
-    if run.setting.execution.unsaved:
+    if run.config.execution.unsaved:
         await _revoke_ends(run, children)
         return
     try:
         await commit(run, Write(unapplied=children))
     except HookFailed:
-        raise  # they are saved, and everybody was told
+        raise  # the ends are saved, and all hooks were called
     except Exception:
-        with suppress(HookFailed):  # the save that failed comes first
+        with suppress(HookFailed):  # the failed save is the cause, and is raised
             await _revoke_ends(run, children)
         raise
 
@@ -171,78 +179,83 @@ async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
 
 
 def _gather(child: Run) -> None:
-    """Have all that a child has written saved with its end, since nothing else is kept of it.
+    """Turn all changes of a child into its last update, so that they are saved with its end.
 
-    It is Done, and its parent doesn't apply it now: when it is applied later, or its outcome handed
-    over once more, its state is found there.
+    No store keeps the child's history. The child is Done and not applied now, so an execution that
+    applies it later, or returns its outcome again, reads its state from this update.
     """
     initial, final = child.initial, child.final_data()
+    # By identity: equal values may differ in type, and the default `child` is no field's value.
     changed = {name: final[name] for name in final if final[name] is not initial.get(name, child)}
     dropped = tuple(name for name in initial if name not in final)
     operations = (*(Set(name, changed[name]) for name in changed), *map(Drop, dropped))
-    setting, head = child.setting, child.head
-    # As its only update, since those before it are kept nowhere.
+    config, head = child.config, child.head
+    # It is the only update, so the state before it is the initial one.
     child.head, child.pending = (0, initial), Change(operations, changed, dropped)
     try:
-        if setting.secrets.names:
+        if config.secrets.names:
             refuse_secrets(child, operations, "what a child has written")
-        child.packed = setting.keeper.pack(child)
+        child.packed = config.keeper.pack(child)
     except (NotData, UpdateTooLarge, SecretLeaked):
-        # Its earlier steps may write what no store takes. Its value was packed before.
+        # Earlier steps of a child without a store may write values that no store accepts. Only its
+        # value has to be data, and that was packed when it succeeded.
         child.head, child.pending, child.packed = head, NO_CHANGE, None
 
 
 async def end_below(run: Run) -> None:
-    """Record ends of what an earlier execution has left under way below ``run``, which has failed.
+    """Record ends for all descendants of ``run`` that an earlier execution left under way.
 
-    Or it was cancelled. In either case it may not have come to all of that.
+    ``run`` has failed or was cancelled, maybe before it took all of them up again.
 
     Raises:
         ShoalError: As ``commit``.
     """
-    setting, played = run.setting, run.playback
-    execution = setting.execution
+    config, played = run.config, run.playback
+    execution = config.execution
+    # An interrupted run is resumed by another process, which takes up all that is under way.
     if execution.unsaved or execution.is_interrupted:
         return
-    if isinstance(setting.store, NullStore) and not execution.stores:
-        return  # else its children may have a store
-    if not may_have_children(setting.graph):
+    # A run without a store may have fan-outs with one, then `execution.stores` has it.
+    if isinstance(config.store, NullStore) and not execution.stores:
         return
+    if not may_have_children(config.graph):
+        return  # spares the store a question for each failed child
     reason = run.reason if run.status == "cancelled" else "its parent failed"
     decided = None if played is None else played.decided
-    await end_unended(execution, setting.store, run, decided, reason, graph=setting.graph)
+    await end_unended(execution, config.store, run, decided, reason, graph=config.graph)
 
 
 async def _acquit(child: Run) -> None:
-    """Save in a store of its own that nothing is held against a child any more.
+    """Save in a child's own store that no crash is counted against the child any more.
 
-    Its end says so where that is saved, in the store of its parent. If that is another one, or
-    keeps nothing, what was counted before would stay (see
+    The child's end says so too, but is saved in the store of its parent. If that is another store,
+    or keeps nothing, the child's own store would keep the old count (see
     test_in_a_store_of_its_own_who_has_ended_is_acquitted).
 
     Raises:
         ShoalError: As ``commit``.
     """
-    setting, retries = child.setting, child.retries
-    if retries is None or not setting.ends_itself or setting.is_forgotten:
+    config, retries = child.config, child.retries
+    if retries is None or not config.ends_itself or config.is_forgotten:
         return
-    if retries.noted != retries.crashes:
+    if retries.noted != retries.crashes:  # else the store has this number already
         await commit(child, SAVE)
 
 
 async def forget_history(run: Run) -> None:
-    """Have what was kept of ``run`` and its descendants count no more.
+    """Make void all that is saved of ``run`` and its descendants.
 
     Raises:
         ShoalError: As ``commit``.
     """
     await commit(run, Write(forgets=True))
+    # After the save: if that fails, the history still has to be made void.
     if run.resume is not None:
         run.resume.is_afresh = False
 
 
 async def begin_anew(child: Run, parent: Run, step: str) -> None:
-    """Have what was kept of ``child`` count no more, and publish that it runs anew.
+    """Make void all that is saved of ``child``, and publish that it runs anew.
 
     Raises:
         ShoalError: As ``commit``.

@@ -1,6 +1,7 @@
-"""What the children of one fan-out have in common. Imports values, graphs, services, hooks.
+"""The configuration that all children of one fan-out share.
 
-A run is named in here by what it does alone: what lives with a setting is in ``_run``.
+Everything in it stays as it is while children run, apart from ``in_flight`` and two caches. The
+state of one run is in ``run``.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from .services import Services
 @final
 @dataclass(frozen=True, slots=True)
 class Halts:
-    """Between which of its steps a root run is to stop, until it is run again."""
+    """The breakpoints of a root run: between these steps it stops until it is run again."""
 
     before: frozenset[str]
-    """Names of acts that are not begun..."""
+    """Names of acts that the run stops before."""
     after: frozenset[str]
-    """...and of those after which no other is begun."""
+    """Names of acts that the run stops after, if another act follows."""
 
     def stop(self, act: str | None, following: str) -> bool:
-        """Tell whether it stops where ``act`` is completed, or none yet, and the other is next."""
+        """Return whether the run stops between ``act`` (None: the start) and ``following``."""
         return act in self.after or following in self.before
 
 
 @final
-class Setting:
-    """What all children of one fan-out have in common; a root run has one for itself."""
+class RunConfig:
+    """The configuration that all children of one fan-out share; a root run has its own."""
 
     __slots__ = (
         "_digests",
@@ -105,48 +106,55 @@ class Setting:
         begins_host: bool = True,
         halts: Halts | None = None,
     ) -> None:
-        """Collect it.
+        """Derive from the arguments what each child would else work out by itself.
 
         Args:
-            graph: What they walk.
-            inputs: What their actions are given.
-            execution: What they are part of.
-            act: The name of what they execute.
-            parent: Where the run stands that started them.
-            step: The parent's step they belong to.
+            graph: The graph that the children walk.
+            inputs: The inputs of their actions, by name.
+            execution: The execution that they belong to.
+            act: The name of the act that they execute.
+            parent: The path of the run that starts them; None for a root run.
+            step: The parent's step that they belong to.
             visit: The parent's visit of that step.
             value_of: Reads a child's value off its final state.
-            scopes: What limits the attempts of all of them: the runtime's and the application's.
+            scopes: The limits of the runtime and the application, which hold for all attempts.
             gate: Awaited before each step, with its name.
-            deadline: When they will be cancelled from outside, by the loop's clock; by default,
-                when the execution will be.
-            store: Where they are kept; by default, where the execution is.
-            keeper: Where their parent is kept, if there is one, and so their ends. If that is
-                another store, their last step is saved by themselves.
-            hooks: Told of them and their descendants; by default, those of the execution.
-            digests: Of the fields that siblings have in common, by name; filled as they are made.
-            on_item: Called with a run and each partial item that it gives, before hooks are told.
-            each: What goes for each of them by itself.
-            is_resumable: Whether a step of theirs that fails may be tried again, and is to go on
-                where it was then, for something around them is retried.
-            host: The run as part of which they live, if they are graphs as nodes of its graph.
-            begins_host: Whether nothing of the host was completed before them.
-            halts: Between which of its steps a root run stops, if it does.
+            deadline: The time on the loop's clock at which they will be cancelled from outside; by
+                default, the deadline of the execution.
+            store: Keeps their histories; by default, the store of the execution.
+            keeper: Keeps their ends: the store of their parent. If that is another store than
+                ``store``, a child saves its last step itself.
+            hooks: Receive events of the children and their descendants; by default, the hooks of
+                the execution.
+            digests: A cache of digests of fields that siblings share, by name. It is filled as
+                children are made.
+            on_item: Called with a run and each of its partial items, before hooks receive it.
+            each: The policy of each child: retry, timeout.
+            is_resumable: Whether something around the children is retried, so that a failed step
+                of a child may be attempted again and resumes where it failed.
+            host: The child of a fan-out that they are part of, if they are graphs as nodes of its
+                graph.
+            begins_host: Whether the host has completed no step before them.
+            halts: The breakpoints of a root run.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
         self.execution: Execution = execution
+        # The execution's own objects, one attribute closer: children read them at every step.
         self.secrets: Secrets = execution.secrets
         self.services: Services = execution.services
         self.hooks: Hooks = execution.hooks if hooks is None else hooks
         self.store: Store = execution.store if store is None else store
         self.keeper: Store = self.store if keeper is None else keeper
+        # By identity: two store objects may use one file, and each saves for itself.
         self.ends_itself: bool = self.keeper is not self.store
-        # whether a store is going to have them, which asks for their digest
+        # Whether any store gets records of the children. Each record has a digest of the child's
+        # input, so a child is hashed when it is made, before the action can change the input.
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
-        # whether a store is going to have how they end, and no store anything else of them
+        # Whether the ends of the children are saved and nothing else of them: their parent has a
+        # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
@@ -163,25 +171,30 @@ class Setting:
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
+        # Set by the fan-out when it admits a child, before the child starts; None in a root run.
         self.in_flight: InFlight | None = None
-        """What they are counted by, if they are children of a fan-out that has let one start."""
+        """Counts the children of the fan-out that are in flight."""
         first = graph.entry
+        # Admission takes the permit of the first action before the child starts, so it must know
+        # the action and its fields. A schema may still change the fields, and an action with a
+        # cache may need no permit at all; then this is None.
         self.entry: FunctionAction[..., Any] | None = None
-        """What they do first, if that is an action, and what it starts from is known before."""
+        """The first action of each child, if its permit can be taken before the child starts."""
         if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
-            self.entry = first  # with a cache it may need nothing
+            self.entry = first
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
-        """Whether that is limited."""
+        """Whether ``entry`` is known and limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
-        self._names = b""  # of the act and its version; written when first needed
+        self._names = b""  # of the act and its version; empty until the first digest
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
-        """Hash what a child starts with, the name of its act and the act's version.
+        """Hash the fields that a child starts with, the name of its act and the act's version.
 
-        Without what is secret: that may be another one next time, and could be found by its hash.
+        Secrets are left out: a secret may be another one at the next run, and its hash could give
+        it away.
 
         Raises:
-            NotData: A field holds what is no data.
+            NotData: A field holds a value that is not data.
         """
         known = self._digests
         if not self._names:
@@ -191,7 +204,9 @@ class Setting:
             value, found = data[field], known.get(field)
             if type(value) is Secret:
                 continue
-            if found is None or found[0] is not value:  # what all children share is hashed once
+            # Siblings share most fields, and share them as one object, so the last value of each
+            # name is enough of a cache.
+            if found is None or found[0] is not value:
                 try:
                     found = known[field] = value, named(field, value)
                 except NotData as error:

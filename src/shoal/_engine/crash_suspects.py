@@ -1,14 +1,14 @@
-"""Suspects: children that were at work when a process died. Imports errors and ids; anyio.
+"""Find the child that kills its process, among those that were at work in crashes.
 
-Who has brought a process down can't be known, only who was at work in it. So each child that is at
-work is counted up, beforehand and in the store, by each execution that follows a crash; and down to
-0 once it has got further. An execution that follows none counts nobody.
+Which child has brought a process down can't be known, only which ones were at work in it. So an
+execution that follows a crash counts each child up, in the store, before the child is at work; and
+down to 0 once the child has got further. An execution that follows no crash counts nothing.
 
 Invariants:
-- One that was counted up so many times in a row is condemned: not given another chance.
-- It has its last chance alone: nothing else that is counted is at work then. So of many that were
-  at work each time the one that does it is condemned, and the others, which just were there, are
-  not.
+- A child whose count reaches the limit is poisoned: it is not started again.
+- A child that would be poisoned by one more crash is at work alone. So among children that were at
+  work in the same crashes, only the one that causes them is poisoned; see
+  test_nobody_else_of_many_is_condemned.
 """
 
 from __future__ import annotations
@@ -21,27 +21,32 @@ from shoal._errors.exceptions import Poisoned, brief
 from shoal._events.identity import RunPath
 
 MAX_CRASHES = 3
-"""Executions in a row that may die while a child is at work."""
+"""Executions in a row that may die while a child is at work.
+
+The crash before the first of them is not counted, since nothing was counted then. Two deaths in a
+row may have causes of their own, a deployment and a full memory; three at the same child hardly do.
+"""
 
 
 @final
-class Suspects:
-    """What one execution needs to know of them."""
+class CrashSuspects:
+    """The suspects of one execution, and which of them are at work."""
 
     __slots__ = ("_alone", "_at_work", "_change", "_most")
 
     def __init__(self, most: int) -> None:
-        """Condemn those that were at work in ``most`` executions which died in a row."""
+        """Refuse children that were at work in ``most`` executions in a row that died."""
         self._most = most
-        self._at_work: set[object] = set()
-        self._alone = False  # whether that is one which has its last chance
-        self._change = Event()  # set when somebody may have their turn
+        self._at_work: set[object] = set()  # `RetryState`s, which belong to one run each
+        self._alone = False  # whether the only one at work has its last chance
+        # Set whenever nothing is at work any more, and replaced then: waiters look again.
+        self._change = Event()
 
     def check(self, path: RunPath, crashes: int) -> None:
-        """Refuse to let a child live that is condemned.
+        """Refuse to start a poisoned child.
 
         Raises:
-            Poisoned: It is.
+            Poisoned: The child was at work in too many crashes.
         """
         if crashes < self._most:
             return
@@ -49,8 +54,8 @@ class Suspects:
             f"key {brief(path.key)} of {path.step!r} (run {path.id}, which executes {path.act!r}) "
             f"was at work in {crashes} executions in a row whose process died, as did that of the "
             f"execution before these ({crashes + 1} crashes in all), so it is not started again; "
-            f"find out what those have died of. Once that is set right: a run that has failed with "
-            f"this tries it again when it is resumed, one that has collected it with "
+            f"find out why they died. Once that is mended: a run that has failed with this error "
+            f"tries the key again when it is resumed, and a run that has collected the error with "
             f"retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
         )
         raise Poisoned(msg, crashes)
@@ -59,20 +64,24 @@ class Suspects:
         return crashes + 1 >= self._most
 
     def is_free(self, crashes: int) -> bool:
-        """Tell whether a child may be at work now."""
+        """Return whether a child with so many crashes may be at work now."""
         return not (self._alone or (self._at_work and self._is_last(crashes)))
 
     async def wait_turn(self, who: object, crashes: int) -> None:
         """Wait until a child may be at work: alone, if one more crash condemns it."""
         while not self.is_free(crashes):
             await self._change.wait()
+        # No await between the test and these lines: else two could have their last chance at once.
         self._alone = self._is_last(crashes)
         self._at_work.add(who)
 
     def leave(self, who: object) -> None:
-        """Hear that a child is not at work any more, or no longer to blame; again is no error."""
+        """Note that a child is not at work any more. Its children may be, and are counted instead.
+
+        Calling it again does nothing.
+        """
         if who not in self._at_work:
-            return
+            return  # `hand_blame_to_children` has called it before
         self._at_work.remove(who)
         if not self._at_work:
             self._alone = False

@@ -1,4 +1,4 @@
-"""What becomes of a child that isn't lived: ``Disposition``, a value. Imports nothing."""
+"""``Disposition``: whether a child is executed, and why not."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from typing import final
 
 @final
 class Disposition(Enum):
-    """Whether a child is lived in this execution, and if not, why not.
+    """Whether this execution runs a child, and if not, why not.
 
-    It is set by sources, admission and what resumes; nothing derives it from a reason or a status.
+    Sources, admission and replay set it. It is never derived from a reason or a status: a child
+    that was cancelled, for example, may have started or not.
     """
 
-    #                what it means                                          kept   saved  final
-    LIVE = "it is lived", False, False, False
+    # Each row: the meaning, which errors quote; then kept, saved, final, as declared below. No
+    # child goes from a final disposition to another one.
+    LIVE = "it is executed", False, False, False
     SKIPPED = "its key has a result already", False, False, False
     DEFERRED = "its circuit is open: it runs when the run is resumed", False, False, False
     NEVER_STARTED = "it was cancelled while it waited to start", False, False, False
     DONE = "it is Done, and only has to be applied", False, True, True
     APPLIED_BEFORE = "an earlier execution has done all there is to do", True, True, True
-    RESTING = "it would only come to a question that is still open", True, True, False
+    RESTING = "it would only ask a question that is still open", True, True, False
 
-    def __init__(self, why: str, is_kept: bool, is_saved: bool, is_final: bool) -> None:  # a row
-        """Say what it means. Each child is asked for these, so they are attributes and no sets."""
+    def __init__(self, why: str, is_kept: bool, is_saved: bool, is_final: bool) -> None:
+        """Read one row. Attributes, and not sets of members: every child is asked for them."""
         self.why: str = why
-        """What it means."""
+        """The meaning, for errors."""
         self.is_kept: bool = is_kept
-        """Whether the ledger has counted it when it came up, so that its end isn't counted."""
+        """Whether the ledger counted the child when its source gave it: not again at its end."""
         self.is_saved: bool = is_saved
-        """Whether its end is saved and published, and not to be again."""
+        """Whether the child's end is saved and published already, and must not be again."""
         self.is_final: bool = is_final
-        """Whether it never gets another outcome."""
+        """Whether the child never gets another outcome."""
 
 
+# Module names, since looking a member up on its class costs more, and every child is compared.
 LIVE = Disposition.LIVE
 SKIPPED = Disposition.SKIPPED
 DEFERRED = Disposition.DEFERRED

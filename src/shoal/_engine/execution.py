@@ -1,10 +1,10 @@
-"""One process's work on a root run: what it keeps, and asks of, a store. Imports services.
+"""The work of one process on a root run: its saves, its questions to stores, and its end.
 
 Invariants:
 - A save is acknowledged within the commit deadline, or the execution ends. After a save that failed
-  or is in doubt nothing is saved any more: what came after it could contradict it.
+  or is in doubt nothing more is saved: a later save could contradict it.
 - A save can't be cancelled.
-- A store that can't say what it has kept ends the execution too: nothing is guessed.
+- A store that can't return what it has saved ends the execution too: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shoal._events.identity import new_run_id
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
-from .crash_suspects import Suspects
+from .crash_suspects import CrashSuspects
 from .services import Services
 
 T = TypeVar("T")
@@ -45,50 +45,58 @@ T = TypeVar("T")
 logger = logging.getLogger("shoal")
 
 MAX_STEPS = 1000
-"""Steps that a run may take, children counting for themselves."""
+"""Steps that a run may take; each child has its own. More are usually an endless loop."""
 MAX_DEPTH = 64
-"""How deep runs may be nested."""
+"""Levels to which runs may be nested. More are usually an endless recursion."""
 GIVING_BACK = 2.0
-"""Seconds for which the end of a run waits until the run was given back to its store."""
+"""Seconds that the end of a run waits for stores to release it.
+
+A caller waits for its result meanwhile. A store that takes longer goes on by itself, or the lease
+runs out.
+"""
 MAX_LIVE = 1000
-"""Children of one execution that are alive at once, besides one of each fan-out."""
+"""Children of one execution that are alive at once, besides one of each fan-out.
+
+Without it, a tree that fans out at every level would hold the product of all widths in memory.
+"""
 
 
 @final
 class LiveBudget:
-    """How many more children may be alive: shared by all fan-outs of an execution.
+    """Counts live children against the maximum that all fan-outs of an execution share.
 
-    Nobody waits for it. Each fan-out always has one child without asking; so a tree that fans out
-    at every level goes deep instead of broad, and can't lock itself up.
+    No fan-out waits for this budget: each may always have one child that isn't counted. So a tree
+    that fans out at every level goes deep instead of broad, and can't deadlock; see
+    test_a_deep_tree_under_a_small_budget.
     """
 
     __slots__ = ("size", "used")
 
     def __init__(self, size: int) -> None:
-        """Allow ``size`` of them."""
+        """Allow ``size`` children at once."""
         self.size: int = size
-        self.used: int = 0
+        self.used: int = 0  # never above `size`, never below 0
 
     @property
     def is_spent(self) -> bool:
-        """Whether there is no permit left."""
+        """Whether no permit is left."""
         return self.used >= self.size
 
     def take(self) -> bool:
-        """Take a permit, if there is one."""
+        """Acquire a permit without waiting; return False if none is left."""
         if self.used >= self.size:
             return False
         self.used += 1
         return True
 
     def give(self) -> None:
-        """Give one back."""
+        """Release a permit."""
         self.used -= 1
 
 
 @final
 class Execution:
-    """From the start or resume of a root run to its end in this process."""
+    """A root run and all its descendants in this process, from start or resume to the end."""
 
     __slots__ = (
         "_claimed",
@@ -127,105 +135,120 @@ class Execution:
         max_live: int = MAX_LIVE,
         deadline: float = math.inf,
     ) -> None:
-        """Begin.
+        """Begin, with nothing saved and no store claimed.
 
         Args:
-            services: The runtime's.
-            hooks: Told of the root run and its descendants.
-            store: Where they are kept.
-            max_steps: Steps that each of them may take.
-            max_depth: How deep runs may be nested.
+            services: The services of the runtime.
+            hooks: Receive the events of the root run and its descendants.
+            store: Keeps them.
+            max_steps: Steps that each run may take.
+            max_depth: Levels to which runs may be nested.
             max_live: Children alive at once, besides one of each fan-out.
-            deadline: The time on the loop's clock at which the caller will cancel it.
+            deadline: The time on the loop's clock at which the caller will cancel the execution.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
         self.store: Store = store
+        # Never shrinks. The ends of orphans are saved in each of them; see `unended`.
         self.stores: list[Store] = []
-        """Where the root run and its descendants are kept, as far as that is known."""
+        """The stores of the root run and its descendants, as far as they are known."""
         self.know_all((store,))
+        # New for each execution, also of the same run: a store refuses saves under an older id.
         self.holder: str = new_run_id()
-        """Its own id, by which it holds the claim on the root run."""
+        """The execution's own id, under which it holds the lease on the root run."""
         self.is_resumed: bool = False
-        """Whether an earlier execution may have left children behind."""
+        """Whether an earlier execution may have left children under way."""
+        # Never reset once it is set. Ends of children are not recorded then: they go on elsewhere.
         self.is_interrupted: bool = False
-        """Whether its process stops, so that another one is to go on with it."""
-        self.suspects: Suspects | None = None
-        """Where the process of the execution before has died, who may have done that."""
+        """Whether this process is stopping, so that another one resumes the run."""
+        # None unless a crash came before, so that most executions save nothing before an action.
+        self.suspects: CrashSuspects | None = None
+        """The children that may have crashed the process of the execution before."""
         self.secrets: Secrets = Secrets()
-        """What is secret in the whole tree of the root run."""
+        """The secrets of the root run and all its descendants."""
         self.answers: dict[str, object] = {}
-        """What was answered to questions of the run and its descendants, by their ids."""
+        """Answers to questions of the run and its descendants, by the ids of the questions."""
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
         self.deadline: float = deadline
+        # Both belong to the scheduler of limits, which alone reads and sets them.
         self.turn_due: float = 0.0
         self.turns_since: float = 0.0
-        """What ``Admission`` remembers of it, so that executions take turns."""
+        """The scheduler's notes on this execution, so that executions take turns."""
+        # Set with `_failure`, and never reset, also when that error is released.
         self.unsaved: bool = False
-        """Whether a save failed, so that nothing can be saved any more."""
+        """Whether a save failed, so that nothing more can be saved."""
         self.saves_wait: bool = False
-        """Whether the last save was waited for, so that one of more costs hardly more."""
+        """Whether the last save had to be awaited: then fan-outs save several ends at once."""
+        # Groups add and remove themselves; `cancel_child` finds the group of a child here.
         self.groups: set[object] = set()
-        """The groups of children that live now, at all depths."""
-        self._failure: ShoalError | None = None  # of a save: nothing more is saved
-        # Why the program can't go on with what is stored. It ends the whole tree, at whichever
-        # depth it was found: as a child's failure an ``on_error`` could tolerate it, and it would
-        # be recorded as a result. See test_a_conflict_inside_of_a_child_refuses_the_run.
+        """The groups of children that are alive now, at all depths."""
+        # The first failure of a save; every further save raises it.
+        self._failure: ShoalError | None = None
+        # Why the program can't resume the saved run. It ends the whole tree, at any depth: as a
+        # child's failure an ``on_error`` could tolerate it, and it would be recorded as a result.
+        # See test_a_conflict_inside_of_a_child_refuses_the_run.
         self._refusal: RunConflict | None = None
         self.forks_at: int | None = None
-        """The number of the root run's last update before the step that it has gone on with."""
+        """The number of the root run's last update before the step at which it was resumed."""
+        # One for each store that was asked, also if the answer is unknown: all are released.
         self._claimed: list[_Claim] = []
 
     def know_all(self, stores: Iterable[Store]) -> None:
-        """Hear that descendants are kept in ``stores``, maybe; again is no error."""
+        """Add stores that may keep descendants. Adding one again does nothing."""
         for store in stores:
+            # By identity, since users' stores may define equality.
             is_known = any(one is store for one in self.stores)
             if not is_known and not isinstance(store, NullStore):
                 self.stores.append(store)
 
     def forget(self) -> None:
-        """Let go of what ended it, which is being raised: its traceback leads back to here."""
+        """Release the errors that end the execution, once one of them is being raised.
+
+        Their tracebacks lead back to this object; see test_what_a_run_raised_leaves_no_cycles.
+        """
         self._failure = self._refusal = None
         self.hooks.failures.clear()
 
     @property
     def failure(self) -> ShoalError | None:
-        """What ends it: of a save, a guarding hook, a changed program; None if nothing does."""
+        """The error that ends the execution: of a save, a guarding hook or a changed program."""
         return first_of(self._failure, self._refusal, *self.hooks.failures)
 
     def refuse(self, error: RunConflict) -> RunConflict:
-        """End it with ``error``, which the caller raises: the program can't go on with the run."""
+        """End the execution, since the program can't resume the run; return ``error`` to raise."""
         self._refusal = first_of(self._refusal, error)
         return error
 
     @property
     def is_doomed(self) -> bool:
-        """Whether a save or a guarding hook failed, or the run is refused, so that it will end."""
+        """Whether the execution will end: a save or guarding hook failed, or the run is refused."""
         return self.failure is not None
 
     def ended_by(self, error: BaseException) -> bool:
-        """Tell whether ``error`` ends the execution, and is no failure of the run it came out of.
+        """Return whether ``error`` ends the whole execution, and not only the run that raised it.
 
-        That is what became of the store or of a guarding hook, or the refusal of a changed program;
-        no ``on_error`` tolerates it.
+        Such errors come from a store, a guarding hook or a changed program. No ``on_error``
+        tolerates them.
         """
+        # By identity: an action may raise errors of the same types, and those fail only its run.
         ends = (self._failure, self._refusal, *self.hooks.failures)
         return any(error is one for one in ends)
 
     async def save(self, batch: Batch, store: Store) -> None:
-        """Have ``store`` keep ``batch``.
+        """Save ``batch`` in ``store``.
 
-        Once a save has failed, each further one fails with what that one has failed with.
+        Once a save has failed, each further one raises the error of the first.
 
         Raises:
-            NotData: Something in it can't be kept, and none of it is. That ends nothing here: it is
-                a failure of the step that made it.
-            UpdateTooLarge: The same, for it is too large.
-            StoreFailed: The store raised; the batch is not kept.
-            CommitInDoubt: It did not acknowledge in time; whether the batch is kept is unknown.
-            LeaseLost: Another execution has the run; the batch is not kept.
+            NotData: Some value can't be saved, so nothing is. The execution goes on: the step that
+                made the value fails.
+            UpdateTooLarge: A value is too large; otherwise as ``NotData``.
+            StoreFailed: The store raised; the batch is not saved.
+            CommitInDoubt: The store did not acknowledge in time; whether the batch is saved is
+                unknown.
+            LeaseLost: Another execution has the run; the batch is not saved.
         """
         if self._failure is not None:
             raise self._failure
@@ -233,8 +256,10 @@ class Execution:
         try:
             pending = store.save(batch)
             self.saves_wait = pending is not None
-            if pending is None:
+            if pending is None:  # saved already, in memory or by a thread that writes behind
                 return
+            # Shielded, since a cancelled save might be kept or not. The deadline is all that ends
+            # the wait; see test_cancelled_during_each_save.
             with move_on_after(self.services.commit_deadline, shield=True):
                 await self._acknowledged(pending, batch)
                 return
@@ -245,8 +270,9 @@ class Execution:
             )
             raise self._first(error) from error.__cause__
         except Exception as error:
+            # Refused before anything was written: the store works, and the value is at fault.
             if pending is None and isinstance(error, NotData | UpdateTooLarge):
-                raise  # refused at once: nothing is wrong with the store
+                raise
             why = f"{brief(error)}; the run stops at its last saved state"
             msg = f"the store could not keep a save of run {batch.path.id}: {why}"
             raise self._first(StoreFailed(msg)) from error
@@ -254,30 +280,33 @@ class Execution:
         raise self._first(_in_doubt(batch, why))
 
     async def claim(self, store: Store, run_id: str) -> bool:
-        """Have the root run in ``store``; again is no error. Can't be cancelled.
+        """Acquire the lease on the root run in ``store``. Acquiring it again does nothing.
 
-        Whoever needs the store while it is asked waits for the answer, too: what it saved without
-        the claim would be refused, as if another execution had the run (see
+        It can't be cancelled. Other tasks that need the store wait for the same answer: without
+        the lease their saves would be refused, as if another execution had the run (see
         test_a_claim_that_is_never_answered_is_everybodys).
 
-        Returns whether the execution that had it before has died.
+        Returns whether the execution that held the lease before has died.
 
         Raises:
-            RunClaimed: Another execution has it.
+            RunClaimed: Another execution holds the lease.
             StoreFailed: The store raised, or did not answer in time.
         """
         claim = next((claim for claim in self._claimed if claim.store is store), None)
+        # A loop: the task that asked may be interrupted, and another waiter may then ask first.
         while claim is not None and claim.answered is not None:
             with CancelScope(shield=True):
                 await claim.answered.wait()
         if claim is None:
             claim = _Claim(store, run_id)
-            self._claimed.append(claim)  # also where that is not known for certain
+            # Before the store is asked: it may have granted the lease though its answer was lost,
+            # and then `release` must give it back.
+            self._claimed.append(claim)
         elif claim.is_had:
             return False
         elif self._failure is not None:
             raise self._failure
-        # else whoever has asked was cancelled natively, which no shield holds off
+        # Else the task that asked was cancelled natively, which no shield holds off: ask again.
         claim.answered = Event()
         has_died: bool | None = False
         try:
@@ -285,16 +314,17 @@ class Execution:
                 has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
                 claim.is_had = True
         finally:
+            # None first: a waiter that wakes up must not find the event that was set.
             answered, claim.answered = claim.answered, None
             answered.set()
         return bool(has_died)
 
     async def release(self) -> None:
-        """Give back what was claimed; a store that can't will find out by itself.
+        """Release all leases. A store that can't release its lease lets it run out.
 
-        All stores together are waited for ``GIVING_BACK`` seconds at most: the run has ended, and
-        its caller may have a deadline. Each store is told, also if a native cancellation, which no
-        shield holds off, interrupts the wait for another one.
+        The wait for all stores together takes at most ``GIVING_BACK`` seconds: the run has ended,
+        and its caller may have a deadline. Each store is asked, also if a native cancellation
+        interrupts the wait for another one, since no shield holds those off.
 
         Raises:
             BaseException: Such an interruption, and nothing else.
@@ -304,6 +334,7 @@ class Execution:
     async def _release_by(self, until: float) -> None:
         try:
             while self._claimed:
+                # Removed before the wait: after an interruption the rest goes on with the others.
                 claim = self._claimed.pop()
                 store, run_id = claim.store, claim.run_id
                 scope = CancelScope(deadline=until, shield=True)
@@ -321,37 +352,43 @@ class Execution:
                         run_id,
                     )
         finally:
+            # Only after an interruption. See
+            # test_each_store_is_given_its_run_back_though_a_release_is_interrupted.
             if self._claimed:
                 await self._release_by(until)
 
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
     ) -> T:
-        """Await what a store is asked about what it has kept. May be cancelled, natively too.
+        """Return the answer of a store to a question. It may be cancelled, natively too.
 
         Args:
             pending: The store's answer.
-            what: Says what was asked, for the error: "it could not be asked for ...".
-            passes: What it may raise that ends nothing here.
+            what: Names the question in the error: "it could not be asked for ...".
+            passes: Types of errors that don't end the execution.
 
         Raises:
-            NotDecodable: What it has kept can't be read; the message says what to do.
+            NotDecodable: Saved data can't be read; the message says what to do.
             StoreFailed: The store raised, or did not answer in time.
         """
         deadline = self.services.commit_deadline
         scope = CancelScope(deadline=current_time() + deadline)
+        # A store's driver may raise a cancellation of its own, which is a failure of the store. A
+        # native cancel of this task is not. Only the count of native cancels tells them apart; one
+        # that is pending already and not yet raised counts as coming in the wait. See
+        # test_a_native_timeout_while_a_store_is_asked.
         native_cancels = self.services.native_cancels()
         before = native_cancels() - is_natively_cancelled()
         try:
             with scope:
                 return await pending
-            raise TimeoutError
+            raise TimeoutError  # the scope has swallowed the cancellation by its deadline
         except BaseException as error:
             failure = as_failure(error)
             if failure is None or isinstance(failure, passes):
                 raise
             if not isinstance(error, Exception) and native_cancels() > before:
-                raise  # of the caller's task, or of an action's: nothing of the store's
+                raise  # it was meant for this task, and the store is not at fault
             if isinstance(failure, NotDecodable):
                 note(failure, f"shoal: the store was asked for {what}")
             if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
@@ -368,11 +405,12 @@ class Execution:
             failure = as_failure(error)
             if not isinstance(failure, SpuriousCancel):
                 raise
-            # user code cancelled the task it ran in, which is ours
+            # User code in a store or hook cancelled the task it ran in, which is this one. The
+            # save may be on its way, so it is in doubt.
             raise _in_doubt(batch, "was interrupted meanwhile") from failure
 
     def _first(self, failure: ShoalError) -> ShoalError:
-        """Keep the first failure: it ends the execution, however many saves were under way."""
+        """Return the first failure, which may be ``failure``: that one ends the execution."""
         if self._failure is None:
             self._failure, self.unsaved = failure, True
         return self._failure
@@ -380,7 +418,7 @@ class Execution:
 
 @final
 class _Claim:
-    """A root run in a store, which was asked for it."""
+    """The lease on the root run in one store."""
 
     __slots__ = ("answered", "is_had", "run_id", "store")
 
@@ -388,8 +426,8 @@ class _Claim:
         self.store = store
         self.run_id = run_id
         self.answered: Event | None = None
-        """Set when the store has answered; None while nobody asks."""
-        self.is_had = False
+        """Set when the store has answered; None unless a task is asking now."""
+        self.is_had = False  # set once the store has granted it, and never reset
 
 
 def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:

@@ -1,4 +1,8 @@
-"""What a store has kept, read in parts where the store can do that. Imports executions."""
+"""Read saved data from a store, in parts if the store can read in parts.
+
+A history or a set of children may be larger than memory should hold at once. Stores that don't
+have ``ReadsInParts`` return all of it, and the functions here give the same result either way.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,23 @@ from .execution import Execution
 async def read_history(
     execution: Execution, store: Store, path: RunPath, take: Callable[[Sequence[Entry]], object]
 ) -> None:
-    """Hand the history of a run to ``take``, part by part.
+    """Pass the history of a run to ``take``, part by part.
 
     Args:
-        execution: Who asks.
-        store: Who is asked.
+        execution: Asks the store; a store that fails ends it.
+        store: Keeps the history.
         path: The run.
-        take: Gets the entries in order.
+        take: Receives the entries in order.
 
     Raises:
-        StoreFailed: The store did not say.
+        StoreFailed: The store raised, or did not answer in time.
     """
     what = f"the history of run {path.id}"
     if not isinstance(store, ReadsInParts):
         take(await execution.ask(store.read(path), what))
         return
-    number: int | None = 0
+    # Each part has its own deadline, so a long history may take longer than one answer may.
+    number: int | None = 0  # of the first update to read; None after the last part
     while number is not None:
         part, number = await execution.ask(store.read_part(path, number), what)
         take(part)
@@ -45,25 +50,25 @@ async def read_done(
     *,
     take: Callable[[Sequence[DoneChild]], object],
 ) -> None:
-    """Hand children of a step that are done to ``take``, part by part.
+    """Pass the children of a step that are done to ``take``, part by part.
 
     Args:
-        execution: Who asks.
-        store: Who is asked.
-        path: Their parent.
+        execution: Asks the store; a store that fails ends it.
+        store: Keeps the records of the children.
+        path: The parent of the children.
         step: The step's name.
-        visit: Which visit of it; None: all.
-        take: Gets them.
+        visit: A visit of the step; None: all of them.
+        take: Receives the children.
 
     Raises:
-        StoreFailed: The store did not say.
+        StoreFailed: The store raised, or did not answer in time.
     """
     what = f"the children of step {step!r} of run {path.id}"
     if not isinstance(store, ReadsInParts):
         children = await execution.ask(store.children(path, step, visit), what)
         take([_as_done(one) for one in children if is_done(one)])
         return
-    after: int | None = 0
+    after: int | None = 0  # the update that applied the last child read; None at the end
     while after is not None:
         part, after = await execution.ask(store.done_part(path, step, visit, after), what)
         take(part)
@@ -72,13 +77,14 @@ async def read_done(
 async def read_children(
     execution: Execution, store: Store, path: RunPath
 ) -> tuple[Mapping[tuple[str, int], int], Sequence[ChildRecord]]:
-    """Return how many children of a run are done, by step and visit, and what is said of others.
+    """Return how many children of a run are done, by step and visit, and the records of the others.
 
     Raises:
-        StoreFailed: The store did not say.
+        StoreFailed: The store raised, or did not answer in time.
     """
     what = f"the children of run {path.id}"
     if isinstance(store, ReadsInParts):
+        # Two questions see two moments, which is safe: this execution holds the lease.
         done = await execution.ask(store.done(path), what)
         return done, await execution.ask(store.not_done(path), what)
     children = await execution.ask(store.children(path), what)
@@ -87,7 +93,7 @@ async def read_children(
 
 
 def is_done(record: ChildRecord) -> bool:
-    """Tell whether a child is done, as ``ReadsInParts`` says it."""
+    """Return whether a child is done, by the same definition as ``ReadsInParts.done``."""
     return record.status == "succeeded" and record.applied is not None and record.used
 
 

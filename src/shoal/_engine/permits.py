@@ -1,11 +1,9 @@
-"""Permits of a run: taken with each attempt, given back while it waits for another one.
-
-Imports runs, and what is told of them; anyio.
+"""Acquire a run's permits for each attempt, and release them while it waits for the next one.
 
 Invariants:
-- Between two attempts nothing is held, not even a place in flight.
-- What has stepped aside for the next attempt and is cancelled meanwhile holds its stake again: it
-  is about to end, and ends in flight.
+- Between two attempts a run holds no permit, not even the slot in flight of its child.
+- A run that has suspended its slot until the next attempt and is cancelled meanwhile holds the slot
+  again: it is about to end, and a child ends in flight.
 """
 
 from __future__ import annotations
@@ -17,20 +15,25 @@ from anyio import sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._graph.action import FunctionAction
-from shoal._limits.permits import Seat, Stake
+from shoal._limits.permits import AttemptPermit, InFlightSlot
 
 from .publish import publish_waiting
 from .run import Run
 
 
-def take_permit(run: Run, action: FunctionAction[..., Any]) -> Seat | None:
-    """Take the permit for an attempt of ``action``, which may have to wait; None: it needs none."""
-    permits, setting = run.permits, run.setting
+def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | None:
+    """Return the permit for an attempt of ``action``; None if it needs none.
+
+    The permit may not be granted yet: the caller awaits ``wait``.
+    """
+    permits, config = run.permits, run.config
     if permits is not None and permits.seat is not None:
+        # Admission acquired it for the child's first attempt. It is handed over once: the attempt
+        # that has it releases it.
         seat, permits.seat = permits.seat, None
         return seat
-    return setting.services.admission.seat(
-        setting.scopes,
+    return config.services.admission.seat(
+        config.scopes,
         run.head[1],
         run.slot_owner.held_permits(),
         owner=action.definition,
@@ -40,46 +43,50 @@ def take_permit(run: Run, action: FunctionAction[..., Any]) -> Seat | None:
 
 
 async def wait_without_slot(run: Run, seconds: float) -> None:
-    """Wait before another attempt, holding nothing: not even its place in flight.
+    """Wait before another attempt and hold nothing meanwhile, not even the slot in flight.
 
-    An action's next attempt takes that again, together with what else it needs.
+    The next attempt acquires that slot again, together with its permit.
     """
     stake = _step_aside(run)
     if stake is not None:
+        # Ahead of children that have not started: what is under way is finished first.
         stake.returns = True
     try:
         await sleep(seconds)
-        await checkpoint_if_cancelled()  # in the tick in which its time had come
+        # The pause and an outer cancellation can end in the same tick; the cancellation wins.
+        await checkpoint_if_cancelled()
     except BaseException:
         if stake is not None:
             stake.resume()
         raise
 
 
-def _step_aside(run: Run) -> Stake | None:
+def _step_aside(run: Run) -> InFlightSlot | None:
     stake = run.slot_owner.held_permits().make_stake()
     if stake is not None:
         stake.step_aside()
-        # The rate of a fan-out counts starts of children. An action that is tried again by its
-        # own ``retry`` is none unless it is the child's first step; see
+        # The rate of a fan-out counts starts of children. A retry by the action's own ``retry`` is
+        # a start only in the child's first step; see
         # test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out.
         stake.is_due = run.is_starting
     return stake
 
 
-def pause_keys(run: Run, seconds: float, seat: Seat | None) -> bool:
-    """Let nothing more start for a while with the keys of an attempt, before it ends.
+def pause_keys(run: Run, seconds: float, seat: AttemptPermit | None) -> bool:
+    """Pause the keys of an attempt for ``seconds``, so that nothing else starts with them.
 
-    Returns whether its limits have keys that keep the next attempt waiting.
+    It is called before the attempt ends. Returns whether its limits have keys at all, which then
+    keep the next attempt waiting.
     """
-    return run.setting.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
+    return run.config.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
 
 
 async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
-    """Hold nothing until an action that asked for it may be tried again.
+    """Release everything until an action that raised ``RetryLater`` may be attempted again.
 
-    If its keys are paused, the next attempt waits for them as others do, and behind them: else
-    one child that is refused again and again would keep all others with its key from starting.
+    If its keys are paused, it doesn't sleep here: the next attempt waits for the keys, behind other
+    children with the same key. In front of them, one child that is refused again and again would
+    keep all others from starting.
     """
     if is_paused:
         _step_aside(run)
@@ -88,24 +95,30 @@ async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
 
 
 async def retake_slot(run: Run) -> None:
-    """Take its place in flight again after a wait, unless the next attempt of an action does."""
+    """Acquire the slot in flight again before a child is retried.
+
+    If the child continues with an action that needs a permit, the slot is acquired with the permit
+    and not here: a child that held a slot and waited for a permit could block others.
+    """
     stake = None if run.permits is None else run.permits.stake
     if stake is None or stake.is_held:
         return
-    stake.is_due = True  # the child is tried again, at whichever step it stands
+    stake.is_due = True  # a retry of the child is a start, whichever step it continues at
+    # An action with a cache may need no permit, and then nothing else would acquire the slot; see
+    # test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_seat.
     if run.pending is None and any(
         act.name == run.step
         and isinstance(act, FunctionAction)
         and act.cache is None
-        and bool(act.limits or run.setting.scopes)
-        for act in run.setting.graph.acts
+        and bool(act.limits or run.config.scopes)
+        for act in run.config.graph.acts
     ):
         return
     await _retake_place(run)
 
 
 async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
-    """Await ``turn``, which others must give, without a place in flight: they may wait for it.
+    """Await ``turn`` without a slot in flight: the children that give the turn may need the slot.
 
     See test_a_suspect_that_waits_for_its_turn_holds_no_place.
     """
@@ -120,15 +133,16 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
         await turn
         await _retake_place(owner)
     except BaseException:
-        stake.resume()  # it is about to end, and ends in flight
+        stake.resume()  # the child is about to end, and ends in flight
         raise
 
 
 async def _retake_place(run: Run) -> None:
-    seat = run.setting.services.admission.place(run.held_permits())
+    seat = run.config.services.admission.place(run.held_permits())
     try:
         await publish_waiting(run, seat)
         await seat.wait()
     except BaseException:
-        seat.cancel()  # hooks were told when it was granted, or it waits still
+        # It may have been granted while hooks ran, or still be in a queue. Both are undone.
+        seat.cancel()
         raise

@@ -1,6 +1,6 @@
-"""How far a run has come, as far as most runs never need to say it: records made on first use.
+"""Records of a run that most runs never need: retries, questions, resume, counts of steps.
 
-Imports acts, events and history.
+A fan-out makes one run per element, so a run has these records only from their first use on.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._graph.action import Act
 from shoal._state.state import Change
-from shoal.stores._history import Playback, QuestionAsked, Rewound
+from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
 
 
 @final
 class RetryState:
-    """What a run keeps that may be tried again, or whose result or crashes are counted."""
+    """The attempts of a run, its crashes, and the state of its cached result."""
 
     __slots__ = (
         "abandoned",
@@ -37,68 +37,80 @@ class RetryState:
     )
 
     def __init__(self) -> None:
-        """Have nothing to keep yet."""
+        """Start with the first attempt, and no crash."""
+        # Set back to `before + 1` when a step is completed; counted from 1.
         self.attempt: int = 1
-        """Which attempt of the current step this is."""
+        """The number of the current attempt of the current step."""
+        # Only grows: an outcome has it as `attempts`.
         self.further: int = 0
-        """Attempts beside the first, of all steps."""
+        """Attempts of all steps, without the first one."""
         self.before: int = 0
-        """Of these, how many were made in earlier rounds of a race, of whichever step."""
+        """Attempts among ``further`` that were made in earlier rounds of a race, at any step."""
+        # Set when a resumable walk raises; None while no act was reached.
         self.at: Act | None = None
-        """The act that failed, or was to come next; None: it has not come to any."""
+        """The act at which the next attempt of the run begins; None: at its first act."""
+        # Only with `at`, and reset as soon as an edge was chosen.
         self.is_undecided: bool = False
-        """Whether that act is completed, and only its edges could not be judged."""
+        """Whether ``at`` is completed, and the conditions on its edges could not be evaluated."""
         self.lacks_value: bool = False
-        """Whether all of its steps are completed, and only its value could not be taken."""
+        """Whether all steps are completed, and the value of the run could not be taken or saved."""
+        # Each entry is removed by the attempt that takes it.
         self.retained: dict[str, Any] = {}
-        """What steps that failed are to go on with, by their names."""
-        self.abandoned: bool = False
+        """The fan-outs of failed steps, for the next attempt to continue, by names of steps."""
+        self.abandoned: bool = False  # never reset: the thread may still run
         """Whether a thread was left behind."""
         self.crashes: int = 0
-        """Executions that have died while it was at work at its step, this one included..."""
+        """Executions in a row that died while the run was at work, with this one if a suspect."""
+        # Set before the save that says so, and reset with `crashes`.
         self.is_suspect: bool = False
-        """...if this is set: then the store knows that it is at work."""
+        """Whether ``crashes`` includes the current execution, in which the run is at work."""
+        # The store of the history may not have the run's end, which would reset the count there.
         self.noted: int = 0
-        """How many of them the store has that keeps its history, which may not have its end."""
+        """The value of ``crashes`` in the store that keeps the run's history."""
+        # Both belong to the current step. The key is set before each execution of an action with
+        # `cache=`, and `is_cached` is reset once the end of the step is published.
         self.result_key: str = ""
-        """Under which key the result of its current step is stored, with ``cache=``..."""
+        """The key under which the result of the current step is stored, with ``cache=``."""
         self.is_cached: bool = False
-        """...and whether it was, so that the step is not executed."""
+        """Whether the result of the current step was found, so that the action isn't executed."""
 
     def clear_crashes(self, crashes: int = 0) -> None:
-        """Count ``crashes`` from now on: the run has got further, so none is held against it."""
+        """Set the count to ``crashes``: the run has got further, so earlier crashes don't count."""
         self.crashes, self.is_suspect = crashes, False
 
 
 @final
 class PendingQuestions:
-    """What a run waits for, in the step under way and in its current attempt."""
+    """The questions that a run waits for, in its current step."""
 
     __slots__ = ("asked", "below", "is_halting", "posed")
 
     def __init__(self, asked: dict[str, QuestionAsked] | None = None) -> None:
-        """Have ``asked`` so much before."""
+        """Start with the questions that the history has for the current step."""
+        # Only questions that are saved, from this execution and earlier ones.
         self.asked: dict[str, QuestionAsked] = {} if asked is None else asked
-        """Its own questions in the step under way, by name."""
+        """The run's own questions in the current step, by name, answered or not."""
         self.posed: dict[str, object] = {}
-        """What this attempt has asked so far."""
+        """The questions that the current attempt has asked, by name."""
+        # By step, since an action may have several fan-outs of its own that halt.
         self.below: dict[str, tuple[Question, ...]] = {}
-        """What its children wait for, by the step that they belong to."""
+        """The questions of children, by the step that the children belong to."""
+        # Once set it stays for the attempt, whatever the action raises or returns then.
         self.is_halting: bool = False
-        """Whether this attempt comes to nothing, since something has yet to be answered."""
+        """Whether the current attempt is halted, since a question has no answer yet."""
 
     def still_open(self, answers: Mapping[str, object]) -> list[QuestionAsked]:
-        """Return its own questions that ``answers`` has nothing for, by their ids."""
+        """Return the run's own questions that have no answer in ``answers``."""
         return [asked for asked in self.asked.values() if asked.id not in answers]
 
     def in_order(self, path: RunPath, answers: Mapping[str, object]) -> tuple[Question, ...]:
-        """Return what is open: the own questions of the run at ``path``, then its children's."""
+        """Return the open questions: first those of the run at ``path``, then its children's."""
         own = own_questions(path, self.still_open(answers))
         below = [one for step in sorted(self.below) for one in self.below[step]]
         return (*own, *below)
 
     def begin_attempt(self) -> None:
-        """Drop what the attempt before has come to."""
+        """Forget what the attempt before has asked; questions that are saved stay."""
         self.posed.clear()
         self.below.clear()
         self.is_halting = False
@@ -106,41 +118,48 @@ class PendingQuestions:
 
 @final
 class ResumeState:
-    """What earlier executions have left of a run, for this one to go on from."""
+    """The work of earlier executions on a run, from which this one resumes."""
 
     __slots__ = ("has_halted_here", "is_afresh", "is_undone", "record", "replayed", "rewind")
 
     def __init__(self) -> None:
-        """Have nothing to go on from."""
+        """Start without any earlier work."""
+        # None in a root run, and in a child of which the store has nothing or nothing valid.
         self.record: ChildRecord | None = None
-        """What the store has of a child."""
+        """The store's record of a child."""
+        # Reset by the save that makes the history void; until then the history must not be read.
         self.is_afresh: bool = False
-        """Whether what the store has of it is to count no more."""
-        self.replayed: Playback | None = None
-        """Its history, as long as it is at the step that was under way there."""
+        """Whether the run's saved history must be made void, since its input has changed."""
+        # None again after the first step: it describes only the step that was under way.
+        self.replayed: ReplayedHistory | None = None
+        """The run's history, while the run is at the step that was under way in it."""
         self.is_undone: Callable[[int], bool] | None = None
-        """Tells which of its updates count no more, since it has gone back; None: all count."""
+        """Returns whether an update was undone by going back; None: none was."""
+        # Carried out by the first walk, once, before any step.
         self.rewind: tuple[Rewound, Change] | None = None
-        """Where to go back to first, and the change that brings the state back as it was."""
+        """The place to go back to, and the change that restores the state as it was there."""
+        # Else the run would halt at the same breakpoint again and never pass it.
         self.has_halted_here: bool = False
-        """Whether a root run was halted where it goes on."""
+        """Whether a root run was halted at the place where it resumes."""
 
 
 @final
 class StepCounts:
-    """Which steps a run has completed, and how the children of its fan-outs ended."""
+    """How often a run has completed each step, and how the children of its fan-outs ended."""
 
     __slots__ = ("ledgers", "visits")
 
     def __init__(self) -> None:
-        """Have completed none."""
+        """Start with no step completed."""
+        # A step that is under way isn't counted, so the count is the number of its visit.
         self.visits: dict[str, int] = {}
-        """How often each step was completed."""
+        """How often each step was completed, by name."""
+        # `Any`, since ledgers belong to `fanout`, which is above; here they are only passed on.
         self.ledgers: dict[str, list[Any]] = {}
-        """A ledger for each visit of a fan-out, by the step's name."""
+        """One ledger for each visit of a fan-out, by the step's name."""
 
     def all_ledgers(self) -> Iterator[Any]:
-        """Go through the ledgers of all steps."""
+        """Yield the ledgers of all steps and visits."""
         for of_step in self.ledgers.values():
             yield from of_step
 
@@ -149,19 +168,17 @@ class StepCounts:
 
 
 def plain(questions: Iterable[Question]) -> list[object]:
-    """Write questions as plain data that any store keeps; see ``recorded_questions``."""
-    return [
-        [_links(one.path), one.step, one.name, one.question, one.id]  # from below the root down
-        for one in questions
-    ]
+    """Return questions as plain data that any store keeps; ``recorded_questions`` reads it."""
+    # A stored format: `recorded_questions` must read what any release has written.
+    return [[_links(one.path), one.step, one.name, one.question, one.id] for one in questions]
 
 
 def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
-    """Read what a child waits for from its record.
+    """Return the questions in a child's record.
 
     Args:
-        value: As ``plain`` has written it.
-        path: The child's, or that of any other run of the same root.
+        value: The data that ``plain`` made.
+        path: The path of any run below the same root run, the child's for example.
     """
     found: list[Question] = []
     for links, step, name, question, id_ in cast("Sequence[Any]", value or ()):
@@ -173,6 +190,7 @@ def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
 
 
 def _links(path: RunPath) -> list[list[object]]:
+    # From below the root down, without the root's id: a fork has another one.
     links: list[list[object]] = []
     while path.parent is not None:
         links.append([path.step, path.visit, path.act, path.key])
@@ -187,5 +205,5 @@ def _question(path: RunPath, asked: QuestionAsked) -> Question:
 
 
 def own_questions(path: RunPath, asked: Iterable[QuestionAsked]) -> list[Question]:
-    """Return what a run has asked by itself."""
+    """Return the run's own questions, as hooks and callers receive them."""
     return [_question(path, one) for one in asked]

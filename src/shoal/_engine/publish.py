@@ -1,11 +1,11 @@
-"""Publishing: what hooks are told of a run, in which order. Imports runs and hooks.
+"""Publish the events of a run to hooks, in order.
 
 Invariants:
-- Starts and ends are told in pairs: what has begun is told to have ended, once.
-- Nothing that is secret is told: an error is masked first, and what else has some is refused.
-- All events of one commit are told, also where a guarding hook raises at one of them.
-- An update is told after the end of the child that it applies, and before that the child has ended
-  for its parent.
+- Starts and ends are published in pairs: every start has one end.
+- No secret is published. Secrets in errors are masked; any other value with a secret is refused.
+- All events of one commit are published, also if a guarding hook raises at one of them.
+- The order at a child that is applied: ``RunEnded`` of the child, ``StateUpdated`` of its parent,
+  ``ChildEnded``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from shoal._events.events import (
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 
 from .progress import recorded_questions
 from .run import Run
@@ -45,50 +45,52 @@ logger = logging.getLogger("shoal")
 
 
 def refuse_secrets(run: Run, value: object, what: str) -> None:
-    """Refuse ``value``, which is about to be kept or told, if it holds what is secret.
+    """Refuse ``value``, which is about to be saved or published, if it holds a secret.
 
     Raises:
-        SecretLeaked: It does; ``what`` names it.
+        SecretLeaked: It does; ``what`` names the value.
     """
-    if run.setting.secrets.names:
-        run.setting.secrets.refuse(value, what)
+    if run.config.secrets.names:
+        run.config.secrets.refuse(value, what)
 
 
 def is_item_heard(run: Run) -> bool:
-    """Tell whether anybody listens to partial items of ``run``."""
-    return run.setting.on_item is not None or bool(run.setting.hooks.item)
+    """Return whether anything receives the partial items of ``run``."""
+    return run.config.on_item is not None or bool(run.config.hooks.item)
 
 
 def publish_item(
     run: Run, item: object, step: str, attempt: int, index: int
 ) -> Awaitable[None] | None:
-    """Publish a partial item; return what is to be awaited before the next one, if anything is.
+    """Publish a partial item; return an awaitable if a hook has to be awaited.
 
     Args:
-        run: Its action gives the item.
+        run: The run whose action gives the item.
         item: The item.
         step: The name of the action.
-        attempt: Which attempt of the step it is.
-        index: Its place among the items of the attempt.
+        attempt: The number of the attempt at the step.
+        index: The number of the item in the attempt, from 0.
 
     Raises:
-        SecretLeaked: The item holds what is secret.
+        SecretLeaked: The item holds a secret.
     """
-    setting = run.setting
+    config = run.config
     refuse_secrets(run, item, f"a partial item of action {step!r}")
-    if setting.on_item is not None:
-        setting.on_item(run, item)
-    hooks = setting.hooks
+    # A race decides by items, so its parent gets them first; see
+    # test_whoever_starts_a_child_hears_its_items_first.
+    if config.on_item is not None:
+        config.on_item(run, item)
+    hooks = config.hooks
     if not hooks.item:
         return None
     event = Item(path=run.path, step=step, item=item, attempt=attempt, index=index)
     told = hooks.tell_at_once(hooks.item, event)
-    return None if told is None else out_of_reach(setting.services, told)
+    return None if told is None else out_of_reach(config.services, told)
 
 
 async def publish_child_started(run: Run, child: Run) -> None:
     """Publish that a fan-out of ``run`` started ``child``."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     assert run.step is not None
     event = ChildStarted(
         path=run.path,
@@ -101,8 +103,8 @@ async def publish_child_started(run: Run, child: Run) -> None:
 
 
 async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
-    """Publish that ``child`` of ``step`` of ``run`` runs anew: what was kept of it is void."""
-    hooks = run.setting.hooks
+    """Publish that ``child`` of ``step`` runs anew, and its saved history is void."""
+    hooks = run.config.hooks
     if hooks.child_rerun:
         event = ChildRerun(
             path=run.path,
@@ -114,24 +116,24 @@ async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
         await hooks.tell(hooks.child_rerun, event)
 
 
-async def publish_waiting(run: Run, seat: Seat) -> None:
+async def publish_waiting(run: Run, seat: AttemptPermit) -> None:
     """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     if not hooks.waiting or seat.granted:
         return
     limit, key = seat.awaited
     event = Waiting(
-        path=run.path, step=run.step or "", limit=limit, key=key, since=run.setting.services.clock()
+        path=run.path, step=run.step or "", limit=limit, key=key, since=run.config.services.clock()
     )
     await hooks.tell(hooks.waiting, event)
 
 
 async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:
     """Publish how an attempt of the current step ended, and when the next begins."""
-    hooks = run.setting.hooks
+    hooks = run.config.hooks
     if hooks.attempt_ended:
         if error is not None:
-            run.setting.secrets.hide(error)
+            run.config.secrets.hide(error)  # before any hook sees it
         event = AttemptEnded(
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
@@ -141,11 +143,12 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
 async def publish_grace_exceeded(
     run: Run, place: str, seconds: float, *, abandoned: bool = False
 ) -> None:
-    """Warn that its action still runs so long after it was cancelled; tell hooks where."""
-    path, step, hooks = run.path, run.step or "", run.setting.hooks
+    """Log and publish that the run's action still runs ``seconds`` after it was cancelled."""
+    path, step, hooks = run.path, run.step or "", run.config.hooks
     if abandoned:
-        run.retry_state().abandoned = True
+        run.retry_state().abandoned = True  # before hooks run: they may read the outcome
     key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
+    # With `abandon=True` a thread is left after 0 s, as its action asks for: that is no warning.
     logger.log(
         logging.WARNING if seconds else logging.INFO,
         "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
@@ -156,7 +159,9 @@ async def publish_grace_exceeded(
         event = GraceExceeded(
             path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
         )
-        with suppress(HookFailed):  # which ends the execution all the same
+        # The failure is noted in `hooks.failures`, which ends the execution. Raised here, it would
+        # replace the cancellation under way.
+        with suppress(HookFailed):
             await hooks.tell(hooks.grace_exceeded, event)
 
 
@@ -174,7 +179,7 @@ async def _publish_child_ended(run: Run, telling: _Telling, child: Run) -> None:
 
 
 def _halted(child: Run) -> Halted:
-    """Say as a value how a child rests."""
+    """Return the event's value for a child that is halted."""
     return Halted(
         path=child.path,
         position=child.position,
@@ -187,21 +192,23 @@ def _halted(child: Run) -> Halted:
 
 
 async def publish_step_ended(run: Run, status: Status) -> None:
+    """Publish that the current step of ``run`` has ended; after that the run has none."""
+    # Cleared first, and also if nothing listens: a hook that raises must not have it ended twice.
     step, run.step = run.step, None
-    listeners = run.setting.hooks.step_ended
+    listeners = run.config.hooks.step_ended
     if listeners and step is not None:
         event = StepEnded(
             path=run.path, step=step, status=status, error=run.error, cached=run.is_cached
         )
-        await run.setting.hooks.tell(listeners, event)
+        await run.config.hooks.tell(listeners, event)
 
 
 async def publish_run_ended(run: Run) -> None:
-    """Publish the run's last update, and the end of its last step, and its own end."""
+    """Publish the run's last update, the end of its last step, and its own end."""
     if not run.began:
-        return
-    assert run.status is not None, "only what has ended is told to have"
-    telling = _Telling(run.setting.hooks)
+        return  # its start was not published, so neither is its end
+    assert run.status is not None, "only the end of a run that has ended is published"
+    telling = _Telling(run.config.hooks)
     hooks, path, status, error = telling.hooks, run.path, run.status, run.error
     update = run.last_update
     if update is not None and hooks.state_updated:
@@ -217,7 +224,8 @@ async def publish_run_ended(run: Run) -> None:
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
         await telling.tell(hooks.run_ended, ended)
     if status == "halted":
-        run.began = False  # what becomes of it now, without being lived, is told by its parent
+        # If it is cancelled while it waits for answers, its parent publishes that and nothing here.
+        run.began = False
     telling.close()
 
 
@@ -228,20 +236,20 @@ async def publish_commit(
     unapplied: Sequence[Run],
     rerun: Sequence[Run] = (),
 ) -> None:
-    """Publish what was saved in one batch.
+    """Publish the events of one commit.
 
     Args:
-        run: Whose state it has changed.
-        updates: What has changed the state.
-        applied: The children that they apply, one by one.
+        run: The run that was committed to.
+        updates: The updates of its state.
+        applied: The children that the updates apply, one child for each update.
         unapplied: Other children that have ended.
-        rerun: Of these, those that were to run anew and have not begun: what was kept of them
-            counts no more all the same, see
+        rerun: Children among ``unapplied`` whose saved history became void though they never
+            started; see
             test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
     """
-    telling = _Telling(run.setting.hooks)
+    telling = _Telling(run.config.hooks)
     for child in rerun:
-        await telling.listen(publish_child_rerun(run, child, child.setting.step))
+        await telling.listen(publish_child_rerun(run, child, child.config.step))
     for update, child in zip_longest(updates, applied):
         if child is not None:
             await telling.listen(publish_run_ended(child))
@@ -249,7 +257,7 @@ async def publish_commit(
             outcome = None if child is None or child.disposition.is_kept else child.outcome
             event = StateUpdated(path=run.path, update=update, outcome=outcome)
             await telling.tell(telling.hooks.state_updated, event)
-        # The end of one that is Done was told when it was saved, see
+        # The end of a child that is Done was published when it was saved; see
         # test_what_is_done_is_told_to_have_ended_once.
         if child is not None and not child.disposition.is_saved:
             await _publish_child_ended(run, telling, child)
@@ -260,13 +268,13 @@ async def publish_commit(
 
 
 class _Telling:
-    """Telling several events in a row, all of them, also where a guarding hook raises."""
+    """Publishes several events in a row: all of them, also if a guarding hook raises at one."""
 
     __slots__ = ("_failure", "hooks")
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
-        self._failure: HookFailed | None = None
+        self._failure: HookFailed | None = None  # the first; `close` raises it
 
     async def tell(self, listeners: Listeners, event: Event) -> None:
         await self.listen(self.hooks.tell(listeners, event))
@@ -283,16 +291,20 @@ class _Telling:
             try:
                 raise failure
             finally:
-                del failure  # no cycle from the exception to this frame
+                del failure  # breaks the traceback cycle
 
 
 def is_listening(children: Sequence[Run]) -> bool:
-    """Tell whether somebody listens to children who doesn't to their parent."""
-    return bool(children) and children[0].setting.hooks.listening
+    """Return whether hooks listen to ``children``, which may have others than their parent."""
+    # Children of one fan-out share their hooks, so the first one speaks for all.
+    return bool(children) and children[0].config.hooks.listening
 
 
 async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
-    """Await ``work``, while an action runs, where no native cancel of the action's reaches it."""
+    """Await ``work`` in another task, out of reach of native cancels of the action that runs.
+
+    See test_a_native_timeout_of_the_action_does_not_reach_who_is_told.
+    """
     failure: Exception | None = None
 
     async def live() -> None:
@@ -305,12 +317,13 @@ async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
     hosted = services.host(live, _ignore)
     interruption = await hosted.wait()
     try:
+        # In this order: a KeyboardInterrupt outranks a cancellation, and that outranks a failure.
         for raised in (hosted.fatal, interruption, failure):
             if raised is not None:
                 raise raised
     finally:
-        del failure, interruption  # no cycle from an exception to this frame
+        del failure, interruption  # breaks the traceback cycle
 
 
 def _ignore(_reason: str) -> None:
-    """Stand in for whoever hears why work is cancelled: telling hooks is shielded."""
+    """Take the reason of a cancellation, which the work doesn't need: its waits are shielded."""

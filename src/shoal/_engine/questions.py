@@ -1,15 +1,13 @@
-"""Questions to people: an attempt asks, and halts until it is answered.
-
-Imports runs and commits; anyio.
+"""Ask people questions: an attempt asks and halts, and a later one receives the answer.
 
 Invariants:
 - A question is saved before the attempt that asks it is halted.
-- Once an attempt has asked what is not answered it is halted, however it ends; unless it is
-  cancelled, which counts more.
+- An attempt that has asked a question without an answer is halted, whatever it returns or raises
+  then. Only a cancellation outranks that.
 - An answer belongs to one question, and a question to one visit of one step of one run. Within that
-  every attempt gets the same answer, in whatever process. So does a child that runs from its start
-  once more, if it comes to the same question in the same state.
-- A step is not attempted while one of its questions is open: it would only come to that again.
+  visit all attempts get the same answer, in any process. A child that runs again from its start
+  gets the answer too, if it asks the same question in the same state.
+- A step is not attempted while one of its questions is open: it would only ask it again.
 """
 
 from __future__ import annotations
@@ -41,12 +39,9 @@ T = TypeVar("T")
 
 
 def is_blocked(run: Run) -> bool:
-    """Tell whether an attempt of the current step would only come to a question that is open.
-
-    If so, it is halted.
-    """
+    """Return whether a question of the current step is open; if so, the attempt is halted."""
     questions = run.questions
-    if questions is None or not questions.still_open(run.setting.execution.answers):
+    if questions is None or not questions.still_open(run.config.execution.answers):
         return False
     questions.begin_attempt()
     questions.is_halting = True
@@ -57,14 +52,14 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
 
     Raises:
-        Halting: Nobody has answered yet.
-        NotData: The question can't be kept.
-        BadUse: It would not be kept, or the attempt has asked something else by that name.
+        Halting: The question has no answer yet.
+        NotData: The question can't be saved.
+        BadUse: The run has no store, or the attempt has asked another question by that name.
     """
     await checkpoint_if_cancelled()
     who = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     _refuse_unsaved(run, who, name)
-    pending, answers = run.pending_questions(), run.setting.execution.answers
+    pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
             f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
@@ -81,10 +76,13 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         if id_ in answers:
             pending.posed[name] = question
             return answers[id_]
+        # An attempt may word the question anew: it keeps its id, and the new words are saved. See
+        # test_what_is_asked_may_have_changed_in_the_next_attempt.
         if asked is None or not is_same_data(asked.question, question):
             require_data(question, "question")
+            # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
-            await out_of_reach(run.setting.services, _pose(run, asked))
+            await out_of_reach(run.config.services, _pose(run, asked))
     except NotData as error:
         msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
@@ -94,50 +92,54 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
 
 
 def _question_id(run: Run, step: str, name: str, question: object) -> str:
-    """Make the id of a question that the step under way has not asked before.
+    """Return the id of a question that the current step has not asked before.
 
-    It is a hash of all that leads to the question, so a child of a race that runs from its
-    start once more is not asked again what was answered (see
-    test_a_contestant_that_runs_anew_is_not_asked_again). What is asked in another state, or
-    after the run has gone back, has another id, and no answer yet.
+    It is a hash of everything that leads to the question. So a contestant that runs again from its
+    start finds the answers to its questions (see
+    test_a_contestant_that_runs_anew_is_not_asked_again). A question in another state, or after the
+    run has gone back, has another id and no answer yet.
     """
     number, data = run.head
     visit = run.visit(step)
     try:
-        state = run.setting.digest(data, run.path.key)
-    except NotData:  # nothing tells whether this state comes back
+        state = run.config.digest(data, run.path.key)
+    except NotData:
+        # Such a state can't be recognised when it comes back, so the question is a new one.
         return new_run_id()
     return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
 async def _pose(run: Run, asked: QuestionAsked) -> None:
-    """Save a question; from then on the attempt comes to nothing, whatever interrupts it."""
+    """Save a question, and halt the attempt from then on, whatever interrupts it."""
     pending = run.pending_questions()
     await commit(run, Write(questions=(asked,)))
+    # After the save: a question that is not saved must neither halt the attempt nor be listed.
     pending.asked[asked.name] = asked
     pending.is_halting = True
 
 
 def _refuse_unsaved(run: Run, who: str, name: str) -> None:
-    setting = run.setting
+    config = run.config
     for store, why, where in (
-        (setting.execution.store, "this run has no store", "Application(..., store=...)"),
-        (setting.store, "this child is kept nowhere", "its fan-out another store= than None"),
+        (config.execution.store, "this run has no store", "Application(..., store=...)"),
+        (config.store, "this child is kept nowhere", "its fan-out another store= than None"),
     ):
         if isinstance(store, NullStore):
             msg = (
                 f"{who} asks {name!r}, and {why}: nothing would remember the question until "
-                f"somebody has answered. Give it one: {where}"
+                f"it is answered. Give it one: {where}"
             )
             raise BadUse(msg)
 
 
 def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
-    """Halt, since children of ``step`` do, and nothing else of it is left.
+    """Halt ``run``, since children of ``step`` are halted and no other child is left.
 
     Raises:
-        Halting: That is how the step ends.
+        Halting: Always.
     """
+    # By position and not by time, so that callers see one order; see
+    # test_questions_come_in_order_of_positions_whoever_asked_first.
     ordered = sorted(children, key=lambda child: child.position)
     questions = run.pending_questions()
     questions.below[step] = tuple(
@@ -148,9 +150,9 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
 
 
 def has_halted(run: Run, error: BaseException) -> bool:
-    """Tell whether what came out of a run is only how an attempt has ended that waits.
+    """Return whether ``error`` is only how an attempt that waits for an answer has ended.
 
-    Not where it is a true cancellation, a KeyboardInterrupt or the like, which must travel on.
+    A real cancellation, a KeyboardInterrupt and the like are not: they must propagate.
     """
     if not run.is_halting or is_fatal(error):
         return False
@@ -159,11 +161,12 @@ def has_halted(run: Run, error: BaseException) -> bool:
 
 @ki_protected
 async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
-    """Make an attempt. Once it has asked what is not answered it is halted, however it ends.
+    """Make an attempt, and halt it if it has asked a question without an answer.
 
     Raises:
-        Halting: It is.
-        BaseException: What it raised, if it is not; a cancellation in any case.
+        Halting: It has, whatever it returned or raised; see
+            test_an_attempt_that_has_asked_is_halted_however_it_ends.
+        BaseException: The attempt raised it and has not asked, or was cancelled.
     """
     if run.questions is not None:
         run.questions.begin_attempt()
@@ -175,16 +178,18 @@ async def halting_attempt(run: Run, attempt: Callable[[], Awaitable[T]]) -> T:
     else:
         if not run.is_halting:
             return result
-    await absorb_stray_cancel(run.setting.services.native_cancels)
-    msg = "the attempt has asked, and was not answered yet"
+    # Outside of `except`: the action's error must not become the context of `Halting`. A native
+    # cancel that the action left on the task would interrupt the commits that follow.
+    await absorb_stray_cancel(run.config.services.native_cancels)
+    msg = "the attempt has asked a question that is not answered yet"
     raise Halting(msg)
 
 
 def require_data(value: object, root: str) -> None:
-    """Refuse what no durable store could keep, whatever this one does.
+    """Refuse a value that a durable store could not keep, also if this run's store could.
 
     Raises:
-        NotData: Naming where in it.
+        NotData: It names the place in the value.
     """
     try:
         digest(value)

@@ -1,6 +1,7 @@
-"""Where a run goes on that the store knows: after the last step it has completed.
+"""Replay a run's saved history, to resume the run after the last step that it has completed.
 
-Imports runs, graphs and history.
+A history that the graph no longer leads through is refused in a root run, and made void in a child:
+a child can be executed again, and its input is in its parent's state.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from shoal._graph.action import Act
 from shoal._graph.graph import Graph
 from shoal._state.schema import Schema
 from shoal._state.state import NO_CHANGE, Change
-from shoal.stores._history import Entry, Playback, Rewound, play
+from shoal.stores._history import Entry, ReplayedHistory, Rewound, play
 from shoal.stores._protocol import NullStore, Store
 
 from .commit import Write, commit, forget_history
@@ -25,89 +26,95 @@ from .run import Run
 
 
 async def load_history(run: Run, store: Store | None = None) -> None:
-    """Go to where the history of a child leads.
+    """Resume a child where its saved history ends.
 
-    If its graph has other ways now, it begins anew: what it has done counts no more.
+    If the graph no longer has the way that the history took, the child starts again and the history
+    becomes void.
 
     Args:
         run: The child.
-        store: Has it; by default, the one where the child is kept.
+        store: Has the history; by default, the store of the child.
 
     Raises:
-        StoreFailed: The store did not say what it has.
+        StoreFailed: The store raised, or did not answer in time.
     """
-    setting = run.setting
-    if setting.schema is not None:
-        fill_model(run, setting.schema)
+    config = run.config
+    # The updates apply to the state that the model has completed with defaults.
+    if config.schema is not None:
+        fill_model(run, config.schema)
     played = play(run.initial, ())
 
     def take(entries: Sequence[Entry]) -> None:
         for entry in entries:
             played.add(entry)
 
-    kept_in = setting.store if store is None else store
-    await read_history(setting.execution, kept_in, run.path, take)
+    kept_in = config.store if store is None else store
+    await read_history(config.execution, kept_in, run.path, take)
     resume = run.resume_state()
+    # A child that is done takes no further step, so its way is of no interest.
     is_done = resume.record is not None and resume.record.status == "succeeded"
     if not is_done and _other_way(run, played) is not None:
-        resume.record = None
+        resume.record = None  # its crashes are void, too
         await forget_history(run)
     else:
         stand_at(run, played)
 
 
 async def load_end(run: Run) -> None:
-    """Read what a child has written that is Done, and that only has to be applied.
+    """Read the final state of a child that is done and only has to be applied.
 
-    Of a child that is kept nowhere, its parent's store has what it wrote last.
+    If the child has no store, its parent's store has its changes as one update.
 
     Raises:
-        StoreFailed: The store did not say what it has.
+        StoreFailed: The store raised, or did not answer in time.
     """
-    setting = run.setting
-    await load_history(run, setting.keeper if isinstance(setting.store, NullStore) else None)
-    run.pending = NO_CHANGE
+    config = run.config
+    await load_history(run, config.keeper if isinstance(config.store, NullStore) else None)
+    run.pending = NO_CHANGE  # not None: its last step is decided, and `lacks_history` is over
 
 
-def stand_at(run: Run, played: Playback) -> None:
-    """Stand where a history has led to."""
+def stand_at(run: Run, played: ReplayedHistory) -> None:
+    """Set the state, visits and open questions of ``run`` to the end of a history."""
     resume = run.resume_state()
     resume.replayed = played
     resume.is_undone = played.is_undone if played.undone else None
     run.head = (played.number, played.data)
     run.step_counts().visits = dict(played.began.visits)
-    if played.asked:
+    if played.asked:  # else the record isn't made: most runs never ask
         run.questions = PendingQuestions(dict(played.asked))
 
 
 async def rewind(run: Run, rewound: Rewound, back: Change) -> None:
-    """Go back into a step that was completed; ``back`` brings the state back as it was."""
+    """Go back into a completed step. ``back`` restores the state as it was in that step."""
+    # Going back is an update like any other: history only grows, and is never rewritten.
     update = Update(run.head[0] + 1, rewound.step, back.operations)
     await commit(run, Write((update,), back.applied_to(run.head[1]), rewound=rewound))
 
 
-def next_act(run: Run, played: Playback) -> Act | None:
-    """Return the act that comes next in a history, None at the end.
+def next_act(run: Run, played: ReplayedHistory) -> Act | None:
+    """Return the act that follows the last completed step of a history; None at the end.
 
-    It is chosen by the state as it was then: the step under way may have changed it since.
+    The conditions on edges see the state after that step: the step under way may have changed it
+    since.
 
     Raises:
-        RunConflict: The graph does not have the step that was completed last, or the one under
-            way is not what comes next in it.
+        RunConflict: The graph lacks the step that was completed last, or another step than the one
+            under way follows it.
     """
     record = None if run.resume is None else run.resume.record
     if record is not None and record.status == "succeeded":
         return None
-    if run.setting.parent is None:  # see load_history
+    # `load_history` has made the history of a child void instead.
+    if run.config.parent is None:
         refuse_other_way(run, played)
     return _after(run, played)
 
 
-def refuse_other_way(run: Run, played: Playback) -> None:
-    """Refuse to go on with a history that has gone a way that the graph doesn't have.
+def refuse_other_way(run: Run, played: ReplayedHistory) -> None:
+    """Refuse to resume a history that has taken a way that the graph doesn't have.
 
     Raises:
-        RunConflict: Saying where.
+        RunConflict: It names the first step that doesn't fit, and says how to fork before it.
     """
     other = _other_way(run, played)
     if other is not None:
@@ -117,13 +124,16 @@ def refuse_other_way(run: Run, played: Playback) -> None:
         raise RunConflict(msg)
 
 
-def _other_way(run: Run, played: Playback) -> tuple[str, int | None] | None:
-    """Say where a history has gone a way that the graph doesn't have; None: it has it.
+def _other_way(run: Run, played: ReplayedHistory) -> tuple[str, int | None] | None:
+    """Return why the graph doesn't lead through a history; None: it does.
 
-    With the number of the last update that the graph can begin behind, if there is one.
+    The second value is the number of the last update after which the graph can continue, if there
+    is one.
     """
-    graph, before = run.setting.graph, played.first_after
+    graph, before = run.config.graph, played.first_after
     for step, _, number in played.completed_visits():
+        # A step that is not in the graph any more may lie behind the run: only its last one must
+        # be found, to continue from. Between two known steps there must be an edge.
         known = graph.find(step) and (before is None or graph.find(before))
         if known and not graph.leads(before, step):
             behind = "to begin with" if before is None else f"behind {before!r}"
@@ -146,33 +156,32 @@ def _other_way(run: Run, played: Playback) -> tuple[str, int | None] | None:
     return None
 
 
-def _after(run: Run, played: Playback) -> Act | None:
-    """Return the act behind the step that was completed last."""
-    setting, step = run.setting, played.began.step
+def _after(run: Run, played: ReplayedHistory) -> Act | None:
+    config, step = run.config, played.began.step
     if step is None:
-        return setting.graph.entry
-    act = setting.graph.find(step)
+        return config.graph.entry
+    act = config.graph.find(step)
     assert act is not None, "else its way would be another one"
-    return act_after(setting.graph, act, played.began.data)
+    return act_after(config.graph, act, played.began.data)
 
 
 def fill_model(run: Run, schema: Schema[Any]) -> None:
-    """Make the first state of a child that has a model; a root run's was made before."""
-    if run.setting.parent is not None:
+    """Complete the first state of a child by its model; a root run's state is complete already."""
+    if run.config.parent is not None:
         data = {name: value for name, value in run.head[1].items() if name in schema.fields}
-        run.initial = schema.initial(data, f"the first state of {run.setting.act!r}")
+        run.initial = schema.initial(data, f"the first state of {run.config.act!r}")
         run.head = (0, run.initial)
 
 
 def unknown_step(step: str, graph: Graph) -> str:
-    """Say that a run has completed a step that a graph doesn't have."""
+    """Return the words for a completed step that a graph doesn't have."""
     return (
         f"has completed the step {step!r}, which {graph.name!r} does not have any more (if it was "
         f"renamed, give it its old name with name=)"
     )
 
 
-@ki_unprotected
+@ki_unprotected  # conditions on edges are user code, which a Ctrl-C must be able to interrupt
 def act_after(graph: Graph, act: Act, data: Mapping[str, object]) -> Act | None:
-    """Find what follows ``act`` by the conditions on edges, which are user code."""
+    """Return the act that follows ``act``, by the conditions on its edges; None at the end."""
     return graph.after(act, data)

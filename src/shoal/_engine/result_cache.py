@@ -1,13 +1,12 @@
-"""Results of actions with ``cache=``: looked up before one is executed, stored afterwards.
-
-Imports runs and digests.
+"""Cache results of actions with ``cache=``: look them up before a call, store them after it.
 
 Invariants:
-- Only what has succeeded is stored, would be allowed to be written, and holds no secret.
-- A result is looked up before anything is waited for, and once more after a wait: the attempt that
-  had the slot before has stored it by then.
-- A result is found by what its action reads, the action's name, its version and the names of what
-  it writes; never by inputs, nor by fields that it doesn't read.
+- Only results of successful attempts are stored, that the state's model accepts and that hold no
+  secret.
+- The cache is read before the run waits for a permit, and again after the wait: the attempt that
+  held the slot before may have stored the result.
+- The key of a result is made of the fields that its action reads, the action's name and version,
+  and the names of the fields that it writes. Inputs and other fields are not in the key.
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ from .run import Run
 
 
 def result_key(act: Act, data: Mapping[str, object]) -> str:
-    """Hash what ``act`` is and what it is about to read.
+    """Return the key of a result: a hash of ``act`` and of the fields that it reads.
 
     Raises:
-        NotData: A field that it reads holds what is no data.
+        NotData: A field that the act reads holds a value that is not data.
     """
+    # Sorted, since sets have another order in each process.
     parts = [written("result", act.name, act.version, *sorted(act.writes))]
     for field in sorted(act.reads):
-        if field in data:
+        if field in data:  # one that is missing counts as such, and differs from None
             try:
                 parts.append(named(field, data[field]))
             except NotData as error:
@@ -49,15 +49,15 @@ async def lookup(run: Run, action: FunctionAction[..., Any]) -> Change | None:
     """Return the stored result of ``action``, the current step of ``run``; None if there is none.
 
     Raises:
-        StoreFailed: The store did not say.
+        StoreFailed: The store raised, or did not answer in time.
     """
     retries = run.retry_state()
     recalling = _cache_of(run).recall(retries.result_key)
     what = f"the result of {action.name!r}"
-    operations = await run.setting.execution.ask(recalling, what)
+    operations = await run.config.execution.ask(recalling, what)
     if operations is None:
         return None
-    retries.is_cached = True
+    retries.is_cached = True  # events of the step say so, and no attempt is published
     return change_of(run.head[1], operations)
 
 
@@ -66,26 +66,32 @@ async def store_result(
 ) -> Change:
     """Return the result of ``action``, the current step of ``run``, once it is stored.
 
-    Cancelled meanwhile, it was or it wasn't: the step isn't completed, and a resume may find that
-    the action needn't be executed.
+    If this is cancelled, the result may be stored or not. The step isn't completed, and a resumed
+    run may find the result and not execute the action again.
 
     Raises:
-        InvalidState: The model of the state refuses it.
-        SecretLeaked: It holds what is secret.
-        StoreFailed: It could not be stored.
+        InvalidState: The model of the state refuses the result.
+        SecretLeaked: The result holds a secret.
+        StoreFailed: The result could not be stored.
     """
-    setting, what = run.setting, f"room for a result of {action.name!r}"
-    if setting.schema is not None:  # what it refuses is no result
-        setting.schema.checked(change, run.head[1], f"action {action.name!r}")
-    if setting.secrets.names:
-        setting.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
-    await absorb_stray_cancel(setting.services.native_cancels)
+    config, what = run.config, f"room for a result of {action.name!r}"
+    # All checks come before the store is asked, since a stored result is used without them; see
+    # test_what_its_model_refuses_is_not_remembered.
+    if config.schema is not None:
+        config.schema.checked(change, run.head[1], f"action {action.name!r}")
+    if config.secrets.names:
+        config.secrets.refuse(change.operations, f"what action {action.name!r} has come to")
+    # A native cancel that the action left on this task is no reason not to store its result; see
+    # test_a_cancellation_that_is_left_on_the_task_is_nobody_s.
+    await absorb_stray_cancel(config.services.native_cancels)
     key = run.retry_state().result_key
     remembering = _cache_of(run).remember(key, change.operations, seconds)
-    await setting.execution.ask(remembering, what, (NotData, UpdateTooLarge))
+    # A result that can't be saved fails the action, and the execution goes on.
+    await config.execution.ask(remembering, what, (NotData, UpdateTooLarge))
     return change
 
 
 def _cache_of(run: Run) -> CachesResults:
-    store = run.setting.store
-    return store if isinstance(store, CachesResults) else run.setting.services.results
+    # Runs whose store has no cache, or that have no store, share the one of their runtime.
+    store = run.config.store
+    return store if isinstance(store, CachesResults) else run.config.services.results

@@ -1,13 +1,14 @@
-"""One run, as a record: what it is, how far it has come, how it ended. It awaits nothing.
+"""One run, as a record: its identity, its progress and its end. Nothing in it is awaited.
 
-Imports settings and values. What walks a run, commits to it and publishes it is above.
+The functions that walk a run, commit to it and publish its events are in modules of their own.
 
 Invariants:
-- One end. A run ends once: succeeded, failed, cancelled or halted. A status is set in one place,
-  ``Run._end``, which knows what may follow what; a run with a final disposition never gets another.
-- What has ended well, and could not be saved, did not end well for anybody.
-- What a run has ended with is released when nobody needs it: an error's frames lead back here.
-- A cancellation, and what ends the whole execution, count more than that an attempt waits.
+- A run ends once: succeeded, failed, cancelled or halted. The status is set in one place,
+  ``Run._end``, which knows which status may replace which. A run with a final disposition never
+  gets another end.
+- A success that could not be saved is no success, for the parent and for hooks.
+- A run releases its error once its outcome was handed over: the frames of an error lead back here.
+- A cancellation, and an error that ends the whole execution, outrank a halt.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from shoal._events.identity import Key, RunPath
 from shoal._graph.action import Act, FunctionAction
 from shoal._limits.permits import HeldPermits
 from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
-from shoal.stores._history import Playback
+from shoal.stores._history import ReplayedHistory
 from shoal.stores._protocol import ChildRecord
 
-from .config import Setting
+from .config import RunConfig
 from .disposition import (
     APPLIED_BEFORE,
     DEFERRED,
@@ -55,29 +56,29 @@ logger = logging.getLogger("shoal")
 
 @final
 class Run:
-    """One life of an application or a child: a state, and where in the graph it is.
+    """One execution of an application or a child: its state, and its place in the graph.
 
-    Made cheap, since a fan-out makes one per element: it is one object, what can be derived is
-    derived when asked for, and what few runs need stands in records that are made on first use.
+    A run is cheap, since a fan-out makes one per element: it is one object, attributes that can be
+    derived are derived when they are read, and records that few runs need are made on first use.
 
-    How its status changes:
+    How the status changes:
 
-    =================  ====================  =========  =====================================
+    =================  ====================  =========  ========================================
     by                 from                  to         when
-    =================  ====================  =========  =====================================
-    ``succeed``        no end                succeeded  it has come to the end of its graph
+    =================  ====================  =========  ========================================
+    ``succeed``        no end                succeeded  all steps are completed
     ``fail``           no end                failed     a step has raised
-    ``cancel``         no end                cancelled  a cancellation has reached it
-    ``never_start``    no end                cancelled  it waited to start until then
-    ``halt``           no end                halted     it waits for answers, or is to stop
+    ``cancel``         no end                cancelled  a cancellation has reached the run
+    ``never_start``    no end                cancelled  it was cancelled before its start
+    ``halt``           no end                halted     it waits for answers, or at a breakpoint
     ``give_up``        halted                cancelled  its answers are not needed any more
-    ``replace_end``    succeeded, failed     failed     what was told of its end has raised
+    ``replace_end``    succeeded, failed     failed     a hook that received the end has raised
     ``revoke_end``     any, or skipped       cancelled  its end could not be saved
-    ``reopen``         any that isn't final  no end     its parent is tried again
+    ``reopen``         any that isn't final  no end     its parent is retried
     ``take_over``      no end                succeeded  a record says so, not applied yet
     ``keep_recorded``  no end                succeeded  a record says so, applied long ago
-    ``rest``           no end                halted     a record says so, nothing is answered
-    =================  ====================  =========  =====================================
+    ``rest``           no end                halted     a record says so, no answer has come
+    =================  ====================  =========  ========================================
     """
 
     __slots__ = (
@@ -100,7 +101,7 @@ class Run:
         "reason",
         "resume",
         "retries",
-        "setting",
+        "config",
         "started_at",
         "status",
         "step",
@@ -112,7 +113,7 @@ class Run:
 
     def __init__(
         self,
-        setting: Setting,
+        config: RunConfig,
         data: Mapping[str, object],
         *,
         key: Key = "",
@@ -120,117 +121,138 @@ class Run:
         element: object = None,
         path: RunPath | None = None,
     ) -> None:
-        """Stand at the beginning, with the state ``data``."""
-        # Who it is.
-        self.setting: Setting = setting
+        """Start at the entry of the graph, with the state ``data``."""
+        # Identity: never changes. A root run has no key, position or element.
+        self.config: RunConfig = config
         self.key: Key = key
         self.position: int = position
         self.element: object = element
-        # How far it is. The number of the last update, and the state after it: one attribute, so
-        # that not even a KeyboardInterrupt between two bytecodes tears them apart.
+
+        # Progress.
+        # The number of the last update, and the state after it. One attribute, so that a
+        # KeyboardInterrupt between two bytecodes can't tear them apart. Only a commit sets it, or
+        # replay; the mapping in it is never changed.
         self.head: tuple[int, Mapping[str, object]] = (0, data)
-        self.pending: Change | None = None  # the last step's change: decided, not yet committed
+        # The last step's change: decided, and saved by the commit that saves the end. None until
+        # all steps are completed; `NO_CHANGE` if the last step is saved already.
+        self.pending: Change | None = None
+        # The state before the first update, by which the digest is made and histories are replayed.
         self.initial: Mapping[str, object] = data
-        self.step: str | None = None  # the one that has started and not ended; a child's last stays
-        self.began: bool = False  # whether its start was published, and its end is to be
-        # How it ended: see the table for what may follow what.
+        # The step that has started and not ended. A child's last step stays: it ends with the run.
+        self.step: str | None = None
+        # Whether the run's start is published, so that its end must be. Reset by `reopen`, and
+        # when the end of a halted run is published.
+        self.began: bool = False
+
+        # The end: the table above says which status may replace which.
+        # None until the end, and for good if the child is skipped.
         self.status: Status | None = None
+        # `LIVE` unless the child is not executed; set by admission, sources and replay.
         self.disposition: Disposition = LIVE
+        # Only of a failed run. Released once the outcome was handed over.
         self.error: BaseException | None = None
+        # Why it was cancelled, skipped or deferred. Set before the end in a root run.
         self.reason: str = ""
+        # Of a child that succeeded. Of a halted child, its open questions as plain data.
         self.value: object = None
+        # Whether the parent takes the value. False for losers that succeeded, and deferred ones.
         self.used: bool = True
-        self.elapsed: float = 0.0
+        self.elapsed: float = 0.0  # seconds; 0 until the end
+        # The contestant that has won, if the run was cancelled because of that.
         self.winner: ChildName | None = None
-        self.started_at: float = setting.services.clock()
-        self.packed: object = None  # what the parent's store has made of its end
-        # What few runs need: made on first use, by the methods of similar names.
+        self.started_at: float = config.services.clock()  # again by `reopen`
+        # The end as the parent's store encodes it, made when the child succeeds: a value that
+        # can't be saved fails the child then, and not its parent later.
+        self.packed: object = None
+
+        # Records that few runs need: None until the methods of similar names make them.
         self.retries: RetryState | None = None
         self.questions: PendingQuestions | None = None
         self.resume: ResumeState | None = None
         self.steps: StepCounts | None = None
         self.permits: HeldPermits | None = None
-        # Made when asked for, and most children are never asked.
+
+        # Made when read, which few children are. The outcome is dropped when the run changes.
         self._path = path
         self._outcome: Outcome | None = None
-        if setting.secrets.names and setting.parent is not None:
-            setting.secrets.refuse((key, element), f"an element of {setting.step!r}, or its key,")
-        # Of what it is given, before its model adds defaults; and before it runs, so that what is
-        # no data is refused first.
-        self._digest: str | None = setting.digest(data, key) if setting.keeps else None
+        if config.secrets.names and config.parent is not None:
+            config.secrets.refuse((key, element), f"an element of {config.step!r}, or its key,")
+        # Of the state as it is given, before a model adds defaults. It is made before the run
+        # starts, so that a field that is not data is refused before the action runs.
+        self._digest: str | None = config.digest(data, key) if config.keeps else None
 
-    # -- what it is -----------------------------------------------------------------------------
+    # -- identity and progress ------------------------------------------------------------------
 
     @property
     def path(self) -> RunPath:
-        """Its identity."""
+        """The run's identity."""
         if self._path is None:
-            setting = self.setting
+            config = self.config
             self._path = RunPath(
-                act=setting.act,
-                parent=setting.parent,
-                step=setting.step,
-                visit=setting.visit,
+                act=config.act,
+                parent=config.parent,
+                step=config.step,
+                visit=config.visit,
                 key=self.key,
             )
         return self._path
 
     @property
     def data(self) -> Mapping[str, object]:
-        """The fields of its committed state. Not to be changed."""
+        """The fields of the committed state. They must not be changed."""
         return self.head[1]
 
     @property
     def ledgers(self) -> dict[str, list[Any]]:
-        """How the children of each fan-out step ended, for each visit: they are ``Ledger``s."""
+        """One ``Ledger`` for each visit of a fan-out, by the step's name."""
         return self.step_counts().ledgers
 
     @property
     def attempts(self) -> int:
-        """Tries of the step that it ended in; 0 where there was nothing to be done."""
+        """The number of attempts, for the outcome; 0 if the run never started."""
         if self.status is None or self.disposition is NEVER_STARTED:
             return 0
         return 1 if self.retries is None else 1 + self.retries.further
 
     @property
     def abandoned(self) -> bool:
-        """Whether it has left a thread behind that still ran."""
+        """Whether the run has left a thread behind that still ran."""
         return self.retries is not None and self.retries.abandoned
 
     @property
     def crashes(self) -> int:
-        """Executions that have died while it was at work at its step; see ``SavedRun``."""
+        """Executions in a row that died while the run was at work; see ``SavedRun``."""
         return 0 if self.retries is None else self.retries.crashes
 
     @property
     def age(self) -> float:
-        """Seconds since its start."""
-        return self.setting.services.clock() - self.started_at
+        """Seconds since the run's start."""
+        return self.config.services.clock() - self.started_at
 
     @property
     def digest(self) -> str:
-        """A hash of what a child works on; see ``SavedRun``."""
+        """A hash of the input of a child; see ``SavedRun``."""
         if self._digest is None:
-            self._digest = self.setting.digest(self.initial, self.key)
+            self._digest = self.config.digest(self.initial, self.key)
         return self._digest
 
     @property
-    def playback(self) -> Playback | None:
-        """What an earlier execution has done of the step under way; None if nothing."""
+    def playback(self) -> ReplayedHistory | None:
+        """The saved history, as long as the run is at the step that was under way in it."""
         return None if self.resume is None else self.resume.replayed
 
     def is_undone(self, number: int) -> bool:
-        """Tell whether its update of that number counts no more, since it has gone back."""
+        """Return whether the update of that number was undone by going back."""
         resume = self.resume
         return resume is not None and resume.is_undone is not None and resume.is_undone(number)
 
     def visit(self, step: str) -> int:
-        """Return which visit of ``step`` this is: how often the run has completed it before."""
+        """Return the number of the current visit of ``step``: how often the run completed it."""
         return 0 if self.steps is None else self.steps.visits.get(step, 0)
 
     @property
     def begins_anew(self) -> bool:
-        """Whether it begins at its entry, as far as it is known before it lives."""
+        """Whether the run starts at its entry, as far as that is known before it starts."""
         is_first, resume = self.retries is None and self.questions is None, self.resume
         if resume is None:
             return is_first
@@ -238,116 +260,117 @@ class Run:
 
     @property
     def number(self) -> int:
-        """The number of its last update; 0 before the first."""
+        """The number of the last update; 0 before the first."""
         return self.head[0]
 
     @property
     def state(self) -> State:
-        """Its committed state."""
+        """The committed state."""
         return self._state_of(self.head[1])
 
     @property
     def final_state(self) -> State:
-        """Its state as the last step left it, committed or not."""
+        """The state after the last step, committed or not."""
         return self._state_of(self.final_data())
 
     def _state_of(self, data: Mapping[str, object]) -> State:
-        schema, state = self.setting.schema, make_state(data)
+        schema, state = self.config.schema, make_state(data)
         return state if schema is None else typed(state, schema)
 
     @property
     def last_update(self) -> Update | None:
-        """Its last update, which whoever started the run saves; None if there is none."""
+        """The last update, which the parent's commit saves; None if there is none."""
         change = self.pending
         if change is None or not change.operations:
             return None
         return Update(self.head[0] + 1, self.step or "", change.operations)
 
     def final_field(self, field: str) -> object:
-        """Return a field of the state as the last step left it; raise KeyError if there is none."""
+        """Return a field of the state after the last step; raise KeyError if there is none."""
+        # The usual value of a child is a field that its last step wrote: no state is built for it.
         change = self.pending
         if change is not None and field in change.values:
             return change.values[field]
         return self.final_data()[field]
 
     def final_data(self) -> Mapping[str, object]:
-        """Return the fields of the state as the last step left it, committed or not."""
+        """Return the fields of the state after the last step, committed or not."""
         data = self.head[1]
         return data if self.pending is None else self.pending.applied_to(data)
 
-    # -- what it takes turns for, and holds -----------------------------------------------------
+    # -- permits --------------------------------------------------------------------------------
 
     @property
     def slot_owner(self) -> Run:
-        """The child of a fan-out that it is part of, or itself."""
-        return self.setting.host or self
+        """The child of a fan-out that the run is part of as a nested graph, or the run itself."""
+        return self.config.host or self
 
     def held_permits(self) -> HeldPermits:
-        """Return what it holds of limits, made on first use."""
+        """Return the permits that the run holds; the record is made on first use."""
         if self.permits is None:
-            self.permits = HeldPermits(self.setting.execution, self.setting.in_flight)
+            self.permits = HeldPermits(self.config.execution, self.config.in_flight)
         return self.permits
 
     @property
     def is_starting(self) -> bool:
-        """Whether it has completed no step, nor has the child of a fan-out that it is part of."""
+        """Whether the run has completed no step yet, nor has the child that it is part of."""
         is_at_entry = self.pending is None and (self.steps is None or not self.steps.visits)
-        return is_at_entry and self.setting.begins_host
+        return is_at_entry and self.config.begins_host
 
-    # -- what most runs never need: made on first use -------------------------------------------
+    # -- records that most runs never need: each method makes its record on first use -----------
 
     def retry_state(self) -> RetryState:
-        """Return what it keeps between attempts, made on first use."""
+        """Return the record of attempts and crashes."""
         if self.retries is None:
             self.retries = RetryState()
         return self.retries
 
     def pending_questions(self) -> PendingQuestions:
-        """Return what it waits for, made on first use."""
+        """Return the record of open questions."""
         if self.questions is None:
             self.questions = PendingQuestions()
         return self.questions
 
     def resume_state(self) -> ResumeState:
-        """Return what earlier executions have left of it, made on first use."""
+        """Return the record of earlier executions."""
         if self.resume is None:
             self.resume = ResumeState()
         return self.resume
 
     def step_counts(self) -> StepCounts:
-        """Return which steps it has completed, made on first use."""
+        """Return the record of completed steps."""
         if self.steps is None:
             self.steps = StepCounts()
         return self.steps
 
-    # -- what acts ask of it; see ``Performer`` --------------------------------------------------
+    # -- the methods of ``Performer``, which acts call -------------------------------------------
 
     def call(self, action: FunctionAction[..., object]) -> Awaitable[Change]:
-        """Execute a function action on the state as it is."""
-        return self.setting.services.call(self, action)
+        """Execute a function action on the current state."""
+        return self.config.services.call(self, action)
 
     def enter(self, graph: Act) -> Awaitable[Change]:
-        """Run a graph as a child of its own."""
-        return self.setting.services.enter(graph, self)
+        """Execute a graph as a run of its own."""
+        return self.config.services.enter(graph, self)
 
     def fan_out(self, parallel: Act) -> Awaitable[Change]:
-        """Run the children of a parallel act."""
-        return self.setting.services.fan_out(parallel, self)
+        """Execute the children of a parallel act."""
+        return self.config.services.fan_out(parallel, self)
 
-    # -- being tried again ----------------------------------------------------------------------
+    # -- retries --------------------------------------------------------------------------------
 
     @property
     def attempt(self) -> int:
-        """Which try of the current step this is, counted from 1."""
+        """The number of the current attempt of the current step, from 1."""
         return 1 if self.retries is None else self.retries.attempt
 
     @property
     def is_cached(self) -> bool:
-        """Whether its current step is not executed, for its result was stored before."""
+        """Whether the current step is not executed, since its result was found in the cache."""
         return self.retries is not None and self.retries.is_cached
 
     def begin_attempt(self) -> None:
-        """Count one more attempt of its current step."""
+        """Count another attempt of the current step."""
         retries = self.retry_state()
         retries.attempt += 1
         retries.further += 1
@@ -355,8 +378,8 @@ class Run:
     def count_earlier_attempts(self, attempts: int) -> None:
         """Count on from so many attempts, which were made in earlier rounds of a race.
 
-        So what it gives now is not taken for what it gave then. Which steps it came to then is not
-        known, so each of them counts on.
+        Partial items have the number of their attempt, so items of this round differ from earlier
+        ones. The steps that the run reached then are unknown, so each step counts on.
         """
         if attempts:
             retries = self.retry_state()
@@ -364,54 +387,56 @@ class Run:
             retries.attempt = attempts + 1
 
     def retain(self, step: str, what: object) -> None:
-        """Retain what a step that has failed is to go on with, if it may be tried again."""
-        if self.setting.is_resumable:
+        """Retain the fan-out of a failed step for the next attempt, if there may be one."""
+        if self.config.is_resumable:
             self.retry_state().retained[step] = what
 
     def take_retained(self, step: str) -> object:
-        """Return what a step is to go on with; None: it begins."""
+        """Return the fan-out that an attempt of ``step`` continues, and forget it; None: none."""
         return None if self.retries is None else self.retries.retained.pop(step, None)
 
     @property
     def is_halting(self) -> bool:
-        """Whether the attempt under way comes to nothing, since it waits for something."""
+        """Whether the current attempt is halted, since it waits for an answer or a breakpoint."""
         return self.questions is not None and self.questions.is_halting
 
     @property
     def open_questions(self) -> tuple[Question, ...]:
-        """What it and its descendants wait for: its own first, then those of its children."""
+        """The open questions of the run and its descendants: its own first, then its children's."""
         if self.questions is None:
             return ()
-        return self.questions.in_order(self.path, self.setting.execution.answers)
+        return self.questions.in_order(self.path, self.config.execution.answers)
 
-    # -- ending ---------------------------------------------------------------------------------
+    # -- ends -----------------------------------------------------------------------------------
 
     def succeed(self) -> None:
-        """Note that a child reached the end of its graph, and what its value is.
+        """End the run as succeeded, and take its value from its final state.
 
         Raises:
-            NotData: That, or what it wrote last, is nothing that can be kept.
-            UpdateTooLarge: It is more than can be kept.
-            SecretLeaked: It holds what is secret.
+            NotData: The value, or a field of the last update, can't be saved.
+            UpdateTooLarge: They are too large to be saved.
+            SecretLeaked: They hold a secret.
         """
-        setting = self.setting
-        if setting.value_of is not None:
-            self.value = setting.value_of(self)
-        if setting.secrets.names and setting.parent is not None:
+        config = self.config
+        # All that may raise comes before `_end`: then the run fails and has no end to revoke.
+        if config.value_of is not None:
+            self.value = config.value_of(self)
+        if config.secrets.names and config.parent is not None:
             written = () if self.pending is None else self.pending.operations
-            setting.secrets.refuse((self.value, written), f"what {setting.act!r} has come to")
-        if setting.parent is not None:
-            self.packed = setting.keeper.pack(self)
+            config.secrets.refuse((self.value, written), f"what {config.act!r} has come to")
+        if config.parent is not None:
+            self.packed = config.keeper.pack(self)
         if self.retries is not None:
             self.retries.clear_crashes()
         self._end("succeeded")
 
     def take_over(self, end: ChildRecord | Done) -> None:
-        """Note that it is Done, as ``end`` says, and that nobody has applied it.
+        """Take the success in ``end``, of an earlier execution, that is not applied yet.
 
-        What it has written is in the outcome, or read by ``load_end`` where it is a record.
+        If ``end`` is a record, ``load_end`` reads the final state later.
         """
         self.disposition = DONE
+        # Not by `_end`: this execution has not ended it, and `elapsed` is the recorded one.
         self.status, self.value, self.elapsed = "succeeded", end.value, end.elapsed
         if isinstance(end, Done):
             self.head = (0, held(end.state))
@@ -423,11 +448,11 @@ class Run:
         retries.abandoned = end.abandoned
 
     def reopen(self) -> None:
-        """Go on living, though its end was saved and published: its parent is tried again.
+        """Take back the end, since the parent is retried and continues with this child.
 
-        What is Done stays so, and what is skipped: all that lacks is its parent's update.
+        A child that is done or skipped stays so: only the parent's update is missing.
         """
-        self.permits = None  # those were of the group before, which has given them back
+        self.permits = None  # the group before has released them
         self.used = True
         self._outcome = None
         if self.disposition.is_saved or self.disposition is SKIPPED:
@@ -436,8 +461,9 @@ class Run:
             self._stay_done()
             return
         if self.disposition is not NEVER_STARTED:
-            self.begin_attempt()
+            self.begin_attempt()  # its attempts are counted over all rounds
         self.disposition = LIVE
+        # All its steps are saved, and only its value is missing: it must not walk again.
         if self.retries is not None and self.retries.lacks_value:
             self.pending = NO_CHANGE
         self.step = None
@@ -448,22 +474,22 @@ class Run:
         if self.questions is not None:
             self.questions.begin_attempt()
         self.reason = ""
-        self.started_at = self.setting.services.clock()
+        self.started_at = self.config.services.clock()
 
     def _stay_done(self) -> None:
-        """Be Done from now on: its end is saved and published, its last update with it."""
+        """Become ``DONE``: the end is saved and published, with the last update."""
         update = self.last_update
         number = self.head[0] if update is None else update.number
         self.head = number, self.final_data()
         self.pending = NO_CHANGE
         self.step = None
         self.began = False
-        self.packed = None  # it has the last update in it
+        self.packed = None  # it contains the last update, which must not be saved twice
         self.disposition = DONE
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended, as a value."""
+        """The run's end, as the value that callers and hooks receive."""
         if self._outcome is None:
             self._outcome = self._make_outcome()
         return self._outcome
@@ -481,56 +507,59 @@ class Run:
             case "succeeded":
                 return Done(**common, value=self.value, state=self.final_state, used=self.used)
             case "failed":
-                assert isinstance(self.error, Exception), "others are not outcomes"
+                assert isinstance(self.error, Exception), "others propagate and are no outcomes"
                 return Failed(**common, error=self.error)
             case "cancelled":
                 return Cancelled(**common, reason=self.reason, winner=self.winner)
             case None:
                 return Skipped(**common, reason=self.reason)
             case "halted":
-                msg = f"run {self.path.id} rests, and has no outcome"
+                msg = f"run {self.path.id} is halted, and has no outcome"
                 raise AssertionError(msg)
 
     def _end(self, status: Status, *after: Status) -> None:
-        """Set how it ended, and after how long; see the table of ``Run``.
+        """Set the status and the elapsed time; see the table of ``Run``.
 
         Args:
-            status: How.
-            after: What it may be instead of, besides nothing: an end that is not saved yet, or
-                one that is none, since it rests.
+            status: The new status.
+            after: Statuses that it may replace, besides None: ends that are not saved yet, and
+                ``halted``, which is no end.
         """
+        # A bug in the engine: users can't cause it, so it isn't one of their errors.
         if self.disposition.is_final or not (self.status is None or self.status in after):
             ended = self.status or self.disposition.why
             msg = f"run {self.path.id} has ended ({ended}), and can't be {status} any more"
             raise AssertionError(msg)
-        self.elapsed = self.setting.services.clock() - self.started_at
+        self.elapsed = self.config.services.clock() - self.started_at
         self.status = status
 
     def fail(self, error: Exception, *after: Status) -> None:
-        """Note that the run ended with ``error``, and say in it where that was.
+        """End the run as failed with ``error``, and note in it where that was.
 
         Args:
-            error: What it failed with.
-            after: The ends that this may be instead of, none of which is saved.
+            error: The failure.
+            after: The statuses that this may replace, none of which is saved.
         """
         self._end("failed", *after)
-        self.setting.secrets.hide(error)
+        self.config.secrets.hide(error)  # before anything can see it
         self.pending = None
-        self.value = None  # which may be what can't be kept
-        # There will be no result, and the errors in there lead back to here.
+        self.value = None  # the value may be the reason: one that can't be saved
+        # No result will hand these ledgers over, and the errors in them lead back here.
         if self.steps is not None:
             for ledger in self.steps.all_ledgers():
                 ledger.forget()
             self.steps.ledgers = {}
+        # A poisoned run keeps its count, so that it stays poisoned when the run is resumed; see
+        # test_it_stays_condemned_though_others_kill_too.
         if self.retries is not None and not isinstance(error, Poisoned):
             self.retries.clear_crashes()
         self.error = error
         self._note(error)
 
     def replace_end(self, error: Exception) -> None:
-        """Note that it ended with ``error`` after all: what was told of its end has raised that.
+        """End the run as failed with ``error`` instead: a hook that received its end has raised it.
 
-        A cancellation is never replaced, nor a run that is halted.
+        A cancellation is never replaced, nor a halt; then the error is only logged.
         """
         if self.disposition.is_final or self.status not in ("succeeded", "failed"):
             path, status = self.path, self.status
@@ -538,36 +567,40 @@ class Run:
             return
         own, self._outcome = self.error, None
         self.fail(error, "succeeded", "failed")
+        # Chained as Python does it, at the end of the chain, so that no context is lost.
         if own is not None and own is not error:
-            first: BaseException = error  # as Python does it, had the one been raised in the other
+            first: BaseException = error
             while (context := context_of(first)) is not None and context is not own:
                 first = context
             set_context(first, own)
 
     def cancel(self, reason: str, winner: ChildName | None = None, *after: Status) -> None:
-        """Note that the run was cancelled before its end; in a race, because ``winner`` had won.
+        """End the run as cancelled.
 
         Args:
-            reason: Why.
-            winner: Who has won.
-            after: The ends that this may be instead of, none of which is saved.
+            reason: Why it was cancelled.
+            winner: The contestant that has won, if that is why.
+            after: The statuses that this may replace, none of which is saved.
         """
         self._end("cancelled", *after)
-        self.pending = None
+        self.pending = None  # a cancelled step is never completed
         if self.retries is not None:
             self.retries.clear_crashes()
         if self.steps is not None:
-            for ledger in self.steps.all_ledgers():  # nobody raises the errors in there
+            # The errors of children are not raised any more, and their frames lead back here.
+            for ledger in self.steps.all_ledgers():
                 ledger.let_go()
-        self.reason = self.setting.secrets.mask(reason)
+        self.reason = self.config.secrets.mask(reason)
         self.winner = winner
 
     def halt(self) -> None:
-        """Note that it rests: its attempt waits for answers, or it was to stop here.
+        """End the run's execution as halted: it waits for answers, or stops at a breakpoint.
 
-        What it is cancelled by, or what ends the execution, counts more.
+        An error that ends the whole execution outranks that, and so does a cancellation.
         """
-        failure = self.setting.execution.failure  # which its action may have hidden
+        # The action may have caught the error of a failed save; see
+        # test_a_save_that_has_failed_counts_more_than_a_question.
+        failure = self.config.execution.failure
         if failure is not None:
             self.fail(failure)
             return
@@ -579,33 +612,30 @@ class Run:
         if self.retries is not None:
             self.retries.clear_crashes()
         self.reason = ""
-        self.value = plain(self.open_questions) if self.setting.parent is not None else None
+        self.value = plain(self.open_questions) if self.config.parent is not None else None
 
     def rest(self, record: ChildRecord) -> None:
-        """Note that nothing it waits for has been answered, so that it rests as before."""
+        """Stay halted as in an earlier execution, since none of the open questions is answered."""
         self.disposition = RESTING
         self.resume_state().record = record
         self.status, self.value = "halted", record.value
 
     def give_up(self, reason: str, winner: ChildName | None = None) -> None:
-        """Note that it rests no more: nobody needs what it would have come to."""
-        if self.disposition is RESTING:  # it has not begun in this execution
+        """End a halted run as cancelled, since its result is not needed any more."""
+        if self.disposition is RESTING:  # it has not started in this execution
             self.disposition = NEVER_STARTED
         self.value = None
-        elapsed = self.elapsed
+        elapsed = self.elapsed  # the time in which it waited for a person is not its own
         self.cancel(reason, winner, "halted")
         self.elapsed = elapsed
 
     def release_error(self) -> None:
-        """Release its outcome, which was handed over: the frames of an error lead back to here."""
+        """Release the outcome, which was handed over: the frames of its error lead back here."""
         self.error = None
         self._outcome = None
 
     def revoke_end(self) -> None:
-        """Note that the run's end could not be saved: for everybody else it did not end well.
-
-        Neither was it skipped or deferred, if nobody can know that later.
-        """
+        """End the run as cancelled, skipped or not, since its end could not be saved."""
         why = "its outcome could not be saved"
         if self.disposition in (SKIPPED, DEFERRED):
             self._outcome = None
@@ -616,28 +646,28 @@ class Run:
             self.cancel(why, None, "succeeded", "failed", "cancelled", "halted")
 
     def never_start(self, reason: str, winner: ChildName | None = None) -> None:
-        """Note that it was cancelled while it waited to start."""
-        self.cancel(reason, winner)
+        """End the run as cancelled before its start."""
+        self.cancel(reason, winner)  # first: it refuses a run that has ended
         self.disposition = NEVER_STARTED
 
     def skip(self, reason: str) -> None:
-        """Note that there is nothing to do for the element."""
+        """Skip the child: its key has a result already. ``status`` stays None."""
         self.disposition = SKIPPED
         self.reason = reason
 
     def pass_over(self, reason: str) -> None:
-        """Note that it isn't started now; it is when the run is resumed."""
+        """Defer the child: it is started when the run is resumed. ``status`` stays None."""
         self.disposition = DEFERRED
         self.reason = reason
         self.used = False
 
     @property
     def lacks_history(self) -> bool:
-        """Whether it is Done, and what it has written was not read yet."""
+        """Whether the run is done, and its final state was not read yet; see ``load_end``."""
         return self.disposition is DONE and self.pending is None
 
     def keep_recorded(self, record: ChildRecord) -> None:
-        """Note that an earlier execution has done all there is to do, as ``record`` says."""
+        """Take the end in ``record``, which an earlier execution has applied already."""
         self.disposition = APPLIED_BEFORE
         self.resume_state().record = record
         self.value, self.elapsed = record.value, record.elapsed
@@ -648,13 +678,14 @@ class Run:
 
     @property
     def is_live(self) -> bool:
-        """Whether it is lived, and not skipped, kept or Done before."""
+        """Whether the child is executed, and not skipped, deferred or done before."""
         return self.disposition is LIVE
 
     def discard_result(self) -> None:
-        """Note that the parent doesn't take what the child returned, if it hasn't long ago.
+        """Drop the child's value, which the parent doesn't take.
 
-        One that is skipped returns nothing: its key has a result, which stays.
+        A value that an earlier execution has applied stays. So does the earlier result of a key
+        that is skipped.
         """
         if not self.disposition.is_kept and self.disposition is not SKIPPED:
             self.used = False

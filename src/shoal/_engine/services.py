@@ -1,6 +1,7 @@
-"""What all runs of a runtime share: its clock, threads, limits, retries. Imports their classes.
+"""The services that all runs of a runtime share: its clock, threads, limits, retries.
 
-The runtime makes the one ``Services`` and binds in it what a run needs of modules above the engine.
+The runtime makes one ``Services``. Its functions lead to modules above the engine, which the engine
+must not import.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
 from shoal._concurrency.worker_threads import Threads
 from shoal._graph.action import FunctionAction
-from shoal._limits.admission import Admission
+from shoal._limits.admission import AdmissionController
 from shoal._limits.breaker import Circuits
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal._limits.retry import Account, RetryBudget
 from shoal._state.state import Change
 from shoal.stores._results import Results
@@ -26,22 +27,24 @@ from shoal.stores._results import Results
 
 @final
 class Retries:
-    """What all retries of a runtime share: chance, and the accounts of budgets."""
+    """The random numbers and budget accounts that all retries of a runtime share."""
 
     def __init__(self, clock: Callable[[], float], seed: int | None = None) -> None:
         """Start with nothing spent.
 
         Args:
-            clock: The loop's.
-            seed: Makes chance repeatable.
+            clock: The loop's clock.
+            seed: Makes delays repeatable, in tests for example.
         """
         self.chance: Callable[[], float] = Random(seed).random  # noqa: S311 # not for secrets
-        """Makes random numbers from 0 up to, but not, 1."""
+        """Returns a random number from 0 to below 1."""
         self._clock = clock
+        # Weak, since programs may make budgets dynamically. By identity: budgets that are equal
+        # are not the same; see test_budgets_that_are_equal_are_not_the_same.
         self._accounts: WeakKeyDictionary[RetryBudget, Account] = WeakKeyDictionary()
 
     def account(self, budget: RetryBudget) -> Account:
-        """Find the account of a budget; open it if there is none yet."""
+        """Return the account of a budget; it is opened on first use."""
         account = self._accounts.get(budget)
         if account is None:
             account = self._accounts[budget] = Account(budget, self._clock())
@@ -51,39 +54,39 @@ class Retries:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What all runs of a runtime share."""
+    """The services that all runs of a runtime share."""
 
     clock: Clock
     waiter: Callable[[], Waiter]
-    """Makes a waiter."""
+    """Returns a new waiter, an event for one task."""
     threads: Threads
     watchdog: Watchdog
     retries: Retries
-    admission: Admission
+    admission: AdmissionController
     host: Callable[[Work, Callable[[str], None]], BackgroundTask]
-    """Starts work in a task of the runtime's; the second function is told why it is cancelled."""
+    """Starts work in a task of the runtime. The second function receives why it is cancelled."""
+    # `Any` in these four stands for classes of modules above, which can't be imported here.
     call: Callable[[Any, FunctionAction[..., Any]], Awaitable[Change]]
-    """Has a run execute a function action."""
+    """Executes a function action as the current step of a run."""
     enter: Callable[[Any, Any], Awaitable[Change]]
-    """Has a run execute a graph that is a node of its own graph."""
+    """Executes a graph that is a node of the graph of a run."""
     fan_out: Callable[[Any, Any], Awaitable[Change]]
-    """Has a run execute an act whose work is children."""
-    context: Callable[[Any, FunctionAction[..., Any], Seat | None, Any], object]
-    """Makes what an action's parameter ``context`` gets, of a run, its action, its seat and items.
-
-    The engine knows no ``Context``, for that starts fan-outs.
-    """
+    """Executes an act of a run whose work is children."""
+    context: Callable[[Any, FunctionAction[..., Any], AttemptPermit | None, Any], object]
+    """Returns the ``context`` of an attempt, for a run, its action, its permit and its items."""
     native_cancels: Callable[[], Callable[[], int]]
-    """Called in a task, gives what counts the native cancellations pending on that task."""
+    """Called in a task, returns a function that counts the native cancels pending on that task."""
     commit_deadline: float
-    """Seconds that the store has to acknowledge a save."""
+    """Seconds that the store has to acknowledge a save, or to answer a question."""
     max_crashes: int
     """Executions in a row that may die while a child is at work."""
     results: Results
-    """What actions have come to in runs whose store doesn't remember it."""
-    learned: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
-    """What was learned of a definition, by that definition, for as long as it lives."""
+    """The result cache of runs whose store has none."""
+    # Both are weak: a runtime may outlive definitions that are made dynamically. See
+    # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
+    hedge_statistics: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
+    """Statistics for hedged requests, by the definition of the race."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
         default_factory=WeakKeyDictionary
     )
-    """Of fan-outs with a breaker, by their definitions and names."""
+    """Circuit breakers of fan-outs, by their definitions and names."""

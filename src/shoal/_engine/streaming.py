@@ -1,12 +1,12 @@
-"""Partial items: what an attempt of an action gives before it returns. Imports runs; anyio.
+"""Partial items: the items that an attempt of an action gives before it returns.
 
 Invariants:
-- The items of an attempt are told one at a time, counted from 0, and only while it runs: whoever is
-  slow to hear of one holds up the next.
-- An item is told to everybody or to nobody, whatever is cancelled meanwhile; then the cancellation
-  arrives where the item was given, as it would at an ``await``.
-- The generator of a streaming action is closed, cleanup included, in the task that advanced it, on
-  every way out. What it ended by is never hidden by what closing it raises.
+- The items of an attempt are published one at a time, counted from 0, and only while the attempt
+  runs: a slow hook delays the next item.
+- An item reaches all hooks or none, also if the run is cancelled meanwhile. The cancellation
+  arrives afterwards, where the item was given, as at any ``await``.
+- The generator of a streaming action is closed, with its cleanup, in the task that advanced it, on
+  every way out. An error raised in closing never hides the error that ended the generator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ from .run import Run
 logger = logging.getLogger("shoal")
 
 ITEMS = 64
-"""Items that an attempt gives without passing a checkpoint, if it never waits."""
+"""Items that an attempt gives without passing a checkpoint, if it never waits.
+
+A checkpoint costs more than an item that no hook receives; 64 of those delay other tasks by well
+below a millisecond. See test_others_run_while_it_streams_and_never_waits.
+"""
 
 
 @final
@@ -41,15 +45,18 @@ class Items:
     __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
 
     def __init__(self, run: Run, step: str, attempt: int = 1) -> None:
-        """Begin with none.
+        """Start with no item.
 
         Args:
-            run: Hears of them.
+            run: The run whose action gives the items.
             step: The name of the action.
-            attempt: Which try of the step it is.
+            attempt: The number of the attempt at the step.
         """
         self._run = run
-        self._turn: Lock | None = None  # of the tasks that give items, if anybody hears them
+        # Several tasks of an action may emit. Made with the first item that a hook receives.
+        self._turn: Lock | None = None
+        # Neither is ever reset. `_over`: the attempt has ended. `_stopped`: it was cancelled, and
+        # a thread of it may still run.
         self._over = False
         self._stopped = False
         self.step: str = step
@@ -58,41 +65,46 @@ class Items:
 
     @property
     def run_id(self) -> str:
-        """The id of the run that hears of them."""
+        """The id of the run."""
         return self._run.path.id
 
     def hide_secrets(self, error: BaseException) -> None:
-        """Mask what is secret in an error of the attempt that is about to be told."""
-        self._run.setting.secrets.hide(error)
+        """Mask secrets in an error of the attempt that is about to be published."""
+        self._run.config.secrets.hide(error)
 
     def give(self, item: object) -> Awaitable[None] | None:
-        """Take the next item; return what tells it, if it has to be awaited.
+        """Publish the next item; return an awaitable if the action has to wait for that.
 
         Raises:
             BadUse: The attempt has ended.
         """
-        if is_item_heard(self._run):  # by now: who follows a run may have come meanwhile
+        # Asked at each item: a reader may begin to follow the run at any time.
+        if is_item_heard(self._run):
             return self._tell(item)
         self._next()
         return self._pause() if self.count % ITEMS == 0 else None
 
     @ki_protected
     async def _tell(self, item: object) -> None:
-        """Tell an item, and wait for those who are slow to hear of it.
+        """Publish an item, and wait until all hooks have received it.
 
         Raises:
-            BaseException: A cancellation. It arrives before the item is told, or after.
-            HookFailed: A guarding hook raised; everybody else was told.
+            BaseException: A cancellation. It arrives before the item is published, or after.
+            HookFailed: A guarding hook raised; all other hooks received the item.
             BadUse: The attempt has ended.
         """
         if self._turn is None:
             self._turn = Lock(fast_acquire=True)
         turn = self._turn
+        # Without a checkpoint if the lock is free: a cancellation would lose the item. One that
+        # waits may be cancelled before its turn, and then no hook receives the item; see
+        # test_one_that_is_cancelled_before_its_turn_is_not_told.
         if turn.locked():
             await turn.acquire()
         else:
             turn.acquire_nowait()
         try:
+            # The index is taken here, with the lock held, so that items are numbered in order.
             pending = publish_item(self._run, item, self.step, self.attempt, self._next())
             if pending is not None:
                 await pending
@@ -117,12 +129,12 @@ class Items:
         return index
 
     async def _pause(self) -> None:
-        """Let others have a turn, now and then; and let a cancellation arrive, if there is one."""
+        """Let other tasks run after some items, and let a cancellation arrive if there is one."""
         if self.count % ITEMS == 0:
             await checkpoint()
         if cancelled():
-            # In a scope that is cancelled only now. What a thread calls, anyio doesn't interrupt if
-            # it was cancelled before, but lets it wait for that for ever, see
+            # In a scope that is cancelled only now. A thread may call this through anyio, which
+            # doesn't interrupt a call that was cancelled before it began, and waits for ever; see
             # test_a_thread_that_emits_learns_of_a_cancellation.
             with CancelScope() as scope:
                 scope.cancel()
@@ -134,11 +146,11 @@ class Items:
         return self._over or self._stopped
 
     def stop(self) -> None:
-        """Refuse what comes now: the attempt is cancelled, though its thread still runs."""
+        """Refuse further items, since the attempt is cancelled, though its thread still runs."""
         self._stopped = True
 
     def end(self) -> Awaitable[None] | None:
-        """Take no more; return what is to be awaited if an item is being told."""
+        """Refuse further items; return an awaitable if an item is being published."""
         self._over = True
         if self._turn is None or not self._turn.locked():
             return None
@@ -147,6 +159,7 @@ class Items:
 
 @ki_protected
 async def _wait_for(turn: Lock) -> None:
+    # Shielded: hooks must not receive an item after the end of its attempt.
     with CancelScope(shield=True):
         async with turn:
             pass
@@ -154,15 +167,15 @@ async def _wait_for(turn: Lock) -> None:
 
 @ki_protected
 async def stream(generator: AsyncGeneratorType[object, None], items: Items) -> object:
-    """Advance the generator of a streaming action to its end, and return what its Result holds.
+    """Advance the generator of a streaming action to its end, and return the value of its Result.
 
-    Each other thing that it yields is given to ``items``. In between it stands at its ``yield``:
-    there arrives what is cancelled by the generator itself, as by a timeout that it is inside of.
-    When everything is cancelled, or an item can't be told, it is closed.
+    Everything else that it yields goes to ``items``. A cancellation by the generator itself, by a
+    timeout around its ``yield`` for example, is raised at that ``yield``. If the cancellation comes
+    from outside, or an item can't be published, the generator is closed.
 
     Raises:
-        IncompleteStream: It ended without a Result, or yielded something after it.
-        BaseException: Whatever came out of it, or of telling its items.
+        IncompleteStream: The generator ended without a Result, or yielded something after it.
+        BaseException: The generator raised it, or a hook that received its items.
     """
     return await closed_after(
         generator,
@@ -178,7 +191,7 @@ async def _consume(
     generator: AsyncGeneratorType[object, None], items: Items, scope: CancelScope
 ) -> object:
     result: Result[object] | None = None
-    thrown: BaseException | None = None  # into the generator, at the yield where it stands
+    thrown: BaseException | None = None  # raised in the generator at its `yield`, and then None
     try:
         while True:
             try:
@@ -196,23 +209,26 @@ async def _consume(
                 if pending is not None:
                     await pending
             except (Exception, GeneratorExit):
-                raise
+                raise  # a hook failed: the generator can't do anything about it
             except BaseException as interruption:
                 if _comes_from_outside(scope):
                     raise
                 thrown = interruption
     finally:
-        del thrown  # no cycle from the exception through its traceback to this frame
+        del thrown  # breaks the traceback cycle
     if result is None:
-        await checkpoint_if_cancelled()  # which it may have swallowed, and ended
+        # It may have swallowed its cancellation and ended: then it is cancelled, and not at fault.
+        # See test_one_that_swallows_its_cancellation_is_cancelled_all_the_same.
+        await checkpoint_if_cancelled()
         raise _incomplete(items, f"ended without a Result, after {items.count} items")
     return result.value
 
 
 def _comes_from_outside(scope: CancelScope) -> bool:
-    """Tell whether a cancellation is not the generator's own: of a scope that it holds, say."""
+    """Return whether the cancellation comes from outside ``scope``, and not from the generator."""
     if not cancelled():
         return False
+    # Shielding hides all that is outside for a moment. No await in between, so no task sees it.
     scope.shield = True
     inside = cancelled()
     scope.shield = False

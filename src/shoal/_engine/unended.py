@@ -1,11 +1,10 @@
-"""Children that an earlier execution has left under way, and this one has not come to.
-
-Imports executions.
+"""Record ends of orphans: children that an earlier execution left under way.
 
 Invariants:
-- Nothing below a run that has ended is kept as if it went on: what this execution has not taken up
-  is recorded as cancelled before the end of the run is. It goes on all the same when its run is
-  resumed. No hook is told: this execution has not told of its start.
+- Nothing below a run that has ended is saved as if it were under way. Descendants that this
+  execution has not taken up are recorded as cancelled before the end of the run is saved. They
+  still continue when the run is resumed.
+- Hooks receive nothing of this, since this execution has not published the starts.
 """
 
 from __future__ import annotations
@@ -27,28 +26,29 @@ from .execution import Execution
 
 T = TypeVar("T")
 Decided = Mapping[tuple[str, int], Decision]
-"""How visits of steps were decided."""
+"""The decisions of races, by step and visit."""
 
 
 def may_have_children(graph: Graph) -> bool:
-    """Tell whether a run of ``graph`` may have children, by what its acts are."""
+    """Return whether a run of ``graph`` may have children: only function actions have none."""
+    # An action with a context may open fan-outs of its own.
     return any(not isinstance(act, FunctionAction) or act.takes_context for act in graph.acts)
 
 
 @final
 class Left(NamedTuple):
-    """A child that an earlier execution has left, which is not Done, or what is below it isn't."""
+    """An orphan: a child that an earlier execution left; it or its descendants may go on."""
 
     record: ChildRecord
     store: Store
-    """Keeps its history, and how its children have ended."""
+    """Keeps the child's history and the ends of its children."""
 
 
 def is_left(record: ChildRecord) -> bool:
-    """Tell whether a child, or what is below it, may be kept as if it went on.
+    """Return whether a child, or a descendant of it, may be saved as if it were under way.
 
-    An end that is no success is one of an execution: a later one may have gone on with the child,
-    which is known of what is below it alone as long as the child itself has saved nothing (see
+    A child that failed or was cancelled in one execution may have been resumed by a later one. As
+    long as the child itself has saved nothing there, only records of its descendants show that (see
     test_nothing_goes_on_below_a_child_that_had_ended_in_an_earlier_execution).
     """
     return record.status in (None, "failed", "cancelled")
@@ -63,22 +63,23 @@ async def end_unended(
     *,
     graph: Graph | None = None,
 ) -> None:
-    """Record that all below ``run`` that has no end was cancelled; it has ended, or is about to.
+    """Record all descendants of ``run`` without an end as cancelled; the run has ended or will.
 
     Args:
-        execution: Whose work that is.
-        store: Where it is kept.
-        run: It was left under way by an earlier execution.
-        decided: The decisions in its history; None: that is to be read.
-        reason: Why it was cancelled.
-        graph: What it walks; None: nobody knows.
+        execution: The execution that saves.
+        store: The store of the run.
+        run: A run that an earlier execution left under way.
+        decided: The decisions in the run's history; None: the history is read for them.
+        reason: Why the descendants were cancelled.
+        graph: The graph of the run; None: unknown.
 
     Raises:
-        StoreFailed: The store did not say what there is.
-        ShoalError: It could not be saved.
+        StoreFailed: The store raised, or did not answer in time.
+        ShoalError: The ends could not be saved.
     """
     path = run.path
     left = await _left_of(execution, store, path)
+    # Decisions are needed only for reasons of children without an end, so mostly nothing is read.
     if decided is None and any(one.record.status is None for one in left):
         entries = await _ask(execution, store.read(path), f"the history of run {path.id}")
         decided = play({}, entries).decided
@@ -87,11 +88,11 @@ async def end_unended(
 
 
 async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequence[Left]:
-    """Find the children of a run that are left.
+    """Return the orphans of a run.
 
-    How a child has ended is saved where its parent is kept, in ``store``. A fan-out with a store of
-    its own has its children's histories there; where ``store`` knows nothing of a child yet, that
-    it has begun is known in its own store alone (see
+    The end of a child is saved in ``store``, the store of its parent. A fan-out with a store of its
+    own has the histories of its children there. As long as ``store`` has no record of such a child,
+    only the child's own store shows that it has started (see
     test_in_a_store_of_its_own_nothing_goes_on_below_a_run_that_has_ended).
     """
     what = f"the children of run {path.id}"
@@ -101,6 +102,8 @@ async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequenc
         if other is not store
         for record in await _ask(execution, other.children(path), what)
     }
+    # Children that are done are left out where that is possible: there may be many. With other
+    # stores they are needed too, since a child that is done here may look unfinished there.
     if isinstance(store, ReadsInParts) and not elsewhere:
         found = await _ask(execution, store.not_done(path), what)
     else:
@@ -110,7 +113,7 @@ async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequenc
         other = elsewhere.pop(_name(record), None)
         if is_left(record):
             left.append(Left(record, store if other is None else other.store))
-    left += (one for one in elsewhere.values() if one.record.status is None)
+    left += (one for one in elsewhere.values() if one.record.status is None)  # known there alone
     return left
 
 
@@ -128,30 +131,33 @@ async def end_children(
     reason: str,
     graph: Graph | None = None,
 ) -> None:
-    """Record that the children of ``run`` in ``left`` without an end were cancelled.
+    """Record the orphans in ``left`` that have no end as cancelled, and all their descendants.
 
-    And all below them, and below those which have one of an earlier execution.
+    Descendants of orphans that an earlier execution has ended are recorded as well.
 
     Args:
-        execution: Whose work that is.
-        store: Where it is kept.
-        run: Their parent.
-        left: Its children.
+        execution: The execution that saves.
+        store: The store of the run.
+        run: The parent.
+        left: Its orphans.
         decided: The decisions in the parent's history.
-        reason: Why they were cancelled.
-        graph: What the parent walks; None: nobody knows.
+        reason: Why they were cancelled, if no decision says so.
+        graph: The graph of the parent; None: unknown.
 
     Raises:
-        StoreFailed: The store did not say what there is.
-        ShoalError: It could not be saved.
+        StoreFailed: The store raised, or did not answer in time.
+        ShoalError: The ends could not be saved.
     """
     path = run.path
     ended = list[CutOff]()
     for record, kept_in in left:
+        # Depth first: a crash in between leaves a parent without an end, which the next execution
+        # takes up. The other way round, descendants would stay under way below an ended parent.
         await end_below(execution, kept_in, CutOff(record, path), reason, graph)
         if record.status is not None:
             continue
         decision = decided.get((record.step, record.visit))
+        # In a decided race the losers were cancelled by the decision. The winner was not.
         if decision is None or decision.winner == (record.act, record.key):
             how = record._replace(status="cancelled", reason=reason)
         else:
@@ -161,6 +167,7 @@ async def end_children(
         ended.append(CutOff(how, path))
     if not ended or isinstance(store, NullStore):
         return
+    # A child's store may not have been used in this execution yet, and saves need the lease.
     await execution.claim(store, path.root.id)
     await execution.save(Batch(run, unapplied=ended, holder=execution.holder), store)
 
@@ -168,19 +175,21 @@ async def end_children(
 async def end_below(
     execution: Execution, store: Store, child: CutOff, reason: str, graph: Graph | None
 ) -> None:
-    """Record ends of all below a child that this execution has not come to.
+    """Record ends of all descendants of an orphan.
 
     Args:
-        execution: Whose work that is.
-        store: Where the child is kept.
-        child: It may be ended already.
-        reason: Why the others were cancelled.
-        graph: What its parent walks; None: nobody knows.
+        execution: The execution that saves.
+        store: The store of the child.
+        child: The orphan, which may have ended already.
+        reason: Why its descendants were cancelled.
+        graph: The graph of its parent; None: unknown.
 
     Raises:
         ShoalError: As ``end_unended``.
     """
     record = child.record
+    # The graph only spares questions: a child whose graph is known to have no children needs none.
+    # The act of a fan-out that an action has opened isn't in the graph, so its store is asked.
     act = None if graph is None else graph.find(record.step)
     known = (act,) if isinstance(act, Graph) else () if act is None else act.for_children
     inner = next((one for one in known if one.name == record.act), None)
@@ -191,8 +200,8 @@ async def end_below(
 
 
 async def _ask(execution: Execution, pending: Awaitable[T], what: str) -> T:
-    """Ask the store; a cancellation waits for that, since what follows belongs to a commit."""
-    answers = list[T]()
+    """Ask the store, shielded: the question is part of a commit, which is done as a whole."""
+    answers = list[T]()  # filled even if the scope ends with a cancellation of its own
     with CancelScope(shield=True):
         answers.append(await execution.ask(pending, what))
     return answers[0]
@@ -201,7 +210,7 @@ async def _ask(execution: Execution, pending: Awaitable[T], what: str) -> T:
 @final
 @dataclass(frozen=True, slots=True)
 class CutOff:
-    """A child as stores see it, made of its record: in this execution there is no run of it."""
+    """A child as stores read it, made of its record: this execution has no run of the child."""
 
     record: ChildRecord
     parent: RunPath
@@ -264,6 +273,7 @@ class CutOff:
     def abandoned(self) -> bool:
         return self.record.abandoned
 
+    # The rest of `SavedRun`: a cancelled child has none of these.
     error: None = None
     used: bool = True
     value: None = None

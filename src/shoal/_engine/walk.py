@@ -1,11 +1,9 @@
-"""The walk of a run along its graph, step after step to its end.
-
-Imports runs, what calls actions, and what runs go on from.
+"""Walk a run along its graph, step after step to its end.
 
 Invariants:
 - One writer. Only the task that walks a run commits to it.
-- A step that is cancelled, or halted, is never completed.
-- What follows a completed step is chosen by the state as that step has left it, and saved with it.
+- A step that is cancelled or halted is never completed.
+- The conditions on edges see the state as the completed step has left it.
 """
 
 from __future__ import annotations
@@ -34,55 +32,63 @@ from shoal.stores._history import StepBegun, own_declared
 from .attempts import Tries, try_again, within
 from .call import call_action
 from .commit import Write, commit
-from .config import Halts, Setting
+from .config import Halts, RunConfig
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
 from .run import Run
 
 STEPS = 64
-"""Steps that a run takes without passing a checkpoint, if none of them waits."""
+"""Steps that a run takes without passing a checkpoint, if none of them waits.
+
+A checkpoint costs a turn of the event loop, as much as some plain steps. So there is one in 64, and
+other tasks wait for 64 plain steps at most.
+"""
 LAST_STEPS = 6
-"""Steps that are named where there were too many of them."""
+"""Steps that the error about too many of them names: enough to show a loop of a few acts."""
 
 
 @is_life_of("run")
 async def walk(run: Run) -> None:
-    """Walk the graph of ``run`` to its end: from its entry, or from where an attempt has failed.
+    """Walk the graph of ``run`` to its end, from its entry or from where an attempt has failed.
 
-    The last step's change is left for ``commit`` by the caller. A cancellation goes to the action
-    that runs; earlier steps stay committed.
+    The caller commits the change of the last step. A cancellation reaches the action that runs;
+    earlier steps stay committed.
 
     Raises:
-        NoTransition: No edge that leaves an act is true; its step is completed.
-        TooManySteps: The next step would be one too many.
-        Halting: A step waits for answers, or the run is to stop here.
-        Poisoned: The run was at work whenever a process died.
-        Exception: Whatever an act or a condition raises.
+        NoTransition: No condition on the edges of an act is true; the act's step is completed.
+        TooManySteps: The run has taken as many steps as it may.
+        Halting: A step waits for answers, or the run stops at a breakpoint.
+        Poisoned: The run was at work in too many crashes.
+        Exception: An act or a condition raised it.
     """
-    setting = run.setting
-    hooks, straight, halts = setting.hooks, setting.graph.straight, setting.halts
-    each = setting.each
+    config = run.config
+    hooks, straight, halts = config.hooks, config.graph.straight, config.halts
+    each = config.each
     is_timed = each is not None and each.timeout is not None
-    act: Act | None = setting.graph.entry
+    act: Act | None = config.graph.entry
     steps = 0
-    if run.pending is None and run.retries is None and run.resume is None and _is_plain(setting):
-        run.began = True  # as nearly all children begin: nothing to go on from, nobody to be told
+    if run.pending is None and run.retries is None and run.resume is None and _is_plain(config):
+        # Nearly all children start like this: with nothing to resume and no hook for the start.
+        # They pay for no call and no await.
+        run.began = True
     else:
         act, steps = await _begin(run)
-    max_steps = setting.execution.max_steps
+    max_steps = config.execution.max_steps
     walked: tuple[str, ...] = ()
     try:
         while act is not None:
             steps += 1
+            # Names are collected only near the limit, so that other runs don't pay for the error.
             if steps > max_steps - LAST_STEPS:
                 if steps > max_steps:
                     raise _too_many_steps(run, act, walked)
                 walked += (act.name,)
             if steps % STEPS == 0:
                 await checkpoint()
-            if setting.gate is not None:
-                await setting.gate(act.name)
+            if config.gate is not None:
+                await config.gate(act.name)
+            # A run that is resumed in this execution may be at a step whose start is published.
             is_open, run.step = run.step is not None, act.name
             if hooks.watching_steps:
                 change = await _perform_watched(run, act, is_open=is_open)
@@ -90,48 +96,62 @@ async def walk(run: Run) -> None:
                 change = await _perform_in_time(run, act)
             else:
                 change = await _perform(run, act)
+            # The act may have caught what a guarding hook raised, and returned as if it were well;
+            # see test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it.
             if hooks.failures:
-                raise hooks.failures[0]  # a guard's; maybe the act has caught what that raised
+                raise hooks.failures[0]
             if run.resume is not None:
-                run.resume.replayed = None  # what follows is new
-            if setting.schema is not None:
-                change = setting.schema.checked(change, run.head[1], f"action {act.name!r}")
+                run.resume.replayed = None  # the history ends with this step
+            # Checked before anything is saved of it, and before conditions see it.
+            if config.schema is not None:
+                change = config.schema.checked(change, run.head[1], f"action {act.name!r}")
             if act.name in straight:
                 following = straight[act.name]
             else:
                 following = await _choose(run, act, change)
-            is_parents = following is None and not setting.ends_itself  # its commit saves it
-            if is_parents and setting.host is not None:
-                # Of a graph as a node the result of its root run has the ledgers.
+            # The last step is saved together with the run's end, in the parent's commit: one save
+            # for a child of one step. See
+            # test_a_child_saves_its_earlier_steps_itself_and_its_last_with_its_parent.
+            is_parents = following is None and not config.ends_itself
+            if is_parents and config.host is not None:
+                # The parent's commit has no place for empty fan-outs of a graph that is a node,
+                # whose ledgers the result of the root run has; so such a step is saved by itself.
                 is_parents = _empty_fan_outs_of(run, act.name) is None
             if is_parents:
                 run.pending = change
             elif halts is not None and following and halts.stop(act.name, following.name):
+                # One save, so that a crash can't leave the run completed and not halted; see
+                # test_a_run_is_known_to_be_halted_as_soon_as_the_step_before_is_completed.
                 await complete_step(run, change, ended="halted")
                 _stop_here(run)
             else:
                 await complete_step(run, change)
             act = following
     except BaseException:
-        if setting.is_resumable:
+        if config.is_resumable:
+            # Also for a cancellation: a timeout of the step around may be what is retried.
             run.retry_state().at = act
         raise
     if run.pending is None:
-        run.pending = NO_CHANGE  # all steps are completed
-        if setting.ends_itself:
+        run.pending = NO_CHANGE  # not None any more: all steps are completed
+        if config.ends_itself:
             await commit(run, Write(ended="succeeded"))
 
 
 async def _begin(run: Run) -> tuple[Act | None, int]:
-    """Find the act that comes next, and how many steps were taken before; publish the start."""
-    setting, retries, resume = run.setting, run.retries, run.resume
+    """Return the next act and how many steps were taken before, and publish the run's start.
+
+    The order matters: the history is read before the start is published, since that says whether
+    the run is resumed; a poisoned run is refused after its start, so that its end has one.
+    """
+    config, retries, resume = run.config, run.retries, run.resume
     record = None if resume is None else resume.record
     replayed = None if resume is None else resume.replayed
-    hooks, suspects = setting.hooks, setting.execution.suspects
-    act: Act | None = setting.graph.entry
+    hooks, suspects = config.hooks, config.execution.suspects
+    act: Act | None = config.graph.entry
     steps = 0
-    # An attempt that has not come to its first act, since what the store has could not be read
-    # for example, leaves all of that to the next.
+    # Also true after an attempt that failed before its first act, because the history could not be
+    # read for example: the next attempt does all of this again.
     begins = run.pending is None and (retries is None or retries.at is None)
     if begins:
         if resume is not None and record is not None and replayed is None:
@@ -143,8 +163,10 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
     if not run.began:
         run.began = True
         if hooks.run_started:
-            resumed = record is not None or setting.execution.is_resumed
-            resumed = resumed and replayed is not None  # else it begins, or was forked
+            # A run without a history starts now, also in an execution that resumes others. A fork
+            # has a history and is not resumed.
+            resumed = record is not None or config.execution.is_resumed
+            resumed = resumed and replayed is not None
             await hooks.tell(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
     if begins and record is not None and (suspects or record.crashes):
         run.retry_state().noted = record.crashes
@@ -153,38 +175,39 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             suspects.check(run.path, record.crashes)
     if not begins:
         act = _stands_at(run)
-    elif setting.schema is not None and replayed is None:
-        fill_model(run, setting.schema)
+    elif config.schema is not None and replayed is None:
+        fill_model(run, config.schema)
     if resume is not None and resume.rewind is not None:
         await rewind(run, *resume.rewind)
-        resume.rewind = None
+        resume.rewind = None  # after the save: an attempt that fails in it goes back again
     has_halted_here = resume is not None and resume.has_halted_here
-    halts = setting.halts
+    halts = config.halts
     if halts is not None and act is not None and not has_halted_here:
         _stop_before(run, act, halts)
     return act, steps
 
 
-def _is_plain(setting: Setting) -> bool:
-    """Tell whether runs that have nothing to go on from begin without any ado."""
-    return setting.schema is None and setting.halts is None and not setting.hooks.run_started
+def _is_plain(config: RunConfig) -> bool:
+    """Return whether a run that has nothing to resume needs nothing done at its start."""
+    return config.schema is None and config.halts is None and not config.hooks.run_started
 
 
 def _stands_at(run: Run) -> Act | None:
-    """Find where an earlier attempt has come to; None: to the end."""
+    """Return the act at which an earlier attempt has failed; None if all steps are completed."""
     if run.pending is not None:
         return None
     retries = run.retry_state()
     assert retries.at is not None, "else it would begin"
     if not retries.is_undecided:
         return retries.at
-    following = act_after(run.setting.graph, retries.at, run.head[1])
+    # If a condition raises again, `is_undecided` stays set and the next attempt evaluates it again.
+    following = act_after(run.config.graph, retries.at, run.head[1])
     retries.is_undecided, retries.attempt = False, retries.before + 1
     return following
 
 
 def _stop_before(run: Run, act: Act, halts: Halts) -> None:
-    """Halt before the first step of all, or of this execution, if the run is to."""
+    """Halt if there is a breakpoint before the first step of this execution."""
     if halts.stop(None, act.name):
         _stop_here(run)
 
@@ -193,28 +216,30 @@ def _stop_here(run: Run) -> NoReturn:
     """Halt between two steps.
 
     Raises:
-        Halting: That is how it ends.
+        Halting: Always.
     """
     run.pending_questions().is_halting = True
-    raise Halting(f"run {run.path.id} is to stop here")
+    raise Halting(f"run {run.path.id} stops here")
 
 
 async def _choose(run: Run, act: Act, change: Change) -> Act | None:
-    """Find what follows ``act`` by the conditions on its edges.
+    """Return the act that follows ``act``, by the conditions on its edges.
 
-    If that fails, the step is completed nevertheless, so that it isn't run again on resume.
+    If a condition raises, the step is completed all the same, so that a resume doesn't execute it
+    again. See test_a_condition_that_failed_is_asked_again_and_its_act_is_not.
     """
     try:
-        return act_after(run.setting.graph, act, change.applied_to(run.head[1]))
+        return act_after(run.config.graph, act, change.applied_to(run.head[1]))
     except BaseException:
         await complete_step(run, change)
-        if run.setting.is_resumable:
+        # After the save: if that fails, the step is not completed and must be executed again.
+        if run.config.is_resumable:
             run.retry_state().is_undecided = True
         raise
 
 
 def _too_many_steps(run: Run, act: Act, walked: tuple[str, ...]) -> TooManySteps:
-    limit = run.setting.execution.max_steps
+    limit = run.config.execution.max_steps
     return TooManySteps(
         f"run {run.path.id} of {run.path.act!r} has taken {limit} steps, "
         f"the last {' -> '.join(walked)}, and {act.name!r} would be next; "
@@ -223,26 +248,29 @@ def _too_many_steps(run: Run, act: Act, walked: tuple[str, ...]) -> TooManySteps
 
 
 def _perform(run: Run, act: Act) -> Awaitable[Change]:
-    if isinstance(act, FunctionAction):  # as most are: without the hops of ``Performer``
+    if isinstance(act, FunctionAction):  # most acts are: this spares them two calls each
         return call_action(run, act)  # pyright: ignore[reportUnknownArgumentType] # any will do
     return act.perform(run)
 
 
 async def _perform_in_time(run: Run, act: Act) -> Change:
-    """Perform a step of a child that has only so much time."""
+    """Perform a step of a child that has a timeout."""
     change = await _perform(run, act)
-    # It may have swallowed the cancellation. To be found here, before anything is saved of it.
+    # The action may have swallowed the cancellation by its child's timeout. That is found here,
+    # before the step is saved; see test_a_child_that_swallows_its_timeout_has_failed.
     await checkpoint_if_cancelled()
     return change
 
 
 async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
-    """Perform a step that hooks listen to; its start was published already, if it ``is_open``."""
-    hooks, each = run.setting.hooks, run.setting.each
+    """Perform a step and publish its events; its start only unless it ``is_open`` already."""
+    hooks, each = run.config.hooks, run.config.each
     event = StepStarted(path=run.path, step=act.name)
     if hooks.step_started and not is_open:
         await hooks.tell(hooks.step_started, event)
-    is_childs = each is not None and each.retry is not None  # else the act's, if anybody's
+    # Attempts are those of the child's retry if it has one, which publishes their failures, or
+    # else of the act's. Without any retry no attempts are published.
+    is_childs = each is not None and each.retry is not None
     entered = hooks.enter_around(hooks.around_step, event)
     try:
         if each is not None and each.timeout is not None:
@@ -250,7 +278,7 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
         else:
             change = await _perform(run, act)
     except BaseException as error:
-        run.setting.secrets.hide(error)
+        run.config.secrets.hide(error)  # before `around_step` sees it
         failure = entered.leave(error)
         if failure is not None and isinstance(error, Exception):
             raise failure from error
@@ -271,41 +299,45 @@ async def complete_step(
     """Commit the current step's ``change``, and publish that the step has ended.
 
     Args:
-        run: Whose step it is.
-        change: What the step did.
-        ended: How the run ends with it, if it does.
+        run: The run.
+        change: The change that the step makes.
+        ended: The status of the run, if it ends with this step.
     """
-    await absorb_stray_cancel(run.setting.services.native_cancels)
+    # A native cancel that the action left on this task would interrupt the save.
+    await absorb_stray_cancel(run.config.services.native_cancels)
     step = run.step
     assert step is not None
     updates: tuple[Update, ...] = ()
     if change.operations:
         updates = (Update(run.head[0] + 1, step, change.operations),)
+    # Before the commit, which saves the record of the run: a completed step has no open question,
+    # and no crash is counted against a run that has got further.
     run.questions = None
     if run.retries is not None:
         run.retries.clear_crashes()
     data = change.applied_to(run.head[1])
     own = _empty_fan_outs_of(run, step)
     await commit(run, Write(updates, data, step_completed=step, ended=ended, step_begun=own))
+    # After the commit: if that fails, the step is not completed, and this visit goes on.
     visits = run.step_counts().visits
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
         run.retries.attempt = run.retries.before + 1
     await publish_step_ended(run, "succeeded")
     if run.retries is not None:
-        run.retries.is_cached = False
+        run.retries.is_cached = False  # after the event, which says whether the step was cached
 
 
 def _empty_fan_outs_of(run: Run, step: str) -> StepBegun | None:
-    """Return which fan-outs of its own an action has opened that have started nothing, if any.
+    """Return the declaration of fan-outs of an action that have started no child; None: no such.
 
-    Nothing else is kept of them, and a later execution has ledgers of them as well (see
+    Nothing else of them is saved, and a later execution needs their ledgers as well (see
     test_an_empty_fan_out_of_an_action_s_own_has_a_ledger_in_each_execution).
     """
     ledgers = None if run.steps is None else run.steps.ledgers
     if not ledgers:
         return None
-    act, visit = run.setting.graph.find(step), run.visit(step)
+    act, visit = run.config.graph.find(step), run.visit(step)
     if not isinstance(act, FunctionAction):
         return None
     names = [
@@ -317,16 +349,16 @@ def _empty_fan_outs_of(run: Run, step: str) -> StepBegun | None:
 
 
 async def complete_last(run: Run) -> None:
-    """Complete its last step by itself, since its value could not be taken, or not be kept.
+    """Complete a child's last step by itself, since the child's value could not be taken or saved.
 
-    Else the step's change would be saved with the child's end. So another attempt, or another
-    execution, takes the value anew, and executes nothing (see
-    test_a_child_whose_value_could_not_be_taken_executes_nothing_again). If what the step wrote
-    can't be kept either, it is the step that has failed.
+    Usually that step is saved with the child's end. Saved alone, another attempt or execution only
+    takes the value again and executes nothing (see
+    test_a_child_whose_value_could_not_be_taken_executes_nothing_again). If the step's change can't
+    be saved either, the step has failed.
 
     Raises:
-        StoreFailed: It could not be saved.
-        CommitInDoubt: The same.
+        StoreFailed: The step could not be saved.
+        CommitInDoubt: Whether the step is saved is unknown.
         HookFailed: A guarding hook raised.
     """
     retries, step = run.retry_state(), run.step
@@ -335,18 +367,18 @@ async def complete_last(run: Run) -> None:
         try:
             await complete_step(run, change)
         except (NotData, UpdateTooLarge, SecretLeaked):
-            retries.at = run.setting.graph.find(step)
+            retries.at = run.config.graph.find(step)  # the next attempt executes the step again
             return
     retries.lacks_value = True
 
 
 @ki_protected
 async def live_child(child: Run, each: Each) -> None:
-    """Walk a child's graph to its end, as often and as long as ``each`` allows.
+    """Walk a child's graph to its end, with the attempts and the time that ``each`` allows.
 
     Raises:
-        StepTimeout: It took too long, all its attempts and whatever was waited for together.
-        BaseException: What the last attempt raised.
+        StepTimeout: The child took too long, with all its attempts and waits together.
+        BaseException: The last attempt raised it.
     """
     tries = None if each.retry is None else Tries(each.retry, child)
 
@@ -359,7 +391,7 @@ async def live_child(child: Run, each: Each) -> None:
     async def attempt() -> None:
         assert tries is not None
         await retake_slot(child)
-        tries.begin()
+        tries.begin()  # after the wait for the slot, which is no part of the attempt
         await walk(child)
 
     def cause() -> Exception | None:
@@ -377,4 +409,4 @@ async def live_child(child: Run, each: Each) -> None:
             await within(each.timeout, live, child, what=what, cause=cause, keeps_late=True)
     finally:
         if tries is not None:
-            tries.last = None  # no cycle from the exception through its traceback to this frame
+            tries.last = None  # breaks the traceback cycle

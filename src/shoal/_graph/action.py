@@ -36,7 +36,7 @@ from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming
 from shoal._state.schema import Schema
-from shoal._state.state import Change, Permit
+from shoal._state.state import Change, FieldAccess
 
 from .policy import check_timeout
 
@@ -369,7 +369,9 @@ class FunctionAction(Act, Generic[P, R_co]):
                 self._refuse(f"it reads {field!r}, but no parameter has that name{meant}")
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
-        self.permit: Permit = Permit(self.name, frozenset(self.reads), frozenset(self.writes))
+        self.permit: FieldAccess = FieldAccess(
+            self.name, frozenset(self.reads), frozenset(self.writes)
+        )
         self.sure_writes: Collection[str] = () if self.takes_state else self.writes
         self.fields: tuple[str, ...] = tuple(fields)
         self.input_names: tuple[str, ...] = tuple(inputs)
@@ -408,7 +410,7 @@ class FunctionAction(Act, Generic[P, R_co]):
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
         self.bound = {**inputs, **self.bound}
-        self.permit = Permit(name, self.permit.reads, self.permit.writes)
+        self.permit = FieldAccess(name, self.permit.reads, self.permit.writes)
         self._takes = {
             taken: Input(name, need.required and taken not in self.bound)
             for taken, need in self._takes.items()

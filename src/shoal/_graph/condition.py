@@ -15,7 +15,7 @@ from typing import Any, NoReturn, final
 from shoal._errors.exceptions import DefinitionError, MissingField, brief
 from shoal._state.functions import require_plain
 from shoal._state.secrets import reveal
-from shoal._state.state import Permit, make_state, refuse_awaitable
+from shoal._state.state import FieldAccess, make_state, refuse_awaitable
 
 from .action import Act, field_names
 
@@ -217,7 +217,7 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
     required = [field for field, is_required in parameters.items() if is_required]
     optional = [field for field, is_required in parameters.items() if not is_required]
     fields = declared.union(required, optional)
-    permit = Permit(code, fields, frozenset())
+    permit = FieldAccess(code, fields, frozenset())
 
     def test(data: Data) -> bool:
         values: dict[str, Any] = {field: _field(data, field, code) for field in required}

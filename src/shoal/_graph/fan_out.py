@@ -12,14 +12,14 @@ from shoal._events.events import Done
 from shoal._events.hooks import Hook
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._state.functions import is_async, is_streaming, require_plain
-from shoal._state.state import Permit, State
+from shoal._state.state import FieldAccess, State
 from shoal.stores._protocol import Store
 
 from .action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
 from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
-from .parallel import Grow, Join, Parallel, Reduce, Shape, Take
+from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
 from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
@@ -32,7 +32,7 @@ class FanOut(Parallel):
 
     def __init__(
         self,
-        join: Join,
+        join: JoinSpec,
         *,
         acts: Sequence[Graph] | Callable[[State], Act | Sequence[Act]],
         several: bool,
@@ -50,7 +50,7 @@ class FanOut(Parallel):
         hooks: Sequence[Hook] | Inherit = INHERIT,
     ) -> None:
         """Store the arguments of ``fan_out``, which checks them."""
-        self.join: Join = join
+        self.join: JoinSpec = join
         self.name: str = join.name
         self.acts: Sequence[Graph] | Callable[[State], Act | Sequence[Act]] = acts
         self.over: Over | None = over
@@ -148,7 +148,7 @@ class FanOut(Parallel):
         if not callable(self.acts):
             self.acts = [bind_where_taken(graph, inputs) for graph in self.acts]
 
-    def _join(self) -> Join:
+    def _join(self) -> JoinSpec:
         return self.join
 
     @property
@@ -388,9 +388,9 @@ def fan_out(
     writable = checks.writes(writes, reduce) | {f for f in (into, errors_into) if f is not None}
     readable = field_names(reads or (), "reads") | ({over} if isinstance(over, str) else set[str]())
     readable = readable.union(*(graph.reads - brought for graph in known))
-    join = Join(
+    join = JoinSpec(
         name=label,
-        permit=Permit(label, readable | writable, writable),
+        permit=FieldAccess(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
         shape=shape_of(over, key, ends, several=several),

@@ -21,7 +21,7 @@ from shoal._events.identity import Key
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._state.collections import PositionedList, StateMap
 from shoal._state.schema import Schema
-from shoal._state.state import NO_CHANGE, Change, Permit, State
+from shoal._state.state import NO_CHANGE, Change, FieldAccess, State
 from shoal.stores._protocol import Store
 
 from .action import Act, Performer
@@ -42,12 +42,12 @@ Shape = Literal["by key", "by position", "by key and act", "by position and act"
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
+class JoinSpec:
     """How a parallel step joins the results of its children into the parent's state."""
 
     name: str
     """The name of the step."""
-    permit: Permit
+    permit: FieldAccess
     """The fields of the parent's state that ``reduce`` and ``grow`` may read and write."""
     into: str | None = None
     errors_into: str | None = None
@@ -247,7 +247,7 @@ class Parallel(Act):
         return self
 
     @abstractmethod
-    def _join(self) -> Join:
+    def _join(self) -> JoinSpec:
         """Return how results are joined."""
 
     def _finished(self, state: State) -> Change:

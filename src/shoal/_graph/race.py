@@ -98,7 +98,7 @@ def race(
         raise DefinitionError(msg)
     if accept is not None and until is not None:
         msg = (
-            f"race {label!r}: until= decides the race, so accept= belongs to it: "
+            f"race {label!r}: until= decides the race; give accept= to it: "
             f"until=first(n, accept=...)"
         )
         raise DefinitionError(msg)

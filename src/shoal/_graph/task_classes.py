@@ -20,13 +20,13 @@ from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Done, Failed
 from shoal._events.identity import Key
 from shoal._state.functions import is_async, require_plain
-from shoal._state.state import Change, Permit, State, change_between
+from shoal._state.state import Change, FieldAccess, State, change_between
 
 from .action import Act, Input
 from .action_class import bind_instance, check_class
 from .checks import check_policies, check_stagger
 from .graph import no_act
-from .parallel import Join, Parallel
+from .parallel import JoinSpec, Parallel
 from .policy import OnError
 from .until import ALL, Until, as_condition
 
@@ -195,13 +195,13 @@ class ParallelAction(Parallel):
         bind_instance(self, name, {**inputs, **self._bound})
 
     @property
-    def _permit(self) -> Permit:
+    def _permit(self) -> FieldAccess:
         writes = frozenset(self.writes)
-        return Permit(self.name, frozenset(self.reads) | writes, writes)
+        return FieldAccess(self.name, frozenset(self.reads) | writes, writes)
 
-    def _join(self) -> Join:
+    def _join(self) -> JoinSpec:
         until = as_condition(self.name, self.until)
-        return Join(
+        return JoinSpec(
             name=self.name,
             permit=self._permit,
             reduce=self.reduce,

@@ -1,11 +1,11 @@
-"""When a fan-out is decided, as values: all, the first good ones, a quorum, a first item.
+"""Conditions under which a fan-out is decided, ``until=``: all, the first, a quorum, a first item.
 
-A condition is two classes: its value here, which says what the rest of shoal asks of it, and its
-judge in ``_engine.fanout.race``, which a table there finds by the type of the value.
+A condition is two classes: its value here, with the properties that the rest of shoal reads, and
+its judge in ``_engine.fanout.race``, which is found there by the type of the value.
 
 Invariants:
 - These are values. They count nothing and judge no result.
-- A mistake is refused where it is written.
+- Invalid arguments are refused where they are written.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class EndCondition:
     __slots__ = ()
 
     name: ClassVar[str] = ""
-    """What users call to make one; a message names it so."""
+    """The function that makes one, for messages."""
     is_race: ClassVar[bool] = True
-    """Whether a child has to win. If so, a failure only removes a contestant."""
+    """Whether a child must win, so that a failure only removes a contestant."""
     by_item: ClassVar[bool] = False
     """Whether a partial item decides, while no child has a result yet."""
     may_decide: ClassVar[bool] = True
@@ -38,21 +38,21 @@ class EndCondition:
 
     @property
     def wanted(self) -> int | None:
-        """The results that it takes; None if that depends on the results."""
+        """The number of results that it needs; None if that depends on the results."""
         return 1
 
     @property
     def picks_one(self) -> bool:
-        """Whether ``into`` holds the value of one child as it is, not a collection of values."""
+        """Whether ``into`` holds the value of one child itself, not a collection of values."""
         return self.is_race
 
     @property
     def restarts(self) -> bool:
-        """Whether the race is run again if its winner fails afterwards."""
+        """Whether the race runs again if its winner fails afterwards."""
         return False
 
     def __str__(self) -> str:
-        """Return the text that a store keeps, which a changed program is compared by."""
+        """Return the text that a store keeps, with which a changed program is compared."""
         return self.name
 
 
@@ -66,7 +66,7 @@ class All(EndCondition):
 
     @property
     def wanted(self) -> None:
-        """All of them."""
+        """None: all of them."""
 
 
 ALL = All()
@@ -87,7 +87,7 @@ class First(EndCondition):
 
     @property
     def wanted(self) -> int:
-        """The results that have to be accepted."""
+        """The number of results that must be accepted."""
         return self.n
 
     @property
@@ -115,7 +115,7 @@ class Quorum(EndCondition):
 
     @property
     def wanted(self) -> int:
-        """The results that have to agree."""
+        """The number of results that must agree."""
         return self.n
 
     def __str__(self) -> str:
@@ -151,7 +151,7 @@ Asked = Callable[[State, Outcome], bool]
 @final
 @dataclass(frozen=True, slots=True)
 class ByFunction(EndCondition):
-    """A user's function decides; it is asked after each update. Without a decision all end."""
+    """A user's function decides; it is called after each update. It may never decide."""
 
     name = "a function"
     is_race = False
@@ -159,12 +159,11 @@ class ByFunction(EndCondition):
 
     @property
     def wanted(self) -> None:
-        """Any further update may satisfy the function."""
+        """None: any further update may satisfy the function."""
 
 
 Until = EndCondition | Asked
-"""What ends a fan-out: ``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a
-function."""
+"""``all_()``, ``first(...)``, ``quorum(...)``, ``first_item(...)``, or a function."""
 
 
 def all_() -> All:
@@ -272,7 +271,7 @@ def first_item(
 
 
 def as_condition(who: str, until: object) -> EndCondition:
-    """Return the condition that a user gave as ``until=``; a function becomes one.
+    """Check a user's ``until=``; return the condition, which is made of a function if it is one.
 
     Raises:
         DefinitionError: It is invalid; the message names ``who``, the act.

@@ -15,14 +15,14 @@ from shoal._concurrency.backend import Clock, Waiter
 
 from .limiters import Limiter, Limiters
 from .limits import Limits
-from .permits import HeldPermits, Seat, Stake
-from .scheduler import Queue
+from .permits import AttemptPermit, HeldPermits, InFlightSlot
+from .scheduler import FairScheduler
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
 
 
 @final
-class Admission:
+class AdmissionController:
     """Admits attempts as the limits of a runtime allow."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Admission:
             threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
-        self.queue: Queue = Queue(waiter, clock, alarm, start_task, chance)
+        self.queue: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
         self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
@@ -63,13 +63,13 @@ class Admission:
         owner: object,
         limits: Limits | None,
         in_thread: bool,
-    ) -> Seat | None:
+    ) -> AttemptPermit | None:
         """Return a permit for an attempt: granted if there is room, else waiting in the queue.
 
         Args:
             scopes: The limiters of the runtime and the application that the run belongs to.
             data: The fields of the state that the attempt starts from.
-            holder: What the run of the attempt holds.
+            holder: The permits of the run that the attempt belongs to.
             owner: The definition of the action, by which its limits are counted.
             limits: The limits of the action, if it has any.
             in_thread: Whether the attempt needs a worker thread.
@@ -83,19 +83,19 @@ class Admission:
         if not limiters and thread is None and (stake is None or stake.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return Seat(self.queue, needed, costs, holder, stake=stake, thread=thread)
+        return AttemptPermit(self.queue, needed, costs, holder, stake=stake, thread=thread)
 
-    def place(self, holder: HeldPermits) -> Seat:
+    def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
-        return Seat(self.queue, (), None, holder, stake=holder.stake)
+        return AttemptPermit(self.queue, (), None, holder, stake=holder.stake)
 
-    def charge(self, seat: Seat | None, stake: Stake | None, actual: float) -> None:
+    def charge(self, seat: AttemptPermit | None, stake: InFlightSlot | None, actual: float) -> None:
         """Replace the units that ``cost=`` functions charged an attempt and its child."""
         for held in (seat, stake):
             if held is not None:
                 self.queue.charge(held, actual)
 
-    def pause(self, seat: Seat | None, holder: HeldPermits, seconds: float) -> bool:
+    def pause(self, seat: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
 
         Returns whether the pause also delays the next attempt of this one. The keys of the permit
@@ -103,6 +103,7 @@ class Admission:
         enclosing children are in flight already.
         """
         until = self.queue.clock() + seconds
+        # A list, not a generator: `any` would stop at the first, and all must be paused.
         paused = [
             self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
         ]
@@ -113,7 +114,7 @@ class Admission:
             above = above.above
         return any(paused)
 
-    def adapt(self, held: Seat | Stake, error: BaseException | None) -> None:
+    def adapt(self, held: AttemptPermit | InFlightSlot, error: BaseException | None) -> None:
         """Let ``adapt=`` policies adjust the slots, before ``held`` is released.
 
         Raises:

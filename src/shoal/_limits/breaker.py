@@ -137,6 +137,7 @@ class Circuits:
         circuit = self._failing.get(key)
         if circuit is None or circuit.open_until == -math.inf:
             return True
+        # Time alone closes no circuit: after the cool-down a probe must succeed.
         if circuit.is_probing or self._clock() < circuit.open_until:
             self._skipped += 1
             return False
@@ -162,6 +163,8 @@ class Circuits:
             return
         if circuit is None:
             circuit = self._failing[key] = _Circuit()
+        # Children that started before the circuit opened may fail while it is open. These failures
+        # extend the cool-down: the service was still failing.
         circuit.failed += 1
         if was_probing or circuit.failed >= self.breaker.failures:
             circuit.open_until = self._clock() + self.breaker.cool_down
@@ -190,6 +193,6 @@ def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
     except TypeError:
         msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
-    refuse_awaitable(key, "Breaker(by=...)")
+    refuse_awaitable(key, "Breaker(by=...)")  # a coroutine is hashable
     refuse_key(key, state._data, "Breaker(by=...)")
     return key

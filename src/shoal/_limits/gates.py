@@ -1,12 +1,13 @@
-"""Gates, the claims on them, and the lines in which claims wait.
+"""Gates, the claims on them, and the wait queues in which claims wait.
 
 A *gate* is the semaphore and the rate meter of one part of a ``Limits``, for one key of it. An
 attempt or a child that wants to start makes a *claim* on several gates at once. Claims of the same
-unit on the same gates wait in one *line*. The line is posted at one gate that is closed to its
+execution on the same gates share a *wait queue*. It is posted at one gate that is closed to its
 first claim; the other gates don't know of it.
 
 Invariants:
-- A line is posted at one gate, or at none. A gate can tell which of its lines has the next turn.
+- A wait queue is posted at one gate, or at none. A gate knows which of those posted at it has the
+  next turn.
 - Memory follows use: a gate in its initial state may be dropped, and is made again when needed.
 """
 
@@ -25,10 +26,10 @@ from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
 Turn = tuple[bool, float, int]
-"""The position of a line among others; the smallest goes first.
+"""The position of a wait queue among others; the smallest goes first.
 
-Whether the line holds new claims (attempts that reacquire their slots go before these), the round
-in which its first claim is due, and the arrival number of that claim.
+Whether it holds new claims (attempts that reacquire their slots go before these), the round in
+which its first claim is due, and the arrival number of that claim.
 """
 
 
@@ -75,10 +76,10 @@ class Gate:
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by Alarms alone; inf: no alarm
-        self.posted: int = 0  # lines posted here; `_posts` may hold more
-        # A heap. A line that is moved or whose first claim changes leaves its old entry behind,
-        # with a version that no longer matches; `first` drops such entries when they surface.
-        self._posts: list[tuple[Turn, int, Line]] = []
+        self.posted: int = 0  # wait queues posted here; `_posts` may hold more
+        # A heap. A wait queue that is moved, or whose first claim changes, leaves its old entry
+        # behind, with a version that no longer matches; `first` drops it when it surfaces.
+        self._posts: list[tuple[Turn, int, WaitQueue]] = []
 
     def resize(self, size: float | None) -> None:
         """Change the number of slots. ``size`` may be fractional; only whole slots are granted."""
@@ -128,44 +129,44 @@ class Gate:
             and (self.meter is None or self.meter.is_full(now))
         )
 
-    def post(self, line: Line) -> None:
-        """Add ``line``, which is posted nowhere, to the lines that wait here."""
-        line.gate = self
-        line.version += 1
+    def post(self, wait_queue: WaitQueue) -> None:
+        """Post ``wait_queue``, which is posted nowhere, at this gate."""
+        wait_queue.gate = self
+        wait_queue.version += 1
         self.posted += 1
-        heappush(self._posts, (line.turn(), line.version, line))
+        heappush(self._posts, (wait_queue.turn(), wait_queue.version, wait_queue))
 
-    def unpost(self, line: Line) -> None:
-        """Remove ``line`` from those that wait here."""
-        line.gate = None
-        line.version += 1  # makes its entry in the heap stale
+    def unpost(self, wait_queue: WaitQueue) -> None:
+        """Remove ``wait_queue`` from this gate."""
+        wait_queue.gate = None
+        wait_queue.version += 1  # makes its entry in the heap stale
         self.posted -= 1
 
-    def first(self) -> Line | None:
-        """Return the line with the next turn; None if no line waits here."""
+    def first(self) -> WaitQueue | None:
+        """Return the wait queue with the next turn; None if none is posted here."""
         while self._posts:
-            _, version, line = self._posts[0]
-            if line.gate is self and line.version == version:
-                return line
+            _, version, wait_queue = self._posts[0]
+            if wait_queue.gate is self and wait_queue.version == version:
+                return wait_queue
             heappop(self._posts)
         return None
 
     def first_turn(self) -> Turn:
-        """Return the turn of the first line, or a turn after all others if no line waits here."""
-        line = self.first()
-        return (True, math.inf, 0) if line is None else line.turn()
+        """Return the turn of the first wait queue; if there is none, a turn after all others."""
+        wait_queue = self.first()
+        return (True, math.inf, 0) if wait_queue is None else wait_queue.turn()
 
-    def lines(self) -> list[Line]:
-        """Return the lines that wait here, the first one first and the rest in no order."""
+    def wait_queues(self) -> list[WaitQueue]:
+        """Return the wait queues posted here, the first one first and the rest in no order."""
         return [
-            line
-            for _, version, line in self._posts
-            if line.gate is self and line.version == version
+            wait_queue
+            for _, version, wait_queue in self._posts
+            if wait_queue.gate is self and wait_queue.version == version
         ]
 
     def waiting(self) -> int:
         """Return the number of claims that wait here."""
-        return sum(len(line.claims) for line in self.lines())
+        return sum(len(wait_queue.claims) for wait_queue in self.wait_queues())
 
     def costs(self, most: int) -> list[float]:
         """Return the costs of claims that wait here for the rate and for which slots are free.
@@ -174,20 +175,20 @@ class Gate:
             most: The most claims to look at.
         """
         found: list[float] = []
-        for line in self.lines():
+        for wait_queue in self.wait_queues():
             # Units for claims that no slot could take would lapse unused: see
             # test_nothing_is_asked_for_that_slots_could_not_use.
-            looked_at = islice(line.claims, min(line.first().room, most - len(found)))
+            looked_at = islice(wait_queue.claims, min(wait_queue.first().room, most - len(found)))
             found += [one.cost(one.needed.index(self)) for one in looked_at if not one.paid]
         return found
 
     def __repr__(self) -> str:
         size = "" if self.size is None else f" {self.used}/{self.size:g}"
         rate = "" if self.meter is None else " rated"
-        return f"<Gate{size}{rate}, {self.posted} lines waiting>"
+        return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class Unit(Protocol):
+class FairShare(Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
     Both attributes are set by the queue alone.
@@ -199,7 +200,7 @@ class Unit(Protocol):
     """The round in which it last began to wait after it had nothing waiting."""
 
 
-class Held:
+class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
     __slots__ = ("costs", "needed", "since", "taken_at")
@@ -217,16 +218,16 @@ class Held:
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
 
-class Claim(Held):
-    """A request for several gates: granted all of them at once, or waiting in a line for them."""
+class PermitRequest(Acquired):
+    """A request for several gates: granted all of them at once, or waiting for them."""
 
-    __slots__ = ("due", "granted", "is_returning", "line", "paid", "unit")
+    __slots__ = ("due", "granted", "is_returning", "paid", "unit", "wait_queue")
 
     def __init__(
         self,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
-        unit: Unit | None = None,
+        unit: FairShare | None = None,
     ) -> None:
         """Create a claim that is neither granted nor waiting.
 
@@ -236,16 +237,16 @@ class Claim(Held):
             unit: The execution that takes turns for it; None: claims go by arrival.
         """
         super().__init__(needed, costs)
-        self.unit: Unit | None = unit
+        self.unit: FairShare | None = unit
         # Whether a child that has started waits for its next attempt. Such a claim goes before
         # children that have not started.
         self.is_returning: bool = False
-        self.due: float = 0.0  # the round of its turn; set when it joins a line
+        self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
         # reacquired while children run pays once. Only `Seat.cancel` clears it, with a refund.
         self.paid: bool = False
-        self.granted: bool = False  # never together with `line`
-        self.line: Line | None = None  # where it waits
+        self.granted: bool = False  # never together with `wait_queue`
+        self.wait_queue: WaitQueue | None = None  # where it waits
 
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
@@ -264,48 +265,48 @@ class Claim(Held):
 
     # The queue calls these as the claim moves on.
 
-    def load(self) -> bool:
-        """Add gates that the claim needs because it must wait; return whether there are any."""
+    def include_slot(self) -> bool:
+        """Add the child's in-flight slot to a claim that must wait; return whether it was added."""
         return False
 
-    def stand(self) -> None:
-        """Called after the claim has joined a line."""
+    def suspend_slot(self) -> None:
+        """Release the child's in-flight slot, after the claim has joined a wait queue."""
 
-    def settle(self, since: float | None) -> None:
+    def on_granted(self, since: float | None) -> None:
         """Called when the claim is granted and charged for the first time."""
         self.since = since
 
     def wake(self) -> None:
-        """Called when the claim has left its line."""
+        """Called when the claim has left its wait queue."""
 
     def refuse(self, error: Exception) -> None:
-        """Called instead of ``wake`` when the claim left its line because it can't be granted."""
+        """Called instead of ``wake`` when the claim was removed because it can't be granted."""
 
 
 @final
-class Line:
+class WaitQueue:
     """Waiting claims of one unit on the same gates, in order of arrival."""
 
     __slots__ = ("claims", "gate", "is_behind", "key", "version")
 
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
-        """Create an empty line; if ``is_behind``, it is served after the lines that are not."""
+        """Create an empty queue; if ``is_behind``, it is served after those that are not."""
         self.key: Hashable = key
         self.is_behind: bool = is_behind
-        # Claims and their arrival numbers; never empty while the queue knows the line. A plain dict
-        # would scan over the entries deleted at its front each time the first one is looked up.
-        self.claims: OrderedDict[Claim, int] = OrderedDict()
+        # Claims and their arrival numbers; never empty while it is posted. A plain dict would scan
+        # over the entries deleted at its front each time the first one is looked up.
+        self.claims: OrderedDict[PermitRequest, int] = OrderedDict()
         self.gate: Gate | None = None  # where it is posted
         self.version: int = 0  # changes with every post and unpost
 
-    def first(self) -> Claim:
+    def first(self) -> PermitRequest:
         """Return the first claim."""
         return next(iter(self.claims))
 
     def turn(self) -> Turn:
-        """Return the turn of the first claim, to be compared with those of other lines."""
+        """Return the turn of the first claim, to be compared with those of other wait queues."""
         claim, arrival = next(iter(self.claims.items()))
         return self.is_behind, claim.due, arrival
 
     def __repr__(self) -> str:
-        return f"<Line of {len(self.claims)} at {self.gate}>"
+        return f"<WaitQueue of {len(self.claims)} at {self.gate}>"

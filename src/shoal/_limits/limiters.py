@@ -21,7 +21,7 @@ from shoal._state.state import State, make_state, refuse_awaitable
 
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate
-from .scheduler import Queue
+from .scheduler import FairScheduler
 
 SWEEP = 64
 """Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
@@ -50,8 +50,8 @@ class Statistics:
 class Limiter:
     """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
-    def __init__(self, limits: Limits, queue: Queue) -> None:
-        self._queue: Queue = queue
+    def __init__(self, limits: Limits, queue: FairScheduler) -> None:
+        self._queue: FairScheduler = queue
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
@@ -154,7 +154,7 @@ class PartGates:
             gate.resize(part.n)
             meter = part.meter(gate.key)
             if meter is not None:
-                meter.go_on_from(gate.meter)  # else a change would grant a burst again
+                meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
         return list(self.gates.values())
 
@@ -176,7 +176,7 @@ class Limiters:
     """The limiters of all owners in a runtime."""
 
     def __init__(
-        self, queue: Queue, threads: float | None = None, *, takes_foreign: bool = True
+        self, queue: FairScheduler, threads: float | None = None, *, takes_foreign: bool = True
     ) -> None:
         """Create the registry of a runtime.
 
@@ -185,7 +185,7 @@ class Limiters:
             threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._takes_foreign: bool = takes_foreign
         self.threads: Gate = Gate(threads)
         """The gate of the worker threads."""
@@ -231,6 +231,8 @@ class Limiters:
             Exception: Whatever ``by=`` or ``cost=`` raises.
             BadResult: ``by=`` returned no valid key, or ``cost=`` no valid number.
         """
+        # The common case: no limit has `by=` or `cost=`, so no state is made and no user's function
+        # is called.
         same: tuple[Gate, ...] = ()
         for limiter in limiters:
             if limiter.same is None:
@@ -244,6 +246,9 @@ class Limiters:
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
 
+# The queue is protected from Ctrl-C; users' functions must be interruptible all the same.
+
+
 @ki_unprotected
 def _cost(part: Part, state: State) -> float:
     assert part.cost is not None
@@ -252,6 +257,7 @@ def _cost(part: Part, state: State) -> float:
         refuse_awaitable(cost, "Limits(cost=...)")
         msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"
         raise BadResult(msg)
+    # More than the burst at once would exceed the bound on windows of time.
     if cost > part.burst:
         msg = (
             f"{part!r}: cost= returned {cost:g}, but no more than {part.burst:g} may go at once, "
@@ -270,7 +276,7 @@ def _key(part: Part, state: State) -> Hashable:
     except TypeError:
         msg = f"{part!r}: by= returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
-    refuse_awaitable(key, "Limits(by=...)")
+    refuse_awaitable(key, "Limits(by=...)")  # a coroutine is hashable
     refuse_key(key, state._data, f"by= of {part!r}")
     return key
 

@@ -101,7 +101,7 @@ class Meter:
         """Give back ``cost`` units that were taken at ``taken_at`` and never used."""
         self.correct(-cost, taken_at)
 
-    def go_on_from(self, other: object) -> None:
+    def continue_from(self, other: object) -> None:
         """Continue with the units taken from the meter that this one replaces, if of this class."""
         if isinstance(other, Meter):
             self._marks, self._added = other._marks, other._added
@@ -174,7 +174,7 @@ class ForeignMeter:
     def give_back(self, cost: float, taken_at: float) -> None:
         """Do nothing: the limiter takes no units back."""
 
-    def go_on_from(self, other: object) -> None:
+    def continue_from(self, other: object) -> None:
         """Do nothing: the limiter has counted all along."""
 
     def is_full(self, now: float) -> bool:

@@ -1,7 +1,7 @@
 """Permits: the slots that an attempt holds while it runs, and a child while it is in flight.
 
-An attempt holds a *permit*, here ``Seat``: a slot of every limit that applies to it. A child of a
-fan-out holds an *in-flight slot*, here ``Stake``: one of its fan-out.
+An attempt holds a *permit*, an ``AttemptPermit``: a slot of every limit that applies to it. A child
+of a fan-out holds an *in-flight slot*, an ``InFlightSlot``: one of its fan-out.
 
 Invariants:
 - Only an attempt that runs holds slots. It releases them while its own children run, and reacquires
@@ -22,24 +22,24 @@ from typing import final
 
 from shoal._concurrency.backend import Waiter
 
-from .gates import Claim, Gate, Held, Unit
-from .scheduler import Queue
+from .gates import Acquired, FairShare, Gate, PermitRequest
+from .scheduler import FairScheduler
 
 
 @final
-class Stake(Held):
+class InFlightSlot(Acquired):
     """The in-flight slot of a child: its place in the fan-out, and the fan-out's own gates.
 
     A child that must wait for something else *steps aside*: it releases the slot meanwhile. The
-    permit for which it waits then includes the in-flight slot (the permit is *loaded* with it), so
-    that both are granted in the same moment.
+    permit for which it waits then includes the in-flight slot, so that both are granted in the same
+    moment.
     """
 
     __slots__ = ("_on_aside", "_queue", "is_aside", "is_due", "is_held", "returns")
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...],
         on_aside: Callable[[int], None],
@@ -56,7 +56,7 @@ class Stake(Held):
             is_held: Whether its gates count it already.
         """
         super().__init__(needed, costs)
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._on_aside: Callable[[int], None] = on_aside
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
@@ -131,35 +131,35 @@ def ignore_aside(by: int) -> None:
 
 @final
 class InFlight:
-    """The children in flight of one execution of a fan-out, and their stakes, while it lasts."""
+    """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
     __slots__ = ("_holders", "_on_aside", "_queue", "above", "place")
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
     ) -> None:
-        """Have no child in flight.
+        """Create the counter, with no child in flight.
 
         Args:
-            queue: Where children wait.
-            places: How many of them may be in flight.
+            queue: The queue in which children wait.
+            places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
-            above: What is held by the run that has started them.
+            above: The permits of the run that starts the children.
         """
         self._queue = queue
         self._on_aside = on_aside
-        # By stake, what holds it. A child must not keep the stake of a group that is gone: when
-        # something around it is retried, another group lives it, whose places these are not. See
-        # test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
-        self._holders: dict[Stake, HeldPermits] = {}
+        # Slots and their holders. `close` takes them away, because a child must not keep a slot of
+        # a group that is gone: if a step around it is retried, another group, with places of its
+        # own, runs the child. See test_a_retried_child_waits_for_no_place_of_a_group_that_is_gone.
+        self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
-        """What is held by the run that has started them; None once the fan-out has ended."""
+        """The permits of the run that started the children; None once the fan-out has ended."""
         self.place: Gate = Gate(places)
-        """Counts the children in flight. Those without a stake are counted by the group."""
+        """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
     def make_stake(
         self,
@@ -168,19 +168,19 @@ class InFlight:
         costs: tuple[float, ...] = (),
         *,
         is_held: bool,
-    ) -> Stake:
-        """Make the stake of a child: its place, and ``gates``, which are its fan-out's."""
+    ) -> InFlightSlot:
+        """Create the in-flight slot of a child: its place, and ``gates``, those of its fan-out."""
         needed = (self.place, *gates)
-        stake = Stake(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
+        stake = InFlightSlot(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
         self._holders[stake] = holder
         return stake
 
     def release(self, holder: HeldPermits, *, refunds: bool = False) -> None:
-        """Give back for good the stake of a child, if it has one.
+        """Release the in-flight slot of a child for good, if it has one.
 
         Args:
-            holder: What it holds.
-            refunds: Whether it never started, so that what was charged for it is given back, too.
+            holder: The permits of the child.
+            refunds: Whether to refund its units, because the child never started.
         """
         stake, holder.stake = holder.stake, None
         if stake is None:
@@ -191,8 +191,8 @@ class InFlight:
         stake.leave()
 
     def close(self) -> None:
-        """Give back what is held by children that nobody has applied, and take it from them."""
-        self._on_aside = ignore_aside  # no cycle: an error's frames lead to children, and here
+        """Release the in-flight slots of all children whose results were not applied."""
+        self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
         self.above = None
         while self._holders:
             stake, holder = self._holders.popitem()
@@ -203,54 +203,54 @@ class InFlight:
 
 @final
 class HeldPermits:
-    """What a run holds of limits: a seat that it has yet to use, and its stake in flight."""
+    """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
     __slots__ = ("in_flight", "seat", "stake", "unit")
 
-    def __init__(self, unit: Unit, in_flight: InFlight | None = None) -> None:
-        """Hold nothing yet.
+    def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
+        """Create the record; nothing is held yet.
 
         Args:
-            unit: What takes turns with others.
-            in_flight: What a child of a fan-out is counted by.
+            unit: The fair share of the run's execution.
+            in_flight: The children in flight among which the run is counted; None for a root run.
         """
-        self.unit: Unit = unit
+        self.unit: FairShare = unit
         self.in_flight: InFlight | None = in_flight
-        self.stake: Stake | None = None
-        """What a child holds in flight, if that is more than a place, or has to be known."""
-        self.seat: Seat | None = None
-        """Of its first attempt, taken when it was let in."""
+        self.stake: InFlightSlot | None = None
+        """The in-flight slot of a child; None until it is needed: the group counts the child."""
+        self.seat: AttemptPermit | None = None
+        """The permit of the first attempt, which was acquired when the child was admitted."""
 
     @property
     def above(self) -> HeldPermits | None:
-        """What is held by the child of a fan-out that has started the run, if there is one."""
+        """The permits of the run that started this one, if that is a child of a fan-out."""
         return None if self.in_flight is None else self.in_flight.above
 
-    def make_stake(self) -> Stake | None:
-        """Return the stake of a child, made on first use; None outside of fan-outs."""
+    def make_stake(self) -> InFlightSlot | None:
+        """Return the in-flight slot, creating it on first use; None outside a fan-out."""
         if self.stake is None and self.in_flight is not None:
             self.stake = self.in_flight.make_stake(self, is_held=True)
         return self.stake
 
 
 @final
-class Seat(Claim):
+class AttemptPermit(PermitRequest):
     """The permit of an attempt: a slot of every limit that applies to it, and of the threads.
 
     Its life, and the attributes that tell where it stands:
 
-    - waiting: ``line`` is set. ``cancel`` and ``leave`` end the wait.
+    - waiting: ``wait_queue`` is set. ``cancel`` and ``leave`` end the wait.
     - granted: ``granted`` is set. ``lend`` releases the slots for a time.
-    - lent: neither is set, ``_lent`` is above 0. ``regain`` waits in line, ``reclaim`` doesn't.
+    - lent: neither is set, ``_lent`` is above 0. ``regain`` waits, ``reclaim`` doesn't.
     - over: ``_over`` is set, by ``leave`` alone, and stays.
     """
 
     __slots__ = (
         "_has_thread",
         "_holder",
-        "_is_loaded",
+        "_includes_slot",
         "_lent",
-        "_on_granted",
+        "_notify",
         "_over",
         "_queue",
         "_thread",
@@ -261,13 +261,13 @@ class Seat(Claim):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
         holder: HeldPermits | None = None,
         *,
         on_granted: Callable[[], None] | None = None,
-        stake: Stake | None = None,
+        stake: InFlightSlot | None = None,
         thread: Gate | None = None,
     ) -> None:
         """Enter the queue: granted at once if there is room, else waiting.
@@ -276,7 +276,7 @@ class Seat(Claim):
             queue: The queue that grants it.
             needed: The gates, each once.
             costs: The units that each of them charges; None: 1 each.
-            holder: What the run of the attempt holds; None: nobody needs to know.
+            holder: The permits of the run that the attempt belongs to; None: a claim without a run.
             on_granted: Called once, when the permit is granted after a wait, or refused. None: the
                 attempt's task calls ``wait``.
             stake: The in-flight slot of the run, if it must be held as well.
@@ -284,86 +284,86 @@ class Seat(Claim):
         """
         super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning = stake is not None and stake.returns
-        self._queue: Queue = queue
+        self._queue: FairScheduler = queue
         self._holder: HeldPermits | None = holder
-        self._on_granted: Callable[[], None] | None = on_granted
+        self._notify: Callable[[], None] | None = on_granted
         # Calls of `lend` that `regain` or `reclaim` has not matched yet. Several tasks of one
         # attempt may fan out at overlapping times; the slots are needed when the last is back.
         self._lent: int = 0
         self._over: bool = False
         # Whether `needed` and `costs` begin with those of the in-flight slot. Only between the
         # constructor and the first grant.
-        self._is_loaded: bool = False
+        self._includes_slot: bool = False
         # The future that a task awaits in `wait` or `regain`; None while no task does. Of tasks
         # that reacquire the same permit, the last one has it.
         self.waiter: Waiter | None = None
         self.refusal: Exception | None = None  # the error of `refuse`, until `wait` raises it
-        self.stake: Stake | None = stake
+        self.stake: InFlightSlot | None = stake
         self._thread: Gate | None = thread
         self._has_thread: bool = False  # whether a slot of `_thread` is held
         for gate in needed:
             gate.users += 1
-        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `settle` takes
-        # both ends off again, so that releasing the permit for children keeps the thread.
+        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `on_granted`
+        # splits off both ends, so that a permit released for children keeps them.
         if thread is not None:
             self.needed = (*needed, thread)
             self.costs = None if costs is None else (*costs, 1.0)
         if stake is not None and not stake.is_held:
-            self._load(stake)
+            self._include(stake)
         queue.enter(self)
         if self.granted:
-            self._on_granted = None
+            self._notify = None
 
     # -- the in-flight slot ---------------------------------------------------------------------
 
-    def _load(self, stake: Stake) -> None:
+    def _include(self, stake: InFlightSlot) -> None:
         """Add the gates of the in-flight slot, at no cost where it is paid already."""
         own = (1.0,) * len(self.needed) if self.costs is None else self.costs
         self.stake = stake
         self.needed = (*stake.needed, *self.needed)
         self.costs = (*stake.price, *own)
-        self._is_loaded = True
+        self._includes_slot = True
 
-    def _unload(self) -> Stake:
+    def _split_off_slot(self) -> InFlightSlot:
         stake = self.stake
-        assert stake is not None, "it is loaded with one"
+        assert stake is not None, "the permit includes one"
         assert self.costs is not None
-        self._is_loaded = False
+        self._includes_slot = False
         self.needed = self.needed[len(stake.needed) :]
         self.costs = self.costs[len(stake.needed) :]
         return stake
 
-    def load(self) -> bool:
+    def include_slot(self) -> bool:
         """Add the in-flight slot of a child that must wait for a rate or a key.
 
         Such a wait may be long, and other children should run meanwhile. A wait for a mere slot is
         as short as the attempt that holds it, so the child keeps its place for that. See
         test_who_waits_holds_no_place_in_flight.
         """
-        if self._is_loaded or self._holder is None:
+        if self._includes_slot or self._holder is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
         stake = self._holder.make_stake()
         if stake is not None:
-            self._load(stake)
+            self._include(stake)
         return stake is not None
 
-    def stand(self) -> None:
+    def suspend_slot(self) -> None:
         """Release the child's in-flight slot, now that the permit waits for it as well."""
-        if self._is_loaded and self.stake is not None and self.stake.is_held:
+        if self._includes_slot and self.stake is not None and self.stake.is_held:
             self.stake.step_aside()
 
-    def settle(self, since: float | None) -> None:
+    def on_granted(self, since: float | None) -> None:
         """Split off the thread and the in-flight slot, which are released at other times."""
         self.since = since
         if self._thread is not None:
-            self._set_thread_apart()
+            self._split_off_thread()
             self._has_thread = True
-        if self._is_loaded:
-            self._unload().hold(since=since, taken_at=self.taken_at)
+        if self._includes_slot:
+            self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
-    def _set_thread_apart(self) -> None:
+    def _split_off_thread(self) -> None:
         self.needed = self.needed[:-1]
         self.costs = None if self.costs is None else self.costs[:-1]
 
@@ -378,7 +378,7 @@ class Seat(Claim):
         try:
             # The condition is looked at again after each wait: a permit that was granted may be
             # lent before its task runs.
-            while self.line is not None or self.waiter is not None:
+            while self.wait_queue is not None or self.waiter is not None:
                 waiter = self.waiter
                 if waiter is None:
                     waiter = self.waiter = self._queue.waiter()
@@ -403,12 +403,12 @@ class Seat(Claim):
         self.wake()
 
     def wake(self) -> None:
-        """Resume the waiting task, or call ``on_granted``."""
-        if self._on_granted is not None:
+        """Resume the waiting task, or call the constructor's ``on_granted``."""
+        if self._notify is not None:
             # Not after `leave`: nothing was granted then, and the run is ending.
             if self.granted or self.refusal is not None:
-                on_granted, self._on_granted = self._on_granted, None  # called once
-                on_granted()
+                notify, self._notify = self._notify, None  # called once
+                notify()
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
@@ -420,7 +420,7 @@ class Seat(Claim):
     @property
     def awaited(self) -> tuple[str, object]:
         """The limit that the permit waits for, and the key."""
-        gate = None if self.line is None else self.line.gate
+        gate = None if self.wait_queue is None else self.wait_queue.gate
         if gate is not None and gate is self._thread:
             return "threads", None
         if gate is None or gate.part is None:
@@ -444,8 +444,8 @@ class Seat(Claim):
         self._queue.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.
-        if self._is_loaded:
-            self._unload().resume()
+        if self._includes_slot:
+            self._split_off_slot().resume()
         if self._thread is not None:
             self._leave_thread(self._thread)
         for gate in self.needed:
@@ -460,7 +460,7 @@ class Seat(Claim):
             thread.used -= 1
             self._queue.serve(thread)
         else:  # never granted
-            self._set_thread_apart()
+            self._split_off_thread()
 
     # -- released for children ------------------------------------------------------------------
 
@@ -480,7 +480,7 @@ class Seat(Claim):
         self._lent -= 1
         if self._is_vacant():
             self._queue.enter(self, ahead=True)
-            while self.line is not None:
+            while self.wait_queue is not None:
                 self.waiter = self._queue.waiter()
                 try:
                     await self.waiter
@@ -507,10 +507,10 @@ class Seat(Claim):
 
     def _claim(self) -> None:
         if self._is_vacant():
-            # Out of the line first: a claim is never granted and waiting at once.
+            # Out of the wait queue first: a claim is never granted and waiting at once.
             self._queue.leave(self)
             self._queue.take(self)
 
     def __repr__(self) -> str:
-        state = "granted" if self.granted else "free" if self.line is None else "waiting"
+        state = "granted" if self.granted else "free" if self.wait_queue is None else "waiting"
         return f"<Seat {state}, needs {self.needed}>"

@@ -144,6 +144,7 @@ class Retry:
             longest = min(self.cap, self.initial * self.factor ** (failures - 1))
         except OverflowError:  # a float ends at 2 ** 1024: a thousand doublings
             longest = self.cap
+        # Subtracted, not added, so that `cap` bounds the delay with any jitter.
         return longest * (1 - self.jitter * chance)
 
 
@@ -202,6 +203,8 @@ class Account:
 
     def __init__(self, budget: RetryBudget, now: float) -> None:
         self._budget = budget
+        # Full at first, so that a program that has just started may retry: see
+        # test_a_budget_is_full_again_in_another_runtime.
         self._reserve = budget.floor * budget.window
         self._level = self._reserve
         self._at = now
@@ -221,7 +224,7 @@ class Account:
         """Spend a retry; return False if there is none."""
         if self.level(now) < 1 - _ROUNDING:
             return False
-        self._level -= 1
+        self._level -= 1  # no lower than 0, but for the rounding
         return True
 
 

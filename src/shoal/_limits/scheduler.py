@@ -33,11 +33,11 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, brief
 from shoal._state.state import refuse_awaitable
 
-from .gates import Claim, Gate, Held, Line, Turn
+from .gates import Acquired, Gate, PermitRequest, Turn, WaitQueue
 from .limits import Adaptive, Ended
 from .meters import CREDIT, ForeignMeter
-from .shared_rate_client import StartTask, Supplies
-from .timers import Alarms, SetAlarm
+from .shared_rate_client import SharedRateClients, StartTask
+from .timers import GateTimers, SetAlarm
 
 AT_ONCE = 8
 """Turns that a run may take in one go when it begins to wait.
@@ -50,10 +50,10 @@ test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
 
 
 @final
-class Queue:
+class FairScheduler:
     """Grants claims on gates in fair turns. Belongs to one event loop."""
 
-    __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "lines", "waiter")
+    __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "wait_queues", "waiter")
 
     def __init__(
         self,
@@ -74,21 +74,23 @@ class Queue:
         """
         self.waiter: Callable[[], Waiter] = waiter
         self.clock: Clock = clock
-        # Lines by what their claims have in common. Empty lines are removed at once, so the fast
-        # path of a queue in which nothing waits is one test of this dict.
-        self.lines: dict[Hashable, Line] = {}
+        # By what the claims of each have in common. Empty ones are removed at once, so that the
+        # fast path while nothing waits is one test of this dict.
+        self.wait_queues: dict[Hashable, WaitQueue] = {}
         self._arrivals: count[int] = count()
         # The virtual time of fair queueing: the number of turns that each waiting run has had. It
         # only grows.
         self._round: float = 0.0
-        self._alarms: Alarms = Alarms(clock, set_alarm, self._open)
-        self._supplies: Supplies = Supplies(clock, start_task, chance, self.serve, self._refuse)
+        self._alarms: GateTimers = GateTimers(clock, set_alarm, self._open)
+        self._supplies: SharedRateClients = SharedRateClients(
+            clock, start_task, chance, self.serve, self._refuse
+        )
 
     # -- entering and leaving -------------------------------------------------------------------
 
     @ki_protected
-    def enter(self, claim: Claim, *, ahead: bool = False) -> None:
-        """Grant ``claim`` at once if possible, else put it in line.
+    def enter(self, claim: PermitRequest, *, ahead: bool = False) -> None:
+        """Grant ``claim`` at once if possible, else put it in a wait queue.
 
         Args:
             claim: Neither granted nor waiting.
@@ -96,34 +98,34 @@ class Queue:
         """
         gate: Gate | None = None
         kind = ahead, claim.is_returning, claim.unit
-        line = self.lines.get((*kind, claim.needed)) if self.lines else None
+        wait_queue = self.wait_queues.get((*kind, claim.needed)) if self.wait_queues else None
         # The turn after all those that come before this claim, whatever their arrival.
         turn = not ahead, self._early() if claim.is_returning else math.inf, sys.maxsize
-        if line is None:
+        if wait_queue is None:
             gate = self._shut(claim, turn)
             if gate is None:
                 self.take(claim)
                 return
-        # A claim that must wait may need more gates by that, so its line may be another one. An
-        # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
-        if not ahead and claim.load():
-            line = self.lines.get((*kind, claim.needed))
-        if line is None:
+        # A claim that must wait may need more gates by that, and so another wait queue. An attempt
+        # that reacquires its slots goes on holding its in-flight slot meanwhile.
+        if not ahead and claim.include_slot():
+            wait_queue = self.wait_queues.get((*kind, claim.needed))
+        if wait_queue is None:
             # The gate found above stays valid: gates were only added, and this one is still closed.
             gate = gate or self._shut(claim, turn)
             assert gate is not None, "others wait in front of it"
             key = *kind, claim.needed
-            line = self.lines[key] = Line(key, is_behind=not ahead)
-            # Joined before it is posted: the turn of an empty line is not defined.
-            self._join(claim, line)
-            self._post(line, gate)
+            wait_queue = self.wait_queues[key] = WaitQueue(key, is_behind=not ahead)
+            # Joined before it is posted: the turn of an empty wait queue is not defined.
+            self._join(claim, wait_queue)
+            self._post(wait_queue, gate)
         else:
-            self._join(claim, line)
+            self._join(claim, wait_queue)
         # Last, because it may release the in-flight slot of the claim's child, and that grants
-        # other claims: they must find this one in line.
-        claim.stand()
+        # other claims: they must find this one waiting.
+        claim.suspend_slot()
 
-    def _join(self, claim: Claim, line: Line) -> None:
+    def _join(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
         unit = claim.unit
         if unit is not None:
             # A run that has used no turns ahead of the others begins now: turns that it didn't need
@@ -137,8 +139,8 @@ class Queue:
             # Counted for an early turn too: see
             # test_a_run_whose_children_are_retried_takes_no_more_than_its_share.
             unit.turn_due += 1.0
-        line.claims[claim] = next(self._arrivals)
-        claim.line = line
+        wait_queue.claims[claim] = next(self._arrivals)
+        claim.wait_queue = wait_queue
 
     def _early(self) -> float:
         """Return the round of a returning child's turn: before all waiting claims of its run.
@@ -149,7 +151,7 @@ class Queue:
         """
         return self._round - AT_ONCE
 
-    def _shut(self, claim: Claim, turn: Turn, *, but: Gate | None = None) -> Gate | None:
+    def _shut(self, claim: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``claim`` waiting; None if all are open.
 
         A gate with a shared rate is returned only if all others are open, so that no units are
@@ -157,7 +159,7 @@ class Queue:
 
         Args:
             claim: Is neither granted nor posted.
-            turn: Its turn; a line with an earlier one is not overtaken.
+            turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
         shared: Gate | None = None
@@ -180,7 +182,7 @@ class Queue:
         return shared
 
     @ki_protected
-    def take(self, claim: Claim, *, at: Gate | None = None, credit: float = 0.0) -> None:
+    def take(self, claim: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
         """Grant ``claim``, whether or not there is room.
 
         Args:
@@ -204,39 +206,39 @@ class Queue:
             if gate.meter is not None:
                 claim.taken_at = now = self.clock() if now is None else now
                 gate.meter.take(now, claim.cost(index), credit if gate is at else 0.0)
-        claim.settle(since)  # after the charges, because it may remove gates from `needed`
+        claim.on_granted(since)  # after the charges, because it may remove gates from `needed`
 
     @ki_protected
-    def leave(self, claim: Claim) -> None:
-        """Release the slots that ``claim`` holds and grant them on; or take it out of its line."""
+    def leave(self, claim: PermitRequest) -> None:
+        """Release the slots that ``claim`` holds and grant them on; or end its wait."""
         if claim.granted:
             # All slots are released before any is granted on: the next claim may need several.
             claim.granted = False
             for gate in claim.needed:
                 gate.used -= 1
-            if self.lines:
+            if self.wait_queues:
                 self.serve(*claim.needed)
-        elif claim.line is not None:
-            self._drop(claim, claim.line)
+        elif claim.wait_queue is not None:
+            self._drop(claim, claim.wait_queue)
 
-    def _drop(self, claim: Claim, line: Line) -> None:
-        """Remove a claim that is not granted from its line."""
-        gate = line.gate
-        assert gate is not None, "a line with claims is posted"
-        gate.unpost(line)
-        del line.claims[claim]
-        claim.line = None
-        if line.claims:
-            gate.post(line)  # with the turn of the claim that is first now
+    def _drop(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
+        """Remove a claim that is not granted from its wait queue."""
+        gate = wait_queue.gate
+        assert gate is not None, "a wait queue with claims is posted"
+        gate.unpost(wait_queue)
+        del wait_queue.claims[claim]
+        claim.wait_queue = None
+        if wait_queue.claims:
+            gate.post(wait_queue)  # with the turn of the claim that is first now
         else:
-            self._end(line)
-        # Another line may be first now, and the gate open to its claim: see
+            self._end(wait_queue)
+        # Another wait queue may be first now, and the gate open to its claim: see
         # test_who_waits_behind_a_cancelled_one_comes_next.
         self.serve(gate)
 
-    def _end(self, line: Line) -> None:
-        del self.lines[line.key]
-        if not self.lines:
+    def _end(self, wait_queue: WaitQueue) -> None:
+        del self.wait_queues[wait_queue.key]
+        if not self.wait_queues:
             self._alarms.clear()
 
     # -- granting -------------------------------------------------------------------------------
@@ -256,56 +258,57 @@ class Queue:
             if len(serving) > 1:
                 # Turns count across gates. Sought anew each time, because a grant changes them.
                 gate = min(serving, key=Gate.first_turn)
-            line = gate.first()
-            if line is None:
+            wait_queue = gate.first()
+            if wait_queue is None:
                 serving.remove(gate)
                 continue
-            claim = line.first()
+            claim = wait_queue.first()
             opens = gate.opens_at(claim.cost(claim.needed.index(gate)), paid=claim.paid)
             now = self.clock()
             # A claim whose task is being cancelled is removed, not granted: the task would only
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
             is_shut = opens > now and not claim.is_gone
             other: Gate | None = None
-            # A closed gate with a shared rate hands the line on as well, if another gate is closed:
-            # while the line waits there, no units are requested that it couldn't use.
+            # A closed gate with a shared rate hands the wait queue on as well, if another gate is
+            # closed: while it is posted there, no units are requested that it couldn't use.
             if not claim.is_gone and (not is_shut or gate.shared is not None):
-                other = self._shut(claim, line.turn(), but=gate)
+                other = self._shut(claim, wait_queue.turn(), but=gate)
             if is_shut and (other is None or other.shared is not None):
-                # No overtaking: the lines behind the first one wait as well.
+                # No overtaking: the wait queues behind the first one stay as well.
                 self._set_alarm(gate, claim)
                 serving.remove(gate)
                 continue
-            gate.unpost(line)
+            gate.unpost(wait_queue)
             if other is not None:
-                self._post(line, other)
+                self._post(wait_queue, other)
                 continue
             if not claim.is_gone:
-                # One turn, shared by all lines. The round never falls behind the turn it grants.
-                self._round = max(self._round + 1.0 / len(self.lines), claim.due)
+                # One turn, shared by all wait queues. The round never falls behind the turn that is
+                # granted.
+                self._round = max(self._round + 1.0 / len(self.wait_queues), claim.due)
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(claim, at=gate, credit=credit)
-            del line.claims[claim]
-            claim.line = None
-            if line.claims:
-                gate.post(line)  # its next claim waits for its own turn
+            del wait_queue.claims[claim]
+            claim.wait_queue = None
+            if wait_queue.claims:
+                gate.post(wait_queue)  # its next claim waits for its own turn
             else:
-                self._end(line)
+                self._end(wait_queue)
             # Last: a callback may enter the queue again, which must be consistent by then.
             claim.wake()
 
     def _open(self, gate: Gate, due: float) -> None:
         self.serve(gate, due=due)
 
-    def _post(self, line: Line, gate: Gate) -> None:
-        """Post ``line`` at ``gate``, with an alarm for the time at which the gate opens."""
-        gate.post(line)
-        if gate.first() is line:
-            self._set_alarm(gate, line.first())
+    def _post(self, wait_queue: WaitQueue, gate: Gate) -> None:
+        """Post ``wait_queue`` at ``gate``, with an alarm for the time at which the gate opens."""
+        gate.post(wait_queue)
+        if gate.first() is wait_queue:
+            self._set_alarm(gate, wait_queue.first())
 
-    def _set_alarm(self, gate: Gate, claim: Claim) -> None:
+    def _set_alarm(self, gate: Gate, claim: PermitRequest) -> None:
         at = claim.needed.index(gate)
         opens = gate.opens_at(claim.cost(at), paid=claim.paid)
         if gate.shared is not None:
@@ -319,12 +322,12 @@ class Queue:
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
         """Fail all claims that wait at ``gate`` for its rate, each with an error of its own."""
-        for line in gate.lines():
-            for claim in list(line.claims):
+        for wait_queue in gate.wait_queues():
+            for claim in list(wait_queue.claims):
                 # Claims that are paid wait for a slot. `_drop` serves the gate, so claims further
-                # on in the copy may have left the line since.
-                if not claim.paid and claim.line is line:
-                    self._drop(claim, line)
+                # on in the copy may have left the wait queue since.
+                if not claim.paid and claim.wait_queue is wait_queue:
+                    self._drop(claim, wait_queue)
                     claim.refuse(make_error())
 
     def close(self) -> None:
@@ -334,14 +337,14 @@ class Queue:
 
     # -- corrections by holders -----------------------------------------------------------------
 
-    def correct(self, held: Held, by: Sequence[float]) -> None:
+    def correct(self, held: Acquired, by: Sequence[float]) -> None:
         """Charge so many more units at each gate of ``held``; fewer where negative."""
         for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
                 gate.meter.correct(cost, held.taken_at)
                 self._look(gate)
 
-    def refund(self, held: Held) -> None:
+    def refund(self, held: Acquired) -> None:
         """Give back the units charged for an attempt or a child that never started."""
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
@@ -355,7 +358,7 @@ class Queue:
         if gate.shared is not None:
             self._supplies.want(gate)
 
-    def charge(self, held: Held, actual: float) -> None:
+    def charge(self, held: Acquired, actual: float) -> None:
         """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
         if held.costs is None:
             return
@@ -366,7 +369,7 @@ class Queue:
         self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)])
         held.costs = due
 
-    def pause(self, held: Held, until: float) -> bool:
+    def pause(self, held: Acquired, until: float) -> bool:
         """Pause the gates of ``held`` that belong to one key of many.
 
         Gates without keys are left alone: a pause there would stop all traffic, though only one
@@ -381,7 +384,7 @@ class Queue:
                 self.serve(gate)  # sets the alarm to the new time
         return bool(keyed)
 
-    def adapt(self, held: Held, error: BaseException | None) -> None:
+    def adapt(self, held: Acquired, error: BaseException | None) -> None:
         """Let ``adapt=`` policies adjust the slots after an attempt or a child has ended.
 
         Called before its slots are released, so that a policy sees how many were in use.
@@ -405,7 +408,7 @@ class Queue:
                 self.serve(gate)
 
     def __repr__(self) -> str:
-        return f"<Queue, {sum(len(line.claims) for line in self.lines.values())} waiting>"
+        return f"<Queue, {sum(len(one.claims) for one in self.wait_queues.values())} waiting>"
 
 
 @ki_unprotected

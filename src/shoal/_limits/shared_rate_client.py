@@ -49,7 +49,7 @@ StartTask = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
 @final
-class Supplies:
+class SharedRateClients:
     """The clients of a runtime, by backend."""
 
     __slots__ = ("_by_backend", "chance", "clock", "refuse", "serve", "start")
@@ -79,7 +79,7 @@ class Supplies:
         self.refuse: Callable[[Gate, Callable[[], Exception]], None] = refuse
         # By identity, since backends need not be hashable. Each client keeps its backend alive, so
         # the id stays its own.
-        self._by_backend: dict[int, Supply] = {}
+        self._by_backend: dict[int, SharedRateClient] = {}
 
     def want(self, gate: Gate) -> None:
         """Wake the client of a gate at which claims wait, or whose meter has a message to send."""
@@ -88,7 +88,7 @@ class Supplies:
             return
         supply = self._by_backend.get(id(meter.backend))
         if supply is None:
-            supply = self._by_backend[id(meter.backend)] = Supply(meter.backend, self)
+            supply = self._by_backend[id(meter.backend)] = SharedRateClient(meter.backend, self)
         if supply.want(gate):
             self.start(supply.live)
 
@@ -104,7 +104,7 @@ class Supplies:
 
 
 @final
-class Supply:
+class SharedRateClient:
     """The client of one backend."""
 
     __slots__ = (
@@ -120,9 +120,9 @@ class Supply:
         "_retry_at",
     )
 
-    def __init__(self, backend: RateBackend, means: Supplies) -> None:
+    def __init__(self, backend: RateBackend, means: SharedRateClients) -> None:
         self._backend: RateBackend = backend
-        self._means: Supplies = means
+        self._means: SharedRateClients = means
         self._clocks: deque[float] = deque(maxlen=CLOCKS)  # the loop's clock less the backend's
         # Gates for which there may be something to do, in the order in which they came.
         self._gates: dict[Gate, None] = {}
@@ -149,7 +149,7 @@ class Supply:
         for gate in self._gates:
             meter = gate.shared
             if meter is not None:
-                meter.let_go()
+                meter.return_held()
         if self._news is not None:
             self._news.set()
 
@@ -232,7 +232,7 @@ class Supply:
             self._clocks.append(now - reply.now)
             meter.receive(request, reply, min(self._clocks), self._means.chance())
             if self._closing:
-                meter.let_go()
+                meter.return_held()
         for gate, _, _ in asked:
             self._means.serve(gate)
 

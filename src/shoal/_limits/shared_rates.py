@@ -345,14 +345,14 @@ class SharedMeter:
             self.held.appendleft(granted)
         # Units taken longer ago are lost: their turn has passed.
 
-    def go_on_from(self, other: object) -> None:
+    def continue_from(self, other: object) -> None:
         """Return the units held by the meter that this one replaces, if it has the same rate."""
         if (
             isinstance(other, SharedMeter)
             and other.backend is self.backend
             and other.key == self.key
         ):
-            other.let_go()
+            other.return_held()
             self._returns, self._extra = other._returns, other._extra
 
     def is_full(self, now: float) -> bool:
@@ -386,7 +386,7 @@ class SharedMeter:
             else:
                 self.held.append(granted)
 
-    def let_go(self) -> None:
+    def return_held(self) -> None:
         """Return all units held."""
         self._returns += [(granted.turn, granted.units) for granted in self.held]
         self.held.clear()

@@ -24,7 +24,7 @@ SetAlarm = Callable[[float, Callable[[], None]], Callable[[], object]]
 
 
 @final
-class Alarms:
+class GateTimers:
     """Serves gates at the times at which they open."""
 
     __slots__ = ("_clock", "_due", "_look", "_numbers", "_set", "_silence")

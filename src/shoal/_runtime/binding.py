@@ -23,7 +23,7 @@ from shoal._engine.publish import publish_grace_exceeded
 from shoal._engine.services import Retries, Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError
-from shoal._limits.admission import Admission
+from shoal._limits.admission import AdmissionController
 from shoal.stores._results import SIZE, Results
 
 from .tasks import RuntimeTasks
@@ -88,7 +88,7 @@ def bind_services(
         commit_deadline=options.commit_deadline,
         max_crashes=options.max_crashes,
         results=Results(backend.clock, SIZE),
-        admission=Admission(
+        admission=AdmissionController(
             backend.waiter,
             backend.clock,
             alarm,

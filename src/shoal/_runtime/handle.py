@@ -131,7 +131,7 @@ class RunHandle(Generic[S]):
         """
         self._check_begun()
         check_buffer(buffer, "events")
-        services = self._run.setting.services
+        services = self._run.config.services
         stream = Stream(self._path, services.waiter, buffer, holds=False)
         end = stream.end
         self._root.follow(end, stream)
@@ -203,7 +203,7 @@ class RunHandle(Generic[S]):
         if not isinstance(reason, str):
             msg = f"cancel_child(child, reason) takes a string as reason, not {reason!r}"
             raise TypeError(msg)
-        groups = cast("set[ChildTaskGroup]", self._run.setting.execution.groups)
+        groups = cast("set[ChildTaskGroup]", self._run.config.execution.groups)
         if isinstance(child, RunPath):
             of_parent = [group for group in groups if group.parent.path == child.parent]
             key, act, step = child.key, child.act, child.step

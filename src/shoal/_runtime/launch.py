@@ -16,7 +16,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.cancellation import fatal_leaf
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.run import Run
 from shoal._errors.inspection import first_of
@@ -74,7 +74,7 @@ class Launcher(Generic[S]):
             max_live=definition.max_live,
             deadline=anyio.current_effective_deadline() if deadline is None else deadline,
         )
-        setting = Setting(
+        config = RunConfig(
             graph=definition.graph,
             inputs=request.inputs,
             execution=execution,
@@ -90,7 +90,7 @@ class Launcher(Generic[S]):
             # that is secret in a run that goes on.
             refuse_in_id(str(definition), path.id, fields)
             refuse_exposing(str(definition), definition.graph, fields, execution.secrets)
-            return Run(setting, fields, path=path)
+            return Run(config, fields, path=path)
 
         return RootRun(request, execution, make_run)
 

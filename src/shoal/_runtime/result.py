@@ -84,7 +84,7 @@ class RunResult(Generic[S]):
         return read_outcomes(self._run, step, visit % count, ledger.kept_in)
 
     def _refuse_inner(self, step: str) -> None:
-        graph = self._run.setting.graph
+        graph = self._run.config.graph
         node, _, inner = step.partition("/")
         if graph.find(step) is None and isinstance(graph.find(node), Graph):
             msg = (

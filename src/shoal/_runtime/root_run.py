@@ -22,16 +22,16 @@ from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.background import BackgroundTask
-from shoal._concurrency.cancellation import as_failure, drive, ki_protected
+from shoal._concurrency.cancellation import drive, ki_protected
 from shoal._engine.commit import Write, commit, end_below
-from shoal._engine.crash_suspects import Suspects
+from shoal._engine.crash_suspects import CrashSuspects
 from shoal._engine.execution import Execution
+from shoal._engine.fanout.finish import End, settle_end
 from shoal._engine.fanout.read_ledgers import recall_ledgers
 from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
-from shoal._engine.questions import has_halted
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
 from shoal._engine.walk import complete_step, walk
@@ -43,7 +43,7 @@ from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._state.state import Change, Drop, Set
-from shoal.stores._history import Playback, Rewound, play
+from shoal.stores._history import ReplayedHistory, Rewound, play
 from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
 
 from .answers import Answers, resolve_answers
@@ -292,20 +292,20 @@ class RootRun:
         execution.is_resumed = True
         if has_died and record.status is None:
             # Not before the first crash, so that runs that never crash do not pay for counting.
-            execution.suspects = Suspects(execution.services.max_crashes)
+            execution.suspects = CrashSuspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
         run = self._make_run(known.first)
-        execution.know_all(stores_within(run.setting.graph))
+        execution.know_all(stores_within(run.config.graph))
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
         if not is_over:
             visits = {*done, *((one.step, one.visit) for one in children)}
-            refuse_left_steps(self.path, run.setting.graph, played, sorted(visits))
+            refuse_left_steps(self.path, run.config.graph, played, sorted(visits))
         asked = (
             ()
             if record.status == "succeeded"
-            else recorded_asked(self.path, run.setting.graph, played, children)
+            else recorded_asked(self.path, run.config.graph, played, children)
         )
         has_failed = record.status == "failed"
         answered = resolve_answers(
@@ -314,10 +314,10 @@ class RootRun:
         run.resume_state().has_halted_here = record.status == "halted"
         if retries_failed:
             now = played.data
-            rewound = self._failed_step(run.setting.graph, played, children)
+            rewound = self._failed_step(run.config.graph, played, children)
             played.add(rewound)
             refuse_other_way(run, played)
-            act = run.setting.graph.find(rewound.step)
+            act = run.config.graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
             run.resume_state().rewind = rewound, _back(now, played.restored)
@@ -332,7 +332,7 @@ class RootRun:
         return run
 
     def _failed_step(
-        self, graph: Graph, played: Playback, children: Iterable[ChildRecord]
+        self, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
     ) -> Rewound:
         """Find the first step that was completed although children had failed.
 
@@ -390,17 +390,10 @@ async def _execute(run: Run) -> None:
     try:
         await drive(copy_context(), to_end(), _nothing)
     except BaseException as error:
-        if has_halted(run, error):
-            run.halt()
-            await _finish(run)
-            return
-        failure = as_failure(error)
-        if failure is None:
-            run.cancel(run.reason or type(error).__name__)
+        end = settle_end(run, error, reason=run.reason or type(error).__name__)
+        if end in (End.CANCELLED, End.INTERRUPTED):
             await _finish(run)
             raise
-        run.fail(failure)
-        del failure  # breaks the traceback cycle
     await _finish(run, is_saved=is_saved)
 
 
@@ -415,7 +408,7 @@ async def _walk_to_end(run: Run) -> bool:
     assert change is not None, "the walk leaves the last change, even if it is none"
     if run.step is not None:  # else an earlier execution has completed all of them
         # One save for the last step and the end, if nothing can come between the two.
-        is_saved = not run.setting.hooks.listening
+        is_saved = not run.config.hooks.listening
         await complete_step(run, change, ended="succeeded" if is_saved else None)
     else:
         is_saved = False
@@ -441,7 +434,7 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
 
 
 async def _save_end(run: Run) -> None:
-    execution = run.setting.execution
+    execution = run.config.execution
     if execution.is_interrupted and run.status not in ("succeeded", "halted"):
         return  # the process stops: the run has no end, and another process resumes it
     # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and

@@ -108,7 +108,7 @@ Operation = Set | Extend | Put | PutWithin | Increment | Drop
 
 @final
 @dataclass(frozen=True, slots=True)
-class Permit:
+class FieldAccess:
     """The fields of a state that one action may read and write."""
 
     action: str
@@ -162,7 +162,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         _data: Mapping[str, object]
         _model: Model[S]  # unset unless the state's application has a model
         # None: a state outside of actions, which may read and write every field.
-        _permit: Permit | None
+        _permit: FieldAccess | None
         # None: a base, on which no operation was done.
         _derivation: _Derivation | None
 
@@ -334,7 +334,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             data.pop(field, None)
         permit = self._permit
         if permit is not None and field not in permit.reads:  # an action may read its own writes
-            permit = Permit(permit.action, permit.reads | {field}, permit.writes)
+            permit = FieldAccess(permit.action, permit.reads | {field}, permit.writes)
         before = self._derivation
         base = self if before is None else before.base
         derived = make_state(data, permit, _Derivation(base, operation, before))
@@ -409,7 +409,9 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
 
 def make_state(
-    data: Mapping[str, object], permit: Permit | None = None, derivation: _Derivation | None = None
+    data: Mapping[str, object],
+    permit: FieldAccess | None = None,
+    derivation: _Derivation | None = None,
 ) -> State:
     """Make a state on ``data`` itself, without a copy: the caller must never change it again."""
     state = State.__new__(State)

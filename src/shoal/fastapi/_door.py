@@ -74,10 +74,10 @@ def authorizing(authorize: object, where: str) -> list[Any]:
             f"isn't allowed, as a dependency does, or None; not {authorize!r}"
         )
         raise DefinitionError(msg)
-    told = _told(authorize)
-    if told is None:
+    wrapped = _with_run_id(authorize)
+    if wrapped is None:
         return [Depends(authorize)]
-    asked = Depends(told, use_cache=False)
+    asked = Depends(wrapped, use_cache=False)
 
     async def allowed(_: object = asked) -> None:
         """Do nothing: FastAPI ignores ``use_cache=False`` of a router's own dependencies."""
@@ -86,7 +86,7 @@ def authorizing(authorize: object, where: str) -> list[Any]:
 
 
 @final
-class _Told(partial[object]):
+class _WithRunId(partial[object]):
     """A dependency that gets the id of the run for its parameter ``run_id``.
 
     It is a partial, so that FastAPI recognizes the kind of the function: async or not, a generator,
@@ -97,13 +97,13 @@ class _Told(partial[object]):
     __signature__: Signature
 
     def __eq__(self, other: object) -> bool:
-        return self.func == (other.func if isinstance(other, _Told) else other)
+        return self.func == (other.func if isinstance(other, _WithRunId) else other)
 
     def __hash__(self) -> int:
         return hash(self.func)
 
 
-def _told(dependency: Callable[..., object]) -> _Told | None:
+def _with_run_id(dependency: Callable[..., object]) -> _WithRunId | None:
     """Wrap a dependency so that it gets the id of the run; None if it takes no such id.
 
     Its own dependencies are wrapped, too. By itself FastAPI would read the id from the query if the
@@ -113,9 +113,9 @@ def _told(dependency: Callable[..., object]) -> _Told | None:
     parameters = [_of_run(each) for each in given]
     if all(map(is_, parameters, given)):
         return None
-    told = _Told(dependency)
-    told.__signature__ = Signature([_by_keyword(each) for each in parameters])
-    return told
+    wrapped = _WithRunId(dependency)
+    wrapped.__signature__ = Signature([_by_keyword(each) for each in parameters])
+    return wrapped
 
 
 def _of_run(parameter: Parameter) -> Parameter:
@@ -125,10 +125,10 @@ def _of_run(parameter: Parameter) -> Parameter:
     given = [one for one in (*more, parameter.default) if isinstance(one, params.Depends)]
     if given:
         dependency = given[-1].dependency or kind
-        told = _told(dependency) if callable(dependency) else None
-        if told is None:
+        wrapped = _with_run_id(dependency) if callable(dependency) else None
+        if wrapped is None:
             return parameter
-        depends = replace(given[-1], dependency=told, use_cache=False)
+        depends = replace(given[-1], dependency=wrapped, use_cache=False)
     elif parameter.name == RUN_ID:
         kind, depends = Any, Depends(_about(cast("object", parameter.default)))
     else:

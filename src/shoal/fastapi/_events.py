@@ -30,7 +30,7 @@ from ._disconnect import CLIENT_HAS_GONE, cancel_on_disconnect
 from ._feed import Feed, Frame, encoded_state, encoded_update, feed_of, lines
 from ._looking import Runs, Seen, as_responses, seen
 
-Say = Callable[[bytes], Awaitable[None]]
+SendPart = Callable[[bytes], Awaitable[None]]
 
 POLL = 0.25
 """Seconds between two polls of the store, for a run that another process executes."""
@@ -77,8 +77,8 @@ class RunEventStream:
         # grows, and is the id of each event.
         self._sent = after
 
-    async def tell(self, say: Say) -> None:
-        """Send events with ``say``, until the run has ended or the runtime drains.
+    async def send_to(self, send_part: SendPart) -> None:
+        """Send events with ``send_part``, until the run has ended or the runtime drains.
 
         Raises:
             HTTPException: The store has become unreachable.
@@ -87,27 +87,27 @@ class RunEventStream:
         while not self._runtime.draining:
             handle = self._runs.here(self._runtime, self._run_id)
             if handle is not None:
-                await self._follow(handle, say)
+                await self._follow(handle, send_part)
                 if handle.is_interrupted:
                     return
                 ended = seen(handle) if handle.status is not None else None
             else:
                 run = await self._runs.find(self._runtime, self._run_id)
                 before = self._sent
-                await self._tell_news(run, say)
+                await self._send_news(run, send_part)
                 silence = 0.0 if before != self._sent else silence + POLL
                 if silence >= PING:
                     silence = 0.0
-                    await say(_COMMENT)
+                    await send_part(_COMMENT)
                 ended = run if run.has_ended else None
             if ended is not None:
-                await say(self._framed(_end(ended)))
+                await send_part(self._framed(_end(ended)))
                 return
             if handle is None:
                 with move_on_after(POLL):
                     await self._runtime.wait_draining()
 
-    async def _follow(self, handle: RunHandle[Any], say: Say) -> None:
+    async def _follow(self, handle: RunHandle[Any], send_part: SendPart) -> None:
         """Send the events of a run of this process."""
         feed = feed_of(handle)
         with (
@@ -116,29 +116,29 @@ class RunEventStream:
         ):
             # After joining the feed, so that no event is lost in between. An update that arrives
             # both ways has a number that was sent, and ``_send`` leaves it out.
-            await self._tell_news(seen(handle), say, feed)
+            await self._send_news(seen(handle), send_part, feed)
             while not follower.is_over:
                 with move_on_after(PING) as silence:
                     await follower.wait()
                 if silence.cancelled_caught:
-                    await say(_COMMENT)
+                    await send_part(_COMMENT)
                     continue
                 has_missed, frames = follower.take()
                 if has_missed:
-                    await self._tell_news(seen(handle), say, feed)
-                await self._send(frames, say)
+                    await self._send_news(seen(handle), send_part, feed)
+                await self._send(frames, send_part)
 
-    async def _tell_news(self, run: Seen, say: Say, feed: Feed | None = None) -> None:
+    async def _send_news(self, run: Seen, send_part: SendPart, feed: Feed | None = None) -> None:
         """Send the updates that the client lacks, if the store has them, else the whole state."""
         if self._sent is not None and self._sent == run.number:
             return
         if self._sent is not None and self._sent < run.number:
             updates = await self._recorded(self._sent)
             if updates:
-                await self._send(map(_Recorded, updates), say)
+                await self._send(map(_Recorded, updates), send_part)
                 return
         self._sent = run.number
-        await say(self._framed(encoded_state(run) if feed is None else feed.state(run)))
+        await send_part(self._framed(encoded_state(run) if feed is None else feed.state(run)))
 
     async def _recorded(self, after: int) -> Sequence[Update]:
         store = self._runs.store(self._runtime)
@@ -149,7 +149,7 @@ class RunEventStream:
         updates = [one for one in entries if isinstance(one, Update) and one.number > after]
         return updates if updates and updates[0].number == after + 1 else ()
 
-    async def _send(self, frames: Iterable[Frame | _Recorded], say: Say) -> None:
+    async def _send(self, frames: Iterable[Frame | _Recorded], send_part: SendPart) -> None:
         """Send events, several with one call. Updates that were sent before are left out."""
         waiting, size = list[bytes](), 0
         for frame in frames:
@@ -160,11 +160,11 @@ class RunEventStream:
             waiting.append(self._framed(frame.body))
             size += len(waiting[-1])
             if size >= AT_ONCE:
-                await say(b"".join(waiting))
+                await send_part(b"".join(waiting))
                 waiting, size = [], 0
                 await checkpoint()  # sending to a fast client may never wait: let others run
         if waiting:
-            await say(b"".join(waiting))
+            await send_part(b"".join(waiting))
 
     def _framed(self, body: bytes) -> bytes:
         return body + (b"\n" if self._sent is None else b"id: %d\n\n" % self._sent)
@@ -222,12 +222,12 @@ class EventStreamResponse(Response):
         start = {"type": "http.response.start", "status": self.status_code}
         await send({**start, "headers": self.raw_headers})
 
-        async def say(part: bytes) -> None:
+        async def send_part(part: bytes) -> None:
             await send({"type": "http.response.body", "body": part, "more_body": True})
 
         try:
             async with cancel_on_disconnect(self._request):
-                await self._events.tell(say)
+                await self._events.send_to(send_part)
         except HTTPException as error:
             if error.status_code == CLIENT_HAS_GONE:
                 return

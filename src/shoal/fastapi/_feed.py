@@ -86,14 +86,14 @@ class Follower:
             self._frames.popleft()
             self._has_missed = True
         self._frames.append(frame)
-        self._tell()
+        self._notify()
 
     def end(self) -> None:
         """Note that no more events will come."""
         self._is_over = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._news is not None:
             self._news.set()
 
@@ -159,39 +159,39 @@ class Feed(Hook):
         for follower in self._followers:
             follower.end()
 
-    def _tell(self, event: Event) -> None:
+    def _publish(self, event: Event) -> None:
         frame = Frame(event)
         for follower in self._followers:
             follower.add(frame)
 
-    def _tell_own(self, event: Event) -> None:
+    def _publish_own(self, event: Event) -> None:
         """Queue an event of the run itself. Of its descendants, clients get only items."""
         if event.path == self._path:
-            self._tell(event)
+            self._publish(event)
 
     def on_item(self, event: Item) -> None:
         """Queue an item of the run or a descendant."""
-        self._tell(event)
+        self._publish(event)
 
     def on_state_updated(self, event: StateUpdated) -> None:
         """Queue the event."""
-        self._tell_own(event)
+        self._publish_own(event)
 
     def on_step_started(self, event: StepStarted) -> None:
         """Queue the event."""
-        self._tell_own(event)
+        self._publish_own(event)
 
     def on_step_ended(self, event: StepEnded) -> None:
         """Queue the event."""
-        self._tell_own(event)
+        self._publish_own(event)
 
     def on_child_started(self, event: ChildStarted) -> None:
         """Queue the event."""
-        self._tell_own(event)
+        self._publish_own(event)
 
     def on_child_ended(self, event: ChildEnded) -> None:
         """Queue the event."""
-        self._tell_own(event)
+        self._publish_own(event)
 
 
 _feeds: WeakKeyDictionary[RootRun, Feed] = WeakKeyDictionary()

@@ -24,7 +24,7 @@ from shoal._errors.exceptions import BadUse
 from shoal._runtime.recovery import Secrets
 from shoal._runtime.runtime import Runtime
 
-from ._relay import heed_cancels
+from ._relay import relay_cancels
 
 WITHIN = 2.0
 """Seconds that runs have to end by themselves when the service stops: less than the time after
@@ -93,7 +93,7 @@ def runtime_lifespan(
         async with runtime, create_task_group() as tasks:
             stop = Event()
             tasks.start_soon(_drain, runtime, within, stop)
-            tasks.start_soon(heed_cancels, runtime)
+            tasks.start_soon(relay_cancels, runtime)
             if recover_every is not None and runtime.can_recover:
                 recover = partial(runtime.keep_recovering, secrets=secrets)
                 tasks.start_soon(recover, recover_every)
@@ -142,19 +142,19 @@ def _on_signals(call: Callable[[], None]) -> Generator[None]:
     call_soon = current_backend().call_soon
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         call_soon(call)
         cast("Callable[[int, FrameType | None], object]", before[signal.Signals(number)])(
             number, frame
         )
 
     # A signal without a handler in Python ends the process, or is ignored. That stays so.
-    heard = [number for number in SIGNALS if callable(before[number])]
-    for number in heard:
-        signal.signal(number, hear)
+    handled = [number for number in SIGNALS if callable(before[number])]
+    for number in handled:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
-        for number in heard:
-            if signal.getsignal(number) is hear:  # a handler that was installed later stays
+        for number in handled:
+            if signal.getsignal(number) is on_signal:  # a handler that was installed later stays
                 signal.signal(number, before[number])

@@ -38,7 +38,7 @@ from shoal._runtime.application import Application
 from shoal._runtime.handle import RunHandle
 from shoal._runtime.runtime import Runtime
 from shoal._state.state import State, make_state
-from shoal.stores._history import Playback, play
+from shoal.stores._history import ReplayedHistory, play
 from shoal.stores._protocol import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
 
 from ._models import as_plain
@@ -157,7 +157,7 @@ def status_of(run: RunSummary) -> str:
     return "running" if run.holder and run.status != "succeeded" else run.status
 
 
-async def replayed(store: Store, path: RunPath, beginning: Beginning) -> Playback:
+async def replayed(store: Store, path: RunPath, beginning: Beginning) -> ReplayedHistory:
     """Replay the history of a run: in parts, if its store can read it so."""
     played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
     number: int | None = 0

@@ -58,10 +58,10 @@ def without_values(error: RequestValidationError, secret: frozenset[str]) -> Req
             messages of validators often repeat the value, and places within a mapping have its
             keys.
     """
-    return RequestValidationError([_told(one, secret) for one in error.errors()])
+    return RequestValidationError([_without_value(one, secret) for one in error.errors()])
 
 
-def _told(error: Any, secret: frozenset[str]) -> dict[str, object]:
+def _without_value(error: Any, secret: frozenset[str]) -> dict[str, object]:
     where: Sequence[Any] = error["loc"]
     message = str(error["msg"])
     if tuple(where[:2]) == ("body", "state") and not secret.isdisjoint(where[2:3]):
@@ -95,10 +95,10 @@ def refusal_of(
             return refusal("missing", (*STATE, error.field), message)
         case MissingSecret() if where == STATE:
             message = "Field required: it is secret, so it is not saved"
-            told = [
+            missing = [
                 {"type": "missing", "loc": [*STATE, one], "msg": message} for one in error.fields
             ]
-            return RequestValidationError(told)
+            return RequestValidationError(missing)
         case MissingSecret():
             message = "the run has secret fields, which are not saved, and this request has none"
             return refusal("missing_secret", ("body",), message)

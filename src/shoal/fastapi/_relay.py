@@ -40,17 +40,19 @@ async def ask_to_cancel(store: Store, run_id: str, reason: str) -> bool:
     return True
 
 
-async def heed_cancels(runtime: Runtime) -> None:
+async def relay_cancels(runtime: Runtime) -> None:
     """Cancel runs of this process that other processes have asked to cancel, until it drains."""
-    heeding = [_Heeding(store) for store in runtime.stores() if isinstance(store, CachesResults)]
+    requests = [
+        _CancelRequests(store) for store in runtime.stores() if isinstance(store, CachesResults)
+    ]
     is_well = True
-    while heeding and not runtime.draining:
+    while requests and not runtime.draining:
         with move_on_after(POLL):
             await runtime.wait_draining()
             return
         try:
-            for each in heeding:
-                await each.look(runtime)
+            for each in requests:
+                await each.poll(runtime)
         except Exception as error:  # noqa: BLE001 # the next poll may succeed
             if is_well:  # log an outage once
                 logger.warning("can't look for runs to cancel: %s", in_short(error))
@@ -59,7 +61,7 @@ async def heed_cancels(runtime: Runtime) -> None:
             is_well = True
 
 
-class _Heeding:
+class _CancelRequests:
     """The requests in one store."""
 
     def __init__(self, store: CachesResults) -> None:
@@ -67,7 +69,7 @@ class _Heeding:
         self._token: Sequence[Operation] | None = None  # the value of ``ANY`` at the last poll
         self._checked: set[str] = set()  # runs looked up since; cleared when the token changes
 
-    async def look(self, runtime: Runtime) -> None:
+    async def poll(self, runtime: Runtime) -> None:
         runs = runtime.runs()
         if not runs:
             return

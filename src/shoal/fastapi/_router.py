@@ -360,7 +360,7 @@ def service_router(
         dependencies=authorizing(authorize, "service_router"),
     )
     poorly: dict[int | str, dict[str, Any]] = {503: {"model": Health}}
-    said = ""  # the last problem that was logged, so that each is logged once
+    logged = ""  # the last problem that was logged, so that each is logged once
 
     @router.get("/healthz", response_model=Health, responses=poorly)
     async def health(runtime: RuntimeDep) -> Response:
@@ -374,11 +374,11 @@ def service_router(
             return Json({"status": "draining", "detail": "it accepts no more runs"}, 503)
         if not runtime.healthy:
             return Json({"status": "unhealthy", "detail": "the runtime has broken down"}, 503)
-        nonlocal said
+        nonlocal logged
         why = await _store_problem(runtime)
-        if why and why != said:
+        if why and why != logged:
             logger.warning("the service is not ready: a store does not answer: %s", why)
-        said = why
+        logged = why
         if not why:
             return Json({"status": "ok", "detail": ""})
         # The error of a store names its database. Only the log and authorized clients get it.

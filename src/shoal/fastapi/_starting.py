@@ -53,7 +53,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
         with as_responses():
             if handle is not None:
                 _refuse_other(runs, handle.run_id, state, _record(runs, handle))
-                if await _goes_on_or_has_succeeded(handle):
+                if await _is_running_or_has_succeeded(handle):
                     return Begun(seen(handle), handle, is_new=False)
                 continue  # it has failed, halted or been cancelled, so it can be resumed
             try:
@@ -93,7 +93,7 @@ async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | N
         except Exception as error:  # noqa: BLE001 # raised in the request's task
             found.append(error)
 
-    hosted = runtime._host(work, _say_nothing)
+    hosted = runtime._host(work, _ignore_reason)
     await hosted.ended.wait()
     if not found:  # the runtime has been cancelled
         raise _stopping(run_id or "that was asked for")
@@ -106,11 +106,11 @@ async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | N
     return result
 
 
-def _say_nothing(_reason: str) -> None:
+def _ignore_reason(_reason: str) -> None:
     """Ignore the reason of a cancellation: ``work`` is cancelled only together with the runtime."""
 
 
-async def _goes_on_or_has_succeeded(handle: RunHandle[Any]) -> bool:
+async def _is_running_or_has_succeeded(handle: RunHandle[Any]) -> bool:
     """Return whether a run of this process is running or has succeeded.
 
     While the store releases the run, its handle has no status yet, although the run has ended. So

@@ -127,7 +127,7 @@ class _Ended(NamedTuple):
 
 @final
 @dataclass(slots=True)
-class Playback:
+class ReplayedHistory:
     """The position of a replay: the state, the step under way, and what it has saved so far."""
 
     _data: Mapping[str, object]
@@ -289,7 +289,7 @@ def play(
     *,
     after: str | None = None,
     visits: Mapping[str, int] | None = None,
-) -> Playback:
+) -> ReplayedHistory:
     """Replay a history.
 
     Args:
@@ -298,7 +298,7 @@ def play(
         after: The step after which the run started; None if it started before its first step.
         visits: How many visits of each step counted as completed when the run started.
     """
-    playback = Playback(first, first_after=after)
+    playback = ReplayedHistory(first, first_after=after)
     playback.began = _Moment(after, 0, first, dict(visits or {}))
     for entry in entries:
         playback.add(entry)

@@ -27,9 +27,9 @@ import anyio
 
 from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import cancelled, ki_protected
-from shoal._engine.call import pass_blame
+from shoal._engine.call import hand_blame_to_children
 from shoal._engine.commit import Write, commit
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.disposition import RESTING
 from shoal._engine.questions import halt_for
 from shoal._engine.replay import load_end
@@ -44,7 +44,7 @@ from shoal._graph.graph import as_graph
 from shoal._graph.parallel import stores_within
 from shoal._graph.policy import Each, Inherit
 from shoal._limits.limits import Limits
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal._state.functions import require_plain
 from shoal._state.secrets import without_secrets
 from shoal._state.state import held
@@ -52,14 +52,14 @@ from shoal.stores._protocol import Store
 
 from .children import (
     check_depth,
-    child_setting,
+    child_config,
     children_of,
     circuits_of,
     narrowed,
     only_write_reader,
     refuse_exposing,
 )
-from .entries import Kind
+from .entries import ChildTemplate
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
@@ -103,7 +103,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self,
         run: Run,
         action: FunctionAction[..., Any],
-        seat: Seat | None,
+        seat: AttemptPermit | None,
         *,
         name: str,
         limits: Limits,
@@ -129,7 +129,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             tell=self._tell,
         )
         self._ledger = Ledger()
-        self._settings: dict[int, tuple[Act, Setting]] = {}  # by the identity of acts
+        self._settings: dict[int, tuple[Act, RunConfig]] = {}  # by the identity of acts
         self._group: ChildTaskGroup | None = None
         self._hosted: BackgroundTask | None = None
         self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
@@ -162,8 +162,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._source.recorded = await recorded_children(
             self._run, self.name, self._visit, self._store
         )
-        services = self._run.setting.services
-        self._deadline = min(around, self._run.setting.deadline)  # its own is the group's scope's
+        services = self._run.config.services
+        self._deadline = min(around, self._run.config.deadline)  # its own is the group's scope's
         self._group = ChildTaskGroup(
             self._run,
             self._source,
@@ -219,7 +219,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             if error is not None:
                 return
         finally:
-            del error, fatal, failure, interruption  # no cycle from the exception to this frame
+            del error, fatal, failure, interruption  # breaks the traceback cycle
         if failed:
             raise failure_group(self.name, [outcome.error for outcome in failed])
         if self._resting:
@@ -233,7 +233,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """
         if not isinstance(error, Exception) or error is failure:
             return False
-        return error is self._refused or self._run.setting.execution.ended_by(failure)
+        return error is self._refused or self._run.config.execution.ended_by(failure)
 
     def _halt(self) -> NoReturn:
         """Have the action halt, since nothing is left but children that wait for answers."""
@@ -247,7 +247,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         assert group is not None
         try:
             try:
-                await pass_blame(self._run)
+                await hand_blame_to_children(self._run)
                 await group.run(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
@@ -311,13 +311,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _end_unended(self) -> None:
         """Record that children have no end which the action has not started again."""
-        setting, recorded = self._run.setting, self._source.recorded
-        if recorded is None or not setting.execution.is_resumed or setting.execution.unsaved:
+        config, recorded = self._run.config, self._source.recorded
+        if recorded is None or not config.execution.is_resumed or config.execution.unsaved:
             return
         left = [Left(record, self._store) for record in recorded.rest() if is_left(record)]
         if left:
             why = "its action has not started it again"
-            execution, store = setting.execution, setting.store
+            execution, store = config.execution, config.store
             await end_children(execution, store, self._run, left, decided={}, reason=why)
 
     async def _end_left_over(self, reason: str) -> None:
@@ -388,9 +388,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
         # of a state, what the action may read: asking for more would be refused
-        fields = self._run.setting.execution.secrets.hold(held(given))
+        fields = self._run.config.execution.secrets.hold(held(given))
         kind = self._kind(act, fields, inputs)
-        refuse_exposing(self._run, self.name, kind.setting.graph)  # which may be one used before
+        refuse_exposing(self._run, self.name, kind.config.graph)  # which may be one used before
         self._source.add(kind, key, without_secrets(fields))
         group.engage()
 
@@ -456,15 +456,15 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
-    ) -> Kind:
+    ) -> ChildTemplate:
         run, permit = self._run, self._action.permit
         known = self._settings.get(id(act))
         if known is None or inputs:
             known = act, self._setting(act, inputs)
         if not inputs and len(self._settings) < ACTS:
             self._settings[id(act)] = known  # the act too, so that its id stays taken
-        setting = known[1]
-        graph = setting.graph
+        config = known[1]
+        graph = config.graph
         readable = {field: run.data[field] for field in permit.reads if field in run.data}
         base = narrowed(
             readable,
@@ -473,13 +473,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
             f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
         )
-        return Kind(setting, base)
+        return ChildTemplate(config, base)
 
-    def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> Setting:
+    def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> RunConfig:
         graph = as_graph(act, f"fan-out {self.name!r}")
-        if self._run.setting.execution.is_resumed:
-            self._run.setting.execution.know_all(stores_within(graph))
-        return child_setting(
+        if self._run.config.execution.is_resumed:
+            self._run.config.execution.know_all(stores_within(graph))
+        return child_config(
             self._run,
             self.name,
             graph,

@@ -29,7 +29,7 @@ from shoal._events.events import ChildName
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
-from shoal._limits.permits import HeldPermits, InFlight, Seat
+from shoal._limits.permits import AttemptPermit, HeldPermits, InFlight
 
 AHEAD = 4
 """Children that may wait besides those in flight, for each of these..."""
@@ -82,7 +82,7 @@ class ChildAdmission:
             on_refused: Called with the reason why a child never will.
         """
         limit = limits.in_flight if limit is None else limit
-        services, execution = parent.setting.services, parent.setting.execution
+        services, execution = parent.config.services, parent.config.execution
         controller, shared = services.admission, limits.shared
         self._queue = controller.queue
         self._all_limiters = controller.limiters
@@ -102,8 +102,10 @@ class ChildAdmission:
         self.ready: deque[Run] = deque()
         """Those that have waited, and may start by now."""
         self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or suspended
-        self._waiting: dict[Run, Seat] = {}  # those that wait to start
-        self._unpublished: list[tuple[Run, Seat]] = []  # of these, those that no hook was told of
+        self._waiting: dict[Run, AttemptPermit] = {}  # those that wait to start
+        self._unpublished: list[
+            tuple[Run, AttemptPermit]
+        ] = []  # of these, those that no hook was told of
         self._live = 0  # children that were let in and have not ended
         self._budget = execution.live
         if limits.n is not None or limit != limits.in_flight:  # a default is no wish
@@ -162,42 +164,42 @@ class ChildAdmission:
         Raises:
             Exception: What ``by=`` or ``cost=`` of the fan-out's limits raised.
         """
-        setting = child.setting
-        setting.in_flight = self._in_flight
-        if not (self._governs_all or setting.is_limited):
+        config = child.config
+        config.in_flight = self._in_flight
+        if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
         seat = self._request(child)
         if seat.granted:
             return True
         self._waiting[child] = seat
-        if setting.hooks.waiting:
+        if config.hooks.waiting:
             self._unpublished.append((child, seat))
         return False
 
-    def _request(self, child: Run) -> Seat:
+    def _request(self, child: Run) -> AttemptPermit:
         """Take all that a child needs to start, or have it stand in line for it.
 
         Its seat is then that of its first attempt.
         """
-        limiters, setting, in_flight = self._all_limiters, child.setting, self._in_flight
+        limiters, config, in_flight = self._all_limiters, child.config, self._in_flight
         gates, costs = limiters.gates(self._limiters, child.data)
         if costs is None:
             costs = (1.0,) * len(gates)
-        permits = child.permits = HeldPermits(setting.execution, in_flight)
+        permits = child.permits = HeldPermits(config.execution, in_flight)
         stake = permits.stake = in_flight.make_stake(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         thread: Gate | None = None
-        action = setting.entry
+        action = config.entry
         if action is not None and child.begins_anew:
             try:
-                applying = limiters.of_attempt(setting.scopes, action.definition, action.limits)
+                applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
                 thread = limiters.threads if action.in_thread else None
             except Exception:  # noqa: BLE001, S110 # the attempt's failure: it happens again there
                 pass
-        seat = Seat(
+        seat = AttemptPermit(
             self._queue,
             needed,
             own,

@@ -20,7 +20,7 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import InvalidState, brief, note
 from shoal._events.events import ChildName, Decision, Done, ErrorInfo, Failed, Update
 from shoal._events.identity import Key
-from shoal._graph.parallel import Collected, Grow, Join, Reduce
+from shoal._graph.parallel import Collected, Grow, JoinSpec, Reduce
 from shoal._graph.policy import Tolerate
 from shoal._state.collections import PositionedList
 from shoal._state.schema import Schema
@@ -36,10 +36,10 @@ from shoal._state.state import (
     put_within,
 )
 
-from .entries import Entry
+from .entries import PendingChild
 from .ledger import Ledger
-from .race import Contest
-from .source import Elements
+from .race import Race
+from .source import ElementSource
 
 _Placed = tuple[Any, Any, float | None]
 
@@ -48,7 +48,7 @@ NOTED = 5
 
 
 @final
-class Draft:
+class BatchJoin:
     """A batch of outcomes on their way into the parent's state: one numbered update for each."""
 
     __slots__ = (
@@ -79,11 +79,11 @@ class Draft:
 
     def __init__(
         self,
-        join: Join,
+        join: JoinSpec,
         parent: Run,
-        elements: Elements,
+        elements: ElementSource,
         ledger: Ledger,
-        contest: Contest | None = None,
+        contest: Race | None = None,
         *,
         done_before: int = 0,
         reruns: AbstractSet[ChildName] = frozenset(),
@@ -111,7 +111,7 @@ class Draft:
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
         self._data = parent.data
-        self._schema = parent.setting.schema
+        self._schema = parent.config.schema
         self._number = parent.number
         self._failed = ledger.failed
         self._ended = ledger.failed + ledger.done + done_before
@@ -124,7 +124,7 @@ class Draft:
         self._admitted: list[Run] = []  # those whose results count in the contest
         self.is_failing = False  # whether there are more failures than are tolerated
         self.failures: list[Run] = []  # those that are to be raised
-        self.admitted: list[Entry] = []
+        self.admitted: list[PendingChild] = []
         self.decision: Decision | None = None
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
@@ -158,7 +158,7 @@ class Draft:
                 try:
                     return error
                 finally:
-                    del error, failure  # no cycle from the exception to this frame
+                    del error, failure  # breaks the traceback cycle
             if self.decision is not None:
                 self._miss(batch[at + 1 :])
                 break
@@ -262,7 +262,7 @@ class Draft:
         test_old_results_are_gone_with_the_decision).
         """
         new = [child for child in (*self.applied, last) if child.status == "succeeded"]
-        old = self._reruns - {ChildName(child.setting.act, child.key) for child in new}
+        old = self._reruns - {ChildName(child.config.act, child.key) for child in new}
         values = self._join.without(self.finished_data(), old)
         self._data = {**self._data, **values}
         return tuple(Set(field, value) for field, value in values.items())
@@ -321,7 +321,7 @@ class Draft:
         value = child.value
         if child.disposition is APPLIED_BEFORE or child.disposition is SKIPPED:
             # only its place among the others changes
-            value = join.collected(self._data, child.setting.act, child.key)
+            value = join.collected(self._data, child.config.act, child.key)
             if child.disposition.is_kept:
                 child.value = value  # which is saved with it once more, and may not have been read
         return (self._put(join.into, child, value, self._values),)
@@ -343,13 +343,13 @@ class Draft:
         if self._schema is not None:
             value = self._fitting(self._schema, field, child, value)
         if not self._nested:
-            key = child.setting.act if self._join.shape == "by act" else child.key
+            key = child.config.act if self._join.shape == "by act" else child.key
             placed.append((key, value, position))
             if self._schema is not None and self._schema.most(field) < inf:
                 grown = cast("Collected", self._data[field]).put_all(placed)
                 self._refuse_too_many(self._schema, field, child, len(grown))
             return Put(field, key, value, position)
-        put = PutWithin(field, child.key, child.setting.act, value, position, position)
+        put = PutWithin(field, child.key, child.config.act, value, position, position)
         within = put_within(self._data[field], put)
         assert within is not None, "the fan-out has made the collection itself"
         if self._schema is not None:
@@ -363,10 +363,10 @@ class Draft:
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
-            return schema.inner_entry(field, key, child.setting.act, value, who)
+            return schema.inner_entry(field, key, child.config.act, value, who)
         if listed:
             return schema.item(field, value, who)
-        key = child.setting.act if self._join.shape == "by act" else child.key
+        key = child.config.act if self._join.shape == "by act" else child.key
         return schema.entry(field, key, value, who)
 
     def _refuse_too_many(self, schema: Schema[Any], field: str, child: Run, count: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._engine.services import Services
 from shoal._errors.exceptions import (
@@ -31,7 +31,7 @@ def check_depth(run: Run, step: str) -> None:
     Raises:
         DepthExceeded: A child of ``run`` would be too deep.
     """
-    deepest = run.setting.execution.max_depth
+    deepest = run.config.execution.max_depth
     if run.path.depth >= deepest:
         msg = (
             f"{step!r} would run {run.path.depth + 1} levels below the root; "
@@ -40,7 +40,7 @@ def check_depth(run: Run, step: str) -> None:
         raise DepthExceeded(msg)
 
 
-def child_setting(
+def child_config(
     run: Run,
     step: str,
     graph: Graph,
@@ -55,7 +55,7 @@ def child_setting(
     on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
     host: Run | None = None,
-) -> Setting:
+) -> RunConfig:
     """Describe the children of ``run`` that execute ``graph`` in ``step``.
 
     A partial item of theirs is one of the run's too, for whoever started that.
@@ -65,13 +65,13 @@ def child_setting(
         DefinitionError: None of its acts takes one of ``inputs``.
         StateError: It would have secret fields saved or told.
     """
-    setting = run.setting
+    config = run.config
     refuse_exposing(run, step, graph)
     unknown = graph.unknown_input(inputs) if inputs else ""
     if unknown:
         msg = f"step {step!r} of run {run.path.id} gives {graph.name!r} an input: {unknown}"
         raise DefinitionError(msg)
-    given = {**setting.inputs, **inputs} if inputs else setting.inputs
+    given = {**config.inputs, **inputs} if inputs else config.inputs
     for name, need in graph.takes.items():
         if need.required and name not in given:
             msg = (
@@ -79,24 +79,24 @@ def child_setting(
                 f"{name!r}; give it to run(inputs=...), to the Task, or bind it"
             )
             raise MissingInput(msg)
-    return Setting(
+    return RunConfig(
         graph=graph,
         inputs=given,
-        execution=setting.execution,
+        execution=config.execution,
         act=graph.name,
         parent=run.path,
         step=step,
         visit=run.visit(step) if visit is None else visit,
         value_of=value_of,
-        scopes=setting.scopes,
-        deadline=setting.deadline if deadline is None else deadline,
-        store=setting.store if store is None else store,
-        keeper=setting.store,
-        hooks=setting.hooks if hooks is None else hooks,
+        scopes=config.scopes,
+        deadline=config.deadline if deadline is None else deadline,
+        store=config.store if store is None else store,
+        keeper=config.store,
+        hooks=config.hooks if hooks is None else hooks,
         digests=digests,
-        on_item=on_item if setting.on_item is None else partial(_hand_up, run, on_item),
+        on_item=on_item if config.on_item is None else partial(_hand_up, run, on_item),
         each=each,
-        is_resumable=setting.is_resumable,
+        is_resumable=config.is_resumable,
         host=host,
         begins_host=host is None or run.is_starting,
     )
@@ -108,7 +108,7 @@ def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
     Raises:
         StateError: It would have secret fields saved or told.
     """
-    secret = run.setting.execution.secrets.names
+    secret = run.config.execution.secrets.names
     why = graph.exposing(secret) if secret else ""
     if why:
         msg = f"children of {step!r} of run {run.path.id} would expose a secret field: {why}"
@@ -139,14 +139,14 @@ def children_of(
     run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
 ) -> tuple[Store, Hooks]:
     """Find out where the children of a step of ``run`` are kept, and who is told of them."""
-    setting = run.setting
-    kept = setting.store
+    config = run.config
+    kept = config.store
     if store is None:
         kept = kept if isinstance(kept, NullStore) else NullStore()
     elif not isinstance(store, Inherit):
         kept = store
-        setting.execution.know_all((store,))
-    told = setting.hooks if isinstance(hooks, Inherit) else setting.hooks.replaced(hooks)
+        config.execution.know_all((store,))
+    told = config.hooks if isinstance(hooks, Inherit) else config.hooks.replaced(hooks)
     return kept, told
 
 
@@ -155,8 +155,8 @@ def _hand_up(
 ) -> None:
     if on_item is not None:
         on_item(child, item)
-    if run.setting.on_item is not None:
-        run.setting.on_item(run, item)
+    if run.config.on_item is not None:
+        run.config.on_item(run, item)
 
 
 def is_revisited(run: Run) -> bool:
@@ -164,7 +164,7 @@ def is_revisited(run: Run) -> bool:
 
     Its own steps are visited for the first time then; but for what it collects into, they are not.
     """
-    host, path = run.setting.host, run.path
+    host, path = run.config.host, run.path
     while host is not None and path is not host.path and path.parent is not None:
         if path.visit:
             return True

@@ -25,7 +25,7 @@ from shoal._graph.action import FunctionAction, Result
 from shoal._graph.checks import check_cascade
 from shoal._graph.policy import INHERIT, Each, Inherit, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
-from shoal._limits.permits import Seat
+from shoal._limits.permits import AttemptPermit
 from shoal.stores._protocol import Store
 
 from .action_group import ChildGroup
@@ -48,7 +48,7 @@ class Context:
     """
 
     def __init__(
-        self, run: Run, action: FunctionAction[..., Any], seat: Seat | None, items: Items
+        self, run: Run, action: FunctionAction[..., Any], seat: AttemptPermit | None, items: Items
     ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
         self._run = run
@@ -107,7 +107,7 @@ class Context:
         deadline = self._fixed_deadline
         if deadline is None:
             deadline = anyio.current_effective_deadline()
-        return min(deadline, self._run.setting.deadline)
+        return min(deadline, self._run.config.deadline)
 
     def charge(self, actual: float) -> None:
         """Correct what this attempt is charged, wherever ``Limits(cost=...)`` has said it before.
@@ -138,7 +138,7 @@ class Context:
             raise BadUse(msg)
         permits = self._run.slot_owner.permits
         stake = None if permits is None else permits.stake
-        self._run.setting.services.admission.charge(self._seat, stake, actual)
+        self._run.config.services.admission.charge(self._seat, stake, actual)
 
     @contextmanager
     def span(self, name: str, **attributes: object) -> Generator[None]:
@@ -148,7 +148,7 @@ class Context:
             name: What the part is called.
             attributes: What is to be known about it.
         """
-        hooks = self._run.setting.hooks
+        hooks = self._run.config.hooks
         if not hooks.around_span:
             yield
             return
@@ -160,7 +160,7 @@ class Context:
         try:
             yield
         except BaseException as error:
-            self._run.setting.secrets.hide(error)
+            self._run.config.secrets.hide(error)
             failure = entered.leave(error)
             if failure is not None and isinstance(error, Exception):
                 raise failure from error

@@ -20,13 +20,13 @@ from shoal._graph.acts import as_graphs, check_acts, check_wanted, resolve_take
 from shoal._graph.checks import check_reads
 from shoal._graph.fan_out import FanOut, shape_of
 from shoal._graph.graph import Graph
-from shoal._graph.parallel import Join, Take
+from shoal._graph.parallel import JoinSpec, Take
 from shoal._state.state import State, make_state, refuse_awaitable
 
 from .children import narrowed, only_write_reader, value_reader
-from .entries import Kind, MakeTemplate
-from .recorded import Recorded
-from .source import Elements
+from .entries import ChildTemplate, MakeTemplate
+from .recorded import RecordedChildren
+from .source import ElementSource
 from .takeup import as_recorded
 
 
@@ -35,13 +35,13 @@ class ChosenActs(NamedTuple):
     """What a fan-out executes in one execution of its step."""
 
     graphs: Sequence[Graph]
-    join: Join
+    join: JoinSpec
     """What becomes of results, which are arranged otherwise for several acts than for one."""
     take: Take | None
     """What of a child's final state is its value."""
 
 
-def choose_acts(act: FanOut, join: Join, data: Mapping[str, object]) -> ChosenActs:
+def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> ChosenActs:
     """Find out what a fan-out executes, by its function if it has one.
 
     Args:
@@ -94,9 +94,9 @@ def make_elements(
     *,
     parent: Run,
     data: Mapping[str, object],
-    recorded: Recorded | None,
+    recorded: RecordedChildren | None,
     make_template: MakeTemplate,
-) -> Elements:
+) -> ElementSource:
     """Begin to make the children of a fan-out; nothing is pulled yet.
 
     Args:
@@ -115,7 +115,7 @@ def make_elements(
     join = chosen.join
     graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded)
     kinds = [_kind(act, graph, data, make_template) for graph in graphs]
-    return Elements(
+    return ElementSource(
         (None,) if act.over is None else _over(act, make_state(data, join.permit), data),
         who=act.name,
         kinds=kinds,
@@ -130,7 +130,7 @@ def make_elements(
 
 def _kind(
     act: FanOut, graph: Graph, data: Mapping[str, object], make_template: MakeTemplate
-) -> Kind:
+) -> ChildTemplate:
     brought = "pass it to run(), or write it in an earlier action"
     if act.over is not None:
         brought = (

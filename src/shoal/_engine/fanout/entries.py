@@ -6,35 +6,36 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple, Protocol, final
 
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._events.identity import Key
 from shoal._graph.graph import Graph
 
 
 @final
-class Kind:
+class ChildTemplate:
     """What the children of one act have in common."""
 
-    __slots__ = ("base", "done", "setting")
+    __slots__ = ("base", "done", "config")
 
     def __init__(
-        self, setting: Setting, base: Mapping[str, object], done: AbstractSet[object] = frozenset()
+        self, config: RunConfig, base: Mapping[str, object], done: AbstractSet[object] = frozenset()
     ) -> None:
         """Collect it.
 
         Args:
-            setting: What they execute, as part of what.
+            config: What they execute, and as part of what.
             base: The fields that each of them starts with.
             done: Keys of those that needn't run.
         """
-        self.setting = setting
+        self.config = config
         self.base = base
         self.done = done
 
 
 MakeTemplate = Callable[
-    [Graph, Mapping[str, object], Callable[[Run], object] | None, Mapping[str, object] | None], Kind
+    [Graph, Mapping[str, object], Callable[[Run], object] | None, Mapping[str, object] | None],
+    ChildTemplate,
 ]
 """Describes the children of a step that execute a graph.
 
@@ -42,27 +43,27 @@ It is given the fields that each starts with, what reads the value of one, and t
 """
 
 
-class Entry(NamedTuple):
+class PendingChild(NamedTuple):
     """A child to be, before it has one."""
 
     key: Key
     position: int
     element: object
-    kind: Kind
+    kind: ChildTemplate
     child: Run | None = None
     """The child, if it has lived before, and not to its end."""
 
 
-def entry_of(child: Run) -> Entry:
+def entry_of(child: Run) -> PendingChild:
     """Make the entry of a child that is not to begin yet."""
-    kind = Kind(child.setting, child.initial)
-    return Entry(child.key, child.position, child.element, kind, child)
+    kind = ChildTemplate(child.config, child.initial)
+    return PendingChild(child.key, child.position, child.element, kind, child)
 
 
 Dropped = Literal["dropped"]
 
 
-class Room(Protocol):
+class Backpressure(Protocol):
     """What a feeding source talks to: the group."""
 
     async def wait_for_room(self) -> bool:
@@ -83,15 +84,15 @@ class Room(Protocol):
         ...
 
 
-class Feed(Protocol):
+class AsyncFeed(Protocol):
     """A source that must wait for its elements."""
 
-    async def feed(self, group: Room) -> None:
+    async def feed(self, group: Backpressure) -> None:
         """Bring elements in, one whenever ``group`` has room; return when all are in."""
         ...
 
 
-class Source(Protocol):
+class ChildSource(Protocol):
     """Where a group's children come from. Told apart by position, in the order they are made."""
 
     def take(self) -> Run | Dropped | None:
@@ -113,7 +114,7 @@ class Source(Protocol):
         """Tell whether there will be no more, unless ``grow`` adds some."""
         ...
 
-    def feeds(self) -> Iterable[Feed]:
+    def feeds(self) -> Iterable[AsyncFeed]:
         """Return what brings elements in that must be waited for, in tasks of their own."""
         ...
 
@@ -121,7 +122,7 @@ class Source(Protocol):
         """Have a child be the next that is taken: what limits its start could not be asked."""
         ...
 
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+    def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
         """Make those children that ``is_meant``, of what is known so far: they never begin.
 
         But for those that are Done: they stay, and are applied.
@@ -129,9 +130,9 @@ class Source(Protocol):
         ...
 
 
-def child_of(entry: Entry) -> Run:
+def child_of(entry: PendingChild) -> Run:
     """Make the child of an entry that has none; it starts with the fields of its kind."""
     kind = entry.kind
     return Run(
-        kind.setting, kind.base, key=entry.key, position=entry.position, element=entry.element
+        kind.config, kind.base, key=entry.key, position=entry.position, element=entry.element
     )

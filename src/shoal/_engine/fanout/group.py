@@ -24,7 +24,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal._concurrency.cancellation import as_failure, cancelled, ki_protected
 from shoal._concurrency.watchdog import leads_to
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
 from shoal._events.events import ChildName, Status
@@ -33,7 +33,7 @@ from shoal._limits.breaker import Circuits
 from shoal._limits.limits import Limits
 
 from .admission import ChildAdmission
-from .entries import Dropped, Feed, Source
+from .entries import AsyncFeed, ChildSource, Dropped
 from .scope import GroupScope
 from .workers import Taken, WorkerPool
 
@@ -73,7 +73,7 @@ class ChildTaskGroup:
     def __init__(
         self,
         parent: Run,
-        source: Source,
+        source: ChildSource,
         limits: Limits,
         *,
         owner: object,
@@ -157,7 +157,7 @@ class ChildTaskGroup:
             Exception: What the source or ``apply`` raised, after all children have ended.
         """
         finished = False
-        scope, groups = self.scope, self.parent.setting.execution.groups
+        scope, groups = self.scope, self.parent.config.execution.groups
         groups.add(self)
         try:
             async with create_task_group() as tasks:
@@ -225,7 +225,7 @@ class ChildTaskGroup:
         Else quick children would end just behind a save, again and again: then each other one is of
         a few, and those that have made room run while it is written, in each other's way.
         """
-        for _ in range(TURNS if self.parent.setting.execution.saves_wait else 0):
+        for _ in range(TURNS if self.parent.config.execution.saves_wait else 0):
             before = len(self.inbox), self.in_flight
             if self._is_held:  # one of them may decide, so nobody starts
                 return
@@ -285,11 +285,11 @@ class ChildTaskGroup:
         that had not ended; what the source has not pulled yet is none.
         """
 
-        def is_meant(setting: Setting, of: Key) -> bool:
-            return key == of and act in (None, setting.act) and step in (None, setting.step)
+        def is_meant(config: RunConfig, of: Key) -> bool:
+            return key == of and act in (None, config.act) and step in (None, config.step)
 
         def is_one(child: Run) -> bool:
-            return is_meant(child.setting, child.key)
+            return is_meant(child.config, child.key)
 
         begun = [child for child in self._pool.living() if is_one(child)]
         unstarted = [child for child in self._admission.waiting_to_start if is_one(child)]
@@ -299,7 +299,7 @@ class ChildTaskGroup:
             self._cancel_unstarted(unstarted, reason)
         return bool(begun or unstarted)
 
-    def _drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
+    def _drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
         """Take those children from the source that never begin."""
         dropped = list[Run]()
         try:
@@ -386,7 +386,7 @@ class ChildTaskGroup:
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
         """Have ``child`` skipped if its circuit is open."""
-        key = circuits.key(child.setting.act, child.data)
+        key = circuits.key(child.config.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
         else:
@@ -404,11 +404,11 @@ class ChildTaskGroup:
 
     # -- the feeders' side ----------------------------------------------------------------------
 
-    def start_feeding(self, source: Feed) -> None:
+    def start_feeding(self, source: AsyncFeed) -> None:
         """Have ``source`` bring its elements in, in a task of its own."""
         self.scope.start(partial(self._feed, source))
 
-    async def _feed(self, source: Feed) -> None:
+    async def _feed(self, source: AsyncFeed) -> None:
         feeding = CancelScope()
         self._feeding.append(feeding)
         if self.scope.closing:  # it ended before this task began; the source closes itself still

@@ -39,7 +39,7 @@ class Waiting(Protocol):
 
 
 @final
-class Experience:
+class HedgeStatistics:
     """What a runtime has learned of one race's definition."""
 
     __slots__ = ("_hedge", "_latencies", "_ordered", "_tokens", "_waiting")

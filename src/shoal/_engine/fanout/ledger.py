@@ -93,7 +93,7 @@ class Ledger:
 
         Those that were found to be kept stay counted.
         """
-        again = {ChildName(child.setting.act, child.key) for child in children}
+        again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
             ledger.count(child, by=-1)

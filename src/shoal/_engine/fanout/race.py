@@ -28,7 +28,7 @@ Contestant = Run | Done
 """A child that succeeded: in this execution, or in an earlier one."""
 
 
-class Contest(ABC):
+class Race(ABC):
     """One contest among the children of a step."""
 
     wanted: int = 1
@@ -161,7 +161,7 @@ class Contest(ABC):
 
 
 @final
-class _Firsts(Contest):
+class FirstRace(Race):
     """The first accepted results decide."""
 
     def __init__(self, name: str, until: First) -> None:
@@ -208,7 +208,7 @@ class _Firsts(Contest):
 
 
 @final
-class _Poll(Contest):
+class QuorumRace(Race):
     """Results that agree decide."""
 
     def __init__(self, name: str, until: Quorum) -> None:
@@ -286,7 +286,7 @@ class _Poll(Contest):
 
 
 @final
-class _Asked(Contest):
+class PredicateRace(Race):
     """A user's function decides."""
 
     consults = True
@@ -324,7 +324,7 @@ class _Asked(Contest):
 
 
 @final
-class Streams(Contest):
+class ItemRace(Race):
     """The first partial item decides; who has given it goes on to its end.
 
     A child that ends well before anybody has given one decides by that.
@@ -400,17 +400,17 @@ class Streams(Contest):
         return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
 
 
-_JUDGES: dict[type[EndCondition], Callable[[str, Any], Contest | None]] = {
+_JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
     All: lambda _name, _until: None,
-    First: _Firsts,
-    Quorum: _Poll,
-    FirstItem: Streams,
-    ByFunction: _Asked,
+    First: FirstRace,
+    Quorum: QuorumRace,
+    FirstItem: ItemRace,
+    ByFunction: PredicateRace,
 }
 """What judges under each condition, made of the step's name and the condition."""
 
 
-def contest(name: str, until: EndCondition) -> Contest | None:
+def contest(name: str, until: EndCondition) -> Race | None:
     """Begin the contest that ``until`` makes of the step ``name``; None: all are awaited."""
     return _JUDGES[type(until)](name, until)
 

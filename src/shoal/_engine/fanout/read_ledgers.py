@@ -53,14 +53,14 @@ async def recall_ledgers(
         now = played.step_under_way
         way.under_way, way.last = set() if now is None else {now}, played.began.step
     known = await _children_of(run, run.path) if done is None else (done, children)
-    run.ledgers.update(await _recall(run, run.path, run.setting.graph, way, known=known))
+    run.ledgers.update(await _recall(run, run.path, run.config.graph, way, known=known))
 
 
 async def _children_of(
     run: Run, path: RunPath
 ) -> tuple[Mapping[tuple[str, int], int], Sequence[ChildRecord]]:
-    setting = run.setting
-    return await read_children(setting.execution, setting.store, path)
+    config = run.config
+    return await read_children(config.execution, config.store, path)
 
 
 async def _recall(
@@ -140,7 +140,7 @@ async def _nodes(
     run: Run, path: RunPath, step: str, completed: int, others: Iterable[ChildRecord]
 ) -> list[RunPath]:
     """Return the children of a step that is a graph, in the order of its completed visits."""
-    setting = run.setting
+    config = run.config
     found = {one.visit: outcome_of(one, path).path for one in others if one.visit < completed}
 
     def take(children: Sequence[DoneChild]) -> None:
@@ -149,14 +149,14 @@ async def _nodes(
                 act=one.act, parent=path, step=step, visit=one.visit, key=one.key
             )
 
-    await read_done(setting.execution, setting.store, path, step, None, take=take)
+    await read_done(config.execution, config.store, path, step, None, take=take)
     return [found[visit] for visit in sorted(found) if visit < completed]
 
 
 async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list[Ledger]]:
     """Count how the children of a child ended that is a graph as a node."""
-    setting, way = run.setting, _Way({}, {}, {}, set())
-    await read_history(setting.execution, setting.store, path, way.take)
+    config, way = run.config, _Way({}, {}, {}, set())
+    await read_history(config.execution, config.store, path, way.take)
     known = await _children_of(run, path)
     return await _recall(run, path, graph, way, known=known)
 

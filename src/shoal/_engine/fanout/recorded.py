@@ -49,7 +49,7 @@ from shoal._events.identity import Key, RunPath
 from shoal._graph.graph import Graph
 from shoal._state.digest import digest
 from shoal._state.state import State, make_state
-from shoal.stores._history import Entry, Playback, Rewound, play
+from shoal.stores._history import Entry, ReplayedHistory, Rewound, play
 from shoal.stores._protocol import (
     Beginning,
     Browses,
@@ -106,7 +106,7 @@ async def note_similar(error: Exception, execution: Execution, run_id: str) -> N
 
 async def recorded_history(
     execution: Execution, path: RunPath, beginning: Beginning, *, upto: int | None = None
-) -> Playback:
+) -> ReplayedHistory:
     """Play back what the store has of a root run.
 
     Args:
@@ -164,7 +164,7 @@ class _Upto:
 
 async def recorded_children(
     run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
-) -> Recorded | None:
+) -> RecordedChildren | None:
     """Ask what earlier executions, and attempts, have left of the children of a visit of a step.
 
     Args:
@@ -179,10 +179,10 @@ async def recorded_children(
         StoreFailed: A store did not say.
         RunClaimed: The children's store has an execution of the run already.
     """
-    setting, path = run.setting, run.path
-    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
+    config, path = run.config, run.path
+    execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
     records = Records()
-    if store is not setting.store and not isinstance(store, NullStore):
+    if store is not config.store and not isinstance(store, NullStore):
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
@@ -190,14 +190,14 @@ async def recorded_children(
         await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
         return None
-    return Recorded(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
+    return RecordedChildren(run, step, records, folds=folds, forgets=isinstance(store, NullStore))
 
 
 async def _read_records(
     run: Run, step: str, visit: int, records: Records, what: str, *, in_full: bool
 ) -> None:
     """Add what the parent's own store says to ``records``."""
-    execution, store, path = run.setting.execution, run.setting.store, run.path
+    execution, store, path = run.config.execution, run.config.store, run.path
     has_undone = False
     playback = run.playback
     numbers = frozenset(() if playback is None else (one.number for one in playback.under_way))
@@ -226,13 +226,13 @@ def conflict(parent: Run, step: str, why: str) -> RunConflict:
     error = RunConflict(
         f"fan-out {step!r} of run {run_id} was begun by a program in which {why}, and some of its "
         f"results are there already; change that back to go on with it, or "
-        f"{fork_advice(root, parent.setting.execution.forks_at)}"
+        f"{fork_advice(root, parent.config.execution.forks_at)}"
     )
-    return parent.setting.execution.refuse(error)
+    return parent.config.execution.refuse(error)
 
 
 @final
-class Recorded:
+class RecordedChildren:
     """The recorded children of one execution of a step."""
 
     __slots__ = (
@@ -338,9 +338,9 @@ class Recorded:
         unread = {ChildName(one.act, one.key) for one in records if one.element is UNREAD}
         if not unread:
             return records
-        setting, path, one = self._parent.setting, self._parent.path, records[0]
-        asked = setting.store.children(path, one.step, one.visit)
-        found = await setting.execution.ask(asked, f"the children of step {self._who!r}")
+        config, path, one = self._parent.config, self._parent.path, records[0]
+        asked = config.store.children(path, one.step, one.visit)
+        found = await config.execution.ask(asked, f"the children of step {self._who!r}")
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
@@ -362,7 +362,7 @@ class Recorded:
             InputChanged: It would have to run anew, and ``reduce`` has taken its result.
             RunConflict: It has a result that the program can't go on with, since it has changed.
         """
-        name = ChildName(child.setting.act, child.key)
+        name = ChildName(child.config.act, child.key)
         record = self._left.get(name)
         if record is None:
             if self.compares:
@@ -402,15 +402,15 @@ class Recorded:
             return "is kept" if applied else "new"
         if record.digest != child.digest:
             if self.is_folded(record):
-                then, now = self.renamed or (child.setting.act, child.setting.act)
+                then, now = self.renamed or (child.config.act, child.config.act)
                 was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
                     f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
                     f"the act's version has changed since its result was reduced (run "
                     f"{child.path.id}); reduce can't be undone: "
-                    f"{fork_advice(child.path.root.id, child.setting.execution.forks_at)}"
+                    f"{fork_advice(child.path.root.id, child.config.execution.forks_at)}"
                 )
-                raise self._parent.setting.execution.refuse(InputChanged(msg))
+                raise self._parent.config.execution.refuse(InputChanged(msg))
             return "runs anew"
         if self.is_part_of_the_state(record):
             self.refuse_kept(record)
@@ -450,7 +450,7 @@ class Recorded:
         Raises:
             RunConflict: Its act or its key had another name.
         """
-        place, act = self._place_then(child), child.setting.act
+        place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
@@ -478,7 +478,7 @@ class Recorded:
         """
         if self.acts_in_order is None or self.renamed is not None:
             return child.position
-        (then, now), act = self.acts_in_order, child.setting.act
+        (then, now), act = self.acts_in_order, child.config.act
         if act not in then:
             return None
         return child.position // len(now) * len(then) + then.index(act)
@@ -503,7 +503,7 @@ class Recorded:
         """Tell whether nothing that a child is halted for has been answered."""
         if record.status != "halted":
             return False
-        answers = child.setting.execution.answers
+        answers = child.config.execution.answers
         asked = recorded_questions(record.value, child.path)
         return bool(asked) and not any(one.id in answers for one in asked)
 
@@ -529,7 +529,7 @@ class Recorded:
 
 async def read_questions(
     execution: Execution, path: RunPath, graph: Graph
-) -> tuple[Sequence[Question], Playback]:
+) -> tuple[Sequence[Question], ReplayedHistory]:
     """Read what a root run and its descendants have asked in the steps under way, in order.
 
     Args:
@@ -550,7 +550,7 @@ async def read_questions(
 
 
 def recorded_asked(
-    path: RunPath, graph: Graph, played: Playback, children: Iterable[ChildRecord]
+    path: RunPath, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
 ) -> list[Question]:
     """Find what a root run and its descendants have asked in the steps under way, in order."""
     found = own_questions(path, played.asked.values())
@@ -569,7 +569,7 @@ def recorded_asked(
 
 
 def _has_lost(
-    record: ChildRecord, played: Playback, failed: Collection[tuple[str, int, str, Key]]
+    record: ChildRecord, played: ReplayedHistory, failed: Collection[tuple[str, int, str, Key]]
 ) -> bool:
     """Tell whether a race was decided without a child that rests, which is not recorded yet.
 
@@ -583,7 +583,7 @@ def _has_lost(
     return winner != ChildName(record.act, record.key) and not has_failed
 
 
-def _visit(step: str, graph: Graph, played: Playback) -> int:
+def _visit(step: str, graph: Graph, played: ReplayedHistory) -> int:
     """Return which visit is under way of a step; of an action's own fan-out, that of the action."""
     action, _, _ = step.rpartition("/")
     return played.visit(action if graph.find(step) is None else step)
@@ -604,15 +604,15 @@ async def read_outcomes(
         BadUse: Nothing was kept of them.
         StoreFailed: The store did not say.
     """
-    setting, path = run.setting, run.path
-    if isinstance(setting.store, NullStore):
+    config, path = run.config, run.path
+    if isinstance(config.store, NullStore):
         msg = (
             f"run {path.id} has no store, so only counts are known of its children that are Done; "
             f"their values are where into= or reduce= has put them"
         )
         raise BadUse(msg)
-    execution, what = setting.execution, f"the children of step {step!r} of run {path.id}"
-    records = await execution.ask(setting.store.children(path, step, visit), what)
+    execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
+    records = await execution.ask(config.store.children(path, step, visit), what)
     decision: Decision | None = None
     if any(is_unended(record) for record in records):
         beginning = await recorded_beginning(execution, path)
@@ -624,7 +624,7 @@ async def read_outcomes(
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
-            reading = (setting.store if kept_in is None else kept_in).read(outcome.path)
+            reading = (config.store if kept_in is None else kept_in).read(outcome.path)
             entries = await execution.ask(reading, what)
             written = make_state(play({}, entries).data)
             outcome = outcome_of(record, path, written)

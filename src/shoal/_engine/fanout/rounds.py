@@ -22,8 +22,8 @@ from shoal._engine.run import Run
 from shoal._events.events import ChildName, Done, Failed, Outcome
 from shoal._events.identity import Key
 
-from .race import Contest
-from .source import Elements
+from .race import Race
+from .source import ElementSource
 from .takeup import Pick, without
 
 
@@ -36,12 +36,12 @@ class Rounds:
     def __init__(self) -> None:
         """Have everybody take part."""
         self.pick: Callable[[str, Key], Pick] | None = None
-        """Says of a child whether it is left out or runs anew; see ``Elements``."""
+        """Says of a child whether it is left out or runs anew; see ``ElementSource``."""
         self._out: set[ChildName] = set()
         self._failed_before: frozenset[ChildName] = frozenset()  # of these, in another execution
         self._tried: dict[ChildName, int] = {}
         self._done: dict[ChildName, Done] = {}
-        self._former: Elements | None = None  # of the round before
+        self._former: ElementSource | None = None  # of the round before
         # Those that any round has started: how they ended in the last of these, or how they wait.
         self._begun: dict[ChildName, Outcome | Run] = {}
 
@@ -54,7 +54,7 @@ class Rounds:
         """Hear how some have ended in an earlier execution, that are known here by now."""
         self._failed_before |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
 
-    def left_behind(self, source: Elements) -> Iterable[Outcome | Run]:
+    def left_behind(self, source: ElementSource) -> Iterable[Outcome | Run]:
         """Go through those that have not come up in the last round, which had ``source``."""
         return [one for name, one in self._begun.items() if name in source.to_come]
 
@@ -62,7 +62,7 @@ class Rounds:
         """Let go of how contestants have ended: the frames of their errors lead back to here."""
         self._begun.clear()
 
-    def prepare(self, source: Elements) -> None:
+    def prepare(self, source: ElementSource) -> None:
         """Have the children of a round made as they take part in it."""
         source.pick, source.tried, source.done_before = self.pick, self._tried, self._done
         former, self._former = self._former, None
@@ -75,8 +75,8 @@ class Rounds:
         self,
         outcomes: Sequence[Outcome],
         resting: Collection[Run],
-        contest: Contest | None,
-        former: Elements | None,
+        contest: Race | None,
+        former: ElementSource | None,
         *,
         among_all: bool,
     ) -> Iterable[Outcome]:
@@ -104,7 +104,7 @@ class Rounds:
             tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
             self._tried[_name_of(one)] = max(tried, one.attempts)
         self._begun |= {_name_of(one): one for one in outcomes}
-        self._begun |= {ChildName(one.setting.act, one.key): one for one in resting}
+        self._begun |= {ChildName(one.config.act, one.key): one for one in resting}
         self._former = former
         anew = self._begun.keys() - self._out - self._done.keys()
         self.pick = partial(without, frozenset(self._out), frozenset(anew))

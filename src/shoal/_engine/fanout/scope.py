@@ -78,7 +78,7 @@ class GroupScope:
         # As the user gave it, never the seconds that are left: messages name it
         # (see test_a_timeout_is_told_as_it_was_given).
         self._timeout = timeout
-        now = parent.setting.services.clock()
+        now = parent.config.services.clock()
         self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
         self._timed_out = False
         self._watched: list[Watched] = []  # what the watchdog expects to end
@@ -114,7 +114,7 @@ class GroupScope:
     def close(self) -> None:
         """Let go of the tasks: all have ended."""
         for watched in self._watched:
-            self._parent.setting.services.watchdog.forget(watched)
+            self._parent.config.services.watchdog.forget(watched)
         self._watched.clear()  # no cycle: what is watched leads here
         for task in self._coroutines:
             task.close()  # one may never have begun, see `BackgroundTask`
@@ -122,7 +122,7 @@ class GroupScope:
 
     def watch(self, parts: Callable[[], list[Part]], cancelled_at: float | None = None) -> None:
         """Have it told which of ``parts`` doesn't end in time."""
-        watchdog = self._parent.setting.services.watchdog
+        watchdog = self._parent.config.services.watchdog
         self._watched.append(watchdog.watch(parts, cancelled_at))
 
     def parts(self) -> list[Part]:
@@ -178,7 +178,7 @@ class GroupScope:
             failure = first_of(failure, fatal_leaf(error), error)
             self.stop(f"its fan-out failed: {brief(failure)}", failure)
         finally:
-            del error, failure  # no cycle from the exception through its traceback to this frame
+            del error, failure  # breaks the traceback cycle
 
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Cancel what is left for ``reason``; ``failure`` is raised in the end."""
@@ -207,7 +207,7 @@ class GroupScope:
         if self._timeout is None or self.closing:
             return
         assert self._tasks is not None
-        late = self._parent.setting.services.clock() >= self._deadline
+        late = self._parent.config.services.clock() >= self._deadline
         if late and self._tasks.cancel_scope.cancel_called:
             self._timed_out = self.closing = True
             self.reason = f"timeout of {self._timeout:g} s"
@@ -233,7 +233,7 @@ class GroupScope:
             try:
                 raise failure
             finally:
-                del failure  # no cycle from the exception through its traceback to this frame
+                del failure  # breaks the traceback cycle
         if finished or self.was_cancelled:
             return
         # The parent may have been scheduled by a child's end in the very tick in which all were

@@ -34,7 +34,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.closing import closed_after
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.disposition import DONE
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadResult, kind_of
@@ -44,15 +44,15 @@ from shoal._events.identity import Key
 from shoal._state.state import refuse_awaitable
 from shoal.stores._protocol import ChildRecord
 
-from .entries import Dropped, Entry, Kind, Room, entry_of
+from .entries import Backpressure, ChildTemplate, Dropped, PendingChild, entry_of
 from .keys import KeySet, Positions
-from .recorded import Fate, Recorded
+from .recorded import Fate, RecordedChildren
 
 FEED_INLINE = 64
 """Elements that are pulled from an async source without passing a checkpoint."""
 
 
-class Elements:
+class ElementSource:
     """The source of a fan-out over elements, with a child of each kind for each of them."""
 
     __slots__ = (
@@ -90,14 +90,14 @@ class Elements:
         elements: object,
         *,
         who: str,
-        kinds: Sequence[Kind] = (),
+        kinds: Sequence[ChildTemplate] = (),
         item: str | None = None,
         key_of: Callable[[Any], object] | None = None,
         grows: bool = False,
         at_most: int | None = None,
         done_in: str | None = None,
         given_by: str = "over",
-        recorded: Recorded | None = None,
+        recorded: RecordedChildren | None = None,
     ) -> None:
         """Stand before the first element.
 
@@ -149,7 +149,7 @@ class Elements:
         """Hears which recorded children need nothing more."""
         if recorded is not None:
             self._started = recorded.started
-        self._waiting: deque[Entry] = deque()  # keyed and told apart already
+        self._waiting: deque[PendingChild] = deque()  # keyed and told apart already
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
         self._ended = False
@@ -257,14 +257,14 @@ class Elements:
         self._started -= 1
         self._waiting.appendleft(entry_of(child))
 
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> list[Run]:
+    def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
         """Make the children of what is known and was not taken; they are not to begin."""
         entries, self._waiting = self._waiting, deque()
-        kept, dropped = list[Entry](), list[Run]()
+        kept, dropped = list[PendingChild](), list[Run]()
         try:
             while entries:
                 entry = entries.popleft()
-                if not is_meant(entry.kind.setting, entry.key):
+                if not is_meant(entry.kind.config, entry.key):
                     kept.append(entry)
                     continue
                 child = self._child(entry)
@@ -282,7 +282,7 @@ class Elements:
     def remade(self, record: ChildRecord) -> Run | None:
         """Make the child of a record again, if its act is still one of those that are executed."""
         for kind in self.kinds:
-            if kind.setting.act == record.act:
+            if kind.config.act == record.act:
                 return self._run(record.key, record.position, record.element, kind)
         return None
 
@@ -301,7 +301,7 @@ class Elements:
             last = max(last, recorded.last_position)
         return last < 0 or (not self._waiting and self._positions.next > last)
 
-    def _take_only(self, element: object, kind: Kind) -> Run | Dropped:
+    def _take_only(self, element: object, kind: ChildTemplate) -> Run | Dropped:
         """Make the child of an element where it has just one, which is worth being quick about."""
         positions, keys = self._positions, self._keys
         position = positions.free() if positions.reserved else positions.next
@@ -311,27 +311,29 @@ class Elements:
         positions.next = position + 1
         return self._make(key, position, element, kind)
 
-    def _child(self, entry: Entry) -> Run | Dropped:
+    def _child(self, entry: PendingChild) -> Run | Dropped:
         if entry.child is not None:
             self._started += 1
             return entry.child
         return self._make(entry.key, entry.position, entry.element, entry.kind)
 
-    def _make(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
+    def _make(self, key: Key, position: int, element: object, kind: ChildTemplate) -> Run | Dropped:
         try:
             return self._make_child(key, position, element, kind)
         except BaseException:
             # Its key has come up, and its place is taken: without this, another attempt would pass
             # over it (see test_an_element_is_not_lost_when_something_raises_about_it).
-            self._waiting.appendleft(Entry(key, position, element, kind))
+            self._waiting.appendleft(PendingChild(key, position, element, kind))
             raise
 
-    def _make_child(self, key: Key, position: int, element: object, kind: Kind) -> Run | Dropped:
+    def _make_child(
+        self, key: Key, position: int, element: object, kind: ChildTemplate
+    ) -> Run | Dropped:
         child = self._run(key, position, element, kind)
-        is_counted = bool(self.to_come) and ChildName(kind.setting.act, key) in self.to_come
+        is_counted = bool(self.to_come) and ChildName(kind.config.act, key) in self.to_come
         if is_counted:
-            self.to_come.remove(ChildName(kind.setting.act, key))
-        picked = None if self.pick is None else self.pick(kind.setting.act, key)
+            self.to_come.remove(ChildName(kind.config.act, key))
+        picked = None if self.pick is None else self.pick(kind.config.act, key)
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
@@ -355,7 +357,7 @@ class Elements:
 
     def _done_before(self, child: Run) -> Done | None:
         """Return how a child has ended that is Done; not where the store has more of it."""
-        name = ChildName(child.setting.act, child.key)
+        name = ChildName(child.config.act, child.key)
         is_recorded = self._recorded is not None and self._recorded.get(name) is not None
         return None if is_recorded else self.done_before.get(name)
 
@@ -365,7 +367,7 @@ class Elements:
         """Make of a child what ``pick`` says."""
         if picked == "leave":
             return "dropped"
-        name = ChildName(child.setting.act, child.key)
+        name = ChildName(child.config.act, child.key)
         if self._recorded is not None and self._recorded.get(name) is not None:
             self._recorded.drop(name)
         elif not is_counted:
@@ -377,10 +379,10 @@ class Elements:
         child.count_earlier_attempts(self.tried.get(name, 0))
         return child
 
-    def _run(self, key: Key, position: int, element: object, kind: Kind) -> Run:
+    def _run(self, key: Key, position: int, element: object, kind: ChildTemplate) -> Run:
         item = self._item
         data = kind.base if item is None else {**kind.base, item: element}
-        return Run(kind.setting, data, key=key, position=position, element=element)
+        return Run(kind.config, data, key=key, position=position, element=element)
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
         """Make of a child what its record says."""
@@ -405,7 +407,7 @@ class Elements:
         child.keep_recorded(record)  # only its place among the others changes
         return child
 
-    def _place(self, element: object) -> Sequence[Entry]:
+    def _place(self, element: object) -> Sequence[PendingChild]:
         """Give an element that was pulled its key and position; none if it may be dropped."""
         positions = self._positions
         position = positions.free()
@@ -414,16 +416,18 @@ class Elements:
             positions.next = position + positions.width
         return entries
 
-    def _entries(self, element: object, position: int) -> Sequence[Entry]:
+    def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         """Find the key of an element, and make its entries; none if its key may be dropped."""
         key = self._keys.key(element, position // self._positions.width)
         if key is None:
             return ()
-        return [Entry(key, position + at, element, kind) for at, kind in enumerate(self.kinds)]
+        return [
+            PendingChild(key, position + at, element, kind) for at, kind in enumerate(self.kinds)
+        ]
 
     # -- going on where an earlier attempt has failed ------------------------------------------
 
-    def count_on(self, former: Elements, again: Mapping[ChildName, int]) -> None:
+    def count_on(self, former: ElementSource, again: Mapping[ChildName, int]) -> None:
         """Count the children that the source of the round before has started, in a new round.
 
         Args:
@@ -435,7 +439,7 @@ class Elements:
         self._last_to_come = max(again.values(), default=-1)
 
     @ki_unprotected
-    def resume(self, former: Elements, unfinished: Iterable[Run]) -> None:
+    def resume(self, former: ElementSource, unfinished: Iterable[Run]) -> None:
         """Go on where the source of an earlier attempt of the step stood.
 
         What that has pulled needs no child any more, but those children that were not finished,
@@ -470,7 +474,7 @@ class Elements:
 
     # -- growing --------------------------------------------------------------------------------
 
-    def grow(self, elements: object, cause: Done | Failed) -> list[Entry]:
+    def grow(self, elements: object, cause: Done | Failed) -> list[PendingChild]:
         """Tell apart what ``grow`` returned for the outcome ``cause``; return what of it is new.
 
         It is taken only after ``admit``, so that no child starts before its cause is saved.
@@ -486,7 +490,7 @@ class Elements:
                 f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
-        found: list[Entry] = []
+        found: list[PendingChild] = []
         start = position = self._positions.end()
         keys, dropped, recorded = list[Key](), self._keys.dropped, self._recorded
         again, name = list[Known](), ChildName(cause.act, cause.key)
@@ -526,8 +530,8 @@ class Elements:
             bring_back(again)
         del self._growths[count:]
 
-    def _are_done(self, entries: Iterable[Entry], recorded: Recorded) -> bool:
-        return all(recorded.has_done(one.kind.setting.act, one.key) for one in entries)
+    def _are_done(self, entries: Iterable[PendingChild], recorded: RecordedChildren) -> bool:
+        return all(recorded.has_done(one.kind.config.act, one.key) for one in entries)
 
     def rediscover(
         self, elements: Iterable[object], position: int, cause: ChildName | None
@@ -548,7 +552,7 @@ class Elements:
             position += self._positions.width
         self._positions.reserve(start, position)
 
-    def admit(self, entries: Iterable[Entry]) -> None:
+    def admit(self, entries: Iterable[PendingChild]) -> None:
         """Let ``entries`` be taken: the update that found them is saved."""
         self._growths.clear()
         self._waiting.extend(entries)
@@ -560,11 +564,11 @@ class Elements:
         """Whether elements must be waited for."""
         return self._feeding is not None
 
-    def feeds(self) -> Sequence[Elements]:
+    def feeds(self) -> Sequence[ElementSource]:
         """Return what must be fed in tasks of their own."""
         return [self] if self.waits else []
 
-    async def feed(self, group: Room) -> None:
+    async def feed(self, group: Backpressure) -> None:
         """Bring elements in, one whenever there is room; return when all are in."""
         source = self._feeding
         assert source is not None
@@ -572,7 +576,9 @@ class Elements:
         await closed_after(source, feed, f"the source of fan-out {self.who!r}", hide=self._hide)
 
     @ki_unprotected
-    async def _feed(self, source: AsyncIterator[object], group: Room, _scope: CancelScope) -> None:
+    async def _feed(
+        self, source: AsyncIterator[object], group: Backpressure, _scope: CancelScope
+    ) -> None:
         # elements that still need a child; None: any number
         wanted = None if self._recorded is not None or self.to_come else self._at_most
         if wanted is not None:
@@ -604,7 +610,7 @@ class Elements:
     def _hide(self, error: BaseException) -> None:
         """Mask what is secret in an error that is about to be told."""
         for kind in self.kinds[:1]:
-            kind.setting.secrets.hide(error)
+            kind.config.secrets.hide(error)
 
     def stop(self) -> None:
         """Make no more children."""

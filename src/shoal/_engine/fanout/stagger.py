@@ -25,28 +25,28 @@ from typing import final
 
 from anyio import CancelScope, Event
 
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._engine.services import Services
 from shoal._events.identity import Key
 from shoal._graph.policy import Hedge, Stagger
 
-from .entries import Dropped, Feed, Room
-from .hedge import Experience
-from .source import Elements
+from .entries import AsyncFeed, Backpressure, Dropped
+from .hedge import HedgeStatistics
+from .source import ElementSource
 
 RETRY = 0.1
 """Seconds after which a start is tried again that the live budget had no permit for."""
 
 
 @final
-class Staggered:
+class StaggeredSource:
     """The source of a fan-out whose children start one after the other."""
 
     def __init__(
         self,
-        source: Elements,
-        delay: float | Experience,
+        source: ElementSource,
+        delay: float | HedgeStatistics,
         clock: Callable[[], float],
         needed: int = 1,
     ) -> None:
@@ -59,8 +59,8 @@ class Staggered:
             needed: Children that a hedge starts at once.
         """
         self._source = source
-        self._learned = delay if isinstance(delay, Experience) else None
-        self._fixed = 0.0 if isinstance(delay, Experience) else delay
+        self._learned = delay if isinstance(delay, HedgeStatistics) else None
+        self._fixed = 0.0 if isinstance(delay, HedgeStatistics) else delay
         self._clock = clock
         self._needed = 1 if self._learned is None else needed  # permits that are free
         self._extra = 0  # permits from the budget
@@ -189,17 +189,17 @@ class Staggered:
         """Tell whether there will be no more."""
         return self._source.dry()
 
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+    def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
         """Make children that are not to begin."""
         dropped = self._source.drop(is_meant)
         self._dropped.update(dropped)
         return dropped
 
-    def feeds(self) -> Sequence[Feed]:
+    def feeds(self) -> Sequence[AsyncFeed]:
         """Return what must wait: for elements, and for the time to start."""
         return [*self._source.feeds(), *([] if self._fixed == inf else [self])]
 
-    async def feed(self, group: Room) -> None:
+    async def feed(self, group: Backpressure) -> None:
         """See to it that a child starts whenever it is due, until the group cancels this."""
         while True:
             now, until = self._clock(), self._due
@@ -219,8 +219,8 @@ class Staggered:
 
 
 def stagger(
-    how: Stagger | None, source: Elements, services: Services, definition: object, lacking: int
-) -> Staggered | None:
+    how: Stagger | None, source: ElementSource, services: Services, definition: object, lacking: int
+) -> StaggeredSource | None:
     """Put before ``source`` what says when children start; None if they start at once.
 
     Args:
@@ -231,8 +231,8 @@ def stagger(
         lacking: Results that are still needed.
     """
     if not isinstance(how, Hedge):
-        return Staggered(source, float(how), services.clock) if how else None
-    experience = services.learned.get(definition)
+        return StaggeredSource(source, float(how), services.clock) if how else None
+    experience = services.hedge_statistics.get(definition)
     if experience is None:
-        experience = services.learned[definition] = Experience(how)
-    return Staggered(source, experience, services.clock, lacking)
+        experience = services.hedge_statistics[definition] = HedgeStatistics(how)
+    return StaggeredSource(source, experience, services.clock, lacking)

@@ -13,15 +13,23 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, final
 
-from shoal._engine.config import Setting
+from shoal._engine.config import RunConfig
 from shoal._engine.disposition import DONE
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadKey, brief
 from shoal._events.identity import Key, plain_key
 
-from .entries import Dropped, Entry, Feed, Kind, Room, child_of, entry_of
-from .recorded import Recorded
-from .source import Elements
+from .entries import (
+    AsyncFeed,
+    Backpressure,
+    ChildTemplate,
+    Dropped,
+    PendingChild,
+    child_of,
+    entry_of,
+)
+from .recorded import RecordedChildren
+from .source import ElementSource
 
 
 @final
@@ -48,15 +56,15 @@ class Started:
         self._has_room = has_room
         self._unconsumed = unconsumed
         self._tell = tell
-        self._single: deque[Entry] = deque()
+        self._single: deque[PendingChild] = deque()
         self._each: deque[StartedEach] = deque()  # in turns: an infinite one lets others pass
         self._keys: set[tuple[str, Key]] = set()  # of each act
         self.position = 0  # of the next one
         self._closed = False
         self.made = 0  # children
-        self.recorded: Recorded | None = None
+        self.recorded: RecordedChildren | None = None
 
-    def add(self, kind: Kind, key: Key | None, given: object) -> None:
+    def add(self, kind: ChildTemplate, key: Key | None, given: object) -> None:
         """Add a child to be."""
         self._single.append(self.entry(kind, self.position if key is None else key, given))
 
@@ -64,21 +72,21 @@ class Started:
         """Add a child to be for each of many elements."""
         self._each.append(each)
 
-    def entry(self, kind: Kind, key: object, element: object) -> Entry:
+    def entry(self, kind: ChildTemplate, key: object, element: object) -> PendingChild:
         """Tell a child to be apart from the others."""
         position, name = self.position, plain_key(key)
         if name is None:
             msg = f"{self._who}: keys are str or int, not {brief(key)}"
             raise BadKey(msg)
-        if (kind.setting.act, name) in self._keys:
+        if (kind.config.act, name) in self._keys:
             msg = (
-                f"{self._who}: a child of {kind.setting.act!r} with the key {brief(name)} "
+                f"{self._who}: a child of {kind.config.act!r} with the key {brief(name)} "
                 f"was started before; give each its own key, or none at all"
             )
             raise BadKey(msg)
-        self._keys.add((kind.setting.act, name))
+        self._keys.add((kind.config.act, name))
         self.position = position + 1
-        return Entry(name, position, element, kind)
+        return PendingChild(name, position, element, kind)
 
     def close(self) -> None:
         """Hear that nothing more will be started."""
@@ -111,7 +119,7 @@ class Started:
         self.tell_exhausted()
         return None
 
-    def _child(self, entry: Entry) -> Run:
+    def _child(self, entry: PendingChild) -> Run:
         """Make a child, unless it was taken back; it goes on from what is recorded of it."""
         return self._begin(child_of(entry)) if entry.child is None else entry.child
 
@@ -160,11 +168,11 @@ class Started:
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
 
-    def drop(self, is_meant: Callable[[Setting, Key], bool]) -> Sequence[Run]:
+    def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
         begun = [self._begin(child) for each in self._each for child in each.drop(is_meant)]
         entries, self._single = self._single, deque()
         for entry in entries:
-            if is_meant(entry.kind.setting, entry.key):
+            if is_meant(entry.kind.config, entry.key):
                 begun.append(self._child(entry))
             else:
                 self._single.append(entry)
@@ -174,7 +182,7 @@ class Started:
         self.made += len(dropped)
         return dropped
 
-    def feeds(self) -> Iterable[Feed]:
+    def feeds(self) -> Iterable[AsyncFeed]:
         return [each for each in self._each if each.waits]
 
     def end(self) -> None:
@@ -185,7 +193,7 @@ class Started:
 
 
 @final
-class StartedEach(Elements):
+class StartedEach(ElementSource):
     """The elements of one ``start_each``, told apart from everything else that was started."""
 
     __slots__ = ("_key_by", "_started_by")
@@ -195,7 +203,7 @@ class StartedEach(Elements):
         over: object,
         *,
         who: str,
-        kind: Kind,
+        kind: ChildTemplate,
         item: str,
         key: Callable[[Any], object] | None,
         started_by: Started,
@@ -205,13 +213,13 @@ class StartedEach(Elements):
         self._key_by = key
         self._started_by = started_by
 
-    def _entries(self, element: object, position: int) -> Sequence[Entry]:
+    def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         started_by, kind = self._started_by, self.kinds[0]
         if self._key_by is None:
             return (started_by.entry(kind, started_by.position, element),)
         return (started_by.entry(kind, self._key_by(element), element),)
 
-    async def feed(self, group: Room) -> None:
+    async def feed(self, group: Backpressure) -> None:
         try:
             await super().feed(group)
         finally:

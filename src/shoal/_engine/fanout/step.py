@@ -32,18 +32,18 @@ from shoal._state.state import NO_CHANGE, Change, Set, make_state
 from shoal.stores._history import StepBegun
 from shoal.stores._protocol import ChildRecord, NullStore
 
-from .batch import Draft
-from .children import check_depth, child_setting, children_of, circuits_of, is_revisited
+from .batch import BatchJoin
+from .children import check_depth, child_config, children_of, circuits_of, is_revisited
 from .elements import ChosenActs, choose_acts, make_elements
-from .entries import Kind
+from .entries import ChildTemplate
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
-from .race import Contest, Streams, contest
-from .recorded import Recorded
+from .race import ItemRace, Race, contest
+from .recorded import RecordedChildren
 from .rounds import Rounds
-from .source import Elements
-from .stagger import Staggered, stagger
+from .source import ElementSource
+from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
 from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
 from .task_source import TaskElements
@@ -70,12 +70,12 @@ class FanOutStep:
         begun = self._begun = run.playback
         self.data: Mapping[str, object] = run.data if begun is None else begun.began.data
         self._resume: StepResume | None = None  # None: no earlier execution has left anything
-        self._contest: Contest | None = None
+        self._contest: Race | None = None
         self.decision: Decision | None = None
         self.ledger: Ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
-        self.source: Elements | None = None  # of the last attempt that came so far
+        self.source: ElementSource | None = None  # of the last attempt that came so far
         self._declares: StepBegun | None = None  # to be saved with what is saved first
-        self._staggered: Staggered | None = None
+        self._staggered: StaggeredSource | None = None
         self._rounds = Rounds()
         self._digests: dict[str, tuple[object, bytes]] = {}
         self._chosen: ChosenActs | None = None  # what it executes, where that isn't tasks
@@ -95,11 +95,11 @@ class FanOutStep:
         base: Mapping[str, object],
         value_of: Callable[[Run], object] | None,
         inputs: Mapping[str, object] | None = None,
-    ) -> Kind:
+    ) -> ChildTemplate:
         """Describe the children that execute ``graph``; see ``MakeTemplate``."""
-        if self.parent.setting.execution.is_resumed:  # chosen by a function, maybe
-            self.parent.setting.execution.know_all(stores_within(graph))
-        setting = child_setting(
+        if self.parent.config.execution.is_resumed:  # chosen by a function, maybe
+            self.parent.config.execution.know_all(stores_within(graph))
+        config = child_config(
             self.parent,
             self.act.name,
             graph,
@@ -111,9 +111,9 @@ class FanOutStep:
             each=self.act.each,
             on_item=self._hear_item if self.join.until.by_item else None,
         )
-        return Kind(setting, base)
+        return ChildTemplate(config, base)
 
-    def _make_source(self) -> Elements:
+    def _make_source(self) -> ElementSource:
         act = self.act
         if isinstance(act, FanOut):
             chosen = choose_acts(act, self.join, self.data)
@@ -136,7 +136,7 @@ class FanOutStep:
             make_template=self._kind,
         )
 
-    def _room_of(self, source: Elements) -> int:
+    def _room_of(self, source: ElementSource) -> int:
         return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
 
     def _declared(self) -> Declared:
@@ -152,7 +152,7 @@ class FanOutStep:
         )
 
     @property
-    def recorded(self) -> Recorded | None:
+    def recorded(self) -> RecordedChildren | None:
         """The children that earlier executions, or attempts, have recorded."""
         return None if self._resume is None else self._resume.recorded
 
@@ -192,7 +192,9 @@ class FanOutStep:
         self.ledger.is_decided = self.decision is not None
         return self.act._finished(make_state(self.parent.data, self.join.permit))
 
-    async def _live_round(self, former: Elements | None = None, *, begins: bool = False) -> None:
+    async def _live_round(
+        self, former: ElementSource | None = None, *, begins: bool = False
+    ) -> None:
         """Run the children, all of them or, after a ``former`` source, what that has left.
 
         Args:
@@ -208,12 +210,14 @@ class FanOutStep:
             raise
         await self._live_from(source, former, begins=begins)
 
-    async def _live_from(self, source: Elements, former: Elements | None, *, begins: bool) -> None:
-        act, clock = self.act, self.parent.setting.services.clock
+    async def _live_from(
+        self, source: ElementSource, former: ElementSource | None, *, begins: bool
+    ) -> None:
+        act, clock = self.act, self.parent.config.services.clock
         self.source = source
         self._rounds.prepare(source)
         lacking = 1 if self._contest is None else self._contest.lacking
-        services, definition = self.parent.setting.services, act.definition
+        services, definition = self.parent.config.services, act.definition
         # One that was decided runs its winner alone, see test_a_decided_race_is_not_staggered.
         how = act.stagger if self.decision is None else None
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
@@ -251,7 +255,7 @@ class FanOutStep:
             who = f"fan-out {act.name!r} of run {self.parent.path.id}"
             await wind_up(self._end(group), error, who, "fan-out")
             self.parent.retain(act.name, self)
-            if self._contest is not None and not self.parent.setting.is_resumable:
+            if self._contest is not None and not self.parent.config.is_resumable:
                 self._contest.forget()
                 self._rounds.forget()
             raise
@@ -271,7 +275,7 @@ class FanOutStep:
             return ("succeeded", "failed", "cancelled", None)
         return () if self.join.on_error in ("collect", "ignore") else ("failed",)
 
-    def _go_on(self, former: Elements) -> None:
+    def _go_on(self, former: ElementSource) -> None:
         """Go on where the attempt before has failed."""
         assert self.source is not None
         unfinished, self._unfinished = self._unfinished, []
@@ -326,7 +330,7 @@ class FanOutStep:
                 self._begin_again(())
                 return False
             # Only the winner runs again, from its start, unless all that lacks is its update.
-            self._contest = Streams(self.act.name, until, winner)
+            self._contest = ItemRace(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
             self._rounds.pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
@@ -397,19 +401,18 @@ class FanOutStep:
         """Start the collections; what is in them already needs no child: inputs minus outputs."""
         assert self.source is not None
         run, name, resume = self.parent, self.act.name, self._resume
-        schema = run.setting.schema
+        schema = run.config.schema
         why = "" if schema is None else self.join.misfit(schema)
         if why:  # known only now: its acts were chosen by a function
-            msg = f"fan-out {name!r} can't work on {run.setting.graph.name!r}: {why}"
+            msg = f"fan-out {name!r} can't work on {run.config.graph.name!r}: {why}"
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
-        if not isinstance(run.setting.store, NullStore):
+        if not isinstance(run.config.store, NullStore):
             if resume is None:
                 self._declares = StepBegun(self.join.name, self._declared())
             else:
-                now, goes_on = self._declared(), self.decision
-                self._declares = resume.refuse_changed(now, self.join, goes_on=goes_on)
+                self._declares = resume.refuse_changed(self._declared(), self.join, self.decision)
                 if self.decision is None:
                     await resume.foresee(self.source)
         if resume is not None and resume.begun is not None and resume.begun.under_way:
@@ -430,7 +433,7 @@ class FanOutStep:
         self.source.on_kept = self._keep
         if self._done:
             for kind in self.source.kinds:
-                kind.done = self.join.done_keys(self._done, kind.setting.act)
+                kind.done = self.join.done_keys(self._done, kind.config.act)
 
     def _keep(self, record: ChildRecord) -> None:
         """Count a child that an earlier execution has done all about."""
@@ -455,9 +458,9 @@ class FanOutStep:
         change = NO_CHANGE
         if chosen is not None and field is not None and self.join.shape == "one":
             change = Change((Set(field, chosen.value),), {field: chosen.value})
-            if run.setting.schema is not None:
+            if run.config.schema is not None:
                 who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
-                change = run.setting.schema.checked(change, run.data, who)
+                change = run.config.schema.checked(change, run.data, who)
         updates = (
             [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
         )
@@ -476,7 +479,7 @@ class FanOutStep:
             self._resume.withdraw_reruns(self._contest)
         done_before = 0 if recorded is None else recorded.done_left
         reruns = set[ChildName]() if recorded is None else recorded.reruns
-        draft = Draft(
+        draft = BatchJoin(
             self.join,
             self.parent,
             self.source,
@@ -512,10 +515,10 @@ class FanOutStep:
             self.decision = draft.decision
         if reruns:
             new = (child for child in draft.applied if child.status == "succeeded")
-            reruns.difference_update(ChildName(one.setting.act, one.key) for one in new)
+            reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
         self.source.admit(draft.admitted)
         left = self._group.under_way - len(batch)
-        if isinstance(self._contest, Streams):
+        if isinstance(self._contest, ItemRace):
             self._contest.lose(batch)
         self._tell_stagger(batch, left)
         if draft.decision is not None:
@@ -529,7 +532,7 @@ class FanOutStep:
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
         self._resting += [child for child in batch if child.status == "halted"]
-        if self.parent.setting.is_resumable:
+        if self.parent.config.is_resumable:
             self._unfinished += [
                 child
                 for child in draft.unapplied
@@ -539,7 +542,7 @@ class FanOutStep:
             if error is not None:
                 raise error
         finally:
-            del error  # no cycle from the exception to this frame
+            del error  # breaks the traceback cycle
         return reason
 
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
@@ -553,13 +556,13 @@ class FanOutStep:
 
     def _hear_item(self, run: Run, item: object) -> None:
         """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
-        assert isinstance(self._contest, Streams)
+        assert isinstance(self._contest, ItemRace)
         if self._contest.hear_item(run, item):
             self._group.run_in_parent(self._elect)
 
     async def _elect(self) -> str | None:
         """Save that the first item has decided; then cancel the others."""
-        assert isinstance(self._contest, Streams)
+        assert isinstance(self._contest, ItemRace)
         elected = self._contest.elect()
         if elected is None:
             return None
@@ -637,7 +640,7 @@ class FanOutStep:
         finally:
             for child in late:
                 self.ledger.enter(child, raised=is_open or self._is_failing)
-            if self.parent.setting.is_resumable:
+            if self.parent.config.is_resumable:
                 self._unfinished = [one for one in self._unfinished if one not in lost] + late
 
     def _give_up_resting(self, late: Iterable[Run]) -> list[Run]:
@@ -653,7 +656,7 @@ class FanOutStep:
         for child in (*resting, *late):
             if child.status != "halted":
                 continue
-            if decision is None or ChildName(child.setting.act, child.key) == decision.winner:
+            if decision is None or ChildName(child.config.act, child.key) == decision.winner:
                 self._resting.append(child)
                 continue
             if child in resting:
@@ -678,7 +681,7 @@ class FanOutStep:
                 if defeat is not None:
                     raise defeat
             finally:
-                del defeat  # no cycle from the exception to this frame
+                del defeat  # breaks the traceback cycle
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done

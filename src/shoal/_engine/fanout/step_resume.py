@@ -21,16 +21,16 @@ from shoal._engine.parts import is_done
 from shoal._engine.run import Run
 from shoal._errors.exceptions import NotData
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome
-from shoal._graph.parallel import Join
+from shoal._graph.parallel import JoinSpec
 from shoal._state.digest import digest
-from shoal.stores._history import Playback, StepBegun
+from shoal.stores._history import ReplayedHistory, StepBegun
 from shoal.stores._protocol import ChildRecord, Store
 from shoal.stores._records import Records
 
 from .ledger import Ledger
-from .race import Contest
-from .recorded import Recorded, decided, outcome_of, recorded_children
-from .source import Elements
+from .race import Race
+from .recorded import RecordedChildren, decided, outcome_of, recorded_children
+from .source import ElementSource
 from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, without_failures
 
 
@@ -45,8 +45,8 @@ class StepResume:
         parent: Run,
         name: str,
         store: Store,
-        begun: Playback | None,
-        recorded: Recorded | None,
+        begun: ReplayedHistory | None,
+        recorded: RecordedChildren | None,
     ) -> None:
         """Collect it.
 
@@ -60,15 +60,15 @@ class StepResume:
         self._parent = parent
         self._name = name
         self._store = store
-        self.begun: Playback | None = begun
+        self.begun: ReplayedHistory | None = begun
         """What the parent's history says of it."""
-        self.recorded: Recorded | None = recorded
+        self.recorded: RecordedChildren | None = recorded
         """The children that are recorded."""
         self._accepted: dict[ChildName, Done] = {}  # in earlier executions; these count in a race
 
     # -- counting -------------------------------------------------------------------------------
 
-    def take_up(self, ledger: Ledger, contest: Contest | None) -> None:
+    def take_up(self, ledger: Ledger, contest: Race | None) -> None:
         """Count what counts whether or not its element comes up again.
 
         That is what ``reduce`` has taken and, in a race, all results that were accepted. Else
@@ -92,7 +92,7 @@ class StepResume:
                 self._accepted[ChildName(record.act, record.key)] = outcome
                 contest.recall(outcome)
 
-    def withdraw_reruns(self, contest: Contest | None) -> None:
+    def withdraw_reruns(self, contest: Race | None) -> None:
         """Have results count no more whose children have come up since, and run anew."""
         if self.recorded is None or contest is None:
             return
@@ -109,7 +109,7 @@ class StepResume:
         if self.recorded is None or not self.recorded.is_folded(record):
             ledger.add(outcome)
 
-    def count_kept(self, record: ChildRecord, ledger: Ledger, contest: Contest | None) -> None:
+    def count_kept(self, record: ChildRecord, ledger: Ledger, contest: Race | None) -> None:
         """Count a child that comes up, and that an earlier execution has done all about."""
         if contest is None and is_done(record):  # as most are, so without its outcome
             ledger.done += self.recorded is None or not self.recorded.is_folded(record)
@@ -129,7 +129,7 @@ class StepResume:
     # -- opening --------------------------------------------------------------------------------
 
     def refuse_changed(
-        self, now: Declared, join: Join, *, goes_on: Decision | None = None
+        self, now: Declared, join: JoinSpec, goes_on: Decision | None = None
     ) -> StepBegun | None:
         """Refuse what can't be carried over; return what is to be saved of what it declares now.
 
@@ -143,7 +143,7 @@ class StepResume:
             refuse_lost_winner(self._parent, goes_on, self.begun, now)
         return declares
 
-    async def foresee(self, source: Elements) -> None:
+    async def foresee(self, source: ElementSource) -> None:
         """Refuse what would be refused when it comes up, as far as that is known now.
 
         Else children that come up earlier would be applied before that, and the former program
@@ -163,7 +163,9 @@ class StepResume:
                     comes_up = digest(record.element) in elements
                     recorded.foresee(child, record, comes_up=comes_up)
 
-    def reopen(self, begun: Playback, source: Elements, join: Join) -> dict[str, object]:
+    def reopen(
+        self, begun: ReplayedHistory, source: ElementSource, join: JoinSpec
+    ) -> dict[str, object]:
         """Let come what had been discovered, and forget failures.
 
         Children that failed run again, unless ``reduce`` has taken their failure. Returns the
@@ -185,8 +187,8 @@ class StepResume:
         decision: Decision,
         ledger: Ledger,
         *,
-        make: Callable[[], Elements] | None = None,
-        room_of: Callable[[Elements], int],
+        make: Callable[[], ElementSource] | None = None,
+        room_of: Callable[[ElementSource], int],
     ) -> None:
         """Record losers without an end, for the process died, and count them.
 
@@ -196,14 +198,14 @@ class StepResume:
             make: Makes a source of those that nothing is recorded of; None: there are none.
             room_of: Says how many of its children were in flight, at most.
         """
-        recorded = self.recorded or Recorded(self._parent, self._name, Records())
+        recorded = self.recorded or RecordedChildren(self._parent, self._name, Records())
         lost = await end_losers(
             self._parent, recorded, decision, make, room_of, kept_in=self._store
         )
         for outcome in lost:
             ledger.add(outcome)
 
-    def left_over(self, ledger: Ledger, join: Join) -> list[ChildRecord]:
+    def left_over(self, ledger: Ledger, join: JoinSpec) -> list[ChildRecord]:
         """Count what is left of elements that come up no more; return what is to be forgotten.
 
         That is where inputs are not what they were. What a child has come to stays where it is if
@@ -222,7 +224,7 @@ class StepResume:
         return gone
 
     def values_without(
-        self, gone: Iterable[ChildRecord], ledger: Ledger, join: Join
+        self, gone: Iterable[ChildRecord], ledger: Ledger, join: JoinSpec
     ) -> Mapping[str, object]:
         """Return the fields that change where old results are taken out.
 
@@ -236,7 +238,7 @@ class StepResume:
         old |= {(one.act, one.key) for one in ledger if isinstance(one, Failed)}
         return join.without(self._parent.data, old)
 
-    async def forget(self, gone: Sequence[ChildRecord], source: Elements) -> None:
+    async def forget(self, gone: Sequence[ChildRecord], source: ElementSource) -> None:
         """Forget the histories of children that come up no more."""
         if self.recorded is None:
             return
@@ -248,12 +250,12 @@ class StepResume:
 
 async def resume_of(
     parent: Run,
-    join: Join,
+    join: JoinSpec,
     store: Store,
-    begun: Playback | None,
+    begun: ReplayedHistory | None,
     *,
     ledger: Ledger,
-    contest: Contest | None,
+    contest: Race | None,
 ) -> StepResume | None:
     """Ask the store what there is of the present visit of a step; None if there is nothing.
 

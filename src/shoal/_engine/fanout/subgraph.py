@@ -21,7 +21,7 @@ from shoal._events.events import Update
 from shoal._graph.graph import Graph
 from shoal._state.state import NO_CHANGE, Change, Drop, Set
 
-from .children import check_depth, child_setting, narrowed
+from .children import check_depth, child_config, narrowed
 from .finish import End, record_unapplied, settle_end, wind_up
 from .read_ledgers import recall_ledgers
 from .recorded import recorded_children
@@ -41,7 +41,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
     # what its fan-outs have done already: inputs minus outputs
     base |= {field: data[field] for field in graph.continues if field in data}
-    child = Run(child_setting(run, graph.name, graph, host=run.slot_owner), base)
+    child = Run(child_config(run, graph.name, graph, host=run.slot_owner), base)
     kept = run.take_retained(graph.name)
     recorded = None
     if kept is not None:  # an attempt before this one got so far
@@ -49,7 +49,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         child = kept
         child.reopen()
     else:
-        visit, store = run.visit(graph.name), run.setting.store
+        visit, store = run.visit(graph.name), run.config.store
         recorded = await recorded_children(run, graph.name, visit, store)
     if recorded is not None:
         fate, record = recorded.judge(child)
@@ -75,11 +75,11 @@ async def enter(graph: Graph, run: Run) -> Change:
         await _live(graph, run, child)
     else:
         _take_ledgers(run, child)
-    await absorb_stray_cancel(run.setting.services.native_cancels)
+    await absorb_stray_cancel(run.config.services.native_cancels)
     try:
         change = _change(graph, child)
-        if run.setting.schema is not None:
-            change = run.setting.schema.checked(change, run.data, f"graph {graph.name!r}")
+        if run.config.schema is not None:
+            change = run.config.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
         child.discard_result()
         await _record(run, child, error)
@@ -101,7 +101,7 @@ async def enter(graph: Graph, run: Run) -> Change:
 async def _live(graph: Graph, run: Run, child: Run) -> None:
     """Have ``child``, which executes the graph, live to its end."""
     try:
-        if run.setting.hooks.child_started:
+        if run.config.hooks.child_started:
             await publish_child_started(run, child)
         await drive(copy_context(), walk(child), _nothing)
         try:
@@ -114,7 +114,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         failure = child.error if end is End.FAILED else None
         if end in (End.FAILED, End.HALTED):
             # What the child left on the task must not tear the save.
-            await absorb_stray_cancel(run.setting.services.native_cancels)
+            await absorb_stray_cancel(run.config.services.native_cancels)
         await _record(run, child, error)
         child.release_error()
         run.retain(graph.name, child)
@@ -124,7 +124,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
             if end is not End.HALTED:
                 raise
         finally:
-            del failure  # no cycle from the exception through its traceback to this frame
+            del failure  # breaks the traceback cycle
     finally:
         _take_ledgers(run, child)
     if child.is_halting:
@@ -155,12 +155,12 @@ def _change(graph: Graph, child: Run) -> Change:
 def _take_ledgers(run: Run, child: Run) -> None:
     """Let the result of ``run`` say how the children of ``child`` ended."""
     for step, ledgers in child.ledgers.items():
-        run.ledgers.setdefault(f"{child.setting.act}/{step}", []).extend(ledgers)
+        run.ledgers.setdefault(f"{child.config.act}/{step}", []).extend(ledgers)
 
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
-    who = f"{child.setting.act!r} of run {run.path.id}"
+    who = f"{child.config.act!r} of run {run.path.id}"
     await wind_up(record_unapplied(run, (child,)), error, who, "graph")
 
 

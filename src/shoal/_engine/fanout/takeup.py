@@ -24,16 +24,16 @@ from shoal._errors.exceptions import BadUse, RunConflict, ShoalError, fork_advic
 from shoal._events.events import ChildName, Decision, Done, Outcome, Update
 from shoal._events.identity import Key, RunPath
 from shoal._graph.graph import Graph
-from shoal._graph.parallel import Join, Shape
+from shoal._graph.parallel import JoinSpec, Shape
 from shoal._state.collections import StateMap
 from shoal._state.state import Drop, Extend, Increment, Put, PutWithin, Set
-from shoal.stores._history import Playback, StepBegun
+from shoal.stores._history import ReplayedHistory, StepBegun
 from shoal.stores._protocol import SavedRun, Store
 from shoal.stores._records import Conflicts
 
 from .ledger import Ledger
-from .recorded import Recorded, conflict, decided, is_unended
-from .source import Elements
+from .recorded import RecordedChildren, conflict, decided, is_unended
+from .source import ElementSource
 
 logger = logging.getLogger("shoal")
 
@@ -45,7 +45,7 @@ NAMED_SHAPES: tuple[Shape, ...] = ("by act", "by key and act", "by position and 
 
 
 def declared(
-    join: Join,
+    join: JoinSpec,
     *,
     acts: Sequence[str] | None = None,
     versions: Sequence[str] | None = None,
@@ -83,7 +83,11 @@ def _list(take: object) -> list[str] | None:
 
 
 def refuse_changed(
-    run: Run, join: Join, now: Declared, begun: Playback | None, recorded: Recorded | None
+    run: Run,
+    join: JoinSpec,
+    now: Declared,
+    begun: ReplayedHistory | None,
+    recorded: RecordedChildren | None,
 ) -> StepBegun | None:
     """Refuse to go on with a step where the program puts results elsewhere than when it began.
 
@@ -124,7 +128,7 @@ def refuse_changed(
     return None if then == now else StepBegun(join.name, now)
 
 
-def _conflicts(begun: Playback, now: Declared) -> Conflicts | None:
+def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
     """Compare all that a step has declared with what it declares now; None: no result suffers."""
     then = [(number, one.declared) for number, one in begun.declarations]
     kept = [(number, _changed_for_kept(one, now)) for number, one in then]
@@ -151,7 +155,9 @@ def _versions(what: Declared) -> AbstractSet[tuple[str, str]]:
     return frozenset(zip(cast("list[str]", acts), cast("list[str]", versions), strict=True))
 
 
-def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playback) -> None:
+def refuse_other_decision(
+    run: Run, join: JoinSpec, decision: Decision, begun: ReplayedHistory
+) -> None:
     """Refuse to go on with a step that was decided by something else than ends it now.
 
     Raises:
@@ -168,7 +174,9 @@ def refuse_other_decision(run: Run, join: Join, decision: Decision, begun: Playb
         raise conflict(run, join.name, why)
 
 
-def refuse_lost_winner(run: Run, decision: Decision, begun: Playback | None, now: Declared) -> None:
+def refuse_lost_winner(
+    run: Run, decision: Decision, begun: ReplayedHistory | None, now: Declared
+) -> None:
     """Refuse to go on with a step that a stream has decided, of an act that it doesn't have now.
 
     The stream has given its first item, and its result is missing. A step that has one act, before
@@ -271,7 +279,7 @@ def _shown(take: object) -> str:
     return repr(take) if take != "a function" else "a function"
 
 
-def _misplaced(join: Join, recorded: Recorded, under_way: Sequence[Update]) -> str:
+def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[Update]) -> str:
     """Say where results or failures are that earlier executions have applied, if not where meant.
 
     The updates that applied them say so; stores of earlier versions of shoal have nothing else.
@@ -311,7 +319,9 @@ def _collection(update: Update) -> str | None:
     return first.field if is_placed else None
 
 
-def refuse_lost(run: Run, join: Join, ledger: Ledger, recorded: Recorded | None) -> None:
+def refuse_lost(
+    run: Run, join: JoinSpec, ledger: Ledger, recorded: RecordedChildren | None
+) -> None:
     """Refuse to complete a step where a result is counted as done, and is not collected.
 
     Nothing that is known leads to that; it would be a defect that loses data unnoticed.
@@ -342,7 +352,7 @@ def _single(update: Update, into: str) -> str | None:
 
 
 def as_recorded(
-    graphs: Sequence[Graph], shape: Shape, run: Run, step: str, recorded: Recorded | None
+    graphs: Sequence[Graph], shape: Shape, run: Run, step: str, recorded: RecordedChildren | None
 ) -> Sequence[Graph]:
     """Return the acts of a step under the names that its children are recorded under.
 
@@ -387,7 +397,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 def refuse_left_steps(
-    path: RunPath, graph: Graph, played: Playback, visits: Iterable[tuple[str, int]]
+    path: RunPath, graph: Graph, played: ReplayedHistory, visits: Iterable[tuple[str, int]]
 ) -> None:
     """Refuse to go on with a root run whose step under way its graph doesn't have any more.
 
@@ -415,7 +425,7 @@ def refuse_left_steps(
             raise RunConflict(msg)
 
 
-def refuse_retry(path: RunPath, join: Join, played: Playback) -> None:
+def refuse_retry(path: RunPath, join: JoinSpec, played: ReplayedHistory) -> None:
     """Refuse to go back into a step that puts results elsewhere now than when it was completed.
 
     What ``refuse_changed`` says of its children comes up only when the run is there; but this is
@@ -444,7 +454,7 @@ def refuse_retry(path: RunPath, join: Join, played: Playback) -> None:
 # -- forks ---------------------------------------------------------------------------------------
 
 
-def has_folded(played: Playback) -> bool:
+def has_folded(played: ReplayedHistory) -> bool:
     """Tell whether the step under way has given results to ``reduce``, so that it can't begin anew.
 
     Of what earlier versions of shoal have saved, its updates say so, unless they only set fields.
@@ -461,7 +471,7 @@ def has_folded(played: Playback) -> bool:
     )
 
 
-def refuse_fork(run_id: str, graph: Graph, played: Playback) -> None:
+def refuse_fork(run_id: str, graph: Graph, played: ReplayedHistory) -> None:
     """Refuse to fork a run where the new one could not begin, or would fold results twice.
 
     Args:
@@ -489,7 +499,7 @@ def refuse_fork(run_id: str, graph: Graph, played: Playback) -> None:
         raise RunConflict(msg)
 
 
-def without_failures(join: Join, data: Mapping[str, object]) -> dict[str, object]:
+def without_failures(join: JoinSpec, data: Mapping[str, object]) -> dict[str, object]:
     """Empty ``errors_into`` where the step is taken up again, for those children run again.
 
     What ``reduce`` was given stays. Returns the field, if it changes by that.
@@ -524,10 +534,10 @@ def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str
 
 async def end_losers(
     run: Run,
-    recorded: Recorded,
+    recorded: RecordedChildren,
     decision: Decision,
-    make: Callable[[], Elements] | None,
-    room_of: Callable[[Elements], int],
+    make: Callable[[], ElementSource] | None,
+    room_of: Callable[[ElementSource], int],
     *,
     kept_in: Store,
 ) -> list[Outcome]:
@@ -554,7 +564,7 @@ async def end_losers(
         except Exception:  # it is decided, and needs no source: what that raises must not undo it
             who, run_id = decision.step, run.path.id
             logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
-    execution, graph = run.setting.execution, run.setting.graph
+    execution, graph = run.config.execution, run.config.graph
     for record in recorded.rest():
         name = ChildName(record.act, record.key)
         if name == decision.winner:
@@ -570,7 +580,9 @@ async def end_losers(
     return [one.outcome for one in lost]
 
 
-def _unrecorded(source: Elements, recorded: Recorded, decision: Decision, room: int) -> list[Run]:
+def _unrecorded(
+    source: ElementSource, recorded: RecordedChildren, decision: Decision, room: int
+) -> list[Run]:
     """Make the children that may have been under way, and that nothing is recorded of.
 
     What an async source brings is not waited for: nobody knows then who they were.

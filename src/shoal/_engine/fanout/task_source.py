@@ -20,19 +20,19 @@ from shoal._graph.checks import check_reads
 from shoal._graph.graph import Graph, as_graph
 from shoal._graph.task_classes import ParallelAction, Task
 from shoal._state.secrets import without_secrets
-from shoal._state.state import Permit, held, make_state, refuse_awaitable
+from shoal._state.state import FieldAccess, held, make_state, refuse_awaitable
 
 from .children import narrowed, only_write_reader
-from .entries import Entry, MakeTemplate
-from .recorded import Recorded
-from .source import Elements
+from .entries import MakeTemplate, PendingChild
+from .recorded import RecordedChildren
+from .source import ElementSource
 
 GRAPHS = 64
 """Acts of one step whose graphs are remembered."""
 
 
 @final
-class TaskElements(Elements):
+class TaskElements(ElementSource):
     """The source of a fan-out over tasks."""
 
     __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_permit")
@@ -42,9 +42,9 @@ class TaskElements(Elements):
         act: ParallelAction,
         *,
         parent: Run,
-        permit: Permit,
+        permit: FieldAccess,
         data: Mapping[str, object],
-        recorded: Recorded | None,
+        recorded: RecordedChildren | None,
         make_template: MakeTemplate,
     ) -> None:
         """Have ``act`` begin to make its tasks, and stand before the first.
@@ -60,7 +60,7 @@ class TaskElements(Elements):
         Raises:
             BadResult: What the act gives is no iterable.
         """
-        tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.setting.inputs})
+        tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.config.inputs})
         super().__init__(
             tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=recorded
         )
@@ -72,7 +72,7 @@ class TaskElements(Elements):
         self._keyed: bool | None = None
         self._graphs: dict[int, tuple[Act, Graph]] = {}
 
-    def _entries(self, element: object, position: int) -> tuple[Entry, ...]:
+    def _entries(self, element: object, position: int) -> tuple[PendingChild, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.who!r}")
             msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
@@ -80,7 +80,7 @@ class TaskElements(Elements):
         graph = self._graph(element.act)
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
-        given = self._parent.setting.execution.secrets.hold(held(element.state))
+        given = self._parent.config.execution.secrets.hold(held(element.state))
         base = narrowed(
             self._data,
             graph,
@@ -95,13 +95,13 @@ class TaskElements(Elements):
             shown = without_secrets(given)
             about = element.state if shown is given else shown
         key = self._task_key(element, graph)  # last: from now on it has come up
-        return (Entry(key, position, about, kind),)
+        return (PendingChild(key, position, about, kind),)
 
     def _is_keyed(self) -> bool:
         return bool(self._keyed)
 
     def _hide(self, error: BaseException) -> None:
-        self._parent.setting.secrets.hide(error)
+        self._parent.config.secrets.hide(error)
 
     def _graph(self, act: Act) -> Graph:
         """Make the graph of an act; by identity, since what is bound differently may be equal."""

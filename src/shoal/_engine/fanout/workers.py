@@ -41,7 +41,7 @@ from shoal._engine.walk import complete_last, live_child, walk
 from shoal._events.events import ChildName
 
 from .admission import ChildAdmission
-from .entries import Dropped, Source
+from .entries import ChildSource, Dropped
 from .finish import End, settle_end
 from .scope import GroupScope
 
@@ -81,7 +81,7 @@ class WorkerPool:
         parent: Run,
         scope: GroupScope,
         admission: ChildAdmission,
-        source: Source,
+        source: ChildSource,
         *,
         take: Callable[[], Taken],
         leave: Callable[[Run], None],
@@ -177,7 +177,7 @@ class WorkerPool:
     @ki_protected
     async def _work(self, worker: Worker) -> None:
         scope, take = self._scope, self._take
-        services = self._parent.setting.services
+        services = self._parent.config.services
         clock, native_cancels = services.clock, services.native_cancels()
         inline, since = 0, 0.0
         try:
@@ -224,7 +224,7 @@ class WorkerPool:
 
     async def _park(self) -> bool:
         """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
-        waiter = self._parent.setting.services.waiter()
+        waiter = self._parent.config.services.waiter()
         self._parked.append(waiter)
         try:
             await waiter
@@ -270,16 +270,16 @@ class WorkerPool:
         waited = True
         try:
             is_live = child.disposition is LIVE  # a property would be a call for each child
-            tells = is_live and bool(self._parent.setting.hooks.child_started)
+            tells = is_live and bool(self._parent.config.hooks.child_started)
             try:
                 if child.resume is not None and child.resume.is_afresh:
-                    await begin_anew(child, self._parent, child.setting.step)
+                    await begin_anew(child, self._parent, child.config.step)
             finally:  # its end is told even where that could not be saved, and so is its start
                 if tells:
                     await publish_child_started(self._parent, child)
             if tells:
                 await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
-            each = child.setting.each
+            each = child.config.each
             if not is_live:
                 living = load_end(child)
             elif each is None:
@@ -311,7 +311,7 @@ class WorkerPool:
             scope.fail(error)
             return True
         if end in (End.FAILED, End.HALTED):
-            if child.error is not None and child.setting.execution.ended_by(child.error):
+            if child.error is not None and child.config.execution.ended_by(child.error):
                 scope.fail(child.error)
             return True
         self._admission.let_out()

@@ -465,7 +465,7 @@ class PostgresDatabase(Claimant):
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         known: list[tuple[int, Child]] = []
         if self._is_careful:
-            known, children = self._told_apart(parent, children)
+            known, children = self._split_known(parent, children)
         self._sql.insert_later(
             f"runs (parent, place, {', '.join(POSTGRES.key_columns)}, {', '.join(COLUMNS)})",
             [
@@ -475,7 +475,7 @@ class PostgresDatabase(Claimant):
         )
         return known
 
-    def _told_apart(
+    def _split_known(
         self, parent: int, children: list[tuple[int, Child]]
     ) -> tuple[list[tuple[int, Child]], list[tuple[int, Child]]]:
         """Split children into those that have a row already, and those that don't."""

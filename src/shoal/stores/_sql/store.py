@@ -50,7 +50,7 @@ from .rows import Packer
 from .sizes import UpdateSizes
 from .unpacking import Unpacker
 from .writer_thread import Job, Writer
-from .writing import Claiming, Config, Database, Releasing, Save, delays, tell_waiting
+from .writing import Claiming, Config, Database, Releasing, Save, delays, log_waiting
 
 T = TypeVar("T")
 
@@ -472,7 +472,7 @@ class DurableStore(ABC):
                 if not config.error_policy.may_pass(error) or time.monotonic() > until:
                     raise config.error_policy.explained(error) from error
                 if number == 1:  # not at the first: a kept connection may have been lost long ago
-                    tell_waiting("readers", config.patience, error)
+                    log_waiting("readers", config.patience, error)
             else:
                 self._give_back(connection)
                 return found

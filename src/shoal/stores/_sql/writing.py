@@ -86,7 +86,7 @@ def delays() -> Iterator[float]:
     return chain((0.0,), repeat(0.1))
 
 
-def tell_waiting(who: str, patience: float, error: Exception) -> None:
+def log_waiting(who: str, patience: float, error: Exception) -> None:
     """Log which calls wait, for how long, and for the end of which error."""
     logger.warning("%s wait %g s at most: %s", who, patience, " ".join(str(error).split()))
 
@@ -254,7 +254,7 @@ class Database(ABC):
             if time.monotonic() > min(until, self._ends_at):
                 break
             if number == 1:  # not at the first: the connection may have been lost long ago
-                tell_waiting("saves", self._config.patience, error)
+                log_waiting("saves", self._config.patience, error)
             time.sleep(delay)
             self.keep_up()  # leases must not expire while saves wait
             error = self._attempt(jobs)
