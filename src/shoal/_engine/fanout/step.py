@@ -409,8 +409,7 @@ class FanOutStep:
             if resume is None:
                 self._declares = StepBegun(self.join.name, self._declared())
             else:
-                now, goes_on = self._declared(), self.decision
-                self._declares = resume.refuse_changed(now, self.join, goes_on=goes_on)
+                self._declares = resume.refuse_changed(self._declared(), self.join, self.decision)
                 if self.decision is None:
                     await resume.foresee(self.source)
         if resume is not None and resume.begun is not None and resume.begun.under_way:

@@ -129,7 +129,7 @@ class StepResume:
     # -- opening --------------------------------------------------------------------------------
 
     def refuse_changed(
-        self, now: Declared, join: JoinSpec, *, goes_on: Decision | None = None
+        self, now: Declared, join: JoinSpec, goes_on: Decision | None = None
     ) -> StepBegun | None:
         """Refuse what can't be carried over; return what is to be saved of what it declares now.
 
