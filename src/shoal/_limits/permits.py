@@ -283,7 +283,7 @@ class AttemptPermit(PermitRequest):
             thread: The gate of the worker threads, if the attempt runs in one.
         """
         super().__init__(needed, costs, None if holder is None else holder.unit)
-        self.is_returning = stake is not None and stake.returns
+        self.is_returning: bool = stake is not None and stake.returns
         self._queue: FairScheduler = queue
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
@@ -364,8 +364,8 @@ class AttemptPermit(PermitRequest):
             self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
     def _split_off_thread(self) -> None:
-        self.needed = self.needed[:-1]
-        self.costs = None if self.costs is None else self.costs[:-1]
+        self.needed: tuple[Gate, ...] = self.needed[:-1]
+        self.costs: tuple[float, ...] | None = None if self.costs is None else self.costs[:-1]
 
     # -- waiting --------------------------------------------------------------------------------
 
