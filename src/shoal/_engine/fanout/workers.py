@@ -243,7 +243,7 @@ class WorkerPool:
                 return False
             # A child that ended long ago has kept a reference to this task, through which the task
             # was cancelled. See
-            # test_a_native_cancel_that_a_child_leaves_for_the_next_turn_is_never_passed_over.
+            # test_a_stale_native_cancel_never_ends_a_fan_out_early.
             if waiter in self._parked:  # else it was woken, and is counted as idle already
                 self._parked.remove(waiter)
                 self._idle += 1
