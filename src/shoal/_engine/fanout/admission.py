@@ -112,7 +112,7 @@ class ChildAdmission:
         # live budget.
         self._live = 0
         self._budget = execution.live
-        # A limit that the user gave raises the budget. The default limit doesn't: nobody asked.
+        # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
@@ -148,7 +148,7 @@ class ChildAdmission:
     # -- starting and ending ----------------------------------------------------------------------
 
     def let_in(self) -> bool:
-        """Count one more live child, and return True, if there is room; ``let_out`` uncounts it."""
+        """Count one more live child, and return True, if there is room; ``let_out`` undoes it."""
         place = self.place  # ``has_room`` repeated here, to save a call for each child
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
@@ -269,7 +269,7 @@ class ChildAdmission:
         self.ready = deque(child for child in self.ready if child.status is None)
 
     def close(self) -> None:
-        """Release what children still hold whose ends were not committed."""
+        """Release the slots of children whose ends were not committed."""
         self._unpublished.clear()
         self._in_flight.close()
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.

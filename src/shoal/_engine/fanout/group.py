@@ -277,7 +277,7 @@ class ChildTaskGroup:
         self._is_shut = True
 
     def engage(self) -> None:
-        """Start children that may start by now, and let the parent see if the group has ended."""
+        """Start a child if there is room by now; let the parent check if the group has ended."""
         if self.scope.is_open and not self.scope.closing:
             self._use_room(1)
             self.scope.wake()

@@ -3,8 +3,8 @@
 Invariants:
 - No exception passes through the task group, which would wrap it: failures are handed over as
   values.
-- The first failure and the first reason count. Only what is no ``Exception``, such as
-  KeyboardInterrupt, outranks an earlier failure.
+- The first failure and the first reason count. Only a fatal error, such as KeyboardInterrupt,
+  outranks an earlier failure.
 - The watchdog watches every task that is cancelled until it has ended.
 """
 

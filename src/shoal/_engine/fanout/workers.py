@@ -52,7 +52,7 @@ Each of these adds as many when its child waits, so a thousand workers take four
 INLINE = 64
 """Children that a worker executes without a checkpoint, at most, if none of them waits.
 
-A checkpoint for each child would cost more than a small child does.
+A checkpoint after each child would be a large part of what a small child costs.
 """
 INLINE_SECONDS = 0.001
 """Seconds that a worker goes on without a checkpoint, if that limit is reached first."""
