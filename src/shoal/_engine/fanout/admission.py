@@ -1,19 +1,18 @@
 """Admission of a fan-out's children: which of them may start, and how many are in flight.
 
-A child is in flight when it has a *place*. It starts when all that applies has room for it at once:
-its place, its fan-out's rates and keys, and, where the first thing it does is to execute an action,
-what limits that. So a rate is kept to by what really starts.
+A child in flight holds a *place*. It starts when all of its limits have room at once: the place,
+the rates and keys of its fan-out and, if the child begins with an action, the limits of that
+action. So rates count real starts.
 
 Invariants:
-- In flight are at most as many children as there are places, each from its start until the parent
-  has committed what it returned. So a slow parent slows the source down, and memory stays bounded.
-- A child that may not start yet, since what limits it has no room, takes up no place, and others
-  are started: it is looked ahead to. So is one that has started and waits for a rate, a key or
-  another attempt: it is suspended. Only when a few times the limit wait, nothing more is pulled.
-- Alive at once is always one child without asking, and more only with a permit of the execution's
-  live budget, which nobody waits for. So trees stay small, and can't lock themselves up.
-- A child that waits to start when it is cancelled, alone or with others, never starts, and what it
-  was granted goes to others.
+- A child is in flight from its start until the parent has committed its result, and there are at
+  most as many as there are places. So a slow parent slows the source down, and memory is bounded.
+- A child that waits to start holds no place, so others start before it. A child that has started
+  and waits for a rate, a key or another attempt is suspended, and holds no place either. The group
+  stops pulling elements only when a few times the limit wait.
+- One child may always be alive. Each further one needs a permit of the execution's live budget, and
+  no child waits for such a permit. So trees of fan-outs stay small, and can't deadlock.
+- A child that is cancelled while it waits to start never starts, and its permits go to others.
 """
 
 from __future__ import annotations
@@ -32,14 +31,17 @@ from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit, HeldPermits, InFlight
 
 AHEAD = 4
-"""Children that may wait besides those in flight, for each of these..."""
+"""Waiting children for each place in flight, at most: so memory is in proportion to the limit."""
 LEAST_AHEAD = 64
-"""...but at least so many."""
+"""Waiting children that are always allowed.
+
+So a fan-out with few places still finds children whose limits have room.
+"""
 
 
 @final
 class ChildAdmission:
-    """How much room there is for the children of one group, and which of them wait to start."""
+    """Counts the children of one group against its limits, and keeps those that wait to start."""
 
     __slots__ = (
         "_ahead",
@@ -70,62 +72,65 @@ class ChildAdmission:
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
     ) -> None:
-        """Have no child in flight, and none that waits.
+        """Begin with no child in flight or waiting.
 
         Args:
             parent: The run whose children they are.
             limits: How many may be in flight, and how they start.
-            limit: How many may be in flight, if that isn't what ``limits`` says.
-            owner: What all executions of the fan-out have in common.
-            among: Tells several of one owner apart.
+            limit: How many may be in flight, if that differs from ``limits``.
+            owner: The fan-out's definition: its executions share limiters by it.
+            among: Tells several fan-outs of one owner apart.
             on_room: Called when a child may start, or another may take its place.
-            on_refused: Called with the reason why a child never will.
+            on_refused: Called with the reason why a waiting child can never start.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
         controller, shared = services.admission, limits.shared
         self._queue = controller.queue
         self._all_limiters = controller.limiters
-        self._limiters: tuple[Limiter, ...] = ()  # of the fan-out itself
+        self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
         if shared is not None:
             self._limiters = (controller.limiter(owner, shared, among),)
         above = parent.slot_owner.held_permits()
         self._in_flight = InFlight(controller.queue, limit, self._on_suspended, above)
         self.place: Gate = self._in_flight.place
-        """Counts the children in flight: those that have started, and whose end the parent has not
-        committed."""
+        """Counts the children in flight, from their start until the parent has committed their end.
+        """
         self.place.adapt = limits.adapts_in_flight
-        # Else only those have to be admitted that execute what is limited.
+        # False: only children with limits of their own need permits; all others just take a place.
         self._governs_all = shared is not None or limits.adapts_in_flight is not None
         self.suspended: int = 0
-        """Children that have started, and wait without being in flight."""
+        """Children that have started, and wait without a place."""
         self.ready: deque[Run] = deque()
-        """Those that have waited, and may start by now."""
-        self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # how many may wait to start, or suspended
-        self._waiting: dict[Run, AttemptPermit] = {}  # those that wait to start
-        self._unpublished: list[
-            tuple[Run, AttemptPermit]
-        ] = []  # of these, those that no hook was told of
-        self._live = 0  # children that were let in and have not ended
+        """Children that have waited and may start now. Workers take them; never ended ones."""
+        self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # children that may wait or be suspended
+        # Children that wait to start, each until its permit is granted or it is cancelled.
+        self._waiting: dict[Run, AttemptPermit] = {}
+        # Of these, the ones that hooks have not been notified of; some may have started since.
+        self._unpublished: list[tuple[Run, AttemptPermit]] = []
+        # Children that ``let_in`` counted and ``let_out`` has not. All but one hold a permit of the
+        # live budget.
+        self._live = 0
         self._budget = execution.live
-        if limits.n is not None or limit != limits.in_flight:  # a default is no wish
+        # A limit that the user gave raises the budget; the default limit doesn't.
+        if limits.n is not None or limit != limits.in_flight:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
 
     @property
     def waiting(self) -> int:
-        """Children that wait: to start, or suspended."""
+        """Count the children that wait to start or are suspended."""
         return len(self._waiting) + self.suspended
 
     @property
     def waiting_to_start(self) -> list[Run]:
-        """Children that have not started."""
+        """The children that have been taken from the source and not started."""
         return [*self.ready, *self._waiting]
 
     @property
     def has_room(self) -> bool:
-        """Whether one more may be pulled: for a place in flight, or to wait for one."""
+        """Whether one more child may be taken from the source, to start or to wait."""
         place = self.place
         if place.used >= place.slots:
             return False
@@ -133,18 +138,18 @@ class ChildAdmission:
 
     @property
     def lacks_permits(self) -> bool:
-        """Whether there is a place for one more, but no permit to be alive."""
+        """Whether one more child has a place, but no permit of the live budget."""
         return self.place.used < self.place.slots and self._live > 0 and self._budget.is_spent
 
     def permits(self, others: int) -> bool:
-        """Tell whether one more may be alive, besides those that are and ``others``."""
+        """Whether one more child may be alive, besides the live ones and ``others``."""
         return not (self._live or others) or not self._budget.is_spent
 
     # -- starting and ending ----------------------------------------------------------------------
 
     def let_in(self) -> bool:
-        """Make room for one more to be alive, if there is any; ``let_out`` when it has ended."""
-        place = self.place  # ``has_room`` would be a call for each child
+        """Count one more live child, and return True, if there is room; ``let_out`` undoes it."""
+        place = self.place  # ``has_room`` repeated here, to save a call for each child
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
         if self._live and not self._budget.take():
@@ -153,16 +158,18 @@ class ChildAdmission:
         return True
 
     def let_out(self) -> None:
-        """Have one less alive."""
+        """Count one live child less, and return its permit to the live budget."""
         self._live -= 1
-        if self._live:  # the last one has no permit
+        if self._live:  # the last live child never took a permit
             self._budget.give()
 
     def admit(self, child: Run) -> bool:
-        """Let a child start, or have it wait until it may; return whether it starts now.
+        """Request what ``child`` needs to start; return whether it may start now.
+
+        Otherwise the child waits, and ``on_room`` is called once it is in ``ready``.
 
         Raises:
-            Exception: What ``by=`` or ``cost=`` of the fan-out's limits raised.
+            Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
         """
         config = child.config
         config.in_flight = self._in_flight
@@ -178,9 +185,9 @@ class ChildAdmission:
         return False
 
     def _request(self, child: Run) -> AttemptPermit:
-        """Take all that a child needs to start, or have it stand in line for it.
+        """Acquire everything that ``child`` needs to start, or queue a request for it.
 
-        Its seat is then that of its first attempt.
+        The permit that is returned is also the one of the child's first attempt.
         """
         limiters, config, in_flight = self._all_limiters, child.config, self._in_flight
         gates, costs = limiters.gates(self._limiters, child.data)
@@ -197,7 +204,7 @@ class ChildAdmission:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
                 thread = limiters.threads if action.in_thread else None
-            except Exception:  # noqa: BLE001, S110 # the attempt's failure: it happens again there
+            except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
                 pass
         seat = AttemptPermit(
             self._queue,
@@ -212,15 +219,15 @@ class ChildAdmission:
         return seat
 
     def ended(self, child: Run) -> None:
-        """Count a child that has ended as in flight from now on, whatever it has waited for.
+        """Count ``child``, which has ended, as in flight, also if it was suspended.
 
         Raises:
-            Exception: What a user's policy raised that adapts limits.
+            Exception: A user's policy that adapts limits raised it.
         """
         permits = child.permits
         if permits is None:
             return
-        if permits.seat is not None:  # its first attempt never came
+        if permits.seat is not None:  # it ended before its first attempt, which would have used it
             permits.seat.cancel()
             permits.seat = None
         if permits.stake is not None:
@@ -228,11 +235,11 @@ class ChildAdmission:
             self._queue.adapt(permits.stake, child.error)
 
     def committed(self, children: Sequence[Run]) -> None:
-        """Give back what children held in flight: the parent has committed their ends."""
+        """Release the in-flight slots of ``children``, whose ends the parent has committed."""
         in_flight, place = self._in_flight, self.place
         for child in children:
             permits = child.permits
-            if permits is None or permits.stake is None:  # as most: a place alone, not even a call
+            if permits is None or permits.stake is None:  # most hold just a place: no call for them
                 place.used -= 1
             else:
                 in_flight.release(permits)
@@ -242,15 +249,15 @@ class ChildAdmission:
     def cancel_unstarted(
         self, children: Iterable[Run], reason: str, winner: ChildName | None
     ) -> None:
-        """Cancel children that have not started; what they were granted goes to others.
+        """Cancel children that have not started, and give their permits to others.
 
-        Until the parent has taken their ends, they count as in flight, as all do that have ended.
+        They count as in flight until the parent has committed their ends, as all ended children do.
         """
         for child in children:
             child.never_start(reason, winner)
             permits = child.permits
             if permits is None or permits.stake is None:
-                continue  # it was not taken from the source yet
+                continue  # not admitted: the group counted it as it took it from the source
             self.place.used += 1
             seat = self._waiting.pop(child, None) or permits.seat
             permits.seat = None
@@ -258,21 +265,22 @@ class ChildAdmission:
                 seat.cancel()
             self._in_flight.release(permits, refunds=True)
             self.let_out()
-        # Some may have been granted what others gave back.
+        # Some were in ``ready``, or got there by permits that others of them have just returned.
         self.ready = deque(child for child in self.ready if child.status is None)
 
     def close(self) -> None:
-        """Give back what is held by children that nobody has applied."""
+        """Release the slots of children whose ends were not committed."""
         self._unpublished.clear()
         self._in_flight.close()
-        self._on_room = self._on_refused = _ignore  # no cycle: these lead back to who holds this
+        # Breaks a cycle: these are methods of the group and its scope, which refer to this.
+        self._on_room = self._on_refused = _ignore
 
     # -- waiting ----------------------------------------------------------------------------------
 
     def _on_granted(self, child: Run) -> None:
-        """Have a child start that has waited, or never start: its seat is granted, or refused."""
+        """Move ``child`` to ``ready``, or end the group if its request was refused."""
         seat = self._waiting[child]
-        if seat.refusal is not None:  # no failure of the child's: it was never begun
+        if seat.refusal is not None:  # the group fails, not the child, which has never begun
             self._on_refused(seat.refusal)
             return
         del self._waiting[child]
@@ -280,24 +288,25 @@ class ChildAdmission:
         self._on_room()
 
     def _on_suspended(self, by: int) -> None:
-        """Let another child take the place of one that is suspended, or not if it goes on."""
+        """Count a child that is suspended (``by`` 1) or goes on (-1), and use the room."""
         self.suspended += by
         self._on_room()
 
     @property
     def has_unpublished(self) -> bool:
-        """Whether some hook listens, and was not told yet which children wait."""
+        """Whether hooks have yet to be notified of waiting children."""
         return bool(self._unpublished)
 
     async def publish(self) -> None:
-        """Publish which children wait.
+        """Publish the children that wait and have not been published.
 
         Raises:
             HookFailed: A guarding hook raised.
         """
+        # Replaced before the first await: other workers append meanwhile.
         unpublished, self._unpublished = self._unpublished, []
         for child, seat in unpublished:
-            if child in self._waiting:
+            if child in self._waiting:  # it may have started while hooks ran
                 await publish_waiting(child, seat)
 
     def __repr__(self) -> str:
@@ -306,4 +315,4 @@ class ChildAdmission:
 
 
 def _ignore(_what: object = None) -> None:
-    """Stand in for a group that has ended."""
+    """Replace the callbacks of a group that has ended."""

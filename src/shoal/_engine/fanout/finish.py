@@ -1,9 +1,9 @@
-"""How runs end: what an exception that came out of one means, and ends that no update applies.
+"""Ends of children: interpret the exception that a run raised, record ends that aren't applied.
 
 Invariants:
-- An exception that came out of a run is judged here alone, wherever the run was executed.
-- A cancellation counts more than a failure, and a run that waits for an answer has not failed.
-- What goes wrong while a step ends never hides why it ends.
+- Only this module interprets an exception that came out of a child, wherever the child was run.
+- A cancellation outranks a failure, and a run that waits for an answer has not failed.
+- An error that is raised while a step ends never hides the reason for which it ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("shoal")
 
 @final
 class End(Enum):
-    """What an exception that came out of a run means for it."""
+    """How a run has ended, by the exception that it raised."""
 
     FAILED = "it has failed"
     HALTED = "it waits for something; or it has ended by what counts more, which it had hidden"
@@ -46,24 +46,26 @@ def settle_end(
     cut_off: tuple[str, ChildName | None] | None = None,
     reason: str = "",
 ) -> End:
-    """Judge an exception that came out of ``run``, and note on the run how it has ended.
+    """Return how ``run`` has ended, by the ``error`` that it raised, and note the end on the run.
 
     Args:
-        run: It has no end yet, unless it is Done.
-        error: What came out of it.
-        scope: That of the group whose child it is; None: it is the child of none.
-        cut_off: Why it was cancelled alone, and the child that had won; None: it was not.
+        run: The run. It has no end yet, unless it is Done.
+        error: The exception that came out of the run.
+        scope: The scope of the group whose child it is; None: it is in no group.
+        cut_off: Why it was cancelled alone, and the child that had won; None: it wasn't.
         reason: Why it is cancelled, if it is in no group.
     """
     is_done = run.disposition is DONE
     halts = not is_done and has_halted(run, error)
+    # First: cancelled alone, it ends as cancelled, also if it has asked a question meanwhile.
     if cut_off is not None and (is_cancellation(error) or (halts and cancelled())):
         run.cancel(*cut_off)
         return End.CANCELLED_ALONE
     if halts and (scope is None or not cancelled()):
         run.halt()
         return End.HALTED
-    # A scope that is cancelled stays so: of a thousand siblings, only the first is looked into.
+    # A cancelled scope stays cancelled, so only the first of a thousand siblings' errors needs the
+    # search that ``as_failure`` makes.
     is_known = scope is not None and type(error) is scope.cancelled_by
     failure = None if halts or is_known else as_failure(error)
     if failure is not None:
@@ -81,7 +83,7 @@ def settle_end(
 
 
 async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
-    """Save and publish how those of ``children`` ended of which nothing is saved yet.
+    """Save and publish the ends of ``children`` without an update; leave out the saved ones.
 
     Raises:
         ShoalError: As ``commit_unapplied``.
@@ -92,13 +94,13 @@ async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
 
 
 async def wind_up(ending: Awaitable[None], error: BaseException, who: str, what: str) -> None:
-    """Await what ends a step that ``error`` came out of; what goes wrong in it is a note on that.
+    """Await the ``ending`` of a step that raised ``error``; add its own failure as a note.
 
     Args:
-        ending: Records and closes what there is.
-        error: Why the step ends.
-        who: Names the step, and the run that it is part of.
-        what: Which kind of step it is.
+        ending: Records the children and closes the source.
+        error: The error for which the step ends.
+        who: The name of the step and its run, for the log.
+        what: The kind of the step, for the note.
     """
     try:
         await ending
@@ -108,6 +110,6 @@ async def wind_up(ending: Awaitable[None], error: BaseException, who: str, what:
 
 
 def failure_group(name: str, errors: Sequence[Exception]) -> ExceptionGroup[Exception]:
-    """Make what the fan-out ``name`` raises for children that have failed."""
+    """Make the error that the fan-out ``name`` raises for its failed children."""
     count = "a child" if len(errors) == 1 else f"{len(errors)} children"
     return ExceptionGroup(f"{count} of fan-out {name!r} failed", errors)

@@ -1,14 +1,14 @@
-"""Child runs under one task group: started as there is room, their ends handed over in batches.
+"""Child runs under one task group: start them as there is room, hand over ended ones in batches.
 
 Invariants:
 - Structured. ``ChildTaskGroup.run`` returns or raises after every child has ended, cleanup
   included.
 - Only the parent's task takes from the inbox, in which workers leave children that have ended.
-- No child starts while an end isn't judged that may be the last one that is needed, or one failure
-  too many.
+- While the inbox holds an end that may decide the step (the last result needed, or one failure too
+  many), no child starts.
 - A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
-- Every child that began is left in the inbox, whatever a user's function does that is told how it
-  ended: one that raises fails the child.
+- Every child that began reaches the inbox, even if a user's callback for its end raises: that fails
+  the child.
 """
 
 from __future__ import annotations
@@ -38,9 +38,16 @@ from .scope import GroupScope
 from .workers import Taken, WorkerPool
 
 BATCH = 1000
-"""Ended children that the parent takes at once."""
+"""Ended children in one save, at most, so that other tasks run between two large batches.
+
+See test_between_two_batches_others_may_run.
+"""
 TURNS = 4
-"""Turns of the event loop for which ends are waited for that go into the same save, at most."""
+"""Turns of the event loop that a save waits for more ends, at most.
+
+The wait stops at the first turn that changes nothing. The limit is there so that a steady stream of
+ends can't put a save off: see test_who_ends_later_is_not_waited_for_longer_than_a_few_turns.
+"""
 _position: Callable[[Run], int] = attrgetter("position")
 
 
@@ -48,8 +55,9 @@ _position: Callable[[Run], int] = attrgetter("position")
 class ChildTaskGroup:
     """The children of one fan-out, while it lasts.
 
-    It decides which child is next, and hands over those that have ended. Why all of them stop is
-    known to its ``scope``; its workers execute them; its admission says how much room there is.
+    The group decides which child is next, and hands over those that have ended. Its workers execute
+    the children, its admission counts them against the limits, and its ``scope`` ends them all and
+    keeps the reason.
     """
 
     __slots__ = (
@@ -91,19 +99,22 @@ class ChildTaskGroup:
             parent: The run whose task calls ``run``.
             source: Makes the children.
             limits: How many may be in flight, and how they start.
-            owner: What all executions of the fan-out have in common.
-            name: What the fan-out is called.
-            limit: How many may be in flight, if that isn't what ``limits`` says.
-            among: Tells several of one owner apart.
-            timeout: Seconds from now until all is cancelled, as the user gave them.
-            ends_at: When those are over, by the loop's clock, if they began before now.
-            circuits: Say which children are skipped for a while; None: none are.
-            decisive: What an end has to be to decide, maybe, that no more are needed.
+            owner: The fan-out's definition: its executions share limiters by it.
+            name: The fan-out's name, for messages.
+            limit: How many may be in flight, if that differs from ``limits``.
+            among: Tells several fan-outs of one owner apart.
+            timeout: Seconds from now until all are cancelled, as the user gave them.
+            ends_at: When the timeout expires, by the loop's clock, if it began before now.
+            circuits: The breakers, which skip children for a while; None: there are none.
+            decisive: The statuses of ends that may decide that no more children are needed.
         """
         self.parent: Run = parent
         """The run whose children they are."""
         self.inbox: deque[Run] = deque()
-        """Children that have ended, and that the parent has not taken."""
+        """Children that have ended, and that the parent has not taken.
+
+        Workers and cancellations append; only the parent's task removes.
+        """
         self.scope: GroupScope = GroupScope(parent, name, timeout, ends_at)
         self._source = source
         self._admission = ChildAdmission(
@@ -119,23 +130,28 @@ class ChildTaskGroup:
             parent, self.scope, self._admission, source, take=self._take, leave=self._leave
         )
         self._circuits = circuits
-        self._circuit_keys: dict[Run, Hashable] = {}  # of children that were let through
+        # The breaker's key of each child that it let through, until the breaker has its end.
+        self._circuit_keys: dict[Run, Hashable] = {}
+        # Set by ``run_in_parent``; None again as soon as the parent's task begins with it.
         self._errand: Callable[[], Awaitable[str | None]] | None = None
-        self._room: Event | None = None  # set while a feeder waits for room
-        self._feeding: list[CancelScope] = []  # each ends when no more elements are needed
-        self._is_shut = False  # whether no more start, while those that have may go on
+        self._room: Event | None = None  # None unless a feeder waits for room
+        self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by _stop_feeding
+        self._is_shut = False  # no more children start; never unset: a decision stays
         self._decisive = decisive
-        self._is_held = False  # whether there is an end that may decide, so that nobody starts...
-        self._is_judging = False  # ...unless the parent has its turn: it may take its time to save
+        # The inbox has a decisive end, so no child starts until the parent has judged it...
+        self._is_held = False
+        # ...unless ``apply`` is saving: it has judged its own batch by then, and a slow save must
+        # not keep other children from starting.
+        self._is_judging = False
 
     @property
     def in_flight(self) -> int:
-        """Children that have started, and whose end the parent has not committed."""
+        """Count the children that have started, and whose end the parent has not committed."""
         return self._admission.place.used
 
     @property
     def under_way(self) -> int:
-        """Children that may still come to something: those in flight, and those that wait."""
+        """Count the children that may still succeed: those in flight, and those that wait."""
         return self._admission.place.used + self._admission.waiting
 
     def living(self) -> Iterator[Run]:
@@ -144,17 +160,17 @@ class ChildTaskGroup:
 
     @leads_to(lambda variables: variables["self"].scope.parts())
     async def run(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
-        """Execute every child, handing those that ended to ``apply`` in batches, by position.
+        """Execute every child, and hand ended ones to ``apply`` in batches, sorted by position.
 
-        What ends after the last call of ``apply`` stays in ``inbox``.
+        Children that end after the last call of ``apply`` stay in ``inbox``.
 
         Args:
-            apply: Commits a batch. A text that it returns ends the group: the rest is cancelled
-                for that reason, and awaited.
+            apply: Commits a batch. If it returns a reason, the group ends: the other children are
+                cancelled for that reason, and awaited.
 
         Raises:
-            StepTimeout: It took longer than its timeout.
-            Exception: What the source or ``apply`` raised, after all children have ended.
+            StepTimeout: The group took longer than its timeout.
+            Exception: The source or ``apply`` raised it; all children have ended by then.
         """
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
@@ -170,6 +186,7 @@ class ChildTaskGroup:
                 except BaseException as error:  # noqa: BLE001 # raised below, or right away
                     scope.fail(error)
                 finally:
+                    # First of all: a worker that is woken ends only if it finds this set.
                     scope.closing = True
                     self._pool.wake_all()
                     self._stop_feeding()
@@ -179,6 +196,7 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
+            # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
             self._pool.close()
@@ -188,9 +206,14 @@ class ChildTaskGroup:
 
     @ki_protected
     async def _consume(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
-        """Hand over what ends, until all has or ``apply`` ends it; False if something failed."""
+        """Hand over ended children until none is left, or ``apply`` or an errand gives a reason.
+
+        Returns False if the group failed, or was stopped from outside.
+        """
         inbox, source, scope = self.inbox, self._source, self.scope
         while scope.goes_on:
+            # Before the inbox, as ``run_in_parent`` promises: a decision that is due is saved
+            # before ends that came after it.
             if self._errand is not None:
                 errand, self._errand = self._errand, None
                 reason = await errand()
@@ -209,6 +232,7 @@ class ChildTaskGroup:
             self._is_judging = True
             reason = await apply(batch)
             self._is_judging = False
+            # Only after the save: so children in flight are bounded also where saves are slow.
             self._admission.committed(batch)
             if reason is not None:
                 scope.stop(reason)
@@ -220,50 +244,51 @@ class ChildTaskGroup:
         return False
 
     async def _let_more_end(self) -> None:
-        """Where a save takes time, let the event loop make a few turns while that brings more ends.
+        """If saves take time, give other children a few turns to end before the next save.
 
-        Else quick children would end just behind a save, again and again: then each other one is of
-        a few, and those that have made room run while it is written, in each other's way.
+        Quick children would otherwise end just after a save began, again and again, and every
+        second batch would be a small one. See
+        test_quick_children_are_saved_as_many_at_once_as_are_in_flight.
         """
         for _ in range(TURNS if self.parent.config.execution.saves_wait else 0):
             before = len(self.inbox), self.in_flight
-            if self._is_held:  # one of them may decide, so nobody starts
+            if self._is_held:  # one end may decide, and no child starts before it is judged
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
                 return
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
-        """Have ``errand`` run in the parent's task, before that takes any more outcomes.
+        """Run ``errand`` in the parent's task before it takes more children from the inbox.
 
-        A text that it returns ends the group, as one that ``apply`` returns.
+        If it returns a reason, the group ends, as it does for ``apply``.
         """
         self._errand = errand
         self.scope.wake()
 
     def resume_starting(self) -> None:
-        """Let others start: what was taken from the inbox decides nothing."""
+        """Let other children start again: the ends that held them up have decided nothing."""
         if self._is_held:
             self._is_held = False
             self._pool.add_workers(1)
 
     def stop_starting(self) -> None:
-        """Start no more children: it is known that they are not needed, and about to be saved."""
+        """Start no more children: the step is decided or fails, and that is about to be saved."""
         self._is_shut = True
 
     def engage(self) -> None:
-        """Look whether there is more to do, or less to wait for, than before."""
+        """Start a child if there is room by now; let the parent check if the group has ended."""
         if self.scope.is_open and not self.scope.closing:
             self._use_room(1)
             self.scope.wake()
 
     def _use_room(self, count: int) -> None:
-        """Use places in flight that may have become free."""
+        """Fill up to ``count`` in-flight slots that have become free."""
         self._wake_feeder()
         self._pool.add_workers(count)
 
     def _on_room(self) -> None:
-        """Have a child start that has waited, or another in the place of a suspended one."""
+        """Start a child that has waited, or another one in the slot of a suspended child."""
         if not self.scope.closing:
             self._pool.add_workers(1)
             self._wake_feeder()
@@ -271,7 +296,7 @@ class ChildTaskGroup:
     # -- some children, and no others -----------------------------------------------------------
 
     def cancel_others(self, child: Run, reason: str, winner: ChildName) -> None:
-        """Cancel all children but this one, for ``reason``; it goes on."""
+        """Cancel all children except ``child``, which goes on."""
         others = [other for other in self._pool.living() if other is not child]
         self._pool.cancel_alone(others, reason, winner)
         self._cancel_unstarted(self._admission.waiting_to_start, reason, winner)
@@ -281,8 +306,8 @@ class ChildTaskGroup:
     ) -> bool:
         """Cancel the children that have this key; with ``act``, only the one that executes it.
 
-        One that waits to start never does. Its siblings don't notice. Returns whether there was one
-        that had not ended; what the source has not pulled yet is none.
+        A child that waits to start never starts. Siblings go on. Returns whether a child with this
+        key had not ended; elements that the source has not pulled yet don't count.
         """
 
         def is_meant(config: RunConfig, of: Key) -> bool:
@@ -293,21 +318,21 @@ class ChildTaskGroup:
 
         begun = [child for child in self._pool.living() if is_one(child)]
         unstarted = [child for child in self._admission.waiting_to_start if is_one(child)]
-        if not self.scope.closing:  # else all are cancelled, and the first reason counts
+        if not self.scope.closing:  # else all are cancelled already, and the first reason counts
             unstarted += self._drop(is_meant)
             self._pool.cancel_alone(begun, reason)
             self._cancel_unstarted(unstarted, reason)
         return bool(begun or unstarted)
 
     def _drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
-        """Take those children from the source that never begin."""
+        """Remove the children that are meant from the source, and return those to cancel."""
         dropped = list[Run]()
         try:
             for child in self._source.drop(is_meant):
                 self._admission.place.used += 1
                 if child.is_live:
                     dropped.append(child)
-                else:  # it needn't begin
+                else:  # Done already: it is applied, not cancelled
                     self._leave(child)
         except BaseException as error:  # noqa: BLE001 # raised by ``run``
             self.scope.fail(error)
@@ -316,20 +341,21 @@ class ChildTaskGroup:
     def _cancel_unstarted(
         self, children: Sequence[Run], reason: str, winner: ChildName | None = None
     ) -> None:
-        """Cancel children that have not started, and leave them to the parent."""
+        """Cancel children that have not started, and put them into the inbox."""
         self._admission.cancel_unstarted(children, reason, winner)
         for child in children:
             self._leave(child)
 
-    # -- where workers take from, and leave to --------------------------------------------------
+    # -- the workers' side ----------------------------------------------------------------------
 
     def _take(self) -> Taken:
-        # Workers have looked whether the scope is closing.
+        # Called only while the scope isn't closing: the worker has just checked that.
         if self._is_shut or (self._is_held and not self._is_judging):
-            return None  # if it is held, the parent is about to judge, and adds workers again
+            return None  # if held: ``resume_starting`` adds workers again
         admission, source = self._admission, self._source
         if admission.ready:
-            # What one gives back that is being cancelled is granted to another of the same group.
+            # A child that is cancelled gives its permits back, and they may have been granted to
+            # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
         if not admission.let_in():
             return None
@@ -344,13 +370,14 @@ class ChildTaskGroup:
                     self.scope.wake()
             elif child == "dropped":
                 admission.let_out()
-                self._wake_feeder()  # it was fed, and takes no more room
+                self._wake_feeder()  # the dropped element takes up no room any more
             elif child.disposition is LIVE:  # a property would be a call for each child
                 if not admission.admit(child):
                     return "waiting"
             else:
+                # It was done earlier, but counts as in flight until it is applied.
                 admission.place.used += 1
-                if not child.lacks_history:
+                if not child.lacks_history:  # else a worker reads its history, so it is alive
                     admission.let_out()
         except BaseException as error:  # noqa: BLE001 # raised by ``run``
             admission.let_out()
@@ -365,7 +392,7 @@ class ChildTaskGroup:
     def _leave(self, child: Run) -> None:
         try:
             try:
-                if child.permits is not None:  # most hold nothing
+                if child.permits is not None:  # most children hold none: saves a call for each
                     self._admission.ended(child)
             finally:
                 if self._circuits is not None:
@@ -377,6 +404,7 @@ class ChildTaskGroup:
             else:
                 child.replace_end(failure)
         finally:
+            # Before the parent is woken: no child may start between this end and its judgement.
             if child.status in self._decisive:
                 self._is_held = True
             self.inbox.append(child)
@@ -385,7 +413,7 @@ class ChildTaskGroup:
     # -- breakers ---------------------------------------------------------------------------------
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
-        """Have ``child`` skipped if its circuit is open."""
+        """Skip ``child`` if its circuit is open."""
         key = circuits.key(child.config.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
@@ -393,7 +421,7 @@ class ChildTaskGroup:
             child.pass_over(f"breaker open: {key}")
 
     def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
-        """Tell how a child ended that was let through."""
+        """Report the end of ``child`` to its circuit, once, if the circuit let it through."""
         if child not in self._circuit_keys:
             return
         key = self._circuit_keys.pop(child)
@@ -405,13 +433,13 @@ class ChildTaskGroup:
     # -- the feeders' side ----------------------------------------------------------------------
 
     def start_feeding(self, source: AsyncFeed) -> None:
-        """Have ``source`` bring its elements in, in a task of its own."""
+        """Let ``source`` feed its elements in a task of its own."""
         self.scope.start(partial(self._feed, source))
 
     async def _feed(self, source: AsyncFeed) -> None:
         feeding = CancelScope()
         self._feeding.append(feeding)
-        if self.scope.closing:  # it ended before this task began; the source closes itself still
+        if self.scope.closing:  # the group ended before this task began, but the source must close
             feeding.cancel()
         try:
             with feeding:
@@ -421,7 +449,7 @@ class ChildTaskGroup:
         self.scope.wake()
 
     async def wait_for_room(self) -> bool:
-        """Wait until one more element can be used; return whether there is any use for more."""
+        """Wait until there is room for one more element; return False if the group is closing."""
         admission, place, scope = self._admission, self._admission.place, self.scope
         while not scope.closing and (
             self._is_shut
@@ -438,7 +466,7 @@ class ChildTaskGroup:
         return self._admission.lacks_permits
 
     def new_element(self) -> None:
-        """Use one more element that the source has."""
+        """Start a child for an element that the source has just received, if there is room."""
         self._pool.add_workers(1)
 
     def _stop_feeding(self) -> None:

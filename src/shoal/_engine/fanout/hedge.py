@@ -1,17 +1,15 @@
-"""What hedged races learn: how long their children take, and how many more they may start.
-
-Imports values only.
+"""Statistics of hedged races: how long their children take, and how many more they may start.
 
 Invariants:
-- In the long run extra starts are at most the budget's share of the starts that were needed.
-  In any stretch there may be besides as many as were left unused before, but never more than the
-  last ``WINDOW`` needed starts allow: so where every race is slow, and asks for more, the load
-  grows by that share, and isn't doubled.
-- Who has to wait for the budget gets it in turn.
+- In the long run, extra starts are at most the budget's share of the needed starts. A burst may
+  also use the share of earlier needed starts, if it is unused, but at most that of ``WINDOW`` of
+  them. So if every race is slow, and asks for more, the load grows by that share instead of
+  doubling.
+- Races that wait for the budget get it in the order in which they asked.
 
 "Hedged requests" are Dean and Barroso's (The Tail at Scale, CACM 56(2), 2013): send the same
 request elsewhere once it has taken longer than the 95th percentile, which adds about 5 % of load
-and cuts off the tail. The budget is a token bucket as those that limit retries (Finagle's
+and cuts off the tail. The budget is a token bucket like those that limit retries (Finagle's
 RetryBudget, gRPC's retry throttling).
 """
 
@@ -25,41 +23,44 @@ from typing import Protocol, final
 from shoal._graph.policy import Hedge
 
 WINDOW = 1000
-"""Latencies that are remembered, and needed starts whose unused budget is."""
+"""Latencies that are kept, and needed starts whose unused budget is kept.
+
+Enough for a 99th percentile, and few enough for an insertion into a sorted list.
+"""
 ENOUGH = 20
-"""Latencies from which a percentile is taken."""
+"""Latencies from which a percentile is taken: with 20, the 95th is below the largest."""
 
 
 class Waiting(Protocol):
-    """A race that is due to start one more child, as soon as the budget allows."""
+    """A race that waits for the budget to start one more child."""
 
     def grant(self) -> None:
-        """Hear that it does."""
+        """Take the start that the budget allows now."""
         ...
 
 
 @final
 class HedgeStatistics:
-    """What a runtime has learned of one race's definition."""
+    """Latencies and budget of all races of one definition, in one runtime."""
 
     __slots__ = ("_hedge", "_latencies", "_ordered", "_tokens", "_waiting")
 
     def __init__(self, hedge: Hedge) -> None:
-        """Know nothing; one extra start is granted in advance.
+        """Begin without latencies, and with a budget of one extra start.
 
         Args:
-            hedge: What the race's user said.
+            hedge: The user's settings of the race.
         """
         self._hedge = hedge
-        self._latencies: deque[float] = deque()  # as they came
-        self._ordered: list[float] = []
-        self._tokens = 1.0
-        self._waiting: dict[Waiting, None] = {}  # in turn
+        self._latencies: deque[float] = deque()  # the last ``WINDOW``, oldest first
+        self._ordered: list[float] = []  # the same latencies, sorted
+        self._tokens = 1.0  # extra starts that are allowed now; never negative
+        self._waiting: dict[Waiting, None] = {}  # races that wait, in the order of their requests
 
     # -- latencies ------------------------------------------------------------------------------
 
     def learn(self, latency: float) -> None:
-        """Hear how long a child took."""
+        """Add the time that a child took; the oldest one drops out of the window."""
         if len(self._latencies) == WINDOW:
             del self._ordered[bisect_left(self._ordered, self._latencies.popleft())]
         self._latencies.append(latency)
@@ -67,7 +68,7 @@ class HedgeStatistics:
 
     @property
     def delay(self) -> float:
-        """Seconds after which a child is one of the slow ones: the percentile, by nearest rank."""
+        """Seconds after which a child counts as slow: the percentile, by nearest rank."""
         count = len(self._ordered)
         if count < ENOUGH:
             return self._hedge.initial
@@ -76,12 +77,13 @@ class HedgeStatistics:
     # -- the budget -----------------------------------------------------------------------------
 
     def earn(self) -> None:
-        """Hear of a start that was needed: a share of one more may be started."""
+        """Count a needed start, which allows a share of an extra one."""
         budget = self._hedge.budget
         self._add(budget, most=max(1.0, budget * WINDOW))
 
     def spend(self, race: Waiting) -> bool:
-        """Take the budget for one more start; if there is none, ``race`` is granted it in turn."""
+        """Spend one extra start, or return False and ``grant`` it to ``race`` in turn."""
+        # 1e-9 less than 1: shares such as 0.1 don't add up to exactly 1.
         if self._tokens < 1 - 1e-9:
             self._waiting[race] = None
             return False
@@ -89,7 +91,7 @@ class HedgeStatistics:
         return True
 
     def leave(self, race: Waiting, unspent: int) -> None:
-        """Hear that a race waits no more, and take back what it did not spend."""
+        """Remove ``race`` from the waiting ones, and take back its unused extra starts."""
         self._waiting.pop(race, None)
         if unspent:
             self._add(unspent, most=self._tokens + unspent)

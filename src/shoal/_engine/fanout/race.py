@@ -1,13 +1,13 @@
-"""Contests: whose results count in a fan-out that need not await all, and when it is decided.
+"""Races: decide which results count in a fan-out that needn't await all, and when it is decided.
 
-Imports the run.
+The code also calls a race a contest, and its children contestants.
 
 Invariants:
-- Children are heard in the order in which the parent takes them, one at a time, and none after the
-  decision. So at most one child decides, and at most as many are accepted as were wanted.
-- What ``accept`` or ``by`` raises, or a value that is compared, refuses that child, and nothing
-  else.
-- A contest that can't be decided any more is known to be lost as soon as that is certain.
+- A race judges children one at a time, in the order in which the parent takes them, and none after
+  the decision. So at most one child decides, and no more are accepted than were wanted.
+- An error that ``accept``, ``by`` or the comparison of two values raises refuses that one child,
+  and does nothing else.
+- A race is known to be lost as soon as it can't be decided any more.
 """
 
 from __future__ import annotations
@@ -29,77 +29,82 @@ Contestant = Run | Done
 
 
 class Race(ABC):
-    """One contest among the children of a step."""
+    """One race among the children of a step."""
 
     wanted: int = 1
     """Results that have to be accepted."""
     consults = False
-    """Whether it looks at the state after each update."""
+    """Whether the race reads the state after each update."""
     winner: ChildName | None = None
-    """The child that has decided by an item; None: none has, or items don't decide."""
+    """The child that has decided; None before a decision, and always if items don't decide."""
     is_broken = False
-    """Whether that child has ended, and not well."""
+    """Whether the winner has failed or was cancelled, so that the race is run again or lost."""
 
     def __init__(self, name: str) -> None:
-        """Begin.
+        """Begin a race.
 
         Args:
-            name: The step's.
+            name: The step's name.
         """
         self.name = name
         self.chosen: Contestant | None = None
-        """The child whose value is that of the whole contest, once that is known."""
+        """The child whose value is the value of the race; None while there is none.
+
+        It may still change, or become None again (``withdraw``), until the decision is saved.
+        """
+        # Children that succeeded and were refused, each with the error for it, or None if the
+        # user's function just said no. Cleared for each attempt.
         self._refused: list[tuple[Contestant, Exception | None]] = []
 
     @abstractmethod
     def admits(self, child: Run) -> bool:
-        """Hear of the next child that succeeded; tell whether its result counts."""
+        """Judge the next child that succeeded; return whether its result counts."""
 
     @abstractmethod
     def recall(self, child: Done) -> None:
-        """Hear of a child whose result counted in an earlier execution."""
+        """Count a child whose result was accepted in an earlier execution."""
 
     @abstractmethod
     def withdraw(self, child: Contestant) -> None:
-        """Forget a child whose result was heard: it could not be applied, or runs anew.
+        """Stop counting a child whose result could not be applied, or that runs anew.
 
-        What ``admits`` raised about it may have happened halfway.
+        ``admits`` may have raised for this child, and have counted it or not.
         """
 
     def reopen(self) -> None:
-        """Hear that who was refused is tried again; what was accepted still counts."""
+        """Prepare for another attempt: refused children run again, accepted results still count."""
         self._refused.clear()
 
     def forget(self) -> None:
-        """Let go of what refused children: the frames of these errors lead back to here."""
-        self._refused.clear()
+        """Release the errors of refused children."""
+        self._refused.clear()  # breaks a cycle: the errors' frames refer to this race
 
     @abstractmethod
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
-        """Tell whether the update of ``child``, which led to ``state``, has decided it, and how."""
+        """Return the decision by the update of ``child``, which led to ``state``; None: not yet."""
 
     def decided_by(self, last: Contestant) -> Decision:
-        """Return the decision of a contest that lacks nothing since ``last`` was heard."""
+        """Return the decision of a race that lacks no result since ``last`` was counted."""
         return self._decision(last, (last,))
 
     @property
     @abstractmethod
     def lacking(self) -> int:
-        """The results that must still be accepted before it can be decided, at least."""
+        """The least number of results that must still be accepted for a decision."""
 
     def is_lost(self, possible: float) -> bool:
-        """Tell whether it can't be decided any more, with at most ``possible`` children to come."""
+        """Whether it can't be decided any more, with at most ``possible`` children to come."""
         return possible < self.lacking
 
     def defeat(
         self, ended: Iterable[Outcome], count: int, possible: float
     ) -> NobodyAccepted | None:
-        """Say why nobody has won now that it is over; None if nobody had to.
+        """Make the error of a race that is over without a winner; None if it needs no winner.
 
         Args:
-            ended: The outcomes of those that brought nothing.
-            count: Children that there were.
-            possible: How many more there could have been, at most.
+            ended: The outcomes of children without an accepted result.
+            count: The number of children.
+            possible: How many more children there could have been, at most.
         """
         losers: list[tuple[int, Exception]] = [
             (outcome.position, outcome.error) for outcome in ended if isinstance(outcome, Failed)
@@ -107,7 +112,7 @@ class Race(ABC):
         losers += [(child.position, self._rejection(child, why)) for child, why in self._unwanted()]
         losers.sort(key=lambda loser: loser[0])
         why = self._why_lost(count)
-        if possible and self.is_lost(possible):  # so these were not started
+        if possible and self.is_lost(possible):  # which is why these children were not started
             why += f", and with at most {possible:g} more there can't be {self.wanted}"
         if not losers:
             few = f"{why}, though nobody failed: it had too few, or they were cancelled by hand"
@@ -115,12 +120,12 @@ class Race(ABC):
         return NobodyAccepted(why, [error for _, error in losers])
 
     def _unwanted(self) -> Iterable[tuple[Contestant, Exception | None]]:
-        """Go through those that succeeded in vain, and why if there is a reason."""
+        """Yield the children whose result didn't win, each with the error that refused it."""
         return self._refused
 
     @abstractmethod
     def _why_lost(self, count: int) -> str:
-        """Say what there was too little of."""
+        """Describe what the race lacked, for the message of the error."""
 
     def _rejection(self, child: Contestant, why: Exception | None) -> Rejected:
         path = child.path
@@ -135,13 +140,18 @@ class Race(ABC):
     def _ask(
         self, function: Callable[[Any], T], of: object, child: Contestant, what: str
     ) -> tuple[T] | None:
-        """Ask about what a child brings; None: there is no answer, and it is refused for that."""
+        """Call a user's function for a child; None: it raised, and the child is refused for it.
+
+        The answer is in a tuple because it may be None.
+        """
         try:
             answer = function(of)
         except Exception as error:  # noqa: BLE001 # the child is refused for it
             self._refused.append((child, error))
             return None
         except BaseException as error:
+            # A cancellation that the function raised by itself refuses the child, too. See
+            # test_an_accept_that_raises_a_cancellation_refuses.
             failure = as_failure(error)
             if failure is None:
                 raise
@@ -162,7 +172,7 @@ class Race(ABC):
 
 @final
 class FirstRace(Race):
-    """The first accepted results decide."""
+    """A race that the first accepted results decide."""
 
     def __init__(self, name: str, until: First) -> None:
         super().__init__(name)
@@ -209,7 +219,7 @@ class FirstRace(Race):
 
 @final
 class QuorumRace(Race):
-    """Results that agree decide."""
+    """A race that a number of equal results decide."""
 
     def __init__(self, name: str, until: Quorum) -> None:
         super().__init__(name)
@@ -217,8 +227,8 @@ class QuorumRace(Race):
         self._by = until.by
         self._ballots: dict[object, list[Contestant]] = {}
         self._others: list[tuple[object, list[Contestant]]] = []  # ballots that can't be hashed
-        self._most = 0  # votes for one ballot
-        self._agreed: list[Contestant] = []
+        self._most = 0  # votes for the ballot that has most
+        self._agreed: list[Contestant] = []  # empty until a ballot has ``wanted`` votes
 
     def admits(self, child: Run) -> bool:
         return self._count(child)
@@ -253,12 +263,12 @@ class QuorumRace(Race):
         return True
 
     def _votes(self, ballot: object) -> list[Contestant]:
-        """Return those that have voted so; what comparing ballots raises is the user's."""
+        """Return the children with this ballot. Comparing ballots may raise a user's error."""
         try:
             return self._ballots.setdefault(ballot, [])
-        except TypeError:  # it can't be hashed, so it is compared
+        except TypeError:  # it can't be hashed, so it is compared with each other one
             pass
-        bool(ballot == ballot)  # noqa: PLR0124 # what can't be is to raise here, not in others' way
+        bool(ballot == ballot)  # noqa: PLR0124 # if it can't be compared, this child is refused
         for other, votes in self._others:
             if other == ballot:
                 return votes
@@ -287,7 +297,7 @@ class QuorumRace(Race):
 
 @final
 class PredicateRace(Race):
-    """A user's function decides."""
+    """A race that a user's function of the state decides."""
 
     consults = True
 
@@ -299,10 +309,10 @@ class PredicateRace(Race):
         return True
 
     def recall(self, child: Done) -> None:
-        """Nothing to do: what came of it is in the state."""
+        """Do nothing: the result is in the state already."""
 
     def withdraw(self, child: Contestant) -> None:
-        """Nothing to do: only the state was looked at."""
+        """Do nothing: no results are kept here."""
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         answer = cast("object", self._function(state(), child.outcome))
@@ -317,7 +327,7 @@ class PredicateRace(Race):
         return False  # without a decision, all children are awaited
 
     def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
-        """Nobody had to win: without a decision, all were awaited."""
+        """Return None: no child has to win, without a decision all are awaited."""
 
     def _why_lost(self, count: int) -> str:
         raise NotImplementedError
@@ -325,21 +335,23 @@ class PredicateRace(Race):
 
 @final
 class ItemRace(Race):
-    """The first partial item decides; who has given it goes on to its end.
+    """A race that the first partial item decides; the child that emitted it goes on to its end.
 
-    A child that ends well before anybody has given one decides by that.
+    If a child succeeds before any child has emitted an item, that success decides.
     """
 
     def __init__(self, name: str, until: FirstItem, winner: ChildName | None = None) -> None:
-        """Begin; with ``winner``, an earlier execution has decided."""
+        """Begin a race; ``winner`` is the child by which an earlier execution has decided it."""
         super().__init__(name)
         self._when = until.when
         self.winner: ChildName | None = winner
-        self._leader: Run | None = None  # has given the first item; that is not saved yet
-        self._ended_first = False
+        # The child that has emitted the first item. Set by its task, until ``elect`` in the
+        # parent's task makes it the winner.
+        self._leader: Run | None = None
+        self._ended_first = False  # the winner has won by its end, before there was an item
 
     def hear_item(self, run: Run, item: object) -> bool:
-        """Hear that a child has given an item; tell whether it is to be elected for that."""
+        """Note an item that ``run`` has emitted; return whether ``elect`` has to be called."""
         if self.winner is not None or self._leader is not None:
             return False
         if self._when is not None:
@@ -351,7 +363,10 @@ class ItemRace(Race):
         return True
 
     def elect(self) -> tuple[Run, Decision] | None:
-        """Decide for who has given the first item, unless it has ended, or somebody has before."""
+        """Return the child that has emitted the first item, and the decision for it.
+
+        Returns None if that child has ended, or there is a winner already.
+        """
         leader, self._leader = self._leader, None
         if leader is None or leader.status is not None or self.winner is not None:
             return None
@@ -368,7 +383,7 @@ class ItemRace(Race):
         return True
 
     def recall(self, child: Done) -> None:
-        """Nothing to do: it would have won, and the race be over."""
+        """Do nothing: an accepted result has won, so the race would be over already."""
 
     def withdraw(self, child: Contestant) -> None:
         if self.chosen is child:
@@ -380,7 +395,7 @@ class ItemRace(Race):
         return self._decision(child, (child,)) if self._ended_first else None
 
     def lose(self, batch: Iterable[Run]) -> None:
-        """Hear of children that ended, maybe not well."""
+        """Mark the race as broken if its winner is in ``batch`` and has not succeeded."""
         for child in batch:
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
                 self.is_broken = True
@@ -407,16 +422,19 @@ _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
     FirstItem: ItemRace,
     ByFunction: PredicateRace,
 }
-"""What judges under each condition, made of the step's name and the condition."""
+"""The race for each kind of condition, made of the step's name and the condition."""
 
 
 def contest(name: str, until: EndCondition) -> Race | None:
-    """Begin the contest that ``until`` makes of the step ``name``; None: all are awaited."""
+    """Return the race for ``until`` in the step ``name``, or None if all children are awaited."""
     return _JUDGES[type(until)](name, until)
 
 
 def _remove(child: Contestant, of: list[Contestant]) -> bool:
-    """Remove that very child; tell whether it was there. The values of others are not compared."""
+    """Remove ``child``, if it is there, and return whether it was.
+
+    Compared by identity: equality would compare users' values, which may raise.
+    """
     for at in range(len(of) - 1, -1, -1):
         if of[at] is child:
             del of[at]

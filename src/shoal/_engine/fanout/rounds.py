@@ -1,15 +1,13 @@
-"""Rounds of a race among streams that is run again where its winner breaks off.
-
-Imports what has been taken up, and contests.
+"""Rounds of a race among streams: the race is run again if its winner fails.
 
 Invariants:
-- A contestant that has failed takes no part in the next round. It does in another attempt of the
-  step, and in another execution once nobody else is left: what has failed runs again there.
-- What has been started counts for ``at_most`` once, however many rounds it takes part in.
-- One that waits for answers runs from its start as all others do, and asks the same once more.
-- One that is Done stays Done, and wins where nobody has given an item before.
-- All of that is remembered over all rounds: a contestant may not come up in one of them, since that
-  was decided before. If that is the last one, it has lost as it did before.
+- A contestant that has failed is left out of the next round. It takes part again in another attempt
+  of the step, and in another execution once no others are left, as failed children do there.
+- A contestant that was started counts once for ``at_most``, however many rounds it takes part in.
+- A halted contestant runs from its start as all others do, and asks the same question again.
+- A contestant that is Done stays Done, and wins if no child has emitted an item before it comes up.
+- All of that is kept over all rounds, because a contestant doesn't come up in a round that is
+  decided before. If that is the last round, the contestant keeps its end of an earlier one.
 """
 
 from __future__ import annotations
@@ -29,41 +27,45 @@ from .takeup import Pick, without
 
 @final
 class Rounds:
-    """Who takes part in the next round, and how."""
+    """The contestants of the next round, and how each of them takes part."""
 
     __slots__ = ("_begun", "_done", "_failed_before", "_former", "_out", "_tried", "pick")
 
     def __init__(self) -> None:
-        """Have everybody take part."""
+        """Prepare the first round, in which all children take part."""
         self.pick: Callable[[str, Key], Pick] | None = None
-        """Says of a child whether it is left out or runs anew; see ``ElementSource``."""
-        self._out: set[ChildName] = set()
-        self._failed_before: frozenset[ChildName] = frozenset()  # of these, in another execution
-        self._tried: dict[ChildName, int] = {}
-        self._done: dict[ChildName, Done] = {}
-        self._former: ElementSource | None = None  # of the round before
-        # Those that any round has started: how they ended in the last of these, or how they wait.
+        """Returns for a child whether it is left out or runs anew; see ``ElementSource``.
+
+        None in the first round. The step sets it for the winner that an earlier execution left.
+        """
+        self._out: set[ChildName] = set()  # contestants that are left out
+        # Of these, the ones that failed in an earlier execution. A round with them empties it.
+        self._failed_before: frozenset[ChildName] = frozenset()
+        self._tried: dict[ChildName, int] = {}  # attempts so far; never fewer in a later round
+        self._done: dict[ChildName, Done] = {}  # contestants that are Done, in any round
+        self._former: ElementSource | None = None  # the last round's, until ``prepare``
+        # All contestants that a round has started: their last outcome, or the halted run.
         self._begun: dict[ChildName, Outcome | Run] = {}
 
     @property
     def may_readmit(self) -> bool:
-        """Whether there are some that have failed in an earlier execution, and are left out."""
+        """Whether contestants are left out that failed in an earlier execution."""
         return bool(self._failed_before)
 
     def failed_before(self, outcomes: Iterable[Outcome]) -> None:
-        """Hear how some have ended in an earlier execution, that are known here by now."""
+        """Note which contestants have failed in an earlier execution."""
         self._failed_before |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
 
     def left_behind(self, source: ElementSource) -> Iterable[Outcome | Run]:
-        """Go through those that have not come up in the last round, which had ``source``."""
+        """Return the contestants that have not come up in the last round, which had ``source``."""
         return [one for name, one in self._begun.items() if name in source.to_come]
 
     def forget(self) -> None:
-        """Let go of how contestants have ended: the frames of their errors lead back to here."""
-        self._begun.clear()
+        """Release the outcomes of contestants."""
+        self._begun.clear()  # breaks a cycle: the frames of their errors refer to the step
 
     def prepare(self, source: ElementSource) -> None:
-        """Have the children of a round made as they take part in it."""
+        """Let ``source`` make the children of a round as these rounds require."""
         source.pick, source.tried, source.done_before = self.pick, self._tried, self._done
         former, self._former = self._former, None
         if former is not None:
@@ -80,14 +82,14 @@ class Rounds:
         *,
         among_all: bool,
     ) -> Iterable[Outcome]:
-        """Prepare the next round; return the outcomes of those that take no part in it.
+        """Prepare the next round; return the outcomes of contestants that are left out of it.
 
         Args:
-            outcomes: How those ended that have.
-            resting: Those that wait for answers.
-            contest: The last round's.
-            former: The last round's source; None: this execution has run none.
-            among_all: Whether those that have failed take part, too: it is tried again.
+            outcomes: The ends of the contestants that have ended.
+            resting: The halted contestants.
+            contest: The last round's race.
+            former: The last round's source; None: this execution has run no round.
+            among_all: Whether failed contestants take part too, as in another attempt.
         """
         is_broken = contest is not None and contest.is_broken
         if contest is not None and contest.winner is not None:
@@ -95,13 +97,14 @@ class Rounds:
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         if among_all:
             self._out.clear()
-        elif not is_broken:  # nobody else is left
+        elif not is_broken:  # no others are left, so these run again
             self._out -= self._failed_before
         if among_all or not is_broken:
             self._failed_before = frozenset()
         self._done |= {_name_of(one): one for one in outcomes if isinstance(one, Done)}
         for one in outcomes:
-            tried = self._tried.get(_name_of(one), 0)  # one that never started this time has none
+            # An outcome of a contestant that never started this time has no attempts.
+            tried = self._tried.get(_name_of(one), 0)
             self._tried[_name_of(one)] = max(tried, one.attempts)
         self._begun |= {_name_of(one): one for one in outcomes}
         self._begun |= {ChildName(one.config.act, one.key): one for one in resting}

@@ -1,9 +1,11 @@
-"""The scope of a group: its tasks, what failed in them, and why all of them end together.
+"""The scope of a group: its tasks, their first failure, and the reason for which all are cancelled.
 
 Invariants:
-- No exception goes through the task group, which would wrap it: failures cross as values.
-- The first failure counts, and the first reason; only a KeyboardInterrupt outranks another failure.
-- Whatever is cancelled is watched until it has ended.
+- No exception passes through the task group, which would wrap it: failures are handed over as
+  values.
+- The first failure and the first reason count. Only a fatal error, such as KeyboardInterrupt,
+  outranks an earlier failure.
+- The watchdog watches every task that is cancelled until it has ended.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from shoal._events.events import ChildName
 
 @final
 class GroupScope:
-    """The tasks of a group, and the one reason for which all of them stop."""
+    """The tasks of a group, and the one reason for which all of them are cancelled."""
 
     __slots__ = (
         "_coroutines",
@@ -55,45 +57,59 @@ class GroupScope:
     def __init__(
         self, parent: Run, name: str, timeout: float | None, ends_at: float | None = None
     ) -> None:
-        """Have no tasks yet, and ``timeout`` seconds: from now on, or until ``ends_at``."""
+        """Prepare a scope without tasks; it times out after ``timeout`` s, or at ``ends_at``."""
         self._parent = parent
         self._name = name
         self.reason: str = "the fan-out was cancelled"
+        """Why children are cancelled. Final as soon as ``closing`` is set."""
         self.winner: ChildName | None = None
-        """The child that decided the race which the others are cancelled for."""
+        """The child that decided the race for which the others are cancelled.
+
+        None before a decision. The step sets it once the decision is saved.
+        """
         self.closing: bool = False
-        """Whether nothing more is started."""
+        """Whether no more children are started. Never unset."""
         self.was_cancelled: bool = False
-        """Whether ``cancel`` has ended it, and it didn't end by itself."""
+        """Whether ``cancel`` was called. Never unset.
+
+        ``run`` then returns normally, unless something fails.
+        """
         self.interrupted: bool = False
-        """Whether a child was truly cancelled, or something fatal came out of it..."""
+        """Whether a child was cancelled with the group, or a fatal error came out of it.
+
+        Never unset.
+        """
         self.cancelled_by: type[BaseException] | None = None
-        """...and the type of that cancellation, if it came alone."""
+        """The type of that cancellation; None if there was none, or only one in a group of errors.
+        """
         self.context: Context = copy_context()
-        """Each child lives in a copy of it."""
-        self._tasks: TaskGroup | None = None
-        self._task_context: Context = startable(self.context)  # each task's is a copy of it
+        """The step's context variables; each child runs in a copy of them."""
+        self._tasks: TaskGroup | None = None  # None before ``open``, and after ``raise_failure``
+        self._task_context: Context = startable(self.context)  # each task runs in a copy of it
         self._coroutines: list[CoroutineType[Any, Any, None]] = []  # some may have ended
-        self._tidy_at = SPARE  # so many of them, that it is time to look which
-        # As the user gave it, never the seconds that are left: messages name it
-        # (see test_a_timeout_is_told_as_it_was_given).
+        # At this length, ``start`` removes the ended ones. It doubles with what remains, so the
+        # cost for each start is constant.
+        self._tidy_at = SPARE
+        # As the user gave it, not the seconds that remain, because messages name it: see
+        # test_a_timeout_is_told_as_it_was_given.
         self._timeout = timeout
         now = parent.config.services.clock()
         self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
         self._timed_out = False
-        self._watched: list[Watched] = []  # what the watchdog expects to end
-        self._news: Event | None = None  # set while the parent waits for something to happen
+        self._watched: list[Watched] = []  # registrations with the watchdog, until ``close``
+        self._news: Event | None = None  # None unless the parent waits
+        # Only ``stop`` sets it, and replaces it only by a failure that outranks it.
         self._failure: BaseException | None = None
 
     # -- tasks ----------------------------------------------------------------------------------
 
     @property
     def is_open(self) -> bool:
-        """Whether it has tasks, so that more can be started."""
+        """Whether ``open`` was called and the group has not ended: tasks can be started."""
         return self._tasks is not None
 
     def open(self, tasks: TaskGroup) -> None:
-        """Begin to use ``tasks``, until the timeout."""
+        """Start tasks in ``tasks`` from now on, and cancel them at the timeout."""
         self._tasks = tasks
         if self._timeout is not None:
             tasks.cancel_scope.deadline = self._deadline
@@ -102,7 +118,7 @@ class GroupScope:
     def start(
         self, function: Callable[[], CoroutineType[Any, Any, None]]
     ) -> tuple[CoroutineType[Any, Any, None], TaskHandle[None]]:
-        """Start a task; callable in callbacks of the loop, too."""
+        """Start a task and return it; also callable from callbacks of the event loop."""
         assert self._tasks is not None
         if len(self._coroutines) > self._tidy_at:
             self._coroutines = [task for task in self._coroutines if task.cr_frame is not None]
@@ -112,33 +128,33 @@ class GroupScope:
         return task, self._task_context.copy().run(self._tasks.start_soon, _same, task)
 
     def close(self) -> None:
-        """Let go of the tasks: all have ended."""
+        """Release the tasks, which have all ended."""
         for watched in self._watched:
             self._parent.config.services.watchdog.forget(watched)
-        self._watched.clear()  # no cycle: what is watched leads here
+        self._watched.clear()  # breaks a cycle: the watched parts refer to this scope
         for task in self._coroutines:
-            task.close()  # one may never have begun, see `BackgroundTask`
+            task.close()  # a task may never have begun, see `BackgroundTask`
         self._coroutines.clear()
 
     def watch(self, parts: Callable[[], list[Part]], cancelled_at: float | None = None) -> None:
-        """Have it told which of ``parts`` doesn't end in time."""
+        """Let the watchdog report which of ``parts`` don't end in time."""
         watchdog = self._parent.config.services.watchdog
         self._watched.append(watchdog.watch(parts, cancelled_at))
 
     def parts(self) -> list[Part]:
-        """Return what it is made of: what workers and feeders do."""
+        """Return the tasks of workers and feeders, for the watchdog."""
         return [Part(self._parent, task) for task in self._coroutines]
 
     # -- waking the parent ----------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have the parent look at what has happened."""
+        """Wake the parent's task if it waits."""
         if self._news is not None:
             self._news.set()
             self._news = None
 
     async def wait(self) -> None:
-        """Wait until ``wake`` is called; for the parent."""
+        """Wait until ``wake`` is called. Only the parent's task may wait."""
         self._news = Event()
         await self._news.wait()
 
@@ -146,13 +162,13 @@ class GroupScope:
 
     @property
     def goes_on(self) -> bool:
-        """Whether nothing has failed in it, and nothing has stopped it from outside."""
+        """Whether nothing has failed, and the group was neither interrupted nor cancelled."""
         return self._failure is None and not self.interrupted and not self.was_cancelled
 
     def cancel(self, reason: str) -> None:
-        """End the group for ``reason``: cancel what is left. Its ``run`` then returns normally.
+        """Cancel the remaining children for ``reason``, so that ``run`` returns normally.
 
-        The first reason counts.
+        If the group is closing already, its first reason stays.
         """
         self.was_cancelled = True
         if self.closing:
@@ -164,16 +180,17 @@ class GroupScope:
             self.stop(reason)
 
     def fail(self, error: BaseException) -> None:
-        """Stop for what came out of code that runs in the group's tasks, but for its children.
+        """Stop the group for an ``error`` of code in its tasks that is not a child's own.
 
         Raises:
-            BaseException: ``error``, if it is a true cancellation, which must travel on.
+            BaseException: ``error`` itself, if it is a real cancellation: the task group must
+                receive it.
         """
         failure: BaseException | None = None
         try:
             failure = as_failure(error)
             if failure is None and is_cancellation(error):
-                self.notice_timeout()
+                self.notice_timeout()  # while ``closing`` is unset: else the reason is another one
                 raise error
             failure = first_of(failure, fatal_leaf(error), error)
             self.stop(f"its fan-out failed: {brief(failure)}", failure)
@@ -181,7 +198,7 @@ class GroupScope:
             del error, failure  # breaks the traceback cycle
 
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
-        """Cancel what is left for ``reason``; ``failure`` is raised in the end."""
+        """Cancel the remaining children for ``reason``; ``raise_failure`` raises ``failure``."""
         if self._failure is None or isinstance(self._failure, Exception):
             outranks = failure is not None and not isinstance(failure, Exception)
             if self._failure is None or outranks:
@@ -196,14 +213,14 @@ class GroupScope:
         self.wake()
 
     def interrupt(self, error: BaseException) -> None:
-        """Note that all are cancelled, or interrupted: ``error`` came out of one of them."""
+        """Note that a cancellation of the whole group, or a fatal error, came out of a child."""
         self.notice_timeout()
         self.interrupted = True
         if is_cancellation(error) and not isinstance(error, BaseExceptionGroup):
             self.cancelled_by = type(error)
 
     def notice_timeout(self) -> None:
-        """Find the reason for a cancellation that came from no code."""
+        """Set the reason if the deadline has cancelled the tasks: then no code has set one."""
         if self._timeout is None or self.closing:
             return
         assert self._tasks is not None
@@ -212,20 +229,20 @@ class GroupScope:
             self._timed_out = self.closing = True
             self.reason = f"timeout of {self._timeout:g} s"
 
-    # -- what is raised in the end --------------------------------------------------------------
+    # -- raising after the end ------------------------------------------------------------------
 
     def raise_fatal(self) -> None:
-        """Raise what outranks even a cancellation, if that has come out of a task."""
+        """Raise a fatal error that came out of a task: it outranks even a cancellation."""
         if not isinstance(self._failure, Exception | None):
             raise self._failure from None
 
     async def raise_failure(self, *, finished: bool) -> None:
-        """Raise why it has ended, if that is neither that all is ``finished``, nor ``cancel``.
+        """Raise the reason for the end, unless the group ``finished`` or ``cancel`` was called.
 
         Raises:
-            StepTimeout: It took longer than its timeout.
-            SpuriousCancel: Code in it has cancelled it, and not by ``cancel``.
-            Exception: What ``fail`` was called with first.
+            StepTimeout: The group took longer than its timeout.
+            SpuriousCancel: Code inside the group cancelled it without ``cancel``.
+            Exception: The first error that ``fail`` was called with.
         """
         self._tasks = None
         failure, self._failure = self._failure, None
@@ -236,8 +253,8 @@ class GroupScope:
                 del failure  # breaks the traceback cycle
         if finished or self.was_cancelled:
             return
-        # The parent may have been scheduled by a child's end in the very tick in which all were
-        # cancelled, and so not have noticed, see
+        # A child's end may have woken the parent in the same loop iteration in which the caller
+        # was cancelled. Then nothing has been raised here yet, see
         # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
         await checkpoint_if_cancelled()
         if self._timed_out:
@@ -248,5 +265,5 @@ class GroupScope:
 
 
 def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    """Give a task group what was made already, so that it can be looked into."""
+    """Return ``task``: the task group runs a coroutine that the scope can inspect meanwhile."""
     return task

@@ -1,19 +1,19 @@
-"""When the children of a fan-out start, where they don't start at once. Imports the group.
+"""Staggered starts: a source that delays the children of a fan-out.
 
-A source is put before the fan-out's own; the group knows nothing of it, and who doesn't stagger
+It wraps the fan-out's own source. The group doesn't know of it, and a fan-out that doesn't stagger
 pays nothing.
 
 Invariants:
-- A child starts only with a permit. One is due when the delay since the last start is over, and
-  one for each child that brought nothing: that failed, was refused, was cancelled by hand, or
-  is halted.
-- Where the delay is endless, one is due when no child is in flight.
-- With a ``Hedge``, as many children are in flight as could decide the race: these starts are
-  needed, and free. So a race falls back on its next child as it would without a hedge, and is never
-  lost for want of a budget. Starts beyond that are extra ones, and take a permit from the budget.
+- A child starts only with a permit. A permit is due when the delay since the last start is over. A
+  further one is due for each child without an accepted result: it failed, was refused, was
+  cancelled by hand, or is halted.
+- If the delay is endless, a permit is due when no child is in flight.
+- With a ``Hedge``, as many children are in flight as could decide the race. These starts are needed
+  and free, so a race falls back on its next child as it would without a hedge, and is never lost
+  because the budget is spent. Further starts are extra ones, and take a permit from the budget.
 - An element is pulled only when there is a permit for its child.
-- No permit is taken while the source has no element. A source that is dry now may have more later:
-  ``grow`` finds them. So the feed lasts as long as the group, which cancels it.
+- No permit is taken while the source has no element. A source that is dry now may have more later,
+  which ``grow`` finds, so the feed lasts until the group cancels it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ from .hedge import HedgeStatistics
 from .source import ElementSource
 
 RETRY = 0.1
-"""Seconds after which a start is tried again that the live budget had no permit for."""
+"""Seconds until a start is tried again for which the live budget had no permit.
+
+Nothing wakes the feed when the budget has one again, so the feed polls.
+"""
 
 
 @final
 class StaggeredSource:
-    """The source of a fan-out whose children start one after the other."""
+    """A source that lets the children of another source start one after the other."""
 
     def __init__(
         self,
@@ -50,23 +53,25 @@ class StaggeredSource:
         clock: Callable[[], float],
         needed: int = 1,
     ) -> None:
-        """Let the first start.
+        """Begin with permits for the first child or, with a hedge, the first ``needed`` ones.
 
         Args:
             source: Makes the children.
-            delay: Seconds from one start to the next, or what a hedge has learned of them.
-            clock: Tells the time.
+            delay: Seconds from one start to the next, or the statistics from which they follow.
+            clock: Returns the time.
             needed: Children that a hedge starts at once.
         """
         self._source = source
         self._learned = delay if isinstance(delay, HedgeStatistics) else None
         self._fixed = 0.0 if isinstance(delay, HedgeStatistics) else delay
         self._clock = clock
-        self._needed = 1 if self._learned is None else needed  # permits that are free
-        self._extra = 0  # permits from the budget
-        self._due = inf  # when the next permit is
-        self._news: Event | None = None  # set while it waits for that
-        self._dropped = set[Run]()  # whose end has yet to be heard, and no permit was taken for
+        self._needed = 1 if self._learned is None else needed  # free permits
+        self._extra = 0  # permits from the budget, which ``close`` returns unused
+        self._due = inf  # time of the next permit; infinite until the first start
+        self._news: Event | None = None  # None until ``feed`` waits; a new one for each wait
+        # Children that never took a permit, until ``hear`` is given their end: no start replaces
+        # them.
+        self._dropped = set[Run]()
 
     @property
     def _delay(self) -> float:
@@ -77,14 +82,14 @@ class StaggeredSource:
         return self._needed + self._extra
 
     def _ask(self) -> None:
-        """Take a permit, as one is due; or be granted it later."""
+        """Take a permit that is due; if the budget is spent, ``grant`` is called later."""
         if self._learned is None:
             self._needed += 1
         elif self._learned.spend(self):
             self._extra += 1
 
     def grant(self) -> None:
-        """Hear that the budget allows one more start."""
+        """Take an extra permit that the budget allows now."""
         self._extra += 1
         self._tell()
 
@@ -92,20 +97,20 @@ class StaggeredSource:
         if self._news is not None:
             self._news.set()
 
-    # -- what the fan-out tells -----------------------------------------------------------------
+    # -- called by the step ---------------------------------------------------------------------
 
     def hear(self, batch: Iterable[Run], in_flight: int, lacking: int) -> None:
-        """Count how children ended, and allow the starts that are due by that.
+        """Allow the starts that are due because children have ended.
 
         Args:
-            batch: They have ended, and their ends are committed.
-            in_flight: Children that have started and not ended.
-            lacking: Results that would decide the race; without one, 1.
+            batch: Children whose ends are committed.
+            in_flight: The number of children that have started and not ended.
+            lacking: The number of results that would decide the race; 1 if it is no race.
         """
         due = 0
         for child in batch:
             if child.disposition.is_kept:
-                continue  # it took no permit
+                continue  # applied by an earlier execution: it took no permit
             if child in self._dropped:
                 self._dropped.remove(child)
             elif child.status in ("failed", "cancelled", "halted") or not child.used:
@@ -123,10 +128,10 @@ class StaggeredSource:
         self._tell()
 
     def learn(self, children: Iterable[Run]) -> None:
-        """Learn how long children took, of those that say so.
+        """Add the times that children took to the statistics.
 
-        One that was cancelled because another had won took at least so long. It counts if it was
-        one of the slow ones: else these, of which it is all about, would never be seen.
+        A child that was cancelled because another had won would have taken longer. It counts if it
+        was slow already: otherwise the slow children, which hedges are for, would be left out.
         """
         if self._learned is None:
             return
@@ -136,7 +141,7 @@ class StaggeredSource:
                 self._learned.learn(child.elapsed)
 
     def learn_first(self, leader: Run, others: Iterable[Run]) -> None:
-        """Learn how long it took until the first item, where that decides; see ``learn``."""
+        """Add the time until the first item, if items decide; see ``learn`` for the others."""
         if self._learned is not None:
             delay = self._learned.delay
             self._learned.learn(leader.age)
@@ -145,15 +150,15 @@ class StaggeredSource:
                     self._learned.learn(other.age)
 
     def close(self) -> None:
-        """Give back what wasn't used."""
+        """Return unused extra permits to the budget."""
         if self._learned is not None:
             self._learned.leave(self, self._extra)
             self._extra = 0
 
-    # -- what a group asks of its source --------------------------------------------------------
+    # -- called by the group, as ``ChildSource`` says -------------------------------------------
 
     def take(self) -> Run | Dropped | None:
-        """Make the next child if it may start; see ``Source``."""
+        """Make the next child if it may start; see ``ChildSource``."""
         if not self._permits and not self._source.is_next_done:
             return None
         child = self._source.take()
@@ -162,7 +167,7 @@ class StaggeredSource:
         return child
 
     def take_back(self, child: Run) -> None:
-        """Have a child be the next that is taken, and its permit be free; see ``Source``."""
+        """Return ``child``, which ``take`` makes again; its next permit is free."""
         self._needed += 1
         self._source.take_back(child)
 
@@ -177,42 +182,43 @@ class StaggeredSource:
         self._tell()
 
     def left(self) -> int:
-        """Count what may start now."""
+        """Count the children that may start now."""
         return min(max(self._permits, self._source.is_next_done), self._source.left())
 
     def waiting(self) -> int:
-        """Count what was pulled, or more than there is ever room for, so that nothing is."""
+        """Count the elements that wait; without a permit, more than fit, so that none is pulled."""
         waiting = self._source.waiting()
         return waiting if waiting < self._permits else sys.maxsize
 
     def dry(self) -> bool:
-        """Tell whether there will be no more."""
+        """Whether there will be no more children, unless ``grow`` finds some."""
         return self._source.dry()
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
-        """Make children that are not to begin."""
+        """Make the children that ``is_meant``, which never begin."""
         dropped = self._source.drop(is_meant)
         self._dropped.update(dropped)
         return dropped
 
     def feeds(self) -> Sequence[AsyncFeed]:
-        """Return what must wait: for elements, and for the time to start."""
+        """Return the feeds of the source, and this one, which waits for the time of a start."""
         return [*self._source.feeds(), *([] if self._fixed == inf else [self])]
 
     async def feed(self, group: Backpressure) -> None:
-        """See to it that a child starts whenever it is due, until the group cancels this."""
+        """Start a child whenever one is due, until the group cancels this feed."""
         while True:
             now, until = self._clock(), self._due
             if self._source.dry():
-                until = inf  # ``hear`` wakes it when a child has discovered more
+                until = inf  # ``hear`` wakes this when a child has discovered more
             elif now >= until and not self._permits:
-                self._due = until = inf  # until the next start
+                self._due = until = inf  # one permit for each delay: ``_start`` sets it again
                 self._ask()
             if self._permits:
                 group.engage()
-                # Who has no room is engaged again by its own children's ends; but nobody is woken
-                # when the live budget has a permit again.
+                # If it lacks room, the group starts the child when another one ends. But nothing
+                # wakes the group when the live budget has a permit again, so this polls.
                 until = now + max(RETRY, self._delay) if group.lacks_permits else inf
+            # No await since the permits were looked at, so no news is missed in between.
             self._news = Event()
             with CancelScope(deadline=until):
                 await self._news.wait()
@@ -221,14 +227,14 @@ class StaggeredSource:
 def stagger(
     how: Stagger | None, source: ElementSource, services: Services, definition: object, lacking: int
 ) -> StaggeredSource | None:
-    """Put before ``source`` what says when children start; None if they start at once.
+    """Wrap ``source`` so that its children start staggered; None if they start at once.
 
     Args:
-        how: As the user said.
+        how: The user's setting.
         source: Makes the children.
-        services: What has been learned of latencies by then.
-        definition: What all executions of the fan-out have in common.
-        lacking: Results that are still needed.
+        services: Keeps the statistics of hedges.
+        definition: The fan-out's definition: its executions share the statistics.
+        lacking: The number of results that are still needed.
     """
     if not isinstance(how, Hedge):
         return StaggeredSource(source, float(how), services.clock) if how else None

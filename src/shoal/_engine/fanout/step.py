@@ -1,12 +1,12 @@
-"""One execution of a parallel action by one run: opening, applying batches, deciding, ending.
+"""One execution of a parallel act by one run: open it, apply batches, decide, end.
 
 Invariants:
-- A batch of outcomes is one save, made in the parent's task. Ends without an update are saved too.
-- A decision and the update of the child that decided are one save. Then the others are cancelled,
-  once, and awaited to the end of their cleanup; then they are recorded.
+- The parent's task saves a batch of outcomes at once. Ends without an update are saved too.
+- A decision is saved together with the update of the child that decided. Then the other children
+  are cancelled, once, and awaited to the end of their cleanup. Then their ends are recorded.
 - A child starts from the parent's state at the beginning of the step, narrowed to its graph.
-- A halted child takes no place, and neither wins nor fails. If only such children are left and one
-  of them is needed, the step halts; if none is needed, they are cancelled.
+- A halted child holds no place, and neither wins nor fails. If only halted children are left, the
+  step halts if it needs one of them, and cancels them otherwise.
 """
 
 from __future__ import annotations
@@ -51,40 +51,41 @@ from .task_source import TaskElements
 class FanOutStep:
     """One execution of a parallel act by one run.
 
-    If it fails and its parent is retried, the same step is executed again: children that are done
-    and their updates stay, the others continue where they stood. That holds wherever it failed,
-    also before its first child, or in a user's function.
+    If it fails and its parent is retried, the same object is executed again: Done children and
+    their updates stay, the others continue where they stood. That holds wherever it failed, also
+    before its first child, or in a user's function.
     """
 
     def __init__(self, act: Parallel, run: Run) -> None:
-        """Begin: from now on the state as it is counts for all children."""
+        """Prepare the step: all children start from the state that the parent has now."""
         check_depth(run, act.name)
         self.act = act
         self.parent = run
         self.join = act._join()
         self._store, self._hooks = children_of(run, act.store, act.hooks)
-        # An earlier execution may have begun it: all children start from the state as it was.
+        # If an earlier execution has begun the step, all children start from the state of then.
         begun = self._begun = run.playback
         self.data: Mapping[str, object] = run.data if begun is None else begun.began.data
-        self._resume: StepResume | None = None  # None: no earlier execution has left anything
-        self._contest: Race | None = None
+        self._resume: StepResume | None = None  # None: the store has nothing of this visit
+        self._contest: Race | None = None  # None: all children are awaited; anew for each round
+        # Set only after the save that has it; None again where a race is run again.
         self.decision: Decision | None = None
         self.ledger: Ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
-        self.source: ElementSource | None = None  # of the last attempt that came so far
-        self._declares: StepBegun | None = None  # to be saved with what is saved first
+        self.source: ElementSource | None = None  # of the last round; None before the first
+        self._declares: StepBegun | None = None  # saved with the first save, then None
         self._staggered: StaggeredSource | None = None
         self._rounds = Rounds()
         self._digests: dict[str, tuple[object, bytes]] = {}
-        self._chosen: ChosenActs | None = None  # what it executes, where that isn't tasks
-        self._is_recalled = False  # whether the store was asked what there is
-        self._is_over = False  # whether all that is left is to complete it
-        self._has_opened = False  # whether the collections are started
+        self._chosen: ChosenActs | None = None  # None for tasks, and before ``_make_source``
+        self._is_recalled = False  # the store was asked for earlier executions; never unset
+        self._is_over = False  # no child runs any more, only the change is missing; never unset
+        self._has_opened = False  # the collections are started; never unset
         self._done: Mapping[object, object] = {}  # results that were there from the start
-        self._is_failing = False
-        self._ends_at = 0.0  # where there is a timeout
-        self._unsaved: list[Run] = []  # a batch that could not be saved
-        self._resting: list[Run] = []  # children that wait for answers
-        self._unfinished: list[Run] = []  # children that another attempt has to go on with
+        self._is_failing = False  # a failure isn't tolerated; only ``_go_on`` unsets it
+        self._ends_at = 0.0  # set by each attempt if there is a timeout; rounds share it
+        self._unsaved: list[Run] = []  # the batch whose save failed, recorded when the step ends
+        self._resting: list[Run] = []  # halted children, counted in the ledger
+        self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
 
     def _kind(
         self,
@@ -94,7 +95,8 @@ class FanOutStep:
         inputs: Mapping[str, object] | None = None,
     ) -> ChildTemplate:
         """Describe the children that execute ``graph``; see ``MakeTemplate``."""
-        if self.parent.config.execution.is_resumed:  # chosen by a function, maybe
+        # A function may have chosen the graph, so the execution hasn't seen its stores yet.
+        if self.parent.config.execution.is_resumed:
             self.parent.config.execution.know_all(stores_within(graph))
         config = child_config(
             self.parent,
@@ -150,7 +152,7 @@ class FanOutStep:
 
     @property
     def recorded(self) -> RecordedChildren | None:
-        """The children that earlier executions, or attempts, have recorded."""
+        """The children that earlier executions or attempts have recorded; None: none."""
         return None if self._resume is None else self._resume.recorded
 
     async def execute(self) -> Change:
@@ -170,8 +172,8 @@ class FanOutStep:
             if resume is not None:
                 await self._take_up_decision(resume)
         if former is not None and self._is_won:
-            # Something raised behind the decision, which is saved: all that is left is to complete
-            # it, see test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
+            # The attempt failed after the decision was saved, so only the end is missing, see
+            # test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
             self.ledger.let_go()
             await self._clear_up()
             await self._end_left_behind()
@@ -192,16 +194,16 @@ class FanOutStep:
     async def _live_round(
         self, former: ElementSource | None = None, *, begins: bool = False
     ) -> None:
-        """Run the children, all of them or, after a ``former`` source, what that has left.
+        """Run one round of children.
 
         Args:
-            former: The source of an attempt that has failed.
-            begins: Whether an attempt begins with this, and its time with that.
+            former: The source of an attempt that failed: the round continues its children.
+            begins: Whether an attempt begins with this round, and its timeout too.
         """
         try:
             source = self._make_source()
         except BaseException:
-            # What there is already is gone on with by the next attempt, see
+            # The next attempt needs the children that are there already, see
             # test_what_is_applied_stays_when_over_raises_in_another_attempt.
             self.parent.retain(self.act.name, self)
             raise
@@ -215,7 +217,7 @@ class FanOutStep:
         self._rounds.prepare(source)
         lacking = 1 if self._contest is None else self._contest.lacking
         services, definition = self.parent.config.services, act.definition
-        # One that was decided runs its winner alone, see test_a_decided_race_is_not_staggered.
+        # A decided race runs only its winner, at once: see test_a_decided_race_is_not_staggered.
         how = act.stagger if self.decision is None else None
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
@@ -261,26 +263,25 @@ class FanOutStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            # No cycle: an error's frames lead to the source.
-            source.on_kept = None
+            source.on_kept = None  # breaks a cycle: an error's frames refer to the source
         source.close()
 
     @property
     def _decisive(self) -> Collection[Status | None]:
-        """What an end has to be to decide, maybe, that the rest is cancelled."""
+        """The statuses of ends that may decide that the other children are cancelled."""
         if self._contest is not None:
             return ("succeeded", "failed", "cancelled", None)
         return () if self.join.on_error in ("collect", "ignore") else ("failed",)
 
     def _go_on(self, former: ElementSource) -> None:
-        """Go on where the attempt before has failed."""
+        """Continue the children of the attempt that failed; its source is ``former``."""
         assert self.source is not None
         unfinished, self._unfinished = self._unfinished, []
         self._is_failing = False
         self._resting.clear()
         name, ledger = self.act.name, self.ledger.without(unfinished)
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
-        if self.join.until.by_item:  # nobody leads: the race is run again
+        if self.join.until.by_item:  # no child leads: the race is run again
             self._contest, self.decision = contest(name, self.join.until), None
         elif self._contest is not None:
             self._contest.reopen()
@@ -289,17 +290,16 @@ class FanOutStep:
         self.source.resume(former, unfinished)
 
     async def _end(self, group: ChildTaskGroup) -> None:
-        """Record and close what there is."""
         assert self.source is not None
         try:
             await self._record_unapplied(group)
         finally:
             self.source.close()
 
-    # -- what was decided before ----------------------------------------------------------------
+    # -- decisions of earlier executions and rounds ---------------------------------------------
 
     async def _take_up_decision(self, resume: StepResume) -> None:
-        """Go on with a step that an earlier execution has decided, if it has; or be over."""
+        """Take over the decision of an earlier execution, if there is one."""
         is_settled = self._is_settled(resume)
         decision = self.decision
         if decision is None:
@@ -312,7 +312,7 @@ class FanOutStep:
             self._is_over = True
 
     def _is_settled(self, resume: StepResume) -> bool:
-        """Tell whether an earlier execution has decided it, so that nothing is left to be done."""
+        """Take over the earlier decision; return whether no child has to run any more."""
         begun = resume.begun
         if begun is None or begun.decision is None:
             return False
@@ -326,7 +326,7 @@ class FanOutStep:
                 self.decision = decision
                 self._begin_again(())
                 return False
-            # Only the winner runs again, from its start, unless all that lacks is its update.
+            # Only the winner runs, from its start unless it has ended or waits for an answer.
             self._contest = ItemRace(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
             self._rounds.pick = partial(only, winner, anew=not goes_on)
@@ -336,10 +336,10 @@ class FanOutStep:
         return True
 
     def _runs_again(self) -> bool:
-        """Tell whether a race is run again, without those that have failed.
+        """Whether the race needs another round, without the contestants that have failed.
 
-        That is where its winner has failed; or where nobody is left but those that have failed in
-        an earlier execution: what has failed runs again when it is resumed, here as elsewhere.
+        It does if its winner has failed. It also does if no others are left but those that failed
+        in an earlier execution, because a resumed step reruns them, here as elsewhere.
         """
         if self._contest is None or not self.join.until.restarts:
             return False
@@ -350,8 +350,8 @@ class FanOutStep:
     def _begin_again(self, ended: Iterable[Outcome], *, among_all: bool = False) -> None:
         """Prepare to run a race from its start; see ``Rounds.begin_again``.
 
-        Of those that an earlier execution has left, and that have not come up, one that waits for
-        answers rests, or goes on with them, until a round in this execution has started it.
+        Recorded children that have not come up count as ended, except halted ones: these stay
+        halted, or continue with their answers, until a round of this execution starts them.
         """
         resume, decision = self._resume, self.decision
         rest = () if resume is None or decision is None else resume.rest(decision)
@@ -372,10 +372,10 @@ class FanOutStep:
         self._resting.clear()
 
     async def _end_left_behind(self) -> None:
-        """Count contestants that have not come up in the last round, for it was decided before.
+        """Count contestants that have not come up in the last round: it was decided before.
 
-        They have ended as they did in the last round that they came up in. One that has waited in
-        that for an answer has lost now.
+        Their end is that of the round in which they came up last. If they halted there, they are
+        cancelled now.
         """
         assert self.source is not None
         recorded, decision, lost = self.recorded, self.decision, list[Run]()
@@ -395,12 +395,12 @@ class FanOutStep:
     # -- opening --------------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Start the collections; what is in them already needs no child: inputs minus outputs."""
+        """Create the collections; elements whose results are there already get no child."""
         assert self.source is not None
         run, name, resume = self.parent, self.act.name, self._resume
         schema = run.config.schema
         why = "" if schema is None else self.join.misfit(schema)
-        if why:  # known only now: its acts were chosen by a function
+        if why:  # known only now, because a function chose the acts
             msg = f"fan-out {name!r} can't work on {run.config.graph.name!r}: {why}"
             raise InvalidState(msg)
         first_visit = run.visit(name) == 0 and not is_revisited(run)
@@ -417,7 +417,7 @@ class FanOutStep:
         await self._set(values)
 
     async def _set(self, values: Mapping[str, object]) -> None:
-        """Give fields of the parent's state new values, by an update of their own."""
+        """Set fields of the parent's state, by an update of their own."""
         run = self.parent
         if values:
             operations = tuple(Set(field, value) for field, value in values.items())
@@ -433,12 +433,12 @@ class FanOutStep:
                 kind.done = self.join.done_keys(self._done, kind.config.act)
 
     def _keep(self, record: ChildRecord) -> None:
-        """Count a child that an earlier execution has done all about."""
+        """Count a child that an earlier execution has completed and applied."""
         assert self._resume is not None, "it has the record"
         self._resume.count_kept(record, self.ledger, self._contest)
 
     def _decide_by_recorded(self) -> None:
-        """Have it decided without another child, if what was accepted before is enough by now."""
+        """Decide without another child, if results accepted earlier are enough by now."""
         contest = self._contest
         last = None if self._resume is None else self._resume.last_accepted
         if contest is not None and last and not self.decision and contest.lacking <= 0:
@@ -446,7 +446,7 @@ class FanOutStep:
             self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
-        """Save that a recorded result has decided; return why the rest is cancelled."""
+        """Save that a recorded result has decided; return why the others are cancelled."""
         if self.decision is not None or self._contest is None:
             return None
         self._group.stop_starting()
@@ -469,7 +469,7 @@ class FanOutStep:
     # -- applying -------------------------------------------------------------------------------
 
     async def _apply(self, batch: list[Run]) -> str | None:
-        """Commit what ended; return why the rest is to be cancelled, if it is to be."""
+        """Commit a batch of ends; return why the other children are cancelled, or None."""
         assert self.source is not None
         recorded = self.recorded
         if self._resume is not None:
@@ -487,6 +487,7 @@ class FanOutStep:
         )
         error = draft.add_all(batch)
         self._is_failing = self._is_failing or draft.is_failing
+        # Before the first await: children that aren't needed must not start during the save.
         if draft.decision is not None or draft.is_failing:
             self._group.stop_starting()
         else:
@@ -503,8 +504,8 @@ class FanOutStep:
             await commit(self.parent, write)
             self._declares = None
         except HookFailed:
-            raise  # it is saved, and everybody was told
-        except Exception:  # KeyboardInterrupt waits for the end of a commit
+            raise  # the batch is saved and published
+        except Exception:  # no KeyboardInterrupt: it is held back until a commit ends
             draft.withdraw()
             self._unsaved = batch
             raise
@@ -521,9 +522,9 @@ class FanOutStep:
         if draft.decision is not None:
             self._group.scope.winner = draft.decision.winner
         reason = draft.reason_to_stop(is_lost=self._is_lost(left))
-        # Others that have failed are tolerated. Those behind one that could not be applied were
-        # not judged at all.
-        if error is not None:  # before the ledger lets go of what they have failed with
+        # ``fatal`` are the failures that are raised. All others are tolerated, but for those behind
+        # a child that could not be applied (``missed``): these were never judged.
+        if error is not None:  # before the ledger releases the errors of failed children
             draft.note_missed(error)
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
@@ -545,26 +546,26 @@ class FanOutStep:
     def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
             return
-        if not self.join.until.by_item:  # there it is the first item that counts
+        if not self.join.until.by_item:  # else ``learn_first`` is given the time to the first item
             self._staggered.learn(batch)
         if self.decision is None:
             lacking = 1 if self._contest is None else self._contest.lacking
             self._staggered.hear(batch, left, lacking)
 
     def _hear_item(self, run: Run, item: object) -> None:
-        """Hear of a partial item. Called where a child gives it, so the parent has to decide."""
+        """Let the parent's task decide by ``item``, which the task of ``run`` emits here."""
         assert isinstance(self._contest, ItemRace)
         if self._contest.hear_item(run, item):
             self._group.run_in_parent(self._elect)
 
     async def _elect(self) -> str | None:
-        """Save that the first item has decided; then cancel the others."""
+        """Save that the first item has decided, then cancel the other children."""
         assert isinstance(self._contest, ItemRace)
         elected = self._contest.elect()
         if elected is None:
             return None
         leader, decision = elected
-        self._group.stop_starting()
+        self._group.stop_starting()  # before the save, during which others could start
         declares, self._declares = self._declares, None
         await commit(self.parent, Write(decision=decision, step_begun=declares))
         self.decision = decision
@@ -577,30 +578,30 @@ class FanOutStep:
 
     @property
     def _is_won(self) -> bool:
-        """Whether it was decided, and the winner's result is here."""
+        """Whether the step is decided, and the winner's result is here."""
         chosen = None if self._contest is None else self._contest.chosen
         return self.decision is not None and (chosen is not None or not self.join.until.by_item)
 
     @property
     def _is_open(self) -> bool:
-        """Whether it is a race that may be lost: nobody knows yet if its failures are raised."""
+        """Whether it is a race that may be lost, so that its failures may have to be raised."""
         return self.join.is_race and not self._is_won
 
     def _is_lost(self, in_flight: int) -> bool:
-        """Tell whether nobody can win any more, with ``in_flight`` children that may."""
+        """Whether the race can't be won any more, with ``in_flight`` children that may win."""
         if self._contest is None or (in_flight and self.join.grow is not None):
             return False
         return self._contest.is_lost(in_flight + self._possible())
 
     def _possible(self) -> float:
-        """Count the children that may still succeed besides those in flight, at most."""
+        """Count, at most, the children that may still succeed besides those in flight."""
         assert self.source is not None
         return self.source.most() + len(self._resting)
 
     # -- ending ---------------------------------------------------------------------------------
 
     async def _clear_up(self) -> None:
-        """Settle what is left of earlier executions, where inputs are not what they were."""
+        """Count or remove recorded children of elements that have not come up again."""
         resume, source = self._resume, self.source
         if resume is None or resume.recorded is None or source is None:
             return
@@ -614,7 +615,7 @@ class FanOutStep:
         await resume.forget(gone, source)
 
     async def _record_unapplied(self, group: ChildTaskGroup) -> None:
-        """Record how those ended that were cancelled, or came too late to be applied."""
+        """Record the ends of children that were cancelled, or ended too late to be applied."""
         late = [*group.inbox, *self._unsaved]
         group.inbox.clear()
         self._unsaved = []
@@ -629,7 +630,7 @@ class FanOutStep:
             if child.status == "succeeded":
                 child.discard_result()
             elif child.status != "failed" or self.decision is not None:
-                pass  # what fails after the decision changes nothing
+                pass  # a failure after the decision changes nothing
             elif self.join.on_error == "fail":
                 self._is_failing = True
         try:
@@ -641,12 +642,10 @@ class FanOutStep:
                 self._unfinished = [one for one in self._unfinished if one not in lost] + late
 
     def _give_up_resting(self, late: Iterable[Run]) -> list[Run]:
-        """Cancel children that wait for answers, and lose by what was decided.
+        """Cancel halted children that lose by the decision; return those in the ledger already.
 
         Args:
-            late: Others that have ended, and that nobody has counted yet.
-
-        Returns those that were counted before.
+            late: Ended children that the ledger has not counted yet.
         """
         decision, resting, lost = self.decision, self._resting, list[Run]()
         self._resting = []
@@ -663,7 +662,7 @@ class FanOutStep:
         return lost
 
     def _judge(self) -> None:
-        """Raise the failures, if there is one that isn't tolerated, or if nobody has won a race."""
+        """Raise the failures if they aren't tolerated or the race is lost; halt for an answer."""
         self.ledger.settle()
         if self._is_won:
             self.ledger.let_go()
@@ -691,7 +690,7 @@ class FanOutStep:
 
 
 async def fan_out(act: Parallel, run: Run) -> Change:
-    """Have ``run`` execute ``act`` as one of its steps, from where an attempt before has failed."""
+    """Execute ``act`` as a step of ``run``, or continue the attempt that failed before."""
     step = run.take_retained(act.name)
     if step is None:
         step = FanOutStep(act, run)

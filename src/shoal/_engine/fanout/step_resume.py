@@ -1,12 +1,12 @@
-"""What earlier executions have left of a parallel step, taken up by this one.
+"""Resuming a parallel step: the records that earlier executions have left, and their counting.
 
 Invariants:
-- What ``reduce`` has taken is counted once, when the step is taken up; what else is done, when it
-  comes up, or when all is over.
-- A result that was accepted counts in a race from the start, whenever its element comes up, until
-  its child runs anew.
-- What is left in the end, of elements that come up no more, stays where its key is known, and is
-  taken out where its place is.
+- A child whose end ``reduce`` has taken is counted once, when the step is resumed. Other recorded
+  children are counted when their elements come up, or when the step ends.
+- An accepted result counts in a race from the start, whenever its element comes up, until its child
+  runs anew.
+- Results of elements that don't come up any more stay if they are stored by key, and are removed
+  if they are stored by position.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, wi
 
 @final
 class StepResume:
-    """What is known of one visit of a step that an earlier execution, or attempt, has begun."""
+    """The records of one visit of a step that an earlier execution or attempt has begun."""
 
     __slots__ = ("_accepted", "_name", "_parent", "_store", "begun", "recorded")
 
@@ -48,31 +48,33 @@ class StepResume:
         begun: ReplayedHistory | None,
         recorded: RecordedChildren | None,
     ) -> None:
-        """Collect it.
+        """Collect the records.
 
         Args:
             parent: The run whose step it is.
             name: The step's name.
-            store: Where the children are kept.
-            begun: What the parent's history says of it; None: nothing.
-            recorded: The children that are recorded; None: none are.
+            store: The store of the children.
+            begun: The step in the parent's history; None: it isn't there.
+            recorded: The recorded children; None: there are none.
         """
         self._parent = parent
         self._name = name
         self._store = store
         self.begun: ReplayedHistory | None = begun
-        """What the parent's history says of it."""
+        """The step in the parent's history; None if it isn't there."""
         self.recorded: RecordedChildren | None = recorded
-        """The children that are recorded."""
-        self._accepted: dict[ChildName, Done] = {}  # in earlier executions; these count in a race
+        """The recorded children; None if there are none."""
+        # Results that earlier executions accepted, and the race counts. Empty unless it is a race;
+        # ``withdraw_reruns`` removes those whose children run anew.
+        self._accepted: dict[ChildName, Done] = {}
 
     # -- counting -------------------------------------------------------------------------------
 
     def take_up(self, ledger: Ledger, contest: Race | None) -> None:
-        """Count what counts whether or not its element comes up again.
+        """Count the children that count even if their elements don't come up again.
 
-        That is what ``reduce`` has taken and, in a race, all results that were accepted. Else
-        others could win before the elements of these come up, see
+        These are the children whose ends ``reduce`` has taken and, in a race, all whose results
+        were accepted. Otherwise others could win before the elements of these come up, see
         test_what_was_accepted_before_counts_before_its_element_comes_up.
         """
         recorded, path = self.recorded, self._parent.path
@@ -93,7 +95,7 @@ class StepResume:
                 contest.recall(outcome)
 
     def withdraw_reruns(self, contest: Race | None) -> None:
-        """Have results count no more whose children have come up since, and run anew."""
+        """Withdraw accepted results whose children have come up since, and run anew."""
         if self.recorded is None or contest is None:
             return
         for name in self._accepted.keys() & self.recorded.reruns:
@@ -101,28 +103,28 @@ class StepResume:
 
     @property
     def last_accepted(self) -> Done | None:
-        """The last of the results that were accepted, and still count."""
+        """The last accepted result that still counts; None if there is none."""
         return next(reversed(self._accepted.values()), None)
 
     def count(self, record: ChildRecord, outcome: Outcome, ledger: Ledger) -> None:
-        """Count how a child has ended in an earlier execution, unless that was done at once."""
+        """Count the end of a child in an earlier execution, unless ``take_up`` has counted it."""
         if self.recorded is None or not self.recorded.is_folded(record):
             ledger.add(outcome)
 
     def count_kept(self, record: ChildRecord, ledger: Ledger, contest: Race | None) -> None:
-        """Count a child that comes up, and that an earlier execution has done all about."""
-        if contest is None and is_done(record):  # as most are, so without its outcome
+        """Count a child that comes up, and that an earlier execution completed and applied."""
+        if contest is None and is_done(record):  # as most are: saves making an outcome for each
             ledger.done += self.recorded is None or not self.recorded.is_folded(record)
             return
         self.count(record, outcome_of(record, self._parent.path), ledger)
 
     def count_rest(self, decision: Decision, ledger: Ledger) -> None:
-        """Count how those ended, by record, that don't come up any more: it is decided."""
+        """Count the recorded children that don't come up any more, because it is decided."""
         for record, outcome in self.rest(decision):
             self.count(record, outcome, ledger)
 
     def rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
-        """Go through what is recorded of children that have not come up."""
+        """Yield the records and outcomes of children that have not come up."""
         for record in () if self.recorded is None else self.recorded.rest():
             yield record, outcome_of(decided(record, decision), self._parent.path)
 
@@ -131,12 +133,12 @@ class StepResume:
     def refuse_changed(
         self, now: Declared, join: JoinSpec, goes_on: Decision | None = None
     ) -> StepBegun | None:
-        """Refuse what can't be carried over; return what is to be saved of what it declares now.
+        """Refuse changes of the program that can't be carried over; return what has to be saved.
 
         Args:
-            now: What the step declares.
-            join: What becomes of results.
-            goes_on: How it was decided, where the stream that has decided it has yet to end.
+            now: What the step declares now.
+            join: How results are put into the state.
+            goes_on: The decision, if the stream that has decided has yet to end.
         """
         declares = refuse_changed(self._parent, join, now, self.begun, self.recorded)
         if goes_on is not None:
@@ -144,18 +146,18 @@ class StepResume:
         return declares
 
     async def foresee(self, source: ElementSource) -> None:
-        """Refuse what would be refused when it comes up, as far as that is known now.
+        """Refuse children now that would be refused when they come up, as far as they are known.
 
-        Else children that come up earlier would be applied before that, and the former program
-        could not go on with what the changed one has made of them (see
-        test_the_former_program_goes_on_after_a_refusal).
+        Otherwise children that come up earlier would be applied first. Then the former program
+        could not continue from the state that the changed program has made of them: see
+        test_the_former_program_goes_on_after_a_refusal.
         """
         recorded = self.recorded
         if recorded is None or not recorded.may_refuse:
             return
         is_known = isinstance(source.given, Sequence | AbstractSet)
         given = cast("Iterable[object]", source.given) if is_known else ()
-        with suppress(NotData):  # which is said when it comes up
+        with suppress(NotData):  # raised again when the element comes up
             elements = frozenset(map(digest, given))
             for record in await recorded.in_full(recorded.rest()):
                 child = source.remade(record)
@@ -166,10 +168,9 @@ class StepResume:
     def reopen(
         self, begun: ReplayedHistory, source: ElementSource, join: JoinSpec
     ) -> dict[str, object]:
-        """Let come what had been discovered, and forget failures.
+        """Restore discovered elements, and drop failures; return the fields that change.
 
-        Children that failed run again, unless ``reduce`` has taken their failure. Returns the
-        fields that change by that.
+        Children that failed run again, unless ``reduce`` has taken their failure.
         """
         discovering = [update for update in begun.under_way if update.discovered]
         causes = dict[int | None, ChildName]()
@@ -190,13 +191,13 @@ class StepResume:
         make: Callable[[], ElementSource] | None = None,
         room_of: Callable[[ElementSource], int],
     ) -> None:
-        """Record losers without an end, for the process died, and count them.
+        """Record and count losers that have no end, because the process died.
 
         Args:
-            decision: How the step was decided.
-            ledger: Counts them.
-            make: Makes a source of those that nothing is recorded of; None: there are none.
-            room_of: Says how many of its children were in flight, at most.
+            decision: The decision of the step.
+            ledger: Counts the losers.
+            make: Makes a source of the losers without a record; None: there are none.
+            room_of: Returns how many children of a source were in flight, at most.
         """
         recorded = self.recorded or RecordedChildren(self._parent, self._name, Records())
         lost = await end_losers(
@@ -206,11 +207,12 @@ class StepResume:
             ledger.add(outcome)
 
     def left_over(self, ledger: Ledger, join: JoinSpec) -> list[ChildRecord]:
-        """Count what is left of elements that come up no more; return what is to be forgotten.
+        """Count or return the records of elements that don't come up any more.
 
-        That is where inputs are not what they were. What a child has come to stays where it is if
-        its key does not come up any more: the source may know it is done. Without keys, what
-        follows the last position is nobody's.
+        There are such elements if the inputs have changed. A result that is stored by key stays,
+        and is counted: the source may have left out its element because it is done. Without keys,
+        results behind the last position belong to no element: their records are returned, and the
+        caller removes them.
         """
         recorded = self.recorded
         gone: list[ChildRecord] = []
@@ -226,10 +228,10 @@ class StepResume:
     def values_without(
         self, gone: Iterable[ChildRecord], ledger: Ledger, join: JoinSpec
     ) -> Mapping[str, object]:
-        """Return the fields that change where old results are taken out.
+        """Return the fields that change when old results are removed.
 
-        That is those in ``gone`` and, where a child has run anew and failed, its old one. Where
-        there is one value for each key, what another act has brought there stays.
+        Old results are those in ``gone``, and those of children that ran anew and failed. If there
+        is one value for each key, a value that another act has put there stays.
         """
         acts = None if self.recorded is None else self.recorded.acts_now
         nested = join.is_nested
@@ -239,7 +241,7 @@ class StepResume:
         return join.without(self._parent.data, old)
 
     async def forget(self, gone: Sequence[ChildRecord], source: ElementSource) -> None:
-        """Forget the histories of children that come up no more."""
+        """Delete the histories of children that don't come up any more."""
         if self.recorded is None:
             return
         for record in await self.recorded.in_full(gone):
@@ -257,17 +259,17 @@ async def resume_of(
     ledger: Ledger,
     contest: Race | None,
 ) -> StepResume | None:
-    """Ask the store what there is of the present visit of a step; None if there is nothing.
+    """Load the records of the present visit of a step from the store; None if there are none.
 
     Args:
         parent: The run whose step it is.
-        join: What becomes of results.
-        store: Where the children are kept.
-        begun: What the parent's history says of it.
-        ledger: Counts what counts from the start.
-        contest: The race that the step is; it hears of results that were accepted.
+        join: How results are put into the state.
+        store: The store of the children.
+        begun: The step in the parent's history; None: it isn't there.
+        ledger: Counts the children that count from the start.
+        contest: The race, if the step is one; accepted results are recalled in it.
     """
-    # Of which program a result is, only its own update says.
+    # If several versions of the program have run, only the update of a result says which made it.
     several = begun is not None and len(begun.declarations) > 1
     recorded = await recorded_children(
         parent,

@@ -1,8 +1,8 @@
 """A graph as a node of another graph: one child, executed in the parent's own task.
 
 Invariants:
-- The child's end, and the parent's update that takes over what it wrote, are one save.
-- What fails in it, fails as it is: it is one step, not a fan-out.
+- The child's end is saved together with the parent's update that takes over the child's writes.
+- An error of the child is raised as it is, not in an ExceptionGroup: it is one step, not a fan-out.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ from .recorded import recorded_children
 
 @ki_protected
 async def enter(graph: Graph, run: Run) -> Change:
-    """Have ``run`` execute ``graph`` as one of its steps.
+    """Execute ``graph`` as one step of ``run``, in a child.
 
-    The child sees what the graph reads of the parent's state; what it has written is written to the
-    parent's when it ends, by one update. Cancelled or failed, it leaves nothing there.
+    The child starts with the fields that the graph reads of the parent's state. When it ends, one
+    update writes its results to the parent's state. A child that is cancelled or fails leaves the
+    parent's state as it was.
     """
     check_depth(run, graph.name)
     hint = "pass it to run(), or write it in an earlier action"
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
-    # what its fan-outs have done already: inputs minus outputs
+    # The results that its fan-outs continue from: they skip elements whose result is there.
     base |= {field: data[field] for field in graph.continues if field in data}
     child = Run(child_config(run, graph.name, graph, host=run.slot_owner), base)
     kept = run.take_retained(graph.name)
     recorded = None
-    if kept is not None:  # an attempt before this one got so far
+    if kept is not None:  # the child of an earlier attempt, which continues
         assert isinstance(kept, Run)
         child = kept
         child.reopen()
@@ -89,7 +90,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         update = Update(run.number + 1, graph.name, change.operations)
         await commit(run, Write((update,), change.applied_to(run.data), applied=(child,)))
     except HookFailed:
-        raise  # it is saved, and everybody was told
+        raise  # the update is saved and published, so the child's result stays
     except Exception as error:
         child.discard_result()
         await _record(run, child, error)
@@ -99,7 +100,7 @@ async def enter(graph: Graph, run: Run) -> Change:
 
 
 async def _live(graph: Graph, run: Run, child: Run) -> None:
-    """Have ``child``, which executes the graph, live to its end."""
+    """Execute ``child`` to its end, and raise its error if it has one."""
     try:
         if run.config.hooks.child_started:
             await publish_child_started(run, child)
@@ -113,7 +114,8 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         end = settle_end(child, error, reason=run.reason or "its parent was cancelled")
         failure = child.error if end is End.FAILED else None
         if end in (End.FAILED, End.HALTED):
-            # What the child left on the task must not tear the save.
+            # The child ran in this task, and may have left a native cancellation on it, which must
+            # not interrupt the save.
             await absorb_stray_cancel(run.config.services.native_cancels)
         await _record(run, child, error)
         child.release_error()
@@ -132,7 +134,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
 
 
 def _change(graph: Graph, child: Run) -> Change:
-    """Say what the child wrote, in terms of the parent's state; its model's defaults are not."""
+    """Return the child's writes, but for its model's defaults, as a change of the parent."""
     first, final = child.initial, child.final_data()
     fields = sorted(graph.writes)
     written = {
@@ -153,16 +155,16 @@ def _change(graph: Graph, child: Run) -> Change:
 
 
 def _take_ledgers(run: Run, child: Run) -> None:
-    """Let the result of ``run`` say how the children of ``child`` ended."""
+    """Add the ledgers of ``child`` to those of ``run``, so that its result has them."""
     for step, ledgers in child.ledgers.items():
         run.ledgers.setdefault(f"{child.config.act}/{step}", []).extend(ledgers)
 
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
-    """Record an end that the parent doesn't apply; what goes wrong must not hide ``error``."""
+    """Record an end that the parent doesn't apply; a failure to do so doesn't hide ``error``."""
     who = f"{child.config.act!r} of run {run.path.id}"
     await wind_up(record_unapplied(run, (child,)), error, who, "graph")
 
 
 def _nothing() -> None:
-    """Stand in for a callback that nobody needs."""
+    """Ignore that the child waits: there are no workers to add."""

@@ -1,15 +1,14 @@
 """Workers: the few tasks of a group that take children one after the other, and execute them.
 
-There is one at first; whenever a child has to wait for something, more are added, up to the
-limit. So a child costs no task, scope or event of its own, and children that never wait need a
-single worker.
+A group begins with one worker, and adds more, up to the limit, whenever a child has to wait. So a
+child costs no task, scope or event of its own, and children that never wait need a single worker.
 
 Invariants:
 - Every child runs in its own copy of the context variables that the parent's step began with.
-- Fair. Workers pass a checkpoint after 64 children or 1 ms without waiting.
-- A child that has ended is left to the group without waiting: nothing can cancel that, so no end is
-  lost.
-- One child can be cancelled alone: its worker's task is, and a fresh worker takes over.
+- Workers are fair to other tasks: they pass a checkpoint after 64 children or 1 ms without one.
+- A worker hands an ended child to the group without an await in between, so no cancellation can
+  lose its end.
+- One child can be cancelled alone: its worker's task is cancelled, and another worker takes over.
 """
 
 from __future__ import annotations
@@ -46,22 +45,28 @@ from .finish import End, settle_end
 from .scope import GroupScope
 
 SPREAD = 8
-"""Workers that are added, at most, when a child has to wait: a thousand take four turns."""
+"""Workers that are added, at most, when a child has to wait.
+
+Each of these adds as many when its child waits, so a thousand workers take four loop iterations.
+"""
 INLINE = 64
-"""Children that a worker executes without passing a checkpoint, if none of them waits..."""
+"""Children that a worker executes without a checkpoint, at most, if none of them waits.
+
+A checkpoint after each child would be a large part of what a small child costs.
+"""
 INLINE_SECONDS = 0.001
-"""...or for how long, whichever is first."""
+"""Seconds that a worker goes on without a checkpoint, if that limit is reached first."""
 
 Taken = Run | Dropped | Literal["waiting"] | None
-"""A child to execute; None if there is none now.
+"""A child to execute, or None if there is none now.
 
-Or that there may be others behind it: it was dropped, or it waits to start.
+"dropped" and "waiting" say that this child isn't executed now, but the next one may be.
 """
 
 
 @final
 class WorkerPool:
-    """The workers of a group, and those of them that have nothing to do."""
+    """The workers of one group, busy and idle ones."""
 
     __slots__ = (
         "_admission",
@@ -86,15 +91,15 @@ class WorkerPool:
         take: Callable[[], Taken],
         leave: Callable[[Run], None],
     ) -> None:
-        """Have no workers yet.
+        """Prepare a pool without workers.
 
         Args:
-            parent: The run whose children they execute.
-            scope: Has their tasks.
-            admission: Says how much room there is.
-            source: Says how much work there is.
+            parent: The run whose children the workers execute.
+            scope: Starts the workers' tasks.
+            admission: Counts the children that may start.
+            source: Counts the elements that are left.
             take: Takes the next child.
-            leave: Leaves a child that has ended to the parent.
+            leave: Hands an ended child to the parent.
         """
         self._parent = parent
         self._scope = scope
@@ -102,24 +107,24 @@ class WorkerPool:
         self._source = source
         self._take = take
         self._leave = leave
-        self._count = 0  # workers there are
-        self._idle = 0  # of these, how many are about to take a child
-        self._parked: deque[Waiter] = deque()
+        self._count = 0  # workers, parked ones included; those that are being replaced count once
+        self._idle = 0  # of these, the ones that are about to call ``take``
+        self._parked: deque[Waiter] = deque()  # one for each worker that waits for work
         self._workers: set[Worker] = set()
 
     # -- how many there are ---------------------------------------------------------------------
 
     def add_workers(self, count: int, *, spread: bool = False) -> None:
-        """Put up to ``count`` more workers to work, as far as there is work and room for them.
+        """Wake or start up to ``count`` workers, as far as there is work and room for them.
 
-        A new one is made only if there is none that could do it; with ``spread``, as many as
-        needed.
+        Parked workers are woken first. A new worker is started only if no other is about to take a
+        child; with ``spread``, even then.
         """
         admission, parked = self._admission, self._parked
         place, ready = admission.place, len(admission.ready)
         may_have = place.slots + admission.suspended
         if not parked and self._count >= may_have:
-            return  # all are at work
+            return  # all workers are busy, and no more are allowed
         work = min(place.slots - place.used, self._source.left()) if admission.has_room else 0
         work += ready - self._idle
         for _ in range(min(count, int(work))):
@@ -135,7 +140,7 @@ class WorkerPool:
             self._idle += 1
 
     def _add_some(self) -> None:
-        self.add_workers(SPREAD, spread=True)  # and so will each of them
+        self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
 
     def _start_worker(self) -> None:
         worker = Worker()
@@ -143,13 +148,14 @@ class WorkerPool:
         worker.task, worker.handle = self._scope.start(partial(self._work, worker))
 
     def wake_all(self) -> None:
-        """Wake the workers that have nothing to do: the scope is closing."""
+        """Wake all parked workers, which then end because the scope is closing."""
         while self._parked:
             _wake(self._parked.popleft())
 
     def close(self) -> None:
-        """Let go of the group: all workers have ended."""
-        self._take, self._leave = _nothing, _ignore  # no cycle: these lead back to the group
+        """Release the group; all workers have ended."""
+        # Breaks a cycle: these are methods of the group, which refers to this pool.
+        self._take, self._leave = _nothing, _ignore
 
     # -- one child among others -----------------------------------------------------------------
 
@@ -163,7 +169,7 @@ class WorkerPool:
     def cancel_alone(
         self, children: Iterable[Run], reason: str, winner: ChildName | None = None
     ) -> None:
-        """Cancel those of ``children`` that have begun and not ended, and no others."""
+        """Cancel those of ``children`` that have begun and not ended; all others go on."""
         meant = set(children)
         workers = [worker for worker in self._workers if worker.lives in meant]
         for worker in workers:
@@ -172,7 +178,7 @@ class WorkerPool:
             parts = [Part(self._parent, worker.task) for worker in workers]
             self._scope.watch(lambda: parts)
 
-    # -- what each of them does -----------------------------------------------------------------
+    # -- the loop of one worker -----------------------------------------------------------------
 
     @ki_protected
     async def _work(self, worker: Worker) -> None:
@@ -203,10 +209,12 @@ class WorkerPool:
                     waited = await self._execute(child, worker)
                     if waited is None:
                         return
-                if worker.cut_off is not None:  # its child ended before it noticed
+                # Its child ended before the cancellation arrived, which would now hit the next one.
+                if worker.cut_off is not None:
                     self._replace_cancelled()
                     return
-                self._idle += 1  # about to take again
+                # Before any await: else others would start a worker for work that this one takes.
+                self._idle += 1
                 if native_cancels():
                     await self._replace()
                     return
@@ -223,7 +231,7 @@ class WorkerPool:
             self._workers.discard(worker)
 
     async def _park(self) -> bool:
-        """Wait to be woken; return False if cancelled, or where a fresh task takes over."""
+        """Wait for work; return False if this worker ends, cancelled or replaced by another."""
         waiter = self._parent.config.services.waiter()
         self._parked.append(waiter)
         try:
@@ -233,8 +241,10 @@ class WorkerPool:
                 if not is_cancellation(error):
                     raise
                 return False
-            # A child that ended long ago left somebody with the means to cancel this task.
-            if waiter in self._parked:
+            # A child that ended long ago has kept a reference to this task, through which the task
+            # was cancelled. See
+            # test_a_stale_native_cancel_never_ends_a_fan_out_early.
+            if waiter in self._parked:  # else it was woken, and is counted as idle already
                 self._parked.remove(waiter)
                 self._idle += 1
             await self._replace()
@@ -242,12 +252,12 @@ class WorkerPool:
         return True
 
     async def _replace(self) -> None:
-        """Hand over to a fresh task: a child left native cancellation on this one."""
+        """Let a new task take over, because a child left a native cancellation on this one."""
         self._start_worker()
         await absorb_native_cancel()
 
     def _replace_cancelled(self) -> None:
-        """Have a fresh worker take over from one that was cancelled alone."""
+        """Let another worker take over from one that was cancelled alone."""
         self._count -= 1
         if not self._scope.closing:
             self.add_workers(1)
@@ -258,14 +268,14 @@ class WorkerPool:
         except BaseException as error:  # noqa: BLE001 # raised by the group
             self._scope.fail(error)
 
-    # -- a child's life -------------------------------------------------------------------------
+    # -- one child ------------------------------------------------------------------------------
 
     async def _execute(self, child: Run, worker: Worker) -> bool | None:
-        """Execute ``child`` to its end, and leave it to the parent.
+        """Execute ``child`` to its end, and hand it to the parent.
 
-        Returns whether it ever waited; None if it was cancelled by what ends this worker too. A
-        cancellation goes no further than that: whoever waits for the group gets its own. Raised out
-        of the task, its traceback would be garbage that only the collector can clear away.
+        Returns whether the child ever waited, or None if this worker ends with it, cancelled. The
+        cancellation is not raised further: the task that waits for the group gets its own. Raised
+        out of this task, its traceback would be a cycle that only the collector could free.
         """
         waited = True
         try:
@@ -274,11 +284,14 @@ class WorkerPool:
             try:
                 if child.resume is not None and child.resume.is_afresh:
                     await begin_anew(child, self._parent, child.config.step)
-            finally:  # its end is told even where that could not be saved, and so is its start
+            finally:
+                # Also if that save failed: the child's end will be published, so its start must be.
+                # See test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved.
                 if tells:
                     await publish_child_started(self._parent, child)
             if tells:
-                await checkpoint_if_cancelled()  # while hooks, or by them: its work never begins
+                # Cancelled while hooks ran, or by one of them: the child's work must not begin.
+                await checkpoint_if_cancelled()
             each = child.config.each
             if not is_live:
                 living = load_end(child)
@@ -301,9 +314,9 @@ class WorkerPool:
         return waited
 
     def _end_without_success(self, child: Run, worker: Worker, error: BaseException) -> bool:
-        """Settle how a child has ended that raised ``error``; return whether its worker goes on.
+        """Note on ``child`` how it ended by ``error``; return whether its worker goes on.
 
-        If it doesn't, the child is left to the parent here.
+        If the worker doesn't go on, this has handed the child to the parent already.
         """
         scope = self._scope
         end = settle_end(child, error, scope=scope, cut_off=worker.cut_off)
@@ -332,31 +345,33 @@ class Worker:
     task: CoroutineType[Any, Any, None]
 
     def __init__(self) -> None:
-        """Execute none yet."""
-        self.child: Run | None = None  # the last one it has taken
+        self.child: Run | None = None  # the last child that it has taken; None while it is parked
         self.cut_off: tuple[str, ChildName | None] | None = None
-        """Why that is cancelled alone, and the child that had won."""
+        """Why the child is cancelled alone, and the child that had won.
+
+        None unless ``cancel_alone`` was called. Never unset: the worker ends.
+        """
 
     @property
     def lives(self) -> Run | None:
-        """The child that has begun and not ended."""
+        """The child that has begun and not ended; None if there is none."""
         return None if self.child is None or self.child.status is not None else self.child
 
     def cancel_alone(self, reason: str, winner: ChildName | None) -> None:
-        """Cancel the task, and with it the child; the first reason counts."""
+        """Cancel the task and thereby the child. The first reason counts."""
         if self.cut_off is None:
             self.cut_off = reason, winner
             self.handle.cancel()
 
 
 def _wake(waiter: Waiter) -> None:
-    if not waiter.done():  # done if its task has been cancelled
+    if not waiter.done():  # it is done already if its task has been cancelled
         waiter.set_result(None)
 
 
 def _nothing() -> None:
-    """Stand in for a group that has ended."""
+    """Replace ``take`` of a group that has ended."""
 
 
 def _ignore(_child: Run) -> None:
-    """Stand in for a group that has ended."""
+    """Replace ``leave`` of a group that has ended."""
