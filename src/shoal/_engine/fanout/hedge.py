@@ -106,4 +106,4 @@ class HedgeStatistics:
 
     def __repr__(self) -> str:
         seen, budget = len(self._latencies), self._tokens
-        return f"<Experience of {seen} latencies: delay {self.delay:g} s, budget {budget:.2f}>"
+        return f"<HedgeStatistics of {seen} latencies: delay {self.delay:g} s, budget {budget:.2f}>"
