@@ -212,6 +212,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._left = True
         if error is not None:
             self._group.scope.cancel(f"the action raised {brief(error)}")
+        # In this order: the group ends when its source is dry, which only a closed one is, and
+        # `engage` makes it look.
         self._source.close()
         self._group.engage()
         interruption = await self._hosted.wait()
@@ -227,6 +229,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        # Taken out of the attribute: the frames of the raised error lead back to this group.
         failure, self._failure = self._failure, None
         explains = error is None or (failure is not None and self._explains(failure, error))
         try:
@@ -558,6 +561,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._consuming = True
         try:
             while not self._ended:
+                # Before the check for the end: a group that has failed is idle too.
                 if self._failure is not None:
                     raise self._failure
                 if self._is_idle:

@@ -126,7 +126,7 @@ class BatchJoin:
         self._errors: list[_Placed] = []
         self.updates: list[Update] = []
         self.applied: list[Run] = []  # parallel to ``updates``
-        self.unapplied: list[Run] = []  # ended, but saved without an update
+        self.unapplied: list[Run] = []  # without an update: losers, failures, halted children
         # The unapplied children from the one whose outcome raised; empty if none did.
         self.missed: list[Run] = []
         self._admitted: list[Run] = []  # accepted by the race; withdrawn if the batch fails
@@ -251,6 +251,7 @@ class BatchJoin:
                 self._admitted.pop()
                 self._refuse(child)
                 return
+        # First: `grow` and the race below see the state with this child's result.
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
         at = 0

@@ -95,6 +95,7 @@ def child_config(
         keeper=config.store,
         hooks=config.hooks if hooks is None else hooks,
         digests=digests,
+        # Usually no run above takes items, and an item then costs no further call.
         on_item=on_item if config.on_item is None else partial(_hand_up, run, on_item),
         each=each,
         is_resumable=config.is_resumable,

@@ -52,7 +52,8 @@ class Context:
         self._action = action
         self._seat = seat
         self._items = items
-        # Known only if the action runs in a worker thread, which must not call `emit` itself.
+        # Set if the action runs in a worker thread: it calls `emit` and `ask` through
+        # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
         self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared

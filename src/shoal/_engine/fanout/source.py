@@ -181,6 +181,7 @@ class ElementSource:
         """Make and return the next child; see ``ChildSource``."""
         if self._at_most is not None and self._is_full():
             return None
+        # Waiting entries go first, so that few of them are kept in memory.
         if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
@@ -262,7 +263,7 @@ class ElementSource:
 
     def take_back(self, child: Run) -> None:
         """Put a child back as the next one; see ``ChildSource``."""
-        self._started -= 1
+        self._started -= 1  # `take` counts it again
         self._waiting.appendleft(entry_of(child))
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
@@ -279,7 +280,7 @@ class ElementSource:
                 if child == "dropped":
                     continue
                 if child.disposition is DONE:
-                    self._started -= 1
+                    self._started -= 1  # `take` counts it again
                     kept.append(entry_of(child))
                 else:
                     dropped.append(child)
@@ -436,7 +437,7 @@ class ElementSource:
             PendingChild(key, position + at, element, kind) for at, kind in enumerate(self.kinds)
         ]
 
-    # -- going on where an earlier attempt has failed ------------------------------------------
+    # -- continuing an earlier attempt or round -------------------------------------------------
 
     def count_on(self, former: ElementSource, again: Mapping[ChildName, int]) -> None:
         """Count the children of earlier rounds against ``at_most`` in a new round.
@@ -470,7 +471,7 @@ class ElementSource:
         self._positions.go_on(former._positions)
         self._recorded = former._recorded
         self._found_before = former._found_before
-        self._started = former._started - len(children)
+        self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
         if former._is_keyed():
             return

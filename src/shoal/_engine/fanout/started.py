@@ -63,7 +63,7 @@ class Started:
         self._keys: set[tuple[str, Key]] = set()  # (act, key)
         self.position = 0  # of the next child, over all calls
         self._closed = False  # set by ``close`` alone, never reset
-        self.made = 0  # children handed out and not taken back; the group awaits as many ends
+        self.made = 0  # children handed out and not taken back, of which each has an end to deliver
         # None if no earlier execution or attempt left anything; set once, before the first take.
         self.recorded: RecordedChildren | None = None
 
