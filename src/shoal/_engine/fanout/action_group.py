@@ -1,16 +1,17 @@
-"""The children that an action starts by itself: ``context.fan_out``.
+"""The children that an action starts itself, with ``context.fan_out``.
 
 Invariants:
-- Hosted. The children live in a task of the engine's, not in the action's: a native cancel of the
-  action reaches only its waits, never the group.
+- Hosted. The children run in a task of the engine, not in the action's task. So a native cancel of
+  the action interrupts only its waits, never the group.
 - Structured. The block is left only after all children have ended, cleanup included.
-- An attempt that is inside the block holds no slots: it can't be what its children wait for.
-- Lazy. ``start_each`` pulls an element only while the children that are in flight or wait for room,
-  and the outcomes that the action has not consumed, are together fewer than the limit. So a slow
+- An attempt holds no slots while it is inside the block. Otherwise its own children could wait for
+  the slots that it holds.
+- Lazy. ``start_each`` pulls an element only while the limit is greater than the number of children
+  in flight or waiting for room, plus the outcomes that the action has not consumed. So a slow
   consumer slows the source down.
-- When nothing is left but children that wait for answers, the action is halted, where it waits for
-  an outcome next, or leaves the block.
-- A save or a guarding hook that fails ends the step, also where the action hides it.
+- If only children that wait for answers are left, the action halts: at its next wait for an
+  outcome, or when it leaves the block.
+- A failed save or guarding hook ends the step, even if the action suppresses the exception.
 """
 
 from __future__ import annotations
@@ -67,20 +68,26 @@ from .recorded import recorded_children
 from .started import Started, StartedEach
 
 ACTS = 64
-"""Acts of one fan-out of an action whose settings are remembered."""
+"""Acts of one fan-out whose configuration is cached.
+
+A program names few acts, so all of them fit. The bound is for actions that make an act per child:
+each entry keeps its act alive, and without a bound the cache would keep all of them.
+"""
 
 
 @final
 class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcome]):
-    """The children that an action starts by itself. Made by ``context.fan_out``.
+    """The children that an action starts itself. Made by ``context.fan_out``.
 
-    Inside ``async with``, ``start`` and ``start_each`` add children, and ``async for`` gives their
-    outcomes as they end, in any order, failures too; it ends when all that were started have ended.
+    Inside ``async with``, ``start`` and ``start_each`` add children, and ``async for`` yields their
+    outcomes, failures included, in the order in which the children end. The iteration ends when all
+    started children have ended.
 
-    Leaving the block awaits the children whose outcomes were not consumed, and raises the failures
-    among them as one ``ExceptionGroup``, in the order they were started. Leaving it by an exception
-    cancels the children, awaits their end, and lets the exception go on. An ``await`` in a
-    ``finally`` of theirs is cancelled again at once, unless ``shielded`` is around it.
+    Leaving the block waits for the remaining children. If children failed whose outcomes were not
+    consumed, it raises their failures as one ``ExceptionGroup``, in the order they were started.
+    Leaving the block by an exception cancels the children, waits until they have ended, and lets
+    the exception propagate. An ``await`` in a ``finally`` block of a cancelled child is cancelled
+    again at once, unless ``shielded`` is around it.
 
     Examples:
         >>> @action(reads=["n"], writes=["square"])
@@ -129,28 +136,37 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             tell=self._tell,
         )
         self._ledger = Ledger()
-        self._settings: dict[int, tuple[Act, RunConfig]] = {}  # by the identity of acts
+        # By id(act): acts that compare equal may have different bound inputs. The act is in the
+        # value, so that its id is not used again while the entry exists.
+        self._settings: dict[int, tuple[Act, RunConfig]] = {}
+        # Both are None until the block is entered, and never again afterwards.
         self._group: ChildTaskGroup | None = None
         self._hosted: BackgroundTask | None = None
-        self._failure: Exception | None = None  # of the group itself: a save, a hook, a source
-        self._refused: BadUse | None = None  # what the action was told that went on after that
-        self._ended: deque[Outcome] = deque()  # not yet consumed
+        # Why the group itself failed: a save, a hook or a source raised. Set by the engine's task,
+        # raised in the action's task; failures of children are outcomes and never stand here.
+        self._failure: Exception | None = None
+        # The error of a start after the group was closed. If the action lets it pass, it is a
+        # consequence of _failure, and _failure is raised instead.
+        self._refused: BadUse | None = None
+        self._ended: deque[Outcome] = deque()  # outcomes that the action has not consumed
         self._resting: list[Run] = []  # children that wait for answers
-        self._halts = False  # whether the action halts since they do
-        self._unsaved: list[Run] = []  # a batch that could not be saved
-        self._deadline = math.inf
-        self._news: anyio.Event | None = None  # set while the action waits for an outcome
-        self._delivered = 0
-        self._thread = threading.get_ident()
-        self._over = False  # all have ended
-        self._left = False
-        self._consuming = False
+        # Set before Halting is raised. Leaving the block then cancels the group, and the children
+        # that wait for answers must stay halted instead of becoming cancelled.
+        self._halts = False
+        self._unsaved: list[Run] = []  # the batch whose save failed: recorded again at the end
+        self._deadline = math.inf  # of the run and the scopes around the block; set on entering
+        self._news: anyio.Event | None = None  # set only while the action waits for an outcome
+        self._delivered = 0  # children in the ledger; idle when it equals the source's `made`
+        self._thread = threading.get_ident()  # the event loop's; only it may start children
+        self._over = False  # all children have ended; never reset
+        self._left = False  # the action has left the block: it consumes no more outcomes
+        self._consuming = False  # a task of the action is inside __anext__
 
     # -- opening and leaving --------------------------------------------------------------------
 
     @ki_protected
     async def __aenter__(self) -> Self:
-        """Begin: the action gives back its slots."""
+        """Start the group, and release the action's slots for its children."""
         if self._hosted is not None:
             self._refuse("is entered a second time; call context.fan_out for another one")
         if self._run.status is not None or self._run.step != self._action.name:
@@ -163,7 +179,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._run, self.name, self._visit, self._store
         )
         services = self._run.config.services
-        self._deadline = min(around, self._run.config.deadline)  # its own is the group's scope's
+        # Without the group's own timeout: its scope enforces that one.
+        self._deadline = min(around, self._run.config.deadline)
         self._group = ChildTaskGroup(
             self._run,
             self._source,
@@ -175,6 +192,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._live, self._group.scope.cancel)
+        # Last, with no await behind it: if something above raises, __aexit__ does not run, and the
+        # slots would never be acquired again.
         if self._seat is not None:
             self._seat.lend()
         return self
@@ -186,12 +205,15 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         error: BaseException | None,
         frames: TracebackType | None,
     ) -> None:
-        """Wait for the children, or cancel them; then take the slots again."""
+        """Wait for the children, or cancel them; then acquire the action's slots again."""
         assert self._group is not None
         assert self._hosted is not None
+        # Before the wait: from now on outcomes are not kept for the action, only failures are.
         self._left = True
         if error is not None:
             self._group.scope.cancel(f"the action raised {brief(error)}")
+        # In this order: the group ends when its source is dry, which only a closed one is, and
+        # `engage` makes it look.
         self._source.close()
         self._group.engage()
         interruption = await self._hosted.wait()
@@ -199,21 +221,22 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._seat is not None:
             going_on = interruption is None and fatal is None
             if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
-                await self._seat.regain()  # if it has to wait, a cancellation is noticed there
-            else:  # being cancelled, which must not wait
+                await self._seat.regain()  # waits for slots if it must; may be cancelled there
+            else:  # the action is being cancelled, and must not wait for slots
                 self._seat.reclaim()
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
         )
         self._ended.clear()
+        # Taken out of the attribute: the frames of the raised error lead back to this group.
         failure, self._failure = self._failure, None
         explains = error is None or (failure is not None and self._explains(failure, error))
         try:
             if fatal is not None:
-                raise fatal  # nothing outranks a KeyboardInterrupt
+                raise fatal  # a KeyboardInterrupt goes before any other exception
             if interruption is not None and isinstance(error, Exception | GeneratorExit | None):
-                raise interruption  # else the action's own is under way already
+                raise interruption  # otherwise ``error`` is a cancellation or an exit itself
             if failure is not None and explains:
                 raise failure
             if error is not None:
@@ -226,27 +249,29 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._halt()
 
     def _explains(self, failure: BaseException, error: BaseException) -> bool:
-        """Tell whether the fan-out's own failure is raised where the action has raised ``error``.
+        """Return whether to raise the group's ``failure`` instead of the action's ``error``.
 
-        A save or a guarding hook that failed ends the run: the action can't know, and what it
-        raises about children that were cancelled for it is a consequence. So is being refused.
+        A failed save or guarding hook ends the run and cancels the children. An error that the
+        action raises afterwards is only a consequence, and so is the error of a refused start (see
+        test_a_store_that_fails_ends_the_execution_whatever_the_action_does).
         """
         if not isinstance(error, Exception) or error is failure:
             return False
         return error is self._refused or self._run.config.execution.ended_by(failure)
 
     def _halt(self) -> NoReturn:
-        """Have the action halt, since nothing is left but children that wait for answers."""
+        """Halt the action: only children that wait for answers are left."""
         self._halts = True
         halt_for(self._run, self.name, self._resting)
 
     @ki_protected
     async def _live(self) -> None:
-        """Live the children; runs in the engine's own task."""
+        """Run the children. Executed by a task of the engine, not by the action's."""
         group = self._group
         assert group is not None
         try:
             try:
+                # Before the first child: a crash from here on counts against the children.
                 await hand_blame_to_children(self._run)
                 await group.run(self._apply)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
@@ -255,7 +280,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._wind_up(group)
         finally:
             self._over = True
-            self._tell()
+            self._tell()  # the last time: no outcome follows that could wake the action
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
@@ -263,6 +288,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             if ended:
                 await commit(self._run, Write(unapplied=ended))
         except HookFailed:
+            # The hook raised after the save, so these ends stand, see
+            # test_outcomes_that_a_failing_guard_was_told_of_still_come.
             self._deliver(batch)
             raise
         except Exception:
@@ -271,7 +298,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._deliver(batch)
 
     async def _wind_up(self, group: ChildTaskGroup) -> None:
-        """Record and close what there is; what goes wrong in it must not hide what did before."""
+        """Record the remaining ends and close the source. A first failure is not replaced."""
         if self._failure is not None:
             who = f"fan-out {self.name!r} of run {self._run.path.id}"
             await wind_up(self._end_all(group), self._failure, who, "fan-out")
@@ -289,9 +316,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._source.end()
 
     async def _record_rest(self, group: ChildTaskGroup) -> None:
-        """Record and deliver how those ended that were cancelled, or never began."""
+        """Record and deliver the children that were cancelled, or never began."""
         late = [*group.inbox, *self._unsaved]
-        if group.scope.was_cancelled and not self._halts:  # nobody waits for them any more
+        # Children that wait for answers were delivered as halted. A cancelled group cancels them
+        # too, so they are taken out of the counts and delivered once more.
+        if group.scope.was_cancelled and not self._halts:
             late += self._resting
             self._delivered -= len(self._resting)
             for child in self._resting:
@@ -310,7 +339,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             await self._end_left_over(group.scope.reason)
 
     async def _end_unended(self) -> None:
-        """Record that children have no end which the action has not started again."""
+        """Record the end of children of an earlier execution that were not started again."""
         config, recorded = self._run.config, self._source.recorded
         if recorded is None or not config.execution.is_resumed or config.execution.unsaved:
             return
@@ -321,9 +350,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             await end_children(execution, store, self._run, left, decided={}, reason=why)
 
     async def _end_left_over(self, reason: str) -> None:
-        """Record and deliver that what was started and never began is cancelled.
+        """Record and deliver started children that never began as cancelled.
 
-        What an earlier execution has done stays done.
+        Children that an earlier execution has completed stay completed.
         """
         left = self._source.left_over()
         for child in left:
@@ -331,7 +360,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 child.never_start(reason)
             elif child.disposition is RESTING:
                 child.give_up(reason)
-            elif child.lacks_history and not self._left:  # else nobody looks at its outcome
+            elif child.lacks_history and not self._left:  # only the block reads its outcome
                 await load_end(child)
         try:
             await record_unapplied(self._run, left)
@@ -340,11 +369,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
-            self._ledger.count(child)  # the outcome itself is the action's
+            self._ledger.count(child)  # counts only: the action gets the outcome itself
             self._delivered += 1
             if child.status == "halted":
                 self._resting.append(child)
                 continue
+            # In this order: the outcome is made of the error that the run drops next.
             outcome = child.outcome
             child.release_error()
             if not self._left or isinstance(outcome, Failed):
@@ -352,7 +382,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._tell()
 
     def _tell(self) -> None:
-        """Wake the action, if it waits for an outcome."""
+        """Wake the action if it waits for an outcome."""
         if self._news is not None:
             self._news.set()
             self._news = None
@@ -367,30 +397,33 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         key: Key | None = None,
         inputs: Mapping[str, object] | None = None,
     ) -> None:
-        """Start a child, as soon as there is room. Never waits.
+        """Start a child as soon as there is room. Returns at once.
 
         Args:
-            act: What it executes: an action, a graph, a fan-out.
-            state: What it starts with, beside what its act reads of the fields that the action
-                reads.
-            key: Names it among the children of this fan-out; by default its position.
-            inputs: What its actions take besides fields. They count before the run's own.
+            act: The act that the child executes: an action, a graph, a fan-out.
+            state: Fields that the child starts with. It also gets the fields that its act reads and
+                this action reads too.
+            key: The child's key, unique among this act's children of the fan-out; by default its
+                position.
+            inputs: Inputs of the child's actions. They take precedence over the run's inputs.
 
         Raises:
-            BadUse: Not inside the block, after ``cancel``, or in another thread.
+            BadUse: Called outside the block, after ``cancel``, or in another thread.
             BadKey: The key was used before, or is neither a str nor an int.
-            MissingField: The act reads a field that nobody brings.
-            MissingInput: The act takes an input that nobody gives.
+            MissingField: The act reads a field that is neither in ``state`` nor among those that
+                this action reads.
+            MissingInput: The act takes an input that was not given.
         """
         group = self._check_open("start")
         given: Mapping[str, Any] = {} if state is None else state
         if not isinstance(given, Mapping):
             msg = f"group.start(act, state) takes a mapping of fields to values, not {brief(state)}"
             raise DefinitionError(msg)
-        # of a state, what the action may read: asking for more would be refused
+        # Of a State, only the fields that the action may read: reading others would raise.
         fields = self._run.config.execution.secrets.hold(held(given))
         kind = self._kind(act, fields, inputs)
-        refuse_exposing(self._run, self.name, kind.config.graph)  # which may be one used before
+        # Here too, since a cached configuration was not checked for this call.
+        refuse_exposing(self._run, self.name, kind.config.graph)
         self._source.add(kind, key, without_secrets(fields))
         group.engage()
 
@@ -403,21 +436,23 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         key: Callable[[Any], object] | None = None,
         inputs: Mapping[str, object] | None = None,
     ) -> None:
-        """Start a child for each of many elements, pulled as there is room. Never waits.
+        """Start a child for each element, pulled as there is room. Returns at once.
 
         Elements are pulled no faster than outcomes are consumed.
 
         Args:
-            act: What each child executes.
-            over: The elements; infinite ones are fine.
+            act: The act that each child executes.
+            over: The elements. The iterable may be infinite.
             item: The field in which a child finds its element.
-            key: A plain function of the element that returns a str or int; without it, positions.
-            inputs: What their actions take besides fields. They count before the run's own.
+            key: A plain function of the element that returns a str or int. Without it, the keys are
+                positions.
+            inputs: Inputs of the children's actions. They take precedence over the run's inputs.
 
         Raises:
-            BadUse: Not inside the block, after ``cancel``, or in another thread.
-            MissingField: The act reads a field that nobody brings.
-            MissingInput: The act takes an input that nobody gives.
+            BadUse: Called outside the block, after ``cancel``, or in another thread.
+            MissingField: The act reads a field that is neither ``item`` nor among those that this
+                action reads.
+            MissingInput: The act takes an input that was not given.
         """
         group = self._check_open("start_each")
         if key is not None:
@@ -432,7 +467,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         group.engage()
 
     def cancel(self, reason: str = "the action cancelled it") -> None:
-        """Cancel all children that have not ended, for ``reason``. Their outcomes still come."""
+        """Cancel all children that have not ended, for ``reason``. Their outcomes still arrive."""
         if self._group is not None and not self._over:
             self._group.scope.cancel(reason)
             self._tell()
@@ -440,15 +475,15 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     def cancel_child(
         self, key: Key, reason: str = "the action cancelled it", *, act: str | None = None
     ) -> bool:
-        """Cancel one child, for ``reason``; its siblings don't notice. Its outcome still comes.
+        """Cancel one child, for ``reason``, and no sibling. Its outcome still arrives.
 
         Args:
-            key: Its key, or its position if it was given none.
-            reason: Why.
-            act: Of several children with that key, the one that executes the act of this name.
+            key: The child's key, or its position if it was started without one.
+            reason: The reason in the child's outcome.
+            act: The name of the child's act, if children of several acts have that key.
 
-        Returns whether there was one that had not ended. What ``start_each`` has not pulled yet is
-        not known.
+        Returns whether a child with that key had not ended. Children of elements that
+        ``start_each`` has not pulled yet are not found.
         """
         if self._group is None or self._over:
             return False
@@ -462,7 +497,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if known is None or inputs:
             known = act, self._setting(act, inputs)
         if not inputs and len(self._settings) < ACTS:
-            self._settings[id(act)] = known  # the act too, so that its id stays taken
+            self._settings[id(act)] = known
         config = known[1]
         graph = config.graph
         readable = {field: run.data[field] for field in permit.reads if field in run.data}
@@ -518,7 +553,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         return self
 
     async def __anext__(self) -> Outcome:
-        """Wait for the next outcome."""
+        """Return the next outcome, waiting for it if needed."""
         if self._group is None or self._left:
             self._refuse("is iterated outside of its block")
         if self._consuming:
@@ -526,35 +561,36 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._consuming = True
         try:
             while not self._ended:
+                # Before the check for the end: a group that has failed is idle too.
                 if self._failure is not None:
                     raise self._failure
                 if self._is_idle:
                     if self._resting:
                         self._halt()
                     raise StopAsyncIteration
+                # No await between the checks above and here, so no outcome can slip in unseen.
                 self._news = anyio.Event()
                 await self._news.wait()
         finally:
             self._consuming = False
         outcome = self._ended.popleft()
-        self._group.engage()
+        self._group.engage()  # a consumed outcome makes room for one more element
         return outcome
 
     @property
     def _unconsumed(self) -> int:
-        """Outcomes that the action has yet to consume; none once it has left the block."""
+        """Outcomes that the action has not consumed; 0 after it has left the block."""
         return 0 if self._left else len(self._ended)
 
     def _has_room(self) -> bool:
-        """Whether an element may be pulled."""
         assert self._group is not None
         return self._group.in_flight + self._unconsumed < self._limit
 
     @property
     def _is_idle(self) -> bool:
-        """Whether all that was started has ended, and its outcomes are here."""
+        """Whether all started children have ended and were delivered."""
         if self._resting and self._group is not None and self._group.scope.was_cancelled:
-            return self._over  # who is halted is about to be cancelled
+            return self._over  # the halted children are about to be cancelled and delivered
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 
     def __repr__(self) -> str:

@@ -1,10 +1,10 @@
-"""How outcomes of children become part of their parent's state. Imports runs and sources.
+"""Applies the outcomes of children to their parent's state.
 
 Invariants:
-- Each outcome is applied by one numbered update that names its child, on top of the update before
-  it: ``reduce`` for one child sees what ``reduce`` for the one before it left.
-- If ``reduce`` or ``grow`` raises, the updates before that child stand, and it stays unapplied.
-- Nothing behind the outcome that decides a contest is applied.
+- Each outcome is applied by one numbered update that names its child. Updates build on each other:
+  ``reduce`` for a child sees the state that ``reduce`` for the child before it returned.
+- If ``reduce`` or ``grow`` raises, earlier updates stand and the child stays unapplied.
+- No outcome is applied after the one that decides a race.
 """
 
 from __future__ import annotations
@@ -44,12 +44,16 @@ from .source import ElementSource
 _Placed = tuple[Any, Any, float | None]
 
 NOTED = 5
-"""Failed children that an error about another one names besides."""
+"""Other failed children that an error names, so that its notes stay readable."""
 
 
 @final
 class BatchJoin:
-    """A batch of outcomes on their way into the parent's state: one numbered update for each."""
+    """A batch of outcomes, and the numbered updates that apply them to the parent's state.
+
+    It only computes: the caller saves ``updates`` and sets the parent's state, or calls
+    ``withdraw`` if the save fails.
+    """
 
     __slots__ = (
         "_admitted",
@@ -88,16 +92,17 @@ class BatchJoin:
         done_before: int = 0,
         reruns: AbstractSet[ChildName] = frozenset(),
     ) -> None:
-        """Begin on the parent's state as it is.
+        """Start an empty batch on the parent's current state.
 
         Args:
-            join: What becomes of results.
-            parent: Whose state it is.
-            elements: Hears of what ``grow`` returns.
-            ledger: How others ended before.
-            contest: Says whose results count, if that is a question.
-            done_before: Children that are Done and not in the ledger, as they have yet to come up.
-            reruns: Children that run again, of whose earlier results some may still be there.
+            join: Says where results and failures go.
+            parent: The run whose state it is.
+            elements: The source that takes the elements that ``grow`` returns.
+            ledger: Counts the children that ended in earlier batches.
+            contest: Decides which results count; None: all do.
+            done_before: The number of children that are Done but not yet in the ledger, because
+                their source has not reached them.
+            reruns: Children that run again, whose earlier results may still be in the state.
         """
         self._join = join
         self._reruns = reruns
@@ -115,24 +120,28 @@ class BatchJoin:
         self._number = parent.number
         self._failed = ledger.failed
         self._ended = ledger.failed + ledger.done + done_before
-        self._values: list[_Placed] = []  # puts not yet in _data: a batch of them costs one copy
+        # Puts into ``into`` and ``errors_into`` that _data lacks: a whole batch of them makes one
+        # new version of the collection. `finished_data` empties both.
+        self._values: list[_Placed] = []
         self._errors: list[_Placed] = []
         self.updates: list[Update] = []
-        self.applied: list[Run] = []  # by the update at the same place
-        self.unapplied: list[Run] = []
-        self.missed: list[Run] = []  # of these, those that were not judged, since one before raised
-        self._admitted: list[Run] = []  # those whose results count in the contest
-        self.is_failing = False  # whether there are more failures than are tolerated
-        self.failures: list[Run] = []  # those that are to be raised
-        self.admitted: list[PendingChild] = []
-        self.decision: Decision | None = None
+        self.applied: list[Run] = []  # parallel to ``updates``
+        self.unapplied: list[Run] = []  # without an update: losers, failures, halted children
+        # The unapplied children from the one whose outcome raised; empty if none did.
+        self.missed: list[Run] = []
+        self._admitted: list[Run] = []  # accepted by the race; withdrawn if the batch fails
+        self.is_failing = False  # more failures than tolerated; never reset
+        self.failures: list[Run] = []  # failed children whose errors the step raises
+        self.admitted: list[PendingChild] = []  # new elements of ``grow``, until they are saved
+        self.decision: Decision | None = None  # set at most once; ends the batch
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
-        """Add outcomes up to the one that decides a contest, or the first that can't be applied.
+        """Add outcomes up to the one that decides a race, or the first that can't be applied.
 
-        Returns why it can't, naming its key.
+        Returns the error because of which that one can't be applied, with a note of its key.
         """
-        tells = self._consults or self._contest is not None  # others than the state
+        # Whether the source or the race change too, and must be set back if an outcome raises.
+        tells = self._consults or self._contest is not None
         growths = found = admitted = 0
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
@@ -150,7 +159,8 @@ class BatchJoin:
                 note(
                     error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
                 )
-                self._data, values, errors = before  # without what this child has placed already
+                # Undo what this child has placed: the updates before it stand without it.
+                self._data, values, errors = before
                 del self._values[values:], self._errors[errors:], self.admitted[found:]
                 self._withdraw(growths, admitted)
                 self.missed = batch[at:]
@@ -165,7 +175,7 @@ class BatchJoin:
         return None
 
     def note_missed(self, error: BaseException) -> None:
-        """Say in ``error`` which children have failed that nobody has judged because of it."""
+        """Add notes to ``error`` about failed children that were not applied because of it."""
         failed = [child for child in self.missed if child.status == "failed"]
         for child in failed[:NOTED]:
             note(error, f"shoal: besides, key {brief(child.key)} failed: {brief(child.error)}")
@@ -173,7 +183,7 @@ class BatchJoin:
             note(error, f"shoal: and {len(failed) - NOTED} more have failed")
 
     def reason_to_stop(self, *, is_lost: bool) -> str | None:
-        """Say why the children that are in flight are to be cancelled, if they are.
+        """Return the reason to cancel the children in flight; None: let them go on.
 
         Args:
             is_lost: Whether the race can't be decided any more.
@@ -190,12 +200,12 @@ class BatchJoin:
         return f"key {brief(first.key)} of fan-out {self._join.name!r} failed: {brief(first.error)}"
 
     def withdraw(self) -> None:
-        """Undo what was told of the batch besides the state: it could not be saved."""
+        """Undo the batch's changes to the source and the race: it could not be saved."""
         self._withdraw(0, 0)
         self.admitted.clear()
 
     def _withdraw(self, growths: int, admitted: int) -> None:
-        """Undo what ``grow`` and the contest were told, but the first so many times."""
+        """Undo all but the first ``growths`` calls of ``grow`` and ``admitted`` race results."""
         self._elements.ungrow(growths)
         for child in reversed(self._admitted[admitted:]):
             assert self._contest is not None, "it has admitted the child"
@@ -203,13 +213,13 @@ class BatchJoin:
         del self._admitted[admitted:]
 
     def _miss(self, children: list[Run]) -> None:
-        """Leave out what comes too late; of those that are kept, it is only a new place."""
+        """Leave ``children`` unapplied, and drop the results of this execution."""
         for child in children:
             child.discard_result()
         self.unapplied += children
 
     def finished_data(self) -> Mapping[str, object]:
-        """Return the fields of the state after all updates."""
+        """Return the fields of the state after all updates so far."""
         for name, placed in (
             (self._join.into, self._values),
             (self._join.errors_into, self._errors),
@@ -222,12 +232,12 @@ class BatchJoin:
 
     def _add(self, child: Run) -> None:
         join, status = self._join, child.status
-        if status == "halted":  # that is no end, whatever is decided by ends
+        if status == "halted":  # not an end: it neither fails the step nor decides a race
             self.unapplied.append(child)
             return
         is_kept = child.disposition.is_kept
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
-        if counts and not is_kept:  # else it was counted when it came up
+        if counts and not is_kept:  # kept children were counted when the source gave them
             self._count(failed=status == "failed")
         brings_nothing = status in ("failed", "cancelled") and not self._applies(child)
         if brings_nothing or child.disposition is DEFERRED:
@@ -235,11 +245,13 @@ class BatchJoin:
             return
         contest = None if is_kept else self._contest
         if contest is not None and status == "succeeded":
+            # Before the call: if `admits` raises halfway, the child must be withdrawn as well.
             self._admitted.append(child)
             if not contest.admits(child):
                 self._admitted.pop()
                 self._refuse(child)
                 return
+        # First: `grow` and the race below see the state with this child's result.
         operations = self._placing(child)
         discovered: tuple[object, ...] = ()
         at = 0
@@ -256,10 +268,10 @@ class BatchJoin:
         self._apply(child, operations, discovered, at)
 
     def _without_old(self, last: Run) -> tuple[Operation, ...]:
-        """Take out old results of children that run again and have not come to a new one.
+        """Remove the old results of children that run again and have no new result.
 
-        It is decided by ``last``, so they never will; and nothing follows a decision (see
-        test_old_results_are_gone_with_the_decision).
+        ``last`` has decided the race, so they never get one, and no later update could remove them
+        (see test_old_results_are_gone_with_the_decision).
         """
         new = [child for child in (*self.applied, last) if child.status == "succeeded"]
         old = self._reruns - {ChildName(child.config.act, child.key) for child in new}
@@ -268,7 +280,7 @@ class BatchJoin:
         return tuple(Set(field, value) for field, value in values.items())
 
     def _refuse(self, child: Run) -> None:
-        """Leave out a result that doesn't count; but what ``grow`` finds in it does."""
+        """Leave out a result that the race refused. ``grow`` still finds elements in it."""
         child.discard_result()
         if self._join.grow is None:
             self.unapplied.append(child)
@@ -285,20 +297,22 @@ class BatchJoin:
         self.applied.append(child)
 
     def _count(self, *, failed: bool) -> None:
-        """Judge whether there are too many failures now; a success may be what ``after`` waits for.
+        """Count an end, and set ``is_failing`` if there are too many failures now.
 
-        Skipped and cancelled children count for nothing.
+        A success matters too: ``Tolerate(after=...)`` waits for a number of ends. Skipped and
+        cancelled children don't count.
         """
         self._ended += 1
         self._failed += failed
-        if self._tolerance is not None:  # once too many, always too many
+        # Once failing, always failing: later successes lower the share, but don't undo it.
+        if self._tolerance is not None:
             exceeded = self._tolerance.is_exceeded(self._failed, self._ended)
             self.is_failing = self.is_failing or exceeded
         elif self._join.on_error == "fail":
             self.is_failing = True
 
     def _applies(self, child: Run) -> bool:
-        """Tell whether a child that did not succeed becomes part of the state."""
+        """Return whether a child that failed or was cancelled gets an update."""
         if child.status == "cancelled":
             return False
         if self.is_failing:
@@ -307,7 +321,7 @@ class BatchJoin:
         return self._join.on_error != "ignore"
 
     def _placing(self, child: Run) -> tuple[Operation, ...]:
-        """Put what a child brings where ``into`` or ``errors_into`` has it."""
+        """Return the operations that put a child's result or failure into the state."""
         join = self._join
         if child.status == "failed":
             if join.errors_into is None:
@@ -320,14 +334,15 @@ class BatchJoin:
             return self._choosing(join.into)
         value = child.value
         if child.disposition is APPLIED_BEFORE or child.disposition is SKIPPED:
-            # only its place among the others changes
+            # Its value is in the state already; only its position among the others changes.
             value = join.collected(self._data, child.config.act, child.key)
             if child.disposition.is_kept:
-                child.value = value  # which is saved with it once more, and may not have been read
+                # The child is saved again with its value, which its record may not contain.
+                child.value = value
         return (self._put(join.into, child, value, self._values),)
 
     def _choosing(self, field: str) -> tuple[Operation, ...]:
-        """Give ``into`` the value of the whole contest, once that is known."""
+        """Set ``field`` to the value of the race's winner, once there is one."""
         assert self._contest is not None, "only a contest comes to a single value"
         chosen = self._contest.chosen
         if chosen is None:
@@ -345,6 +360,7 @@ class BatchJoin:
         if not self._nested:
             key = child.config.act if self._join.shape == "by act" else child.key
             placed.append((key, value, position))
+            # Only with a maximum: counting makes a new version of the collection for each child.
             if self._schema is not None and self._schema.most(field) < inf:
                 grown = cast("Collected", self._data[field]).put_all(placed)
                 self._refuse_too_many(self._schema, field, child, len(grown))
@@ -358,7 +374,7 @@ class BatchJoin:
         return put
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
-        """Hold what a child brings to the model of the parent's state."""
+        """Return the value as the model of the parent's state accepts it."""
         who = self._who(child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
@@ -382,15 +398,15 @@ class BatchJoin:
         return f"fan-out {self._join.name!r}, for key {brief(key)},"
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
-        """Return the new elements, and the position of the first."""
+        """Call ``grow``; return the new elements and the position of the first."""
         entries = self._elements.grow(grow(self._state(), outcome), outcome)
         self.admitted += entries
-        first = self._elements.kinds[0]  # the other acts get the same elements
+        first = self._elements.kinds[0]  # all acts get the same elements: record each once
         discovered = tuple(entry.element for entry in entries if entry.kind is first)
         return discovered, entries[0].position if entries else 0
 
     def _state(self) -> State:
-        """Return the state after all updates, as the fan-out's own functions see it."""
+        """Return the state after all updates so far, as ``reduce``, ``grow`` and ``by`` see it."""
         return make_state(self.finished_data(), self._join.permit)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:

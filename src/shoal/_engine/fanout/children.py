@@ -1,4 +1,4 @@
-"""What the children of a step have in common, however it starts them. Imports runs."""
+"""The configuration, circuits and initial fields that the children of a step share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shoal.stores._protocol import NullStore, Store
 
 
 def check_depth(run: Run, step: str) -> None:
-    """Refuse to nest runs deeper than allowed.
+    """Refuse to nest runs deeper than ``max_depth``.
 
     Raises:
         DepthExceeded: A child of ``run`` would be too deep.
@@ -56,14 +56,15 @@ def child_config(
     each: Each | None = None,
     host: Run | None = None,
 ) -> RunConfig:
-    """Describe the children of ``run`` that execute ``graph`` in ``step``.
+    """Make the configuration of the children of ``run`` that execute ``graph`` in ``step``.
 
-    A partial item of theirs is one of the run's too, for whoever started that.
+    A partial item of such a child is passed to ``on_item``, and to the ``on_item`` of ``run``: it
+    counts as an item of ``run`` too.
 
     Raises:
-        MissingInput: The graph takes an input that nobody has given.
+        MissingInput: The graph takes an input that was not given.
         DefinitionError: None of its acts takes one of ``inputs``.
-        StateError: It would have secret fields saved or told.
+        StateError: The graph would save or publish secret fields.
     """
     config = run.config
     refuse_exposing(run, step, graph)
@@ -94,6 +95,7 @@ def child_config(
         keeper=config.store,
         hooks=config.hooks if hooks is None else hooks,
         digests=digests,
+        # Usually no run above takes items, and an item then costs no further call.
         on_item=on_item if config.on_item is None else partial(_hand_up, run, on_item),
         each=each,
         is_resumable=config.is_resumable,
@@ -103,10 +105,12 @@ def child_config(
 
 
 def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
-    """Refuse to have children execute what was not known when the run started, and is exposing.
+    """Refuse a graph that exposes secret fields, and that was unknown when the run started.
+
+    Graphs that are known from the start are checked before the run.
 
     Raises:
-        StateError: It would have secret fields saved or told.
+        StateError: The graph would save or publish secret fields.
     """
     secret = run.config.execution.secrets.names
     why = graph.exposing(secret) if secret else ""
@@ -118,18 +122,19 @@ def refuse_exposing(run: Run, step: str, graph: Graph) -> None:
 def circuits_of(
     services: Services, definition: object, each: Each | None, name: str = ""
 ) -> Circuits | None:
-    """Find the circuits of a fan-out, if it has a breaker.
+    """Return the circuits of a fan-out, made on first use; None if it has no breaker.
 
     Args:
-        services: The runtime's.
-        definition: What all its executions have in common.
-        each: May have a breaker.
-        name: Tells the fan-outs of one action apart.
+        services: The runtime's services, which keep the circuits.
+        definition: The definition that all executions of the fan-out share.
+        each: The policy that may have a breaker.
+        name: The name of the fan-out among those of one action.
     """
     if each is None or each.breaker is None:
         return None
     named = services.circuits.setdefault(definition, {})
     found = named.get(name)
+    # A changed breaker starts over: what the old one counted says nothing about its thresholds.
     if found is None or found.breaker != each.breaker:
         found = named[name] = Circuits(each.breaker, services.clock)
     return found
@@ -138,9 +143,11 @@ def circuits_of(
 def children_of(
     run: Run, store: Store | Inherit | None, hooks: Iterable[Hook] | Inherit
 ) -> tuple[Store, Hooks]:
-    """Find out where the children of a step of ``run`` are kept, and who is told of them."""
+    """Return the store and the hooks of the children of a step of ``run``."""
     config = run.config
     kept = config.store
+    # A parent's NullStore is shared, because stores are compared by identity to see whether the
+    # children are kept where their parent is.
     if store is None:
         kept = kept if isinstance(kept, NullStore) else NullStore()
     elif not isinstance(store, Inherit):
@@ -160,9 +167,11 @@ def _hand_up(
 
 
 def is_revisited(run: Run) -> bool:
-    """Tell whether a run is a graph as a node that its parent, or the one above, has come back to.
+    """Return whether a run is a graph as a node, inside a step that is visited again.
 
-    Its own steps are visited for the first time then; but for what it collects into, they are not.
+    The step may be one of its parent or of a run above, up to the host. The run counts the visits
+    of its own steps from 0 again, but their fields may already have what an earlier visit
+    collected.
     """
     host, path = run.config.host, run.path
     while host is not None and path is not host.path and path.parent is not None:
@@ -175,17 +184,17 @@ def is_revisited(run: Run) -> bool:
 def narrowed(
     data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
 ) -> dict[str, object]:
-    """Make the fields that a child starts with: what it is given, and what it reads of ``data``.
+    """Return the fields that a child starts with: those that its graph reads.
 
     Args:
         data: The parent's fields.
-        graph: What the child executes.
-        given: Fields that come from elsewhere, and count first.
+        graph: The graph that the child executes.
+        given: Fields from elsewhere. They take precedence over ``data``.
         who: Names the children, for the error.
-        hint: Says where else the field could come from, and what to do, for the error.
+        hint: Says how to provide a missing field, for the error.
 
     Raises:
-        MissingField: It is nowhere, and nothing in the graph can write it first.
+        MissingField: A field is in neither, and no action of the graph writes it first.
     """
     base: dict[str, object] = {}
     for field in graph.reads:
@@ -204,7 +213,10 @@ def narrowed(
 
 
 def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
-    """Make what reads the only field that ``graph`` writes; a child that didn't has None."""
+    """Return a reader of the only field that ``graph`` writes; None if it writes several or none.
+
+    The reader returns None for a child that never wrote the field.
+    """
     if len(graph.writes) != 1:
         return None
     (field,) = graph.writes
@@ -219,7 +231,7 @@ def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
 
 
 def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
-    """Make what reads a child's value off its final state, as ``take`` says."""
+    """Return a reader of a child's value, as ``take`` describes it; None without ``take``."""
 
     def field_of(child: Run, field: str) -> object:
         try:

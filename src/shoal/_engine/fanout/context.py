@@ -1,7 +1,4 @@
-"""What an action is told about where it runs: its parameter ``context``.
-
-Imports everything above.
-"""
+"""``Context``: the view that an action has of its run, through its parameter ``context``."""
 
 from __future__ import annotations
 
@@ -33,10 +30,10 @@ from .action_group import ChildGroup
 
 @final
 class Context:
-    """Where an action runs: what the parameter ``context`` gets. Valid as long as the action runs.
+    """The run of an action, passed to its parameter ``context``. Valid while the action runs.
 
-    When the action is cancelled, so is each of its ``await``s, also in ``finally`` blocks: cleanup
-    that awaits stands in ``async with shielded(seconds):``.
+    When the action is cancelled, each of its ``await``s is cancelled too, also in ``finally``
+    blocks. Put cleanup that awaits into ``async with shielded(seconds):``.
 
     Examples:
         >>> @action(reads=["n"], writes=["key"])
@@ -55,15 +52,17 @@ class Context:
         self._action = action
         self._seat = seat
         self._items = items
+        # Set if the action runs in a worker thread: it calls `emit` and `ask` through
+        # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
         self._loop_thread = threading.get_ident() if action.in_thread else None
-        self._names: set[str] = set()  # of fan-outs
-        self._thread = threading.get_ident()
-        # Asked here, for a thread has no scopes to ask.
+        self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
+        self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
+        # Read on the event loop, because a worker thread has no cancel scopes to read it from.
         self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
 
     @property
     def path(self) -> RunPath:
-        """Where the run stands in its family."""
+        """The run's place among its parents and their steps."""
         return self._run.path
 
     @property
@@ -83,7 +82,7 @@ class Context:
 
     @property
     def depth(self) -> int:
-        """How deep the run is nested: 0 for a root run."""
+        """The number of runs above this one: 0 for a root run."""
         return self._run.path.depth
 
     @property
@@ -93,16 +92,16 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """Which try of the step this is, counted from 1."""
+        """The number of this attempt of the step, counted from 1."""
         return self._items.attempt
 
     @property
     def deadline(self) -> float:
-        """When the action will be cancelled, on the clock of ``anyio.current_time()``.
+        """The time at which the action will be cancelled, on the clock of ``anyio.current_time()``.
 
-        In seconds; ``math.inf`` if no deadline is known. The nearest one counts: of this attempt's
-        timeout, the child's, the fan-outs' around it, of the scopes around ``run`` and around the
-        ``context.fan_out`` that started the run.
+        In seconds; ``math.inf`` if no deadline is known. It is the nearest of these deadlines: the
+        timeouts of this attempt, of the child, and of the fan-outs around it, and the cancel scopes
+        around ``run`` and around the ``context.fan_out`` that started the run.
         """
         deadline = self._fixed_deadline
         if deadline is None:
@@ -110,12 +109,13 @@ class Context:
         return min(deadline, self._run.config.deadline)
 
     def charge(self, actual: float) -> None:
-        """Correct what this attempt is charged, wherever ``Limits(cost=...)`` has said it before.
+        """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.
 
-        Tokens that an answer has used, say, instead of those that were expected. If they are more,
-        the difference comes off what may go next; if fewer, it may go at once, as far as it would
-        not have been free again by now anyway. In limits without ``cost=`` it has no effect. May be
-        called again: the last one counts.
+        For instance, charge the tokens that an answer has used instead of the expected number. If
+        the actual cost is higher, the rate pays the difference from its next units. If it is lower,
+        the difference is available at once, except for units that would be free again by now
+        anyway. Limits without ``cost=`` are not affected. If it is called again, the last call
+        counts.
 
         Args:
             actual: Units of the rate, at least 0.
@@ -145,8 +145,8 @@ class Context:
         """Mark a part of the action: hooks that have ``around_span`` are entered around the block.
 
         Args:
-            name: What the part is called.
-            attributes: What is to be known about it.
+            name: The name of the part.
+            attributes: Details about the part, for the hooks.
         """
         hooks = self._run.config.hooks
         if not hooks.around_span:
@@ -170,21 +170,23 @@ class Context:
             raise failure
 
     def emit(self, item: object) -> Coroutine[Any, Any, None]:
-        """Give a partial item: ``await context.emit(item)``.
+        """Publish a partial item: ``await context.emit(item)``.
 
-        Hooks and opened runs hear of it at once, as ``Item`` events. The action goes on when all of
-        them have let it: so a slow reader slows it down. Items are told in order, also where
-        several tasks of the action give some, and are not saved: what counts is what it returns.
+        Hooks and opened runs receive it at once, as an ``Item`` event. The action continues when
+        all of them are done with it, so a slow reader slows the action down. Items are delivered in
+        order, even if several tasks of the action emit them. They are not saved: only the action's
+        result is.
 
         An action that is a generator may simply ``yield item``. A plain function, in its worker
-        thread, calls ``anyio.from_thread.run(context.emit, item)``; where the action has been
-        cancelled by then, that raises ``RunCancelled``.
+        thread, calls ``anyio.from_thread.run(context.emit, item)``. If the action was cancelled
+        before, that call raises ``RunCancelled``.
 
-        Cancellation arrives before the item is told, or else after everybody has heard of it.
+        A cancellation arrives either before the item is delivered, or after all hooks and readers
+        have received it.
 
         Raises:
             HookFailed: A guarding hook raised, which fails the run.
-            BadUse: The action has ended, or is a plain function and calls this itself.
+            BadUse: The action has ended, or is a plain function that calls this directly.
 
         Examples:
             >>> from shoal.events import Item
@@ -212,7 +214,7 @@ class Context:
         return self._give(item)
 
     def _refuse_plain(self, what: str, call: str) -> None:
-        """Refuse to be called by what can't await: a plain function, on the loop or in a thread."""
+        """Refuse a direct call by a plain function, on the loop or in a thread: it can't await."""
         action = self._action
         on_loop = action.in_thread and threading.get_ident() == self._loop_thread
         if not (action.is_async or action.is_streaming or on_loop):
@@ -231,39 +233,39 @@ class Context:
     def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]:
         """Ask a person, and return the answer: ``answer = await context.ask(name, question)``.
 
-        Where nobody has answered yet, the question is saved and the run is halted here:
-        ``Halting`` is raised, and however the attempt ends, nothing of it counts. Siblings go on.
-        When nothing else is left to be done, the root run ends as ``"halted"``, and
-        ``result.questions`` has what was asked. ``run(id=..., answers={(run_id, name): value})``
-        answers: then the attempt runs again **from its start**, and gets the answer here. So what
-        an action does before it asks, it does again; put what must not be done twice into an
-        action of its own.
+        If there is no answer yet, the question is saved and the run halts here: ``Halting`` is
+        raised, and the attempt doesn't count, however it ends. Siblings continue. When nothing else
+        is left to do, the root run ends as ``"halted"``, and its questions are in
+        ``result.questions``. Give answers with
+        ``run(id=..., answers={(run_id, name): value})``. Then the attempt runs again **from its
+        start**, and this call returns the answer. So the action repeats its work before the
+        question: put work that must not be done twice into an action of its own.
 
-        An answer belongs to this execution of the step: every attempt gets it again, after a retry
-        or a crash, too; a loop that comes back to the step asks anew. Where a root run's
-        own action has failed with an answer, another one may be given. Several questions may be
-        asked one after the other, each with its own name; what was answered comes back at once.
-        As long as one is open the step isn't attempted. Asked again by a later attempt, and not
-        answered yet, a question may have changed; the newest one counts.
+        An answer belongs to this execution of the step. Every attempt gets it again, after a retry
+        or a crash too; a loop that visits the step again asks anew. If a root run's own action has
+        failed with an answer, another answer may be given. An action may ask several questions one
+        after the other, each with its own name; those with an answer return at once. The step isn't
+        attempted while one of its questions is open. If a later attempt asks a question that is
+        still open, it may have changed; the newest one counts.
 
         A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
         question)``.
 
-        Asked inside of the block of ``context.fan_out``, it leaves the block: children that have
-        not ended are cancelled, and go on when the attempt runs again.
+        Inside the block of ``context.fan_out``, ``Halting`` leaves the block: children that have
+        not ended are cancelled, and continue when the attempt runs again.
 
-        Cancellation arrives before the question is saved, or else counts more than the question:
-        the run is cancelled, and asks again when it is resumed.
+        A cancellation arrives either before the question is saved, or takes precedence over the
+        question: then the run is cancelled, and asks again when it is resumed.
 
         Args:
-            name: What the question is called, within this execution of the action.
-            question: What is asked: data, for whoever shows it.
+            name: The name of the question, within this execution of the action.
+            question: The question, as data for the program that shows it.
 
         Raises:
-            Halting: Nobody has answered yet. Let it pass.
-            NotData: The question can't be kept.
+            Halting: There is no answer yet. Let it propagate.
+            NotData: The question can't be saved.
             BadUse: The run has no store; the name was used in this attempt for another question;
-                the action has ended, or is a plain function and calls this itself.
+                the action has ended, or is a plain function that calls this directly.
 
         Examples:
             >>> import anyio
@@ -307,30 +309,30 @@ class Context:
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
-        The escape hatch for what ``fan_out`` as an act can't say. The children are runs like any
-        others: tracked, saved, told to hooks, cancelled with the action. The parent's state changes
-        once, when the action returns.
+        Use it if ``fan_out`` as an act can't express the fan-out. The children are runs like any
+        others: tracked, saved, published to hooks, and cancelled with the action. The parent's
+        state changes once, when the action returns.
 
         While it is inside the block, the action holds no slots of any ``Limits``.
 
-        What the children take besides fields comes from the run's inputs. Those that no other
-        action takes are to be parameters of this one, so that they are known before the run.
+        The inputs of the children come from the run's inputs. Make those that no other action takes
+        parameters of this one, so that they are known before the run.
 
         Args:
-            name: Names the fan-out among those of this action.
+            name: The name of the fan-out among those of this action.
             limits: How many children are in flight; 100 by default.
-            store: Where the children are kept instead of where the run is; None: nowhere, but for
-                how they ended.
-            hooks: Who is told of the children and their descendants, instead of the run's hooks.
-            each: What goes for each child by itself: its timeout, its retry.
-            timeout: Seconds from entering the block until the children are cancelled, and
-                ``StepTimeout`` is raised: where the action waits for one of them next, or leaves
-                the block.
+            store: The store of the children, instead of the run's store; None: only how they ended
+                is saved.
+            hooks: The hooks of the children and their descendants, instead of the run's hooks.
+            each: The policy of each single child: its timeout, its retry.
+            timeout: Seconds from entering the block until the children are cancelled. Then
+                ``StepTimeout`` is raised when the action next waits for an outcome, or leaves the
+                block.
 
         Raises:
-            BadUse: It is called in a worker thread, where the plain function of an action runs.
-            DefinitionError: The name was used before by this attempt, or something is not what it
-                must be.
+            BadUse: Called in a worker thread, where an action that is a plain function runs.
+            DefinitionError: This attempt used the name before, or an argument is of a wrong type
+                or value.
         """
         if threading.get_ident() != self._thread:
             msg = (

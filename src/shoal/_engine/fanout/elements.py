@@ -1,10 +1,8 @@
-"""Where the children of a ``fan_out`` come from: its acts in one execution, and its elements.
-
-Imports sources, children, and fan-outs as they are declared.
+"""The source of a ``fan_out``: its acts in one execution of the step, and its elements.
 
 Invariants:
-- Acts that a function chooses are held to the same as those that are given when it is built.
-- Acts are executed under the names that their children are recorded under.
+- Acts that a function chooses pass the same checks as acts that are given to ``fan_out`` itself.
+- Acts are executed under the names under which their children are recorded.
 """
 
 from __future__ import annotations
@@ -32,30 +30,31 @@ from .takeup import as_recorded
 
 @final
 class ChosenActs(NamedTuple):
-    """What a fan-out executes in one execution of its step."""
+    """The acts of a fan-out in one execution of its step."""
 
     graphs: Sequence[Graph]
     join: JoinSpec
-    """What becomes of results, which are arranged otherwise for several acts than for one."""
+    """Says where results go. Its shape depends on whether there are several acts."""
     take: Take | None
-    """What of a child's final state is its value."""
+    """Says which part of a child's final state is its value; None: the field its act writes."""
 
 
 def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> ChosenActs:
-    """Find out what a fan-out executes, by its function if it has one.
+    """Return the acts of a fan-out, calling its function if a function chooses them.
 
     Args:
         act: The fan-out.
-        join: What becomes of results, as far as it is known.
+        join: Says where results go, as declared.
         data: The fields of the parent's state when the step began.
 
     Raises:
-        BadResult: Its function returned what can't be executed.
+        BadResult: The function returned something that can't be executed.
         UndeclaredRead: An act reads a field that the fan-out did not declare.
     """
     graphs, several = act.acts, act._several
     if callable(graphs):
         graphs, several = _chosen(act, graphs, make_state(data, join.permit), data)
+    # The declared shape was a guess: only the function knows whether the acts are several.
     if several != act._several:
         join = replace(join, shape=shape_of(act.over, act.key, join.until, several=several))
     take = act._take
@@ -70,7 +69,7 @@ def _chosen(
     state: State,
     data: Mapping[str, object],
 ) -> tuple[Sequence[Graph], bool]:
-    """Return the acts that a function chooses, and whether they are several."""
+    """Return the acts that ``choose`` returns, and whether they are several."""
     found = choose(state)
     refuse_awaitable(found, f"the function that chooses the acts of fan-out {act.name!r}")
     try:
@@ -97,22 +96,23 @@ def make_elements(
     recorded: RecordedChildren | None,
     make_template: MakeTemplate,
 ) -> ElementSource:
-    """Begin to make the children of a fan-out; nothing is pulled yet.
+    """Make the source of a fan-out's children. No element is pulled yet.
 
     Args:
         act: The fan-out.
-        chosen: What it executes.
+        chosen: Its acts.
         parent: The run whose step it is.
         data: The fields of that run's state when the step began.
-        recorded: What earlier executions have left.
-        make_template: Describes the children of one act.
+        recorded: The children that earlier executions recorded; None if there are none.
+        make_template: Makes the template of the children of one act.
 
     Raises:
-        BadResult: What it runs over is no iterable.
-        MissingField: The state lacks a field that it runs over, or that a child can't do without.
-        RunConflict: There are results of acts that it doesn't have any more.
+        BadResult: ``over`` gave something that is not iterable.
+        MissingField: The state lacks the field of ``over``, or a field that the children need.
+        RunConflict: There are results of acts that the fan-out doesn't have any more.
     """
     join = chosen.join
+    # First: the templates below must have the names under which the children are recorded.
     graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded)
     kinds = [_kind(act, graph, data, make_template) for graph in graphs]
     return ElementSource(
@@ -145,7 +145,7 @@ def _kind(
 
 
 def _over(act: FanOut, state: State, data: Mapping[str, object]) -> object:
-    """Return what a fan-out runs over."""
+    """Return the elements of a fan-out, or whatever ``over`` gave instead of elements."""
     over = act.over
     if callable(over):
         return over(state)
@@ -161,7 +161,7 @@ def _over(act: FanOut, state: State, data: Mapping[str, object]) -> object:
 
 
 def _key_reader(act: FanOut) -> Callable[[Any], object] | None:
-    """Make what reads the key of an element; None: elements have none."""
+    """Return a reader of an element's key; None: keys are positions."""
     if act.over is None:
         return _only_key
     key, name = act.key, act.name
@@ -184,5 +184,5 @@ def _key_reader(act: FanOut) -> Callable[[Any], object] | None:
 
 
 def _only_key(_element: object) -> str:
-    """Give all children the same key, where only their acts tell them apart."""
+    """Return the same key for all children of a fan-out without ``over``: their acts differ."""
     return ""

@@ -1,4 +1,8 @@
-"""What children are made of, and what a group asks of where they come from. Imports runs."""
+"""Templates of children, and the protocols between a group and the source of its children.
+
+A group calls ``ChildSource`` to make children, one at a time, in its own task. An async source also
+has an ``AsyncFeed``, which runs in a task of the group and waits for room through ``Backpressure``.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,19 @@ from shoal._graph.graph import Graph
 
 @final
 class ChildTemplate:
-    """What the children of one act have in common."""
+    """The configuration and initial fields that the children of one act share."""
 
     __slots__ = ("base", "done", "config")
 
     def __init__(
         self, config: RunConfig, base: Mapping[str, object], done: AbstractSet[object] = frozenset()
     ) -> None:
-        """Collect it.
+        """Create a template.
 
         Args:
-            config: What they execute, and as part of what.
-            base: The fields that each of them starts with.
-            done: Keys of those that needn't run.
+            config: The configuration of the children's runs.
+            base: The fields that each child starts with.
+            done: Keys of children that are skipped, because their results are there.
         """
         self.config = config
         self.base = base
@@ -37,101 +41,104 @@ MakeTemplate = Callable[
     [Graph, Mapping[str, object], Callable[[Run], object] | None, Mapping[str, object] | None],
     ChildTemplate,
 ]
-"""Describes the children of a step that execute a graph.
+"""Makes the template of the children that execute a graph.
 
-It is given the fields that each starts with, what reads the value of one, and their own inputs.
+Its arguments are the graph, the initial fields of each child, the reader of a child's value, and
+the children's own inputs.
 """
 
 
 class PendingChild(NamedTuple):
-    """A child to be, before it has one."""
+    """A child that a source has named and placed, but not handed out."""
 
     key: Key
     position: int
     element: object
     kind: ChildTemplate
     child: Run | None = None
-    """The child, if it has lived before, and not to its end."""
+    """The run itself, if it was made and taken back; None: make it from ``kind``."""
 
 
 def entry_of(child: Run) -> PendingChild:
-    """Make the entry of a child that is not to begin yet."""
+    """Return the entry of a child that was made and goes back to its source."""
     kind = ChildTemplate(child.config, child.initial)
     return PendingChild(child.key, child.position, child.element, kind, child)
 
 
 Dropped = Literal["dropped"]
+"""Returned instead of a child for an element that needs none. More elements may follow."""
 
 
 class Backpressure(Protocol):
-    """What a feeding source talks to: the group."""
+    """The group, as an async source sees it."""
 
     async def wait_for_room(self) -> bool:
-        """Wait until one more element can be used; return whether there is any use for more."""
+        """Wait until there is room for one more element; return False if no more are needed."""
         ...
 
     def new_element(self) -> None:
-        """Hear that the source has one more element."""
+        """Note that the source has one more element."""
         ...
 
     def engage(self) -> None:
-        """Hear that there may be more to do, or less to wait for, than before."""
+        """Start or wake workers if there is more to do, or less to wait for, than before."""
         ...
 
     @property
     def lacks_permits(self) -> bool:
-        """Whether there is room for one more, but none in the live budget."""
+        """Whether one more element fits the limit, but not the live budget."""
         ...
 
 
 class AsyncFeed(Protocol):
-    """A source that must wait for its elements."""
+    """A source that waits for its elements."""
 
     async def feed(self, group: Backpressure) -> None:
-        """Bring elements in, one whenever ``group`` has room; return when all are in."""
+        """Pull one element whenever ``group`` has room; return after the last one."""
         ...
 
 
 class ChildSource(Protocol):
-    """Where a group's children come from. Told apart by position, in the order they are made."""
+    """The source of a group's children, each of which has a position of its own."""
 
     def take(self) -> Run | Dropped | None:
-        """Make the next child, or None if there is none now. Whatever it raises ends the group.
+        """Make and return the next child. An exception ends the group.
 
-        Or say that the next element was dropped: then there may be others behind it.
+        Returns None if there is no child now, and ``"dropped"`` if the next element needs none:
+        then the caller takes again, because more elements may follow.
         """
         ...
 
     def left(self) -> int:
-        """Guess how many more ``take`` would make now; 0 only if none, for certain."""
+        """Estimate how many children ``take`` would make now; 0 only if it certainly makes none."""
         ...
 
     def waiting(self) -> int:
-        """Count what takes up room besides the children in flight, before more is fed."""
+        """Count the elements that take up room besides the children in flight."""
         ...
 
     def dry(self) -> bool:
-        """Tell whether there will be no more, unless ``grow`` adds some."""
+        """Return whether no more children follow, unless ``grow`` adds elements."""
         ...
 
     def feeds(self) -> Iterable[AsyncFeed]:
-        """Return what brings elements in that must be waited for, in tasks of their own."""
+        """Return the async sources, each of which the group runs in a task of its own."""
         ...
 
     def take_back(self, child: Run) -> None:
-        """Have a child be the next that is taken: what limits its start could not be asked."""
+        """Put a child back as the next one: asking the limits whether it may start failed."""
         ...
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
-        """Make those children that ``is_meant``, of what is known so far: they never begin.
+        """Remove and return the children that never begin: those known so far that ``is_meant``.
 
-        But for those that are Done: they stay, and are applied.
+        Children that are Done stay in the source, and are applied.
         """
         ...
 
 
 def child_of(entry: PendingChild) -> Run:
-    """Make the child of an entry that has none; it starts with the fields of its kind."""
+    """Make the child of an entry that has none, with the initial fields of its template."""
     kind = entry.kind
     return Run(
         kind.config, kind.base, key=entry.key, position=entry.position, element=entry.element

@@ -1,10 +1,10 @@
-"""What tells the elements of a source apart: their keys, and their positions.
+"""The keys and positions of the elements of a source.
 
 Invariants:
-- Keys are plain str or int, kept apart. One repeated in ``over`` is refused; with ``grow`` it is
-  dropped and counted.
-- Positions are those of an earlier execution: what ``grow`` returned then has the places that it
-  got, and what is pulled has the others, in order.
+- Keys are plain str or int, and ``1`` differs from ``"1"``. A repeated key in ``over`` is refused.
+  With ``grow``, the repeated element is dropped and counted.
+- Positions are stable across executions. Elements that ``grow`` returned in an earlier execution
+  keep their positions; pulled elements get the remaining positions in order.
 """
 
 from __future__ import annotations
@@ -25,32 +25,35 @@ class KeySet:
     __slots__ = ("_grows", "_of_former", "_who", "dropped", "key_of", "seen")
 
     def __init__(self, who: str, key_of: Callable[[Any], object] | None, *, grows: bool) -> None:
-        """Have none.
+        """Create a set without keys.
 
         Args:
             who: The name of the fan-out, for errors.
-            key_of: Key of an element; None: its place among the elements.
-            grows: Whether repeated keys are dropped, for ``grow`` may find an element again.
+            key_of: Returns the key of an element; None: the key is the element's index.
+            grows: Whether to drop repeated keys, because ``grow`` may find an element again.
         """
         self._who = who
         self._grows = grows
         self.key_of: Callable[[Any], object] | None = key_of
-        """Reads the key of an element; None: elements have none."""
+        """Returns the key of an element; None: the key is the element's index."""
         self.seen: set[object] = set()
-        """All there are, so that none comes twice."""
-        self._of_former: set[object] = set()  # those that the source of an earlier attempt has seen
+        """All keys so far, to find repetitions."""
+        # Keys from the source of an earlier attempt that this source has not met, or, with
+        # ``grow``, all of them. Their elements are passed over instead of refused.
+        self._of_former: set[object] = set()
         self.dropped: int = 0
-        """Elements whose keys were repeated, and that made no child."""
+        """The number of elements dropped for a repeated key."""
 
     def key(self, element: object, index: int) -> Key | None:
-        """Find the key of an element; None if it is known and may be dropped.
+        """Return the key of an element; None if the key is known and the element dropped.
 
         Raises:
-            BadKey: It is none, or another element has it.
+            BadKey: The key is not a str or int, or another element has it.
         """
         if self.key_of is None:
             return index
         key = self.key_of(element)
+        # By type, and not by isinstance: True is an int, and a subclass may compare as it likes.
         if type(key) is not int and type(key) is not str:
             key = self._checked(key, element, index)
         seen = self.seen
@@ -65,10 +68,10 @@ class KeySet:
         return key
 
     def has_come_before(self, key: object) -> bool:
-        """Tell whether an element is one that the source of an earlier attempt has given.
+        """Return whether the source of an earlier attempt has given the element with this key.
 
-        That is so once for each key: a repetition is refused in this attempt as it was in that one.
-        With ``grow``, repetitions are dropped, and counted already.
+        Without ``grow`` it returns True once for each key, so that a repetition is refused in this
+        attempt too. With ``grow``, repetitions are dropped, and were counted in that attempt.
         """
         if key not in self._of_former:
             return False
@@ -77,12 +80,12 @@ class KeySet:
         return True
 
     def remove(self, keys: Iterable[Key], dropped: int) -> None:
-        """Have ``keys`` not seen, and ``dropped`` elements not dropped."""
+        """Undo that ``keys`` were seen and that ``dropped`` elements were dropped."""
         self.seen.difference_update(keys)
         self.dropped -= dropped
 
     def go_on(self, former: KeySet) -> None:
-        """Go on with the keys of the source of an earlier attempt."""
+        """Continue with the keys of the source of an earlier attempt."""
         self.seen |= former.seen
         self._of_former = set(self.seen)
         self.dropped = former.dropped
@@ -109,28 +112,30 @@ class KeySet:
 
 @final
 class Positions:
-    """The positions of children: the next one that is pulled, and the ranges that are reserved."""
+    """The positions of children: the next one to pull, and the ranges reserved for ``grow``."""
 
     __slots__ = ("_end", "_reserved_before", "next", "reserved", "width")
 
     def __init__(self, width: int, last: int = -1) -> None:
-        """Begin at 0.
+        """Start at position 0.
 
         Args:
-            width: Positions that an element takes.
-            last: The last one that an earlier execution has given.
+            width: The number of positions per element: one for each act.
+            last: The highest position that an earlier execution used; -1: none.
         """
         self.width: int = width
-        """Positions that an element takes."""
+        """The number of positions per element: one for each act."""
         self.next: int = 0
-        """That of the next child that is pulled, unless it is reserved."""
+        """The position of the next pulled element, unless it is reserved: then see ``free``."""
         self.reserved: deque[tuple[int, int]] = deque()
-        """Ranges of what ``grow`` returned, ahead of that."""
-        self._reserved_before = 0  # positions before that which grow has given
-        self._end = -(-(last + 1) // width) * width  # no position from there on is taken
+        """Ranges of elements that ``grow`` returned: (start, stop), ascending, from ``next`` on."""
+        self._reserved_before = 0  # the reserved positions before ``next``, which `pulled` excludes
+        # No position from here on is used. Rounded up to a whole element, because the last element
+        # of an earlier execution may lack children of some acts.
+        self._end = -(-(last + 1) // width) * width
 
     def free(self) -> int:
-        """Return the lowest position that no element has."""
+        """Return the position of the next pulled element, past the ranges reserved before it."""
         while self.reserved and self.reserved[0][0] <= self.next:
             start, stop = self.reserved.popleft()
             self._reserved_before += stop - start
@@ -138,11 +143,11 @@ class Positions:
         return self.next
 
     def end(self) -> int:
-        """Return the first position from which on none is taken."""
+        """Return the first position behind all that are used."""
         return max(self._end, self.free())
 
     def reserve(self, start: int, stop: int) -> None:
-        """Take the positions from ``start`` on, up to ``stop``."""
+        """Reserve the positions from ``start`` up to, but not including, ``stop``."""
         self._end = max(self._end, stop)
         if self.reserved and self.reserved[-1][1] == start:
             self.reserved[-1] = self.reserved[-1][0], stop
@@ -150,11 +155,11 @@ class Positions:
             self.reserved.append((start, stop))
 
     def go_on(self, former: Positions) -> None:
-        """Go on with the positions of the source of an earlier attempt."""
+        """Continue with the positions of the source of an earlier attempt."""
         self.next, self.reserved = former.free(), former.reserved
         self._reserved_before, self._end = former._reserved_before, former._end
 
     @property
     def pulled(self) -> int:
-        """Elements that were pulled."""
+        """The number of elements that were pulled, and not returned by ``grow``."""
         return (self.next - self._reserved_before) // self.width

@@ -1,7 +1,8 @@
-"""How the children of a fan-out ended: counts, and the outcomes that brought nothing. Imports runs.
+"""``Ledger``: counts of how a fan-out's children ended, and their unused outcomes.
 
 Invariants:
-- Every key ends in exactly one outcome. The ledger keeps counts, and those that brought nothing.
+- Every key ends in exactly one outcome. The ledger counts all of them, and keeps only the unused
+  ones, so that its memory does not grow with the successes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from shoal.stores._protocol import Store
 @final
 @dataclass(slots=True)
 class Ledger:
-    """How the children of a fan-out ended: counts, and the outcomes that brought nothing.
+    """Counts of how the children of a fan-out ended, and the outcomes that were not used.
 
-    Iterate it for those outcomes, in input order: all that are not Done, and those Done that were
-    not ``used``, having come too late or been refused. A vote that a quorum has counted was used,
-    whether it was one of those that agreed or not. Of an action's own fan-out there are counts
-    alone: its outcomes were handed to the action, or raised where it left the block.
+    Iterate it for the unused outcomes, in input order: all that are not Done, and those Done that
+    arrived too late or were refused (``used`` is False). A vote that a quorum has counted was used,
+    whether it agreed with the majority or not. The ledger of an action's own fan-out has only
+    counts: its outcomes were given to the action, or raised when the action left the block.
     """
 
     done: int = 0
@@ -34,42 +35,46 @@ class Ledger:
     cancelled: int = 0
     skipped: int = 0
     dropped: int = 0
-    """Elements that ``grow`` (or ``over``, with ``grow``) repeated, which made no child."""
+    """Elements without a child, because their keys were repeated; see ``grow``."""
     left: int = 0
-    """Children that were to come next when ``at_most`` was reached, or the step failed.
+    """Known children that were not started, because ``at_most`` was reached or the step failed.
 
-    They are those of elements that ``grow`` had found, and further acts of the last element.
+    They are children of elements that ``grow`` had found, and of further acts of the last element.
     """
     halted: int = 0
-    """Children that have no outcome yet, since they wait for answers."""
+    """Children that have no outcome yet, because they wait for answers."""
     is_decided: bool = field(default=False, repr=False)
-    """Whether a race was decided: then outcomes that brought nothing are those of its losers."""
+    """Whether a race was decided. Then the unused outcomes are those of its losers."""
     kept_in: Store | None = field(default=None, repr=False)
-    """The store that has the children's histories, if it isn't the parent's."""
+    """The store that has the children's histories; None: the parent's store."""
+    # The unused outcomes, unsorted. None until there is one, since most fan-outs have none.
     _rest: list[Outcome] | None = field(default=None, repr=False)
-    _cancelled: list[Run] | None = field(default=None, repr=False)  # with outcomes nobody asked for
+    # Cancelled children without a made outcome: a race may cancel many, and few programs look at
+    # them. Whenever outcomes are read, `settle` moves them to _rest.
+    _cancelled: list[Run] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
-        """Outcomes in all. Children that are halted have none."""
+        """The number of outcomes. Children that are halted have none."""
         return self.done + self.failed + self.cancelled + self.skipped
 
     def __iter__(self) -> Iterator[Outcome]:
-        """Go through the outcomes that brought nothing, in input order."""
+        """Iterate over the unused outcomes, in input order."""
         self.settle()
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
-        """Count the outcomes that brought nothing."""
+        """Count the unused outcomes."""
         return len(self._rest or ()) + len(self._cancelled or ())
 
     def enter(self, child: Run, *, raised: bool) -> None:
-        """Count a child's end, and keep its outcome if it brought nothing.
+        """Count a child's end, and keep its outcome if it was not used.
 
         Args:
-            child: It has ended.
-            raised: Whether its failure will be raised, or may be. Otherwise it is kept as data, and
-                its traceback is dropped, with all that the frames hold: pages, bodies, connections.
+            child: The child, which has ended.
+            raised: Whether its failure is or may be raised. If not, the failure is kept as data and
+                its traceback is dropped, together with the objects that its frames keep alive:
+                pages, bodies, connections.
         """
         self.count(child)
         if (child.status == "succeeded" and child.used) or child.disposition.is_kept:
@@ -85,13 +90,14 @@ class Ledger:
             _let_go(child.error)
         if self._rest is None:
             self._rest = []
+        # In this order: the outcome is made of the error that the run drops next.
         self._rest.append(child.outcome)
         child.release_error()
 
     def without(self, children: Collection[Run]) -> Ledger:
-        """Count all but ``children``, which have ended and are to go on.
+        """Return a ledger without ``children``, which have ended and run again.
 
-        Those that were found to be kept stay counted.
+        Children that were counted when their source gave them stay counted.
         """
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
@@ -101,23 +107,23 @@ class Ledger:
         return ledger
 
     def settle(self) -> None:
-        """Let go of the runs that were cancelled, for their outcomes."""
+        """Replace cancelled runs by their outcomes, so that the runs are freed."""
         if self._cancelled:
             self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
             self._cancelled = None
 
     def let_go(self) -> None:
-        """Keep as data the failures that might have been raised, and won't be."""
+        """Drop the tracebacks of the kept failures: none of them will be raised."""
         for outcome in self._rest or ():
             if isinstance(outcome, Failed):
                 _let_go(outcome.error)
 
     def forget(self) -> None:
-        """Let go of the outcomes, whose errors will be raised: their frames lead back to here."""
+        """Release the outcomes. Their errors are raised, and the frames of those lead back here."""
         self._rest = self._cancelled = None
 
     def count(self, child: Run, by: int = 1) -> None:
-        """Count a child's end, unless it was counted when it was found to be kept."""
+        """Count a child's end, unless it was counted when its source gave it."""
         if child.status == "halted":
             self.halted += by
             return
@@ -134,7 +140,7 @@ class Ledger:
                 self.skipped += by
 
     def add(self, outcome: Outcome, *, kept: bool = True) -> None:
-        """Count a recorded outcome and, if it brought nothing and is ``kept``, keep it."""
+        """Count a recorded outcome; keep it if it was not used and ``kept`` is true."""
         match outcome:
             case Done():
                 self.done += 1
@@ -156,9 +162,11 @@ class Ledger:
 def new_ledger(
     run: Run, step: str, visit: int, kept_in: Store, ledger: Ledger | None = None
 ) -> Ledger:
-    """Begin to count how the children of one visit of a step end, or go on with ``ledger``."""
+    """Set and return the ledger of one visit of a step: ``ledger``, or an empty one."""
     ledgers = run.ledgers.setdefault(step, [])
-    while len(ledgers) <= visit:  # an action may open a fan-out of its own in some visits only
+    # The list is indexed by visit. An action may open its own fan-out in some visits only, so the
+    # visits before get empty ledgers.
+    while len(ledgers) <= visit:
         ledgers.append(Ledger())
     ledger = ledgers[visit] = Ledger() if ledger is None else ledger
     ledger.kept_in = kept_in
@@ -166,10 +174,10 @@ def new_ledger(
 
 
 def _let_go(error: BaseException) -> None:
-    """Drop the tracebacks of an error and all that belongs to it; note where it was raised.
+    """Drop the tracebacks of an error and of its causes and members; note where it was raised.
 
-    The frames are not cleared: one of them may be a coroutine's that still runs, and clearing would
-    close it (see test_an_exception_that_is_shared_harms_nobody_else).
+    The frames are not cleared: one of them may belong to a coroutine that still runs, and clearing
+    the frame would close the coroutine (see test_an_exception_that_is_shared_harms_nobody_else).
     """
     places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     if places:

@@ -1,6 +1,8 @@
-"""How the children of steps ended that an earlier execution has completed: ledgers, from the store.
+"""Reads the ledgers of completed steps from the store, when a run is resumed.
 
-Imports parallel steps and what is above them.
+The store has the children, but not how often the run completed each step. So the history of the run
+says which steps and visits are complete, and their children are counted. A graph as a node is a
+child with a history of its own, which is read in the same way.
 """
 
 from __future__ import annotations
@@ -35,15 +37,15 @@ async def recall_ledgers(
     done: Mapping[tuple[str, int], int] | None = None,
     children: Sequence[ChildRecord] = (),
 ) -> None:
-    """Fill the ledgers of a run that goes on, for the steps it has completed.
+    """Fill the ledgers of a resumed run, for the steps that it has completed.
 
     Args:
-        run: It stands where its history has led to.
-        done: How many of its children are done, by step and visit; None: the store is asked.
-        children: Those of its children that are not, if ``done`` is given.
+        run: The run, after its history was replayed.
+        done: The number of done children, by step and visit; None: read it from the store.
+        children: The children that are not done, if ``done`` is given.
 
     Raises:
-        StoreFailed: The store did not say what it has.
+        StoreFailed: The store could not be read.
     """
     played = run.playback
     assert played is not None, "it goes on"
@@ -71,18 +73,19 @@ async def _recall(
     *,
     known: tuple[Mapping[tuple[str, int], int], Sequence[ChildRecord]],
 ) -> dict[str, list[Ledger]]:
-    """Count how the children of the run ``path`` ended, which walks ``graph``.
+    """Return the ledgers of the run at ``path``, which walks ``graph``, by step.
 
     Args:
-        run: That run, or the one of whose graph it walks a node.
-        path: Where it stands.
-        graph: What it walks.
+        run: The resumed run: the one at ``path``, or one above it.
+        path: The path of the run whose children are counted.
+        graph: The graph that it walks.
         way: The steps that it has completed.
-        known: How many of its children are done, by step and visit, and those that are not.
+        known: The number of its done children, by step and visit, and the records of the others.
     """
     done, children = known
     visits, decisions = way.visits, way.decisions
     places = {*done, *((one.step, one.visit) for one in children)}
+    # First: a run that has ended saves no completion of its last step.
     for step in _last_steps(way, graph, places):
         visits[step] = visits.get(step, 0) + 1
     of_steps: dict[str, list[ChildRecord]] = {step: [] for step, _ in sorted(done)}
@@ -114,19 +117,19 @@ async def _recall(
                     ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
             for name, opened in _own(step, way, places):
-                # It has dealt with failures. Like in the execution that ran it, there is a ledger
-                # for each visit up to the last one that has opened it.
+                # Counts only, because the action got the outcomes itself. There is a ledger for
+                # each visit up to the last one that opened the fan-out, as in `new_ledger`.
                 ledgers[name] = counted(name, min(completed, opened), kept=False)
     return ledgers
 
 
 def _own(step: str, way: _Way, places: Iterable[tuple[str, int]]) -> Iterable[tuple[str, int]]:
-    """Find an action's own fan-outs: their names, and up to which visit it has opened them.
+    """Return an action's own fan-outs: each name, and one more than the last visit that opened it.
 
     Args:
-        step: The action.
-        way: The steps that were completed.
-        places: The steps and visits that there are children of.
+        step: The action's name.
+        way: The completed steps.
+        places: The steps and visits that have children.
     """
     opened = dict[str, int]()
     declared = ((name, visit) for (of, visit), own in way.own.items() if of == step for name in own)
@@ -139,7 +142,7 @@ def _own(step: str, way: _Way, places: Iterable[tuple[str, int]]) -> Iterable[tu
 async def _nodes(
     run: Run, path: RunPath, step: str, completed: int, others: Iterable[ChildRecord]
 ) -> list[RunPath]:
-    """Return the children of a step that is a graph, in the order of its completed visits."""
+    """Return the paths of a graph node's children, one for each completed visit, in order."""
     config = run.config
     found = {one.visit: outcome_of(one, path).path for one in others if one.visit < completed}
 
@@ -154,7 +157,7 @@ async def _nodes(
 
 
 async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list[Ledger]]:
-    """Count how the children of a child ended that is a graph as a node."""
+    """Return the ledgers of a child that is a graph as a node."""
     config, way = run.config, _Way({}, {}, {}, set())
     await read_history(config.execution, config.store, path, way.take)
     known = await _children_of(run, path)
@@ -164,21 +167,21 @@ async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list
 @final
 @dataclass(slots=True)
 class _Way:
-    """The steps that a run has completed, as far as its history says."""
+    """The steps that a run has completed, according to its history."""
 
     visits: dict[str, int]
-    """How often each of them, in the order in which it did so first."""
+    """The number of completed visits of each step, in the order of the first completions."""
     decisions: dict[tuple[str, int], Decision]
-    """How visits of steps were decided, of those that were."""
+    """The decisions of races, by step and visit."""
     own: dict[tuple[str, int], Sequence[str]]
-    """By visits of actions: their own fan-outs that have started nothing, if there were some."""
+    """The own fan-outs without children that actions have opened, by action and visit."""
     under_way: set[str] | None = None
-    """The steps of what came after the last that was completed; None: the run has not ended."""
+    """The steps of the entries after the last completed step; None: the run has not ended."""
     last: str | None = None
-    """The step that was completed last."""
+    """The last completed step; None: no step was completed, or the run has not ended."""
 
     def take(self, entries: Iterable[Entry]) -> None:
-        """Go on by some entries of the history of a child that has ended well."""
+        """Add the next entries from the history of a child that succeeded."""
         visits, under_way = self.visits, self.under_way
         assert under_way is not None, "it has ended"
         for entry in entries:
@@ -195,15 +198,16 @@ class _Way:
 
 
 def _last_steps(way: _Way, graph: Graph, places: Iterable[tuple[str, int]]) -> Collection[str]:
-    """Find the last step of a child that has ended well: its end says that it is completed.
+    """Find the last step of a run that succeeded, which its end has completed.
 
-    That one has changed the state, or has children; or the graph leads nowhere else. Where it has
-    done neither, and is one of several that could have come, nothing tells which.
+    It is the step that changed the state after the last completion, or that has children in its
+    current visit, or the only step that follows in the graph. If several steps could follow, and
+    none of them left a trace, the result is empty.
 
     Args:
         way: The steps that were completed before.
-        graph: What the child walks.
-        places: The steps and visits that it has children of.
+        graph: The graph that the run walks.
+        places: The steps and visits that have children.
     """
     if way.under_way is None or way.under_way:
         return way.under_way or ()

@@ -1,15 +1,13 @@
-"""What earlier executions have left: a run's history, and what becomes of a step's children.
-
-Imports the run and what is above it.
+"""Reads the records of earlier executions, and decides what happens to each recorded child.
 
 Invariants:
-- A child that has ended well and was applied is not run again, and not applied again; one that
-  ended well and was not applied, is applied; any other goes on after the last step it completed.
-- A child that the store has no end of, in a step that was decided, has lost: it was cancelled for
-  that, or died with its process.
-- A child that waits for answers rests, unrun, until one of them has come.
-- A child whose digest is not the recorded one runs anew. If ``reduce`` has taken what it returned,
-  nothing is run: that can't be undone.
+- A child that succeeded and was applied is neither executed nor applied again. A child that
+  succeeded without being applied is applied. Any other continues after its last completed step.
+- If a step was decided, a child without an end in the store has lost: it was cancelled by the
+  decision, or it died with its process.
+- A child that waits for answers is not executed until one of them is there.
+- A child whose digest has changed runs anew. If ``reduce`` has taken its result, the step is
+  refused instead, because ``reduce`` can't be undone.
 """
 
 from __future__ import annotations
@@ -62,18 +60,18 @@ from shoal.stores._protocol import (
 from shoal.stores._records import UNREAD, Conflicts, Records, was_started
 
 Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
-"""What becomes of a child in this execution."""
+"""The decision about a child in this execution: see ``RecordedChildren.judge``."""
 
 _LATEST = 200
-"""Runs that a mistyped id is compared with: one page of a store's list."""
+"""Runs that a mistyped id is compared with: one page of a store's list, so one query."""
 
 
 async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
-    """Ask what a root run started from.
+    """Read the beginning of a root run from the store.
 
     Raises:
-        StoreFailed: The store did not say.
-        UnknownRun: It has none of that id.
+        StoreFailed: The store could not be read.
+        UnknownRun: The store has no run with that id.
     """
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
     if record is None:
@@ -82,22 +80,21 @@ async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
 
 
 async def unknown_run(execution: Execution, run_id: str) -> UnknownRun:
-    """Make the error for an id that the store does not have."""
+    """Return the error for an id that the store does not have."""
     error = UnknownRun(f"the store has no run {run_id!r}")
     await note_similar(error, execution, run_id)
     return error
 
 
 async def note_similar(error: Exception, execution: Execution, run_id: str) -> None:
-    """Note which of the latest runs has an id like ``run_id``, where the store lists runs.
+    """Add a note with a similar id among the latest runs, if the store can list runs.
 
-    A note, and no part of the message: messages are answered to the clients of a service, who may
-    not know of each other's runs (see test_no_other_runs_are_told_of).
+    It is no part of the message: clients of a service may not learn the ids of other runs.
     """
     store = execution.store
     if not isinstance(store, Browses):
         return
-    with suppress(Exception):  # it only helps: the error is raised without it as well
+    with suppress(Exception):  # the note is optional: failing to make it must not hide the error
         latest = await execution.ask(store.runs(limit=_LATEST), "the latest runs")
         like = did_you_mean(run_id, [one.run_id for one in latest])
         if like:
@@ -107,17 +104,17 @@ async def note_similar(error: Exception, execution: Execution, run_id: str) -> N
 async def recorded_history(
     execution: Execution, path: RunPath, beginning: Beginning, *, upto: int | None = None
 ) -> ReplayedHistory:
-    """Play back what the store has of a root run.
+    """Replay the history of a root run.
 
     Args:
-        execution: Whose store it is.
-        path: The run.
-        beginning: What it started from.
-        upto: The number of the last update that counts; by default, all do.
+        execution: The execution, which has the store.
+        path: The path of the run.
+        beginning: The beginning of the run.
+        upto: The number of the last update to replay; by default, all are replayed.
 
     Raises:
-        StoreFailed: It did not say.
-        UnknownRun: It has no such update.
+        StoreFailed: The store could not be read.
+        UnknownRun: The run has no update of that number.
     """
     played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
     upto_there = None if upto is None else _Upto(upto)
@@ -138,17 +135,17 @@ async def recorded_history(
 
 @final
 class _Upto:
-    """Leaves out what came after the update of some number, and after what that completed."""
+    """Cuts a history before the first update with a number above ``number``."""
 
     def __init__(self, number: int) -> None:
         self.number: int = number
         self.last: int = 0
-        """The number of the last update that there is."""
-        self._is_over = False
-        self._rewound: Rewound | None = None  # counts if the update behind it does
+        """The number of the last update in the history, even behind the cut."""
+        self._is_over = False  # set by the first update behind the cut, never reset
+        self._rewound: Rewound | None = None  # held back: it counts only if the next entry does
 
     def cut(self, entries: Sequence[Entry]) -> Iterator[Entry]:
-        """Return those of the next entries that count."""
+        """Yield the next entries that are before the cut."""
         for entry in entries:
             if isinstance(entry, Update):
                 self.last = entry.number
@@ -165,23 +162,24 @@ class _Upto:
 async def recorded_children(
     run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
 ) -> RecordedChildren | None:
-    """Ask what earlier executions, and attempts, have left of the children of a visit of a step.
+    """Return the recorded children of one visit of a step; None if there are none.
 
     Args:
-        run: Their parent.
+        run: The parent.
         step: The step's name.
-        visit: Which visit of it.
-        store: Where the children are kept, which need not be where their parent is.
-        folds: Whether ``reduce`` takes what they return.
-        in_full: Whether values and elements of those that are done are needed.
+        visit: The number of the visit.
+        store: The store of the children, which may differ from the parent's.
+        folds: Whether ``reduce`` takes their results.
+        in_full: Whether to read the values and elements of done children too.
 
     Raises:
-        StoreFailed: A store did not say.
-        RunClaimed: The children's store has an execution of the run already.
+        StoreFailed: A store could not be read.
+        RunClaimed: Another execution holds the run in the children's store.
     """
     config, path = run.config, run.path
     execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
     records = Records()
+    # First the children's store: the parent's store has their ends, which replace these records.
     if store is not config.store and not isinstance(store, NullStore):
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
@@ -196,7 +194,7 @@ async def recorded_children(
 async def _read_records(
     run: Run, step: str, visit: int, records: Records, what: str, *, in_full: bool
 ) -> None:
-    """Add what the parent's own store says to ``records``."""
+    """Add the records of the parent's own store to ``records``."""
     execution, store, path = run.config.execution, run.config.store, run.path
     has_undone = False
     playback = run.playback
@@ -209,7 +207,7 @@ async def _read_records(
 
     if isinstance(store, ReadsInParts) and not in_full:
         await read_done(execution, store, path, step, visit, take=take)
-        if not has_undone:  # else they are applied once more, which takes their values
+        if not has_undone:  # otherwise children are applied again, which needs their values
             for record in await execution.ask(store.not_done(path, step, visit), what):
                 records.add(record)
             return
@@ -218,9 +216,9 @@ async def _read_records(
 
 
 def conflict(parent: Run, step: str, why: str) -> RunConflict:
-    """Say that a program can't go on with a step that another one has begun, and what to do.
+    """Return the error for a step that a changed program can't continue, with advice.
 
-    The execution ends with that, whatever ``on_error`` of a fan-out around it says.
+    The error ends the execution, whatever ``on_error`` of an enclosing fan-out says.
     """
     run_id, root = parent.path.id, parent.path.root.id
     error = RunConflict(
@@ -233,7 +231,7 @@ def conflict(parent: Run, step: str, why: str) -> RunConflict:
 
 @final
 class RecordedChildren:
-    """The recorded children of one execution of a step."""
+    """The recorded children of one visit of a step, until each of them comes up again."""
 
     __slots__ = (
         "_alike",
@@ -260,80 +258,81 @@ class RecordedChildren:
     def __init__(
         self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
     ) -> None:
-        """Collect them.
+        """Start with all ``records``.
 
         Args:
-            parent: The run that they are children of.
+            parent: The children's parent.
             who: The step's name, for errors.
-            records: What is said of each.
-            folds: Whether ``reduce`` takes what they return.
-            forgets: Whether nothing is kept of the children but how they ended.
+            records: The records of the children. Only this object changes them from now on.
+            folds: Whether ``reduce`` takes their results.
+            forgets: Whether only the children's ends are saved, and no histories.
         """
         self._parent = parent
         self._who = who
         self._forgets = forgets
         self._folds = folds
-        self._left = records
+        self._left = records  # shrinks: a record is removed when its child comes up
         self.last_position: int = records.last_position
         self.started: int = records.started
-        """How many of them have been started."""
-        # What reduce has taken of the others, the records that were read in full say.
+        """The number of children that were started; `at_most` counts them."""
+        # Done children that were read in parts are applied: with ``folds``, they were reduced.
         done = 0 if folds else records.done
         self.done_left: int = done + sum(map(self._is_done, records.others))
-        """How many are Done and have not come up yet, but for those that ``reduce`` has taken."""
+        """The number of Done children that have not come up, without those that were reduced."""
         self.acts: frozenset[str] = frozenset(records.acts)
-        """The names of the acts that they are of."""
+        """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
-        """Those of acts that have results."""
+        """The names of the acts that have results."""
+        # The attributes down to has_contest are set before the first child comes up.
         self.acts_now: frozenset[str] | None = None
-        """The names of the acts that are executed now; None: each child may be of its own."""
+        """The names of the acts that are executed now; None: each task has its own act."""
         self.acts_in_order: tuple[Sequence[str], Sequence[str]] | None = None
-        """The acts of a step, then and now, if those are others: a child's place counts acts."""
+        """The acts then and now, if they differ: positions count acts. None: they are the same."""
         self.renamed: tuple[str, str] | None = None
-        """The name of the only act, then and now, if that has changed."""
+        """The name of the only act, then and now, if it has changed."""
         self.compares: bool = False
-        """Whether a child without a record is compared with what is recorded of its place."""
+        """Whether a child without a record is compared with the record of its position."""
         self.conflicts: Conflicts | None = None
-        """Why results can't be gone on with as they are recorded; None: all of them can."""
+        """Why recorded results can't be used as they are; None: all of them can."""
         self.has_other_acts: bool = False
-        """Whether some of them may be of acts, or versions of acts, that are not executed now."""
+        """Whether records may be of acts, or versions of acts, that are not executed now."""
         self.has_contest: bool = False
-        """Whether the step may be decided before all have ended."""
+        """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
-        """Children that have come up and go on or run anew: an old result of one may be there."""
-        self._alike: Counter[str] | None = None  # how many work on the same; made when asked for
+        """Children of a race that run again: an old result may be in the state. Only grows."""
+        self._alike: Counter[str] | None = None  # records per digest; made on first use
 
     def leave_out(self, acts: Collection[str]) -> None:
-        """Have the children of acts that are gone count no more as started: none of them is done.
+        """Stop counting the children of removed acts as started. None of them may be done.
 
-        Else ``at_most`` would leave no room for those that stand in their place (see
+        Otherwise ``at_most`` would leave no room for their replacements (see
         test_children_of_an_act_that_is_gone_take_no_place_of_at_most).
         """
         self.started -= sum(map(was_started, self._left.of(acts)))
 
     def get(self, child: ChildName) -> ChildRecord | None:
-        """Return what is recorded of a child that has not come up yet."""
+        """Return the record of a child that has not come up yet; None if it has none."""
         return self._left.get(child)
 
     def drop(self, child: ChildName) -> None:
-        """Have it that a child has come up."""
+        """Remove the record of a child, which has come up."""
         record = self._left.pop(child)
         self.done_left -= record is not None and self._is_done(record)
 
     @property
     def left(self) -> int:
-        """How many have not come up yet."""
+        """The number of children that have not come up yet."""
         return len(self._left)
 
     def rest(self) -> Sequence[ChildRecord]:
-        """Return those that have not come up, in input order."""
+        """Return the records of the children that have not come up, in input order."""
         return list(self._left)
 
     async def in_full(self, records: Sequence[ChildRecord]) -> Sequence[ChildRecord]:
-        """Return records with what children have worked on and come to, read once more if need be.
+        """Return ``records`` with elements and values, reading them if they were left out.
 
         Raises:
-            StoreFailed: The store did not say.
+            StoreFailed: The store could not be read.
         """
         unread = {ChildName(one.act, one.key) for one in records if one.element is UNREAD}
         if not unread:
@@ -345,22 +344,26 @@ class RecordedChildren:
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
     def applied_by(self, numbers: Collection[int]) -> Iterator[ChildRecord]:
-        """Go through those that updates of these numbers have applied: of ``under_way``."""
+        """Iterate over the records that updates of these numbers have applied."""
         for record in (*self._left.applied_first, *self._left.others):
             if record.applied in numbers and self.is_applied(record):
                 yield record
 
     def folded(self) -> tuple[int, Iterator[ChildRecord]]:
-        """Return what ``reduce`` has taken: how many that are done, and the records of others."""
+        """Return the reduced children: the number of done ones, and the records of the others."""
         done = self._left.done if self._folds else 0
         return done, filter(self.is_folded, self._left.others)
 
     def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
-        """Decide what becomes of ``child``, which comes up now.
+        """Decide what happens to ``child``, which comes up now, and return its record.
+
+        "is kept": applied before; "is done": only applied; "goes on": continued after its last
+        step; "rests": not executed, waits for answers; "runs anew": executed, its digest changed;
+        "begins again": executed, it has no history; "new": it has no record that counts.
 
         Raises:
-            InputChanged: It would have to run anew, and ``reduce`` has taken its result.
-            RunConflict: It has a result that the program can't go on with, since it has changed.
+            InputChanged: It would run anew, but ``reduce`` has taken its result.
+            RunConflict: The changed program can't use its result.
         """
         name = ChildName(child.config.act, child.key)
         record = self._left.get(name)
@@ -369,7 +372,7 @@ class RecordedChildren:
                 self._refuse_renamed(child)
             return "new", None
         fate = self._fate(child, record)
-        # Only now: where that raised, the child may come up once more.
+        # Only now: if `_fate` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
         if self.has_contest and fate not in ("is done", "is kept", "new"):
@@ -378,16 +381,16 @@ class RecordedChildren:
 
     @property
     def may_refuse(self) -> bool:
-        """Whether there may be a child that can't be gone on with when it comes up."""
+        """Whether ``judge`` may raise for a child that has not come up yet."""
         return self.conflicts is not None or (self._folds and self.has_other_acts)
 
     def foresee(self, child: Run, record: ChildRecord, *, comes_up: bool) -> None:
-        """Refuse a child that would be refused when it comes up: before others are applied.
+        """Raise now what ``judge`` would raise later, after other children were applied.
 
         Args:
-            child: What it would be.
-            record: What is recorded of it.
-            comes_up: Whether it surely does. What ``reduce`` has taken stays if it does not.
+            child: The child as the source would make it.
+            record: Its record.
+            comes_up: Whether it certainly comes up. If not, a reduced result may simply stay.
 
         Raises:
             InputChanged: As ``judge``.
@@ -398,7 +401,7 @@ class RecordedChildren:
 
     def _fate(self, child: Run, record: ChildRecord) -> Fate:
         applied = self.is_applied(record)
-        if record.status == "skipped" and record.used:  # for its key alone, whatever else it is now
+        if record.status == "skipped" and record.used:  # because of its key, whatever its digest
             return "is kept" if applied else "new"
         if record.digest != child.digest:
             if self.is_folded(record):
@@ -415,16 +418,16 @@ class RecordedChildren:
         if self.is_part_of_the_state(record):
             self.refuse_kept(record)
             return "is kept"
-        if record.status == "succeeded":  # also where nothing else is kept of it
+        if record.status == "succeeded":  # before ``_forgets``: a result needs no history
             if self.conflicts is not None and self.conflicts.of_value:
                 raise conflict(self._parent, self._who, self.conflicts.of_value)
             return "is done"
         if self._forgets:
-            return "begins again"  # it is counted in ``started``, so it may: it is no other child
+            return "begins again"  # not "new": ``started`` counts it already
         return "rests" if self._waits(child, record) else "goes on"
 
     def done_elsewhere(self) -> int:
-        """Count the children that have not come up and stay Done, since their results stay."""
+        """Count the children that have not come up, and whose results are in the state."""
         if not self.done_left:
             return 0
         done = 0 if self._folds else self._left.done
@@ -435,27 +438,27 @@ class RecordedChildren:
         return record.status == "succeeded" and not self.is_folded(record)
 
     def refuse_kept(self, record: ChildRecord) -> None:
-        """Refuse to keep a result as it is recorded, if it can't stay.
+        """Refuse an applied result that can't stay in the state.
 
         Raises:
-            RunConflict: Saying what has changed.
+            RunConflict: With the change of the program.
         """
         why = "" if self.conflicts is None else self.conflicts.of_kept(record)
         if why:
             raise conflict(self._parent, self._who, why)
 
     def _refuse_renamed(self, child: Run) -> None:
-        """Refuse a child that is new by its name alone, where another one of its place is done.
+        """Refuse a child that is new only because its act or its key was renamed.
 
         Raises:
-            RunConflict: Its act or its key had another name.
+            RunConflict: The child at its position is done, and differs from it only by that name.
         """
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
         if record.status != "succeeded":
-            return  # it has no result that could be lost
+            return  # there is no result to lose
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
@@ -471,9 +474,9 @@ class RecordedChildren:
             raise conflict(self._parent, self._who, why)
 
     def _place_then(self, child: Run) -> int | None:
-        """Return the place that a child would have had among the acts of then; None: it has none.
+        """Return the position that a child had among the acts then; None if its act is new.
 
-        Without that, the place of another element may be meant (see
+        The present position may have been that of another element (see
         test_elements_that_are_the_same_are_not_taken_for_each_other).
         """
         if self.acts_in_order is None or self.renamed is not None:
@@ -484,14 +487,14 @@ class RecordedChildren:
         return child.position // len(now) * len(then) + then.index(act)
 
     def _works_on_same(self, record: ChildRecord, child: Run) -> bool:
-        """Tell whether a child works on what is recorded of another one."""
+        """Return whether a child works on the same element as the child of a record."""
         if record.digest != child.digest:
             return False
         if self.acts_now is None:
             if self._alike is None:
                 self._alike = Counter(one.digest for one in self._left)
             if self._alike[record.digest] > 1:
-                return False  # tasks that only their keys tell apart
+                return False  # several tasks with equal input: only their keys tell them apart
         if record.element is UNREAD:
             return True  # the element is part of the digest
         try:
@@ -500,7 +503,7 @@ class RecordedChildren:
             return False
 
     def _waits(self, child: Run, record: ChildRecord) -> bool:
-        """Tell whether nothing that a child is halted for has been answered."""
+        """Return whether a child is halted, and none of its questions is answered."""
         if record.status != "halted":
             return False
         answers = child.config.execution.answers
@@ -508,21 +511,21 @@ class RecordedChildren:
         return bool(asked) and not any(one.id in answers for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
-        """Tell whether that child has yet to come up, and is part of the state."""
+        """Return whether that child has not come up yet, and its result is in the state."""
         record = self._left.get(ChildName(act, key))
         return record is not None and self.is_part_of_the_state(record)
 
     def is_part_of_the_state(self, record: ChildRecord) -> bool:
-        """Tell whether what a child has come to is where ``into`` or ``reduce`` puts it."""
+        """Return whether the child's result is in the state, by ``into`` or ``reduce``."""
         counts = self._folds or record.status in ("succeeded", "skipped")
         return counts and self.is_applied(record)
 
     def is_folded(self, record: ChildRecord) -> bool:
-        """Tell whether ``reduce`` has taken what a child has come to, which can't be undone."""
+        """Return whether ``reduce`` has taken the child's end, which can't be undone."""
         return self._folds and self.is_applied(record)
 
     def is_applied(self, record: ChildRecord) -> bool:
-        """Tell whether an update that counts has applied a child."""
+        """Return whether an update has applied the child, and was not undone."""
         number = record.applied
         return number is not None and not self._parent.is_undone(number)
 
@@ -530,18 +533,18 @@ class RecordedChildren:
 async def read_questions(
     execution: Execution, path: RunPath, graph: Graph
 ) -> tuple[Sequence[Question], ReplayedHistory]:
-    """Read what a root run and its descendants have asked in the steps under way, in order.
+    """Read the questions of a root run and its descendants in the steps under way.
 
     Args:
-        execution: Whose store it is.
-        path: The run.
-        graph: What it walks.
+        execution: The execution, which has the store.
+        path: The path of the run.
+        graph: The graph that it walks.
 
-    Returns that, answered or not, and where its history leads.
+    Returns the questions in order, answered or not, and the replayed history of the run.
 
     Raises:
-        StoreFailed: The store did not say.
-        UnknownRun: It has none of that id.
+        StoreFailed: The store could not be read.
+        UnknownRun: The store has no run with that id.
     """
     played = await recorded_history(execution, path, await recorded_beginning(execution, path))
     reading = execution.store.children(path)
@@ -552,7 +555,7 @@ async def read_questions(
 def recorded_asked(
     path: RunPath, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
 ) -> list[Question]:
-    """Find what a root run and its descendants have asked in the steps under way, in order."""
+    """Return the questions of a root run and its descendants in the steps under way, in order."""
     found = own_questions(path, played.asked.values())
     children = list(children)
     failed = {(one.step, one.visit, one.act, one.key) for one in children if one.status == "failed"}
@@ -571,9 +574,9 @@ def recorded_asked(
 def _has_lost(
     record: ChildRecord, played: ReplayedHistory, failed: Collection[tuple[str, int, str, Key]]
 ) -> bool:
-    """Tell whether a race was decided without a child that rests, which is not recorded yet.
+    """Return whether a halted child has lost a race, although its end is not recorded yet.
 
-    Where the winner has failed since, the race may have been run again, and the child waits in it.
+    If the winner has failed since, the race may run again, and the child still waits in it.
     """
     decision = played.decided.get((record.step, record.visit))
     if decision is None:
@@ -584,7 +587,7 @@ def _has_lost(
 
 
 def _visit(step: str, graph: Graph, played: ReplayedHistory) -> int:
-    """Return which visit is under way of a step; of an action's own fan-out, that of the action."""
+    """Return the current visit of a step; for an action's own fan-out, that of the action."""
     action, _, _ = step.rpartition("/")
     return played.visit(action if graph.find(step) is None else step)
 
@@ -592,17 +595,17 @@ def _visit(step: str, graph: Graph, played: ReplayedHistory) -> int:
 async def read_outcomes(
     run: Run, step: str, visit: int, kept_in: Store | None = None
 ) -> AsyncIterator[Outcome]:
-    """Read how all children of one visit of a step ended, those that are Done too, in input order.
+    """Yield the outcomes of all children of one ``visit`` of a step, in input order.
 
     Args:
-        run: Their parent, whose store has how they ended.
+        run: The parent, whose store has the children's ends.
         step: The step's name.
-        visit: Which visit of it.
-        kept_in: The store that has their histories; by default the same.
+        visit: The number of the visit.
+        kept_in: The store of the children's histories; by default the parent's.
 
     Raises:
-        BadUse: Nothing was kept of them.
-        StoreFailed: The store did not say.
+        BadUse: The run has no store.
+        StoreFailed: The store could not be read.
     """
     config, path = run.config, run.path
     if isinstance(config.store, NullStore):
@@ -620,7 +623,7 @@ async def read_outcomes(
         decision = played.decided.get((step, visit))
     for record in sorted(records, key=lambda one: one.position):
         record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
-        if is_unended(record):  # forgotten, since it came up no more
+        if is_unended(record):  # started by an earlier execution, and never again
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
@@ -632,12 +635,12 @@ async def read_outcomes(
 
 
 def is_unended(record: ChildRecord) -> bool:
-    """Tell whether a child has no end: is under way, or rests."""
+    """Return whether a child has no end: it is under way or halted."""
     return record.status in (None, "halted")
 
 
 def decided(record: ChildRecord, decision: Decision | None) -> ChildRecord:
-    """Say how a child ended of a step that is over by ``decision``, if it is by one."""
+    """Return the record of a child; without an end, it was cancelled by ``decision``, if any."""
     if decision is None or not is_unended(record):
         return record
     return record._replace(
@@ -646,12 +649,12 @@ def decided(record: ChildRecord, decision: Decision | None) -> ChildRecord:
 
 
 def outcome_of(record: ChildRecord, parent: RunPath, state: State | None = None) -> Outcome:
-    """Make the outcome that was recorded of a child of the run ``parent``.
+    """Return the recorded outcome of a child of the run ``parent``.
 
     Args:
-        record: What the store says of the child.
-        parent: Where its parent stands.
-        state: What it has written, if it is Done.
+        record: The child's record.
+        parent: The path of its parent.
+        state: The fields that it has written, if it is Done.
     """
     path = RunPath(
         act=record.act, parent=parent, step=record.step, visit=record.visit, key=record.key

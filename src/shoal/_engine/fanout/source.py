@@ -1,11 +1,11 @@
-"""Where children come from: what a step works on, pulled lazily, keyed, told apart, made into them.
+"""``ElementSource``: pulls elements lazily, gives them keys and positions, and makes children.
 
 Invariants:
 - An element or task is pulled only when there is room for its child.
-- At most ``at_most`` children are started, exactly, over all executions of the step.
-- Whatever is iterated is closed on every way out, an async iterator in the task that advanced it.
-- What was pulled is somebody's: a child's, or it waits for one. A user's function that raises about
-  an element (``key=``, ``by=``, ``cost=``, ``grow=``, a digest) leaves it to the next attempt.
+- At most ``at_most`` children are started, over all executions of the step together.
+- Iterators are closed on every way out, an async iterator in the task that advanced it.
+- No pulled element is lost: it has a child, or it waits for one. If a user's function raises about
+  an element (``key=``, ``by=``, ``cost=``, ``grow=``, a digest), the next attempt gets the element.
 """
 
 from __future__ import annotations
@@ -49,11 +49,15 @@ from .keys import KeySet, Positions
 from .recorded import Fate, RecordedChildren
 
 FEED_INLINE = 64
-"""Elements that are pulled from an async source without passing a checkpoint."""
+"""Elements that are pulled from an async source between two checkpoints.
+
+If its elements are ready, pulling them never yields to the event loop. A checkpoint for each would
+cost more than the pull; 64 pulls are short enough that other tasks don't notice them.
+"""
 
 
 class ElementSource:
-    """The source of a fan-out over elements, with a child of each kind for each of them."""
+    """The source of a fan-out over elements: one child per element and template."""
 
     __slots__ = (
         "_at_most",
@@ -99,26 +103,26 @@ class ElementSource:
         given_by: str = "over",
         recorded: RecordedChildren | None = None,
     ) -> None:
-        """Stand before the first element.
+        """Create a source. No element is pulled yet.
 
         Args:
             elements: An iterable or async iterable.
             who: The name of the fan-out, for errors.
-            kinds: The acts that are executed for each element.
-            item: The field that holds the element; None: none does.
-            key_of: Key of an element; None: its place among the elements.
+            kinds: The templates of the acts that are executed for each element.
+            item: The field that holds the element; None: no field does.
+            key_of: Returns the key of an element; None: the key is the element's index.
             grows: Whether ``grow`` may be called, and repeated keys are dropped.
-            at_most: Children to start in all.
-            done_in: The field that has the results of what needs no child.
-            given_by: What gave the elements, for errors.
-            recorded: What earlier executions have left.
+            at_most: The number of children to start in all; None: any number.
+            done_in: The field with the results of the elements that need no child.
+            given_by: The argument that gave the elements, for errors.
+            recorded: The children that earlier executions recorded; None if there are none.
 
         Raises:
-            BadResult: ``elements`` is no iterable.
+            BadResult: ``elements`` is not iterable.
         """
         self.who = who
         self.kinds = kinds
-        self._only = kinds[0] if len(kinds) == 1 else None
+        self._only = kinds[0] if len(kinds) == 1 else None  # allows the fast path of `take`
         self._item = item
         self._keys = KeySet(who, key_of, grows=grows)
         self._at_most = at_most
@@ -126,33 +130,36 @@ class ElementSource:
         last = -1 if recorded is None else recorded.last_position
         self._positions = Positions(len(kinds) or 1, last)
         self._recorded = recorded
-        # What may have to be undone of calls of grow: the keys, how many elements were dropped, and
-        # those that were known.
+        # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
+        # the new keys, the number of dropped elements, and the elements found again.
         self._growths: list[tuple[list[Key], int, list[Known]]] = []
-        self._found_before = Discovered()  # where there are no keys
-        self._pulled_before = 0  # elements without keys, by the source of an earlier attempt
-        self._started = 0
+        # Elements that `grow` returned in an earlier execution; used only if there are no keys.
+        self._found_before = Discovered()
+        # Elements without keys that an earlier attempt has pulled, and this one must pass over.
+        self._pulled_before = 0
+        self._started = 0  # children that at_most counts, over all executions of the step
         self.to_come: set[ChildName] = set()
-        """Children that rounds before have started, and that have not come up in this one."""
-        self._last_to_come = -1  # the last position of one of them
-        self._stopped = False
+        """Children that earlier rounds have started, and that have not come up in this one."""
+        self._last_to_come = -1  # the highest position of a child in ``to_come``
+        self._stopped = False  # set by ``stop`` alone, never reset
         self.pick: Callable[[str, Key], Literal["leave", "anew"] | None] | None = None
-        """Says of a child, by act and key, whether it is left out or runs anew; None: neither."""
+        """Decides by act and key whether to leave a child out or run it anew; None: neither."""
         self.tried: Mapping[ChildName, int] = {}
-        """Tries of children that run anew, in this execution."""
+        """The number of earlier attempts, in this execution, of children that run anew."""
         self.done_before: Mapping[ChildName, Done] = {}
-        """Children that are Done in this execution already, whose runs are gone."""
+        """Children that are Done in this execution already, and whose runs are gone."""
         self.given = elements
-        self._sized = None if grows else elements
-        self._beyond = 0
+        self._sized = None if grows else elements  # with `grow`, a size says nothing about the end
+        self._beyond = 0  # elements that were dropped because at_most was reached
         self.on_kept: Callable[[ChildRecord], None] | None = None
-        """Hears which recorded children need nothing more."""
+        """Called with the record of each child that needs nothing more; None: not called."""
         if recorded is not None:
             self._started = recorded.started
-        self._waiting: deque[PendingChild] = deque()  # keyed and told apart already
+        self._waiting: deque[PendingChild] = deque()  # pulled, with key and position, no child yet
+        # At most one of these is set: _iterator until it is exhausted or closed, _feeding for good.
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
-        self._ended = False
+        self._ended = False  # nothing more is pulled; _waiting may still have elements
         if isinstance(elements, AsyncIterable):
             self._feeding = aiter(cast("AsyncIterable[object]", elements))
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
@@ -171,9 +178,10 @@ class ElementSource:
 
     @ki_unprotected
     def take(self) -> Run | Dropped | None:
-        """Make the next child; None if there is none now, ``"dropped"`` if its key is known."""
+        """Make and return the next child; see ``ChildSource``."""
         if self._at_most is not None and self._is_full():
             return None
+        # Waiting entries go first, so that few of them are kept in memory.
         if self._waiting and (self._iterator is None or not self._is_ahead()):
             return self._child(self._waiting.popleft())
         if self._iterator is None:
@@ -194,15 +202,16 @@ class ElementSource:
         return self._child(entries[0])
 
     def _is_ahead(self) -> bool:
-        """Tell whether what waits was discovered after what comes next from the source.
+        """Return whether the next element to pull comes before the first that waits.
 
-        In an earlier execution, that is. It must come after that again: it could return it.
+        Then the waiting element was found by ``grow`` in an earlier execution, later than the other
+        was pulled. The order must stay the same, because the pulled element may have found it.
         """
         positions = self._positions
         return bool(positions.reserved) and positions.free() < self._waiting[0].position
 
     def left(self) -> int:
-        """Guess how many more there are now; never 0 as long as only ``take`` can tell."""
+        """Estimate how many children follow now; not 0 while only ``take`` can find out."""
         if self._at_most is not None and self._is_full():
             return 0
         more = 0
@@ -212,11 +221,11 @@ class ElementSource:
 
     @property
     def _is_exact(self) -> bool:
-        """Whether it has a size, so that its iterator knows when there is no more."""
+        """Whether the elements have a size, so that the length hint of the iterator is exact."""
         return isinstance(self._sized, Sequence | AbstractSet | Mapping)
 
     def most(self) -> float:
-        """Say how many more children there can be at most; ``math.inf`` where nobody knows."""
+        """Return the most children that can follow; ``math.inf`` if there is no bound."""
         if self.dry():
             return 0
         more = inf
@@ -230,35 +239,35 @@ class ElementSource:
 
     @property
     def may_start(self) -> float:
-        """How many more may be started by ``at_most``; ``math.inf``: any number."""
+        """How many more children ``at_most`` allows; ``math.inf``: any number."""
         return inf if self._at_most is None else self._at_most - self._started
 
     @property
     def dropped(self) -> int:
-        """Elements whose keys were repeated, and that made no child."""
+        """The number of elements dropped for a repeated key."""
         return self._keys.dropped
 
     def waiting(self) -> int:
-        """Count the elements that were pulled and have no child yet."""
+        """Count the entries that were pulled and have no child yet."""
         return len(self._waiting)
 
     @property
     def known(self) -> int:
-        """Elements that are known, for ``grow`` returned them, and have no child yet."""
+        """The known children that were not made, those beyond ``at_most`` included."""
         return len(self._waiting) + self._beyond
 
     def dry(self) -> bool:
-        """Tell whether there will be no more, unless ``grow`` adds some."""
+        """Return whether no more children follow, unless ``grow`` adds elements."""
         has_ended = self._ended or (self._iterator is not None and not self.left())
         return (has_ended and not self._waiting) or self._is_full()
 
     def take_back(self, child: Run) -> None:
-        """Have a child be the next that is taken; see ``Source``."""
-        self._started -= 1
+        """Put a child back as the next one; see ``ChildSource``."""
+        self._started -= 1  # `take` counts it again
         self._waiting.appendleft(entry_of(child))
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
-        """Make the children of what is known and was not taken; they are not to begin."""
+        """Remove and return the children that never begin; see ``ChildSource``."""
         entries, self._waiting = self._waiting, deque()
         kept, dropped = list[PendingChild](), list[Run]()
         try:
@@ -271,16 +280,16 @@ class ElementSource:
                 if child == "dropped":
                     continue
                 if child.disposition is DONE:
-                    self._started -= 1
+                    self._started -= 1  # `take` counts it again
                     kept.append(entry_of(child))
                 else:
                     dropped.append(child)
-        finally:  # where making one raises, that one is in _waiting again
+        finally:  # if making a child has raised, `_make` has put that one into _waiting again
             self._waiting = deque((*kept, *self._waiting, *entries))
         return dropped
 
     def remade(self, record: ChildRecord) -> Run | None:
-        """Make the child of a record again, if its act is still one of those that are executed."""
+        """Make the child of a record again; None if its act is not executed any more."""
         for kind in self.kinds:
             if kind.config.act == record.act:
                 return self._run(record.key, record.position, record.element, kind)
@@ -288,21 +297,23 @@ class ElementSource:
 
     @property
     def is_next_done(self) -> bool:
-        """Whether the next child is known to be Done, so that it only has to be applied."""
+        """Whether the next child is known to be Done: it needs no permit, only to be applied."""
         child = self._waiting[0].child if self._waiting else None
         return child is not None and child.disposition is DONE
 
     def _is_full(self) -> bool:
-        """Tell whether no more may be started, and none that has been is still to come."""
+        """Return whether ``at_most`` is reached, and no child that it counts is still to come."""
         if self._at_most is None or self._started < self._at_most:
             return False
+        # The limit counts recorded children and those of earlier rounds. As long as one of them may
+        # still be pulled, the source goes on up to its position.
         last, recorded = self._last_to_come if self.to_come else -1, self._recorded
         if recorded is not None and recorded.left:
             last = max(last, recorded.last_position)
         return last < 0 or (not self._waiting and self._positions.next > last)
 
     def _take_only(self, element: object, kind: ChildTemplate) -> Run | Dropped:
-        """Make the child of an element where it has just one, which is worth being quick about."""
+        """Make the child of an element that has just one: a fast path, without an entry."""
         positions, keys = self._positions, self._keys
         position = positions.free() if positions.reserved else positions.next
         key = position if keys.key_of is None else keys.key(element, position)
@@ -321,8 +332,8 @@ class ElementSource:
         try:
             return self._make_child(key, position, element, kind)
         except BaseException:
-            # Its key has come up, and its place is taken: without this, another attempt would pass
-            # over it (see test_an_element_is_not_lost_when_something_raises_about_it).
+            # Its key counts as seen and its position is used, so the next attempt would pass over
+            # it (see test_an_element_is_not_lost_when_something_raises_about_it).
             self._waiting.appendleft(PendingChild(key, position, element, kind))
             raise
 
@@ -348,7 +359,7 @@ class ElementSource:
             child.skip(f"already in {self._done_in}")
         elif is_counted:
             pass
-        elif self._started == self._at_most:  # only what has been started before is looked for
+        elif self._started == self._at_most:  # goes on only for children that were started before
             self._beyond += 1
             return "dropped"
         else:
@@ -356,7 +367,7 @@ class ElementSource:
         return child
 
     def _done_before(self, child: Run) -> Done | None:
-        """Return how a child has ended that is Done; not where the store has more of it."""
+        """Return the outcome of a child that is Done already; None if a record says more."""
         name = ChildName(child.config.act, child.key)
         is_recorded = self._recorded is not None and self._recorded.get(name) is not None
         return None if is_recorded else self.done_before.get(name)
@@ -364,7 +375,7 @@ class ElementSource:
     def _go_by(
         self, picked: Literal["leave", "anew"], child: Run, *, is_counted: bool
     ) -> Run | Dropped:
-        """Make of a child what ``pick`` says."""
+        """Leave out a child, or let it run anew, as ``pick`` has decided."""
         if picked == "leave":
             return "dropped"
         name = ChildName(child.config.act, child.key)
@@ -385,7 +396,7 @@ class ElementSource:
         return Run(kind.config, data, key=key, position=position, element=element)
 
     def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
-        """Make of a child what its record says."""
+        """Let a child continue as ``fate`` says, or drop it if it needs nothing more."""
         if fate == "begins again":
             return child
         if fate == "runs anew":
@@ -404,20 +415,21 @@ class ElementSource:
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
-        child.keep_recorded(record)  # only its place among the others changes
+        child.keep_recorded(record)  # applied again only to change its position
         return child
 
     def _place(self, element: object) -> Sequence[PendingChild]:
-        """Give an element that was pulled its key and position; none if it may be dropped."""
+        """Return the entries of a pulled element, one for each act; none if it is dropped."""
         positions = self._positions
         position = positions.free()
+        # In this order: if the key function raises, the position is not used up.
         entries = self._entries(element, position)
         if entries:
             positions.next = position + positions.width
         return entries
 
     def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
-        """Find the key of an element, and make its entries; none if its key may be dropped."""
+        """Return the entries of an element at ``position``; none if its key was repeated."""
         key = self._keys.key(element, position // self._positions.width)
         if key is None:
             return ()
@@ -425,14 +437,14 @@ class ElementSource:
             PendingChild(key, position + at, element, kind) for at, kind in enumerate(self.kinds)
         ]
 
-    # -- going on where an earlier attempt has failed ------------------------------------------
+    # -- continuing an earlier attempt or round -------------------------------------------------
 
     def count_on(self, former: ElementSource, again: Mapping[ChildName, int]) -> None:
-        """Count the children that the source of the round before has started, in a new round.
+        """Count the children of earlier rounds against ``at_most`` in a new round.
 
         Args:
-            former: That source.
-            again: Those of them that are to come up again, with their positions.
+            former: The source of the previous round.
+            again: The children that come up again in this round, with their positions.
         """
         self._started = former._started
         self.to_come = set(again)
@@ -440,16 +452,16 @@ class ElementSource:
 
     @ki_unprotected
     def resume(self, former: ElementSource, unfinished: Iterable[Run]) -> None:
-        """Go on where the source of an earlier attempt of the step stood.
+        """Continue where the source of an earlier attempt of the step stopped.
 
-        What that has pulled needs no child any more, but those children that were not finished,
-        which live on, and what waited for one. Those come first.
+        Elements that it has pulled need no child again, except those of unfinished children, which
+        live on, and those that waited for a child. These come first.
 
         Args:
-            former: It was closed.
-            unfinished: Children of that attempt.
+            former: The closed source of the earlier attempt.
+            unfinished: The children of that attempt that were not finished.
         """
-        # Those that are Done come first: they need no permit of what stands before this source.
+        # Children that are Done come first: they are only applied, and need no permit.
         children = sorted(
             unfinished, key=lambda child: (child.disposition is not DONE, child.position)
         )
@@ -459,7 +471,7 @@ class ElementSource:
         self._positions.go_on(former._positions)
         self._recorded = former._recorded
         self._found_before = former._found_before
-        self._started = former._started - len(children)
+        self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
         if former._is_keyed():
             return
@@ -469,19 +481,20 @@ class ElementSource:
             next(self._iterator, None)
 
     def _is_keyed(self) -> bool:
-        """Tell whether elements are known by their keys, and not by their places."""
+        """Return whether elements have keys; otherwise they are known by their positions."""
         return self._keys.key_of is not None
 
     # -- growing --------------------------------------------------------------------------------
 
     def grow(self, elements: object, cause: Done | Failed) -> list[PendingChild]:
-        """Tell apart what ``grow`` returned for the outcome ``cause``; return what of it is new.
+        """Return the entries of the new elements that ``grow`` returned for the outcome ``cause``.
 
-        It is taken only after ``admit``, so that no child starts before its cause is saved.
+        ``admit`` makes them available to ``take``, so that no child starts before the update that
+        found it is saved.
 
         Raises:
-            BadResult: It is no iterable.
-            BadKey: One of them has a bad key.
+            BadResult: ``elements`` is not iterable.
+            BadKey: An element has a bad key.
         """
         if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
             refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
@@ -494,7 +507,7 @@ class ElementSource:
         start = position = self._positions.end()
         keys, dropped, recorded = list[Key](), self._keys.dropped, self._recorded
         again, name = list[Known](), ChildName(cause.act, cause.key)
-        # One that had no place in an earlier execution has discovered nothing there.
+        # A child without a position in an earlier execution has found nothing there.
         may_know = self._found_before and recorded and cause.position <= recorded.last_position
         try:
             for element in cast("Iterable[object]", elements):
@@ -505,25 +518,25 @@ class ElementSource:
                 if entries:
                     keys.append(entries[0].key)
                 if entries and recorded is not None and self._are_done(entries, recorded):
-                    self._keys.dropped += 1  # it keeps the place that it got from the source
+                    self._keys.dropped += 1  # done at the position that the source gave it
                 elif entries:
                     found += entries
                     position += self._positions.width
-        finally:
+        finally:  # also if an element raised: `ungrow` undoes the ones before it
             self._growths.append((keys, self._keys.dropped - dropped, again))
         self._positions.reserve(start, position)
         return found
 
     @property
     def growths(self) -> int:
-        """How often ``grow`` was called, also where that raised, since the last ``admit``."""
+        """The calls of ``grow`` since the last ``admit``, those that raised included."""
         return len(self._growths)
 
     def ungrow(self, count: int) -> None:
-        """Undo all calls of ``grow`` since the last ``admit`` but the first ``count``.
+        """Undo all calls of ``grow`` since the last ``admit``, except the first ``count``.
 
-        What they returned is new again, for whoever finds it next. Their positions stay empty:
-        others may have the next ones already.
+        The elements that they returned count as new again. Their positions stay unused, because
+        later positions may be in use already.
         """
         for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
             self._keys.remove(keys, dropped)
@@ -536,12 +549,12 @@ class ElementSource:
     def rediscover(
         self, elements: Iterable[object], position: int, cause: ChildName | None
     ) -> None:
-        """Let come what ``grow`` has returned in an earlier execution.
+        """Add the elements that ``grow`` returned in an earlier execution.
 
         Args:
-            elements: What of it was new then.
+            elements: The elements that were new then.
             position: The position of the first of them.
-            cause: The child by whose outcome that was, if it has the same outcome still.
+            cause: The child whose outcome ``grow`` was given; None if that outcome has changed.
         """
         start = position
         if not self._is_keyed():
@@ -553,7 +566,7 @@ class ElementSource:
         self._positions.reserve(start, position)
 
     def admit(self, entries: Iterable[PendingChild]) -> None:
-        """Let ``entries`` be taken: the update that found them is saved."""
+        """Make ``entries`` available to ``take``: the update that found them is saved."""
         self._growths.clear()
         self._waiting.extend(entries)
 
@@ -561,15 +574,15 @@ class ElementSource:
 
     @property
     def waits(self) -> bool:
-        """Whether elements must be waited for."""
+        """Whether the elements come from an async iterator."""
         return self._feeding is not None
 
     def feeds(self) -> Sequence[ElementSource]:
-        """Return what must be fed in tasks of their own."""
+        """Return the async sources; see ``ChildSource``."""
         return [self] if self.waits else []
 
     async def feed(self, group: Backpressure) -> None:
-        """Bring elements in, one whenever there is room; return when all are in."""
+        """Pull one element whenever ``group`` has room; return after the last one."""
         source = self._feeding
         assert source is not None
         feed = partial(self._feed, source, group)
@@ -579,7 +592,8 @@ class ElementSource:
     async def _feed(
         self, source: AsyncIterator[object], group: Backpressure, _scope: CancelScope
     ) -> None:
-        # elements that still need a child; None: any number
+        # The elements to pull until at_most is reached. None: any number, because recorded children
+        # or those of earlier rounds are counted already, and `dry` finds the end.
         wanted = None if self._recorded is not None or self.to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
@@ -588,12 +602,12 @@ class ElementSource:
         while wanted != 0 and not self.dry() and await group.wait_for_room():
             pulled += 1
             if pulled % FEED_INLINE == 0:
-                await checkpoint()  # where elements come without waiting, others wait for us
+                await checkpoint()  # elements that are ready would starve other tasks otherwise
             try:
                 element = await anext(source)
             except StopAsyncIteration:
                 break
-            if self._stopped:
+            if self._stopped:  # during the await above: the element is not needed any more
                 break
             if self._pulled_before:
                 self._pulled_before -= 1
@@ -603,23 +617,23 @@ class ElementSource:
                     wanted = max(0, wanted - 1)
                 self._waiting.append(entry)
                 group.new_element()
-        # Not where it was cancelled: the parent may take a last end in that very tick, and would
-        # count the step as completed, see test_a_cancelled_source_has_not_ended.
+        # Not in a `finally`: if the source is cancelled, the parent may take a last end in the same
+        # loop iteration, and would complete the step (see test_a_cancelled_source_has_not_ended).
         self._ended = True
 
     def _hide(self, error: BaseException) -> None:
-        """Mask what is secret in an error that is about to be told."""
+        """Mask secret values in an error that is about to be logged or published."""
         for kind in self.kinds[:1]:
             kind.config.secrets.hide(error)
 
     def stop(self) -> None:
-        """Make no more children."""
+        """Discard all remaining elements: no more children are made."""
         self._stopped = self._ended = True
         self._waiting.clear()
         self.close()
 
     def close(self) -> None:
-        """Close a generator that was not exhausted."""
+        """Close the iterator if it is a generator that is not exhausted."""
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()

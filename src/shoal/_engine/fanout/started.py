@@ -1,9 +1,9 @@
-"""What an action has started in a fan-out of its own, as a source of children. Imports sources.
+"""The source of the children that an action starts in ``context.fan_out``.
 
 Invariants:
-- What was ``start``ed is the action's own list, and comes first; what ``start_each`` pulls, only
-  while there is room for it and for what the action has not consumed.
-- Keys are told apart by act, over all that was started.
+- Children of ``start`` come first. Elements of ``start_each`` are pulled only while there is room
+  for them and for the outcomes that the action has not consumed.
+- A key is unique among all started children of one act.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .source import ElementSource
 
 @final
 class Started:
-    """The source of an action's own fan-out: what it has started, and what is left of it."""
+    """The source of an action's own fan-out: the calls of ``start`` and ``start_each``."""
 
     def __init__(
         self,
@@ -44,36 +44,43 @@ class Started:
         unconsumed: Callable[[], int],
         tell: Callable[[], None],
     ) -> None:
-        """Begin with nothing.
+        """Create a source without children.
 
         Args:
             who: The fan-out, for errors.
-            has_room: Whether an element may be pulled.
-            unconsumed: Counts the outcomes that the action has yet to consume.
-            tell: Wakes the action, if it waits for an outcome.
+            has_room: Returns whether an element may be pulled.
+            unconsumed: Counts the outcomes that the action has not consumed.
+            tell: Wakes the action if it waits for an outcome.
         """
         self._who = who
         self._has_room = has_room
         self._unconsumed = unconsumed
         self._tell = tell
         self._single: deque[PendingChild] = deque()
-        self._each: deque[StartedEach] = deque()  # in turns: an infinite one lets others pass
-        self._keys: set[tuple[str, Key]] = set()  # of each act
-        self.position = 0  # of the next one
-        self._closed = False
-        self.made = 0  # children
+        # Pulled in turns, so that an infinite iterable does not starve the others, see
+        # test_several_sources_take_turns_so_an_infinite_one_lets_others_pass.
+        self._each: deque[StartedEach] = deque()
+        self._keys: set[tuple[str, Key]] = set()  # (act, key)
+        self.position = 0  # of the next child, over all calls
+        self._closed = False  # set by ``close`` alone, never reset
+        self.made = 0  # children handed out and not taken back, of which each has an end to deliver
+        # None if no earlier execution or attempt left anything; set once, before the first take.
         self.recorded: RecordedChildren | None = None
 
     def add(self, kind: ChildTemplate, key: Key | None, given: object) -> None:
-        """Add a child to be."""
+        """Add one child that ``take`` makes later."""
         self._single.append(self.entry(kind, self.position if key is None else key, given))
 
     def add_each(self, each: StartedEach) -> None:
-        """Add a child to be for each of many elements."""
+        """Add elements, each of which becomes a child when it is pulled."""
         self._each.append(each)
 
     def entry(self, kind: ChildTemplate, key: object, element: object) -> PendingChild:
-        """Tell a child to be apart from the others."""
+        """Give a child its position and check its key.
+
+        Raises:
+            BadKey: It is not a str or int, or another child of the act has it.
+        """
         position, name = self.position, plain_key(key)
         if name is None:
             msg = f"{self._who}: keys are str or int, not {brief(key)}"
@@ -89,22 +96,22 @@ class Started:
         return PendingChild(name, position, element, kind)
 
     def close(self) -> None:
-        """Hear that nothing more will be started."""
+        """Declare that no more children will be started."""
         self._closed = True
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether there is nothing left of what was started."""
+        """Whether every started child was handed out."""
         return not self._single and all(each.dry() for each in self._each)
 
     def left_over(self) -> list[Run]:
-        """Make children of what was started and never began, or was done before."""
+        """Make and return the children of ``start`` that no worker has taken."""
         entries = list(self._single)
         self._single.clear()
         self.made += len(entries)
         return [self._child(entry) for entry in entries]
 
-    # what a group asks of its source
+    # -- ChildSource: what the group calls ------------------------------------------------------
 
     def take(self) -> Run | Dropped | None:
         if self._single:
@@ -120,11 +127,11 @@ class Started:
         return None
 
     def _child(self, entry: PendingChild) -> Run:
-        """Make a child, unless it was taken back; it goes on from what is recorded of it."""
+        """Return the entry's child, making it unless it was taken back before."""
         return self._begin(child_of(entry)) if entry.child is None else entry.child
 
     def _begin(self, child: Run) -> Run:
-        """Have a child go on from what is recorded of it."""
+        """Let a child continue from its record, if there is one, and return it."""
         if self.recorded is not None:
             fate, record = self.recorded.judge(child)
             if fate == "runs anew":
@@ -154,7 +161,7 @@ class Started:
         return None
 
     def tell_exhausted(self) -> None:
-        """Have the action hear it if nothing is left: it may wait for an outcome."""
+        """Wake the action if nothing is left: it may wait for an outcome that never arrives."""
         if self.is_exhausted:
             self._tell()
 
@@ -176,6 +183,7 @@ class Started:
                 begun.append(self._child(entry))
             else:
                 self._single.append(entry)
+        # Completed children are not dropped: they go back in front and are delivered as done.
         done = [child for child in begun if child.disposition is DONE]
         self._single.extendleft(entry_of(child) for child in reversed(done))
         dropped = [child for child in begun if child.disposition is not DONE]
@@ -186,7 +194,7 @@ class Started:
         return [each for each in self._each if each.waits]
 
     def end(self) -> None:
-        """Close what is iterated, all of it, whatever one of them raises."""
+        """Close all iterators, even if closing one of them raises."""
         with ExitStack() as closing:
             for each in self._each:
                 closing.callback(each.close)
@@ -194,7 +202,7 @@ class Started:
 
 @final
 class StartedEach(ElementSource):
-    """The elements of one ``start_each``, told apart from everything else that was started."""
+    """The elements of one ``start_each``. Keys and positions come from its ``Started``."""
 
     __slots__ = ("_key_by", "_started_by")
 
@@ -209,7 +217,9 @@ class StartedEach(ElementSource):
         started_by: Started,
     ) -> None:
         super().__init__(over, who=who, kinds=[kind], item=item)
-        self._only = None  # what it is told apart from is not only its own elements
+        # Switches off the fast path of one act: it would use this source's own keys, and keys
+        # must be unique among all started children.
+        self._only = None
         self._key_by = key
         self._started_by = started_by
 
@@ -223,4 +233,5 @@ class StartedEach(ElementSource):
         try:
             await super().feed(group)
         finally:
+            # Also after a failure or cancellation: this was maybe the last thing to wait for.
             self._started_by.tell_exhausted()

@@ -1,12 +1,13 @@
-"""Taking up a parallel step that an earlier execution has begun, maybe of another program.
+"""Resumes a parallel step that an earlier execution began, perhaps by another program.
 
-Imports joins, sources and what earlier executions have left.
+Each execution saves what the step declares (``declared``). The next one compares that with its own
+declaration, and refuses the step if recorded results would be lost or in the wrong place.
 
 Invariants:
-- A result that is recorded as done is where the present program puts it, or the step is refused:
-  none is counted as done and missing from ``into``.
-- The name of the only act of a fan-out decides nothing: its children are found by their keys.
-- A step that was decided has an outcome of every child that is known, also in the store.
+- A result that is recorded as done is where the present program puts it, or the step is refused.
+  No result is counted as done and missing from ``into``.
+- The name of a fan-out's only act does not matter: its children are found by their keys.
+- After a decision, every known child has an outcome, also in the store.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from .source import ElementSource
 logger = logging.getLogger("shoal")
 
 Declared = Mapping[str, object]
-"""What a parallel step declares, as far as what it has saved depends on that: plain data."""
+"""The declarations of a parallel step that its saved results depend on, as plain data."""
 
 NAMED_SHAPES: tuple[Shape, ...] = ("by act", "by key and act", "by position and act")
-"""Where the names of acts are among the data that a later step reads."""
+"""Shapes of ``into`` that contain the names of acts, which later steps read."""
 
 
 def declared(
@@ -52,14 +53,14 @@ def declared(
     is_keyed: bool | None = None,
     take: object = None,
 ) -> Declared:
-    """Collect what a parallel step declares.
+    """Return what a parallel step declares.
 
     Args:
-        join: What it does with results.
-        acts: The names of its acts; None: each task has its own.
-        versions: The versions of their steps, of each of these.
-        is_keyed: Whether elements have keys; None: each task says so.
-        take: What a child's value is.
+        join: Says where results and failures go.
+        acts: The names of its acts; None: each task has its own act.
+        versions: The versions of the steps of each act, in the order of ``acts``.
+        is_keyed: Whether elements have keys; None: it depends on the tasks.
+        take: Says which part of a child's final state is its value.
     """
     return {
         "acts": None if acts is None else list(acts),
@@ -79,7 +80,7 @@ def _list(take: object) -> list[str] | None:
     return None if take is None else list(cast("Sequence[str]", take))
 
 
-# -- what can't be carried over ------------------------------------------------------------------
+# -- refusing changed programs -------------------------------------------------------------------
 
 
 def refuse_changed(
@@ -89,21 +90,22 @@ def refuse_changed(
     begun: ReplayedHistory | None,
     recorded: RecordedChildren | None,
 ) -> StepBegun | None:
-    """Refuse to go on with a step where the program puts results elsewhere than when it began.
+    """Refuse a step whose results the present program puts elsewhere than the earlier one.
 
-    What only those children can't have that are kept is refused when the first of them comes up.
+    Some changes conflict only with results that are kept. They are refused later, when the first
+    such child comes up.
 
     Args:
-        run: Its parent.
-        join: What becomes of results now.
-        now: What the step declares now.
-        begun: What an earlier execution has done of it; None: nothing.
-        recorded: The children that are recorded.
+        run: The parent.
+        join: Says where results go now.
+        now: The present declaration.
+        begun: The history of the step under way; None: no execution has begun it.
+        recorded: The recorded children; None if there are none.
 
-    Returns what is to be saved of what is declared now; None: it is known.
+    Returns the entry that saves the present declaration; None if it is saved already.
 
     Raises:
-        RunConflict: Naming what was declared then, and what is now.
+        RunConflict: With the former and the present declaration.
     """
     if begun is None:
         return StepBegun(join.name, now)
@@ -129,7 +131,7 @@ def refuse_changed(
 
 
 def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
-    """Compare all that a step has declared with what it declares now; None: no result suffers."""
+    """Compare all former declarations with the present one; None: all results can be used."""
     then = [(number, one.declared) for number, one in begun.declarations]
     kept = [(number, _changed_for_kept(one, now)) for number, one in then]
     takes = (_changed_take(one, now) for _, one in then if _may_have_made(one, now))
@@ -138,17 +140,17 @@ def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
 
 
 def _may_have_made(then: Declared, now: Declared) -> bool:
-    """Tell whether results of a program may have the digests that they would have now."""
+    """Return whether results of a former program may have the same digests as present ones."""
     before, after = _versions(then), _versions(now)
     if not before or not after:
         return True
-    if len(before) == 1 or len(after) == 1:  # there the name decides nothing
+    if len(before) == 1 or len(after) == 1:  # the name of an only act does not matter
         return not {version for _, version in before}.isdisjoint(version for _, version in after)
     return not before.isdisjoint(after)
 
 
 def _versions(what: Declared) -> AbstractSet[tuple[str, str]]:
-    """Return the acts of a step with the versions of their steps; none: they are not known."""
+    """Return the acts of a step with the versions of their steps; empty if they are unknown."""
     acts, versions = what["acts"], what.get("versions")
     if not isinstance(acts, list) or not isinstance(versions, list):
         return frozenset()
@@ -158,14 +160,14 @@ def _versions(what: Declared) -> AbstractSet[tuple[str, str]]:
 def refuse_other_decision(
     run: Run, join: JoinSpec, decision: Decision, begun: ReplayedHistory
 ) -> None:
-    """Refuse to go on with a step that was decided by something else than ends it now.
+    """Refuse a step that was decided by another ``until=`` than the present one.
 
     Raises:
-        RunConflict: Naming both.
+        RunConflict: With both values of ``until=``.
     """
     until, now = join.until, str(join.until)
     then = None if begun.begun is None else cast("str", begun.begun.declared["until"])
-    if then is None:  # saved by a version of shoal that did not say
+    if then is None:  # versions of shoal before declarations: guess by the number of winners
         if until.may_decide and until.wanted in (None, len(decision.winners)):
             return
         then = f"a race with {len(decision.winners)} winners"
@@ -177,19 +179,19 @@ def refuse_other_decision(
 def refuse_lost_winner(
     run: Run, decision: Decision, begun: ReplayedHistory | None, now: Declared
 ) -> None:
-    """Refuse to go on with a step that a stream has decided, of an act that it doesn't have now.
+    """Refuse a step that was decided by the first item of an act that the step lacks now.
 
-    The stream has given its first item, and its result is missing. A step that has one act, before
-    and now, finds the stream by its key.
+    The winner has yielded its first item but has no result yet, and can't continue without its act.
+    A step with only one act, then and now, finds the winner by its key.
 
     Args:
-        run: Its parent.
-        decision: How the step was decided.
-        begun: What an earlier execution has done of it.
-        now: What the step declares now.
+        run: The parent.
+        decision: The decision of the step.
+        begun: The history of the step under way.
+        now: The present declaration.
 
     Raises:
-        RunConflict: Naming the act.
+        RunConflict: With the name of the act.
     """
     then = None if begun is None or begun.begun is None else begun.begun.declared["acts"]
     acts, winner = now["acts"], decision.winner.act
@@ -205,8 +207,8 @@ def refuse_lost_winner(
 
 
 def _changed(then: Declared, now: Declared, *, has_grown: bool, is_empty: bool = False) -> str:
-    # Where nothing has been applied, all results go where they go now; but what a race has not
-    # accepted is recorded without being applied.
+    # As long as nothing is applied, all results may go to a new place. Not so in a race: it records
+    # the results that it refuses without applying them, so they would be taken for new ones.
     is_moved = is_empty and "one" not in (then["shape"], now["shape"])
     if _manner(then) != _manner(now) and not is_moved:
         return f"its results went {_manner(then)}, and go {_manner(now)} now"
@@ -233,7 +235,7 @@ def _manner(what: Declared) -> str:
 
 
 def _changed_for_kept(then: Declared, now: Declared) -> str:
-    """Say why a result can't be kept as it is recorded, if it can't."""
+    """Return why an applied result can't stay as it is recorded; empty if it can."""
     why = _changed_take(then, now)
     if why:
         return why
@@ -255,9 +257,10 @@ def _listed(names: object) -> str:
 
 
 def _come_up_first(then: Declared, now: Declared) -> bool:
-    """Tell whether children that may be done come up before all others.
+    """Return whether the children that may be done come up before all others.
 
-    Results that were there when a contest was decided, and had not come up, would be too many.
+    Otherwise a race could be decided by new results while old ones have not come up, and those
+    would be too many.
     """
     acts, others = then["acts"], now["acts"]
     if not isinstance(acts, list) or not isinstance(others, list):
@@ -269,7 +272,7 @@ def _come_up_first(then: Declared, now: Declared) -> bool:
 
 
 def _changed_take(then: Declared, now: Declared) -> str:
-    """Say why a result that has yet to be applied can't be applied as it is recorded, if so."""
+    """Return why an unapplied result can't be applied as it is recorded; empty if it can."""
     if then["take"] != now["take"]:
         return f"take= was {_shown(then['take'])} and is {_shown(now['take'])} now"
     return ""
@@ -280,12 +283,13 @@ def _shown(take: object) -> str:
 
 
 def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[Update]) -> str:
-    """Say where results or failures are that earlier executions have applied, if not where meant.
+    """Return where applied results or failures are, if not in the fields of ``join``; else empty.
 
-    The updates that applied them say so; stores of earlier versions of shoal have nothing else.
+    The updates that applied them show it. Stores of earlier versions of shoal have no declarations
+    to compare, only these updates.
     """
     updates = {update.number: update for update in under_way}
-    results_seen = failures_seen = False
+    results_seen = failures_seen = False  # one of each is enough: all went to the same field
     for record in recorded.applied_by(updates):
         update = updates[record.applied or 0]
         field = _collection(update)
@@ -311,7 +315,10 @@ def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[U
 
 
 def _collection(update: Update) -> str | None:
-    """Return the collection that an update has put something into, at a position: only we do."""
+    """Return the field of the collection that an update has put a result into; None if none.
+
+    Only fan-outs put at a position, so an update of ``reduce`` is not mistaken for that.
+    """
     if not update.operations:
         return None
     first = update.operations[0]
@@ -322,13 +329,14 @@ def _collection(update: Update) -> str | None:
 def refuse_lost(
     run: Run, join: JoinSpec, ledger: Ledger, recorded: RecordedChildren | None
 ) -> None:
-    """Refuse to complete a step where a result is counted as done, and is not collected.
+    """Refuse to complete a step if a result is counted as done but missing from ``into``.
 
-    Nothing that is known leads to that; it would be a defect that loses data unnoticed.
+    No known situation leads here. This check turns an unknown defect into an error, so that no data
+    is lost silently.
 
     Raises:
-        RunConflict: Another execution has begun the step.
-        ShoalError: It was begun by this one.
+        RunConflict: An earlier execution began the step.
+        ShoalError: This execution began it.
     """
     if join.into is None or join.is_nested or join.shape == "one":
         return
@@ -343,7 +351,7 @@ def refuse_lost(
 
 
 def _single(update: Update, into: str) -> str | None:
-    """Return the field that an update has given a value, if that isn't ``into``."""
+    """Return the field that an update has set, if it isn't ``into``; else None."""
     first = update.operations[0] if update.operations else None
     return first.field if isinstance(first, Set) and first.field != into else None
 
@@ -354,20 +362,20 @@ def _single(update: Update, into: str) -> str | None:
 def as_recorded(
     graphs: Sequence[Graph], shape: Shape, run: Run, step: str, recorded: RecordedChildren | None
 ) -> Sequence[Graph]:
-    """Return the acts of a step under the names that its children are recorded under.
+    """Return the acts of a step, under the names under which its children are recorded.
 
-    Where it has only one act, before and now, that is the one which the children are of, whatever
-    it is called: the key alone names a child. Whether they run anew is up to their digests.
+    If the step has only one act, then and now, all children are of that act, even if its name has
+    changed: the key alone identifies a child. Their digests decide whether they run anew.
 
     Args:
         graphs: The acts.
-        shape: How results are arranged.
+        shape: The shape of ``into``.
         run: The parent.
         step: The step's name.
-        recorded: Its children.
+        recorded: The recorded children; None if there are none.
 
     Raises:
-        RunConflict: There are results of acts that it doesn't have any more.
+        RunConflict: There are results of acts that the step doesn't have any more.
     """
     if recorded is None:
         return graphs
@@ -399,21 +407,21 @@ def _names(names: Iterable[str]) -> str:
 def refuse_left_steps(
     path: RunPath, graph: Graph, played: ReplayedHistory, visits: Iterable[tuple[str, int]]
 ) -> None:
-    """Refuse to go on with a root run whose step under way its graph doesn't have any more.
+    """Refuse to resume a root run if its graph lacks the step under way.
 
     Args:
-        path: The run.
-        graph: What it walks.
-        played: Where its history leads.
-        visits: The steps that have children, and in which visits.
+        path: The path of the run.
+        graph: The graph that it walks.
+        played: Its replayed history.
+        visits: The steps and visits that have children.
 
     Raises:
-        RunConflict: Naming the step.
+        RunConflict: With the name of the step.
     """
     for name, visit in visits:
         step = name
         if graph.find(step) is None:
-            action = step.rpartition("/")[0]  # of an action's own fan-out, if it is one
+            action = step.rpartition("/")[0]  # an action's own fan-out is named "action/name"
             step = step if graph.find(action) is None else action
         if graph.find(step) is None and visit >= played.visit(step):
             acts = ", ".join(repr(act.name) for act in graph.acts)
@@ -426,19 +434,19 @@ def refuse_left_steps(
 
 
 def refuse_retry(path: RunPath, join: JoinSpec, played: ReplayedHistory) -> None:
-    """Refuse to go back into a step that puts results elsewhere now than when it was completed.
+    """Refuse to retry failed children of a step whose results go elsewhere now than then.
 
-    What ``refuse_changed`` says of its children comes up only when the run is there; but this is
-    known before, so the run keeps the end that it has come to (see
+    ``refuse_changed`` would find this too, but only after the run was taken back into the step.
+    Checked before, the run keeps its end (see
     test_a_retry_that_is_refused_leaves_the_run_as_it_was).
 
     Args:
-        path: The run.
-        join: What becomes of results now.
-        played: Its history, with the step under way.
+        path: The path of the run.
+        join: Says where results go now.
+        played: The history of the run, with the step under way.
 
     Raises:
-        RunConflict: Naming what was declared then, and what is now.
+        RunConflict: With the former and the present declaration.
     """
     then = None if played.begun is None else played.begun.declared
     why = "" if then is None else _changed(then, declared(join), has_grown=False)
@@ -455,9 +463,10 @@ def refuse_retry(path: RunPath, join: JoinSpec, played: ReplayedHistory) -> None
 
 
 def has_folded(played: ReplayedHistory) -> bool:
-    """Tell whether the step under way has given results to ``reduce``, so that it can't begin anew.
+    """Return whether ``reduce`` has taken results of the step under way: it can't begin anew then.
 
-    Of what earlier versions of shoal have saved, its updates say so, unless they only set fields.
+    Earlier versions of shoal saved no declaration. Then the updates show it, unless ``reduce`` only
+    set fields.
     """
     if played.number <= played.began.number:
         return False
@@ -472,16 +481,16 @@ def has_folded(played: ReplayedHistory) -> bool:
 
 
 def refuse_fork(run_id: str, graph: Graph, played: ReplayedHistory) -> None:
-    """Refuse to fork a run where the new one could not begin, or would fold results twice.
+    """Refuse a fork whose run could not begin there, or would give results to ``reduce`` twice.
 
     Args:
-        run_id: The run that is forked.
-        graph: What the new one walks.
-        played: The history of the other one, up to where the new one is to begin.
+        run_id: The id of the run that is forked.
+        graph: The graph of the new run.
+        played: The history of the forked run, up to the point where the new one begins.
 
     Raises:
-        BadUse: It is in the middle of a step that folds.
-        RunConflict: The graph doesn't have the step behind which it would begin.
+        BadUse: The point is in the middle of a step with ``reduce``.
+        RunConflict: The graph lacks the step behind which the new run would begin.
     """
     if has_folded(played):
         number, step = played.began.number, played.step_under_way
@@ -500,34 +509,36 @@ def refuse_fork(run_id: str, graph: Graph, played: ReplayedHistory) -> None:
 
 
 def without_failures(join: JoinSpec, data: Mapping[str, object]) -> dict[str, object]:
-    """Empty ``errors_into`` where the step is taken up again, for those children run again.
+    """Return ``errors_into`` as an empty field, for a step whose failed children run again.
 
-    What ``reduce`` was given stays. Returns the field, if it changes by that.
+    Empty if nothing changes: there is no such field, or ``reduce`` has taken the failures, which
+    stay.
     """
     field = join.errors_into
     if field is None:
         return {}
     found = data.get(field)
-    is_there = isinstance(found, StateMap)  # else it did not collect failures then
+    is_there = isinstance(found, StateMap)  # the former program may have had no errors_into
     if is_there and (join.reduce is not None or not found):
         return {}
     return {field: StateMap[object, object]()}
 
 
-# -- what was decided ----------------------------------------------------------------------------
+# -- decided races -------------------------------------------------------------------------------
 
 Pick = Literal["leave", "anew"] | None
+"""The decision about one child: leave it out, run it anew; None: as its record says."""
 
 
 def only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Pick:
-    """Leave out all children but the winner."""
+    """Leave out all children except the winner, which runs anew if ``anew`` is true."""
     if (act, key) != winner:
         return "leave"
     return "anew" if anew else None
 
 
 def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key) -> Pick:
-    """Leave out the children that are out; those that have begun run anew."""
+    """Leave out the children in ``out``, and let those in ``begun`` run anew."""
     child = ChildName(act, key)
     return "leave" if child in out else "anew" if child in begun else None
 
@@ -541,35 +552,34 @@ async def end_losers(
     *,
     kept_in: Store,
 ) -> list[Outcome]:
-    """Record that children have lost which had no end when the process died.
+    """Record the ends of losers that had none when the process died; return their outcomes.
 
     Args:
-        run: Their parent.
-        recorded: What is known of them; those that are recorded here are known no more.
-        decision: How the step was decided.
-        make: Makes a source of those that nothing is recorded of; None: there are none.
-        room_of: Says how many of its children were in flight, at most.
+        run: The parent.
+        recorded: The recorded children. The losers are removed from it.
+        decision: The decision of the step.
+        make: Makes a source, to find children without a record; None: there are none.
+        room_of: Returns how many children of that source were in flight at most.
         kept_in: The store that has the children's histories.
 
-    Returns how they ended.
-
     Raises:
-        ShoalError: That could not be saved.
+        ShoalError: The ends could not be saved.
     """
     lost: list[SavedRun] = []
     if make is not None and not any(one.winner == decision.winner for one in recorded.rest()):
         try:
             source = make()
             lost += _unrecorded(source, recorded, decision, room_of(source))
-        except Exception:  # it is decided, and needs no source: what that raises must not undo it
+        except Exception:  # the step is decided: a failing source must not fail it now
             who, run_id = decision.step, run.path.id
             logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
     execution, graph = run.config.execution, run.config.graph
     for record in recorded.rest():
         name = ChildName(record.act, record.key)
         if name == decision.winner:
-            continue  # of streams, that one goes on
+            continue  # a winner by its first item has no end yet, and continues
         loser = CutOff(decided(record, decision), run.path)
+        # Even if the loser itself has an end: its descendants may lack theirs, see `is_left`.
         if is_left(record):
             await end_below(execution, kept_in, loser, decision.reason, graph)
         if is_unended(record):
@@ -583,9 +593,9 @@ async def end_losers(
 def _unrecorded(
     source: ElementSource, recorded: RecordedChildren, decision: Decision, room: int
 ) -> list[Run]:
-    """Make the children that may have been under way, and that nothing is recorded of.
+    """Make the children that may have been under way and have no record.
 
-    What an async source brings is not waited for: nobody knows then who they were.
+    An async source is not pulled, because that could wait: its children remain unknown.
     """
     lost: list[Run] = []
 
@@ -594,7 +604,8 @@ def _unrecorded(
         return "leave" if name == decision.winner or recorded.get(name) is not None else "anew"
 
     source.pick = pick
-    # The winner was in flight, and so were those that have completed a step and not ended.
+    # At most ``room`` children were in flight. The winner was one of them, and so were recorded
+    # children without an end: the remaining ones have no record.
     others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
     most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
     most = min(most, source.may_start - (recorded.get(decision.winner) is None))
@@ -604,10 +615,10 @@ def _unrecorded(
             if child is None:
                 break
             if child != "dropped":
-                child.resume_state().is_afresh = False
+                child.resume_state().is_afresh = False  # "anew" has set it, but nothing runs
                 child.never_start(decision.reason, decision.winner)
                 lost.append(child)
-    except Exception:  # it is decided, and needs no source: what that raises must not undo it
+    except Exception:  # the step is decided: a failing source must not fail it now
         logger.exception("while the losers of fan-out %r were looked for", source.who)
     finally:
         source.close()

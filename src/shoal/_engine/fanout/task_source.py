@@ -1,9 +1,7 @@
-"""Where the children of a parallel action come from: the tasks that it makes up.
-
-Imports sources, children, and parallel actions as they are declared.
+"""The source of a parallel action's children: the tasks that its ``tasks`` method yields.
 
 Invariants:
-- Tasks are pulled as there is room for their children, like elements.
+- A task is pulled only when there is room for its child, like an element.
 - No two tasks of a step have the same act and key.
 """
 
@@ -28,7 +26,11 @@ from .recorded import RecordedChildren
 from .source import ElementSource
 
 GRAPHS = 64
-"""Acts of one step whose graphs are remembered."""
+"""Acts of one step whose graphs are cached.
+
+Most steps use a few acts again and again. A step that makes an act for each task fills the cache,
+which keeps those acts alive; then it is emptied.
+"""
 
 
 @final
@@ -47,18 +49,18 @@ class TaskElements(ElementSource):
         recorded: RecordedChildren | None,
         make_template: MakeTemplate,
     ) -> None:
-        """Have ``act`` begin to make its tasks, and stand before the first.
+        """Call the ``tasks`` method of ``act``. No task is pulled yet.
 
         Args:
-            act: What makes them.
+            act: The parallel action.
             parent: The run whose step it is.
-            permit: What the act's methods may do with the parent's state.
+            permit: The fields of the parent's state that the act may read and write.
             data: The fields of that state when the step began.
-            recorded: What earlier executions have left.
-            make_template: Describes the children of one act.
+            recorded: The children that earlier executions recorded; None if there are none.
+            make_template: Makes the template of the children of one act.
 
         Raises:
-            BadResult: What the act gives is no iterable.
+            BadResult: ``tasks`` returned something that is not iterable.
         """
         tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.config.inputs})
         super().__init__(
@@ -69,7 +71,8 @@ class TaskElements(ElementSource):
         self._permit = permit
         self._data = data
         self._make_template = make_template
-        self._keyed: bool | None = None
+        self._keyed: bool | None = None  # whether tasks have keys; None before the first task
+        # By id(act). The act is in the value, so that its id is not used again meanwhile.
         self._graphs: dict[int, tuple[Act, Graph]] = {}
 
     def _entries(self, element: object, position: int) -> tuple[PendingChild, ...]:
@@ -94,7 +97,9 @@ class TaskElements(ElementSource):
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
-        key = self._task_key(element, graph)  # last: from now on it has come up
+        # Last: from here on the key counts as seen. If something above raised, the task must still
+        # be new for the next attempt.
+        key = self._task_key(element, graph)
         return (PendingChild(key, position, about, kind),)
 
     def _is_keyed(self) -> bool:
@@ -104,11 +109,11 @@ class TaskElements(ElementSource):
         self._parent.config.secrets.hide(error)
 
     def _graph(self, act: Act) -> Graph:
-        """Make the graph of an act; by identity, since what is bound differently may be equal."""
+        """Return the act as a graph. Cached by identity: equal acts may have different inputs."""
         known = self._graphs.get(id(act))
         if known is not None:
             return known[1]
-        if len(self._graphs) >= GRAPHS:  # acts that are made for one task each
+        if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
         graph = bind_where_taken(as_graph(act, f"tasks of {self.who!r}"), self._act._bound)
         self._graphs[id(act)] = (act, graph)
