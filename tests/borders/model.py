@@ -185,6 +185,8 @@ class Model:
         else:
             verdict = self._policy(slots, row["on_error"])
         may_succeed, may_fail = verdict
+        if goes_on and row["on_error"] == "share" and any(slot.may_fail for slot in slots):
+            may_fail = True  # a visit before has done the others: all that end here have failed
         may_fold_nothing = not slots or (row["on_error"] == "ignore" and self.is_flaky)
         if self.change == "folded" and (row["bad"] != "nothing" or may_fold_nothing):
             may_succeed, may_fail = True, True  # take= and known keys are gone, maybe the field

@@ -126,6 +126,16 @@ def test_what_no_store_names_is_not_looked_for():
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_visit_to_which_only_failures_are_left_may_exceed_a_tolerated_share(backend: Backend):
+    """The visit before has done the others, and what is skipped has not ended here."""
+    row = {**PLAIN, "place": "loop", "on_error": "share", "known": "never again", "width": "6",
+           "bad": "act"}  # fmt: skip
+    played = play(Program(77285, row), backend)
+    assert not played.violations
+    assert played.ends == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_lives_that_fail_by_a_body_that_misbehaves_once_are_not_counted(backend: Backend):
     row = {**PLAIN, "place": "fan", "grow": "yes", "width": "6", "steps": "2",
            "manners": "spurious", "outer_limits": "one", "outer_width": "2"}  # fmt: skip

@@ -15,6 +15,7 @@ from shoal import (
     Application,
     Cancelled,
     Done,
+    Each,
     Failed,
     Graph,
     Limits,
@@ -22,6 +23,7 @@ from shoal import (
     MapActionsAndStates,
     MapStates,
     ParallelAction,
+    Retry,
     Runtime,
     State,
     Task,
@@ -858,3 +860,42 @@ async def test_what_a_child_can_do_without_needs_no_declaration():
     assert (await Application(Turns()).run()).state["turns"] == {0: 1, 1: 6}
     with pytest.raises(UndeclaredRead, match=r"'Turns': 'count' reads turn, which .* declare"):
         await Application(Turns()).run({"turn": 1})
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+async def test_a_repeated_key_is_refused_after_attempts_that_came_only_to_the_first(failures: int):
+    """The second attempt passes over the first task, which has a child, and learns no key of it."""
+    attempts: list[int] = []
+
+    class Twice(ParallelAction):
+        writes = ("sums",)
+
+        async def tasks(self, state: State, inputs: Inputs) -> AsyncIterator[Task]:
+            attempts.append(len(attempts))
+            yield Task(double, {"n": 1}, key="one")
+            await checkpoint()
+            if len(attempts) <= failures:
+                raise ConnectionError("the source broke off")
+            yield Task(double, {"n": 2}, key="one")
+
+        def reduce(self, state: State, outcome: Done | Failed) -> State:
+            return state.update(sums=outcome.value)
+
+    def again(error: Exception) -> bool:
+        return bool(list(leaves(error, ConnectionError)))
+
+    each = Each(retry=Retry(attempts=failures + 1, initial=0.01, on=again))
+    around = fan_out(Twice(), over="rows", item="row", into="out", take="sums", each=each)
+    with pytest.raises(ExceptionGroup) as caught:
+        await Application(around).run({"rows": [0]})
+    (error,) = leaves(caught.value, BadKey)
+    assert "which an earlier task has" in str(error)
+    assert len(attempts) == failures + 1
+
+
+def leaves(error: BaseException, kind: type[BaseException]) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from leaves(one, kind)
+    elif isinstance(error, kind):
+        yield error

@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from shoal._engine.run import Run
@@ -101,6 +101,14 @@ class TaskElements(ElementSource):
         # be new for the next attempt.
         key = self._task_key(element, graph)
         return (PendingChild(key, position, about, kind),)
+
+    def resume(self, former: ElementSource, unfinished: Iterable[Run]) -> None:
+        """Continue where the source of an earlier attempt of the step stopped; see the base."""
+        # That attempt may have met only tasks that it passed over, and so learned nothing about
+        # keys (see test_a_repeated_key_is_refused_after_attempts_that_came_only_to_the_first).
+        assert isinstance(former, TaskElements), "a step has one kind of source"
+        self._keyed = former._keyed
+        super().resume(former, unfinished)
 
     def _is_keyed(self) -> bool:
         return bool(self._keyed)
