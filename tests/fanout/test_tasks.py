@@ -879,6 +879,7 @@ async def test_a_repeated_key_is_refused_after_attempts_that_came_only_to_the_fi
             yield Task(double, {"n": 2}, key="one")
 
         def reduce(self, state: State, outcome: Done | Failed) -> State:
+            assert isinstance(outcome, Done)
             return state.update(sums=outcome.value)
 
     def again(error: Exception) -> bool:
