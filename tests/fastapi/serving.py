@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,29 @@ class Server:
         return time.monotonic() - began
 
 
+STARTS = 3
+"""Ports that are tried: another test may take one before the server listens on it."""
+
+
 @contextmanager
 def serving(kind: str, app: str, *more: str, **environment: str) -> Generator[Server]:
     """Serve ``app`` in a process of its own, and end it."""
+    for left in reversed(range(STARTS)):
+        server = _start(kind, app, more, environment)
+        try:
+            try:
+                until(lambda server=server: is_up(server))
+            except AssertionError:
+                if left and server.process.poll() is not None:
+                    continue
+                raise
+            yield server
+            return
+        finally:
+            _end(server.process)
+
+
+def _start(kind: str, app: str, more: Iterable[str], environment: Mapping[str, str]) -> Server:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,16 +121,15 @@ def serving(kind: str, app: str, *more: str, **environment: str) -> Generator[Se
         env={**os.environ, "PYTHONPATH": os.pathsep.join(["src", "."]), **environment},
         start_new_session=True,  # so that workers which are left behind can be ended too
     )
-    server = Server(process, port)
-    try:
-        until(lambda: is_up(server))
-        yield server
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        with suppress(ProcessLookupError):  # there were none
-            os.killpg(process.pid, signal.SIGKILL)
+    return Server(process, port)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    with suppress(ProcessLookupError):  # there were none
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def is_up(server: Server) -> bool:

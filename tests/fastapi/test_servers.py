@@ -29,13 +29,13 @@ PROMPT = 0.05
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
     """Serve with each kind of server, each once for all tests here."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in SERVERS}  # not safe in threads
     with ThreadPoolExecutor() as threads:
         up: dict[str, Any] = {}
         down = threading.Event()
 
         def serve(kind: str, ready: threading.Event) -> None:
-            path = tmp_path_factory.mktemp(kind) / "runs.db"
-            with serving(kind, APP, STORE=str(path)) as server:
+            with serving(kind, APP, STORE=str(folders[kind] / "runs.db")) as server:
                 up[kind] = server
                 ready.set()
                 down.wait()
