@@ -387,7 +387,7 @@ async def test_to_find_it_after_a_wait_is_not_to_remember_it_once_more():
     assert store.remembered == [result_key(work, {"n": 1})]
 
 
-async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_seat():
+async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_permit():
     calls = Calls(ValueError("1"))
     most = now = 0
 

@@ -779,7 +779,7 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
             await attempt(run)
             admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
-            assert not admission.queue.wait_queues
+            assert not admission.scheduler.wait_queues
             for named in admission.limiters.by_owner.values():
                 for limiter in named.values():
                     for one in limiter.statistics():
@@ -1364,7 +1364,7 @@ async def test_limits_tell_what_they_are_and_how_they_are_used():
             f"{slots.waiting} waiting, 2 in use, {keyed.waiting} waiting>"
         )
         admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-        assert repr(admission) == "<Admission, <Queue, 5 waiting>>"
+        assert repr(admission) == "<AdmissionController, <FairScheduler, 5 waiting>>"
         for part in limiter.parts:
             for gate in part.gates.values():
                 assert repr(gate).startswith("<Gate ")

@@ -116,12 +116,12 @@ async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
         await hooks.tell(hooks.child_rerun, event)
 
 
-async def publish_waiting(run: Run, seat: AttemptPermit) -> None:
+async def publish_waiting(run: Run, permit: AttemptPermit) -> None:
     """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
     hooks = run.config.hooks
-    if not hooks.waiting or seat.granted:
+    if not hooks.waiting or permit.granted:
         return
-    limit, key = seat.awaited
+    limit, key = permit.awaited
     event = Waiting(
         path=run.path, step=run.step or "", limit=limit, key=key, since=run.config.services.clock()
     )

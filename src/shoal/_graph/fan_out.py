@@ -71,7 +71,7 @@ class FanOut(Parallel):
         self._is_keyed: bool | None = None if over is None else key is not None
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
-        self.writes: Collection[str] = join.permit.writes
+        self.writes: Collection[str] = join.access.writes
         self.continues: Collection[str] = join.continues
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
@@ -141,8 +141,8 @@ class FanOut(Parallel):
         return (take,) if isinstance(take, str) else () if take is None or callable(take) else take
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        permit = self.join.permit
-        self.join = replace(self.join, name=name, permit=replace(permit, action=name))
+        access = self.join.access
+        self.join = replace(self.join, name=name, access=replace(access, action=name))
         self.name = name
         self._bound = {**inputs, **self._bound}
         if not callable(self.acts):
@@ -390,7 +390,7 @@ def fan_out(
     readable = readable.union(*(graph.reads - brought for graph in known))
     join = JoinSpec(
         name=label,
-        permit=FieldAccess(label, readable | writable, writable),
+        access=FieldAccess(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
         shape=shape_of(over, key, ends, several=several),

@@ -195,7 +195,7 @@ class ParallelAction(Parallel):
         bind_instance(self, name, {**inputs, **self._bound})
 
     @property
-    def _permit(self) -> FieldAccess:
+    def _access(self) -> FieldAccess:
         writes = frozenset(self.writes)
         return FieldAccess(self.name, frozenset(self.reads) | writes, writes)
 
@@ -203,7 +203,7 @@ class ParallelAction(Parallel):
         until = as_condition(self.name, self.until)
         return JoinSpec(
             name=self.name,
-            permit=self._permit,
+            access=self._access,
             reduce=self.reduce,
             on_error="ignore" if until.is_race else self.on_error,
             until=until,

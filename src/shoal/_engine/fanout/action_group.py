@@ -110,7 +110,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self,
         run: Run,
         action: FunctionAction[..., Any],
-        seat: AttemptPermit | None,
+        permit: AttemptPermit | None,
         *,
         name: str,
         limits: Limits,
@@ -122,7 +122,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Use ``context.fan_out``."""
         self._run = run
         self._action = action
-        self._seat = seat
+        self._permit = permit
         self.name: str = f"{action.name}/{name}"
         self._limits = limits
         self._limit = limits.in_flight
@@ -194,8 +194,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._hosted = services.host(self._live, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the
         # slots would never be acquired again.
-        if self._seat is not None:
-            self._seat.lend()
+        if self._permit is not None:
+            self._permit.release_for_children()
         return self
 
     @ki_protected
@@ -218,12 +218,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._group.engage()
         interruption = await self._hosted.wait()
         fatal = self._hosted.fatal
-        if self._seat is not None:
+        if self._permit is not None:
             going_on = interruption is None and fatal is None
             if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
-                await self._seat.regain()  # waits for slots if it must; may be cancelled there
+                await self._permit.reacquire()  # waits for slots if it must; may be cancelled there
             else:  # the action is being cancelled, and must not wait for slots
-                self._seat.reclaim()
+                self._permit.reacquire_nowait()
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
@@ -492,7 +492,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
     ) -> ChildTemplate:
-        run, permit = self._run, self._action.permit
+        run, access = self._run, self._action.access
         known = self._settings.get(id(act))
         if known is None or inputs:
             known = act, self._setting(act, inputs)
@@ -500,13 +500,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._settings[id(act)] = known
         config = known[1]
         graph = config.graph
-        readable = {field: run.data[field] for field in permit.reads if field in run.data}
+        readable = {field: run.data[field] for field in access.reads if field in run.data}
         base = narrowed(
             readable,
             graph,
             given,
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
-            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
+            f"give it to group.start, or add it to the reads=[...] of {access.action!r}",
         )
         return ChildTemplate(config, base)
 

@@ -407,7 +407,7 @@ class BatchJoin:
 
     def _state(self) -> State:
         """Return the state after all updates so far, as ``reduce``, ``grow`` and ``by`` see it."""
-        return make_state(self.finished_data(), self._join.permit)
+        return make_state(self.finished_data(), self._join.access)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = self._state()

@@ -53,7 +53,7 @@ def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> Chos
     """
     graphs, several = act.acts, act._several
     if callable(graphs):
-        graphs, several = _chosen(act, graphs, make_state(data, join.permit), data)
+        graphs, several = _chosen(act, graphs, make_state(data, join.access), data)
     # The declared shape was a guess: only the function knows whether the acts are several.
     if several != act._several:
         join = replace(join, shape=shape_of(act.over, act.key, join.until, several=several))
@@ -83,7 +83,7 @@ def _chosen(
         raise BadResult(msg) from None
     graphs = [bind_where_taken(graph, act._bound) for graph in graphs]
     for graph in graphs:
-        check_reads(f"fan-out {act.name!r}", graph, act.join.permit.reads, act._brought, data)
+        check_reads(f"fan-out {act.name!r}", graph, act.join.access.reads, act._brought, data)
     return graphs, several
 
 
@@ -116,7 +116,7 @@ def make_elements(
     graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded)
     kinds = [_kind(act, graph, data, make_template) for graph in graphs]
     return ElementSource(
-        (None,) if act.over is None else _over(act, make_state(data, join.permit), data),
+        (None,) if act.over is None else _over(act, make_state(data, join.access), data),
         who=act.name,
         kinds=kinds,
         item=None if act.over is None else act.item,

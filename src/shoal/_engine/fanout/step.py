@@ -129,7 +129,7 @@ class FanOutStep:
         return TaskElements(
             act,
             parent=self.parent,
-            permit=self.join.permit,
+            access=self.join.access,
             data=self.data,
             recorded=self.recorded,
             make_template=self._kind,
@@ -189,7 +189,7 @@ class FanOutStep:
                 await self._live_round()
             self._is_over = True
         self.ledger.is_decided = self.decision is not None
-        return self.act._finished(make_state(self.parent.data, self.join.permit))
+        return self.act._finished(make_state(self.parent.data, self.join.access))
 
     async def _live_round(
         self, former: ElementSource | None = None, *, begins: bool = False

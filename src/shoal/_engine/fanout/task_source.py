@@ -37,14 +37,14 @@ which keeps those acts alive; then it is emptied.
 class TaskElements(ElementSource):
     """The source of a fan-out over tasks."""
 
-    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_permit")
+    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_access")
 
     def __init__(
         self,
         act: ParallelAction,
         *,
         parent: Run,
-        permit: FieldAccess,
+        access: FieldAccess,
         data: Mapping[str, object],
         recorded: RecordedChildren | None,
         make_template: MakeTemplate,
@@ -54,7 +54,7 @@ class TaskElements(ElementSource):
         Args:
             act: The parallel action.
             parent: The run whose step it is.
-            permit: The fields of the parent's state that the act may read and write.
+            access: The fields of the parent's state that the act may read and write.
             data: The fields of that state when the step began.
             recorded: The children that earlier executions recorded; None if there are none.
             make_template: Makes the template of the children of one act.
@@ -62,13 +62,13 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
-        tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.config.inputs})
+        tasks = act.tasks(make_state(data, access), {**act._bound, **parent.config.inputs})
         super().__init__(
             tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=recorded
         )
         self._act = act
         self._parent = parent
-        self._permit = permit
+        self._access = access
         self._data = data
         self._make_template = make_template
         self._keyed: bool | None = None  # whether tasks have keys; None before the first task
@@ -91,7 +91,7 @@ class TaskElements(ElementSource):
             f"the children of {self.who!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        check_reads(repr(self.who), graph, self._permit.reads, given, self._data)
+        check_reads(repr(self.who), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
         about = element.element
         if about is None:
