@@ -509,13 +509,13 @@ async def test_a_last_chance_waits_for_all_others_and_they_for_it():
     suspects, order = CrashSuspects(3), list[str]()
 
     async def be_at_work(name: str, crashes: int) -> None:
-        who = object()
-        await suspects.wait_turn(who, crashes)
+        child = object()
+        await suspects.wait_turn(child, crashes)
         order.append(f"{name} begins")
         await anyio.sleep(1)
         order.append(f"{name} ends")
-        suspects.leave(who)
-        suspects.leave(who)  # again is no error, and nobody else's end
+        suspects.leave(child)
+        suspects.leave(child)  # again is no error, and nobody else's end
 
     async with anyio.create_task_group() as tasks:
         for name, crashes in (("a", 0), ("b", 1), ("last", 2), ("other", 2)):

@@ -1263,7 +1263,7 @@ class Listening(Act):
 
         config = child_config(run, self.name, self.graph, on_item=self.hear)
         source = ElementSource(
-            [1], who=self.name, kinds=[ChildTemplate(config, dict(run.data))], item="item"
+            [1], name=self.name, kinds=[ChildTemplate(config, dict(run.data))], item="item"
         )
         self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 

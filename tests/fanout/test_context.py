@@ -1618,8 +1618,8 @@ async def test_after_a_timeout_around_the_block_the_action_is_next_to_have_its_s
     starts: list[tuple[float, Any]] = []
     start = anyio.current_time()
 
-    def log(who: Any) -> None:
-        starts.append((anyio.current_time() - start, who))
+    def log(subject: Any) -> None:
+        starts.append((anyio.current_time() - start, subject))
 
     async def block(context: Context) -> None:
         async with context.fan_out(name="f"):

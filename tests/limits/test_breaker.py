@@ -496,13 +496,13 @@ def test_it_does_what_a_table_says(events: list[tuple[str, str]], failures: int)
         if not admitted:
             continue
         if what == "ok":
-            circuits.hear(key, "done")
+            circuits.on_end(key, "done")
             failed[key] = 0
             opened.pop(key, None)
         elif what == "cancel":
-            circuits.hear(key, "cancelled")
+            circuits.on_end(key, "cancelled")
         else:
-            circuits.hear(key, Down())
+            circuits.on_end(key, Down())
             failed[key] += 1
             if failed[key] >= failures:
                 opened[key] = now + 5

@@ -1480,17 +1480,17 @@ async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
     calls: list[str] = []
     again = Retry(5, on=ConnectionError, initial=0.01, jitter=0)
 
-    @action(reads=["n", "who"], writes=["out"], retry=again)
-    async def work(n: int, who: str, context: Context) -> None:
-        calls.append(who)
-        if who == "failing" and context.attempt < 5:
+    @action(reads=["n", "kind"], writes=["out"], retry=again)
+    async def work(n: int, kind: str, context: Context) -> None:
+        calls.append(kind)
+        if kind == "failing" and context.attempt < 5:
             raise ConnectionError
 
     app = Application(many(work, Limits(8)))  # so 64 are read ahead
     async with Runtime(limits=Limits(rate=Rate(100))) as runtime, anyio.create_task_group() as both:
-        for who in ("failing", "plain"):
-            both.start_soon(runtime.run, app, {"ns": range(300), "who": who})
-    plain = [at for at, who in enumerate(calls) if who == "plain"]
+        for kind in ("failing", "plain"):
+            both.start_soon(runtime.run, app, {"ns": range(300), "kind": kind})
+    plain = [at for at, kind in enumerate(calls) if kind == "plain"]
     assert len(plain) == 300
     ahead = 64 * 4  # the retries of children that had their turns when the first one failed
     assert plain[-1] <= 2 * 300 + ahead, "of 1,800 calls"
@@ -1515,7 +1515,7 @@ async def test_the_rate_of_actions_is_charged_at_each_attempt(where: str):
 
 
 def test_limits_by_a_local_function_are_shown_by_its_own_name():
-    def who(item: object) -> object:
+    def kind(item: object) -> object:
         return item
 
-    assert repr(Limits(3, by=who)) == "Limits(3, by=who)"
+    assert repr(Limits(3, by=kind)) == "Limits(3, by=kind)"

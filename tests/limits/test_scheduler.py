@@ -303,8 +303,8 @@ def served(
     permits: list[tuple[str, AttemptPermit]] = []
     while requests or permits:
         permits += [
-            (who, AttemptPermit(scheduler, (gate,), None, HeldPermits(units[who])))
-            for who in requests
+            (unit, AttemptPermit(scheduler, (gate,), None, HeldPermits(units[unit])))
+            for unit in requests
         ]
         requests.clear()
         held = next(one for one in permits if one[1].granted)
@@ -316,8 +316,8 @@ def served(
 def test_small_units_are_served_one_after_the_other():
     clock = Clock()
     scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
-    units = {who: Unit() for who in "abc"}
-    requests = [who for who in "abc" for _ in range(AT_ONCE)]
+    units = {unit: Unit() for unit in "abc"}
+    requests = [unit for unit in "abc" for _ in range(AT_ONCE)]
     assert list(served(scheduler, gate, requests.copy(), units)) == requests
 
 
@@ -325,8 +325,8 @@ def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
     clock = Clock()
     scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
     units, requests, gone = {"large": Unit()}, ["large"] * 300, list[str]()
-    for who in served(scheduler, gate, requests, units):
-        gone.append(who)
+    for unit in served(scheduler, gate, requests, units):
+        gone.append(unit)
         if len(gone) % 4 == 0:  # as many come as are served: there is never a pause
             units[str(len(gone))] = Unit()
             requests += [str(len(gone))] * 4
@@ -341,8 +341,8 @@ def test_a_small_unit_need_not_wait_for_a_large_one():
     clock = Clock()
     scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
     units, requests, gone = {"large": Unit(), "small": Unit()}, ["large"] * 300, list[str]()
-    for who in served(scheduler, gate, requests, units):
-        gone.append(who)
+    for unit in served(scheduler, gate, requests, units):
+        gone.append(unit)
         if len(gone) == 100:
             requests += ["small"] * 4
     assert gone[100:106].count("small") == 4

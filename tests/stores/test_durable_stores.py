@@ -778,7 +778,7 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
 
         assert store._writer is not None
         with monkeypatch.context() as patch:
-            for name in ("release", "_let_go"):
+            for name in ("release", "_discard"):
                 patch.setattr(store._writer._database, name, refuse)
             with pytest.raises(RuntimeError):
                 await store.release("root", "me")

@@ -311,9 +311,9 @@ async def _call_emitting(
         return await _call(run, action, context=context, items=items, thread=thread)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
-        being_told = items.end()
-        if being_told is not None:
-            await being_told
+        pending = items.end()
+        if pending is not None:
+            await pending
 
 
 def _what(run: Run, name: str) -> str:
@@ -417,19 +417,22 @@ _MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
 
 
 def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
-    who = f"action {action.name!r}"
+    subject = f"action {action.name!r}"
     if isinstance(result, CoroutineType):
         coroutine = cast("CoroutineType[Any, Any, Any]", result)
         coroutine.close()  # else Python warns that it was never awaited, at some later time
-        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+        msg = (
+            f"{subject} returned a coroutine that nobody awaited: "
+            f"await {coroutine.__qualname__}(...)"
+        )
     elif isinstance(result, Result):
         msg = (
-            f"{who} returned a Result, which only a streaming action yields, as its last item: "
+            f"{subject} returned a Result, which only a streaming action yields, as its last item: "
             f"return the value itself"
         )
     else:
         msg = (
-            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"{subject} returned an async generator; to stream, it has to be an async generator "
             f"function itself, which yields each item and, as the last thing, Result(value)"
         )
     raise BadResult(msg)

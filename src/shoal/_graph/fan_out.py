@@ -108,9 +108,9 @@ class FanOut(Parallel):
     def needed_by(self) -> Mapping[str, str]:
         """The field that it runs over, if it is one, and the fields that its children need."""
         needed = {
-            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
+            field: f"{reader} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
-            for field, who in graph.needed_by.items()
+            for field, reader in graph.needed_by.items()
             if field not in self._brought
         }
         if isinstance(self.over, str):
@@ -425,11 +425,11 @@ class _Checks(NamedTuple):
     name: str
 
     def refuse(self, why: str) -> NoReturn:
-        msg = f"{self.who}: {why}"
+        msg = f"{self.subject}: {why}"
         raise DefinitionError(msg)
 
     @property
-    def who(self) -> str:
+    def subject(self) -> str:
         return f"fan_out {self.name!r}" if self.name else "fan_out"
 
     def acts(
@@ -478,7 +478,7 @@ class _Checks(NamedTuple):
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
             if value is not None:
-                require_plain(value, f"{self.who}: {parameter}=")
+                require_plain(value, f"{self.subject}: {parameter}=")
 
     def names(self, **given: object) -> None:
         for parameter, value in given.items():

@@ -356,8 +356,8 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         try:
             value = self._data[field]
         except KeyError:
-            who = "" if access is None else f" that action {access.action!r} reads"
-            msg = f"the state has no field {field!r}{who} (it has: {_names(self)})"
+            subject = "" if access is None else f" that action {access.action!r} reads"
+            msg = f"the state has no field {field!r}{subject} (it has: {_names(self)})"
             raise MissingField(msg) from None
         return value.value if type(value) is Secret else value
 
@@ -459,16 +459,16 @@ class Change(NamedTuple):
 NO_CHANGE = Change((), {})
 
 
-def change_between(base: State, result: object, who: str) -> Change:
+def change_between(base: State, result: object, subject: str) -> Change:
     """Return the change that led from ``base`` to ``result``.
 
     Raises:
         BadResult: ``result`` is not a State made from ``base``.
     """
     if not isinstance(result, State):
-        refuse_awaitable(result, who)
+        refuse_awaitable(result, subject)
         msg = (
-            f"{who} returned {_brief(result)}, but it takes the state and so must return one: "
+            f"{subject} returned {_brief(result)}, but it takes the state and so must return one: "
             f"return state.update(...), or the state as it was"
         )
         raise BadResult(msg)
@@ -478,8 +478,8 @@ def change_between(base: State, result: object, who: str) -> Change:
     link = result._derivation
     if link is None or link.base is not base:
         msg = (
-            f"{who} returned a State that was not made from the one it was given, so its changes "
-            f"can't be known: return state.update(...) of the state passed in"
+            f"{subject} returned a State that was not made from the one it was given, so its "
+            "changes can't be known: return state.update(...) of the state passed in"
         )
         raise BadResult(msg)
     operations: list[Operation] = []
@@ -504,7 +504,7 @@ def _change_to(after: Mapping[str, object], operations: tuple[Operation, ...]) -
     )
 
 
-def refuse_awaitable(result: object, who: str) -> None:
+def refuse_awaitable(result: object, subject: str) -> None:
     """Raise if a plain function returned an awaitable; close it if it is a coroutine.
 
     Raises:
@@ -515,7 +515,7 @@ def refuse_awaitable(result: object, who: str) -> None:
             # Closed, or Python would warn that the coroutine was never awaited.
             cast("Coroutine[Any, Any, Any]", result).close()
         msg = (
-            f"{who} is a plain function and returned something to be awaited; "
+            f"{subject} is a plain function and returned something to be awaited; "
             f"only actions may be coroutine functions, declared as such with async def"
         )
         raise BadResult(msg)

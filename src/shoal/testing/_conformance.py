@@ -82,7 +82,7 @@ class StoreConformance(ApplicationConformance):
         await store.claim("root", "me")
         await store.claim("other", "you")
         for holder in ("you", "me"):
-            await refused(RunClaimed, lambda who=holder: store.claim("root", who))
+            await refused(RunClaimed, lambda holder=holder: store.claim("root", holder))
         await refused(RunClaimed, lambda: self.another(store).claim("root", "you"))
         await store.release("root", "you")  # has no effect: it is claimed by "me"
         await refused(RunClaimed, lambda: store.claim("root", "you"))

@@ -50,7 +50,7 @@ class ChildAdmission:
         "_governs_all",
         "_in_flight",
         "_limiters",
-        "_live",
+        "_live_count",
         "_on_refused",
         "_on_room",
         "_scheduler",
@@ -110,7 +110,7 @@ class ChildAdmission:
         self._unpublished: list[tuple[Run, AttemptPermit]] = []
         # Children that ``let_in`` counted and ``let_out`` has not. All but one hold a permit of the
         # live budget.
-        self._live = 0
+        self._live_count = 0
         self._budget = execution.live
         # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
@@ -139,11 +139,11 @@ class ChildAdmission:
     @property
     def lacks_permits(self) -> bool:
         """Whether one more child has a place, but no permit of the live budget."""
-        return self.place.used < self.place.slots and self._live > 0 and self._budget.is_spent
+        return self.place.used < self.place.slots and self._live_count > 0 and self._budget.is_spent
 
     def permits(self, others: int) -> bool:
         """Whether one more child may be alive, besides the live ones and ``others``."""
-        return not (self._live or others) or not self._budget.is_spent
+        return not (self._live_count or others) or not self._budget.is_spent
 
     # -- starting and ending ----------------------------------------------------------------------
 
@@ -152,15 +152,15 @@ class ChildAdmission:
         place = self.place  # ``has_room`` repeated here, to save a call for each child
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
-        if self._live and not self._budget.take():
+        if self._live_count and not self._budget.take():
             return False
-        self._live += 1
+        self._live_count += 1
         return True
 
     def let_out(self) -> None:
         """Count one live child less, and return its permit to the live budget."""
-        self._live -= 1
-        if self._live:  # the last live child never took a permit
+        self._live_count -= 1
+        if self._live_count:  # the last live child never took a permit
             self._budget.give()
 
     def admit(self, child: Run) -> bool:
@@ -312,8 +312,8 @@ class ChildAdmission:
                 await publish_waiting(child, permit)
 
     def __repr__(self) -> str:
-        who = f"limited by {self._limiters}" if self._limiters else "unlimited"
-        return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {who}>"
+        limits = f"limited by {self._limiters}" if self._limiters else "unlimited"
+        return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {limits}>"
 
 
 def _ignore(_what: object = None) -> None:

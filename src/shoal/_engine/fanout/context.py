@@ -37,11 +37,11 @@ class Context:
 
     Examples:
         >>> @action(reads=["n"], writes=["key"])
-        ... async def who(n: int, context: Context) -> str:
+        ... async def where(n: int, context: Context) -> str:
         ...     return f"{context.step} {context.key!r} at depth {context.depth}"
-        >>> many = fan_out(who, over="ns", item="n", key=str, into="keys")
+        >>> many = fan_out(where, over="ns", item="n", key=str, into="keys")
         >>> Application(many).run_sync({"ns": [7]}).state["keys"]
-        {'7': "who '7' at depth 1"}
+        {'7': "where '7' at depth 1"}
     """
 
     def __init__(

@@ -383,7 +383,7 @@ class ChildTaskGroup:
             admission.let_out()
             if isinstance(child, Run):
                 if self._circuits is not None:
-                    self._tell_circuit(self._circuits, child)
+                    self._notify_circuit(self._circuits, child)
                 source.take_back(child)
             self.scope.fail(error)
             return None
@@ -396,7 +396,7 @@ class ChildTaskGroup:
                     self._admission.ended(child)
             finally:
                 if self._circuits is not None:
-                    self._tell_circuit(self._circuits, child)
+                    self._notify_circuit(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by ``run``
             failure = as_failure(error)
             if failure is None:
@@ -420,15 +420,15 @@ class ChildTaskGroup:
         else:
             child.pass_over(f"breaker open: {key}")
 
-    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+    def _notify_circuit(self, circuits: Circuits, child: Run) -> None:
         """Report the end of ``child`` to its circuit, once, if the circuit let it through."""
         if child not in self._circuit_keys:
             return
         key = self._circuit_keys.pop(child)
         if child.status == "failed" and child.error is not None:
-            circuits.hear(key, child.error)
+            circuits.on_end(key, child.error)
         else:
-            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
+            circuits.on_end(key, "done" if child.status == "succeeded" else "cancelled")
 
     # -- the feeders' side ----------------------------------------------------------------------
 

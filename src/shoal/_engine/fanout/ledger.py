@@ -14,7 +14,7 @@ from typing import final
 
 from shoal._engine.run import Run
 from shoal._errors.exceptions import note
-from shoal._errors.inspection import let_go_of_frames
+from shoal._errors.inspection import release_frames
 from shoal._events.events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
 from shoal.stores._protocol import Store
 
@@ -87,7 +87,7 @@ class Ledger:
             self._cancelled.append(child)
             return
         if not raised and isinstance(child.error, Exception):
-            _let_go(child.error)
+            _release_traceback(child.error)
         if self._rest is None:
             self._rest = []
         # In this order: the outcome is made of the error that the run drops next.
@@ -112,11 +112,11 @@ class Ledger:
             self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
             self._cancelled = None
 
-    def let_go(self) -> None:
+    def release_errors(self) -> None:
         """Drop the tracebacks of the kept failures: none of them will be raised."""
         for outcome in self._rest or ():
             if isinstance(outcome, Failed):
-                _let_go(outcome.error)
+                _release_traceback(outcome.error)
 
     def forget(self) -> None:
         """Release the outcomes. Their errors are raised, and the frames of those lead back here."""
@@ -173,7 +173,7 @@ def new_ledger(
     return ledger
 
 
-def _let_go(error: BaseException) -> None:
+def _release_traceback(error: BaseException) -> None:
     """Drop the tracebacks of an error and of its causes and members; note where it was raised.
 
     The frames are not cleared: one of them may belong to a coroutine that still runs, and clearing
@@ -183,4 +183,4 @@ def _let_go(error: BaseException) -> None:
     if places:
         code, line = places[-1]
         note(error, f"shoal: raised at {code.co_filename}:{line}, in {code.co_name}")
-    let_go_of_frames(error)
+    release_frames(error)

@@ -258,8 +258,8 @@ class GroupScope:
         # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
         await checkpoint_if_cancelled()
         if self._timed_out:
-            who = f"fan-out {self._name!r} of run {self._parent.path.id}"
-            raise StepTimeout(f"{who} took longer than its {self.reason}")
+            subject = f"fan-out {self._name!r} of run {self._parent.path.id}"
+            raise StepTimeout(f"{subject} took longer than its {self.reason}")
         msg = "a fan-out was interrupted though nobody had cancelled it"
         raise SpuriousCancel(msg)
 
