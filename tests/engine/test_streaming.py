@@ -160,7 +160,7 @@ def slow(seconds: float) -> Hook:
 # -- what is told ----------------------------------------------------------------------------------
 
 
-async def test_items_are_told_in_order_between_start_and_end_of_the_step():
+async def test_items_are_published_in_order_between_start_and_end_of_the_step():
     hook = RecordingHook()
     app = Application(streaming(functools.partial(count_to, 3)), hooks=[hook])
     async with nothing_left():
@@ -185,7 +185,7 @@ async def test_it_runs_on_the_loop_and_takes_no_thread():
     assert (act.is_streaming, act.is_async, act.in_thread) == (True, False, False)
 
 
-async def test_it_goes_on_only_after_all_have_heard():
+async def test_it_goes_on_only_after_all_hooks_have_returned():
     log: list[object] = []
 
     async def talk() -> Stream:
@@ -1055,7 +1055,7 @@ async def test_tasks_of_an_action_emit_one_at_a_time():
         assert [event.item[1] for event in items if event.item[0] == name] == list(range(5))
 
 
-async def test_one_that_is_cancelled_before_its_turn_is_not_told():
+async def test_an_item_that_is_cancelled_before_its_turn_is_not_published():
     hook = RecordingHook()
 
     async def talk(context: Context) -> int:
@@ -1077,7 +1077,7 @@ async def test_one_that_is_cancelled_before_its_turn_is_not_told():
     assert anyio.current_time() - start == 8
 
 
-async def test_a_native_timeout_of_the_action_does_not_reach_who_is_told(anyio_backend_name: str):
+async def test_a_native_timeout_of_the_action_does_not_reach_hooks(anyio_backend_name: str):
     if anyio_backend_name == "trio":
         return
     heard: list[object] = []
@@ -1099,7 +1099,7 @@ async def test_a_native_timeout_of_the_action_does_not_reach_who_is_told(anyio_b
     assert heard == ["slow", "late"]
 
 
-async def test_what_an_action_leaves_behind_tells_nothing_after_its_end(anyio_backend_name: str):
+async def test_a_task_left_by_an_action_publishes_nothing_after_its_end(anyio_backend_name: str):
     """``asyncio.gather`` leaves the others running when one fails."""
     if anyio_backend_name == "trio":
         return
@@ -1134,7 +1134,7 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
         await run(talk, Telling(fails_at_once))
 
 
-async def test_an_observer_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture):
+async def test_an_observer_that_fails_is_notified_no_more(caplog: pytest.LogCaptureFixture):
     class Observer(Telling):
         observer = True
 
@@ -1156,7 +1156,7 @@ async def test_an_observer_that_fails_is_told_no_more(caplog: pytest.LogCaptureF
     assert "observer Observer failed on Item" in caplog.text
 
 
-async def test_all_are_told_though_a_guard_fails():
+async def test_all_are_notified_though_a_guard_fails():
     hooks = [Telling(fails_at_once), slow(1), Telling(fails_at_once), RecordingHook()]
     with pytest.raises(HookFailed):
         await run(functools.partial(count_to, 3), *hooks)
@@ -1285,7 +1285,7 @@ def listeners() -> list[Graph]:
 
 
 @pytest.mark.parametrize("which", range(4))
-async def test_whoever_starts_a_child_hears_its_items_first(which: int):
+async def test_the_parent_of_a_child_receives_its_items_first(which: int):
     log: list[object] = []
 
     def hear(run: Run, item: object) -> None:
@@ -1303,7 +1303,7 @@ async def test_whoever_starts_a_child_hears_its_items_first(which: int):
     ]
 
 
-async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch):
+async def test_items_arrive_without_any_hook(monkeypatch: pytest.MonkeyPatch):
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
@@ -1315,7 +1315,7 @@ async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch)
     assert heard == ["a", "b", "c"]
 
 
-async def test_a_listener_above_hears_after_the_one_below():
+async def test_a_listener_above_is_called_after_the_one_below():
     log: list[object] = []
 
     def listening(name: str, graph: Graph) -> Listening:

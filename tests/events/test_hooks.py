@@ -162,7 +162,7 @@ def brief(event: Event) -> str:
 # -- what is told --------------------------------------------------------------------------------
 
 
-async def test_a_run_of_two_steps_is_told_from_start_to_end():
+async def test_a_run_of_two_steps_is_published_from_start_to_end():
     hook = RecordingHook()
     result = await Application(pair, hooks=[hook]).run({"item": 1}, id="root")
     assert [brief(event) for event in hook.events] == [
@@ -211,7 +211,7 @@ async def test_cause_precedes_effect():
     hook.assert_paired()
 
 
-async def test_a_batch_is_told_child_by_child():
+async def test_a_batch_is_published_child_by_child():
     @action(reads=["item"], writes=["out"])
     async def quick(item: int) -> int:
         return item
@@ -260,7 +260,7 @@ async def test_hooks_are_inherited_by_children_and_grandchildren():
     hook.assert_paired()
 
 
-async def test_hooks_are_told_one_after_the_other_in_their_order():
+async def test_hooks_are_notified_one_after_the_other_in_their_order():
     log: list[tuple[str, str]] = []
 
     def named(name: str) -> Loud:
@@ -432,7 +432,7 @@ async def test_a_guard_that_raises_fails_the_run(method: str, depth: int, on_err
     assert before.events == after.events, "everybody is told the same"
 
 
-async def test_what_a_guard_was_told_of_stays():
+async def test_a_change_that_a_guard_received_stays():
     hook, store = RecordingHook(), SavedUpdates()
     application = Application(
         Graph.chain(double, negate), hooks=[Loud(raising_at("on_state_updated", 0)), hook]
@@ -454,7 +454,7 @@ async def test_a_guard_that_raises_in_a_child_is_not_collected(method: str):
         await application.run({"groups": [[1], [2]]})
 
 
-async def test_a_guard_that_returns_something_else_is_told_so():
+async def test_a_guard_that_returns_something_else_is_refused():
     class Returning(Hook):
         def on_run_started(self, event: RunStarted) -> Any:
             return True
@@ -555,7 +555,7 @@ async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     assert len(caplog.records) == 1
 
 
-async def test_a_detached_observer_is_not_told_the_rest_of_an_end():
+async def test_a_detached_observer_does_not_receive_the_rest_of_an_end():
     told: list[str] = []
 
     def say(event: Event) -> None:

@@ -205,7 +205,7 @@ async def test_children_inherit_the_deadline_around_the_block_that_started_them(
 
 
 @pytest.mark.realtime
-async def test_a_plain_function_is_told_too_where_it_runs_in_a_thread():
+async def test_a_plain_function_in_a_thread_is_refused_too():
     @action(writes=["out"])
     def plain(context: Context) -> tuple[str, float]:
         return context.step, context.deadline
@@ -1825,7 +1825,7 @@ async def test_a_guard_that_fails_ends_the_run_whatever_the_action_does(
     assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.child_ends)
 
 
-async def test_outcomes_that_a_failing_guard_was_told_of_still_come():
+async def test_outcomes_that_a_failing_guard_received_are_still_delivered():
     hook = RecordingHook()
     seen: list[str] = []
 
@@ -1931,7 +1931,7 @@ async def test_events_are_paired_and_ordered_and_every_child_is_saved_once(waits
     assert len(watched.store.saved[two_steps.run_id]) in (1, 2)
 
 
-async def test_children_that_never_began_are_recorded_and_told_to_have_ended():
+async def test_children_that_never_began_are_recorded_and_published_as_ended():
     hook, store = RecordingHook(), Keeping()
 
     async def body(context: Context) -> int:

@@ -436,7 +436,7 @@ async def test_a_ctrl_c_in_there_ends_everything(whose: str):
     hook.assert_paired()
 
 
-async def test_who_is_cancelled_stays_so_whatever_is_raised(caplog: pytest.LogCaptureFixture):
+async def test_a_cancelled_child_stays_so_whatever_is_raised(caplog: pytest.LogCaptureFixture):
     class Policy:
         def after(self, n: float, changed_at: float, ended: Ended) -> float:
             raise Buggy

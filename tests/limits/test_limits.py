@@ -733,7 +733,7 @@ async def test_first_come_first_served():
     assert order == list(range(20))
 
 
-async def test_who_waits_for_a_full_limit_lets_others_pass():
+async def test_a_child_that_waits_for_a_full_limit_lets_others_pass():
     gauge, ended = Gauge(), Counter[float]()
 
     @action(reads=["n"], writes=["out"], limits=Limits(1))
@@ -891,7 +891,7 @@ async def test_a_cancel_in_the_tick_of_the_grant():
     assert gauge.peak["leaf"] == 1
 
 
-async def test_who_waits_behind_a_cancelled_one_comes_next():
+async def test_a_request_behind_a_cancelled_one_is_next():
     order: list[int] = []
 
     @action(reads=["n"], writes=["out"])

@@ -457,7 +457,7 @@ async def test_one_stalled_key_of_1000_delays_no_other(where: str):
     assert max((await ends(stalled=True)).values()) <= max(without.values()) + 1
 
 
-async def test_who_waits_holds_no_place_in_flight():
+async def test_a_waiting_child_holds_no_place_in_flight():
     starts = Starts()
     gauge: Counter[str] = Counter()
     limits = Limits(1, by=by_key)
@@ -578,7 +578,7 @@ async def test_trying_later_takes_seconds():
             RetryLater(wrong)  # pyright: ignore[reportArgumentType]
 
 
-async def test_waiting_is_told():
+async def test_waiting_is_published():
     hook = RecordingHook()
     limits = Limits(rate=Rate(1), by=by_key)
     app = Application(many(noting(Starts()), limits), hooks=[hook])
@@ -625,7 +625,7 @@ async def test_slots_are_changed_while_running():
     assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
 
 
-async def test_who_waits_keeps_its_cost_and_its_key():
+async def test_a_waiting_request_keeps_its_cost_and_its_key():
     starts = Starts()
     leaf = noting(starts, limits=Limits(rate=Rate(1, burst=4), by=by_key, cost=lambda state: 4))
     app = Application(many(leaf))
@@ -932,7 +932,7 @@ async def test_memory_is_bounded_where_children_wait_for_a_rate():
 # -- cancelled between the grant and the body ------------------------------------------------------
 
 
-async def test_who_is_cancelled_before_its_body_starts_has_paid_nothing():
+async def test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing():
     """It was granted while a hook still heard that it waits."""
 
     class Slow(Hook):
@@ -1331,7 +1331,7 @@ async def test_a_policy_that_raises_gives_a_thread_back_too():
 # -- looked at -------------------------------------------------------------------------------------
 
 
-async def test_limits_tell_what_they_are_and_how_they_are_used():
+async def test_limits_show_what_they_are_and_how_they_are_used():
     limits = Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)
     assert repr(limits) == (
         "Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)"

@@ -268,7 +268,7 @@ def test_a_forked_process_starts_anew(kept: Kept):
 
 
 @anyio_test
-async def test_who_is_to_blame_fails_alone(kept: Kept):
+async def test_a_child_that_is_to_blame_fails_alone(kept: Kept):
     """Saves of others that stood in the same transaction are kept."""
     store = kept.store()
     other = HandMadeRun(path=type(ROOT)(run_id="other"))

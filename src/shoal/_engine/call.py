@@ -113,7 +113,7 @@ async def _call_suspect(
         await turn
     else:
         # The child that is at work may wait for the very permit that this one holds; see
-        # test_who_waits_for_a_turn_holds_no_slot.
+        # test_a_child_that_waits_for_a_turn_holds_no_slot.
         permits = run.permits
         if permits is not None and permits.first_permit is not None:
             permits.first_permit.cancel()
@@ -217,7 +217,7 @@ async def _attempt(
             await checkpoint_if_cancelled()
             if action.cache is not None:
                 # The attempt that held the slot may have stored the result; see
-                # test_who_has_waited_for_a_slot_looks_again_and_pays_nothing.
+                # test_a_child_that_has_waited_for_a_slot_looks_again_and_pays_nothing.
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled

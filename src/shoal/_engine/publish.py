@@ -77,7 +77,7 @@ def publish_item(
     config = run.config
     refuse_secrets(run, item, f"a partial item of action {step!r}")
     # A race decides by items, so its parent gets them first; see
-    # test_whoever_starts_a_child_hears_its_items_first.
+    # test_the_parent_of_a_child_receives_its_items_first.
     if config.on_item is not None:
         config.on_item(run, item)
     hooks = config.hooks
@@ -245,7 +245,7 @@ async def publish_commit(
         unapplied: Other children that have ended.
         rerun: Children among ``unapplied`` whose saved history became void though they never
             started; see
-            test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
+            test_a_void_history_is_published_though_the_child_never_starts.
     """
     publication = _Publication(run.config.hooks)
     for child in rerun:
@@ -258,7 +258,7 @@ async def publish_commit(
             event = StateUpdated(path=run.path, update=update, outcome=outcome)
             await publication.publish(publication.hooks.state_updated, event)
         # The end of a child that is Done was published when it was saved; see
-        # test_what_is_done_is_told_to_have_ended_once.
+        # test_the_end_of_a_done_child_is_published_once.
         if child is not None and not child.disposition.is_saved:
             await _publish_child_ended(run, publication, child)
     for child in unapplied:
@@ -303,7 +303,7 @@ def is_listening(children: Sequence[Run]) -> bool:
 async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
     """Await ``work`` in another task, out of reach of native cancels of the action that runs.
 
-    See test_a_native_timeout_of_the_action_does_not_reach_who_is_told.
+    See test_a_native_timeout_of_the_action_does_not_reach_hooks.
     """
     failure: Exception | None = None
 

@@ -139,7 +139,7 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
         Halting: Always.
     """
     # By position and not by time, so that callers see one order; see
-    # test_questions_come_in_order_of_positions_whoever_asked_first.
+    # test_questions_come_in_order_of_positions_and_not_of_time.
     ordered = sorted(children, key=lambda child: child.position)
     questions = run.pending_questions()
     questions.below[step] = tuple(

@@ -98,7 +98,7 @@ class Items:
         turn = self._turn
         # Without a checkpoint if the lock is free: a cancellation would lose the item. One that
         # waits may be cancelled before its turn, and then no hook receives the item; see
-        # test_one_that_is_cancelled_before_its_turn_is_not_told.
+        # test_an_item_that_is_cancelled_before_its_turn_is_not_published.
         if turn.locked():
             await turn.acquire()
         else:

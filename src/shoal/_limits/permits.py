@@ -341,7 +341,7 @@ class AttemptPermit(PermitRequest):
 
         Such a wait may be long, and other children should run meanwhile. A wait for a mere slot is
         as short as the attempt that holds it, so the child keeps its place for that. See
-        test_who_waits_holds_no_place_in_flight.
+        test_a_waiting_child_holds_no_place_in_flight.
         """
         if self._includes_slot or self._holder is None:
             return False

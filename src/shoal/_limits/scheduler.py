@@ -234,7 +234,7 @@ class FairScheduler:
         else:
             self._end(wait_queue)
         # Another wait queue may be first now, and the gate open to its request: see
-        # test_who_waits_behind_a_cancelled_one_comes_next.
+        # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
 
     def _end(self, wait_queue: WaitQueue) -> None:

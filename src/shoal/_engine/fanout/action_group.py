@@ -289,7 +289,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await commit(self._run, Write(unapplied=ended))
         except HookFailed:
             # The hook raised after the save, so these ends stand, see
-            # test_outcomes_that_a_failing_guard_was_told_of_still_come.
+            # test_outcomes_that_a_failing_guard_received_are_still_delivered.
             self._deliver(batch)
             raise
         except Exception:

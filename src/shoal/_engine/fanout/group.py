@@ -46,7 +46,8 @@ TURNS = 4
 """Turns of the event loop that a save waits for more ends, at most.
 
 The wait stops at the first turn that changes nothing. The limit is there so that a steady stream of
-ends can't put a save off: see test_who_ends_later_is_not_waited_for_longer_than_a_few_turns.
+ends can't put a save off: see
+test_children_that_end_later_are_not_awaited_for_longer_than_a_few_turns.
 """
 _position: Callable[[Run], int] = attrgetter("position")
 

@@ -91,7 +91,7 @@ class GroupScope:
         # cost for each start is constant.
         self._tidy_at = SPARE
         # As the user gave it, not the seconds that remain, because messages name it: see
-        # test_a_timeout_is_told_as_it_was_given.
+        # test_a_timeout_is_shown_as_it_was_given.
         self._timeout = timeout
         now = parent.config.services.clock()
         self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at

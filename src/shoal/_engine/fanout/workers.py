@@ -286,7 +286,7 @@ class WorkerPool:
                     await begin_anew(child, self._parent, child.config.step)
             finally:
                 # Also if that save failed: the child's end will be published, so its start must be.
-                # See test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved.
+                # See test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved.
                 if publishes:
                     await publish_child_started(self._parent, child)
             if publishes:
