@@ -20,7 +20,7 @@ from typing import Literal, cast
 from shoal._engine.commit import record_ends
 from shoal._engine.replay import unknown_step
 from shoal._engine.run import Run
-from shoal._engine.unended import CutOff, end_below, is_left
+from shoal._engine.unended import CutOff, end_below, end_unended, is_left, may_have_children
 from shoal._errors.exceptions import BadUse, RunConflict, ShoalError, fork_advice
 from shoal._events.events import ChildName, Decision, Done, Outcome, Update
 from shoal._events.identity import Key, RunPath
@@ -565,15 +565,21 @@ async def end_losers(
     Raises:
         ShoalError: The ends could not be saved.
     """
-    lost: list[SavedRun] = []
+    execution, graph = run.config.execution, run.config.graph
+    unrecorded = list[Run]()
     if make is not None and not any(one.winner == decision.winner for one in recorded.rest()):
         try:
             source = make()
-            lost += _unrecorded(source, recorded, decision, room_of(source))
+            unrecorded = _unrecorded(source, recorded, decision, room_of(source))
         except Exception:  # the step is decided: a failing source must not fail it now
             who, run_id = decision.step, run.path.id
             logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
-    execution, graph = run.config.execution, run.config.graph
+    for child in unrecorded:
+        inner = child.config.graph
+        # A child with children of its own may have saved nothing itself, while these have.
+        if may_have_children(inner):
+            await end_unended(execution, kept_in, child, None, decision.reason, graph=inner)
+    lost: list[SavedRun] = [*unrecorded]
     for record in recorded.rest():
         name = ChildName(record.act, record.key)
         if name == decision.winner:
