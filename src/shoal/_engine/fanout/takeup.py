@@ -375,7 +375,8 @@ def as_recorded(
         recorded: The recorded children; None if there are none.
 
     Raises:
-        RunConflict: There are results of acts that the step doesn't have any more.
+        RunConflict: There are results of acts that the step doesn't have any more, or failures of
+            theirs that ``reduce`` has taken.
     """
     if recorded is None:
         return graphs
@@ -389,11 +390,15 @@ def as_recorded(
         recorded.renamed = old, graphs[0].name
         recorded.acts_now = lost
         return [graphs[0].bind(name=old)]
-    if lost & recorded.acts_done:
-        gone, known = _names(lost & recorded.acts_done), _names(names)
+    gone = lost & recorded.acts_done
+    folded = lost & {one.act for one in recorded.folded()[1]}
+    if gone or folded:
+        # A failure that `reduce` has taken can't be removed either, see
+        # test_an_act_whose_failures_were_reduced_may_not_be_gone.
+        had = "acts with results" if gone else "acts with failures that reduce= has taken"
         why = (
-            f"it had acts with results, {gone}, which are not among its acts now, {known} (if one "
-            f"was renamed, give it its old name with name=)"
+            f"it had {had}, {_names(gone or folded)}, which are not among its acts now, "
+            f"{_names(names)} (if one was renamed, give it its old name with name=)"
         )
         raise conflict(run, step, why)
     recorded.leave_out(lost)
