@@ -515,6 +515,8 @@ class FanOutStep:
             new = (child for child in draft.applied if child.status == "succeeded")
             reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
         self.source.admit(draft.admitted)
+        # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
+        self._resting += [child for child in batch if child.status == "halted"]
         left = self._group.under_way - len(batch)
         if isinstance(self._race, ItemRace):
             self._race.lose(batch)
@@ -529,7 +531,6 @@ class FanOutStep:
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
-        self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.config.is_resumable:
             self._unfinished += [
                 child
