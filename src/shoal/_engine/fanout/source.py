@@ -82,6 +82,7 @@ class ElementSource:
         "done_before",
         "given",
         "kinds",
+        "on_done",
         "on_kept",
         "pick",
         "to_come",
@@ -154,6 +155,8 @@ class ElementSource:
         self._beyond = 0  # elements that were dropped because at_most was reached
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Called with the record of each child that needs nothing more; None: not called."""
+        self.on_done: Callable[[], None] | None = None
+        """Called for each child that is made, and is Done already; None: not called."""
         if recorded_children is not None:
             self._started = recorded_children.started
         self._waiting: deque[PendingChild] = deque()  # pulled, with key and position, no child yet
@@ -349,9 +352,8 @@ class ElementSource:
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
-            child.take_over(done)
             self._started += self._recorded_children is None and not is_counted
-            return child
+            return self._take_over(child, done)
         if self._recorded_children is not None:
             resume_decision, record = self._recorded_children.judge(child)
             if record is not None:
@@ -410,8 +412,7 @@ class ElementSource:
             child.resume_state().record = record
             return child
         if resume_decision == "is done":
-            child.take_over(record)
-            return child
+            return self._take_over(child, record)
         if resume_decision == "rests":
             child.rest(record)
             return child
@@ -420,6 +421,13 @@ class ElementSource:
         if self._done_in is None or child.position == record.position:
             return "dropped"
         child.keep_recorded(record)  # applied again only to change its position
+        return child
+
+    def _take_over(self, child: Run, end: ChildRecord | Done) -> Run:
+        """Return ``child``, which is Done by ``end`` and only has to be applied."""
+        child.take_over(end)
+        if self.on_done is not None:
+            self.on_done()
         return child
 
     def _place(self, element: object) -> Sequence[PendingChild]:

@@ -263,7 +263,7 @@ class FanOutStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            source.on_kept = None  # breaks a cycle: an error's frames refer to the source
+            source.on_kept = source.on_done = None  # breaks a cycle: errors' frames refer to it
         source.close()
 
     @property
@@ -427,7 +427,7 @@ class FanOutStep:
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
-        self.source.on_kept = self._keep
+        self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.config.act)
