@@ -102,7 +102,7 @@ def asking(provider: Provider, attempts: int) -> Act:
                 try:
                     await follow(provider, client, terms, transcript, context)
                 except Exception as error:
-                    if is_refusal(error) and not transcript.is_heard:
+                    if is_refusal(error) and not transcript.has_said:
                         bill.usage = Usage()
                     raise
                 finally:  # also if it is cancelled, because the usage of a loser is not free
@@ -236,7 +236,7 @@ async def follow(
         if not transcript.text:
             what = f"no text within {terms.ttft_timeout:g} s"
         raise ProviderError("timeout", what, retryable=True)
-    if (says_when_whole and transcript.finish is None) or not transcript.is_heard:
+    if (says_when_whole and transcript.finish is None) or not transcript.has_said:
         message = "the stream ended before the answer was complete"
         raise ProviderError("stream", message, retryable=True)
     if not transcript.text.strip():

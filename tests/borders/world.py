@@ -340,7 +340,7 @@ class World:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def hear(self, event: Event) -> None:
+    def receive(self, event: Event) -> None:
         """Be told of something."""
         self.events.append(event)
         match event:

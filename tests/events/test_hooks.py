@@ -19,7 +19,7 @@ import anyio.lowlevel
 import pytest
 
 from shoal import Application, Done, Failed, Graph, Hook, action, fan_out
-from shoal._engine import publish as _telling
+from shoal._engine import publish as _publish
 from shoal._engine import run as _run
 from shoal._engine import walk as _walk
 from shoal.errors import DefinitionError, HookFailed
@@ -307,7 +307,7 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    (home,) = (one for one in (_walk, _telling, _run) if hasattr(one, kind.__name__))
+    (home,) = (one for one in (_walk, _publish, _run) if hasattr(one, kind.__name__))
     return home.__name__
 
 
@@ -526,17 +526,17 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     method: str, depth: int, asynchronous: bool, caplog: pytest.LogCaptureFixture
 ):
     raised: list[Event] = []
-    told_later: list[Event] = []
+    received_later: list[Event] = []
     raise_there = raising_at(method, depth, raised)
 
     def say(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         raise_there(event)
 
     async def say_later(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         await anyio.lowlevel.checkpoint()
         raise_there(event)
 
@@ -552,7 +552,7 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     assert errors[0].exc_info is not None
     assert isinstance(errors[0].exc_info[1], LookupError)
     assert raised
-    assert told_later == []
+    assert received_later == []
 
 
 async def test_an_observer_failing_in_many_children_at_once_is_logged_once(

@@ -177,7 +177,7 @@ async def test_nothing_is_sent_of_a_contestant_that_takes_the_lead_after_another
         sent.append(text)
 
     with pytest.raises(Problem, match="broke off" if has_answer else "lost"):
-        await stream.tell(Prompt(text="?"), runtime, say)
+        await stream.write(Prompt(text="?"), runtime, say)
     assert [json.loads(text[6:])["choices"][0]["delta"]["content"] for text in sent] == ["one "]
 
 

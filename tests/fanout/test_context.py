@@ -1778,7 +1778,7 @@ class Guard(Hook):
         self.method = method
         self.left = at
 
-    def hear(self, method: str, event: Any) -> None:
+    def receive(self, method: str, event: Any) -> None:
         of_a_child = event.depth == (0 if method.startswith("on_child") else 1)
         if method == self.method and of_a_child:
             self.left -= 1
@@ -1786,25 +1786,25 @@ class Guard(Hook):
                 raise LookupError(method)
 
     def on_child_started(self, event: Any) -> None:
-        self.hear("on_child_started", event)
+        self.receive("on_child_started", event)
 
     def on_run_started(self, event: Any) -> None:
-        self.hear("on_run_started", event)
+        self.receive("on_run_started", event)
 
     def on_step_started(self, event: Any) -> None:
-        self.hear("on_step_started", event)
+        self.receive("on_step_started", event)
 
     def on_step_ended(self, event: Any) -> None:
-        self.hear("on_step_ended", event)
+        self.receive("on_step_ended", event)
 
     def on_state_updated(self, event: Any) -> None:
-        self.hear("on_state_updated", event)
+        self.receive("on_state_updated", event)
 
     def on_run_ended(self, event: Any) -> None:
-        self.hear("on_run_ended", event)
+        self.receive("on_run_ended", event)
 
     def on_child_ended(self, event: Any) -> None:
-        self.hear("on_child_ended", event)
+        self.receive("on_child_ended", event)
 
 
 METHODS = [name for name in vars(Guard) if name.startswith("on_")]
