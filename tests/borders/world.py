@@ -132,6 +132,8 @@ class World:
         self.events: list[Event] = []
         self.running: dict[str, RunPath] = {}
         """Bodies that run now, by id of their run."""
+        self.body_ends: dict[str, int] = {}
+        """How many events were told when the last body of a run ended, by id of the run."""
         self.in_flight: dict[tuple[str, str], Counter[str]] = {}
         self.attempts = Counter[str]()
         self.most: dict[str, int] = {}
@@ -273,6 +275,8 @@ class World:
         if context is not None:
             self.running.pop(context.path.id, None)
             self._count(context.path, -1)
+            for above in lineage(context.path):
+                self.body_ends[above.id] = len(self.events)
 
     def _count(self, path: RunPath, by: int) -> None:
         """Count children in flight: those in which a body runs."""
