@@ -102,6 +102,7 @@ class ElementSource:
         done_in: str | None = None,
         given_by: str = "over",
         recorded: RecordedChildren | None = None,
+        finds_again: bool = False,
     ) -> None:
         """Create a source. No element is pulled yet.
 
@@ -116,6 +117,7 @@ class ElementSource:
             done_in: The field with the results of the elements that need no child.
             given_by: The argument that gave the elements, for errors.
             recorded: The children that earlier executions recorded; None if there are none.
+            finds_again: Whether the parent begins again, without what ``grow`` returned then.
 
         Raises:
             BadResult: ``elements`` is not iterable.
@@ -127,7 +129,10 @@ class ElementSource:
         self._keys = KeySet(who, key_of, grows=grows)
         self._at_most = at_most
         self._done_in = done_in
-        last = -1 if recorded is None else recorded.last_position
+        # If the parent begins again, `grow` returns the same elements, and without keys only their
+        # positions tell which children they had. See
+        # test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again.
+        last = -1 if recorded is None or finds_again else recorded.last_position
         self._positions = Positions(len(kinds) or 1, last)
         self._recorded = recorded
         # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
