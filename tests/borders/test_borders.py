@@ -169,6 +169,25 @@ def test_a_hook_that_has_raised_is_not_told_how_another_attempt_ends(backend: Ba
     assert played.ends == ["stopped", "succeeded"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_life_that_is_cancelled_before_its_run_begins_leaves_what_a_broken_store_has(
+    backend: Backend, kind: str
+):
+    """The store has the end of the first life, and what the second one has begun."""
+    row = {**PLAIN, "stagger": "seconds", "asks": "yes", "saving": "slow"}
+    trips = (
+        Trip(1, "anything", 20, "scope"),
+        Trip(2, "anything", 12, "fails"),
+        Trip(3, "anything", 1, "scope"),
+    )
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, trips), backend, make_store)
+    assert not played.violations
+    assert played.ends[:3] == ["cancelled", "stopped", "cancelled"]
+    assert played.ends[-1] == "succeeded"
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 
