@@ -142,9 +142,11 @@ def _judge_kept(
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
     root = seen.get(root_id)
-    # Where a store has gone wrong, its root run may have the status of an earlier life.
-    was_kept = end != "stopped" and not world.has_lost_store
-    ended = root is not None and root.status in ENDED and was_kept
+    # Where a store has gone wrong, its root run may have the status of an earlier life; also behind
+    # a life that was cancelled before its run began, and has left all as it was.
+    if any(event.run_id == root_id for event in world.events):
+        world.is_outdated = end == "stopped" or world.has_lost_store
+    ended = root is not None and root.status in ENDED and not world.is_outdated
     if ended and not world.has_changed:
         for one in seen.values():
             path = one.path

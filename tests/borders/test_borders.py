@@ -233,6 +233,25 @@ def test_children_that_a_life_has_left_done_count_in_the_next_one(
     assert report.ends[:2] in (["stopped", "succeeded"], ["failed", "succeeded"])
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_life_that_is_cancelled_before_its_run_begins_leaves_what_a_broken_store_has(
+    backend: Backend, kind: str
+):
+    """The store has the end of the first life, and what the second one has begun."""
+    row = {**PLAIN, "stagger": "seconds", "asks": "yes", "saving": "slow"}
+    trips = (
+        Trip(1, "anything", 20, "scope"),
+        Trip(2, "anything", 12, "fails"),
+        Trip(3, "anything", 1, "scope"),
+    )
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, trips), backend, make_store)
+    assert not played.violations
+    assert played.ends[:3] == ["cancelled", "stopped", "cancelled"]
+    assert played.ends[-1] == "succeeded"
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 

@@ -83,6 +83,8 @@ class World:
         """Steps of runs, with their visits, of which the same is true."""
         self.decided = set[tuple[str, str]]()
         self.bodies = Counter[str]()
+        self.is_outdated = False
+        """Whether the root run may have the status of an earlier life in its store."""
         self.voided = set[str]()
         """Runs whose history is void in a store, which no hook was told yet."""
         self.begin_life({}, set(), {})

@@ -22,6 +22,7 @@ from shoal import (
     RunClaimed,
     RunPath,
     Runtime,
+    State,
     StoreFailed,
     Task,
     action,
@@ -179,6 +180,37 @@ async def test_a_store_of_the_children_alone_is_enough_to_find_them_again():
     assert len(ran) == 6
     again = await application(None, store=elsewhere).run(STATE, id="x")
     assert len(ran) == 6, "nothing ran again"
+    assert first.state == again.state
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("key", [None, str])
+async def test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again(
+    key: Any, is_nested: bool
+):
+    """Nothing has the elements that it returned, and they get the places that they had."""
+    elsewhere = MemoryStore()
+
+    def make() -> Application[Any]:
+        grown = fan_out(
+            Graph.chain(halve, show, name="both"), over="ns", item="n", key=key, into="texts",
+            take="text", store=elsewhere, grow=grow,
+        )  # fmt: skip
+        if not is_nested:
+            return Application(grown, name="app")
+        outer = fan_out(
+            grown, over=lambda state: ["a"], item="name", reads=["ns"], key=str, into="all",
+            take="texts", store=None,
+        )  # fmt: skip
+        return Application(outer, name="app", store=MemoryStore())
+
+    def grow(_: State, outcome: Done) -> list[int]:
+        return [outcome.element * 10, outcome.element * 10 + 1] if outcome.element < 10 else []
+
+    first = await make().run({"ns": [1, 2]}, id="x")
+    assert len(ran) == 12
+    again = await make().run({"ns": [1, 2]}, id="x")
+    assert len(ran) == 12, "nothing ran again"
     assert first.state == again.state
 
 

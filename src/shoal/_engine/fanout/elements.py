@@ -125,6 +125,7 @@ def make_elements(
         at_most=act.at_most,
         done_in=join.into,
         recorded_children=recorded_children,
+        finds_again=parent.playback is None,
     )
 
 

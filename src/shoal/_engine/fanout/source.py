@@ -103,6 +103,7 @@ class ElementSource:
         done_in: str | None = None,
         given_by: str = "over",
         recorded_children: RecordedChildren | None = None,
+        finds_again: bool = False,
     ) -> None:
         """Create a source. No element is pulled yet.
 
@@ -118,6 +119,7 @@ class ElementSource:
             given_by: The argument that gave the elements, for errors.
             recorded_children: The children that earlier executions recorded; None if there are
                 none.
+            finds_again: Whether the parent begins again, without what ``grow`` returned then.
 
         Raises:
             BadResult: ``elements`` is not iterable.
@@ -129,7 +131,10 @@ class ElementSource:
         self._keys = KeySet(name, key_of, grows=grows)
         self._at_most = at_most
         self._done_in = done_in
-        last = -1 if recorded_children is None else recorded_children.last_position
+        # If the parent begins again, `grow` returns the same elements, and without keys only their
+        # positions tell which children they had. See
+        # test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again.
+        last = -1 if recorded_children is None or finds_again else recorded_children.last_position
         self._positions = Positions(len(kinds) or 1, last)
         self._recorded_children = recorded_children
         # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
