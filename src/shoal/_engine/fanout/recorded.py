@@ -62,7 +62,7 @@ from shoal.stores._records import UNREAD, Conflicts, Records, was_started
 ResumeDecision = Literal[
     "new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"
 ]
-"""The decision about a child in this execution: see ``RecordedChildren.judge``."""
+"""The decision about a child in this execution: see ``RecordedChildren.resume``."""
 
 _LATEST = 200
 """Runs that a mistyped id is compared with: one page of a store's list, so one query."""
@@ -362,12 +362,15 @@ class RecordedChildren:
         done = self._left.done if self._folds else 0
         return done, filter(self.is_folded, self._left.others)
 
-    def judge(self, child: Run) -> tuple[ResumeDecision, ChildRecord | None]:
-        """Decide what happens to ``child``, which comes up now, and return its record.
+    def resume(self, child: Run) -> tuple[ResumeDecision, ChildRecord | None]:
+        """Decide what happens to ``child``, which comes up now, and prepare it for that.
 
         "is kept": applied before; "is done": only applied; "goes on": continued after its last
         step; "rests": not executed, waits for answers; "runs anew": executed, its digest changed;
         "begins again": executed, it has no history; "new": it has no record that counts.
+
+        Returns the decision and the record. A child that "is kept" is left as it is: whether it
+        is dropped, or applied once more, depends on what asks.
 
         Raises:
             InputChanged: It would run anew, but ``reduce`` has taken its result.
@@ -379,21 +382,29 @@ class RecordedChildren:
             if self.compares:
                 self._refuse_renamed(child)
             return "new", None
-        resume_decision = self._decision_about(child, record)
-        # Only now: if `_decision_about` has raised, the child may come up once more.
+        decision = self._decide(child, record)
+        # Only now: if `_decide` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
-        if self.has_race and resume_decision not in ("is done", "is kept", "new"):
+        if self.has_race and decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
-        return resume_decision, None if resume_decision == "new" else record
+        if decision == "goes on":
+            child.resume_state().record = record
+        elif decision == "is done":
+            child.take_over(record)
+        elif decision == "runs anew":
+            child.resume_state().is_afresh = True
+        elif decision == "rests":
+            child.rest(record)
+        return decision, None if decision == "new" else record
 
     @property
     def may_refuse(self) -> bool:
-        """Whether ``judge`` may raise for a child that has not come up yet."""
+        """Whether ``resume`` may raise for a child that has not come up yet."""
         return self.conflicts is not None or (self._folds and self.has_other_acts)
 
     def foresee(self, child: Run, record: ChildRecord, *, comes_up: bool) -> None:
-        """Raise now what ``judge`` would raise later, after other children were applied.
+        """Raise now what ``resume`` would raise later, after other children were applied.
 
         Args:
             child: The child as the source would make it.
@@ -401,13 +412,13 @@ class RecordedChildren:
             comes_up: Whether it certainly comes up. If not, a reduced result may simply stay.
 
         Raises:
-            InputChanged: As ``judge``.
-            RunConflict: As ``judge``.
+            InputChanged: As ``resume``.
+            RunConflict: As ``resume``.
         """
         if comes_up or not self.is_folded(record) or record.digest == child.digest:
-            self._decision_about(child, record)
+            self._decide(child, record)
 
-    def _decision_about(self, child: Run, record: ChildRecord) -> ResumeDecision:
+    def _decide(self, child: Run, record: ChildRecord) -> ResumeDecision:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
             return "is kept" if applied else "new"
