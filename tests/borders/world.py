@@ -83,6 +83,8 @@ class World:
         """Steps of runs, with their visits, of which the same is true."""
         self.decided = set[tuple[str, str]]()
         self.bodies = Counter[str]()
+        self.voided = set[str]()
+        """Runs whose history is void in a store, which no hook was told yet."""
         self.begin_life({}, set(), {})
 
     # -- lives ----------------------------------------------------------------------------------
@@ -95,8 +97,6 @@ class World:
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
-        # A hook that raised is told nothing more in that life.
-        missed = self.life > 1 and (self.dead or self.hook_raised)
         self.counts = Counter[str]()
         self.pending: dict[str, dict[int, list[Trip]]] = {}
         for trip in self.program.trips:
@@ -113,8 +113,12 @@ class World:
         self.completed = completed
         for run_id in self.done_nowhere:
             self.done_runs.pop(run_id, None)
-        if self.has_changed and missed:  # what was Done may begin afresh, and that was not told
-            self.done_runs.clear()
+        # A store may keep that a child begins afresh, and fail then; or a hook may raise before it
+        # is told. What was Done runs again all the same.
+        for run_id, done in list(self.done_runs.items()):
+            if any(above.id in self.voided for above in lineage(done)):
+                del self.done_runs[run_id]
+        self.voided = set[str]()
         self.done_runs |= done_runs
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
@@ -357,6 +361,7 @@ class World:
                     if not unsaved:
                         self.violate(f"{outcome.path!r} was Done, and is told as {outcome!r}")
             case ChildRerun():
+                self.voided.discard(event.child.id)
                 self.rerun.add(event.child.id)
                 self._forget(event.child)
             case _:

@@ -13,6 +13,7 @@ from shoal import (
     Application,
     Cancelled,
     Context,
+    Done,
     Each,
     Graph,
     Hedge,
@@ -507,6 +508,43 @@ async def test_a_quorum_waits_for_children_that_may_still_make_it():
     result = await app.run(id="x", answers={result.questions[0].address: "yes"})
     assert (result.status, result.state["out"]) == ("succeeded", "a")
     assert losers(result, "out")["D"] == ("key 'C' decided fan-out 'out'", ChildName("leaf", "C"))
+    hook.assert_paired()
+
+
+@pytest.mark.parametrize(
+    ("until", "asks"),
+    [(first(2), "AB"), (first(3), "ABCD"), (quorum(2, by=bool), "AB"), (quorum(3, by=bool), "ABC")],
+)
+async def test_children_that_halt_at_once_may_still_win_a_race(until: Any, asks: str):
+    """Those that rest are one batch. One answer or two would be enough, so the last child goes on.
+
+    It fails in the first execution, so that the second executes it again.
+    """
+
+    @action(reads=["item"], writes=["out"])
+    async def last_is_slow(item: str, context: Context) -> str:
+        if item in asks:
+            return f"{item}={await context.ask('ok', item)}"
+        ran.append(item)
+        await anyio.sleep(1)
+        if ran == ["slow"]:
+            raise ValueError(item)
+        return item
+
+    act = fan_out(
+        last_is_slow, over="items", item="item", key=str, into="out", take="out", until=until
+    )
+    app, hook = application(act)
+    assert (await app.run({"items": [*asks, "slow"]}, id="x")).status == "halted"
+    hook.events.clear()
+    result = await app.run(id="x")
+    assert (result.status, keys(result)) == ("halted", list(asks))
+    (ended,) = hook.of(ChildEnded)
+    assert isinstance(ended.outcome, Done)
+    answers = {one.address: "yes" for one in result.questions[1:]}
+    result = await app.run(id="x", answers=answers)
+    assert (result.status, ran) == ("succeeded", ["slow", "slow"])
+    assert result.outcomes("out").done == until.wanted
     hook.assert_paired()
 
 

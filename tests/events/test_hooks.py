@@ -454,6 +454,27 @@ async def test_a_guard_that_raises_in_a_child_is_not_collected(method: str):
         await application.run({"groups": [[1], [2]]})
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_ctrl_c_in_a_hook_keeps_the_event_from_no_other(method: str, *, asynchronous: bool):
+    """A loop without a handler of its own raises KeyboardInterrupt wherever the signal arrives."""
+
+    async def press_later(self: Hook, event: Event) -> None:
+        await anyio.lowlevel.checkpoint()
+        press(self, event)
+
+    def press(_self: Hook, _event: Event) -> None:
+        raise KeyboardInterrupt
+
+    pressing = type("Pressing", (Hook,), {method: press_later if asynchronous else press})()
+    before, behind = RecordingHook(), RecordingHook()
+    app = Application(pairs, hooks=[before, pressing, behind])
+    with pytest.raises(KeyboardInterrupt):
+        await app.run({"items": [1]})
+    assert before.events == behind.events
+    assert any(isinstance(event, METHODS[method]) for event in behind.events)
+
+
 async def test_a_guard_that_returns_something_else_is_refused():
     class Returning(Hook):
         def on_run_started(self, event: RunStarted) -> Any:

@@ -253,14 +253,16 @@ class Hooks:
     async def notify(self, listeners: Listeners, event: Event) -> None:
         """Call each listener with ``event``, one after the other, even if the task is cancelled.
 
-        All listeners are called, also if a guard raises.
+        All listeners are called, also if a guard raises, or a Ctrl-C arrives.
 
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
+            BaseException: A KeyboardInterrupt or the like was raised in a hook.
         """
         # Raised only after the last listener: the hooks behind a failing one must also receive the
-        # event, or they would see a start without an end.
-        failed: HookFailed | None = None
+        # event, or they would see a start without an end; see
+        # test_a_ctrl_c_in_a_hook_keeps_the_event_from_no_other.
+        failed: BaseException | None = None
         for hook, method in listeners:
             if self._detached and id(hook) in self._detached:
                 continue
@@ -269,7 +271,7 @@ class Hooks:
                 if pending is not None:
                     await _finish(pending, hook._deadline)
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-                failed = self.blame(hook, event, error) or failed
+                failed = self._worse(failed, hook, event, error)
         try:
             if failed is not None:
                 raise failed
@@ -284,8 +286,9 @@ class Hooks:
 
         Raises:
             HookFailed: All were called, and a guarding hook raised.
+            BaseException: All were called, and a KeyboardInterrupt or the like was raised.
         """
-        failed: HookFailed | None = None
+        failed: BaseException | None = None
         try:
             for place, (hook, method) in enumerate(listeners):
                 if self._detached and id(hook) in self._detached:
@@ -293,7 +296,7 @@ class Hooks:
                 try:
                     pending = method(event)
                 except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-                    failed = self.blame(hook, event, error) or failed
+                    failed = self._worse(failed, hook, event, error)
                     continue
                 if pending is not None:
                     return self._notify_rest(hook, pending, listeners[place + 1 :], event, failed)
@@ -309,18 +312,34 @@ class Hooks:
         pending: Awaitable[None],
         others: Listeners,
         event: Event,
-        failed: HookFailed | None,
+        failed: BaseException | None,
     ) -> None:
         try:
             await _finish(pending, hook._deadline)
         except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-            failed = self.blame(hook, event, error) or failed
+            failed = self._worse(failed, hook, event, error)
         try:
             await self.notify(others, event)
             if failed is not None:
                 raise failed
         finally:
             del failed  # breaks the traceback cycle
+
+    def _worse(
+        self, failed: BaseException | None, hook: Hook, event: Event, error: BaseException
+    ) -> BaseException | None:
+        """Blame ``hook`` for ``error``; return what to raise once all hooks were called.
+
+        The first interruption outranks every failure; of failures, the last one is raised.
+        """
+        failure: BaseException | None
+        try:
+            failure = self.blame(hook, event, error)
+        except BaseException as interruption:  # noqa: BLE001 # raised by the caller
+            failure = interruption
+        if failure is None or (failed is not None and not isinstance(failed, Exception)):
+            return failed
+        return failure
 
     def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
         """Detach a hook that raised: log the error of an observer, return a guard's failure.

@@ -98,7 +98,7 @@ class BatchJoin:
             join: Says where results and failures go.
             parent: The run whose state it is.
             elements: The source that takes the elements that ``grow`` returns.
-            ledger: Counts the children that ended in earlier batches.
+            ledger: Counts the children that ended in earlier batches, attempts and executions.
             race: Decides which results count; None: all do.
             done_before: The number of children that are Done but not yet in the ledger, because
                 their source has not reached them.
@@ -235,7 +235,7 @@ class BatchJoin:
             return
         is_kept = child.disposition.is_kept
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
-        if counts and not is_kept:  # kept children were counted when the source gave them
+        if counts and not child.disposition.is_counted:
             self._count(failed=status == "failed")
         brings_nothing = status in ("failed", "cancelled") and not self._applies(child)
         if brings_nothing or child.disposition is DEFERRED:

@@ -76,7 +76,8 @@ class Ledger:
                 its traceback is dropped, together with the objects that its frames keep alive:
                 pages, bodies, connections.
         """
-        self.count(child)
+        if not child.disposition.is_counted:
+            self.count(child)
         if (child.status == "succeeded" and child.used) or child.disposition.is_kept:
             return
         if child.status == "halted":
@@ -95,14 +96,15 @@ class Ledger:
         child.release_error()
 
     def without(self, children: Collection[Run]) -> Ledger:
-        """Return a ledger without ``children``, which have ended and run again.
+        """Return a ledger without ``children``, which have ended and come up again.
 
-        Children that were counted when their source gave them stay counted.
+        Those that are Done stay counted: they only have to be applied.
         """
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
-            ledger.count(child, by=-1)
+            if child.status != "succeeded" and not child.disposition.is_counted:
+                ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
         return ledger
 
@@ -123,13 +125,10 @@ class Ledger:
         self._rest = self._cancelled = None
 
     def count(self, child: Run, by: int = 1) -> None:
-        """Count a child's end, unless it was counted when its source gave it."""
-        if child.status == "halted":
-            self.halted += by
-            return
-        if child.disposition.is_kept:
-            return
+        """Count a child's end."""
         match child.status:
+            case "halted":
+                self.halted += by
             case "succeeded":
                 self.done += by
             case "failed":
@@ -138,6 +137,14 @@ class Ledger:
                 self.cancelled += by
             case None:
                 self.skipped += by
+
+    def count_done(self) -> None:
+        """Count a child that is Done already, when it comes up: it has ended before.
+
+        Until it is applied it counts for a tolerated share too, see
+        test_children_that_an_earlier_execution_left_done_have_ended.
+        """
+        self.done += 1
 
     def add(self, outcome: Outcome, *, kept: bool = True) -> None:
         """Count a recorded outcome; keep it if it was not used and ``kept`` is true."""

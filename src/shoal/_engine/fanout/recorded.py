@@ -470,14 +470,14 @@ class RecordedChildren:
         """Refuse a child that is new only because its act or its key was renamed.
 
         Raises:
-            RunConflict: The child at its position is done, and differs from it only by that name.
+            RunConflict: The child at its position has an end to lose, and only that name differs.
         """
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
-        if record.status != "succeeded":
-            return  # there is no result to lose
+        if record.status != "succeeded" and not self.is_folded(record):
+            return  # there is nothing to lose
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "

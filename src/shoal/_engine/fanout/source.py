@@ -82,6 +82,7 @@ class ElementSource:
         "done_before",
         "given",
         "kinds",
+        "on_done",
         "on_kept",
         "pick",
         "to_come",
@@ -154,6 +155,8 @@ class ElementSource:
         self._beyond = 0  # elements that were dropped because at_most was reached
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Called with the record of each child that needs nothing more; None: not called."""
+        self.on_done: Callable[[], None] | None = None
+        """Called for each child that is made, and is Done already; None: not called."""
         if recorded_children is not None:
             self._started = recorded_children.started
         self._waiting: deque[PendingChild] = deque()  # pulled, with key and position, no child yet
@@ -349,11 +352,14 @@ class ElementSource:
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
-            child.take_over(done)
             self._started += self._recorded_children is None and not is_counted
+            child.take_over(done)
+            self._count_done()
             return child
         if self._recorded_children is not None:
             decision, record = self._recorded_children.resume(child)
+            if decision == "is done":
+                self._count_done()
             if record is not None:  # else it is new
                 return self._keep(child, record) if decision == "is kept" else child
         if kind.done and key in kind.done:
@@ -405,6 +411,10 @@ class ElementSource:
             return "dropped"
         child.keep_recorded(record)  # applied again only to change its position
         return child
+
+    def _count_done(self) -> None:
+        if self.on_done is not None:
+            self.on_done()
 
     def _place(self, element: object) -> Sequence[PendingChild]:
         """Return the entries of a pulled element, one for each act; none if it is dropped."""

@@ -262,7 +262,7 @@ class FanOutStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            source.on_kept = None  # breaks a cycle: an error's frames refer to the source
+            source.on_kept = source.on_done = None  # breaks a cycle: errors' frames refer to it
         source.close()
 
     @property
@@ -426,7 +426,7 @@ class FanOutStep:
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
-        self.source.on_kept = self._keep
+        self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.config.act)
@@ -514,6 +514,8 @@ class FanOutStep:
             new = (child for child in draft.applied if child.status == "succeeded")
             reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
         self.source.admit(draft.admitted)
+        # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
+        self._resting += [child for child in batch if child.status == "halted"]
         left = self._group.under_way - len(batch)
         if self._race is not None:
             self._race.on_ended(batch)
@@ -528,7 +530,6 @@ class FanOutStep:
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
-        self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.config.is_resumable:
             self._unfinished += [
                 child

@@ -20,7 +20,7 @@ from typing import Literal, cast
 from shoal._engine.commit import record_ends
 from shoal._engine.replay import unknown_step
 from shoal._engine.run import Run
-from shoal._engine.unended import CutOff, end_below, is_left
+from shoal._engine.unended import CutOff, end_below, end_unended, is_left, may_have_children
 from shoal._errors.exceptions import BadUse, RunConflict, ShoalError, fork_advice
 from shoal._events.events import ChildName, Decision, Done, Outcome, Update
 from shoal._events.identity import Key, RunPath
@@ -379,7 +379,8 @@ def as_recorded(
         recorded_children: The recorded children; None if there are none.
 
     Raises:
-        RunConflict: There are results of acts that the step doesn't have any more.
+        RunConflict: There are results of acts that the step doesn't have any more, or failures of
+            theirs that ``reduce`` has taken.
     """
     if recorded_children is None:
         return graphs
@@ -393,11 +394,15 @@ def as_recorded(
         recorded_children.renamed = old, graphs[0].name
         recorded_children.acts_now = lost
         return [graphs[0].bind(name=old)]
-    if lost & recorded_children.acts_done:
-        gone, known = _names(lost & recorded_children.acts_done), _names(names)
+    gone = lost & recorded_children.acts_done
+    folded = lost & {one.act for one in recorded_children.folded()[1]}
+    if gone or folded:
+        # A failure that `reduce` has taken can't be removed either, see
+        # test_an_act_whose_failures_were_reduced_may_not_be_gone.
+        had = "acts with results" if gone else "acts with failures that reduce= has taken"
         why = (
-            f"it had acts with results, {gone}, which are not among its acts now, {known} (if one "
-            f"was renamed, give it its old name with name=)"
+            f"it had {had}, {_names(gone or folded)}, which are not among its acts now, "
+            f"{_names(names)} (if one was renamed, give it its old name with name=)"
         )
         raise conflict(run, step, why)
     recorded_children.leave_out(lost)
@@ -569,16 +574,23 @@ async def end_losers(
     Raises:
         ShoalError: The ends could not be saved.
     """
-    lost: list[SavedRun] = []
-    left = recorded_children.rest()
-    if make is not None and not any(one.winner == decision.winner for one in left):
+    execution, graph = run.config.execution, run.config.graph
+    unrecorded = list[Run]()
+    if make is not None and not any(
+        one.winner == decision.winner for one in recorded_children.rest()
+    ):
         try:
             source = make()
-            lost += _unrecorded(source, recorded_children, decision, room_of(source))
+            unrecorded = _unrecorded(source, recorded_children, decision, room_of(source))
         except Exception:  # the step is decided: a failing source must not fail it now
             step, run_id = decision.step, run.path.id
             logger.exception("the losers of fan-out %r of run %s can't be made", step, run_id)
-    execution, graph = run.config.execution, run.config.graph
+    for child in unrecorded:
+        inner = child.config.graph
+        # A child with children of its own may have saved nothing itself, while these have.
+        if may_have_children(inner):
+            await end_unended(execution, kept_in, child, None, decision.reason, graph=inner)
+    lost: list[SavedRun] = [*unrecorded]
     for record in recorded_children.rest():
         name = ChildName(record.act, record.key)
         if name == decision.winner:
