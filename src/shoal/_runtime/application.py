@@ -17,7 +17,7 @@ import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.recorded import read_questions
+from shoal._engine.fanout.read_runs import read_questions
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks

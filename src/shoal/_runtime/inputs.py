@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast, final
 
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
-from shoal._engine.fanout.recorded import (
+from shoal._engine.fanout.read_runs import (
     note_similar,
     recorded_beginning,
     recorded_history,

@@ -12,7 +12,7 @@ Read ``step`` first: one execution of a parallel step follows these modules from
 - ``group`` is the task group of the children. ``scope`` cancels it and keeps the reason,
   ``workers`` execute the children, ``admission`` bounds how many are in flight.
 - ``batch`` applies outcomes to the parent's state. ``ledger`` counts how the children ended;
-  ``read_ledgers`` reads those counts from the store.
+  ``read_ledgers`` reads those counts from the store, ``read_runs`` what the store has of a run.
 - ``race`` picks winners, ``rounds`` runs a race again, ``hedge`` starts extra children.
 - ``finish`` sorts the exceptions that came out of runs, and records ends without an update.
 - ``recorded``, ``takeup`` and ``step_resume`` continue a step that an earlier execution

@@ -133,15 +133,8 @@ class ActionSource:
     def _begin(self, child: Run) -> Run:
         """Let a child continue from its record, if there is one, and return it."""
         if self.recorded_children is not None:
-            resume_decision, record = self.recorded_children.judge(child)
-            if resume_decision == "runs anew":
-                child.resume_state().is_afresh = True
-            elif resume_decision == "rests" and record is not None:
-                child.rest(record)
-            elif resume_decision == "is done" and record is not None:
-                child.take_over(record)
-            elif resume_decision != "begins again":
-                child.resume_state().record = record
+            # Never "is kept": no update applies the children of an action's own fan-out.
+            self.recorded_children.resume(child)
         return child
 
     def take_back(self, child: Run) -> None:

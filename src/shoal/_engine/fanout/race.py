@@ -71,6 +71,25 @@ class Race(ABC):
         ``accepts`` may have raised for this child, and have counted it or not.
         """
 
+    def on_item(self, run: Run, item: object) -> bool:
+        """Note an item that ``run`` has emitted; return whether to call ``decide_by_item``.
+
+        Called in the task of ``run``, and only if items decide.
+        """
+        return False
+
+    def decide_by_item(self) -> tuple[Run, Decision] | None:
+        """Return the child that has emitted the first item, and the decision for it.
+
+        Returns None if that child has ended, if there is a winner already, or if items don't
+        decide.
+        """
+        return None
+
+    def on_ended(self, batch: Iterable[Run]) -> None:
+        """Take notice of children whose ends are saved, the winner maybe among them."""
+        return
+
     def reopen(self) -> None:
         """Prepare for another attempt: refused children run again, accepted results still count."""
         self._refused.clear()
@@ -338,18 +357,16 @@ class ItemRace(Race):
     If a child succeeds before any child has emitted an item, that success decides.
     """
 
-    def __init__(self, name: str, until: FirstItem, winner: ChildName | None = None) -> None:
-        """Begin a race; ``winner`` is the child by which an earlier execution has decided it."""
+    def __init__(self, name: str, until: FirstItem) -> None:
         super().__init__(name)
         self._when = until.when
-        self.winner: ChildName | None = winner
+        self.winner: ChildName | None = None
         # The child that has emitted the first item. Set by its task, until ``decide_by_item`` in
         # the parent's task makes it the winner.
         self._leader: Run | None = None
         self._ended_first = False  # the winner has won by its end, before there was an item
 
     def on_item(self, run: Run, item: object) -> bool:
-        """Note an item that ``run`` has emitted; return whether to call ``decide_by_item``."""
         if self.winner is not None or self._leader is not None:
             return False
         if self._when is not None:
@@ -361,10 +378,6 @@ class ItemRace(Race):
         return True
 
     def decide_by_item(self) -> tuple[Run, Decision] | None:
-        """Return the child that has emitted the first item, and the decision for it.
-
-        Returns None if that child has ended, or there is a winner already.
-        """
         leader, self._leader = self._leader, None
         if leader is None or leader.status is not None or self.winner is not None:
             return None
@@ -392,7 +405,7 @@ class ItemRace(Race):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return self._decision(child, (child,)) if self._ended_first else None
 
-    def lose(self, batch: Iterable[Run]) -> None:
+    def on_ended(self, batch: Iterable[Run]) -> None:
         """Mark the race as broken if its winner is in ``batch`` and has not succeeded."""
         for child in batch:
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
@@ -423,9 +436,15 @@ _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
 """The race for each kind of condition, made of the step's name and the condition."""
 
 
-def make_race(name: str, until: EndCondition) -> Race | None:
-    """Return the race for ``until`` in the step ``name``, or None if all children are awaited."""
-    return _JUDGES[type(until)](name, until)
+def make_race(name: str, until: EndCondition, winner: ChildName | None = None) -> Race | None:
+    """Return the race for ``until`` in the step ``name``, or None if all children are awaited.
+
+    ``winner`` is the child by which an earlier execution has decided the race.
+    """
+    race = _JUDGES[type(until)](name, until)
+    if race is not None and winner is not None:
+        race.winner = winner
+    return race
 
 
 def _remove(child: Contestant, of: list[Contestant]) -> bool:

@@ -46,7 +46,7 @@ from shoal.stores._protocol import ChildRecord
 
 from .entries import Backpressure, ChildTemplate, Dropped, PendingChild, entry_of
 from .keys import KeySet, Positions
-from .recorded import RecordedChildren, ResumeDecision
+from .recorded import RecordedChildren
 
 FEED_INLINE = 64
 """Elements that are pulled from an async source between two checkpoints.
@@ -358,11 +358,15 @@ class ElementSource:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
             self._started += self._recorded_children is None and not is_counted
-            return self._take_over(child, done)
+            child.take_over(done)
+            self._count_done()
+            return child
         if self._recorded_children is not None:
-            resume_decision, record = self._recorded_children.judge(child)
-            if record is not None:
-                return self._go_on(child, resume_decision, record)
+            decision, record = self._recorded_children.resume(child)
+            if decision == "is done":
+                self._count_done()
+            if record is not None:  # else it is new
+                return self._keep(child, record) if decision == "is kept" else child
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
         elif is_counted:
@@ -404,23 +408,8 @@ class ElementSource:
         data = kind.base if item is None else {**kind.base, item: element}
         return Run(kind.config, data, key=key, position=position, element=element)
 
-    def _go_on(
-        self, child: Run, resume_decision: ResumeDecision, record: ChildRecord
-    ) -> Run | Dropped:
-        """Let a child continue as ``resume_decision`` says, or drop it if it needs nothing more."""
-        if resume_decision == "begins again":
-            return child
-        if resume_decision == "runs anew":
-            child.resume_state().is_afresh = True
-            return child
-        if resume_decision == "goes on":
-            child.resume_state().record = record
-            return child
-        if resume_decision == "is done":
-            return self._take_over(child, record)
-        if resume_decision == "rests":
-            child.rest(record)
-            return child
+    def _keep(self, child: Run, record: ChildRecord) -> Run | Dropped:
+        """Drop a child that was applied before, unless its position has changed."""
         if self.on_kept is not None:
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:
@@ -428,12 +417,9 @@ class ElementSource:
         child.keep_recorded(record)  # applied again only to change its position
         return child
 
-    def _take_over(self, child: Run, end: ChildRecord | Done) -> Run:
-        """Return ``child``, which is Done by ``end`` and only has to be applied."""
-        child.take_over(end)
+    def _count_done(self) -> None:
         if self.on_done is not None:
             self.on_done()
-        return child
 
     def _place(self, element: object) -> Sequence[PendingChild]:
         """Return the entries of a pulled element, one for each act; none if it is dropped."""

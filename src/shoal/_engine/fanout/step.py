@@ -25,7 +25,6 @@ from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._graph.policy import Tolerate
 from shoal._graph.task_classes import ParallelAction
-from shoal._graph.until import FirstItem
 from shoal._state.state import NO_CHANGE, Change, Set, make_state
 from shoal.stores._history import StepBegun
 from shoal.stores._protocol import ChildRecord, NullStore
@@ -37,7 +36,7 @@ from .entries import ChildTemplate
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
-from .race import ItemRace, Race, make_race
+from .race import Race, make_race
 from .recorded import RecordedChildren
 from .rounds import Rounds
 from .source import ElementSource
@@ -321,13 +320,13 @@ class FanOutStep:
         until, winner, children = self.join.until, decision.winner, resume.recorded_children
         record = None if children is None else children.get(winner)
         applied = children is not None and record is not None and children.is_applied(record)
-        if isinstance(until, FirstItem) and not applied:
+        if until.by_item and not applied:
             if until.restarts and record is not None and record.status == "failed":
                 self.decision = decision
                 self._begin_again(())
                 return False
             # Only the winner runs, from its start unless it has ended or waits for an answer.
-            self._race = ItemRace(self.act.name, until, winner)
+            self._race = make_race(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
             self._rounds.pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
@@ -518,8 +517,8 @@ class FanOutStep:
         # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
         self._resting += [child for child in batch if child.status == "halted"]
         left = self._group.under_way - len(batch)
-        if isinstance(self._race, ItemRace):
-            self._race.lose(batch)
+        if self._race is not None:
+            self._race.on_ended(batch)
         self._notify_stagger(batch, left)
         if draft.decision is not None:
             self._group.scope.winner = draft.decision.winner
@@ -555,14 +554,12 @@ class FanOutStep:
 
     def _on_item(self, run: Run, item: object) -> None:
         """Let the parent's task decide by ``item``, which the task of ``run`` emits here."""
-        assert isinstance(self._race, ItemRace)
-        if self._race.on_item(run, item):
+        if self._race is not None and self._race.on_item(run, item):
             self._group.run_in_parent(self._decide_by_item)
 
     async def _decide_by_item(self) -> str | None:
         """Save that the first item has decided, then cancel the other children."""
-        assert isinstance(self._race, ItemRace)
-        decided = self._race.decide_by_item()
+        decided = None if self._race is None else self._race.decide_by_item()
         if decided is None:
             return None
         leader, decision = decided

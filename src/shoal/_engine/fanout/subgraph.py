@@ -53,23 +53,20 @@ async def enter(graph: Graph, run: Run) -> Change:
         visit, store = run.visit(graph.name), run.config.store
         recorded_children = await read_recorded_children(run, graph.name, visit, store)
     if recorded_children is not None:
-        resume_decision, record = recorded_children.judge(child)
-        if resume_decision == "rests":
-            assert record is not None, "it is what says so"
-            child.rest(record)
+        decision, record = recorded_children.resume(child)
+        if decision == "rests":
             halt_for(run, graph.name, (child,))
-        if resume_decision == "runs anew":
+        if decision == "runs anew":
             await begin_anew(child, run, graph.name)
+        elif decision == "is done":
+            await load_end(child)
         elif record is not None:
-            if resume_decision == "is done":
-                child.take_over(record)
-                await load_end(child)
-            else:
-                child.resume_state().record = record
-                await load_history(child)
-            if child.playback is not None:  # else its graph has changed, and it begins anew
-                await recall_ledgers(child)
-        if resume_decision == "is kept":
+            child.resume_state().record = record  # also if it is kept: it has ledgers to hand up
+            await load_history(child)
+        # It is None for a child that begins anew, for instance because its graph has changed.
+        if child.playback is not None:
+            await recall_ledgers(child)
+        if decision == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
     if child.is_live:
