@@ -38,7 +38,17 @@ from ._protocol import (
 )
 from ._results import Results
 from ._row_order import row_of
-from ._watching import Bin, Command, Order, Row, RowPage, StepTally, StoredReport
+from ._watching import (
+    Bin,
+    Command,
+    EntryKind,
+    Order,
+    Row,
+    RowPage,
+    StepTally,
+    StoredEntry,
+    StoredReport,
+)
 
 # Names in two levels: unlike an id they need no hashing, and the children of a visit are found
 # without looking at those of other visits.
@@ -486,6 +496,23 @@ class MemoryStore:
         of_step = self._inspected(path, step)
         found = [one.row(path) for one in of_step if one.record.key == key]
         return sorted(found, key=lambda row: row.path.visit)
+
+    async def entries(
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history; see ``Inspects``."""
+        kept = self._known(path)
+        if kept is None:
+            return (), None
+        rows = {one.record.applied: one.row(path) for one in self._inspected(path)}
+        return _inspecting.entries(
+            kept.history, kept.times, rows, kinds=kinds, from_number=from_number, limit=limit
+        )
 
     async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
         """Return the root runs that an action of this run has started; see ``Inspects``."""

@@ -8,7 +8,7 @@ the run with the same call. Both protocols are optional extensions of a store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
@@ -90,6 +90,28 @@ class Bin(NamedTuple):
     counts: Mapping[ChildStatus, int]
 
 
+EntryKind = Literal["update", "decision", "completed", "rewound", "begun", "asked", "answered"]
+"""The kind of an entry of a history; see ``shoal.stores.Entry``."""
+
+
+@final
+class StoredEntry(NamedTuple):
+    """An entry of a run's history, as it is stored. Made without decoding a user's value."""
+
+    number: int
+    """The number of the update; of another entry, that of the last update before it."""
+    kind: EntryKind
+    step: str
+    data: str
+    """JSON. Of an update: ``{"number", "do": [[kind, field, ...], ...], "step", "found", "at"}``;
+    of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``; of an
+    answer: ``[id, answer]``; of a declaration, an object; else a number."""
+    at: float | None = None
+    """When it was saved, in seconds since 1970; None if that isn't known."""
+    child: Row | None = None
+    """The child that the update applied."""
+
+
 @final
 class StoredReport(NamedTuple):
     """The last report about a root run."""
@@ -98,20 +120,32 @@ class StoredReport(NamedTuple):
     at: float
     """When it was written, in seconds since 1970, by the clock of the store."""
     text: str
-    """JSON; see ``shoal.watch.Report``."""
+    """JSON, by ``report_text``; ``parse_report`` makes a ``Report`` of it."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A request to the process that executes a run, by a watcher in another process."""
+    """A request to the process that executes a run, by a watcher in another process.
+
+    ====================  ===========================================================
+    ``kind``              ``arguments``, as JSON
+    ====================  ===========================================================
+    ``"cancel"``          ``reason``
+    ``"cancel child"``    ``path``: ``[step, visit, act, key]`` of each run from the
+                          root's child down to the one that is meant; ``reason``
+    ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
+    ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
+                          ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
+                          rate; those that are left out stay
+    ====================  ===========================================================
+    """
 
     run_id: str
     """The root run."""
     kind: Literal["cancel", "cancel child", "answer", "change limits"]
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """JSON. The reason of a cancellation; the id of a question and the answer; a limit's owner and
-    its new numbers."""
+    """JSON; see the table above."""
 
 
 @runtime_checkable
@@ -223,6 +257,27 @@ class Inspects(Browses, Protocol):
 
     async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
         """Return the children of one key in all visits and acts of a step."""
+        ...
+
+    async def entries(
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history, in order.
+
+        Args:
+            path: The run.
+            kinds: Only entries of these kinds. A page looks for open questions ("asked",
+                "answered") each time it is made, and a history may have 100,000 updates.
+            from_number: Leave out the entries before the update of that number.
+            limit: About so many entries: all entries of one number are in one part.
+
+        Returns the entries and the ``from_number`` of the next part, or None after the last part.
+        """
         ...
 
     async def spawned(self, path: RunPath) -> Sequence[RunSummary]:

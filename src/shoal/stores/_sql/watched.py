@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from shoal._events.identity import Key, RunPath
 from shoal.stores._protocol import ChildStatus, RunSummary
-from shoal.stores._watching import Bin, Command, Order, Row, RowPage, StepTally, StoredReport
+from shoal.stores._watching import (
+    Bin,
+    Command,
+    EntryKind,
+    Order,
+    Row,
+    RowPage,
+    StepTally,
+    StoredEntry,
+    StoredReport,
+)
 
 from .leases import Lease
 from .reading import Reader
@@ -119,6 +129,20 @@ class WatchedStore(ABC):
         """Return the children of one key in all visits and acts of a step; see ``Inspects``."""
         found = await self._read(lambda reader: reader.inspector.children_of_key(path, step, key))
         return found or ()
+
+    async def entries(
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history; see ``Inspects``."""
+        found = await self._read(
+            lambda reader: reader.inspector.entries(path, kinds, from_number, limit)
+        )
+        return found or ((), None)
 
     async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
         """Return the root runs that an action of this run has started; see ``Inspects``."""
