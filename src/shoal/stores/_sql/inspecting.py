@@ -487,7 +487,7 @@ class Inspector:
             where, values = _with_status(_Some(run, (), None), status)
             losers = "count(winner_act)" if status == "cancelled" else "0"
             for place, count, losing in self._sql.execute(
-                f"SELECT place, count(*), {losers} FROM runs WHERE {where} GROUP BY +place", values
+                f"SELECT +place, count(*), {losers} FROM runs WHERE {where} GROUP BY +place", values
             ):
                 counts.setdefault(place, {})[status] = count
                 lost[place] = lost.get(place, 0) + losing
