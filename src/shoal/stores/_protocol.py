@@ -141,6 +141,8 @@ class Beginning:
     """The run whose state this one starts with, and the number of the update that led there."""
     secret: frozenset[str] = frozenset()
     """The names of the secret fields. Their values are never passed to a store."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run whose action started this one, and the step of that action; None if none did."""
 
 
 @final
