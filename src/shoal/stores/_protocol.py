@@ -73,6 +73,11 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def step(self) -> str | None:
+        """The step at which the run stands, or in which it has ended; None if that isn't known."""
+        ...
+
+    @property
     def used(self) -> bool:
         """Whether the parent used the child's result."""
         ...
@@ -247,6 +252,8 @@ class RunSummary(NamedTuple):
     """The process that executes the run now, in words for people; empty if there is none."""
     forked_from: str | None = None
     """The run that this one was forked from."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run whose action started this one, and the step of that action; None if none did."""
 
 
 @final

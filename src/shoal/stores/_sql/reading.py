@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Any, TypeVar, cast, final
+from typing import TypeVar, cast, final
 
 from shoal._errors.exceptions import NotDecodable
 from shoal._events.events import Decision, Status
@@ -22,23 +22,19 @@ from shoal.stores._protocol import (
     RunStatus,
     RunSummary,
 )
+from shoal.stores._watching import StoredReport
 
 from . import browsing as _browsing
 from . import pruning as _pruning
+from . import reporting as _reporting
 from . import results as _cached
+from .children import children_where
 from .dialect import Connection, Dialect
-from .rows import Applied, Begun, Child, History, chain, names_of
+from .inspecting import Inspector
+from .rows import Applied, Begun, Child, History, names_of
 from .unpacking import Unpacker, outlived
 
 T = TypeVar("T")
-
-_CHILDREN = (
-    "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
-    "coalesce(used, 1), value, forms.form, change, own, reason, winner_act, winner_key, error, "
-    "coalesce(attempts, 1), coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0) "
-    "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
-)
-
 
 _APPLIED = (
     "SELECT step, act, {key}, position, applied, value, forms.form, change "
@@ -58,19 +54,6 @@ size takes some 10 ms and 2 MB."""
 CHARACTERS = 4_000_000
 """The characters of a part, approximately: a part of large rows has fewer of them."""
 
-_KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
-
-
-def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
-    """Yield the children that the SQL condition ``where`` selects."""
-    key_of = dialect.key_of
-    for row in sql.execute(f"{_CHILDREN.format(key=dialect.key)}{where}", values):
-        child = list(row)
-        child[_KEY] = key_of(child[_KEY])
-        if child[_WINNER] is not None:
-            child[_WINNER] = key_of(child[_WINNER])
-        yield Child._make(child)
-
 
 @final
 class Reader:
@@ -85,16 +68,17 @@ class Reader:
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
             "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
-            "status, coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
+            "spawned_by, spawner, status, coalesce(reason, '') "
+            "FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        begun = Begun(*found[:8])
+        begun = Begun(*found[:10])
         if begun.forked_from is not None:
             begun = begun._replace(forked_from=self._dialect.run_id_of(begun.forked_from))
-        return self._unpacker.run(begun, cast("Status | None", found[8]), found[9])
+        return self._unpacker.run(begun, cast("Status | None", found[10]), found[11])
 
     def orphans(self) -> list[Orphan]:
         run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
@@ -285,19 +269,20 @@ class Reader:
         return children_where(self._sql, self._dialect, where, *values)
 
     def _find(self, path: RunPath) -> int | None:
-        found: tuple[int] | None = self._sql.execute(
-            "SELECT id FROM runs WHERE parent = 0 AND place = 0 AND key = ?",
-            (self._dialect.index_of(path.root.id),),
-        ).fetchone()
-        for place, key in chain(path):
-            if found is None:
-                return None
-            found = self._sql.execute(
-                "SELECT runs.id FROM runs JOIN places ON places.id = place "
-                "WHERE parent = ? AND step = ? AND visit = ? AND act = ? AND key = ?",
-                (*found, *place, self._dialect.index_of(key)),
-            ).fetchone()
-        return None if found is None else found[0]
+        return _browsing.find(self._sql, self._dialect, path)
+
+    @property
+    def sql(self) -> Connection:
+        """The connection, for what only one database has."""
+        return self._sql
+
+    @property
+    def inspector(self) -> Inspector:
+        """Answers the questions of watchers, as of the same moment."""
+        return Inspector(self._sql, self._dialect, self._codec, self._decided_visits)
+
+    def reported(self, run_id: str) -> StoredReport | None:
+        return _reporting.reported(self._sql, self._dialect, run_id)
 
 
 def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:

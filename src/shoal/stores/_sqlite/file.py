@@ -122,6 +122,48 @@ MIGRATIONS = (
     # No table changes, but histories have entries of the kind "begun" from here on. A version of
     # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
     "SELECT 1",
+    # Children that ended in an earlier layout have no time. The row of ``saves`` without a time
+    # keeps them from getting that of a later save.
+    """
+    CREATE TABLE saves (
+        run INTEGER NOT NULL, number INTEGER NOT NULL, at REAL, PRIMARY KEY (run, number)
+    ) WITHOUT ROWID;
+    INSERT INTO saves SELECT parent, max(applied), NULL FROM runs
+        WHERE parent > 0 AND applied IS NOT NULL GROUP BY parent;
+    CREATE TABLE reports (run INTEGER PRIMARY KEY, at REAL NOT NULL, text TEXT NOT NULL);
+    CREATE TABLE commands (
+        id INTEGER PRIMARY KEY, run INTEGER NOT NULL, epoch INTEGER NOT NULL, kind TEXT NOT NULL,
+        arguments TEXT NOT NULL
+    );
+    CREATE INDEX commands_by_run ON commands (run);
+    ALTER TABLE roots ADD COLUMN spawned_by TEXT;
+    ALTER TABLE roots ADD COLUMN spawner TEXT;
+    CREATE INDEX roots_by_spawner ON roots (spawner) WHERE spawner IS NOT NULL;
+    ALTER TABLE history ADD COLUMN at REAL;
+    CREATE INDEX history_questions ON history (run, number) WHERE kind IN ('asked', 'answered');
+    ALTER TABLE runs ADD COLUMN ended_at REAL;
+    ALTER TABLE runs ADD COLUMN failed_step TEXT;
+    CREATE INDEX runs_by_end ON runs (parent, status, ended_at) WHERE ended_at IS NOT NULL;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, roots.ended_at, first,
+            forked_from, forked_at, roots.error, spawned_by
+        FROM runs JOIN roots ON roots.run = runs.id;
+    DROP VIEW child_runs;
+    CREATE VIEW child_runs AS
+        SELECT *, ended_at - elapsed AS began_at FROM (
+            SELECT runs.id, parent, step, visit, act, key, position,
+                coalesce(status, 'running') AS status, element, value,
+                error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+                applied, used, attempts, elapsed, abandoned, failed_step,
+                coalesce(ended_at, (
+                    SELECT at FROM saves WHERE run = parent AND number >= applied
+                    ORDER BY number LIMIT 1
+                )) AS ended_at
+            FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL
+        );
+    """,
 )
 """The steps from each version of the layout to the next; the first one creates it."""
 
@@ -133,6 +175,8 @@ def connect(
 ) -> sqlite3.Connection:
     """Open the file; create it if there is none.
 
+    A file that this process may only read is opened, too, if it needs no migration.
+
     Raises:
         StoreFailed: The file can't be opened, is damaged, is not a shoal store, or was written by a
             newer version.
@@ -140,11 +184,21 @@ def connect(
     if not path.exists():
         _make_aside(path, synchronous)
     try:
-        connection = sqlite3.connect(
-            path, timeout=patience, isolation_level=None, check_same_thread=False
-        )
+        return _opened(path, patience, synchronous, reads_only=reads_only)
     except sqlite3.Error as error:
+        if code_of(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            unlocked = _unlocked(path)
+            if unlocked is not None:
+                return unlocked
         raise SQLiteErrorPolicy(path, patience).explained(error) from error
+
+
+def _opened(
+    path: Path, patience: float, synchronous: Synchronous, *, reads_only: bool
+) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=patience, isolation_level=None, check_same_thread=False
+    )
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         if _is_new(connection, path):
@@ -155,10 +209,41 @@ def connect(
         connection.execute("PRAGMA cache_size = -16000")
         if reads_only:
             connection.execute("PRAGMA query_only = 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@final
+class Unlocked(sqlite3.Connection):
+    """A connection to a file that this process may only read, and that no process has open.
+
+    It takes no locks, because these would be in a file beside it that can't be created. So it is
+    used for one transaction, and not kept: another process may begin to write meanwhile.
+    """
+
+
+def _unlocked(path: Path) -> Unlocked | None:
+    """Open the file without locks; return None if that fails, or if a process has it open."""
+    if path.with_name(f"{path.name}-wal").exists():
+        return None
+    try:
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?immutable=1",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Unlocked,
+        )
+    except sqlite3.Error:
+        return None
+    try:
+        _check(connection, path)
     except BaseException as error:
         connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise SQLiteErrorPolicy(path, patience).explained(error) from error
+        if isinstance(error, sqlite3.Error):  # a worse one than that of opening it as usual
+            return None
         raise
     return connection
 
@@ -262,9 +347,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreFailed(msg)
     if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        with connection:
-            # The version again: another process may have migrated the file before this lock.
-            _migrate(connection, _pragma(connection, "user_version"))
+        try:
+            with connection:
+                # The version again: another process may have migrated the file before this lock.
+                _migrate(connection, _pragma(connection, "user_version"))
+        except sqlite3.OperationalError as error:
+            if code_of(error) != sqlite3.SQLITE_READONLY:
+                raise
+            msg = (
+                f"{path} has the layout {version} of an older shoal, and this process may only "
+                f"read it: open it once as a user that may write to it, or read a copy of it"
+            )
+            raise StoreFailed(msg) from error
 
 
 @final
