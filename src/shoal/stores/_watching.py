@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from shoal._events.identity import Key, RunPath
 
-from ._protocol import Browses, ChildStatus
+from ._protocol import Browses, ChildStatus, RunSummary
 
 Order = Literal["failed first", "position", "ended last", "slowest"]
 """The order of a page of children."""
@@ -84,6 +84,28 @@ class Bin(NamedTuple):
     """Seconds since 1970."""
     ends_at: float
     counts: Mapping[ChildStatus, int]
+
+
+EntryKind = Literal["update", "decision", "completed", "rewound", "begun", "asked", "answered"]
+"""The kind of an entry of a history; see ``shoal.stores.Entry``."""
+
+
+@final
+class StoredEntry(NamedTuple):
+    """An entry of a run's history, as it is stored. Made without decoding a user's value."""
+
+    number: int
+    """The number of the update; of another entry, that of the last update before it."""
+    kind: EntryKind
+    step: str
+    data: str
+    """JSON. Of an update: ``{"number", "do": [[kind, field, ...], ...], "step", "found", "at"}``;
+    of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``; of an
+    answer: ``[id, answer]``; of a declaration, an object; else a number."""
+    at: float | None = None
+    """When it was saved, in seconds since 1970; None if that isn't known."""
+    child: Row | None = None
+    """The child that the update applied."""
 
 
 @final
@@ -199,4 +221,26 @@ class Inspects(Browses, Protocol):
 
     async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
         """Return the children of one key in all visits and acts of a step."""
+        ...
+
+    async def entries(
+        self, path: RunPath, *, from_number: int = 0, limit: int = 100
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history, in order.
+
+        Args:
+            path: The run.
+            from_number: Leave out the entries before the update of that number.
+            limit: About so many entries: all entries of one number are in one part.
+
+        Returns the entries and the ``from_number`` of the next part, or None after the last part.
+        """
+        ...
+
+    async def spawned(self, path: RunPath, *, limit: int = 50) -> Sequence[RunSummary]:
+        """Return the root runs that actions of a run have started by hand, the newest first."""
+        ...
+
+    async def spawned_by(self, run_id: str) -> tuple[RunPath, str] | None:
+        """Return the run, and its step, whose action started a root run by hand; None if none."""
         ...
