@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
-from shoal._errors.exceptions import BadUse
+from shoal._errors.exceptions import UnknownRun
 
 from .identity import Key, RunPath
 
@@ -40,11 +40,11 @@ def parse_path(text: str) -> RunPath:
     """Return the path that ``path_text`` wrote as ``text``.
 
     Raises:
-        BadUse: The text is not the path of a run.
+        UnknownRun: The text is not the path of a run.
     """
     run_id, *parts = text.split("/")
     if not run_id:
-        raise BadUse(f"{text!r} is not the path of a run: it begins with the id of a root run")
+        raise UnknownRun(f"{text!r} is not the path of a run: it begins with the id of a root run")
     path = RunPath(run_id=_unquoted(run_id))
     for part in parts:
         names = part.split(":")
@@ -54,7 +54,7 @@ def parse_path(text: str) -> RunPath:
                 f"number as visit (':', '/', '%' and '#' in a name are written as %3A, %2F, %25 "
                 f"and %23)"
             )
-            raise BadUse(msg)
+            raise UnknownRun(msg)
         step, visit, act, key = names
         path = RunPath(
             parent=path,
@@ -81,7 +81,7 @@ def _key_of(text: str, path: str) -> Key:
     try:
         return int(text[1:], 16 if "x" in text else 10)
     except ValueError:
-        raise BadUse(f"{path!r} is not the path of a run: {text!r} is not a number") from None
+        raise UnknownRun(f"{path!r} is not the path of a run: {text!r} is not a number") from None
 
 
 def _quoted(text: str) -> str:
