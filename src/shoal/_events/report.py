@@ -116,6 +116,9 @@ class Waited:
     key: str
     seconds: float
     """As in ``Report.spent``: shares of the makespan, not of each child's time."""
+    doing: Doing = "other"
+    """What was waited for: a slot, the rate, the key or the breaker of that limit; "other" in
+    reports that don't tell."""
 
 
 @final

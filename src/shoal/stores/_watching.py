@@ -8,7 +8,7 @@ the run with the same call. Both protocols are optional extensions of a store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
@@ -224,12 +224,19 @@ class Inspects(Browses, Protocol):
         ...
 
     async def entries(
-        self, path: RunPath, *, from_number: int = 0, limit: int = 100
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
     ) -> tuple[Sequence[StoredEntry], int | None]:
         """Return a part of a run's history, in order.
 
         Args:
             path: The run.
+            kinds: Only entries of these kinds. A page looks for open questions ("asked",
+                "answered") each time it is made, and a history may have 100,000 updates.
             from_number: Leave out the entries before the update of that number.
             limit: About so many entries: all entries of one number are in one part.
 
@@ -237,10 +244,24 @@ class Inspects(Browses, Protocol):
         """
         ...
 
-    async def spawned(self, path: RunPath, *, limit: int = 50) -> Sequence[RunSummary]:
-        """Return the root runs that actions of a run have started by hand, the newest first."""
+    async def times(
+        self, path: RunPath, *, after: int = 0, limit: int = 1000
+    ) -> Sequence[tuple[int, float]]:
+        """Return when a run's updates were saved: numbers of updates, each with a time.
+
+        An update that isn't named was saved together with the next one that is. Times are in
+        seconds since 1970; updates of earlier versions of shoal have none.
+
+        Args:
+            path: The run.
+            after: Only updates with a higher number.
+            limit: At most so many.
+        """
         ...
 
-    async def spawned_by(self, run_id: str) -> tuple[RunPath, str] | None:
-        """Return the run, and its step, whose action started a root run by hand; None if none."""
+    async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
+        """Return the root runs that an action of this run has started, the newest first.
+
+        At most the first 1,000.
+        """
         ...
