@@ -73,6 +73,11 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def step(self) -> str | None:
+        """The step at which the run stands, or in which it has ended; None if that isn't known."""
+        ...
+
+    @property
     def used(self) -> bool:
         """Whether the parent used the child's result."""
         ...
@@ -141,6 +146,8 @@ class Beginning:
     """The run whose state this one starts with, and the number of the update that led there."""
     secret: frozenset[str] = frozenset()
     """The names of the secret fields. Their values are never passed to a store."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run whose action started this one, and the step of that action; None if none did."""
 
 
 @final

@@ -42,6 +42,8 @@ from ._values import Value, What, value_of
 
 _WINDOW = 10.0
 """Seconds over which a pace is measured, at least."""
+_SOON = 1.0
+"""Seconds in which too little happens to tell a pace."""
 _REMEMBERED = 1_000
 """The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
 _SCANNED = 5_000
@@ -246,7 +248,7 @@ class Queries:
         since, then = ends[0]
         if now - since >= _WINDOW / 4:
             return (done - then) / (now - since)
-        return _recent(await self._inspected.timeline(path), time.time())
+        return _recent(await self._inspected.timeline(path), row.began_at, time.time())
 
     async def children(
         self,
@@ -471,13 +473,16 @@ def _is_below(path: RunPath, ancestor: RunPath) -> bool:
     return at == ancestor
 
 
-def _recent(bins: Sequence[Bin], now: float) -> float | None:
+def _recent(bins: Sequence[Bin], began_at: float | None, now: float) -> float | None:
     """Return how many children end in a second, by the last bins of a timeline."""
     if not bins:
         return None
+    first = bins[0].begins_at if began_at is None else began_at
     end = max(now, bins[-1].ends_at)
-    window = max(_WINDOW, (end - bins[0].begins_at) / 10)
-    found = [one for one in bins if one.ends_at > end - window]
-    count = sum(sum(one.counts.values()) for one in found)
-    begin = max(found[0].begins_at, bins[0].begins_at) if found else end
-    return count / (end - begin) if end > begin else None
+    begin = max(first, end - max(_WINDOW, (end - first) / 10))
+    found = [one for one in bins if one.ends_at > begin]
+    if found:
+        begin = min(begin, max(first, found[0].begins_at))
+    if end - begin < _SOON:
+        return None
+    return sum(sum(one.counts.values()) for one in found) / (end - begin)
