@@ -14,7 +14,8 @@ import anyio
 
 from shoal._events.events import ChildName, Decision, Update
 from shoal._events.identity import RunPath
-from shoal._state.state import Set
+from shoal._state.state import Put, Set
+from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import Prunes, Store
 from shoal.stores._watching import Command, Inspects, KeepsReports, Order, Row, StepTally
 
@@ -284,6 +285,76 @@ class WatchingConformance:
             assert row.ended_at == times[1][1], "a child ended when its update was saved"
 
     # -- one run --------------------------------------------------------------------------------
+
+    async def test_a_history_is_returned_as_it_is_stored(self, store: Any) -> None:
+        store = has(store, Inspects)
+        assert await store.entries(ROOT) == ((), None)
+        path = child_run("two").path
+        won = ChildName("leaf", 1)
+        async with claimed(store):
+            await save(store, updates=(update_of(1),), step_completed="a")
+            children = [
+                child_run(key, value={"value": [key]}, position=at, last_update=update_of(9))
+                for at, key in enumerate(("b", 1, "c"))
+            ]
+            puts = [
+                Update(at + 2, "map", (Put("out", child.path.key, child.value, at),))
+                for at, child in enumerate(children)
+            ]
+            decided = Decision("map", won, (won,), "first")
+            await save(store, updates=puts[:2], applied=children[:2], before=1, decision=decided)
+            nested = child_run("two", status=None)
+            await save(store, nested, updates=(update_of(1),), step_completed="a")
+            asked = QuestionAsked("map", "how", {"much": 1}, "id")
+            await save(
+                store,
+                updates=(puts[2], update_of(5)),
+                applied=children[2:],
+                before=3,
+                step_completed="map",
+                questions=(asked,),
+            )
+        for each in (store, has(self.another(store), Inspects)):
+            entries, further = await each.entries(ROOT)
+            assert further is None
+            assert [(entry.number, entry.kind, entry.step) for entry in entries] == [
+                (1, "update", "map"),
+                (1, "completed", "a"),
+                (2, "update", "map"),
+                (3, "update", "map"),
+                (3, "decision", "map"),
+                (4, "update", "map"),
+                (5, "update", "map"),
+                (5, "completed", "map"),
+                (5, "asked", "map"),
+            ]
+            applied = [entry.child and entry.child.path.key for entry in entries]
+            assert applied == [None, None, "b", 1, None, "c", None, None, None]
+            assert all(is_now(entry.at) for entry in entries if entry.kind == "update")
+            update = json.loads(entries[3].data)
+            assert (update["number"], update["step"]) == (3, "map")
+            assert update["do"] == [["put", "out", 1, {"value": [1]}, 1]]
+            assert json.loads(entries[0].data)["do"] == [["set", "f1", 1]]
+            assert json.loads(entries[4].data) == [["leaf", 1], [["leaf", 1]], "first"]
+            assert json.loads(entries[8].data) == ["how", {"much": 1}, "id"]
+            questions, further = await each.entries(ROOT, kinds=["asked", "answered"])
+            assert (list(questions), further) == ([entries[8]], None)
+            completed, _ = await each.entries(ROOT, kinds=["completed"], from_number=2)
+            assert list(completed) == [entries[7]]
+            for limit in (1, 2, 3, 4):
+                number: int | None = 0
+                parts: list[Any] = []
+                while number is not None:
+                    part, number = await each.entries(ROOT, from_number=number, limit=limit)
+                    parts += part
+                assert parts == list(entries)
+            of_child, _ = await each.entries(path)
+            assert [(entry.number, entry.kind) for entry in of_child] == [
+                (1, "update"),
+                (1, "completed"),
+            ]
+            (own,), _ = await each.entries(children[0].path, kinds=["update"])
+            assert own.number == 9, "a child's last update is saved with its end"
 
     async def test_values_are_returned_as_json(self, store: Any) -> None:
         store = has(store, Inspects)
