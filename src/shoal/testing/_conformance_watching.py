@@ -14,8 +14,8 @@ import anyio
 
 from shoal._events.events import ChildName, Decision, Update
 from shoal._events.identity import RunPath
-from shoal._state.state import Put, Set
-from shoal.stores._history import QuestionAsked
+from shoal._state.state import Set
+from shoal.stores._history import QuestionAnswered, QuestionAsked
 from shoal.stores._protocol import Prunes, Store
 from shoal.stores._watching import Command, Inspects, KeepsReports, Order, Row, StepTally
 
@@ -284,77 +284,67 @@ class WatchingConformance:
             assert row is not None
             assert row.ended_at == times[1][1], "a child ended when its update was saved"
 
-    # -- one run --------------------------------------------------------------------------------
-
-    async def test_a_history_is_returned_as_it_is_stored(self, store: Any) -> None:
+    async def test_a_history_is_read_in_parts_as_it_is_stored(self, store: Any) -> None:
         store = has(store, Inspects)
-        assert await store.entries(ROOT) == ((), None)
+        assert list((await store.entries(ROOT))[0]) == []
         path = child_run("two").path
-        won = ChildName("leaf", 1)
         async with claimed(store):
             await save(store, updates=(update_of(1),), step_completed="a")
-            children = [
-                child_run(key, value={"value": [key]}, position=at, last_update=update_of(9))
-                for at, key in enumerate(("b", 1, "c"))
-            ]
-            puts = [
-                Update(at + 2, "map", (Put("out", child.path.key, child.value, at),))
-                for at, child in enumerate(children)
-            ]
-            decided = Decision("map", won, (won,), "first")
-            await save(store, updates=puts[:2], applied=children[:2], before=1, decision=decided)
-            nested = child_run("two", status=None)
-            await save(store, nested, updates=(update_of(1),), step_completed="a")
-            asked = QuestionAsked("map", "how", {"much": 1}, "id")
+            number = 1
+            for turn in range(4):
+                children = [
+                    child_run(f"{turn}.{at}", status="failed" if at == 2 else "succeeded")
+                    for at in range(5)
+                ]
+                updates = [update_of(number + at) for at in range(1, 6)]
+                await save(store, updates=updates, applied=children, before=number)
+                number += 5
+            asked = QuestionAsked("map", "name", {"ok": None}, "q")
+            await save(store, questions=(asked, QuestionAnswered("q", [1])), before=number)
             await save(
-                store,
-                updates=(puts[2], update_of(5)),
-                applied=children[2:],
-                before=3,
-                step_completed="map",
-                questions=(asked,),
+                store, child_run("two", status=None), updates=(update_of(1),), step_completed="a"
             )
+            done = child_run("two", last_update=update_of(2, "b"))
+            await save(store, updates=(update_of(number + 1),), applied=(done,), before=number)
         for each in (store, has(self.another(store), Inspects)):
-            entries, further = await each.entries(ROOT)
+            whole, further = await each.entries(ROOT, limit=1000)
             assert further is None
-            assert [(entry.number, entry.kind, entry.step) for entry in entries] == [
-                (1, "update", "map"),
-                (1, "completed", "a"),
-                (2, "update", "map"),
-                (3, "update", "map"),
-                (3, "decision", "map"),
-                (4, "update", "map"),
-                (5, "update", "map"),
-                (5, "completed", "map"),
-                (5, "asked", "map"),
-            ]
-            applied = [entry.child and entry.child.path.key for entry in entries]
-            assert applied == [None, None, "b", 1, None, "c", None, None, None]
-            assert all(is_now(entry.at) for entry in entries if entry.kind == "update")
-            update = json.loads(entries[3].data)
-            assert (update["number"], update["step"]) == (3, "map")
-            assert update["do"] == [["put", "out", 1, {"value": [1]}, 1]]
-            assert json.loads(entries[0].data)["do"] == [["set", "f1", 1]]
-            assert json.loads(entries[4].data) == [["leaf", 1], [["leaf", 1]], "first"]
-            assert json.loads(entries[8].data) == ["how", {"much": 1}, "id"]
-            questions, further = await each.entries(ROOT, kinds=["asked", "answered"])
-            assert (list(questions), further) == ([entries[8]], None)
-            completed, _ = await each.entries(ROOT, kinds=["completed"], from_number=2)
-            assert list(completed) == [entries[7]]
-            for limit in (1, 2, 3, 4):
-                number: int | None = 0
-                parts: list[Any] = []
-                while number is not None:
-                    part, number = await each.entries(ROOT, from_number=number, limit=limit)
-                    parts += part
-                assert parts == list(entries)
-            of_child, _ = await each.entries(path)
-            assert [(entry.number, entry.kind) for entry in of_child] == [
+            kinds = [one.kind for one in whole]
+            assert kinds == ["update", "completed", *["update"] * 20, "asked", "answered", "update"]
+            updates = [one for one in whole if one.kind == "update"]
+            assert [one.number for one in updates] == [*range(1, number + 2)]
+            for one in updates:
+                data = json.loads(one.data)
+                assert (data["number"], data["step"], one.step) == (one.number, "map", "map")
+                assert data["do"] == [["set", f"f{one.number}", one.number]]
+                assert (one.child is None) == (one.number == 1)
+                assert one.child is None or one.child.applied == one.number
+                assert is_now(one.at)
+            (asks, answers), _ = await each.entries(ROOT, kinds=("asked", "answered"))
+            assert json.loads(asks.data) == ["name", {"ok": None}, "q"]
+            assert json.loads(answers.data) == ["q", [1]]
+            for kinds in (None, ("update",), ("asked", "completed"), ("asked", "answered"), ()):
+                expected = [one for one in whole if kinds is None or one.kind in kinds]
+                for limit in (1, 3, 7):
+                    found: list[Any] = []
+                    start: int | None = 0
+                    while start is not None:
+                        part, start = await each.entries(
+                            ROOT, kinds=kinds, from_number=start, limit=limit
+                        )
+                        found += part
+                    assert found == expected
+            part, _ = await each.entries(ROOT, from_number=number)
+            assert part == [one for one in whole if one.number >= number]
+            own, _ = await each.entries(path)
+            assert [(one.number, one.kind) for one in own] == [
                 (1, "update"),
                 (1, "completed"),
+                (2, "update"),
             ]
-            (own,), _ = await each.entries(children[0].path, kinds=["update"])
-            assert own.number == 9, "a child's last update is saved with its end"
+            assert json.loads(own[-1].data)["do"] == [["set", "f2", 2]]
+
+    # -- one run --------------------------------------------------------------------------------
 
     async def test_values_are_returned_as_json(self, store: Any) -> None:
         store = has(store, Inspects)
