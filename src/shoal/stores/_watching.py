@@ -8,7 +8,7 @@ the run with the same call. Both protocols are optional extensions of a store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
@@ -224,12 +224,19 @@ class Inspects(Browses, Protocol):
         ...
 
     async def entries(
-        self, path: RunPath, *, from_number: int = 0, limit: int = 100
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
     ) -> tuple[Sequence[StoredEntry], int | None]:
         """Return a part of a run's history, in order.
 
         Args:
             path: The run.
+            kinds: Only entries of these kinds. A page looks for open questions ("asked",
+                "answered") each time it is made, and a history may have 100,000 updates.
             from_number: Leave out the entries before the update of that number.
             limit: About so many entries: all entries of one number are in one part.
 
