@@ -72,11 +72,17 @@ class LiveStep:
     step: str
     visit: int
     title: str = ""
+    """What its ``title=`` says, if that is a text."""
+    note: str = ""
+    """What the action says about itself whose own fan-out it is, by ``context.note``."""
     total: int | None = None
     """How many elements it has, as far as that is known."""
     ended: int = 0
     """How many of its children have ended, or were done before."""
+    failed: int = 0
+    """How many of those have failed."""
     in_flight: int = 0
+    """How many have started, and their end is not saved."""
     waiting: int = 0
     """How many have been read from its source and have not started."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
@@ -90,6 +96,8 @@ class LimitUse:
 
     owner: str
     """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out."""
+    part: int = 0
+    """Which part of the owner's limits it is, counted from 0."""
     limits: str
     """The part, as it is written."""
     in_use: int
@@ -97,6 +105,8 @@ class LimitUse:
     waiting: int
     paused: int = 0
     keys: int = 1
+    full: float = 0.0
+    """Seconds of the makespan in which all its slots were taken, and something waited for one."""
     waits: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many wait for each key, the busiest keys first."""
     holders: tuple[str, ...] = ()
@@ -116,6 +126,9 @@ class Waited:
     key: str
     seconds: float
     """As in ``Report.spent``: shares of the makespan, not of each child's time."""
+    doing: Doing = "other"
+    """What was waited for: a slot, the rate, the key or the breaker of that limit; "other" in
+    reports that don't tell."""
 
 
 @final

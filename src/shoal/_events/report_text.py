@@ -1,64 +1,104 @@
-"""Write reports as JSON, and read them: the form in which stores keep them.
-
-A report is read by other processes, perhaps of another version of shoal. So fields that the reader
-doesn't know are dropped, and fields that the writer didn't know have their defaults.
-"""
+"""Write a report as text, and read it back: stores carry it between processes as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import Any, cast
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast
 
 from .identity import RunPath
-from .paths import parse_path, path_text
 from .report import LimitUse, LiveRun, LiveStep, Report, Waited
 
-_PARTS: Mapping[str, type[Any]] = {
-    "waited": Waited,
-    "steps": LiveStep,
-    "longest": LiveRun,
+T = TypeVar("T", LimitUse, LiveRun, LiveStep, Report, Waited)
+
+_PARTS: Mapping[str, type[LimitUse | LiveRun | LiveStep | Waited]] = {
     "limits": LimitUse,
+    "longest": LiveRun,
+    "steps": LiveStep,
+    "waited": Waited,
 }
-"""The fields of a report that hold several objects, with the class of these."""
 
 
 def report_text(report: Report) -> str:
-    """Write a report as JSON. Fields that have their defaults are left out."""
-    data = _written(report)
-    for name in _PARTS:
-        if name in data:
-            data[name] = [_written(part) for part in data[name]]
-    return json.dumps(data, separators=(",", ":"))
+    """Return a report as JSON. Attributes that have their default are left out."""
+    return json.dumps(_data(report), separators=(",", ":"))
 
 
 def parse_report(text: str) -> Report:
-    """Return the report that ``report_text`` wrote as ``text``."""
-    data = json.loads(text)
-    for name, kind in _PARTS.items():
-        data[name] = tuple(_read(kind, part) for part in data.get(name, ()))
-    return _read(Report, data)
+    """Return the report that ``report_text`` has written.
+
+    Attributes that this version doesn't know are ignored: another process, with a later version,
+    may have written them.
+
+    Raises:
+        ValueError: It is no report.
+    """
+    try:
+        return _made(Report, cast("Mapping[str, Any]", json.loads(text)))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        msg = f"this is no report of a run: {error!r}"
+        raise ValueError(msg) from error
 
 
-def _written(value: Any) -> dict[str, Any]:
-    data = dict[str, Any]()
+def _data(value: object) -> object:
+    if isinstance(value, RunPath):
+        return _path_data(value)
+    if isinstance(value, Mapping):
+        inner = cast("Mapping[object, object]", value)
+        return {str(name): _data(one) for name, one in inner.items()}
+    if isinstance(value, tuple | list):
+        return [_data(one) for one in cast("tuple[object, ...]", value)]
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    data: dict[str, object] = {}
     for field in fields(value):
         found = getattr(value, field.name)
-        if field.default_factory is not MISSING:
-            default: object = field.default_factory()
+        if field.default_factory is not _MISSING:
+            is_default = not found
         else:
-            default = field.default
-        if found != default:
-            data[field.name] = path_text(found) if isinstance(found, RunPath) else found
+            is_default = found is field.default or (
+                type(found) is type(field.default) and found == field.default
+            )
+        if not is_default:
+            data[field.name] = _data(found)
     return data
 
 
-def _read(kind: type[Any], data: Mapping[str, Any]) -> Any:
-    known = {field.name for field in fields(kind)}
-    given = {name: value for name, value in data.items() if name in known}
-    if "path" in given:
-        given["path"] = parse_path(given["path"])
-    if "holders" in given:
-        given["holders"] = tuple(cast("list[str]", given["holders"]))
+_MISSING = fields(Waited)[0].default_factory  # of a field without a default
+
+
+def _made(kind: type[T], data: Mapping[str, Any]) -> T:
+    given: dict[str, Any] = {}
+    for field in fields(cast("Any", kind)):
+        if field.name not in data:
+            continue
+        value = data[field.name]
+        if field.name == "path":
+            value = _path_of(value)
+        elif kind is Report and field.name in _PARTS:
+            parts = cast("list[Mapping[str, Any]]", value)
+            value = tuple([_made(_PARTS[field.name], one) for one in parts])
+        elif isinstance(value, list):
+            value = tuple(cast("list[object]", value))
+        given[field.name] = value
     return kind(**given)
+
+
+# A path is a list: the id and the act of the root run, then `[step, visit, act, key]` of each run
+# down to the one that is meant.
+
+
+def _path_data(path: RunPath) -> list[object]:
+    below: list[object] = []
+    while path.parent is not None:
+        below.append([path.step, path.visit, path.act, path.key])
+        path = path.parent
+    return [path.id, path.act, *reversed(below)]
+
+
+def _path_of(data: list[Any]) -> RunPath:
+    path = RunPath(run_id=data[0], act=data[1])
+    for step, visit, act, key in data[2:]:
+        path = RunPath(act=act, parent=path, step=step, visit=visit, key=key)
+    return path

@@ -20,6 +20,7 @@ import anyio
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
+from shoal._events.paths import path_text
 from shoal.stores._protocol import ENDED, Browses, FailedChild, Prunes, RunStatus, RunSummary
 
 from ._lines import shown, write, write_fields, write_json, write_table
@@ -286,7 +287,9 @@ def _written(child: FailedChild) -> FailedChild:
 
 def _as_json(run: RunSummary) -> dict[str, Any]:
     times = {"began_at": _utc(run.began_at), "ended_at": _utc(run.ended_at) or None}
-    return {**run._asdict(), **times}
+    spawner = run.spawned_by
+    by = None if spawner is None else f"{path_text(spawner[0])} {spawner[1]}"
+    return {**run._asdict(), **times, "spawned_by": by}
 
 
 def _utc(at: float | None) -> str:

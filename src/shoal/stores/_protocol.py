@@ -245,6 +245,8 @@ class RunSummary(NamedTuple):
     """The process that executes the run now, in words for people; empty if there is none."""
     forked_from: str | None = None
     """The run that this one was forked from."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run whose action started this one, and the step of that action; None if none did."""
 
 
 @final

@@ -116,20 +116,32 @@ class StoredReport(NamedTuple):
     at: float
     """When it was written, in seconds since 1970, by the clock of the store."""
     text: str
-    """JSON; see ``shoal.watch.Report``."""
+    """JSON, by ``report_text``; ``parse_report`` makes a ``Report`` of it."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """A request to the process that executes a run, by a watcher in another process."""
+    """A request to the process that executes a run, by a watcher in another process.
+
+    ====================  ===========================================================
+    ``kind``              ``arguments``, as JSON
+    ====================  ===========================================================
+    ``"cancel"``          ``reason``
+    ``"cancel child"``    ``path``: ``[step, visit, act, key]`` of each run from the
+                          root's child down to the one that is meant; ``reason``
+    ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
+    ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
+                          ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
+                          rate; those that are left out stay
+    ====================  ===========================================================
+    """
 
     run_id: str
     """The root run."""
     kind: Literal["cancel", "cancel child", "answer", "change limits"]
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """JSON. The reason of a cancellation; the id of a question and the answer; a limit's owner and
-    its new numbers."""
+    """JSON; see the table above."""
 
 
 @runtime_checkable
@@ -244,10 +256,24 @@ class Inspects(Browses, Protocol):
         """
         ...
 
-    async def spawned(self, path: RunPath, *, limit: int = 50) -> Sequence[RunSummary]:
-        """Return the root runs that actions of a run have started by hand, the newest first."""
+    async def times(
+        self, path: RunPath, *, after: int = 0, limit: int = 1000
+    ) -> Sequence[tuple[int, float]]:
+        """Return when a run's updates were saved: numbers of updates, each with a time.
+
+        An update that isn't named was saved together with the next one that is. Times are in
+        seconds since 1970; updates of earlier versions of shoal have none.
+
+        Args:
+            path: The run.
+            after: Only updates with a higher number.
+            limit: At most so many.
+        """
         ...
 
-    async def spawned_by(self, run_id: str) -> tuple[RunPath, str] | None:
-        """Return the run, and its step, whose action started a root run by hand; None if none."""
+    async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
+        """Return the root runs that an action of this run has started, the newest first.
+
+        At most the first 1,000.
+        """
         ...

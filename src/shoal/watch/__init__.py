@@ -6,10 +6,12 @@ process than these. ``explain`` says where the time of a run went.
 
 The modules, from the first that others need to the last:
 
+- ``_words``: numbers and times for people.
 - ``_values``: stored JSON in little room, ``Value``.
 - ``_failures``: failures in groups, by step, class of error and normalised message.
 - ``_headline``: one sentence that says how far a run is and what holds it up.
 - ``_history``, ``_timeline``, ``_overview``, ``_explain``: what the queries return.
+- ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
 
 Names are imported when they are first asked for.
@@ -27,9 +29,9 @@ if typing.TYPE_CHECKING:
 
     from ._explain import Explanation, Link, explain
     from ._failures import FailureGroup, Failures
-    from ._headline import Headline, HeldUp
+    from ._headline import Headline, HeldUp, StepBar
     from ._history import FieldChange, HistoryEntry, HistoryPage
-    from ._overview import Overview, StepBar
+    from ._overview import Overview
     from ._queries import Queries, RunsPage
     from ._timeline import Timeline
     from ._values import Value
@@ -55,7 +57,7 @@ _HOMES = {
     "Row": "shoal.stores._watching",
     "RowPage": "shoal.stores._watching",
     "RunsPage": "shoal.watch._queries",
-    "StepBar": "shoal.watch._overview",
+    "StepBar": "shoal.watch._headline",
     "StepTally": "shoal.stores._watching",
     "Timeline": "shoal.watch._timeline",
     "Value": "shoal.watch._values",

@@ -2,23 +2,38 @@
 
 The shares come from the last report about the root run, which its process has sampled. The critical
 path and the slowest children come from the store.
+
+Invariants:
+- The shares add up to 1, or there are none.
+- The advice names only what the report has measured, and says what would be the next limit if it
+  was followed: the shares without the largest one, which then add up to 1 again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from math import ceil
+from typing import Any, NamedTuple, final
 
+from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, Report, Waited
+from shoal._events.report import Doing, LimitUse, Report, Waited
 from shoal._runtime.result import RunResult
+from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
+
+from ._headline import WAITING, named, waited_for
+from ._words import length, many, percent
+
+_NOTABLE = 0.1
+"""A smaller part of the time is not worth a change of the program."""
+_FEW = 20
+"""With fewer samples the shares say little."""
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Link(NamedTuple):
     """A run on the critical path."""
 
     row: Row
@@ -34,8 +49,9 @@ class Explanation:
     """Where the time of a run went."""
 
     run_id: str
+    """The root run."""
     seconds: float
-    """The makespan: from the start of the execution to its end, or until now."""
+    """The makespan: from the start of the execution to its end, or until the last report."""
     is_over: bool
     """Whether the execution has ended."""
     shares: Mapping[Doing, float] = field(default_factory=dict[Doing, float])
@@ -57,7 +73,60 @@ class Explanation:
     @property
     def text(self) -> str:
         """The explanation for people, in several lines."""
-        raise NotImplementedError
+        state = "took" if self.is_over else "has taken"
+        looked = f", looked at {many(self.samples, 'time')}" if self.samples else ""
+        lines = [f"run {self.run_id} {state} {length(self.seconds)}{looked}"]
+        lines += [
+            f"  {percent(share):>6}  {doing:8}  {_MEANING[doing]}"
+            for doing, share in self.shares.items()
+        ]
+        if self.waited:
+            lines.append("waited longest")
+            lines += [
+                f"  {length(one.seconds):>10}  {_named(one)}" for one in self.waited[:_MOST_LINES]
+            ]
+        if len(self.critical_path) > 1:
+            lines.append("critical path")
+            lines += [
+                f"  {length(link.seconds):>10}  {_place(link.row.path)}"
+                for link in self.critical_path
+            ]
+        if self.slowest:
+            lines.append("slowest")
+            lines += [f"  {length(row.elapsed):>10}  {_place(row.path)}" for row in self.slowest]
+        if self.advice:
+            lines.append(f"advice: {self.advice}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+_MOST_LINES = 5
+
+_MEANING: Mapping[Doing, str] = {
+    "action": "actions worked",
+    "slot": "waiting for a slot",
+    "rate": "waiting for a rate",
+    "key": "waiting for a key that was busy or paused",
+    "breaker": "waiting for an open breaker",
+    "backoff": "waiting for the next attempt",
+    "store": "waiting for a save",
+    "reducer": "applying results",
+    "question": "waiting for an answer",
+    "loop": "the event loop was busy",
+    "other": "between steps, in sources, in hooks",
+}
+
+
+def _place(path: RunPath) -> str:
+    if path.parent is None:
+        return path.id
+    return f"{path.step}/{path.act} {brief(path.key)}"
+
+
+def _named(waited: Waited) -> str:
+    if waited.doing != "other":
+        return named(waited.doing, waited)
+    return f'"{waited.key}" of {waited.limit}' if waited.key else waited.limit
 
 
 def explain(run: RunResult[Any] | Report) -> Explanation:
@@ -66,22 +135,247 @@ def explain(run: RunResult[Any] | Report) -> Explanation:
     ``Queries.explain`` says more, because it also reads the run's children from the store.
 
     Args:
-        run: The result of a run, an open run, a handle, or a report.
+        run: The result of a run, an open run or a handle, which have a ``report``; or a report.
+
+    Examples:
+        >>> from shoal.watch import Report, explain
+        >>> report = Report(
+        ...     run_id="crawl-1",
+        ...     seconds=10.0,
+        ...     samples=40,
+        ...     every=0.25,
+        ...     spent={"action": 3.0, "slot": 7.0},
+        ... )
+        >>> explain(report).shares
+        {'slot': 0.7, 'action': 0.3}
     """
-    raise NotImplementedError
+    report: Report | None = run if isinstance(run, Report) else getattr(run, "report", None)
+    if report is not None:
+        return explained(report, RunPath(run_id=report.run_id))
+    run_id = str(getattr(run, "run_id", ""))
+    return Explanation(run_id=run_id, seconds=0.0, is_over=True, notes=(_NO_REPORT,))
 
 
-def advice_on(report: Report) -> str:
-    """Return what would make the run faster: a sentence, computed from its shares."""
-    raise NotImplementedError
+_NO_REPORT = (
+    "there is no report about the run, so where its time went is not known: reports are written "
+    "for runs in a store that several processes read, or with watch=True"
+)
 
 
 def explained(
-    report: Report,
-    path: RunPath,
-    critical_path: Sequence[Link] = (),
-    slowest: Sequence[Row] = (),
-    notes: Sequence[str] = (),
+    report: Report, path: RunPath, critical_path: Sequence[Link] = (), slowest: Sequence[Row] = ()
 ) -> Explanation:
     """Make an explanation of a report and of what the store knows."""
-    raise NotImplementedError
+    notes = list[str]()
+    if path.parent is not None:
+        notes.append(f"the shares are those of the whole root run {report.run_id}")
+    if report.samples < _FEW:
+        times = many(report.samples, "time")
+        notes.append(f"the run was looked at only {times}, so the shares are rough")
+    return Explanation(
+        run_id=report.run_id,
+        seconds=report.seconds,
+        is_over=report.is_over,
+        shares=shares_of(report),
+        waited=sorted(report.waited, key=lambda one: -one.seconds),
+        critical_path=critical_path,
+        slowest=slowest,
+        advice=advice_on(report),
+        notes=tuple(notes),
+        samples=report.samples,
+    )
+
+
+def unexplained(
+    path: RunPath,
+    row: Row,
+    summary: RunSummary,
+    critical_path: Sequence[Link],
+    slowest: Sequence[Row],
+) -> Explanation:
+    """Make an explanation of a run about which there is no report."""
+    end = summary.ended_at
+    root_took = 0.0 if end is None else end - summary.began_at
+    return Explanation(
+        run_id=summary.run_id,
+        seconds=root_took if path.parent is None else row.elapsed,
+        is_over=row.status != "running",
+        critical_path=critical_path,
+        slowest=slowest,
+        notes=(_NO_REPORT,),
+    )
+
+
+def shares_of(report: Report) -> Mapping[Doing, float]:
+    """Return the part of the time for each thing done, the largest first. They add up to 1."""
+    whole = sum(report.spent.values())
+    if whole <= 0:
+        return {}
+    found = sorted(report.spent.items(), key=lambda one: -one[1])
+    return {doing: seconds / whole for doing, seconds in found if seconds > 0}
+
+
+# -- advice ----------------------------------------------------------------------------------------
+
+
+@final
+class _Constraint(NamedTuple):
+    """A thing that takes the time of a run, and that could be changed."""
+
+    doing: Doing
+    share: float
+    waited: Waited | None = None
+    use: LimitUse | None = None
+
+
+def advice_on(report: Report) -> str:
+    """Return what would make the run faster: a sentence, computed from its shares.
+
+    The largest waiting is taken away, and what is left shows which limit would be next.
+    """
+    shares = shares_of(report)
+    if not shares:
+        return ""
+    found = [
+        one
+        for doing in (*WAITING, "reducer")
+        for one in _constraints(report, doing, shares.get(doing, 0.0))
+    ]
+    found.sort(key=lambda one: -one.share)
+    if not found or found[0].share < _NOTABLE:
+        return _of_actions(report, shares)
+    first, *others = found
+    left = 1.0 - first.share
+    helps = _remedy(first, shares)
+    # What stays after the remedy: its shares add up to 1 again.
+    following = others[0] if others else None
+    if following is not None and left > 0 and following.share / left >= _NOTABLE:
+        rest = percent(following.share / left)
+        return f"{helps}; {_noun(following)} would then be the next limit ({rest} of what is left)"
+    if left < _NOTABLE:
+        return helps
+    return f"{helps}; then the actions themselves would take most of the time"
+
+
+def _constraints(report: Report, doing: Doing, share: float) -> Sequence[_Constraint]:
+    """Divide a share among the limits that were waited for: each can be changed by itself."""
+    if not share:
+        return ()
+    # Keys of one limit are one constraint, named for the key that was waited for longest, since
+    # the limit is declared once.
+    limits = dict[str, list[Waited]]()
+    for one in waited_for(report, doing):
+        limits.setdefault(one.limit, []).append(one)
+    whole = sum(one.seconds for waited in limits.values() for one in waited)
+    if not whole:
+        return (_Constraint(doing, share),)
+    uses = {use.limits: use for use in report.limits}
+    return [
+        _Constraint(
+            doing, share * sum(one.seconds for one in waited) / whole, waited[0], uses.get(limit)
+        )
+        for limit, waited in limits.items()
+    ]
+
+
+def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> str:
+    part = percent(one.share)
+    match one.doing:
+        case "slot":
+            if one.use is not None and one.use.slots:
+                more = _more_slots(int(one.use.slots), one, shares)
+                return (
+                    f"raising {one.use.limits} to {more:,} would help: {part} of the time is "
+                    f"waiting for its slots"
+                )
+            limit = one.waited.limit if one.waited is not None and one.waited.limit else ""
+            what = f"raising {limit}" if limit else "more slots or children in flight"
+            return f"{what} would help: {part} of the time is waiting for a slot"
+        case "rate":
+            return (
+                f"{_noun(one)} is used up ({part} of the time is waiting for it): only a higher "
+                f"rate or fewer calls would help, and more slots would not"
+            )
+        case "key":
+            return (
+                f"{part} of the time is waiting for {_noun(one)}: spreading the work over more "
+                f"keys, or more slots for each key, would help"
+            )
+        case "breaker":
+            return (
+                f"{part} of the time is waiting for {_noun(one)} to close: the service behind it "
+                f"fails, and the run goes on when it recovers"
+            )
+        case "backoff":
+            return (
+                f"{part} of the time is waiting for further attempts: fewer failures, or a shorter "
+                f"wait in Retry, would help"
+            )
+        case "store":
+            return (
+                f"{part} of the time is waiting for saves: a faster disk or database, or "
+                f"SQLiteStore(synchronous='normal'), would help"
+            )
+        case "reducer":
+            return (
+                f"{part} of the time is applying results, one after another: a cheaper reduce, "
+                f"grow or hook would help, and more children at once would not"
+            )
+        case "question":
+            return f"{part} of the time is waiting for answers to questions"
+        case "loop":
+            return (
+                f"the event loop was busy for {part} of the time: move computing into threads or "
+                f"processes (a plain def action is executed in a thread)"
+            )
+        case "action" | "other":
+            raise AssertionError("these are no waiting")
+
+
+def _more_slots(slots: int, one: _Constraint, shares: Mapping[Doing, float]) -> int:
+    """Return how many slots would be of use: as many as all that worked or waited, at most twice.
+
+    What happens with more than twice as many can't be told from a run with so few.
+    """
+    working = shares.get("action", 0.0)
+    factor = 2.0 if not working else min(2.0, (working + one.share) / working)
+    return max(slots + 1, ceil(slots * factor))
+
+
+def _noun(one: _Constraint) -> str:
+    match one.doing:
+        case "rate" if one.waited is not None and one.waited.key:
+            return f"the rate of {one.waited.key}"
+        case "key" if one.waited is not None and one.waited.key:
+            return f"key {one.waited.key!r}"
+        case "breaker" if one.waited is not None and one.waited.key:
+            return f"breaker {one.waited.key!r}"
+        case "slot" if one.waited is not None and one.waited.limit:
+            return f"{one.waited.limit}"
+        case "rate" if one.waited is not None and one.waited.limit:
+            return f"the rate in {one.waited.limit}"
+        case "loop":
+            return "the event loop"
+        case "backoff":
+            return "the wait between attempts"
+        case "question":
+            return "the open questions"
+        case "reducer":
+            return "applying results"
+        case "slot":
+            return "the number of slots"
+        case _:
+            return f"the {one.doing}"
+
+
+def _of_actions(report: Report, shares: Mapping[Doing, float]) -> str:
+    working = percent(shares.get("action", 0.0))
+    if report.peak <= 1:
+        return (
+            f"the actions themselves take {working} of the time, one at a time: faster actions "
+            f"would help, or a fan-out if they don't need each other"
+        )
+    return (
+        f"the actions themselves take {working} of the time, and at most {report.peak:,} ran at "
+        f"once without waiting: faster actions would help, and higher limits would not"
+    )

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, LiveRun, Report
-from shoal.stores._protocol import ChildStatus, RunStatus, RunSummary
-from shoal.stores._watching import Row
+from shoal._events.report import LimitUse, LiveRun, Report
+from shoal.stores._protocol import ChildStatus, RunSummary
+from shoal.stores._watching import Row, StepTally
 
 from ._failures import Failures
-from ._headline import Headline
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepBar:
-    """A step of the chain with its children: certain numbers, and what runs now."""
-
-    step: str
-    visit: int
-    title: str = ""
-    """What the fan-out calls itself, by ``title=``."""
-    counts: Mapping[ChildStatus, int] = field(default_factory=dict[ChildStatus, int])
-    """Its children by status, as the store has them."""
-    lost: int = 0
-    """How many of the cancelled and failed ones had lost a race."""
-    total: int | None = None
-    """How many elements it has; None if that isn't known."""
-    in_flight: int = 0
-    """How many run now, by the last report."""
-    waiting: int = 0
-    """How many wait to start, by the last report."""
-    at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
-    """How many stand at each step of theirs, by what they do there; by the last report."""
-    is_under_way: bool = False
-
-    @property
-    def done(self) -> int:
-        """How many of its children have ended."""
-        return sum(
-            count for status, count in self.counts.items() if status not in ("running", "halted")
-        )
+from ._headline import Headline, StepBar
 
 
 @final
@@ -56,7 +26,7 @@ class Overview:
     """The run as its parent's list shows it."""
     summary: RunSummary
     """The root run that it belongs to."""
-    status: RunStatus
+    status: ChildStatus
     headline: Headline
     is_lost: bool = False
     """Whether it has no end and no process executes it: its process has died, or was stopped."""
@@ -83,3 +53,52 @@ class Overview:
     """What was charged so far in the whole root run, by the name of the limit."""
     questions: Sequence[RunPath] = ()
     """Its halted children; at most 50."""
+
+
+def bars_of(
+    path: RunPath, tallies: Sequence[StepTally], report: Report | None
+) -> Sequence[StepBar]:
+    """Combine what the store has counted with what the last report says about the same fan-outs.
+
+    Args:
+        path: The run.
+        tallies: The counts of its children.
+        report: The last report about its root run, if that still describes it.
+    """
+    visits = dict[tuple[str, int], list[StepTally]]()
+    for tally in tallies:
+        visits.setdefault((tally.step, tally.visit), []).append(tally)
+    live = {
+        (step.step, step.visit): step
+        for step in (() if report is None else report.steps)
+        if step.path == path
+    }
+    for name in live:
+        visits.setdefault(name, [])  # a fan-out whose children have not ended yet
+    bars = list[StepBar]()
+    for (step, visit), parts in visits.items():
+        now = live.get((step, visit))
+        counts = Counter[ChildStatus]()
+        for part in parts:
+            counts.update(part.counts)
+        totals = [part.total for part in parts]
+        total = None if None in totals or not totals else sum(one or 0 for one in totals)
+        if total is None and now is not None:
+            total = now.total
+        bars.append(
+            StepBar(
+                step=step,
+                visit=visit,
+                title="" if now is None else now.title,
+                counts=dict(counts),
+                # In a decided race all failed contestants have lost; elsewhere nothing has.
+                failed=sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts),
+                lost=sum(part.lost for part in parts),
+                total=total,
+                in_flight=0 if now is None else now.in_flight,
+                waiting=0 if now is None else now.waiting,
+                at={} if now is None else now.at,
+                is_under_way=now is not None,
+            )
+        )
+    return bars
