@@ -51,6 +51,9 @@ CHANGES = 6
 CHARACTERS = 4_000
 """Characters of a value on a page; the rest is behind a link."""
 
+ERROR = 40_000
+"""Characters of an error's JSON that are read: a shortened one can't be laid out."""
+
 RUN_STATUSES = ("running", "failed", "halted", "cancelled", "succeeded")
 ORDERS: tuple[Order, ...] = ("failed first", "position", "ended last", "slowest")
 WHATS: tuple[tuple[What, str], ...] = (
@@ -277,9 +280,11 @@ class Pages:
     async def _values(self, path: RunPath) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         for what, label in WHATS:
-            value = await self._queries.value(path, what, characters=CHARACTERS)
+            most = ERROR if what == "error" else CHARACTERS
+            value = await self._queries.value(path, what, characters=most)
             if value is not None:
-                found.append({"what": what, "label": label, "value": value, **_as_error(value)})
+                error = _as_error(value) if what == "error" else {}
+                found.append({"what": what, "label": label, "value": value, **error})
         return found
 
     async def _time(self, path: RunPath) -> dict[str, Any]:
@@ -361,20 +366,24 @@ def _limit(use: LimitUse) -> dict[str, Any]:
 
 
 def _as_error(value: Value) -> dict[str, Any]:
-    """Return what an error's stored JSON says, outermost first, if the value is an error."""
+    """Return what an error's JSON says, outermost first; nothing if the value is no error."""
     data = plain_json(value.text)
     errors: list[dict[str, Any]] = []
     while isinstance(data, dict):
-        packed = cast("dict[str, Any]", data)
-        if packed.get("@") != "error":
+        error = cast("dict[str, Any]", data)
+        if isinstance(error.get("traceback"), str):  # of a store that has the exception itself
+            return {"errors": [{"text": error["traceback"].rstrip(), "notes": (), "trace": ()}]}
+        if error.get("@") != "error":
             break
+        kind = str(error.get("@type", "")).rpartition(":")[2]
+        notes = error.get("notes")
+        trace = error.get("trace")
         errors.append(
             {
-                "type": str(packed.get("@type", "")).rpartition(":")[2],
-                "text": packed.get("text", ""),
-                "notes": [note for note in packed.get("notes") or () if isinstance(note, str)],
-                "trace": packed.get("trace") or (),
+                "text": f"{kind}: {error.get('text', '')}",
+                "notes": notes if isinstance(notes, list) else (),
+                "trace": trace if isinstance(trace, list) else (),
             }
         )
-        data = packed.get("cause")
+        data = error.get("cause")
     return {"errors": errors} if errors else {}
