@@ -35,6 +35,8 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Event",
     "FindsOrphans",
     "Hook",
+    "Inspects",
+    "KeepsReports",
     "MapActions",
     "MapActionsAndStates",
     "MapStates",

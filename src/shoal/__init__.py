@@ -215,9 +215,10 @@ _MOVED = {
     ),
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
-        "Batch Beginning Browses CachesResults ChildRecord Completed DoneChild Entry "
-        "FailedChild FindsOrphans Orphan Prunes QuestionAnswered QuestionAsked ReadsInParts "
-        "Rewound RunRecord RunSummary SavedRun StepBegun Store replay"
+        "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
+        "FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
+        "QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary SavedRun StepBegun "
+        "StepTally Store StoredReport replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
@@ -225,8 +226,8 @@ _MOVED = {
         "Recovered RunEvents Statistics Until"
     ),
 }
-"""Names that stood in ``shoal`` before, by the module that has them now. Stores go on writing them
-as ``shoal:Name``."""
+"""Names that stood in ``shoal`` before, or that are looked for there, by the module that has them
+now. Stores write them as ``shoal:Name``."""
 
 _HOMES = {
     name: f"{__name__}.{module}"

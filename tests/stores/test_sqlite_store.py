@@ -878,6 +878,7 @@ ANSWERS: dict[str, Any] = {
     "The first page of failures": [("b", "builtins:LookupError", "no such page")],
     "Open questions": [("d", "password", '{"for":"d"}')],
     "Into a child's value": [("a", "A"), ("c", "C")],
+    "When children have ended": None,
     "Who has claimed what": [],
     "Space": None,
 }

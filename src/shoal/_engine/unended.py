@@ -221,6 +221,10 @@ class CutOff:
         return RunPath(act=of.act, parent=self.parent, step=of.step, visit=of.visit, key=of.key)
 
     @property
+    def step(self) -> None:
+        """None: the step in which the child ended is not known."""
+
+    @property
     def outcome(self) -> Cancelled:
         return Cancelled(
             path=self.path,

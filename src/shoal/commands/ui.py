@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ._lines import flush, shown, write
-from ._store import Refused, open_store
+from ._store import Refused, add_store, given_store, shown_store
 
 PORT = 8321
 """The port if none is given; if it is taken, a free one is used."""
 
-DEFAULT = "runs.db"
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 # compared with what was asked for
 
 MISSING = (
@@ -30,14 +29,7 @@ def add_to(commands: Any) -> None:
     """Add the command ``ui``."""
     what = "serve a page that shows what runs do, and where they can be steered"
     parser = commands.add_parser("ui", help=what, description=f"{what.capitalize()}.")
-    store = parser.add_mutually_exclusive_group()
-    store.add_argument(
-        "--db", metavar="FILE", help=f"the file of an SQLiteStore (default: {DEFAULT})"
-    )
-    store.add_argument("--postgres", metavar="URL", help="the URL of a PostgresStore")
-    parser.add_argument(
-        "--schema", metavar="NAME", help="the schema of a PostgresStore, if it isn't the default"
-    )
+    add_store(parser)
     parser.add_argument(
         "--app",
         metavar="MODULE:NAME",
@@ -74,14 +66,12 @@ def _serve(given: argparse.Namespace) -> int:
         from shoal.watch.ui._serve import serve  # noqa: PLC0415 # as above
     except ImportError as error:
         raise Refused(MISSING.format(error)) from error
-    place = given.postgres or given.db or DEFAULT
-    store = cast("Any", open_store(place, given.schema))
+    store = cast("Any", given_store(given))
     applications = [each for name in given.app for each in _applications(name)]
     token: str | None = given.token
     if token is None and not given.read_only:
         token = secrets.token_urlsafe(24)
-    # A postgresql:// URL may have a password.
-    name = "PostgreSQL" if given.postgres else Path(place).name
+    name = shown_store(given)
     hosts = _hosts(given.host, has_token=token is not None)
     app = create_app(store, applications, token=token, hosts=hosts, name=name)
     with _listen(given.host, given.port) as listener:

@@ -1,9 +1,9 @@
 """Stores: what a store implements, for authors of stores and for programs that read them.
 
 ``Store`` is the port. It has few methods, and a store that can do more also implements ``Browses``,
-``Prunes``, ``FindsOrphans``, ``ReadsInParts`` or ``CachesResults``. A ``Batch`` is what one save
-holds, and the other classes are its parts, or what is read back. The stores that come with shoal
-are in ``shoal``: ``MemoryStore``, ``SQLiteStore`` and ``PostgresStore``.
+``Inspects``, ``KeepsReports``, ``Prunes``, ``FindsOrphans``, ``ReadsInParts`` or ``CachesResults``.
+A ``Batch`` is what one save holds, and the other classes are its parts, or what is read back. The
+stores of shoal itself are in ``shoal``: ``MemoryStore``, ``SQLiteStore`` and ``PostgresStore``.
 ``shoal.testing.StoreConformance`` tests a store.
 
 Examples:
@@ -42,28 +42,46 @@ from shoal.stores._protocol import (
     SavedRun,
     Store,
 )
+from shoal.stores._watching import (
+    Bin,
+    Command,
+    Inspects,
+    KeepsReports,
+    Row,
+    RowPage,
+    StepTally,
+    StoredReport,
+)
 
 __all__ = [
     "Batch",
     "Beginning",
+    "Bin",
     "Browses",
     "CachesResults",
     "ChildRecord",
+    "Command",
     "Completed",
     "DoneChild",
     "Entry",
     "FailedChild",
     "FindsOrphans",
+    "Inspects",
+    "KeepsReports",
     "Orphan",
     "Prunes",
     "QuestionAnswered",
     "QuestionAsked",
     "ReadsInParts",
     "Rewound",
+    "Row",
+    "RowPage",
     "RunRecord",
     "RunSummary",
     "SavedRun",
     "StepBegun",
+    "StepTally",
     "Store",
+    "StoredReport",
     "replay",
 ]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile, islice
-from typing import final
+from typing import Literal, final
 
 from anyio import current_time
 from anyio.lowlevel import RunVar
@@ -20,7 +20,9 @@ from shoal._events.events import Decision, Status, Update, in_short
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 
+from . import _inspecting
 from ._history import Entry
+from ._inspecting import Inspected
 from ._protocol import (
     ENDED,
     Batch,
@@ -35,6 +37,19 @@ from ._protocol import (
     SavedRun,
 )
 from ._results import Results
+from ._row_order import row_of
+from ._stored_entries import stored_part
+from ._watching import (
+    Bin,
+    Command,
+    EntryKind,
+    Order,
+    Row,
+    RowPage,
+    StepTally,
+    StoredEntry,
+    StoredReport,
+)
 
 # Names in two levels: unlike an id they need no hashing, and the children of a visit are found
 # without looking at those of other visits.
@@ -61,7 +76,11 @@ class _Kept:
     status: Status | None = None
     reason: str = ""
     record: ChildRecord | None = None  # of a child
+    ended_at: float | None = None  # of a child, as far as no later one replaces it
+    failed_step: str = ""
     history: Sequence[Entry] = ()  # of most children one save, whose tuple is shared
+    # The numbers of updates with the times of their saves; few children have several saves.
+    times: Sequence[tuple[int, float]] = ()
     visits: dict[_Visit, dict[_Child, _Kept]] = field(default_factory=dict)
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -72,6 +91,18 @@ class _Kept:
         if not isinstance(self.history, list):
             self.history = list(self.history)
         self.history += entries
+
+    def note_time(self, number: int, at: float) -> None:
+        """Note when the updates up to a number were saved."""
+        if not isinstance(self.times, list):
+            self.times = list(self.times)
+        self.times.append((number, at))
+
+    def inspected(self) -> Inspected | None:
+        """Return the child for a watcher; None if nothing of its own was saved."""
+        if self.record is None:
+            return None
+        return Inspected(self.record, self.ended_at, self.failed_step, bool(self.visits))
 
     def child(self, path: RunPath) -> _Kept:
         """Return the data of a child; create it, if the child is new."""
@@ -95,7 +126,8 @@ class _Kept:
             visit: {child: kept.copy() for child, kept in children.items()}
             for visit, children in self.visits.items()
         }
-        return replace(self, history=tuple(self.history), visits=visits)
+        times, history = tuple(self.times), tuple(self.history)
+        return replace(self, history=history, times=times, visits=visits)
 
 
 @dataclass(slots=True)
@@ -105,6 +137,7 @@ class _Life:
     began_at: float
     saved_at: float = 0.0  # the time of the last save
     error: str = ""
+    report: StoredReport | None = None
 
     def note(self, batch: Batch) -> None:
         error = batch.run.error
@@ -143,6 +176,8 @@ class MemoryStore:
         self._died: set[str] = set()
         self._lives: dict[str, _Life] = {}  # by run id, in the order in which the runs began
         self._results = Results(_now)
+        self._commands: dict[str, list[Command]] = {}  # by run id
+        self._changes = 0  # how often anything was changed
 
     def copy(self) -> MemoryStore:
         """Return another store with the same runs, all of them unclaimed.
@@ -166,7 +201,8 @@ class MemoryStore:
         self._forget(run_id)
 
     def _forget(self, run_id: str) -> None:
-        for kept in (self._roots, self._lives):
+        self._changes += 1
+        for kept in (self._roots, self._lives, self._commands):
             kept.pop(run_id, None)
 
     def __len__(self) -> int:
@@ -182,6 +218,8 @@ class MemoryStore:
         """Give ``holder`` the run; see ``Store``."""
         self._refuse_claimed(run_id)
         self._claims[run_id] = holder
+        self._commands.pop(run_id, None)
+        self._changes += 1
         has_died = run_id in self._died
         self._died.discard(run_id)
         return has_died
@@ -218,19 +256,25 @@ class MemoryStore:
             for child, update in zip(batch.applied, batch.updates, strict=False)
         ]
         ends += [(child, _ended(child, None)) for child in batch.unapplied]
+        self._changes += 1
+        at = _now()
         if batch.afresh:
-            kept.history, kept.visits = (), {}
+            kept.history, kept.times, kept.visits = (), (), {}
         if batch.begun is not None:
             kept.beginning = batch.begun
-            self._lives[root] = _Life(_now())
+            self._lives[root] = _Life(at)
         if batch.path.parent is None and root in self._lives:
             self._lives[root].note(batch)
         kept.add(batch.entries)
+        if batch.updates:
+            kept.note_time(batch.updates[-1].number, at)
         kept.status = batch.ended  # None while it runs
         kept.reason = batch.run.reason
         for child, record in ends:
             found = kept.child(child.path)
-            found.record = record
+            found.record, found.ended_at = record, at
+            is_far = child.status == "failed" and child.step not in (None, child.path.act)
+            found.failed_step = (child.step or "") if is_far else ""
             last = child.last_update
             if last is not None:
                 found.add((last,))
@@ -269,6 +313,7 @@ class MemoryStore:
         """Release the run; see ``Store``."""
         if self._claims.get(run_id) == holder:
             del self._claims[run_id]
+            self._changes += 1
 
     # -- ``CachesResults``, ``Prunes`` and ``Browses`` -------------------------------------------
 
@@ -343,6 +388,147 @@ class MemoryStore:
                 visits |= {(entry.step, visit) for _, visit in sorted(later)[:1]}
         return visits
 
+    # -- ``KeepsReports`` and ``Inspects`` ---------------------------------------------------------
+
+    async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
+        """Replace reports and take commands; see ``KeepsReports``."""
+        for run_id, text in reports.items():
+            if text and run_id in self._lives:
+                self._lives[run_id].report = StoredReport(run_id, _now(), text)
+                self._changes += 1
+        return [one for run_id in reports for one in self._commands.pop(run_id, ())]
+
+    async def reported(self, run_id: str) -> StoredReport | None:
+        """Return the last report about a root run; see ``KeepsReports``."""
+        return self._lives[run_id].report if run_id in self._lives else None
+
+    async def command(self, command: Command) -> None:
+        """Leave a command for the process that executes a run; see ``KeepsReports``."""
+        if command.run_id in self._claims and command.run_id in self._lives:
+            self._commands.setdefault(command.run_id, []).append(command)
+            self._changes += 1
+
+    async def mark(self) -> int:
+        """Return a value that differs if anything was saved in between; see ``Inspects``."""
+        return self._changes
+
+    async def row(self, path: RunPath) -> Row | None:
+        """Return one run, root or child; see ``Inspects``."""
+        kept = self._known(path)
+        if kept is None:
+            return None
+        if path.parent is None:
+            summary = await self.summary(path.id)
+            return summary and row_of(path, summary, has_children=bool(kept.visits))
+        child = kept.inspected()
+        return None if child is None else child.row(path.parent)
+
+    async def rows(
+        self,
+        path: RunPath,
+        *,
+        step: str | None = None,
+        status: ChildStatus | None = None,
+        key: str | None = None,
+        order: Order = "failed first",
+        after: str | None = None,
+        limit: int = 50,
+    ) -> RowPage:
+        """Return a page of a run's children; see ``Inspects``.
+
+        Raises:
+            ValueError: ``after`` is not the cursor of a page.
+        """
+        children = [
+            one
+            for one in self._inspected(path, step)
+            if status in (None, one.record.status or "running")
+            and (key is None or key in str(one.record.key))
+        ]
+        return _inspecting.rows(path, children, order, after, limit)
+
+    def _inspected(self, path: RunPath, step: str | None = None) -> list[Inspected]:
+        kept = self._known(path)
+        children = () if kept is None else kept.children(step)
+        return [found for one in children if (found := one.inspected()) is not None]
+
+    async def tallies(self, path: RunPath) -> Sequence[StepTally]:
+        """Count a run's children by step, visit, act and status; see ``Inspects``."""
+        return _inspecting.tallies(self._inspected(path), await self._decided_visits(path))
+
+    async def failed_rows(self, path: RunPath, *, limit: int = 10_000) -> Sequence[Row]:
+        """Return the failed children of a run; see ``Inspects``."""
+        decided = await self._decided_visits(path)
+        failed = [
+            one
+            for one in self._inspected(path)
+            if one.record.status == "failed" and not _inspecting.is_lost(one.record, decided)
+        ]
+        return _inspecting.rows(path, failed, "failed first", None, limit).rows
+
+    async def times(
+        self, path: RunPath, *, after: int = 0, limit: int = 1000
+    ) -> Sequence[tuple[int, float]]:
+        """Return when a run's updates were saved; see ``Inspects``."""
+        kept = self._known(path)
+        times = () if kept is None else kept.times
+        return [(number, at) for number, at in times if number > after][:limit]
+
+    async def entries(
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history; see ``Inspects``."""
+        kept = self._known(path)
+        if kept is None:
+            return (), None
+        children = {
+            one.record.applied: one.row(path)
+            for one in self._inspected(path)
+            if one.record.applied is not None
+        }
+        return stored_part(
+            kept.history, children, kept.times, kinds=kinds, from_number=from_number, limit=limit
+        )
+
+    async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
+        """Return when the ends of a run's children were saved; see ``Inspects``."""
+        return _inspecting.timeline(self._inspected(path), bins)
+
+    async def text(
+        self, path: RunPath, what: Literal["element", "value", "error", "first"]
+    ) -> str | None:
+        """Return a value of a run as JSON; see ``Inspects``."""
+        kept = self._known(path)
+        if kept is None:
+            return None
+        if what == "first":
+            begun = kept.beginning
+            return None if begun is None else _inspecting.text(dict(begun.first))
+        value = None if kept.record is None else getattr(kept.record, what)
+        is_there = kept.record is not None and (what == "element" or value is not None)
+        return _inspecting.text(value) if is_there else None
+
+    async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
+        """Return the children of one key in all visits and acts of a step; see ``Inspects``."""
+        of_step = self._inspected(path, step)
+        found = [one.row(path) for one in of_step if one.record.key == key]
+        return sorted(found, key=lambda row: row.path.visit)
+
+    async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
+        """Return the root runs that an action of this run has started; see ``Inspects``."""
+        return [
+            self._summary(run_id)
+            for run_id in reversed(self._lives)
+            if (begun := self._roots[run_id].beginning) is not None
+            and begun.spawned_by is not None
+            and begun.spawned_by[0] == path
+        ][:1000]
+
     def _summary(self, run_id: str) -> RunSummary:
         kept, life = self._roots[run_id], self._lives[run_id]
         beginning = kept.beginning
@@ -358,6 +544,7 @@ class MemoryStore:
             error=life.error,
             holder="this process" if run_id in self._claims else "",
             forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
+            spawned_by=beginning.spawned_by,
         )
 
     # -- finding --------------------------------------------------------------------------------
@@ -375,7 +562,7 @@ class MemoryStore:
             return self._roots.setdefault(path.id, _Kept())
         kept = self._find(path.parent).child(path)
         if run is not None and (kept.record is None or afresh):
-            kept.record = _under_way(run)
+            kept.record, kept.ended_at, kept.failed_step = _under_way(run), None, ""
         elif run is not None and kept.record is not None and kept.record.crashes != run.crashes:
             kept.record = kept.record._replace(crashes=run.crashes)
         return kept

@@ -73,6 +73,11 @@ class SavedRun(Protocol):
         ...
 
     @property
+    def step(self) -> str | None:
+        """The step at which the run stands, or in which it has ended; None if that isn't known."""
+        ...
+
+    @property
     def used(self) -> bool:
         """Whether the parent used the child's result."""
         ...
@@ -141,6 +146,8 @@ class Beginning:
     """The run whose state this one starts with, and the number of the update that led there."""
     secret: frozenset[str] = frozenset()
     """The names of the secret fields. Their values are never passed to a store."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run whose action started this one, and the step of that action; None if none did."""
 
 
 @final
@@ -503,7 +510,7 @@ class CachesResults(Protocol):
 
 @runtime_checkable
 class Prunes(Protocol):
-    """An optional extension of a store: ``shoal runs prune`` deletes old runs."""
+    """An optional extension of a store: ``shoal prune`` deletes old runs."""
 
     async def prune(
         self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False

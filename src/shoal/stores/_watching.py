@@ -44,7 +44,7 @@ class Row(NamedTuple):
     error_type: str = ""
     """The class of its error; empty if it didn't fail."""
     error: str = ""
-    """Its error in a line or a few."""
+    """Its error in a line or a few, beginning with the class."""
     failed_step: str = ""
     """The step of the child in which it failed; empty if it didn't fail, or has one step."""
     has_children: bool = False
@@ -60,6 +60,9 @@ class RowPage(NamedTuple):
     rows: Sequence[Row]
     after: str | None
     """The cursor of the next page; None after the last one."""
+    left_out: str = ""
+    """What a search has left out, as a phrase for people; empty if nothing. A search by key looks
+    at a bounded number of keys, and finds a bounded number of children."""
 
 
 @final
@@ -73,7 +76,8 @@ class StepTally(NamedTuple):
     lost: int = 0
     """How many of the cancelled and failed ones had lost a race."""
     total: int | None = None
-    """How many elements the step has, where its fan-out has declared that; else None."""
+    """How many elements the step has, where the store knows that; else None. The stores of shoal
+    don't: see ``LiveStep.total`` in the last report."""
 
 
 @final
@@ -156,7 +160,8 @@ class KeepsReports(Protocol):
                 has an empty text: only its commands are taken.
 
         A command is returned once. If the call is cancelled, or fails, commands may be lost, but
-        none is returned twice.
+        none is returned twice. Runs that the store doesn't know yet, and runs that another process
+        executes, are left out. A report may be lost if the machine loses power.
         """
         ...
 
@@ -167,7 +172,8 @@ class KeepsReports(Protocol):
     async def command(self, command: Command) -> None:
         """Leave a command for the process that executes the run.
 
-        It is dropped when the run is claimed anew: it was meant for the execution that it saw.
+        It is dropped when the run is claimed anew: it was meant for the execution that it saw. It
+        is dropped at once if no process executes the run.
         """
         ...
 
@@ -221,6 +227,21 @@ class Inspects(Browses, Protocol):
         """Return the failed children of a run, for grouping; losers of races are left out."""
         ...
 
+    async def times(
+        self, path: RunPath, *, after: int = 0, limit: int = 1000
+    ) -> Sequence[tuple[int, float]]:
+        """Return when a run's updates were saved: numbers of updates, each with a time.
+
+        An update that isn't named was saved together with the next one that is. Times are in
+        seconds since 1970; updates of earlier versions of shoal have none.
+
+        Args:
+            path: The run.
+            after: Only updates with a higher number.
+            limit: At most so many.
+        """
+        ...
+
     async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
         """Return when the ends of a run's children were saved, from the first to the last."""
         ...
@@ -228,7 +249,10 @@ class Inspects(Browses, Protocol):
     async def text(
         self, path: RunPath, what: Literal["element", "value", "error", "first"]
     ) -> str | None:
-        """Return a value of a run as its stored JSON; None if there is none."""
+        """Return a value of a run as its stored JSON; None if there is none.
+
+        "element", "value" and "error" are of children, "first" is the initial state of a root run.
+        """
         ...
 
     async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
@@ -253,21 +277,6 @@ class Inspects(Browses, Protocol):
             limit: About so many entries: all entries of one number are in one part.
 
         Returns the entries and the ``from_number`` of the next part, or None after the last part.
-        """
-        ...
-
-    async def times(
-        self, path: RunPath, *, after: int = 0, limit: int = 1000
-    ) -> Sequence[tuple[int, float]]:
-        """Return when a run's updates were saved: numbers of updates, each with a time.
-
-        An update that isn't named was saved together with the next one that is. Times are in
-        seconds since 1970; updates of earlier versions of shoal have none.
-
-        Args:
-            path: The run.
-            after: Only updates with a higher number.
-            limit: At most so many.
         """
         ...
 

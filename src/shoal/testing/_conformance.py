@@ -64,7 +64,8 @@ class StoreConformance(ApplicationConformance):
                 return MyStore(store.path)
 
     Optional protocols (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``, ``Prunes``,
-    ``Browses``) are tested if the store has them, and skipped otherwise.
+    ``Browses``, ``Inspects``, ``KeepsReports``) are tested if the store has
+    them, and skipped otherwise.
 
     Test in your own tests that a lease expires, and what happens then to a process that has lost
     it: stores differ too much in how to make that happen.

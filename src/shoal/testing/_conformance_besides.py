@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from shoal._errors.exceptions import NotData
 from shoal._events.events import Update
@@ -22,27 +22,15 @@ from shoal.stores._protocol import (
     Store,
 )
 
-from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, keys, save, update_of
+from ._conformance_watching import WatchingConformance
+from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, has, keys, save, update_of
 
 AT_ONCE = 1e-9
 """Seconds after which anything has expired: shorter than one call of a store."""
 
 
-def has(store: Store, protocol: type[object]) -> Any:
-    """Return ``store`` if it implements ``protocol``; skip the test otherwise."""
-    if isinstance(store, protocol):
-        return store
-    from unittest import SkipTest  # noqa: PLC0415 # programs that import this need no unittest
-
-    raise SkipTest(f"{type(store).__name__} is no {protocol.__name__}")
-
-
-class OptionalConformance:
+class OptionalConformance(WatchingConformance):
     """Tests of the optional protocols of a store; part of ``StoreConformance``."""
-
-    def another(self, store: Any) -> Store:
-        """Return a second store with the same runs; by default the same one."""
-        return cast("Store", store)
 
     # -- orphans --------------------------------------------------------------------------------
 

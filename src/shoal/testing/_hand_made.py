@@ -35,6 +35,7 @@ class HandMadeRun:
     element: object = None
     digest: str = "digest"
     status: Status | None = None
+    step: str | None = None
     reason: str = ""
     winner: ChildName | None = None
     error: BaseException | None = None
@@ -51,6 +52,15 @@ class HandMadeRun:
     def outcome(self) -> Outcome:
         """Raise: no store reads it."""
         raise NotImplementedError
+
+
+def has(store: Store, protocol: type[object]) -> Any:
+    """Return ``store`` if it implements ``protocol``; skip the test otherwise."""
+    if isinstance(store, protocol):
+        return store
+    from unittest import SkipTest  # noqa: PLC0415 # programs that import this need no unittest
+
+    raise SkipTest(f"{type(store).__name__} is no {protocol.__name__}")
 
 
 def child_run(

@@ -11,6 +11,8 @@ The modules, from the first that others need to the last:
 - ``_failures``: failures in groups, by step, class of error and normalised message.
 - ``_headline``: one sentence that says how far a run is and what holds it up.
 - ``_history``, ``_timeline``, ``_overview``, ``_explain``: what the queries return.
+- ``_stored``: histories and children as they are stored; ``_diff`` compares two runs with it,
+  ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
 
@@ -27,6 +29,8 @@ if typing.TYPE_CHECKING:
     from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
+    from ._burr import BurrExport
+    from ._diff import ChildDifference, Difference, FieldDifference, Parting
     from ._explain import Explanation, Link, explain
     from ._failures import FailureGroup, Failures
     from ._headline import Headline, HeldUp, StepBar
@@ -38,11 +42,15 @@ if typing.TYPE_CHECKING:
 
 _HOMES = {
     "Bin": "shoal.stores._watching",
+    "BurrExport": "shoal.watch._burr",
+    "ChildDifference": "shoal.watch._diff",
+    "Difference": "shoal.watch._diff",
     "Doing": "shoal._events.report",
     "Explanation": "shoal.watch._explain",
     "FailureGroup": "shoal.watch._failures",
     "Failures": "shoal.watch._failures",
     "FieldChange": "shoal.watch._history",
+    "FieldDifference": "shoal.watch._diff",
     "Headline": "shoal.watch._headline",
     "HeldUp": "shoal.watch._headline",
     "HistoryEntry": "shoal.watch._history",
@@ -52,6 +60,7 @@ _HOMES = {
     "LiveRun": "shoal._events.report",
     "LiveStep": "shoal._events.report",
     "Overview": "shoal.watch._overview",
+    "Parting": "shoal.watch._diff",
     "Queries": "shoal.watch._queries",
     "Report": "shoal._events.report",
     "Row": "shoal.stores._watching",
@@ -69,11 +78,15 @@ _HOMES = {
 
 __all__ = [
     "Bin",
+    "BurrExport",
+    "ChildDifference",
+    "Difference",
     "Doing",
     "Explanation",
     "FailureGroup",
     "Failures",
     "FieldChange",
+    "FieldDifference",
     "Headline",
     "HeldUp",
     "HistoryEntry",
@@ -83,6 +96,7 @@ __all__ = [
     "LiveRun",
     "LiveStep",
     "Overview",
+    "Parting",
     "Queries",
     "Report",
     "Row",

@@ -6,23 +6,13 @@ a store doesn't return are unknown.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from shoal._events.events import ChildName, Decision, ErrorInfo, Update, in_short
+from shoal._events.events import ChildName, in_short
 from shoal._events.identity import Key, RunPath
-from shoal._state.plain import to_plain
-from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
-from shoal.stores._history import (
-    Completed,
-    Entry,
-    QuestionAnswered,
-    QuestionAsked,
-    Rewound,
-    StepBegun,
-)
+from shoal.stores._inspecting import text
 from shoal.stores._protocol import (
     Browses,
     ChildRecord,
@@ -32,6 +22,7 @@ from shoal.stores._protocol import (
     RunSummary,
     Store,
 )
+from shoal.stores._stored_entries import stored_part
 from shoal.stores._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
 
 _RANK: Mapping[str, int] = {
@@ -39,14 +30,6 @@ _RANK: Mapping[str, int] = {
     for rank, status in enumerate(
         ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
     )
-}
-_OPERATIONS: Mapping[type, str] = {
-    Set: "set",
-    Extend: "extend",
-    Put: "put",
-    PutWithin: "within",
-    Increment: "add",
-    Drop: "drop",
 }
 
 
@@ -156,12 +139,11 @@ class Inspection:
         """See ``Inspects``."""
         if path.parent is None:
             run = await self._read.load(path.id) if what == "first" else None
-            return None if run is None else _json(run.beginning.first)
+            return None if run is None else text(dict(run.beginning.first))
         for record in await self._read.children(path.parent, path.step, path.visit):
-            if record.act == path.act and record.key == path.key:
-                value = {"element": record.element, "value": record.value, "error": record.error}
-                found = value.get(what)
-                return None if found is None else _json(found)
+            if record.act == path.act and record.key == path.key and what != "first":
+                value = getattr(record, what)
+                return None if value is None and what != "element" else text(value)
         return None
 
     async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
@@ -182,25 +164,13 @@ class Inspection:
         limit: int = 100,
     ) -> tuple[Sequence[StoredEntry], int | None]:
         """See ``Inspects``."""
-        children = {
-            record.applied: record
+        rows = {
+            record.applied: await self._row(path, record)
             for record in await self._read.children(path)
             if record.applied is not None
         }
-        found = list[StoredEntry]()
-        number = 0
-        for entry in await self._read.read(path):
-            number = entry.number if isinstance(entry, Update) else number
-            if number < from_number:
-                continue
-            if found and len(found) >= limit and number > found[-1].number:
-                return found, number
-            child = children.get(number) if isinstance(entry, Update) else None
-            row = None if child is None else await self._row(path, child)
-            stored = _stored(entry, number, row)
-            if kinds is None or stored.kind in kinds:
-                found.append(stored)
-        return found, None
+        history = await self._read.read(path)
+        return stored_part(history, rows, (), kinds=kinds, from_number=from_number, limit=limit)
 
     async def times(
         self, path: RunPath, *, after: int = 0, limit: int = 1000
@@ -270,43 +240,3 @@ _ORDERS: Mapping[Order, Callable[[ChildRecord], Any]] = {
     "ended last": lambda record: -(record.applied or 0),
     "slowest": lambda record: -record.elapsed,
 }
-
-
-# -- entries -----------------------------------------------------------------------------------
-
-
-def _stored(entry: Entry, number: int, child: Row | None) -> StoredEntry:
-    kind: EntryKind
-    step, data = "", cast("object", None)
-    match entry:
-        case Update():
-            kind, step = "update", entry.step
-            operations = [*map(_operation, entry.operations)]
-            data = {"number": entry.number, "do": operations, "step": step}
-            data |= {"found": [*entry.discovered]} if entry.discovered else {}
-        case Decision():
-            kind, step = "decision", entry.step
-            data = [[*entry.winner], [[*one] for one in entry.winners], entry.reason]
-        case Completed():
-            kind, step, data = "completed", entry.step, entry.number
-        case Rewound():
-            kind, step, data = "rewound", entry.step, entry.visit
-        case StepBegun():
-            kind, step, data = "begun", entry.step, entry.declared
-        case QuestionAsked():
-            kind, step, data = "asked", entry.step, [entry.name, entry.question, entry.id]
-        case QuestionAnswered():
-            kind, data = "answered", [entry.id, entry.value]
-    return StoredEntry(number=number, kind=kind, step=step, data=_json(data), child=child)
-
-
-def _operation(operation: Operation) -> list[object]:
-    if isinstance(operation, Extend):
-        return ["extend", operation.field, [*operation.values]]
-    return [_OPERATIONS[type(operation)], *cast("Iterable[object]", operation)]
-
-
-def _json(value: object) -> str:
-    if isinstance(value, BaseException):
-        value = ErrorInfo.of(value).to_plain()
-    return json.dumps(to_plain(value, for_json=True), default=repr, skipkeys=True)

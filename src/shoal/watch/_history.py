@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal.stores._watching import EntryKind, Row, StoredEntry
 
@@ -16,6 +16,8 @@ end, a number was added to it, or it was removed."""
 
 _SHOWN = 200
 """The characters of a value that a history shows: two lines of a terminal."""
+_UNTAGGED = 4_000
+"""The characters of a value that is shown without tags: twenty times what is shown of it."""
 _HOW: Mapping[str, How] = {
     "set": "set",
     "put": "put",
@@ -111,7 +113,26 @@ def _change(kind: str, field: str, *parts: str) -> FieldChange:
             key, value = "", ""
         case _:
             key, value = "", parts[0]
-    return FieldChange(field, how, shortened(key, _SHOWN), shortened(value, _SHOWN), len(value))
+    shown = shortened(_plain(value), _SHOWN)
+    return FieldChange(field, how, shortened(key, _SHOWN), shown, len(value))
+
+
+def _plain(text: str) -> str:
+    """Return JSON without the tags of types, unless it is long."""
+    if len(text) > _UNTAGGED or '"@"' not in text:
+        return text
+    return json.dumps(_untagged(json.loads(text)), ensure_ascii=False)
+
+
+def _untagged(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_untagged(one) for one in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    data = cast("dict[str, Any]", value)
+    if "@" in data and "value" in data:
+        return _untagged(data["value"])
+    return {name: _untagged(one) for name, one in data.items()}
 
 
 def _text_of(kind: EntryKind, data: Any) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import NamedTuple, final
 
 import anyio
@@ -16,10 +17,22 @@ from shoal._events.paths import parse_path, path_text
 from shoal._events.report import LimitUse, Report
 from shoal._events.report_text import parse_report
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
-from shoal.stores._watching import Bin, Inspects, KeepsReports, Order, Row, RowPage, StoredReport
+from shoal.stores._watching import (
+    Bin,
+    Inspects,
+    KeepsReports,
+    Order,
+    Row,
+    RowPage,
+    StepTally,
+    StoredReport,
+)
 
 from ._any_store import Inspection
+from ._burr import MOST_CHILDREN, BurrExport, export_burr
+from ._diff import Difference, difference
 from ._explain import Explanation, Link, explained, unexplained
+from ._export import export_lines
 from ._failures import Failures, grouped
 from ._headline import headline
 from ._history import HistoryPage, entry_of
@@ -29,6 +42,8 @@ from ._values import Value, What, value_of
 
 _WINDOW = 10.0
 """Seconds over which a pace is measured, at least."""
+_SOON = 1.0
+"""Seconds in which too little happens to tell a pace."""
 _REMEMBERED = 1_000
 """The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
 _SCANNED = 5_000
@@ -36,6 +51,8 @@ _SCANNED = 5_000
 _DEEPEST = 100
 """The most runs on a critical path; recursion may be deeper, and nobody reads that."""
 _SLOWEST = 5
+_ORDER: Sequence[ChildStatus] = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
+"""The statuses of children, those first that people look for."""
 
 
 @final
@@ -100,6 +117,11 @@ class Queries:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()  # the last asked for is last
 
     @property
+    def store(self) -> Browses:
+        """The store that is asked."""
+        return self._store
+
+    @property
     def inspected(self) -> Inspects:
         """The store, or what stands in for it if it doesn't implement ``Inspects``."""
         return self._inspected
@@ -156,10 +178,7 @@ class Queries:
         is_lost = summary.status == "running" and not summary.holder and row.status == "running"
         is_live = summary.status == "running" and not is_lost
         bars = bars_of(path, tallies, report if is_live else None)
-        counts = dict[ChildStatus, int]()
-        for tally in tallies:
-            for status, count in tally.counts.items():
-                counts[status] = counts.get(status, 0) + count
+        counts = _counts(tallies)
         seen = self._remember(path)
         failures = await self._failures(path, sum(bar.failed for bar in bars), seen)
         done = sum(bar.done for bar in bars)
@@ -204,6 +223,10 @@ class Queries:
             questions=[one.path for one in halted],
         )
 
+    async def row(self, path: RunPath | str) -> Row:
+        """Return one run, as the list of its parent's children shows it."""
+        return (await self._find(self._path(path)))[1]
+
     async def _failures(self, path: RunPath, failed: int, seen: _Seen) -> Failures:
         if failed != seen.failed:
             rows = await self._inspected.failed_rows(path) if failed else ()
@@ -225,7 +248,7 @@ class Queries:
         since, then = ends[0]
         if now - since >= _WINDOW / 4:
             return (done - then) / (now - since)
-        return _recent(await self._inspected.timeline(path), time.time())
+        return _recent(await self._inspected.timeline(path), row.began_at, time.time())
 
     async def children(
         self,
@@ -356,6 +379,33 @@ class Queries:
             return unexplained(path, row, summary, links, rows)
         return explained(report, path, links, rows)
 
+    async def diff(self, first: RunPath | str, second: RunPath | str) -> Difference:
+        """Compare two runs: where they took different ways, and in what they differ.
+
+        Compared are the order of their steps, the values in their last states, and how the children
+        of the same name have ended. Takes time in proportion to both histories.
+        """
+        return await difference(self._inspected, await self.row(first), await self.row(second))
+
+    def lines(self, path: RunPath | str, *, values: bool = False) -> AsyncGenerator[str]:
+        """Return a run, its history and its children as lines of JSON; see ``export_lines``."""
+        return export_lines(self._store, self._inspected, self._path(path), values=values)
+
+    async def to_burr(
+        self,
+        path: RunPath | str,
+        directory: str | PurePath,
+        *,
+        max_children: int = MOST_CHILDREN,
+        project: str | None = None,
+    ) -> BurrExport:
+        """Write a run as the logs that Burr's own UI reads; see ``export_burr``."""
+        path = self._path(path)
+        summary, row, _, _ = await self._find(path)
+        return await export_burr(
+            self._inspected, row, summary, directory, max_children=max_children, project=project
+        )
+
     # -- finding --------------------------------------------------------------------------------
 
     def _path(self, path: RunPath | str) -> RunPath:
@@ -365,17 +415,13 @@ class Queries:
         """Return the root run, the run's row, and the last report with its age in seconds."""
         summary = await self._store.summary(path.root.id)
         if summary is None:
-            raise UnknownRun(f"the store has no run {path.root.id!r}")
+            raise UnknownRun(f"there is no run {path.root.id}")
         report, age = await self._report(summary.run_id)
         row = await self._inspected.row(path)
         if row is None and report is not None:
             row = _row_of(path, report)
         if row is None:
-            msg = (
-                f"the store has no run {path_text(path)!r}; a child is saved when it ends or has "
-                f"completed a step"
-            )
-            raise UnknownRun(msg)
+            raise UnknownRun(f"there is no child {path_text(path)}")
         return summary, row, report, age
 
     async def _report(self, run_id: str) -> tuple[Report | None, float | None]:
@@ -403,6 +449,14 @@ def _row_of(path: RunPath, report: Report) -> Row | None:
     return None
 
 
+def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
+    """Add up the counts of a run's steps, those first that people look for."""
+    found = Counter[ChildStatus]()
+    for tally in tallies:
+        found.update(tally.counts)
+    return {status: found[status] for status in _ORDER if status in found}
+
+
 def _ancestors(path: RunPath) -> Sequence[RunPath]:
     found = list[RunPath]()
     at = path.parent
@@ -419,13 +473,16 @@ def _is_below(path: RunPath, ancestor: RunPath) -> bool:
     return at == ancestor
 
 
-def _recent(bins: Sequence[Bin], now: float) -> float | None:
+def _recent(bins: Sequence[Bin], began_at: float | None, now: float) -> float | None:
     """Return how many children end in a second, by the last bins of a timeline."""
     if not bins:
         return None
+    first = bins[0].begins_at if began_at is None else began_at
     end = max(now, bins[-1].ends_at)
-    window = max(_WINDOW, (end - bins[0].begins_at) / 10)
-    found = [one for one in bins if one.ends_at > end - window]
-    count = sum(sum(one.counts.values()) for one in found)
-    begin = max(found[0].begins_at, bins[0].begins_at) if found else end
-    return count / (end - begin) if end > begin else None
+    begin = max(first, end - max(_WINDOW, (end - first) / 10))
+    found = [one for one in bins if one.ends_at > begin]
+    if found:
+        begin = min(begin, max(first, found[0].begins_at))
+    if end - begin < _SOON:
+        return None
+    return sum(sum(one.counts.values()) for one in found) / (end - begin)

@@ -458,9 +458,12 @@ class PostgresDatabase(Claimant):
             place = self._place(Place(child.step, child.visit, child.act))
             self._append(self._outlived(child, runs[place, child.key], parent))
 
-    def _append(self, entries: list[tuple[int, History]]) -> None:
-        rows = [(run, *entry) for run, entry in entries]
-        self._sql.insert_later("history (run, number, kind, step, data)", rows)
+    def _append(self, entries: list[tuple[int, History]], at: float | None = None) -> None:
+        rows = [(run, *entry, at) for run, entry in entries]
+        self._sql.insert_later("history (run, number, kind, step, data, at)", rows)
+
+    def _note_save(self, run: int, number: int, at: float) -> None:
+        self._sql.insert_later("saves (run, number, at)", [(run, number, at)])
 
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         known: list[tuple[int, Child]] = []

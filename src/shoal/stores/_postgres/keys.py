@@ -78,5 +78,8 @@ POSTGRES = Dialect(
     "greatest(seen_at, extract(epoch FROM pg_postmaster_start_time())::float8)",
     lease_state_of=lease_state_of,
     skips="FOR UPDATE SKIP LOCKED",
+    contains="strpos(key, ?) > 0",
+    whole="floor({})::bigint",
+    unindexed="",
     now=_now,
 )

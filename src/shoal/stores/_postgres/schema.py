@@ -114,6 +114,46 @@ MIGRATIONS = (
     # No table changes, but histories have entries of the kind "begun" from here on. A version of
     # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
     "SELECT 1",
+    # Children that ended in an earlier layout have no time. The row of ``saves`` without a time
+    # keeps them from getting that of a later save.
+    """
+    CREATE TABLE saves (run bigint NOT NULL, number bigint NOT NULL, at double precision);
+    INSERT INTO saves SELECT parent, max(applied), NULL FROM runs
+        WHERE parent > 0 AND applied IS NOT NULL GROUP BY parent;
+    CREATE INDEX saves_by_number ON saves (run, number);
+    CREATE TABLE reports (run bigint PRIMARY KEY, at double precision NOT NULL, text text NOT NULL)
+        WITH (fillfactor = 50);
+    CREATE TABLE commands (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, run bigint NOT NULL,
+        epoch bigint NOT NULL, kind text COLLATE "C" NOT NULL, arguments json NOT NULL
+    );
+    CREATE INDEX commands_by_run ON commands (run);
+    ALTER TABLE roots ADD COLUMN spawned_by json, ADD COLUMN spawner text COLLATE "C";
+    CREATE INDEX roots_by_spawner ON roots (spawner) WHERE spawner IS NOT NULL;
+    ALTER TABLE history ADD COLUMN at double precision;
+    ALTER TABLE runs ADD COLUMN ended_at double precision, ADD COLUMN failed_step text;
+    CREATE INDEX runs_by_end ON runs (parent, status, ended_at) WHERE ended_at IS NOT NULL;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, coalesce(long_key, key) AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason,
+            to_timestamp(began_at) AS began_at, to_timestamp(roots.ended_at) AS ended_at,
+            first, forked_from, forked_at, roots.error, spawned_by
+        FROM runs JOIN roots ON roots.run = runs.id;
+    DROP VIEW child_runs;
+    CREATE VIEW child_runs AS
+        SELECT ended.*, ended_at - elapsed * interval '1 second' AS began_at FROM (
+            SELECT runs.id, parent, step, visit, act, coalesce(long_key, key) AS key, position,
+                coalesce(status, 'running') AS status, element, value,
+                error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+                applied, used, attempts, elapsed, abandoned, failed_step,
+                to_timestamp(coalesce(ended_at, (
+                    SELECT at FROM saves WHERE run = parent AND number >= applied
+                    ORDER BY number LIMIT 1
+                ))) AS ended_at
+            FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL
+        ) AS ended;
+    """,
 )
 """The steps from each version of the layout to the next; the first one creates it."""
 

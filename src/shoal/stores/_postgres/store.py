@@ -122,6 +122,14 @@ class PostgresStore(DurableStore):
     def _connect(self) -> PostgresConnection | None:
         return connect(self._server, makes=False, check=from_thread.check_cancelled)
 
+    async def mark(self) -> object:
+        """Return a value that differs if anything was saved in between; see ``Inspects``.
+
+        It is the set of transactions whose changes are visible, in the whole server.
+        """
+        sql = "SELECT pg_current_snapshot()::text"
+        return await self._read(lambda reader: reader.sql.execute(sql).fetchone())
+
     def _begin(self, connection: Connection) -> None:
         assert isinstance(connection, PostgresConnection), "_connect has made it"
         connection.begin(how="ISOLATION LEVEL REPEATABLE READ READ ONLY")

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from shoal._events.identity import RunPath
 from shoal.stores._protocol import ChildStatus, RunStatus, RunSummary
 
 from .dialect import Connection, Dialect
+from .rows import chain, spawner_of
 
 _RUN = (
-    "SELECT {key}, application, version, coalesce(status, 'running'), began_at, ended_at, "
-    "coalesce(reason, ''), coalesce(roots.error, ''), forked_from, {held} "
+    "SELECT {key}, application, version, coalesce(status, 'running'), began_at, roots.ended_at, "
+    "coalesce(reason, ''), coalesce(roots.error, ''), forked_from, spawned_by, "
+    "{held} "
 )
 _CLAIMS = "LEFT JOIN claims ON claims.run_id = runs.key"
 _FROM_ROOTS = f"{_RUN}FROM roots JOIN runs ON runs.id = roots.run {_CLAIMS}"
@@ -49,13 +52,37 @@ def summary(sql: Connection, dialect: Dialect, run_id: str) -> RunSummary | None
     return found[0] if found else None
 
 
+def spawned(sql: Connection, dialect: Dialect, spawner: object, limit: int) -> list[RunSummary]:
+    """Return root runs that were started by the run with that id, the newest first."""
+    where = "roots.spawner = ? ORDER BY roots.run DESC LIMIT ?"
+    return _summaries(sql, dialect, _FROM_ROOTS, where, spawner, limit)
+
+
+def find(sql: Connection, dialect: Dialect, path: RunPath) -> int | None:
+    """Return the id of a run's row; None if it has none."""
+    found: tuple[int] | None = sql.execute(
+        "SELECT id FROM runs WHERE parent = 0 AND place = 0 AND key = ?",
+        (dialect.index_of(path.root.id),),
+    ).fetchone()
+    for place, key in chain(path):
+        if found is None:
+            return None
+        found = sql.execute(
+            "SELECT runs.id FROM runs JOIN places ON places.id = place "
+            "WHERE parent = ? AND step = ? AND visit = ? AND act = ? AND key = ?",
+            (*found, *place, dialect.index_of(key)),
+        ).fetchone()
+    return None if found is None else found[0]
+
+
 def _summaries(
     sql: Connection, dialect: Dialect, query: str, where: str, *values: object
 ) -> list[RunSummary]:
     query = query.format(key=dialect.key, held=dialect.lease_columns)
     summaries: list[RunSummary] = []
     for row in sql.execute(f"{query} WHERE {where}", values):
-        key, application, version, status, began_at, ended_at, reason, error, forked, *held = row
+        key, application, version, status, began_at, ended_at, reason, error, *more = row
+        forked, spawned_by, *held = more
         lease = None if held[0] is None else dialect.lease_state_of(held)
         summaries.append(
             RunSummary(
@@ -69,6 +96,7 @@ def _summaries(
                 error=error,
                 holder=str(lease.holder) if lease is not None and lease.seconds_left else "",
                 forked_from=None if forked is None else dialect.run_id_of(forked),
+                spawned_by=None if spawned_by is None else spawner_of(spawned_by),
             )
         )
     return summaries

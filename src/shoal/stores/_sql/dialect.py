@@ -70,6 +70,12 @@ class Dialect(NamedTuple):
     """Reads those columns."""
     skips: str
     """SQL for the end of a query: locks the rows found, and skips rows that are locked."""
+    contains: str
+    """SQL: whether the column ``key`` contains a value."""
+    whole: str
+    """SQL: a number rounded down, as a format of the expression."""
+    unindexed: str
+    """SQL behind a table: read the table, or a range of its ids, and no other index."""
     now: Callable[[Connection], float]
     """Returns seconds since 1970, by the clock that all users of the database share."""
 

@@ -15,12 +15,13 @@ def error_in_short(packed: Mapping[str, Any]) -> str:
     leaves = list(_leaves_of(packed))
     if leaves != [packed]:
         more = f"; and {len(leaves) - LEAVES} more" if len(leaves) > LEAVES else ""
-        shown = [f"{_kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
+        shown = [f"{kind_of(leaf)}: {_text_of(leaf)}" for leaf in leaves[:LEAVES]]
         text = f"{packed['args'][0]}: {'; '.join(shown)}{more}"
-    return shortened(f"{_kind_of(packed)}: {text}")
+    return shortened(f"{kind_of(packed)}: {text}")
 
 
-def _kind_of(packed: Mapping[str, Any]) -> str:
+def kind_of(packed: Mapping[str, Any]) -> str:
+    """Return the name of an error's class, from the saved form of the error."""
     return str(packed.get("@type", "")).rpartition(":")[2].rpartition(".")[2]
 
 

@@ -24,7 +24,7 @@ CONDEMNED = -1
 """The ``parent`` of a condemned run. No run has this id, so nothing finds it as a child."""
 
 _OLD = (
-    "SELECT {key}, status, coalesce(ended_at, seen_at, began_at), {held} "
+    "SELECT {key}, status, coalesce(roots.ended_at, seen_at, began_at), {held} "
     "FROM roots JOIN runs ON runs.id = roots.run LEFT JOIN claims ON claims.run_id = runs.key "
     "WHERE "
 )
@@ -38,7 +38,7 @@ def old_runs(
 
     A run without an end counts from its last sign of life.
     """
-    found = _old(sql, dialect, "coalesce(ended_at, seen_at, began_at) <= ?", until)
+    found = _old(sql, dialect, "coalesce(roots.ended_at, seen_at, began_at) <= ?", until)
     return [dialect.run_id_of(row[0]) for row in found if _is_free(dialect, row, statuses)]
 
 
@@ -78,7 +78,8 @@ def condemn(sql: Connection, dialect: Dialect, run_id: str) -> None:
     if run is None:
         return
     _condemn(sql, [run])
-    sql.execute("DELETE FROM roots WHERE run = ?", run)
+    for table in ("roots", "reports", "commands"):
+        sql.execute(f"DELETE FROM {table} WHERE run = ?", run)
 
 
 def _condemn(sql: Connection, runs: Iterable[tuple[int]]) -> None:
@@ -109,15 +110,22 @@ def _sweep(sql: Connection, run: tuple[int], limit: int) -> int:
         "DELETE FROM history WHERE id IN (SELECT id FROM history WHERE run = ? LIMIT ?)",
         (*run, limit),
     ).rowcount
+    # A child that has rows in ``saves`` has children, too: it is swept later, like this run.
+    saves = sql.execute(
+        "DELETE FROM saves WHERE run = ? AND number IN "
+        "(SELECT number FROM saves WHERE run = ? LIMIT ?)",
+        (*run, *run, limit - history),
+    ).rowcount
+    above = history + saves
     children = sql.execute(
         "SELECT id, EXISTS (SELECT 1 FROM runs WHERE parent = child.id) "
         "OR EXISTS (SELECT 1 FROM history WHERE run = child.id) "
         "FROM runs AS child WHERE parent = ? LIMIT ?",
-        (*run, limit - history),
+        (*run, limit - above),
     ).fetchall()
     _condemn(sql, [(child,) for child, has_more in children if has_more])
     bare = [(child,) for child, has_more in children if not has_more]
-    if history + len(children) < limit:  # the limits were not reached, so nothing is left below
+    if above + len(children) < limit:  # the limits were not reached, so nothing is left below
         bare.append(run)
     sql.executemany("DELETE FROM runs WHERE id = ?", bare)
-    return history + len(children) + 1
+    return above + len(children) + 1

@@ -22,12 +22,15 @@ from shoal.stores._protocol import (
     RunStatus,
     RunSummary,
 )
+from shoal.stores._watching import StoredReport
 
 from . import browsing as _browsing
 from . import pruning as _pruning
+from . import reporting as _reporting
 from . import results as _cached
 from .dialect import Connection, Dialect
-from .rows import Applied, Begun, Child, History, chain, names_of
+from .inspecting import Inspector
+from .rows import Applied, Begun, Child, History, names_of
 from .unpacking import Unpacker, outlived
 
 T = TypeVar("T")
@@ -35,7 +38,8 @@ T = TypeVar("T")
 _CHILDREN = (
     "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
     "coalesce(used, 1), value, forms.form, change, own, reason, winner_act, winner_key, error, "
-    "coalesce(attempts, 1), coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0) "
+    "coalesce(attempts, 1), coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0), "
+    "ended_at, failed_step "
     "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
 )
 
@@ -85,16 +89,17 @@ class Reader:
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
             "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
-            "status, coalesce(reason, '') FROM runs JOIN roots ON roots.run = runs.id "
+            "spawned_by, spawner, status, coalesce(reason, '') "
+            "FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        begun = Begun(*found[:8])
+        begun = Begun(*found[:10])
         if begun.forked_from is not None:
             begun = begun._replace(forked_from=self._dialect.run_id_of(begun.forked_from))
-        return self._unpacker.run(begun, cast("Status | None", found[8]), found[9])
+        return self._unpacker.run(begun, cast("Status | None", found[10]), found[11])
 
     def orphans(self) -> list[Orphan]:
         run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
@@ -285,19 +290,33 @@ class Reader:
         return children_where(self._sql, self._dialect, where, *values)
 
     def _find(self, path: RunPath) -> int | None:
-        found: tuple[int] | None = self._sql.execute(
-            "SELECT id FROM runs WHERE parent = 0 AND place = 0 AND key = ?",
-            (self._dialect.index_of(path.root.id),),
-        ).fetchone()
-        for place, key in chain(path):
-            if found is None:
-                return None
-            found = self._sql.execute(
-                "SELECT runs.id FROM runs JOIN places ON places.id = place "
-                "WHERE parent = ? AND step = ? AND visit = ? AND act = ? AND key = ?",
-                (*found, *place, self._dialect.index_of(key)),
-            ).fetchone()
-        return None if found is None else found[0]
+        return _browsing.find(self._sql, self._dialect, path)
+
+    def find(self, path: RunPath) -> int | None:
+        return self._find(path)
+
+    @property
+    def sql(self) -> Connection:
+        """The connection, for what only one database has."""
+        return self._sql
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the database writes keys."""
+        return self._dialect
+
+    @property
+    def codec(self) -> Codec:
+        """Encodes keys as JSON."""
+        return self._codec
+
+    @property
+    def inspector(self) -> Inspector:
+        """Answers the questions of watchers, as of the same moment."""
+        return Inspector(self._sql, self._dialect, self._decided_visits)
+
+    def reported(self, run_id: str) -> StoredReport | None:
+        return _reporting.reported(self._sql, self._dialect, run_id)
 
 
 def _of_step(step: str | None, visit: int | None) -> tuple[str, list[object]]:

@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, final
 
@@ -59,6 +60,10 @@ class Begun(NamedTuple):
     forked_at: int | None
     secret: str
     """JSON of the names of its secret fields."""
+    spawned_by: str | None
+    """JSON: the run whose action started it; see ``spawner_text``."""
+    spawner: str | None
+    """The id of that run."""
 
 
 @final
@@ -104,6 +109,11 @@ class Child(NamedTuple):
     elapsed: float = 0.0
     abandoned: int = 0
     crashes: int = 0
+    ended_at: float | None = None
+    """When its end was saved, if no update applied it. For the others, ``saves`` has the time: one
+    row for all children of a save."""
+    failed_step: str | None = None
+    """The step in which it failed, if it has several."""
 
 
 @final
@@ -141,6 +151,10 @@ class Rows(NamedTuple):
     afresh: bool
     history: Sequence[History]
     children: Sequence[Child]
+    at: float
+    """The time of the save, in seconds since 1970."""
+    applied: int | None
+    """The number of the last update that applies a child; None if none does."""
 
 
 @final
@@ -220,13 +234,15 @@ class Packer:
             if name.step not in self._names or name.act not in self._names:
                 self._check_names(name.step, name.act)
         children: list[Child] = []
-        plain = updates
+        plain, at, last = updates, time.time(), None
         if applied or batch.unapplied:
             plain = updates[len(applied) :]
             children = [
-                self._ended(child, update) for child, update in zip(applied, updates, strict=False)
+                self._ended(child, update, None)
+                for child, update in zip(applied, updates, strict=False)
             ]
-            children += [self._ended(child, None) for child in batch.unapplied]
+            last = children[-1].applied if children else None
+            children += [self._ended(child, None, at) for child in batch.unapplied]
         is_root = path.parent is None
         return Rows(
             root=path.root.id,
@@ -240,6 +256,8 @@ class Packer:
             afresh=batch.afresh,
             history=self._history(batch, plain),
             children=children,
+            at=at,
+            applied=last,
         )
 
     def _check_names(self, *names: str) -> None:
@@ -313,6 +331,7 @@ class Packer:
 
     def _begun(self, begun: Beginning) -> Begun:
         run_id, number = begun.forked_from or (None, None)
+        spawner = begun.spawned_by
         return Begun(
             application=begun.application,
             version=begun.version,
@@ -322,6 +341,8 @@ class Packer:
             forked_from=run_id,
             forked_at=number,
             secret=json.dumps(sorted(begun.secret)),
+            spawned_by=None if spawner is None else spawner_text(*spawner),
+            spawner=None if spawner is None else spawner[0].id,
         )
 
     def _under_way(self, run: SavedRun) -> Child:
@@ -337,9 +358,16 @@ class Packer:
             crashes=run.crashes,
         )
 
-    def _ended(self, child: SavedRun, update: Update | None) -> Child:
-        """Make the row of a child that has ended; ``update`` is the one that applied it, if any."""
+    def _ended(self, child: SavedRun, update: Update | None, at: float | None) -> Child:
+        """Make the row of a child that has ended.
+
+        Args:
+            child: The child.
+            update: The update that applied it, if any.
+            at: When it ended, if no update applied it.
+        """
         path, status = child.path, child.status
+        failed_step = child.step if status == "failed" and child.step != path.act else None
         packed = child.packed if status == "succeeded" else None
         if not isinstance(packed, Packed):  # the child's own store, of another kind, has packed it
             packed = self.pack(child) if status == "succeeded" else self._what_is_left(child)
@@ -377,6 +405,8 @@ class Packer:
             child.elapsed,
             int(child.abandoned),
             child.crashes,
+            at,
+            failed_step,
         )
 
     def _what_is_left(self, child: SavedRun) -> Packed:
@@ -445,6 +475,31 @@ class Packer:
         if len(text) > self._small:
             child = f", key {brief(path.key)} of {path.step!r}" if path.parent is not None else ""
             self._sizes.check(text, f"the update of step {step!r} of run {path.id}{child}")
+
+
+def spawner_text(path: RunPath, step: str) -> str:
+    """Return the JSON of a run and a step of it: what started a root run."""
+    links = [[*place, _plain(key)] for place, key in chain(path)]
+    root = path.root
+    data = {"run": root.id, "application": root.act, "path": links, "step": step}
+    return json.dumps(data)
+
+
+def spawner_of(text: str) -> tuple[RunPath, str]:
+    """Return the run and the step that ``spawner_text`` has described."""
+    data: dict[str, Any] = json.loads(text)
+    path = RunPath(run_id=data["run"], act=data["application"])
+    for step, visit, act, key in data["path"]:
+        name: Key = int(key["int"], 0) if isinstance(key, dict) else key  # pyright: ignore[reportUnknownArgumentType] # as written below
+        path = RunPath(parent=path, step=step, visit=visit, act=act, key=name)
+    return path, data["step"]
+
+
+def _plain(key: Key) -> object:
+    """Return a key as JSON has it. Not every reader takes integers of any length."""
+    if isinstance(key, int) and key.bit_length() > 63:  # noqa: PLR2004 # more than an int64 has
+        return {"int": hex(key)}
+    return key
 
 
 def names_of(secret: str) -> frozenset[str]:

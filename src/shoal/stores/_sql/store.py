@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from threading import Lock
@@ -49,6 +49,7 @@ from .reading import Reader
 from .rows import Packer
 from .sizes import UpdateSizes
 from .unpacking import Unpacker
+from .watched import WatchedStore
 from .writer_thread import Job, Writer
 from .writing import Claiming, Config, Database, Releasing, Save, delays, log_waiting
 
@@ -75,7 +76,7 @@ MOST_READERS = 4
 """Idle connections that are kept for later reads."""
 
 
-class DurableStore(ABC):
+class DurableStore(WatchedStore):
     """Keeps runs in tables."""
 
     _abandons_readers: bool = False
@@ -146,6 +147,8 @@ class DurableStore(ABC):
         self._users = 0
         self._writer: Writer[Database] | None = None
         self._readers: list[Connection] = []  # the idle ones, guarded by ``_lock``
+        # The connection of ``SQLiteStore.mark`` and its number; guarded by ``_lock``.
+        self._marking: tuple[int, Connection] | None = None
 
     # -- implemented by each database -----------------------------------------------------------
 
@@ -446,11 +449,15 @@ class DurableStore(ABC):
 
     async def _read(self, look: Callable[[Reader], T], *, flushes: bool = True) -> T | None:
         """Call ``look`` in a worker thread; return None if the database has no tables yet."""
-        writer = self._writer
-        if flushes and self._within and writer is not None:
-            # Saves that were left for later are written before this job, so the reader sees them.
-            await writer.ask(_nothing, lightly=True)
+        if flushes:
+            await self._flush()
         return await to_thread.run_sync(self._look, look, abandon_on_cancel=self._abandons_readers)
+
+    async def _flush(self) -> None:
+        """Wait until the saves are written that were left for later, so that readers see them."""
+        writer = self._writer
+        if self._within and writer is not None:
+            await writer.ask(_nothing, lightly=True)
 
     def _look(self, look: Callable[[Reader], T]) -> T | None:
         """Call ``look``; retry errors that may pass for ``patience`` seconds. Runs in a thread."""
@@ -495,6 +502,9 @@ class DurableStore(ABC):
         """Remove and return the idle connections, for the caller to close."""
         with self._lock:
             readers, self._readers = self._readers, []
+            if self._marking is not None:
+                readers.append(self._marking[1])
+                self._marking = None
         return readers
 
 
@@ -513,7 +523,7 @@ _inherited: list[object] = []
 def _start_anew() -> None:
     """Reset all stores in a forked process, without touching connections of its parent."""
     for store in list(_stores):
-        _inherited.append((store._writer, store._readers))
+        _inherited.append((store._writer, store._readers, store._marking))
         store._lock = Lock()
         store._forget_all()
 

@@ -26,7 +26,7 @@ from shoal.stores._history import (
 from shoal.stores._protocol import Beginning, ChildRecord, FailedChild, RunRecord
 
 from .error_texts import error_in_short
-from .rows import FORMS, OPERATIONS, Applied, Begun, Child, History, names_of
+from .rows import FORMS, OPERATIONS, Applied, Begun, Child, History, names_of, spawner_of
 
 
 @final
@@ -50,6 +50,7 @@ class Unpacker:
             visits=cast("Mapping[str, int]", json.loads(begun.visits)),
             forked_from=forked,
             secret=names_of(begun.secret),
+            spawned_by=None if begun.spawned_by is None else spawner_of(begun.spawned_by),
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 

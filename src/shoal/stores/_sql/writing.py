@@ -22,8 +22,10 @@ from shoal._errors.exceptions import RunClaimed, ShoalError, StoreFailed
 from shoal._events.identity import Key
 from shoal.stores._codec.codec import Codec
 from shoal.stores._protocol import RunStatus
+from shoal.stores._watching import Command
 
 from . import pruning as _pruning
+from . import reporting as _reporting
 from . import results as _cached
 from .dialect import Connection, Dialect, ErrorPolicy
 from .leases import KnownRows, Lease, LeaseState
@@ -40,7 +42,7 @@ logger = logging.getLogger("shoal")
 COLUMNS = (
     "position", "element", "digest", "status", "applied", "used", "value", "form", "change", "own",
     "reason", "winner_act", "winner_key", "error", "attempts", "elapsed", "abandoned",
-    "crashes",
+    "crashes", "ended_at", "failed_step",
 )  # fmt: skip
 """The columns of ``runs`` that describe children, without those of their names. The order is that
 of ``Child`` from ``position`` on."""
@@ -54,6 +56,8 @@ _ROOT = (
     "forked_from",
     "forked_at",
     "secret",
+    "spawned_by",
+    "spawner",
     "began_at",
 )
 _BEGUN = (
@@ -216,8 +220,12 @@ class Database(ABC):
         self._sql.execute(sql, values)
 
     @abstractmethod
-    def _append(self, entries: list[tuple[int, History]]) -> None:
-        """Write entries of histories, each with the id of its run."""
+    def _append(self, entries: list[tuple[int, History]], at: float | None = None) -> None:
+        """Write entries of histories, each with the id of its run; ``at`` is their time."""
+
+    @abstractmethod
+    def _note_save(self, run: int, number: int, at: float) -> None:
+        """Write when the children were saved that updates up to that number have applied."""
 
     @abstractmethod
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
@@ -390,7 +398,9 @@ class Database(ABC):
         else:
             self._note_root(run, rows)
         if rows.history:
-            self._append([(run, entry) for entry in rows.history])
+            self._append([(run, entry) for entry in rows.history], rows.at)
+        if rows.applied is not None:
+            self._note_save(run, rows.applied, rows.at)
         if rows.children:
             self._keep_children(run, rows.children)
 
@@ -468,9 +478,11 @@ class Database(ABC):
 
     def _begun(self, begun: Begun) -> Begun:
         """Return the values of the columns ``_ROOT``, except ``began_at``."""
-        if begun.forked_from is None:
-            return begun
-        return begun._replace(forked_from=self._dialect.column_of(begun.forked_from))
+        if begun.forked_from is not None:
+            begun = begun._replace(forked_from=self._dialect.column_of(begun.forked_from))
+        if begun.spawner is not None:
+            begun = begun._replace(spawner=self._dialect.index_of(begun.spawner))
+        return begun
 
     def _note_under_way(self, run: int, parent: int, child: Child, *, afresh: bool) -> None:
         """Write the row of a child that has begun, or begins again ``afresh``."""
@@ -547,7 +559,8 @@ class Database(ABC):
 
     def _delete_below(self, run: int) -> None:
         sql = self._sql
-        for table, column in (("history", "run"), ("runs", "id")):
+        sql.execute("DELETE FROM saves WHERE run = ?", (run,))
+        for table, column in (("saves", "run"), ("history", "run"), ("runs", "id")):
             sql.execute(
                 f"{_BELOW}DELETE FROM {table} WHERE {column} IN (SELECT id FROM below)", (run,)
             )
@@ -558,6 +571,14 @@ class Database(ABC):
     def remember(self, key: str, text: str, seconds: float) -> None:
         """Cache the result of an action."""
         _cached.remember(self._sql, self._dialect, key, text, seconds)
+
+    def report(self, reports: Mapping[str, str], executions: Mapping[str, str]) -> list[Command]:
+        """Replace the reports of some runs, and take the commands that were left for them."""
+        return _reporting.report(self._sql, self._dialect, reports, executions)
+
+    def command(self, command: Command) -> None:
+        """Leave a command for the execution that has claimed a run."""
+        _reporting.command(self._sql, self._dialect, command)
 
     def discard(self, run_id: str) -> None:
         """Condemn a root run; see ``pruning``."""

@@ -36,7 +36,7 @@ _alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index
 # for each connection; so there are three, and any number of rows needs few statements.
 _AT_ONCE = (32, 8, 1)
 
-_ENTRY = "INSERT INTO history (run, number, kind, step, data) VALUES (?, ?, ?, ?, ?)"
+_ENTRY = "INSERT INTO history (run, number, kind, step, data, at) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @final
@@ -168,8 +168,11 @@ class SQLiteDatabase(Database):
 
     # -- saves ----------------------------------------------------------------------------------
 
-    def _append(self, entries: list[tuple[int, History]]) -> None:
-        self._sql.executemany(_ENTRY, [(run, *entry) for run, entry in entries])
+    def _append(self, entries: list[tuple[int, History]], at: float | None = None) -> None:
+        self._sql.executemany(_ENTRY, [(run, *entry, at) for run, entry in entries])
+
+    def _note_save(self, run: int, number: int, at: float) -> None:
+        self._sql.execute("INSERT OR REPLACE INTO saves VALUES (?, ?, ?)", (run, number, at))
 
     def _insert(self, parent: int, children: list[tuple[int, Child]]) -> list[tuple[int, Child]]:
         """Insert several rows with one statement, which binds the values they share only once.
@@ -280,5 +283,8 @@ SQLITE = Dialect(
     lease_columns="epoch, execution, host, boot, pid, started, lease, seen_at, seen_uptime",
     lease_state_of=_lease_state_of,
     skips="",
+    contains="instr(key, ?) > 0",
+    whole="CAST({} AS INTEGER)",
+    unindexed=" NOT INDEXED",
     now=_now,
 )

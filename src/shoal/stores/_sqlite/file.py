@@ -122,6 +122,47 @@ MIGRATIONS = (
     # No table changes, but histories have entries of the kind "begun" from here on. A version of
     # shoal that doesn't know them must refuse the file, and not fail in the middle of a run.
     "SELECT 1",
+    # Children that ended in an earlier layout have no time. The row of ``saves`` without a time
+    # keeps them from getting that of a later save.
+    """
+    CREATE TABLE saves (
+        run INTEGER NOT NULL, number INTEGER NOT NULL, at REAL, PRIMARY KEY (run, number)
+    ) WITHOUT ROWID;
+    INSERT INTO saves SELECT parent, max(applied), NULL FROM runs
+        WHERE parent > 0 AND applied IS NOT NULL GROUP BY parent;
+    CREATE TABLE reports (run INTEGER PRIMARY KEY, at REAL NOT NULL, text TEXT NOT NULL);
+    CREATE TABLE commands (
+        id INTEGER PRIMARY KEY, run INTEGER NOT NULL, epoch INTEGER NOT NULL, kind TEXT NOT NULL,
+        arguments TEXT NOT NULL
+    );
+    CREATE INDEX commands_by_run ON commands (run);
+    ALTER TABLE roots ADD COLUMN spawned_by TEXT;
+    ALTER TABLE roots ADD COLUMN spawner TEXT;
+    CREATE INDEX roots_by_spawner ON roots (spawner) WHERE spawner IS NOT NULL;
+    ALTER TABLE history ADD COLUMN at REAL;
+    ALTER TABLE runs ADD COLUMN ended_at REAL;
+    ALTER TABLE runs ADD COLUMN failed_step TEXT;
+    CREATE INDEX runs_by_end ON runs (parent, status, ended_at) WHERE ended_at IS NOT NULL;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, roots.ended_at, first,
+            forked_from, forked_at, roots.error, spawned_by
+        FROM runs JOIN roots ON roots.run = runs.id;
+    DROP VIEW child_runs;
+    CREATE VIEW child_runs AS
+        SELECT *, ended_at - elapsed AS began_at FROM (
+            SELECT runs.id, parent, step, visit, act, key, position,
+                coalesce(status, 'running') AS status, element, value,
+                error ->> '@type' AS error_type, error ->> 'text' AS error_text, error, reason,
+                applied, used, attempts, elapsed, abandoned, failed_step,
+                coalesce(ended_at, (
+                    SELECT at FROM saves WHERE run = parent AND number >= applied
+                    ORDER BY number LIMIT 1
+                )) AS ended_at
+            FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL
+        );
+    """,
 )
 """The steps from each version of the layout to the next; the first one creates it."""
 

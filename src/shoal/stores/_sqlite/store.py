@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from itertools import count
 from pathlib import Path
 from typing import final
+
+from anyio import to_thread
 
 from shoal._errors.exceptions import DefinitionError
 from shoal.stores._codec.codec import Codec
@@ -14,6 +17,8 @@ from shoal.stores._sql.store import LEASE, WINDOW, Durability, DurableStore
 
 from .database import SQLITE, SQLiteDatabase
 from .file import SQLiteErrorPolicy, Synchronous, connect
+
+_markings = count()
 
 PATIENCE = 5.0
 """Seconds that a save waits for a locked file or a full disk."""
@@ -122,6 +127,43 @@ class SQLiteStore(DurableStore):
 
     def _database(self) -> SQLiteDatabase:
         return SQLiteDatabase(self._config, self.path, self._synchronous, self._take_readers)
+
+    async def mark(self) -> object:
+        """Return a value that differs if anything was saved in between; see ``Inspects``.
+
+        While the store is not open, it differs with each call.
+
+        Raises:
+            StoreFailed: The file can't be used.
+        """
+        await self._flush()
+        return await to_thread.run_sync(self._version)
+
+    def _version(self) -> tuple[int, int] | None:
+        """Return how often others have changed the file, as one connection sees it.
+
+        That number says nothing to another connection, so it comes with that of its own.
+        """
+        with self._lock:
+            marking, self._marking = self._marking, None
+        try:
+            if marking is None:
+                connection = self._connect()
+                if connection is None:
+                    return None
+                marking = next(_markings), connection
+            (version,) = marking[1].execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            if marking is not None:
+                marking[1].close()
+            raise SQLiteErrorPolicy(self.path, self._config.patience).explained(error) from error
+        number, connection = marking
+        with self._lock:
+            if self._writer is not None and self._marking is None:
+                self._marking = marking
+                return number, version
+        connection.close()
+        return number, version
 
     def _connect(self) -> sqlite3.Connection | None:
         if not self.path.exists():

@@ -1,0 +1,149 @@
+"""Answer what watchers ask about runs, from the data that ``MemoryStore`` keeps.
+
+Everything is computed from all children of a run at each call: a run in memory has fewer of them
+than one in a database.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, final
+
+from shoal._errors.exceptions import NotEncodable, brief
+from shoal._events.events import in_short
+from shoal._events.identity import RunPath
+
+from ._protocol import ChildRecord, ChildStatus
+from ._row_order import STATUSES, Standing, page, place_of
+from ._watching import Bin, Order, Row, RowPage, StepTally
+
+
+@final
+class Inspected(NamedTuple):
+    """A child, with what its record doesn't have."""
+
+    record: ChildRecord
+    ended_at: float | None
+    failed_step: str
+    has_children: bool
+
+    def standing(self, number: int) -> Standing:
+        """Return what its place among its siblings depends on."""
+        record = self.record
+        return Standing(
+            number,
+            record.position,
+            record.status or "running",
+            record.applied,
+            record.elapsed,
+            self.ended_at,
+        )
+
+    def row(self, parent: RunPath) -> Row:
+        """Return it as a watcher sees it."""
+        record, ended_at = self.record, self.ended_at
+        error, winner = record.error, None
+        if record.winner is not None:
+            act, key = record.winner
+            winner = RunPath(parent=parent, step=record.step, visit=record.visit, act=act, key=key)
+        return Row(
+            path=RunPath(
+                parent=parent, step=record.step, visit=record.visit, act=record.act, key=record.key
+            ),
+            status=record.status or "running",
+            position=record.position,
+            began_at=None if ended_at is None else ended_at - record.elapsed,
+            ended_at=ended_at,
+            elapsed=record.elapsed,
+            attempts=record.attempts,
+            used=record.used,
+            reason=record.reason,
+            winner=winner,
+            error_type="" if error is None else type(error).__name__,
+            error="" if error is None else in_short(error),
+            failed_step=self.failed_step,
+            has_children=self.has_children,
+            applied=record.applied,
+        )
+
+
+def rows(
+    path: RunPath, children: Iterable[Inspected], order: Order, after: str | None, limit: int
+) -> RowPage:
+    """Return a page of children."""
+    numbered = dict(enumerate(children, 1))
+    standings = [one.standing(number) for number, one in numbered.items()]
+    taken, more = page(standings, order, place_of(after, order), max(0, limit))
+    return RowPage([numbered[one.id].row(path) for one in taken], more)
+
+
+def tallies(
+    children: Iterable[Inspected], decided: Collection[tuple[str, int]]
+) -> Sequence[StepTally]:
+    """Count children by step, visit, act and status."""
+    counts: dict[tuple[str, int, str], Counter[ChildStatus]] = {}
+    lost = Counter[tuple[str, int, str]]()
+    for child in children:
+        record = child.record
+        place = record.step, record.visit, record.act
+        counts.setdefault(place, Counter())[record.status or "running"] += 1
+        lost[place] += is_lost(record, decided)
+    steps = list(dict.fromkeys(step for step, _, _ in counts))
+    places = sorted(counts, key=lambda place: (steps.index(place[0]), place[1]))
+    return [
+        StepTally(
+            *place,
+            {status: counts[place][status] for status in STATUSES if status in counts[place]},
+            lost[place],
+        )
+        for place in places
+    ]
+
+
+def is_lost(record: ChildRecord, decided: Collection[tuple[str, int]]) -> bool:
+    """Return whether a child that failed or was cancelled has lost a race."""
+    if record.status == "failed":
+        return (record.step, record.visit) in decided
+    return record.status == "cancelled" and record.winner is not None
+
+
+def timeline(children: Iterable[Inspected], bins: int) -> Sequence[Bin]:
+    """Count the ends of children by time."""
+    ended: list[tuple[float, ChildStatus]] = [
+        (one.ended_at, one.record.status)
+        for one in children
+        if one.ended_at is not None and one.record.status is not None
+    ]
+    if not ended or bins < 1:
+        return []
+    begins, ends = min(at for at, _ in ended), max(at for at, _ in ended)
+    width = (ends - begins) / bins
+    if width <= 0.0:
+        bins, width = 1, 1.0
+    counts = [Counter[ChildStatus]() for _ in range(bins)]
+    for at, status in ended:
+        counts[min(int((at - begins) / width), bins - 1)][status] += 1
+    return [
+        Bin(
+            begins + at * width,
+            ends if at == bins - 1 else begins + (at + 1) * width,
+            {status: of[status] for status in STATUSES if status in of},
+        )
+        for at, of in enumerate(counts)
+    ]
+
+
+def text(value: object) -> str:
+    """Return a value as JSON, as the stores in databases write it.
+
+    A value that they would refuse, which this store keeps, is described in a JSON string; so is
+    every value where msgspec isn't installed.
+    """
+    try:
+        from ._codec.codec import Codec  # noqa: PLC0415 # needs msgspec, which the core doesn't
+
+        return Codec().encode(value, "value")
+    except (ImportError, NotEncodable):
+        return json.dumps(brief(value))

@@ -1,0 +1,564 @@
+"""Look into runs: pages of their children, tallies, and when their ends were saved.
+
+Invariants:
+- No query decodes a value of a user.
+- A page costs what it returns, if an index has its order. The orders "position" and "slowest" have
+  none, because an index costs every run more than the rare page of that order: the children are
+  read once, in the order in which they are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import islice
+from typing import Any, Literal, NamedTuple, final
+
+from shoal._events.identity import Key, RunPath
+from shoal.stores._protocol import ChildStatus, RunSummary
+from shoal.stores._row_order import (
+    BOUNDLESS,
+    ENDED,
+    STATUSES,
+    UNENDED,
+    UNTIMED,
+    Place,
+    Standing,
+    cursor_of,
+    page,
+    place_of,
+    row_of,
+)
+from shoal.stores._watching import Bin, Order, Row, RowPage, StepTally
+
+from . import browsing as _browsing
+from .dialect import Connection, Dialect
+from .error_texts import error_in_short, kind_of
+
+_ENDED_AT = (
+    "coalesce(runs.ended_at, (SELECT at FROM saves WHERE saves.run = runs.parent "
+    "AND number >= applied ORDER BY number LIMIT 1))"
+)
+_ROW = (
+    "SELECT runs.id, step, visit, act, {key}, coalesce(position, 0), coalesce(status, 'running'), "
+    f"applied, coalesce(used, 1), coalesce(attempts, 1), coalesce(elapsed, 0.0), {_ENDED_AT}, "
+    "coalesce(reason, ''), winner_act, winner_key, error, coalesce(failed_step, ''), "
+    "EXISTS (SELECT 1 FROM runs AS below WHERE below.parent = runs.id) "
+    "FROM runs JOIN places ON places.id = place WHERE "
+)
+_STANDING = (
+    "SELECT runs.id, coalesce(position, 0), coalesce(status, 'running'), applied, "
+    f"coalesce(elapsed, 0.0), {_ENDED_AT} FROM runs"
+)
+_OF_STEP = " AND place IN (SELECT id FROM places WHERE step = ?)"
+
+FEW = 5_000
+"""Children of a step up to this number are sorted here; the database looks for more of them along
+its indices."""
+FOUND = 1_000
+"""Children that a search by key finds at most."""
+SEARCHED = 2_000_000
+"""Keys that a search looks at: some 0.3 s."""
+SPAWNED = 1_000
+"""Runs started by an action that are listed."""
+_AT_ONCE = 500
+"""Rows that one query names."""
+
+
+@final
+class _Some(NamedTuple):
+    """The children of a run that a page is made of."""
+
+    run: int
+    statuses: tuple[ChildStatus, ...]
+    step: str | None
+
+    @property
+    def of_step(self) -> str:
+        """SQL: a condition for the step."""
+        return "" if self.step is None else _OF_STEP
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        """The values for that condition."""
+        return () if self.step is None else (self.step,)
+
+
+@final
+class Inspector:
+    """Answers what watchers ask about runs, within the transaction of a reader."""
+
+    def __init__(
+        self,
+        sql: Connection,
+        dialect: Dialect,
+        decided_visits: Callable[[int], set[tuple[str, int]]],
+    ) -> None:
+        """Read with ``sql``.
+
+        Args:
+            sql: The connection.
+            dialect: How the database writes keys.
+            decided_visits: Returns the steps and visits of a run in which a race was decided.
+        """
+        self._sql = sql
+        self._dialect = dialect
+        self._decided_visits = decided_visits
+
+    def _find(self, path: RunPath) -> int | None:
+        return _browsing.find(self._sql, self._dialect, path)
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    def row(self, path: RunPath) -> Row | None:
+        """Return one run."""
+        run = self._find(path)
+        if run is None:
+            return None
+        if path.parent is not None:
+            return next(iter(self._rows(path.parent, [run])))._replace(path=path)
+        summary = _browsing.summary(self._sql, self._dialect, path.id)
+        if summary is None:
+            return None
+        has_children = self._sql.execute("SELECT 1 FROM runs WHERE parent = ? LIMIT 1", (run,))
+        return row_of(path, summary, has_children=has_children.fetchone() is not None)
+
+    def children(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
+        """Return rows of children of one parent, in the order of their ids in ``ids``."""
+        return self._rows(parent, ids)
+
+    def _rows(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
+        """Return rows of children of one parent, in the order of their ids in ``ids``."""
+        found = dict[int, Row]()
+        query, of = _ROW.format(key=self._dialect.key), self._row_of
+        for at in range(0, len(ids), _AT_ONCE):
+            some = ids[at : at + _AT_ONCE]
+            holes = ", ".join("?" * len(some))
+            for run, *rest in self._sql.execute(f"{query}runs.id IN ({holes})", some):
+                found[run] = of(parent, rest)
+        return [found[run] for run in ids if run in found]
+
+    def _row_of(self, parent: RunPath, row: Sequence[Any]) -> Row:
+        step, visit, act, key, position, status, applied, used, attempts, elapsed, *more = row
+        ended_at, reason, winner_act, winner_key, error, failed_step, has_children = more
+        key_of = self._dialect.key_of
+        packed: Mapping[str, Any] | None = None if error is None else json.loads(error)
+        winner = None
+        if winner_act is not None and winner_key is not None:
+            won = key_of(winner_key)
+            winner = RunPath(parent=parent, step=step, visit=visit, act=winner_act, key=won)
+        return Row(
+            path=RunPath(parent=parent, step=step, visit=visit, act=act, key=key_of(key)),
+            status=status,
+            position=position,
+            began_at=None if ended_at is None else ended_at - elapsed,
+            ended_at=ended_at,
+            elapsed=elapsed,
+            attempts=attempts,
+            used=bool(used),
+            reason=reason,
+            winner=winner,
+            error_type="" if packed is None else kind_of(packed),
+            error="" if packed is None else error_in_short(packed),
+            failed_step=failed_step,
+            has_children=bool(has_children),
+            applied=applied,
+        )
+
+    # -- pages ----------------------------------------------------------------------------------
+
+    def rows(
+        self,
+        path: RunPath,
+        *,
+        step: str | None,
+        status: ChildStatus | None,
+        key: str | None,
+        order: Order,
+        after: str | None,
+        limit: int,
+    ) -> RowPage:
+        """Return a page of a run's children."""
+        run, start = self._find(path), place_of(after, order)
+        if run is None or limit < 1:
+            return RowPage((), None)
+        some = _Some(run, STATUSES if status is None else (status,), step)
+        few, left_out = self._few(some, key)
+        if few is not None:
+            standings = [one for one in self._standings(few) if one.status in some.statuses]
+            taken, more = page(standings, order, start, limit)
+        else:
+            # One more than a page has: if there is one, there is a next page.
+            found = self._in_order(some, order, start, limit + 1)
+            taken = found[:limit]
+            more = cursor_of(taken[-1].place(order)) if len(found) > limit else None
+        return RowPage(self._rows(path, [one.id for one in taken]), more, left_out)
+
+    def _few(self, some: _Some, key: str | None) -> tuple[list[int] | None, str]:
+        """Return the ids of the children with that step and key; None if there are many.
+
+        Also returns what is left out.
+        """
+        left_out = ""
+        if key is not None:
+            found = [run for run, _ in islice(self._searched(some, key), FOUND + 1)]
+            if len(found) > FOUND:
+                left_out = f"all but the first {FOUND:,} children whose key contains it"
+            else:
+                last = self._sql.execute(
+                    "SELECT 1 FROM runs WHERE parent = ? LIMIT 1 OFFSET ?", (some.run, SEARCHED)
+                ).fetchone()
+                if last is not None:
+                    left_out = f"all but {SEARCHED:,} keys"
+            return found[:FOUND], left_out
+        if some.step is None:
+            return None, ""
+        # The index by place and key: it has the children of the step, however few of all they are.
+        found = self._sql.execute(
+            f"SELECT id FROM runs WHERE parent = ?{some.of_step} LIMIT ?",
+            (some.run, *some.values, FEW + 1),
+        ).fetchall()
+        return (None if len(found) > FEW else [run for (run,) in found]), ""
+
+    def _searched(self, some: _Some, key: str) -> Iterable[tuple[int, object]]:
+        where = f"{self._dialect.contains}{'' if some.step is None else some.of_step}"
+        return self._sql.execute(
+            "SELECT id, key FROM (SELECT id, key, place FROM runs WHERE parent = ? LIMIT ?) "
+            f"AS searched WHERE {where} LIMIT ?",
+            (some.run, SEARCHED, key, *some.values, FOUND + 1),
+        )
+
+    def _standings(self, ids: Sequence[int]) -> list[Standing]:
+        found: list[Standing] = []
+        for at in range(0, len(ids), _AT_ONCE):
+            run_ids = ids[at : at + _AT_ONCE]
+            found += self._select(f"runs.id IN ({', '.join('?' * len(run_ids))})", *run_ids)
+        return found
+
+    def _select(self, where: str, *values: object, how: str = "") -> list[Standing]:
+        found = self._sql.execute(f"{_STANDING}{how} WHERE {where}", values)
+        return [Standing(*row) for row in found]
+
+    def _in_order(
+        self, some: _Some, order: Order, start: Place | None, limit: int
+    ) -> list[Standing]:
+        match order:
+            case "failed first":
+                return self._failed_first(some, start, limit)
+            case "ended last":
+                return self._ended_last(some, start, limit)
+            case "position":
+                return self._stored(some, "coalesce(position, 0)", start, limit)
+            case _:
+                return self._stored(some, "-coalesce(elapsed, 0.0)", start, limit)
+
+    def _failed_first(self, some: _Some, start: Place | None, limit: int) -> list[Standing]:
+        rank, applied, last = start or (-1, 0, 0)
+        found: list[Standing] = []
+        for status in some.statuses:
+            at = STATUSES.index(status)
+            where, values = _with_status(some, status)
+            if at < rank:
+                continue
+            if at > rank or not applied:  # those that no update applied come first
+                found += self._select(
+                    f"{where} AND applied IS NULL AND runs.id > ?{some.of_step} "
+                    "ORDER BY runs.id LIMIT ?",
+                    *(*values, last if at == rank else 0, *some.values, limit - len(found)),
+                )
+            if len(found) < limit:
+                found += self._select(
+                    f"{where} AND applied > ?{some.of_step} ORDER BY applied LIMIT ?",
+                    *(*values, applied if at == rank else 0, *some.values, limit - len(found)),
+                )
+            if len(found) >= limit:
+                break
+        return found
+
+    def _ended_last(self, some: _Some, start: Place | None, limit: int) -> list[Standing]:
+        """Merge the children by their ends: those that updates applied, and the others."""
+        group, ended, applied, last = start or (ENDED, None, None, None)
+        many = "LIMIT ?", (*some.values, limit)
+        streams: list[list[Standing]] = []
+        for status in some.statuses:
+            where, values = _with_status(some, status)
+
+            def select(
+                more: str, *these: object, where: str = where, values: tuple[Any, ...] = values
+            ) -> None:
+                order = f"{more} {many[0]}"
+                streams.append(self._select(f"{where} AND {order}", *values, *these, *many[1]))
+
+            if status == "running":
+                below = BOUNDLESS if group != UNENDED or last is None else -last
+                if group <= UNENDED:
+                    select(f"runs.id < ?{some.of_step} ORDER BY runs.id DESC", below)
+                continue
+            if group == UNENDED:
+                continue
+            upto = self._last_applied(some.run, group, ended, applied)
+            select(f"applied < ?{some.of_step} ORDER BY applied DESC", upto)
+            if group == ENDED:
+                until = BOUNDLESS if ended is None else -ended
+                is_after_one = ended is not None and last is not None and not applied
+                and_id = "OR (ended_at = ? AND runs.id < ?)" if is_after_one else ""
+                same = (-ended, -last) if is_after_one and ended and last else ()
+                sign = "<" if is_after_one or ended is None else "<="
+                select(
+                    f"ended_at IS NOT NULL AND (ended_at {sign} ? {and_id}){some.of_step} "
+                    "ORDER BY ended_at DESC, runs.id DESC",
+                    until,
+                    *same,
+                )
+            below = -last if group == UNTIMED and not applied and last is not None else BOUNDLESS
+            select(
+                f"applied IS NULL AND ended_at IS NULL AND runs.id < ?{some.of_step} "
+                "ORDER BY runs.id DESC",
+                below,
+            )
+        placed = [[(one.place("ended last"), one) for one in stream] for stream in streams]
+        for stream in placed:
+            stream.sort()  # the clock may have been set back meanwhile
+        merged = (one for place, one in merge(*placed) if start is None or place > start)
+        return list(islice(merged, limit))
+
+    def _last_applied(
+        self, run: int, group: float, ended: float | None, applied: float | None
+    ) -> float:
+        """Return the number below which the updates are that applied the children to come."""
+        if applied:
+            return -applied
+        if group == UNTIMED:
+            return 0
+        if ended is None:
+            return BOUNDLESS
+        (number,) = self._sql.execute(
+            "SELECT coalesce(max(number), 0) FROM saves WHERE run = ? AND (at IS NULL OR at < ?)",
+            (run, -ended),
+        ).fetchone()
+        return number + 1
+
+    def _stored(self, some: _Some, place: str, start: Place | None, limit: int) -> list[Standing]:
+        """Return children in the order of an expression, for which there is no index."""
+        where, values = "parent = ?", list[Any]([some.run])
+        if len(some.statuses) == 1:
+            where, status_values = _with_status(some, some.statuses[0])
+            values = list(status_values)
+        count, first, last = self._sql.execute(
+            f"SELECT count(*), min(id), max(id) FROM runs WHERE {where}", values
+        ).fetchone()
+        how = ""
+        if count > FEW and 3 * count > last - first:
+            # They are most of what is stored between the first and the last: reading that in its
+            # own order is several times as fast as looking each of them up.
+            how = self._dialect.unindexed
+            where = f"runs.id BETWEEN ? AND ? AND {where}"
+            values = [first, last, *values]
+        where += some.of_step
+        values += some.values
+        if start is not None:
+            where += f" AND ({place} > ? OR ({place} = ? AND id > ?))"
+            values += [start[0], start[0], start[1]]
+        ids = self._sql.execute(
+            f"SELECT id FROM runs{how} WHERE {where} ORDER BY {place}, id LIMIT ?", (*values, limit)
+        ).fetchall()
+        by_id = {one.id: one for one in self._standings([run for (run,) in ids])}
+        return [by_id[run] for (run,) in ids]
+
+    # -- many children at once ------------------------------------------------------------------
+
+    def tallies(self, path: RunPath) -> list[StepTally]:
+        """Count a run's children by step, visit, act and status."""
+        run = self._find(path)
+        if run is None:
+            return []
+        by_status = _browsing.counts(self._sql, run)
+        # The children of the most frequent status are what remains of each place: they needn't be
+        # looked at. (Of cancelled ones it matters whether they have lost a race.)
+        frequent: list[ChildStatus] = [one for one in by_status if one != "cancelled"]
+        rest = max(frequent, key=lambda status: by_status[status], default=None)
+        counts: dict[int, dict[ChildStatus, int]] = {}
+        lost: dict[int, int] = {}
+        for status in by_status:
+            if status == rest:
+                continue
+            where, values = _with_status(_Some(run, (), None), status)
+            losers = "count(winner_act)" if status == "cancelled" else "0"
+            for place, count, losing in self._sql.execute(
+                f"SELECT place, count(*), {losers} FROM runs WHERE {where} GROUP BY place", values
+            ):
+                counts.setdefault(place, {})[status] = count
+                lost[place] = lost.get(place, 0) + losing
+        found = self._sql.execute(
+            "SELECT counted.*, step, visit, act FROM (SELECT place, count(*), min(id) FROM runs "
+            "WHERE parent = ? GROUP BY place) AS counted JOIN places ON places.id = place",
+            (run,),
+        ).fetchall()
+        decided = self._decided_visits(run) if by_status.get("failed") else ()
+        first_of: dict[str, int] = {}
+        tallies: list[tuple[int, int, StepTally]] = []
+        for place, count, first, step, visit, act in found:
+            of = counts.get(place, {})
+            left = count - sum(of.values())
+            if rest is not None and left:
+                of[rest] = left
+            losers = lost.get(place, 0)
+            if (step, visit) in decided:
+                losers += of.get("failed", 0)
+            first_of[step] = min(first, first_of.get(step, first))
+            ordered: dict[ChildStatus, int] = {
+                status: of[status] for status in STATUSES if status in of
+            }
+            tallies.append((visit, first, StepTally(step, visit, act, ordered, losers)))
+        tallies.sort(key=lambda one: (first_of[one[2].step], one[0], one[1]))
+        return [tally for _, _, tally in tallies]
+
+    def failed_rows(self, path: RunPath, limit: int) -> list[Row]:
+        """Return the failed children of a run, without those that have lost a race."""
+        run = self._find(path)
+        if run is None:
+            return []
+        decided = self._decided_visits(run)
+        found = self._sql.execute(
+            "SELECT runs.id, step, visit FROM runs JOIN places ON places.id = place "
+            "WHERE parent = ? AND status = 'failed' ORDER BY applied NULLS FIRST, runs.id",
+            (run,),
+        )
+        ids = (child for child, step, visit in found if (step, visit) not in decided)
+        return self._rows(path, list(islice(ids, limit)))
+
+    def times(self, path: RunPath, after: int, limit: int) -> list[tuple[int, float]]:
+        """Return when a run's updates were saved."""
+        run = self._find(path)
+        if run is None:
+            return []
+        each = (
+            "SELECT * FROM (SELECT number, at FROM {} WHERE run = ? AND number > ? "
+            "AND at IS NOT NULL ORDER BY number LIMIT ?) AS {}"
+        )
+        found = self._sql.execute(
+            f"SELECT number, min(at) FROM ({each.format('saves', 'ours')} UNION ALL "
+            f"{each.format('history', 'theirs')}) AS noted GROUP BY number ORDER BY number LIMIT ?",
+            (run, after, limit, run, after, limit, limit),
+        )
+        return [(number, at) for number, at in found]
+
+    def timeline(self, path: RunPath, bins: int) -> list[Bin]:
+        """Return when the ends of a run's children were saved."""
+        run = self._find(path)
+        if run is None or bins < 1:
+            return []
+        spans = [
+            self._sql.execute(
+                "SELECT min(at), max(at) FROM saves WHERE run = ? AND at IS NOT NULL", (run,)
+            ).fetchone()
+        ]
+        counted = _browsing.counts(self._sql, run)
+        statuses: list[ChildStatus] = [status for status in counted if status != "running"]
+        spans += [
+            self._sql.execute(
+                "SELECT min(ended_at), max(ended_at) FROM runs "
+                "WHERE parent = ? AND status = ? AND ended_at IS NOT NULL",
+                (run, status),
+            ).fetchone()
+            for status in statuses
+        ]
+        known = [span for span in spans if span[0] is not None]
+        if not known:
+            return []
+        begins, ends = min(span[0] for span in known), max(span[1] for span in known)
+        width = (ends - begins) / bins
+        if width <= 0.0:
+            bins, width = 1, 1.0
+        counts: list[dict[ChildStatus, int]] = [{} for _ in range(bins)]
+        for bin_, status, count in self._ends(run, statuses, begins, width, bins):
+            of = counts[bin_]
+            of[status] = of.get(status, 0) + count
+        return [
+            Bin(
+                begins + at * width,
+                ends if at == bins - 1 else begins + (at + 1) * width,
+                {status: of[status] for status in STATUSES if status in of},
+            )
+            for at, of in enumerate(counts)
+        ]
+
+    def _ends(
+        self, run: int, statuses: Sequence[ChildStatus], begins: float, width: float, bins: int
+    ) -> Iterable[tuple[int, ChildStatus, int]]:
+        """Count ends by bin and status, those that updates applied and the others."""
+        whole = self._dialect.whole
+        last_of = dict[int, int]()
+        for bin_, number in self._sql.execute(
+            f"SELECT {whole.format('(at - ?) / ?')} AS bin, max(number) FROM saves "
+            "WHERE run = ? AND at IS NOT NULL GROUP BY 1",
+            (begins, width, run),
+        ):
+            within = min(max(int(bin_), 0), bins - 1)
+            last_of[within] = max(number, last_of.get(within, 0))
+        # An update without a time is one of an earlier layout, and left out.
+        (low,) = self._sql.execute(
+            "SELECT coalesce(max(number), 0) FROM saves WHERE run = ? AND at IS NULL", (run,)
+        ).fetchone()
+        ranges: list[int] = []
+        for bin_, high in sorted(last_of.items()):
+            if high > low:
+                ranges += (bin_, low, high)
+                low = high
+        for status in statuses:
+            if ranges:
+                rows = ", ".join(["(?, ?, ?)"] * (len(ranges) // 3))
+                for bin_, count in self._sql.execute(
+                    f"WITH bins(bin, low, high) AS (VALUES {rows}) "
+                    "SELECT bin, count(*) FROM bins CROSS JOIN runs "
+                    "WHERE parent = ? AND status = ? AND applied > low AND applied <= high "
+                    "GROUP BY bin",
+                    (*ranges, run, status),
+                ):
+                    yield bin_, status, count
+            for bin_, count in self._sql.execute(
+                f"SELECT {whole.format('(ended_at - ?) / ?')} AS bin, count(*) FROM runs "
+                "WHERE parent = ? AND status = ? AND ended_at IS NOT NULL GROUP BY 1",
+                (begins, width, run, status),
+            ):
+                yield min(max(int(bin_), 0), bins - 1), status, count
+
+    # -- one run --------------------------------------------------------------------------------
+
+    def text(
+        self, path: RunPath, what: Literal["element", "value", "error", "first"]
+    ) -> str | None:
+        """Return a value of a run as its stored JSON."""
+        run = self._find(path)
+        if run is None or (what == "first") != (path.parent is None):
+            return None
+        query = f"SELECT {what} FROM runs WHERE id = ?"
+        if what == "first":
+            query = "SELECT first FROM roots WHERE run = ?"
+        found = self._sql.execute(query, (run,)).fetchone()
+        return None if found is None else found[0]
+
+    def children_of_key(self, path: RunPath, step: str, key: Key) -> list[Row]:
+        """Return the children of one key in all visits and acts of a step."""
+        run = self._find(path)
+        if run is None:
+            return []
+        found = self._sql.execute(
+            "SELECT runs.id FROM places JOIN runs ON place = places.id "
+            "WHERE step = ? AND parent = ? AND key = ? ORDER BY visit, runs.id",
+            (step, run, self._dialect.index_of(key)),
+        )
+        return self._rows(path, [child for (child,) in found])
+
+    def spawned(self, path: RunPath) -> list[RunSummary]:
+        """Return the root runs that an action of a run has started."""
+        spawner = self._dialect.index_of(path.id)
+        return _browsing.spawned(self._sql, self._dialect, spawner, SPAWNED)
+
+
+def _with_status(some: _Some, status: ChildStatus) -> tuple[str, tuple[object, ...]]:
+    """Return an SQL condition for the children with a status, and its values."""
+    if status == "running":
+        return "parent = ? AND status IS NULL", (some.run,)
+    return "parent = ? AND status = ?", (some.run, status)
