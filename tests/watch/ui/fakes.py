@@ -359,6 +359,7 @@ class FakeQueries:
                     visit=0,
                     title="pages of docs.example",
                     counts=counts,
+                    failed=failed,
                     lost=0,
                     total=20_000,
                     in_flight=20,

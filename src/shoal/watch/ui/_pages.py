@@ -6,6 +6,7 @@ makes the whole page, the fragment alone, and each update of a stream, so they c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -126,7 +127,11 @@ class Pages:
         view = query.get("view", "")
         if view not in views:
             view = ""
+        winner = overview.row.winner
+        if winner is None and path.parent is not None and overview.row.status == "failed":
+            winner = (await self._winners(path.parent)).get((path.step, path.visit))
         shared: dict[str, Any] = {
+            "winner": winner,
             "o": overview,
             "path": path,
             "name": _name(overview),
@@ -232,9 +237,12 @@ class Pages:
             after=query.get("after") or None,
             limit=ROWS,
         )
+        winners: Mapping[tuple[str, int], RunPath] = {}
+        if any(bar.failed < bar.counts.get("failed", 0) for bar in overview.bars):
+            winners = await self._winners(path)
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
-            "rows": page.rows,
+            "rows": [_with_winner(row, winners) for row in page.rows],
             "next": page.after and urls.run(path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
@@ -249,6 +257,21 @@ class Pages:
             "chips": charts.all_statuses(overview.counts),
             "all_children": sum(overview.counts.values()),
         }
+
+    async def _winners(self, path: RunPath) -> Mapping[tuple[str, int], RunPath]:
+        """Return the winner of each race of a run, by step and visit.
+
+        The record of a contestant that failed before its race was decided doesn't name the winner.
+        """
+        entries, _ = await self._queries.inspected.entries(path, kinds=("decision",), limit=1000)
+        winners: dict[tuple[str, int], RunPath] = {}
+        visits: dict[str, int] = {}
+        for entry in entries:
+            visit = visits[entry.step] = visits.get(entry.step, -1) + 1
+            act, key = json.loads(entry.data)[0]
+            winner = RunPath(parent=path, step=entry.step, visit=visit, act=act, key=key)
+            winners[entry.step, visit] = winner
+        return winners
 
     async def _timeline(self, path: RunPath, urls: Urls) -> dict[str, Any]:
         timeline = await self._queries.timeline(path)
@@ -296,6 +319,11 @@ def _name(overview: Overview) -> str:
     return overview.summary.application if path.parent is None else key_text(path)
 
 
+def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
+    won = winners.get((row.path.step, row.path.visit))
+    return row._replace(winner=won) if row.status == "failed" and row.winner is None else row
+
+
 def _running(bar: StepBar) -> int:
     return bar.in_flight if bar.is_under_way else bar.counts.get("running", 0)
 
@@ -309,18 +337,16 @@ def _costs(overview: Overview) -> Mapping[str, float]:
 def _drawn(bar: StepBar) -> dict[str, float]:
     """Return the counts of a bar. Losers of a race are grey, even those that had failed."""
     counts: dict[str, float] = {**bar.counts, "running": _running(bar)}
-    failed, cancelled = bar.counts.get("failed", 0), bar.counts.get("cancelled", 0)
-    lost = max(min(bar.lost - cancelled, failed), 0)
-    return {**counts, "failed": failed - lost, "cancelled": cancelled + lost}
+    lost = bar.counts.get("failed", 0) - bar.failed
+    return {**counts, "failed": bar.failed, "cancelled": bar.counts.get("cancelled", 0) + lost}
 
 
 def _step(bar: StepBar) -> dict[str, Any]:
     counts = _drawn(bar)
-    failed = counts["failed"]
     return {
         "bar": bar,
         "svg": charts.tally_bar(counts, bar.total),
-        "failed": failed,
+        "failed": bar.failed,
         "running": _running(bar),
         "at": [
             (step, sum(doing.values()), max(doing, key=lambda d: doing[d]))
