@@ -48,7 +48,16 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "SavedRun",
     "Store",
 }
-HAVE_NO_DOCSTRING = {"__version__", "Entry", "Key", "OnError", "Operation", "Outcome", "Until"}
+HAVE_NO_DOCSTRING = {
+    "__version__",
+    "Entry",
+    "EntryKind",
+    "Key",
+    "OnError",
+    "Operation",
+    "Outcome",
+    "Until",
+}
 HOMES = [shoal, shoal.errors, shoal.events, shoal.rates, shoal.stores, shoal.types]
 NAMES = {f"{home.__name__}.{name}": (home, name) for home in HOMES for name in home.__all__}
 MOVED = {name: home for home in HOMES[1:] for name in home.__all__ if name not in shoal.__all__}

@@ -216,9 +216,9 @@ _MOVED = {
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
-        "FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
+        "EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
         "QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary SavedRun StepBegun "
-        "StepTally Store StoredReport replay"
+        "StepTally Store StoredEntry StoredReport replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "

@@ -45,11 +45,13 @@ from shoal.stores._protocol import (
 from shoal.stores._watching import (
     Bin,
     Command,
+    EntryKind,
     Inspects,
     KeepsReports,
     Row,
     RowPage,
     StepTally,
+    StoredEntry,
     StoredReport,
 )
 
@@ -64,6 +66,7 @@ __all__ = [
     "Completed",
     "DoneChild",
     "Entry",
+    "EntryKind",
     "FailedChild",
     "FindsOrphans",
     "Inspects",
@@ -82,6 +85,7 @@ __all__ = [
     "StepBegun",
     "StepTally",
     "Store",
+    "StoredEntry",
     "StoredReport",
     "replay",
 ]

@@ -7,17 +7,20 @@ than one in a database.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, final
 
 from shoal._errors.exceptions import NotEncodable, brief
-from shoal._events.events import in_short
+from shoal._events.events import Decision, Update, in_short
 from shoal._events.identity import RunPath
+from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from ._protocol import ChildRecord, ChildStatus
 from ._row_order import STATUSES, Standing, page, place_of
-from ._watching import Bin, Order, Row, RowPage, StepTally
+from ._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
 
 
 @final
@@ -133,6 +136,94 @@ def timeline(children: Iterable[Inspected], bins: int) -> Sequence[Bin]:
         )
         for at, of in enumerate(counts)
     ]
+
+
+def entries(
+    history: Sequence[Entry],
+    times: Sequence[tuple[int, float]],
+    rows: Mapping[int | None, Row],
+    *,
+    kinds: Collection[EntryKind] | None,
+    from_number: int,
+    limit: int,
+) -> tuple[Sequence[StoredEntry], int | None]:
+    """Return a part of a history as JSON, and the number from which the next part goes on.
+
+    Args:
+        history: The whole history of the run.
+        times: When its updates were saved.
+        rows: Its children, by the numbers of the updates that applied them.
+        kinds: Only entries of these kinds.
+        from_number: Leave out the entries before the update of that number.
+        limit: About so many entries.
+    """
+    found: list[StoredEntry] = []
+    number = 0
+    for entry in history:
+        number = entry.number if isinstance(entry, Update) else number
+        kind = _KINDS[type(entry)]
+        if number < from_number or (kinds is not None and kind not in kinds):
+            continue
+        if len(found) >= limit and number > found[-1].number:
+            return found, number
+        at = bisect_left(times, number, key=lambda noted: noted[0])
+        when = times[at][1] if at < len(times) else None
+        child = rows.get(number) if isinstance(entry, Update) else None
+        step = "" if isinstance(entry, QuestionAnswered) else entry.step
+        found.append(StoredEntry(number, kind, step, _data(entry), when, child))
+    return found, None
+
+
+_KINDS: dict[type, EntryKind] = {
+    Update: "update",
+    Decision: "decision",
+    Completed: "completed",
+    Rewound: "rewound",
+    StepBegun: "begun",
+    QuestionAsked: "asked",
+    QuestionAnswered: "answered",
+}
+_OPERATIONS: dict[type, str] = {
+    Set: "set",
+    Extend: "extend",
+    Put: "put",
+    PutWithin: "within",
+    Increment: "add",
+    Drop: "drop",
+}
+
+
+def _data(entry: Entry) -> str:
+    match entry:
+        case Update():
+            # Value by value: one that can't be written takes none of the others with it.
+            operations = ",".join(map(_operation, entry.operations))
+            more = f',"found":{text(list(entry.discovered))}' if entry.discovered else ""
+            if more:
+                more += f',"at":{entry.discovered_at}'
+            return (
+                f'{{"number":{entry.number},"do":[{operations}],"step":{json.dumps(entry.step)}'
+                f"{more}}}"
+            )
+        case Decision():
+            return text([list(entry.winner), list(map(list, entry.winners)), entry.reason])
+        case Completed():
+            return str(entry.number)
+        case Rewound():
+            return str(entry.visit)
+        case StepBegun():
+            return text(entry.declared)
+        case QuestionAsked():
+            return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}]"
+        case QuestionAnswered():
+            return f"[{json.dumps(entry.id)},{text(entry.value)}]"
+
+
+def _operation(operation: Operation) -> str:
+    parts: list[object] = [*operation]
+    if isinstance(operation, Extend):
+        parts = [operation.field, list(operation.values)]
+    return f"[{','.join([json.dumps(_OPERATIONS[type(operation)]), *map(text, parts)])}]"
 
 
 def text(value: object) -> str:

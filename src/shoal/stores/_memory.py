@@ -38,7 +38,6 @@ from ._protocol import (
 )
 from ._results import Results
 from ._row_order import row_of
-from ._stored_entries import stored_part
 from ._watching import (
     Bin,
     Command,
@@ -474,27 +473,6 @@ class MemoryStore:
         times = () if kept is None else kept.times
         return [(number, at) for number, at in times if number > after][:limit]
 
-    async def entries(
-        self,
-        path: RunPath,
-        *,
-        kinds: Collection[EntryKind] | None = None,
-        from_number: int = 0,
-        limit: int = 100,
-    ) -> tuple[Sequence[StoredEntry], int | None]:
-        """Return a part of a run's history; see ``Inspects``."""
-        kept = self._known(path)
-        if kept is None:
-            return (), None
-        children = {
-            one.record.applied: one.row(path)
-            for one in self._inspected(path)
-            if one.record.applied is not None
-        }
-        return stored_part(
-            kept.history, children, kept.times, kinds=kinds, from_number=from_number, limit=limit
-        )
-
     async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
         """Return when the ends of a run's children were saved; see ``Inspects``."""
         return _inspecting.timeline(self._inspected(path), bins)
@@ -518,6 +496,23 @@ class MemoryStore:
         of_step = self._inspected(path, step)
         found = [one.row(path) for one in of_step if one.record.key == key]
         return sorted(found, key=lambda row: row.path.visit)
+
+    async def entries(
+        self,
+        path: RunPath,
+        *,
+        kinds: Collection[EntryKind] | None = None,
+        from_number: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[StoredEntry], int | None]:
+        """Return a part of a run's history; see ``Inspects``."""
+        kept = self._known(path)
+        if kept is None:
+            return (), None
+        rows = {one.record.applied: one.row(path) for one in self._inspected(path)}
+        return _inspecting.entries(
+            kept.history, kept.times, rows, kinds=kinds, from_number=from_number, limit=limit
+        )
 
     async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
         """Return the root runs that an action of this run has started; see ``Inspects``."""

@@ -15,6 +15,7 @@ import anyio
 from shoal._events.events import ChildName, Decision, Update
 from shoal._events.identity import RunPath
 from shoal._state.state import Set
+from shoal.stores._history import QuestionAnswered, QuestionAsked
 from shoal.stores._protocol import Prunes, Store
 from shoal.stores._watching import Command, Inspects, KeepsReports, Order, Row, StepTally
 
@@ -282,6 +283,66 @@ class WatchingConformance:
             row = await each.row(child_run(1).path)
             assert row is not None
             assert row.ended_at == times[1][1], "a child ended when its update was saved"
+
+    async def test_a_history_is_read_in_parts_as_it_is_stored(self, store: Any) -> None:
+        store = has(store, Inspects)
+        assert list((await store.entries(ROOT))[0]) == []
+        path = child_run("two").path
+        async with claimed(store):
+            await save(store, updates=(update_of(1),), step_completed="a")
+            number = 1
+            for turn in range(4):
+                children = [
+                    child_run(f"{turn}.{at}", status="failed" if at == 2 else "succeeded")
+                    for at in range(5)
+                ]
+                updates = [update_of(number + at) for at in range(1, 6)]
+                await save(store, updates=updates, applied=children, before=number)
+                number += 5
+            asked = QuestionAsked("map", "name", {"ok": None}, "q")
+            await save(store, questions=(asked, QuestionAnswered("q", [1])), before=number)
+            await save(
+                store, child_run("two", status=None), updates=(update_of(1),), step_completed="a"
+            )
+            done = child_run("two", last_update=update_of(2, "b"))
+            await save(store, updates=(update_of(number + 1),), applied=(done,), before=number)
+        for each in (store, has(self.another(store), Inspects)):
+            whole, further = await each.entries(ROOT, limit=1000)
+            assert further is None
+            kinds = [one.kind for one in whole]
+            assert kinds == ["update", "completed", *["update"] * 20, "asked", "answered", "update"]
+            updates = [one for one in whole if one.kind == "update"]
+            assert [one.number for one in updates] == [*range(1, number + 2)]
+            for one in updates:
+                data = json.loads(one.data)
+                assert (data["number"], data["step"], one.step) == (one.number, "map", "map")
+                assert data["do"] == [["set", f"f{one.number}", one.number]]
+                assert (one.child is None) == (one.number == 1)
+                assert one.child is None or one.child.applied == one.number
+                assert is_now(one.at)
+            (asks, answers), _ = await each.entries(ROOT, kinds=("asked", "answered"))
+            assert json.loads(asks.data) == ["name", {"ok": None}, "q"]
+            assert json.loads(answers.data) == ["q", [1]]
+            for kinds in (None, ("update",), ("asked", "completed"), ("asked", "answered"), ()):
+                expected = [one for one in whole if kinds is None or one.kind in kinds]
+                for limit in (1, 3, 7):
+                    found: list[Any] = []
+                    start: int | None = 0
+                    while start is not None:
+                        part, start = await each.entries(
+                            ROOT, kinds=kinds, from_number=start, limit=limit
+                        )
+                        found += part
+                    assert found == expected
+            part, _ = await each.entries(ROOT, from_number=number)
+            assert part == [one for one in whole if one.number >= number]
+            own, _ = await each.entries(path)
+            assert [(one.number, one.kind) for one in own] == [
+                (1, "update"),
+                (1, "completed"),
+                (2, "update"),
+            ]
+            assert json.loads(own[-1].data)["do"] == [["set", "f2", 2]]
 
     # -- one run --------------------------------------------------------------------------------
 

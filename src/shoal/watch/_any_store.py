@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from shoal._events.events import ChildName, in_short
 from shoal._events.identity import Key, RunPath
+from shoal.stores._inspecting import entries as stored_parts
 from shoal.stores._inspecting import text
 from shoal.stores._protocol import (
     Browses,
@@ -22,7 +23,6 @@ from shoal.stores._protocol import (
     RunSummary,
     Store,
 )
-from shoal.stores._stored_entries import stored_part
 from shoal.stores._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
 
 _RANK: Mapping[str, int] = {
@@ -164,13 +164,13 @@ class Inspection:
         limit: int = 100,
     ) -> tuple[Sequence[StoredEntry], int | None]:
         """See ``Inspects``."""
-        rows = {
+        rows: dict[int | None, Row] = {
             record.applied: await self._row(path, record)
             for record in await self._read.children(path)
             if record.applied is not None
         }
         history = await self._read.read(path)
-        return stored_part(history, rows, (), kinds=kinds, from_number=from_number, limit=limit)
+        return stored_parts(history, (), rows, kinds=kinds, from_number=from_number, limit=limit)
 
     async def times(
         self, path: RunPath, *, after: int = 0, limit: int = 1000

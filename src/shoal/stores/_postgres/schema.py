@@ -131,6 +131,7 @@ MIGRATIONS = (
     ALTER TABLE roots ADD COLUMN spawned_by json, ADD COLUMN spawner text COLLATE "C";
     CREATE INDEX roots_by_spawner ON roots (spawner) WHERE spawner IS NOT NULL;
     ALTER TABLE history ADD COLUMN at double precision;
+    CREATE INDEX history_questions ON history (run, number) WHERE kind IN ('asked', 'answered');
     ALTER TABLE runs ADD COLUMN ended_at double precision, ADD COLUMN failed_step text;
     CREATE INDEX runs_by_end ON runs (parent, status, ended_at) WHERE ended_at IS NOT NULL;
     DROP VIEW root_runs;

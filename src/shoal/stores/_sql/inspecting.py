@@ -10,12 +10,14 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
+from math import inf
 from typing import Any, Literal, NamedTuple, final
 
 from shoal._events.identity import Key, RunPath
+from shoal.stores._codec.codec import Codec
 from shoal.stores._protocol import ChildStatus, RunSummary
 from shoal.stores._row_order import (
     BOUNDLESS,
@@ -30,11 +32,14 @@ from shoal.stores._row_order import (
     place_of,
     row_of,
 )
-from shoal.stores._watching import Bin, Order, Row, RowPage, StepTally
+from shoal.stores._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
 
 from . import browsing as _browsing
+from .children import children_where
 from .dialect import Connection, Dialect
 from .error_texts import error_in_short, kind_of
+from .rows import History
+from .unpacking import outlived
 
 _ENDED_AT = (
     "coalesce(runs.ended_at, (SELECT at FROM saves WHERE saves.run = runs.parent "
@@ -93,6 +98,7 @@ class Inspector:
         self,
         sql: Connection,
         dialect: Dialect,
+        codec: Codec,
         decided_visits: Callable[[int], set[tuple[str, int]]],
     ) -> None:
         """Read with ``sql``.
@@ -100,10 +106,12 @@ class Inspector:
         Args:
             sql: The connection.
             dialect: How the database writes keys.
+            codec: Encodes keys.
             decided_visits: Returns the steps and visits of a run in which a race was decided.
         """
         self._sql = sql
         self._dialect = dialect
+        self._codec = codec
         self._decided_visits = decided_visits
 
     def _find(self, path: RunPath) -> int | None:
@@ -123,10 +131,6 @@ class Inspector:
             return None
         has_children = self._sql.execute("SELECT 1 FROM runs WHERE parent = ? LIMIT 1", (run,))
         return row_of(path, summary, has_children=has_children.fetchone() is not None)
-
-    def children(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
-        """Return rows of children of one parent, in the order of their ids in ``ids``."""
-        return self._rows(parent, ids)
 
     def _rows(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
         """Return rows of children of one parent, in the order of their ids in ``ids``."""
@@ -365,6 +369,102 @@ class Inspector:
         ).fetchall()
         by_id = {one.id: one for one in self._standings([run for (run,) in ids])}
         return [by_id[run] for (run,) in ids]
+
+    # -- histories ------------------------------------------------------------------------------
+
+    def entries(
+        self, path: RunPath, kinds: Collection[EntryKind] | None, from_number: int, limit: int
+    ) -> tuple[list[StoredEntry], int | None]:
+        """Return a part of a run's history, and the number from which the next part goes on."""
+        run = self._find(path)
+        if run is None or (kinds is not None and not kinds):
+            return [], None
+        entries, last = self._own_entries(run, kinds, from_number, max(limit, 1))
+        if kinds is None or "update" in kinds:
+            applied, last = self._applied(run, path, from_number, max(limit, 1), last)
+            entries += applied
+            if path.parent is not None:
+                entries += self._last_of(run, from_number)
+        entries = [one for one in entries if one.number <= last]
+        entries.sort(key=lambda one: (one.number, one.kind != "update"))
+        if len(entries) > limit > 0:
+            # Each source has returned as many as were asked for: all together are too many.
+            last = min(last, entries[limit - 1].number)
+            entries = [one for one in entries if one.number <= last]
+            return entries, int(last) + 1
+        return entries, None if last == inf else int(last) + 1
+
+    def _own_entries(
+        self, run: int, kinds: Collection[EntryKind] | None, from_number: int, limit: int
+    ) -> tuple[list[StoredEntry], float]:
+        """Return entries of ``history``, and the last number whose entries are complete."""
+        where = "run = ? AND number >= ?"
+        values: list[Any] = [run, from_number]
+        if kinds is not None and {*kinds} == {"asked", "answered"}:
+            where += " AND kind IN ('asked', 'answered')"  # as the index says it
+        elif kinds is not None:
+            where += f" AND kind IN ({', '.join('?' * len(kinds))})"
+            values += kinds
+        order = "ORDER BY number, kind <> 'update', id"
+        select = f"SELECT number, kind, step, data, at FROM history WHERE {where}"
+        found = self._sql.execute(f"{select} {order} LIMIT ?", (*values, limit + 1)).fetchall()
+        last = inf
+        if len(found) > limit:
+            last = found[-1][0] - 1
+            if last < found[0][0]:  # one number has more entries than a part
+                last = found[0][0]
+                found = self._sql.execute(f"{select} AND number = ? {order}", (*values, last))
+        return [StoredEntry(*row) for row in found], last
+
+    def _applied(
+        self, run: int, path: RunPath, from_number: int, limit: int, last: float
+    ) -> tuple[list[StoredEntry], float]:
+        """Return updates that are in the rows of the children that they applied."""
+        some, found = _Some(run, STATUSES, None), list[Standing]()
+        for status in STATUSES:
+            where, values = _with_status(some, status)
+            upto = BOUNDLESS if last == inf else int(last)
+            of_status = self._select(
+                f"{where} AND applied >= ? AND applied <= ? ORDER BY applied LIMIT ?",
+                *(*values, max(from_number, 0), upto, limit + 1),
+            )
+            if len(of_status) > limit:
+                last = min(last, (of_status[limit].applied or 0) - 1)
+            found += of_status
+        found = [one for one in found if (one.applied or 0) <= last]
+        found.sort(key=lambda one: one.applied or 0)
+        if len(found) > limit:
+            last = min(last, (found[limit].applied or 0) - 1)
+            found = found[:limit]
+        ids = [one.id for one in found]
+        entries: list[StoredEntry] = []
+        changes = {run: change for run, of_parent, change in self._outlived(ids) if of_parent}
+        for one, row in zip(found, self._rows(path, ids), strict=True):
+            change = changes[one.id]
+            entries.append(
+                StoredEntry(change.number, "update", change.step, change.data, one.ended_at, row)
+            )
+        return entries, last
+
+    def _last_of(self, run: int, from_number: int) -> list[StoredEntry]:
+        """Return the last update of a child, if it was saved with the child's end."""
+        (ended,) = self._standings([run])
+        return [
+            StoredEntry(own.number, "update", own.step, own.data, ended.ended_at)
+            for _, of_parent, own in self._outlived([run])
+            if not of_parent and own.number >= from_number
+        ]
+
+    def _outlived(self, ids: Sequence[int]) -> Iterator[tuple[int, bool, History]]:
+        """Yield the updates that are in rows of children, as ``history`` would have them."""
+        for at in range(0, len(ids), _AT_ONCE):
+            some = ids[at : at + _AT_ONCE]
+            where = f"runs.id IN ({', '.join('?' * len(some))})"
+            numbers = self._sql.execute(f"SELECT id FROM runs WHERE {where} ORDER BY id", some)
+            children = children_where(self._sql, self._dialect, f"{where} ORDER BY runs.id", *some)
+            for (run,), child in zip(numbers.fetchall(), children, strict=True):
+                for of_parent, entry in outlived(child, self._codec):
+                    yield run, of_parent, entry
 
     # -- many children at once ------------------------------------------------------------------
 

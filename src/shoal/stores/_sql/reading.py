@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
-from typing import Any, TypeVar, cast, final
+from typing import TypeVar, cast, final
 
 from shoal._errors.exceptions import NotDecodable
 from shoal._events.events import Decision, Status
@@ -28,21 +28,13 @@ from . import browsing as _browsing
 from . import pruning as _pruning
 from . import reporting as _reporting
 from . import results as _cached
+from .children import children_where
 from .dialect import Connection, Dialect
 from .inspecting import Inspector
 from .rows import Applied, Begun, Child, History, names_of
 from .unpacking import Unpacker, outlived
 
 T = TypeVar("T")
-
-_CHILDREN = (
-    "SELECT step, visit, act, {key}, position, element, digest, status, applied, "
-    "coalesce(used, 1), value, forms.form, change, own, reason, winner_act, winner_key, error, "
-    "coalesce(attempts, 1), coalesce(elapsed, 0.0), coalesce(abandoned, 0), coalesce(crashes, 0), "
-    "ended_at, failed_step "
-    "FROM runs JOIN places ON places.id = place LEFT JOIN forms ON forms.id = runs.form WHERE "
-)
-
 
 _APPLIED = (
     "SELECT step, act, {key}, position, applied, value, forms.form, change "
@@ -61,19 +53,6 @@ PART = 2_000
 size takes some 10 ms and 2 MB."""
 CHARACTERS = 4_000_000
 """The characters of a part, approximately: a part of large rows has fewer of them."""
-
-_KEY, _WINNER = Child._fields.index("key"), Child._fields.index("winner_key")
-
-
-def children_where(sql: Connection, dialect: Dialect, where: str, *values: Any) -> Iterator[Child]:
-    """Yield the children that the SQL condition ``where`` selects."""
-    key_of = dialect.key_of
-    for row in sql.execute(f"{_CHILDREN.format(key=dialect.key)}{where}", values):
-        child = list(row)
-        child[_KEY] = key_of(child[_KEY])
-        if child[_WINNER] is not None:
-            child[_WINNER] = key_of(child[_WINNER])
-        yield Child._make(child)
 
 
 @final
@@ -292,28 +271,15 @@ class Reader:
     def _find(self, path: RunPath) -> int | None:
         return _browsing.find(self._sql, self._dialect, path)
 
-    def find(self, path: RunPath) -> int | None:
-        return self._find(path)
-
     @property
     def sql(self) -> Connection:
         """The connection, for what only one database has."""
         return self._sql
 
     @property
-    def dialect(self) -> Dialect:
-        """How the database writes keys."""
-        return self._dialect
-
-    @property
-    def codec(self) -> Codec:
-        """Encodes keys as JSON."""
-        return self._codec
-
-    @property
     def inspector(self) -> Inspector:
         """Answers the questions of watchers, as of the same moment."""
-        return Inspector(self._sql, self._dialect, self._decided_visits)
+        return Inspector(self._sql, self._dialect, self._codec, self._decided_visits)
 
     def reported(self, run_id: str) -> StoredReport | None:
         return _reporting.reported(self._sql, self._dialect, run_id)

@@ -20,7 +20,6 @@ from shoal.stores._watching import (
     StoredReport,
 )
 
-from .histories import entries
 from .leases import Lease
 from .reading import Reader
 from .writing import Database
@@ -140,8 +139,10 @@ class WatchedStore(ABC):
         limit: int = 100,
     ) -> tuple[Sequence[StoredEntry], int | None]:
         """Return a part of a run's history; see ``Inspects``."""
-        found = await self._read(lambda reader: entries(reader, path, kinds, from_number, limit))
-        return ((), None) if found is None else found
+        found = await self._read(
+            lambda reader: reader.inspector.entries(path, kinds, from_number, limit)
+        )
+        return found or ((), None)
 
     async def spawned(self, path: RunPath) -> Sequence[RunSummary]:
         """Return the root runs that an action of this run has started; see ``Inspects``."""

@@ -27,9 +27,9 @@ from shoal.stores._watching import Command
 from . import pruning as _pruning
 from . import reporting as _reporting
 from . import results as _cached
+from .children import children_where
 from .dialect import Connection, Dialect, ErrorPolicy
 from .leases import KnownRows, Lease, LeaseState
-from .reading import children_where
 from .rows import Begun, Child, History, Place, Rows
 from .unpacking import outlived
 from .writer_thread import Job

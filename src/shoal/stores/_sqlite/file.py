@@ -140,6 +140,7 @@ MIGRATIONS = (
     ALTER TABLE roots ADD COLUMN spawner TEXT;
     CREATE INDEX roots_by_spawner ON roots (spawner) WHERE spawner IS NOT NULL;
     ALTER TABLE history ADD COLUMN at REAL;
+    CREATE INDEX history_questions ON history (run, number) WHERE kind IN ('asked', 'answered');
     ALTER TABLE runs ADD COLUMN ended_at REAL;
     ALTER TABLE runs ADD COLUMN failed_step TEXT;
     CREATE INDEX runs_by_end ON runs (parent, status, ended_at) WHERE ended_at IS NOT NULL;
