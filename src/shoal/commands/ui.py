@@ -72,8 +72,9 @@ def _serve(given: argparse.Namespace) -> int:
     if token is None and not given.read_only:
         token = secrets.token_urlsafe(24)
     name = shown_store(given)
+    title = name if "://" in name else Path(name).name
     hosts = _hosts(given.host, has_token=token is not None)
-    app = create_app(store, applications, token=token, hosts=hosts, name=name)
+    app = create_app(store, applications, token=token, hosts=hosts, name=title)
     with _listen(given.host, given.port) as listener:
         port: int = listener.getsockname()[1]
         host = "localhost" if given.host in ANYWHERE else given.host

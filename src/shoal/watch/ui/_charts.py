@@ -30,12 +30,16 @@ LABELLED = 100
 With 200 rows the page would have more than 600."""
 
 GUTTER = 24.0
-"""Per cent of a timeline's width for labels."""
+"""Per cent of a timeline's width for labels of the greatest length."""
+
+LABEL = 40
+"""The greatest length of a label."""
 
 HEIGHT = 150
 """Pixels of a histogram."""
 
-TICKS = 5
+TICKS = 4
+"""More would touch each other on a phone."""
 
 
 def tally_bar(counts: Mapping[str, float], total: float | None = None, *, css: str = "") -> Markup:
@@ -118,7 +122,9 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
     """
     is_labelled = len(rows) <= LABELLED
     tall = ROW if is_labelled else THIN_ROW
-    left = GUTTER if is_labelled else 0.0
+    labels = [cut(key_text(row.path), LABEL) for row in rows]
+    longest = max(map(len, labels), default=0)
+    left = 2.0 + GUTTER * longest / LABEL if is_labelled else 0.0
     room, span = 100.0 - left, max(ends - begins, 1e-6)
     drawn: list[str] = []
     for place, row in enumerate(rows):
@@ -128,11 +134,12 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
             end = ends if row.status == "running" else start + row.elapsed
         x = left + room * min(max((start - begins) / span, 0.0), 1.0)
         wide = min(max(room * (end - start) / span, 0.35), 100.0 - x)
-        status = "cancelled" if not row.used and row.status == "succeeded" else row.status
+        is_loser = row.winner is not None or not row.used
+        status = "cancelled" if is_loser else row.status
         told = f"{key_text(row.path)}: {row.status}, {duration(max(end - start, 0.0))}"
         text = ""
         if is_labelled:
-            label = escape(cut(key_text(row.path), 40))
+            label = escape(labels[place])
             text = (
                 f'<text x="{left - 1:.1f}%" y="{place * tall + 14}" text-anchor="end">'
                 f"{label}</text>"

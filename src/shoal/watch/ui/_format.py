@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from shoal._events.identity import RunPath
+from shoal.watch._words import length
 
 LONGEST_KEY = 64
 """Characters of a key in a table; the rest is behind its link."""
-
-UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"))
 
 STATUSES = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
 """All statuses of a child, in the order in which a page shows them."""
@@ -41,26 +40,8 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a length of time with two units at most: ``0.4 s``, ``12 s``, ``3 min 20 s``."""
-    if seconds is None:
-        return ""
-    seconds = max(seconds, 0.0)
-    if seconds < 0.0995:  # noqa: PLR2004 # rounds to less than 0.1 s
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 9.95:  # noqa: PLR2004 # rounds to less than 10 s
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    lesser = "s"
-    for length, unit in reversed(UNITS):
-        if whole < length * (24 if unit == "h" else 60) or unit == "d":
-            if whole < length:
-                break
-            inner = 24 if unit == "d" else 60
-            many, left = divmod(whole, int(length))
-            less = left // int(length / inner)
-            return f"{many} {unit} {less} {lesser}" if less else f"{many} {unit}"
-        lesser = unit
-    return f"{whole} s"
+    """Write a length of time; nothing if it isn't known."""
+    return "" if seconds is None else length(max(seconds, 0.0))
 
 
 def moment(at: float | None) -> str:

@@ -144,7 +144,7 @@ class Pages:
         }
         match view:
             case "timeline":
-                more = await self._timeline(path, urls)
+                more = await self._timeline(path, overview, urls)
             case "history":
                 more = await self._history(path, query, urls)
             case "values":
@@ -237,9 +237,7 @@ class Pages:
             after=query.get("after") or None,
             limit=ROWS,
         )
-        winners: Mapping[tuple[str, int], RunPath] = {}
-        if any(bar.failed < bar.counts.get("failed", 0) for bar in overview.bars):
-            winners = await self._winners(path)
+        winners = await self._winners_of(overview)
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
             "rows": [_with_winner(row, winners) for row in page.rows],
@@ -258,6 +256,12 @@ class Pages:
             "all_children": sum(overview.counts.values()),
         }
 
+    async def _winners_of(self, overview: Overview) -> Mapping[tuple[str, int], RunPath]:
+        """Return the winners of a run's races, if some contestant had failed."""
+        if any(bar.failed < bar.counts.get("failed", 0) for bar in overview.bars):
+            return await self._winners(overview.path)
+        return {}
+
     async def _winners(self, path: RunPath) -> Mapping[tuple[str, int], RunPath]:
         """Return the winner of each race of a run, by step and visit.
 
@@ -273,15 +277,17 @@ class Pages:
             winners[entry.step, visit] = winner
         return winners
 
-    async def _timeline(self, path: RunPath, urls: Urls) -> dict[str, Any]:
+    async def _timeline(self, path: RunPath, overview: Overview, urls: Urls) -> dict[str, Any]:
         timeline = await self._queries.timeline(path)
+        winners = await self._winners_of(overview)
         chart, counts = Markup(""), dict[str, int]()
         if timeline.bars and timeline.begins_at is not None and timeline.ends_at is not None:
 
             def href(row: Row) -> str:
                 return urls.run(row.path)
 
-            chart = charts.gantt(timeline.bars, timeline.begins_at, timeline.ends_at, href)
+            rows = [_with_winner(row, winners) for row in timeline.bars]
+            chart = charts.gantt(rows, timeline.begins_at, timeline.ends_at, href)
             for row in timeline.bars:
                 counts[row.status] = counts.get(row.status, 0) + 1
         elif timeline.bins:
