@@ -18,6 +18,7 @@ from .commands import (
     Refused,
     Unwritten,
     diff,
+    draw,
     events,
     explain,
     export,
@@ -29,7 +30,7 @@ from .commands import (
     ui,
 )
 
-COMMANDS = (runs, show, events, explain, ui, diff, export, prune)
+COMMANDS = (runs, show, events, explain, ui, diff, export, draw, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130

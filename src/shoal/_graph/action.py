@@ -39,6 +39,7 @@ from shoal._state.schema import Schema
 from shoal._state.state import Change, FieldAccess
 
 from .policy import check_timeout
+from .sketch import Sketch, named_by, of_limits, of_retry, of_timeout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -168,6 +169,10 @@ class Act(ABC):
                 f"it write another field, or give it an object as an input to keep the secret in"
             )
         return ""
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it."""
+        return Sketch()
 
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -402,6 +407,17 @@ class FunctionAction(Act, Generic[P, R_co]):
                     f"under a hash of that; leave out cache=, or give it as an input"
                 )
         return super().exposing(secret)
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it, with the acts that its code names if it may run them."""
+        more = {"streams": self.is_streaming, "cached": self.cache is not None}
+        labels = (*of_limits(self.limits), *of_retry(self.retry), *of_timeout(self.timeout))
+        # Without a context it starts no children: an act that it names it calls as a function.
+        runs = [
+            one for one in named_by(self.function) if self.takes_context or not isinstance(one, Act)
+        ]
+        labels = (*labels, *(label for label, applies in more.items() if applies))
+        return Sketch("action", labels, runs, is_chosen=True)
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""

@@ -21,6 +21,7 @@ from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
 from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
+from .sketch import Sketch, named, named_by
 from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -150,6 +151,25 @@ class FanOut(Parallel):
 
     def _join(self) -> JoinSpec:
         return self.join
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it: the acts of its children, as far as they are known."""
+        chosen = callable(self.acts)
+        over, key = self.over, self.key
+        labels: list[str] = []
+        if over is not None:
+            elements = over if isinstance(over, str) else named(over)
+            by = "" if key is None else f" by {key if isinstance(key, str) else named(key)}"
+            labels.append(f"over {elements}{by}")
+        if chosen:
+            labels.append(f"acts of {named(self.acts)}")
+        return Sketch(
+            "race" if self.join.is_race else "fan-out",
+            (*labels, *self._said()),
+            named_by(self.acts) if callable(self.acts) else self.acts,
+            is_chosen=chosen,
+            is_many=over is not None,
+        )
 
     @property
     def for_children(self) -> Sequence[Graph]:

@@ -20,6 +20,8 @@ from shoal._state.state import Change
 from .action import Act, Input, Performer, bind_where_taken, merged_inputs, versions
 from .condition import Condition, Predicate, when
 from .dataflow import END, Edge, End, Flow, name_of, reachable, trace
+from .picture import drawing_of
+from .sketch import Sketch
 
 WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
 """An edge as users write it; a function stands for ``when(function)``."""
@@ -226,6 +228,16 @@ class Graph(Act):
             return target == self.entry.name
         targets = (edge.target for edge in self._leaving.get(source, ()))
         return any(isinstance(one, Act) and one.name == target for one in targets)
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it: its acts, and the edges between them."""
+        acts = sorted(self.acts, key=lambda act: act is not self.entry)
+        model = () if self.schema is None else (f"state {self.schema.name}",)
+        return Sketch("graph", model, acts, self.edges)
+
+    def _repr_svg_(self) -> str:  # pyright: ignore[reportUnusedFunction] # notebooks call it
+        """Return its drawing, for notebooks."""
+        return drawing_of(self)
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""

@@ -28,6 +28,7 @@ from .checks import check_policies, check_stagger
 from .graph import no_act
 from .parallel import JoinSpec, Parallel
 from .policy import OnError
+from .sketch import Sketch, named_by
 from .until import ALL, Until, as_condition
 
 T = TypeVar("T")
@@ -113,7 +114,6 @@ class ParallelAction(Parallel):
     inputs: Collection[str] = ()
     until: Until | Callable[..., bool] = ALL
     on_error: OnError = "fail"
-    at_most: int | None = None
     _bound: Mapping[str, object] = NOTHING
     _plain: ClassVar[Collection[str]] = ("reduce", "finish")
     """Methods that must be plain functions."""
@@ -180,6 +180,17 @@ class ParallelAction(Parallel):
     def definition(self) -> object:
         """The class: limits and latencies are counted for all its instances together."""
         return type(self)
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it, with the acts that the code that makes tasks names."""
+        makes = [getattr(self, name, None) for name in ("tasks", "action", "actions")]
+        return Sketch(
+            "race" if self._join().is_race else "fan-out",
+            (*self._said(),),
+            [act for function in makes for act in named_by(function)],
+            is_chosen=True,
+            is_many=True,
+        )
 
     @property
     def takes(self) -> Mapping[str, Input]:

@@ -19,6 +19,8 @@ from shoal._events.events import Outcome
 from shoal._state.functions import require_plain
 from shoal._state.state import State
 
+from .sketch import named
+
 OnBreak = Literal["fail", "restart"]
 
 
@@ -50,6 +52,11 @@ class EndCondition:
     def restarts(self) -> bool:
         """Whether the race runs again if its winner fails afterwards."""
         return False
+
+    @property
+    def said(self) -> str:
+        """What drawings say of it."""
+        return str(self)
 
     def __str__(self) -> str:
         """Return the text that a store keeps, with which a changed program is compared."""
@@ -95,6 +102,12 @@ class First(EndCondition):
         """Whether one result is enough."""
         return self.n == 1
 
+    @property
+    def said(self) -> str:
+        """What drawings say of it."""
+        result = "first result" if self.n == 1 else f"first {self.n:,} results"
+        return result if self.accept is None else f"{result} accepted by {named(self.accept)}"
+
     def __str__(self) -> str:
         """Return the text that a store keeps."""
         return f"first({self.n})"
@@ -117,6 +130,11 @@ class Quorum(EndCondition):
     def wanted(self) -> int:
         """The number of results that must agree."""
         return self.n
+
+    @property
+    def said(self) -> str:
+        """What drawings say of it."""
+        return f"{self.n:,} agree{'' if self.by is None else f' by {named(self.by)}'}"
 
     def __str__(self) -> str:
         """Return the text that a store keeps."""
@@ -144,6 +162,11 @@ class FirstItem(EndCondition):
         """Whether ``on_break="restart"`` was given."""
         return self.on_break == "restart"
 
+    @property
+    def said(self) -> str:
+        """What drawings say of it."""
+        return "first item" if self.when is None else f"first item that is {named(self.when)}"
+
 
 Asked = Callable[[State, Outcome], bool]
 
@@ -160,6 +183,11 @@ class ByFunction(EndCondition):
     @property
     def wanted(self) -> None:
         """None: any further update may satisfy the function."""
+
+    @property
+    def said(self) -> str:
+        """What drawings say of it."""
+        return named(self.function)
 
 
 Until = EndCondition | Asked

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import secrets
 import socket
-import sys
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
 from ._lines import flush, shown, write
 from ._store import Refused, add_store, given_store, shown_store
+from .draw import imported
 
 PORT = 8321
 """The port if none is given; if it is taken, a free one is used."""
@@ -119,11 +119,9 @@ def _applications(name: str) -> list[Any]:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise Refused(f"--app takes module:name, not {name!r}")
-    if (here := str(Path.cwd())) not in sys.path:  # as `python -m` does
-        sys.path.insert(0, here)
     try:
-        found: object = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found: object = attrgetter(attribute)(imported(module, name))
+    except AttributeError as error:
         raise Refused(f"--app {name}: {error}") from error
     several = cast("Iterable[Any]", found) if isinstance(found, Iterable) else [found]
     applications: list[Any] = [*several]
