@@ -163,7 +163,7 @@ def test_a_race_has_grey_losers_with_a_link_to_the_winner(page: Any):
     assert page.locator("h1").inner_text() == "local"
 
 
-@pytest.mark.parametrize("view", ["timeline", "history", "values"])
+@pytest.mark.parametrize("view", ["timeline", "history", "values", "graph"])
 @pytest.mark.parametrize(
     "run", ["crawl", "small%20%3Cb%3Ecrawl%3C%2Fb%3E".replace("%", "%25"), "race"]
 )

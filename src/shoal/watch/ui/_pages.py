@@ -22,6 +22,7 @@ from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse
 from shoal._runtime.application import Application
 from shoal.stores._watching import Order, Row
+from shoal.watch import draw
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries
 from shoal.watch._values import Value, What
@@ -151,6 +152,8 @@ class Pages:
                 more = {"values": await self._values(path)}
             case "time":
                 more = await self._time(path)
+            case "graph":
+                more = {"drawing": self._drawing(overview)}
             case _:
                 more = await self._first_view(path, overview, query, urls)
         label = cut(_name(overview), 40)
@@ -192,6 +195,8 @@ class Pages:
             views |= {"values": "Values"}
         if overview.report is not None:
             views |= {"time": "Where the time went"}
+        if overview.path.parent is None and overview.summary.application in self._applications:
+            views |= {"graph": "Graph"}
         return views
 
     async def _first_view(
@@ -318,6 +323,19 @@ class Pages:
 
     async def _time(self, path: RunPath) -> dict[str, Any]:
         return {"explanation": await self._queries.explain(path)}
+
+    def _drawing(self, overview: Overview) -> Markup:
+        """Return the drawing of the run's graph with the counts of its fan-outs."""
+        counts: dict[str, dict[str, int]] = {}
+        for bar in overview.bars:
+            of_step = counts.setdefault(bar.step, {})
+            shown = {**bar.counts, "running": _running(bar)}
+            for status, count in shown.items():
+                if count:
+                    of_step[status] = of_step.get(status, 0) + count
+        application = self._applications[overview.summary.application]
+        svg = draw.svg(application, counts, styled=False)
+        return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
 
 
 def _name(overview: Overview) -> str:

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from shoal._events.identity import RunPath
 from shoal._events.paths import path_text
+from shoal.watch import draw
 
 from . import _charts as charts
 from . import _format as form
@@ -42,6 +43,7 @@ class Static:
         """Read them."""
         paths = [path for path in (HERE / "static").iterdir() if path.suffix in TYPES]
         self.files = {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in paths}
+        self.files["drawing.css"] = draw.style_sheet().encode(), "text/css"
         self.versions = {
             name: sha256(content).hexdigest()[:12] for name, (content, _) in self.files.items()
         }
