@@ -40,3 +40,24 @@ class Reporting(Inspection):
 
     async def command(self, command: Command) -> None:
         raise AssertionError("queries leave no commands")
+
+
+class Listing:
+    """A store that lists its runs, and implements nothing else of what watchers ask."""
+
+    def __init__(self) -> None:
+        self.kept = MemoryStore()
+
+
+def _delegated(name: str) -> Any:
+    def call(self: Listing, *args: Any, **more: Any) -> Any:
+        return getattr(self.kept, name)(*args, **more)
+
+    return call
+
+
+for _name in (
+    *("claim", "load", "pack", "save", "read", "children", "release"),
+    *("runs", "summary", "counts", "failures"),
+):
+    setattr(Listing, _name, _delegated(_name))

@@ -195,7 +195,7 @@ async def _log(store: Inspects, planned: _Planned) -> _Log:
             _begin(log, under_way, visits, began)
             _end(log, under_way, end, state, None)
     else:
-        at = row.failed_step or under_way or await _step_at(store, row) or row.path.act or "run"
+        at = row.failed_step or under_way or await _step_at(store, row, log)
         _begin(log, at, visits, began)
         why = row.error or row.reason
         if row.status in ("failed", "cancelled", "skipped"):
@@ -204,10 +204,15 @@ async def _log(store: Inspects, planned: _Planned) -> _Log:
     return log
 
 
-async def _step_at(store: Inspects, row: Row) -> str:
-    """Return the last step of a run that has children: it was under way when the run stopped."""
-    tallies = await store.tallies(row.path) if row.has_children else ()
-    return tallies[-1].step if tallies else ""
+async def _step_at(store: Inspects, row: Row, log: _Log) -> str:
+    """Return a name for the step in which a run has stopped, which has saved nothing of its own.
+
+    A fan-out has children. Of another step the store doesn't know the name.
+    """
+    for tally in await store.tallies(row.path) if row.has_children else ():
+        if (tally.step, tally.visit) not in log.sequences:
+            return tally.step
+    return f"after {log.steps[-1]}" if log.steps else row.path.act or "first step"
 
 
 def _begin(log: _Log, step: str, visits: Mapping[str, int], at: float) -> None:
