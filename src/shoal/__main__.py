@@ -27,9 +27,10 @@ from .commands import (
     runs,
     show,
     shown,
+    ui,
 )
 
-COMMANDS = (runs, show, events, explain, diff, export, prune, draw)
+COMMANDS = (runs, show, events, explain, ui, diff, export, draw, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130

@@ -81,7 +81,7 @@ def found(what: str) -> Drawable:
         Refused: There is no such module or name, or it can't be drawn.
     """
     module_name, _, name = what.partition(":")
-    module = _imported(module_name, what)
+    module = imported(module_name, what)
     if not name:
         msg = f"give the name in it too: {_suggested(module)}"
         raise Refused(msg)
@@ -101,7 +101,12 @@ def found(what: str) -> Drawable:
     return drawn  # pyright: ignore[reportReturnType] # it was looked at
 
 
-def _imported(name: str, what: str) -> ModuleType:
+def imported(name: str, what: str) -> ModuleType:
+    """Import the module that a user named as a part of ``what``.
+
+    Raises:
+        Refused: It can't be imported; the message says why, and what to write.
+    """
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as `python -m` does, for modules that aren't installed
