@@ -166,6 +166,9 @@ class MemoryStore:
         9
     """
 
+    is_shared: bool = False
+    """Whether other processes can read it; see ``KeepsReports``."""
+
     def __init__(self) -> None:
         """Create an empty store."""
         self._roots: dict[str, _Kept] = {}  # by run id

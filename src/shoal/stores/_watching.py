@@ -152,6 +152,11 @@ class Command:
 class KeepsReports(Protocol):
     """An optional extension of a store: processes report about the runs that they execute."""
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can read it. Runs in such a store report if nothing is said."""
+        ...
+
     async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
         """Replace the reports of root runs, and take the commands that were left for them.
 
