@@ -860,6 +860,7 @@ async def test_an_application_declares_it_once_for_all_runs():
 
 
 def test_so_it_does_in_synchronous_code():
+    failing.clear()
     result = Application(last, secret={"token"}).run_sync({"token": CANARY})
     assert "<secret>" in repr(result.state)
 

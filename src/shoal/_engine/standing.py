@@ -32,7 +32,7 @@ Mark = Literal[
 _marked: dict[Callable[..., Any], Mark] = {
     drive: "relay",
     AttemptPermit.wait: "permit",
-    AttemptPermit.regain: "permit",
+    AttemptPermit.reacquire: "permit",
 }
 
 
