@@ -26,7 +26,7 @@ from shoal.stores._protocol import Store
 
 from .action import Act, Performer
 from .graph import Graph
-from .policy import INHERIT, Each, Inherit, OnError, Stagger
+from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title
 from .until import ALL, EndCondition
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -236,6 +236,8 @@ class Parallel(Act):
     """The timeout, retries and circuit breaker of each child."""
     timeout: float | None = None
     """Seconds that the whole step may take."""
+    title: Title | Callable[..., str] | None = None
+    """What watchers call the fan-out, or a function of a child's first state that names it."""
     _unlimited: bool = False
     """Whether all of its acts may be in flight at once, because no limit was given."""
     _is_keyed: bool | None = None

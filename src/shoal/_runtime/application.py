@@ -68,6 +68,7 @@ class Application(Generic[S]):
             of each fan-out. A fan-out whose ``limits`` allow more children in flight raises the
             number for its run, and so does a race of more contestants; the default of 100 children
             in flight doesn't.
+        watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -107,6 +108,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None: ...
 
     @overload
@@ -125,6 +127,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None: ...
 
     def __init__(
@@ -142,6 +145,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None:
         """Check the definition; see the class."""
         self._definition = define(
@@ -157,6 +161,7 @@ class Application(Generic[S]):
             max_steps=max_steps,
             max_depth=max_depth,
             max_live=max_live,
+            watch=watch,
         )
 
     # -- what it is -----------------------------------------------------------------------------

@@ -46,7 +46,7 @@ from shoal.stores._sql.writing import (
 
 from .claims import COUNTED, Claimant
 from .keys import POSTGRES, columns_of, index_of, lease_state_of
-from .schema import has_tables, make_tables
+from .schema import has_older_tables, has_tables, make_tables
 from .server import InDoubt, PostgresConnection, Server, Statement
 
 # Locks the row of a claim; if there is none, inserts one that no execution holds.
@@ -71,6 +71,8 @@ def connect(
 ) -> PostgresConnection | None:
     """Connect. If there are no tables, create them, or return None unless ``makes``.
 
+    Tables of an older version are migrated.
+
     Raises:
         psycopg.Error: Connecting is not possible, at the moment or at all.
         StoreFailed: The schema was made by a newer version, or has other tables.
@@ -78,7 +80,8 @@ def connect(
     connection = PostgresConnection(server, check)
     try:
         if not has_tables(connection, server):
-            if not makes:
+            # Tables of an older version are migrated by readers, too: the runs in them are there.
+            if not makes and not has_older_tables(connection, server):
                 connection.close()
                 return None
             make_tables(connection, server)

@@ -196,6 +196,11 @@ def has_tables(connection: PostgresConnection, server: Server) -> bool:
     return found == VERSION
 
 
+def has_older_tables(connection: PostgresConnection, server: Server) -> bool:
+    """Return whether the tables exist, although not in this version."""
+    return _version(connection, server) is not None
+
+
 def make_tables(connection: PostgresConnection, server: Server) -> None:
     """Create or migrate the tables, unless another process has done so meanwhile.
 

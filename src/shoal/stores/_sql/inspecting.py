@@ -474,6 +474,7 @@ class Inspector:
         if run is None:
             return []
         by_status = _browsing.counts(self._sql, run)
+        # (With GROUP BY +place, SQLite doesn't go through all children place by place.)
         # The children of the most frequent status are what remains of each place: they needn't be
         # looked at. (Of cancelled ones it matters whether they have lost a race.)
         frequent: list[ChildStatus] = [one for one in by_status if one != "cancelled"]
@@ -486,7 +487,7 @@ class Inspector:
             where, values = _with_status(_Some(run, (), None), status)
             losers = "count(winner_act)" if status == "cancelled" else "0"
             for place, count, losing in self._sql.execute(
-                f"SELECT place, count(*), {losers} FROM runs WHERE {where} GROUP BY place", values
+                f"SELECT +place, count(*), {losers} FROM runs WHERE {where} GROUP BY +place", values
             ):
                 counts.setdefault(place, {})[status] = count
                 lost[place] = lost.get(place, 0) + losing
@@ -554,8 +555,7 @@ class Inspector:
                 "SELECT min(at), max(at) FROM saves WHERE run = ? AND at IS NOT NULL", (run,)
             ).fetchone()
         ]
-        counted = _browsing.counts(self._sql, run)
-        statuses: list[ChildStatus] = [status for status in counted if status != "running"]
+        statuses: list[ChildStatus] = [status for status in STATUSES if status != "running"]
         spans += [
             self._sql.execute(
                 "SELECT min(ended_at), max(ended_at) FROM runs "
@@ -645,8 +645,8 @@ class Inspector:
         if run is None:
             return []
         found = self._sql.execute(
-            "SELECT runs.id FROM places JOIN runs ON place = places.id "
-            "WHERE step = ? AND parent = ? AND key = ? ORDER BY visit, runs.id",
+            "SELECT runs.id FROM places CROSS JOIN runs WHERE place = places.id "
+            "AND step = ? AND parent = ? AND key = ? ORDER BY visit, runs.id",
             (step, run, self._dialect.index_of(key)),
         )
         return self._rows(path, [child for (child,) in found])

@@ -175,6 +175,8 @@ def connect(
 ) -> sqlite3.Connection:
     """Open the file; create it if there is none.
 
+    A file that this process may only read is opened, too, if it needs no migration.
+
     Raises:
         StoreFailed: The file can't be opened, is damaged, is not a shoal store, or was written by a
             newer version.
@@ -182,11 +184,21 @@ def connect(
     if not path.exists():
         _make_aside(path, synchronous)
     try:
-        connection = sqlite3.connect(
-            path, timeout=patience, isolation_level=None, check_same_thread=False
-        )
+        return _opened(path, patience, synchronous, reads_only=reads_only)
     except sqlite3.Error as error:
+        if code_of(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            unlocked = _unlocked(path)
+            if unlocked is not None:
+                return unlocked
         raise SQLiteErrorPolicy(path, patience).explained(error) from error
+
+
+def _opened(
+    path: Path, patience: float, synchronous: Synchronous, *, reads_only: bool
+) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=patience, isolation_level=None, check_same_thread=False
+    )
     try:
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         if _is_new(connection, path):
@@ -197,10 +209,41 @@ def connect(
         connection.execute("PRAGMA cache_size = -16000")
         if reads_only:
             connection.execute("PRAGMA query_only = 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@final
+class Unlocked(sqlite3.Connection):
+    """A connection to a file that this process may only read, and that no process has open.
+
+    It takes no locks, because these would be in a file beside it that can't be created. So it is
+    used for one transaction, and not kept: another process may begin to write meanwhile.
+    """
+
+
+def _unlocked(path: Path) -> Unlocked | None:
+    """Open the file without locks; return None if that fails, or if a process has it open."""
+    if path.with_name(f"{path.name}-wal").exists():
+        return None
+    try:
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?immutable=1",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Unlocked,
+        )
+    except sqlite3.Error:
+        return None
+    try:
+        _check(connection, path)
     except BaseException as error:
         connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise SQLiteErrorPolicy(path, patience).explained(error) from error
+        if isinstance(error, sqlite3.Error):  # a worse one than that of opening it as usual
+            return None
         raise
     return connection
 
@@ -304,9 +347,18 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreFailed(msg)
     if version < VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        with connection:
-            # The version again: another process may have migrated the file before this lock.
-            _migrate(connection, _pragma(connection, "user_version"))
+        try:
+            with connection:
+                # The version again: another process may have migrated the file before this lock.
+                _migrate(connection, _pragma(connection, "user_version"))
+        except sqlite3.OperationalError as error:
+            if code_of(error) != sqlite3.SQLITE_READONLY:
+                raise
+            msg = (
+                f"{path} has the layout {version} of an older shoal, and this process may only "
+                f"read it: open it once as a user that may write to it, or read a copy of it"
+            )
+            raise StoreFailed(msg) from error
 
 
 @final

@@ -12,11 +12,12 @@ from anyio import to_thread
 
 from shoal._errors.exceptions import DefinitionError
 from shoal.stores._codec.codec import Codec
+from shoal.stores._sql.dialect import Connection
 from shoal.stores._sql.sizes import MAX_UPDATE
 from shoal.stores._sql.store import LEASE, WINDOW, Durability, DurableStore
 
 from .database import SQLITE, SQLiteDatabase
-from .file import SQLiteErrorPolicy, Synchronous, connect
+from .file import SQLiteErrorPolicy, Synchronous, Unlocked, connect
 
 _markings = count()
 
@@ -159,11 +160,18 @@ class SQLiteStore(DurableStore):
             raise SQLiteErrorPolicy(self.path, self._config.patience).explained(error) from error
         number, connection = marking
         with self._lock:
-            if self._writer is not None and self._marking is None:
+            is_kept = self._writer is not None and not isinstance(connection, Unlocked)
+            if is_kept and self._marking is None:
                 self._marking = marking
                 return number, version
         connection.close()
         return number, version
+
+    def _give_back(self, connection: Connection) -> None:
+        if isinstance(connection, Unlocked):
+            connection.close()
+        else:
+            super()._give_back(connection)
 
     def _connect(self) -> sqlite3.Connection | None:
         if not self.path.exists():
