@@ -227,6 +227,8 @@ class _Constraint(NamedTuple):
     """The part of the time that it takes: what would be gained if it was no constraint at all."""
     waited: Waited | None = None
     use: LimitUse | None = None
+    taken: float = 0.0
+    """The part of the time in which all slots were taken; 0 if that isn't known."""
 
 
 def advice_on(report: Report) -> str:
@@ -281,8 +283,9 @@ def _full(report: Report) -> Sequence[_Constraint]:
         waited = [one for one in waited_for(report, "slot") if one.limit == use.limits]
         others = whole - sum(one.seconds for one in waited)
         worked = report.spent.get("action", 0.0) / others if others > 0 else 0.0
-        share = min(1.0, use.full / whole) * min(1.0, worked)
-        found.append(_Constraint("slot", share, waited[0] if waited else None, use))
+        taken = min(1.0, use.full / whole)
+        share = taken * min(1.0, worked)
+        found.append(_Constraint("slot", share, waited[0] if waited else None, use, taken))
     return found
 
 
@@ -358,18 +361,21 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
 
     What happens with more than twice as many can't be told from a run with so few.
     """
-    part, use, working = percent(one.share), one.use, shares.get("action", 0.0)
+    use, working = one.use, shares.get("action", 0.0)
+    part = percent(one.share)
     if use is None or not use.slots:
         limit = one.waited.limit if one.waited is not None else ""
         what = f"raising {limit}" if limit else "more slots or children in flight"
         return f"{what} would help: {part} of the time is waiting for a slot", 2.0
-    factor = 2.0
-    if one.waited is not None and working:  # as many as all that worked or waited
-        factor = min(2.0, (working + shares.get("slot", 0.0)) / working)
-    slots = int(use.slots)
+    slots, factor = int(use.slots), 2.0
+    if one.taken:
+        why = f"all its slots were taken for {percent(one.taken)} of the time"
+    else:
+        why = f"waiting for its slots is {part} of the time"
+        if working:  # as many as all that worked or waited
+            factor = min(2.0, (working + one.share) / working)
     more = max(slots + 1, ceil(slots * factor))
-    why = "all its slots were taken for" if use.full else "waiting for its slots is"
-    return f"raising {_limit(use)} to {more:,} would help: {why} {part} of the time", more / slots
+    return f"raising {_limit(use)} to {more:,} would help: {why}", more / slots
 
 
 def _limit(use: LimitUse) -> str:
