@@ -126,9 +126,9 @@ def test_what_is_missing_is_said():
 
     class Ended:
         run_id = "b"
-        report = None
+        report: Report | None = None
 
-    found = explain(Ended())  # pyright: ignore[reportArgumentType] # as a result without a report
+    found = explain(Ended())
     assert found.run_id == "b"
     assert found.shares == {}
     assert "there is no report about the run" in found.notes[0]

@@ -152,6 +152,18 @@ async def second_of(n: int) -> int:
     return n
 
 
+async def test_a_run_is_explained_while_it_runs():
+    app = Application(fan_out(second, over="items", into="all", limits=Limits(10), name="all"))
+    async with Runtime(store=MemoryStore(), watch=True) as runtime:
+        handle = await runtime.start(app, {"items": list(range(100))}, id="a")
+        await anyio.sleep(5)
+        found = explain(handle)
+        assert not found.is_over
+        assert found.seconds == pytest.approx(5, abs=0.3)
+        assert found.advice.startswith("raising Limits(10) of all to 20 would help")
+        handle.cancel("enough")
+
+
 async def test_a_run_that_is_not_watched_says_so():
     app = Application(fan_out(second, over="items", into="all"))
     result = await app.run({"items": [1]})

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
 from shoal._events.report import Doing, LimitUse, Report, Waited
-from shoal._runtime.result import RunResult
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
@@ -129,13 +128,27 @@ def _named(waited: Waited) -> str:
     return f'"{waited.key}" of {waited.limit}' if waited.key else waited.limit
 
 
-def explain(run: RunResult[Any] | Report) -> Explanation:
+class Reported(Protocol):
+    """A run with a report: a ``RunResult``, a ``RunHandle``, an ``OpenRun``."""
+
+    @property
+    def run_id(self) -> str:
+        """The root run."""
+        ...
+
+    @property
+    def report(self) -> Report | None:
+        """The last report about it; None if there is none."""
+        ...
+
+
+def explain(run: Reported | Report) -> Explanation:
     """Explain where the time of a run went, by its last report.
 
     ``Queries.explain`` says more, because it also reads the run's children from the store.
 
     Args:
-        run: The result of a run, an open run or a handle, which have a ``report``; or a report.
+        run: The result of a run, an open run or a handle; or a report.
 
     Examples:
         >>> from shoal.watch import Report, explain
@@ -149,11 +162,10 @@ def explain(run: RunResult[Any] | Report) -> Explanation:
         >>> explain(report).shares
         {'slot': 0.7, 'action': 0.3}
     """
-    report: Report | None = run if isinstance(run, Report) else getattr(run, "report", None)
+    report = run if isinstance(run, Report) else run.report
     if report is not None:
         return explained(report, RunPath(run_id=report.run_id))
-    run_id = str(getattr(run, "run_id", ""))
-    return Explanation(run_id=run_id, seconds=0.0, is_over=True, notes=(_NO_REPORT,))
+    return Explanation(run_id=run.run_id, seconds=0.0, is_over=False, notes=(_NO_REPORT,))
 
 
 _NO_REPORT = (
