@@ -14,8 +14,22 @@ from collections.abc import Sequence
 from shoal._errors.exceptions import ShoalError
 
 from ._version import __version__
-from .commands import Refused, Unwritten, flush, runs, shown
+from .commands import (
+    Refused,
+    Unwritten,
+    diff,
+    events,
+    explain,
+    export,
+    flush,
+    prune,
+    runs,
+    show,
+    shown,
+)
 
+COMMANDS = (runs, show, events, explain, diff, export, prune)
+"""The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130
 
@@ -26,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The command line is wrong, or asked for help.
     """
-    parser = argparse.ArgumentParser(prog="shoal", description="Look at runs, and after them.")
+    parser = argparse.ArgumentParser(
+        prog="shoal", description="Look at runs: what they do, what failed, where the time went."
+    )
     parser.add_argument("--version", action="version", version=f"shoal {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    runs.add_to(commands)
+    for command in COMMANDS:
+        command.add_to(commands)
     given = parser.parse_args(arguments)
     try:
         code: int = given.do(given)

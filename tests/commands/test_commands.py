@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import anyio
@@ -25,7 +25,6 @@ from psycopg.conninfo import conninfo_to_dict
 import shoal
 from shoal import Application, Context, Graph, SQLiteStore, action, fan_out
 from shoal.__main__ import main
-from shoal.commands import runs
 from shoal.stores._protocol import NullStore, Store
 from tests.stores.postgres import PostgresServer
 
@@ -98,15 +97,29 @@ def change(path: Path, statement: str, *values: object) -> None:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Write to a terminal."""
-    monkeypatch.setattr(runs, "_is_terminal", bool)
+    # The class, because the test has other objects of it than its fixtures have.
+    kind = cast("Any", type(sys.stdout))
+    monkeypatch.setattr(kind, "isatty", is_one, raising=False)
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> str:
+def is_one(_: object) -> bool:
+    return True
+
+
+def line(verb: str, store: object, *more: object) -> list[str]:
+    """Return a command line; ``store`` is a file or a URL."""
+    named = "--postgres" if str(store).startswith("postgres") else "--db"
+    return [verb, named, str(store), *map(str, more)]
+
+
+def said(
+    capsys: pytest.CaptureFixture[str], verb: str, store: object, *more: object, code: int = 0
+) -> str:
     """Do it, and return what it wrote: to whoever asked, or what was wrong."""
-    assert main(["runs", *map(str, arguments)]) == code
+    assert main(line(verb, store, *more)) == code
     out, err = capsys.readouterr()
     if code:
         assert not out
@@ -118,9 +131,9 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) 
 
 
 def test_runs_are_listed_for_people(path: Path, terminal: None, capsys: Any):
-    title, left, bad, good = said(capsys, "list", path).splitlines()
+    title, left, bad, good = said(capsys, "runs", path).splitlines()
     assert title.split() == ["RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK"]
-    assert left.split()[:3] == ["left", "failing", "left"]
+    assert left.split()[:3] == ["left", "failing", "lost"]
     assert bad.split()[:3] == ["bad", "failing", "failed"]
     assert bad.endswith("OSError: the disk is on fire")
     assert good.split()[:3] == ["good", "crawl", "succeeded"]
@@ -132,15 +145,15 @@ def test_what_is_too_long_for_a_line_is_shortened(
     path: Path, terminal: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
     change(path, "UPDATE roots SET error = ? WHERE run = 5", f"Oh: {'x' * 500}")
-    lines = said(capsys, "list", path, "--status", "failed").splitlines()
+    lines = said(capsys, "runs", path, "--status", "failed").splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[-1].endswith("xxx...")
     monkeypatch.undo()
-    assert "x" * 500 in said(capsys, "list", path)
+    assert "x" * 500 in said(capsys, "runs", path)
 
 
 def test_runs_are_listed_for_programs(path: Path, capsys: Any):
-    lines = [line.split("\t") for line in said(capsys, "list", path).splitlines()]
+    lines = [line.split("\t") for line in said(capsys, "runs", path).splitlines()]
     assert [line[:4] for line in lines] == [
         ["left", "failing", "1", "running"],
         ["bad", "failing", "1", "failed"],
@@ -157,7 +170,7 @@ def test_runs_are_listed_for_programs(path: Path, capsys: Any):
 
 
 def test_runs_are_listed_as_json(path: Path, capsys: Any):
-    found = [json.loads(line) for line in said(capsys, "list", path, "--json").splitlines()]
+    found = [json.loads(line) for line in said(capsys, "runs", path, "--json").splitlines()]
     assert [run["run_id"] for run in found] == ["left", "bad", "good"]
     assert found[0]["ended_at"] is None
     assert found[1]["error"] == "OSError: the disk is on fire"
@@ -165,20 +178,20 @@ def test_runs_are_listed_as_json(path: Path, capsys: Any):
 
 
 def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):
-    assert main(["runs", "list", str(path), "--limit", "2"]) == 0
+    assert main(line("runs", path, "--limit", "2")) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["RUN", "left", "bad"]
     assert err == "there are more runs: --after bad, or a higher --limit\n"
-    assert main(["runs", "list", str(path), "--after", "bad"]) == 0
+    assert main(line("runs", path, "--after", "bad")) == 0
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == ["RUN", "good"]
     assert not err
-    wrong = said(capsys, "list", path, "--after", "nowhere", code=1)
+    wrong = said(capsys, "runs", path, "--after", "nowhere", code=1)
     assert wrong == f"shoal: there is no run nowhere in {path}\n"
 
 
 def test_a_list_of_nothing_says_so(path: Path, terminal: None, capsys: Any):
-    assert main(["runs", "list", str(path), "--status", "halted"]) == 0
+    assert main(line("runs", path, "--status", "halted")) == 0
     assert capsys.readouterr() == ("", "there are no runs\n")
 
 
@@ -189,17 +202,17 @@ def test_a_run_is_shown_to_people(path: Path, terminal: None, capsys: Any):
     text = said(capsys, "show", path, "good")
     about, failures = text.split("\n\n")
     lines = {line[:13].rstrip(): line[13:] for line in about.splitlines()}
-    assert list(lines) == ["run", "application", "status", "began", "ended", "children"]
+    assert list(lines) == ["run", "application", "status", "began", "ended", "children", "headline"]
     assert lines["run"] == "good"
     assert lines["application"] == "crawl, version 2"
     assert lines["status"] == "succeeded"
     assert lines["children"] == "1 failed, 2 succeeded"
     assert failures.splitlines() == [
         "failures",
-        "titles/fetch  'b'  LookupError: no such page at all",
+        "1  titles  LookupError: no such page at all, as 'b'",
     ]
     assert "OSError: the disk is on fire" in said(capsys, "show", path, "bad")
-    assert "left: it has no end, and no process executes it" in said(capsys, "show", path, "left")
+    assert "lost: it has no end, and no process executes it" in said(capsys, "show", path, "left")
     change(path, "UPDATE runs SET status = 'halted' WHERE key = 'left'")
     assert "halted: it waits for answers" in said(capsys, "show", path, "left")
 
@@ -216,8 +229,9 @@ def test_a_loser_of_a_race_is_no_failure(tmp_path: Path, terminal: None, capsys:
     path = tmp_path / "runs.db"
     app = shoal.Application(shoal.race(quick, slow, into="a"), store=SQLiteStore(path))
     app.run_sync(id="won")
-    (failure,) = said(capsys, "show", path, "won").split("\n\n")[1].splitlines()[1:]
-    assert failure.split(maxsplit=2)[2] == "(lost a race) ConnectionError: gone"
+    text = said(capsys, "show", path, "won")
+    assert "children     1 failed, 1 succeeded (1 lost a race)\n" in text
+    assert "failures" not in text
     shown = json.loads(said(capsys, "show", path, "won", "--json"))
     assert [child["lost"] for child in shown["failures"]] == [True]
 
@@ -244,7 +258,7 @@ def test_a_run_that_is_not_there_is_no_run(path: Path, capsys: Any):
 def test_who_executes_a_run_is_said(path: Path, terminal: None, capsys: Any):
     change(path, "UPDATE claims SET execution = 'x', boot = 'other', seen_at = ?", time.time())
     assert "executed by  process" in said(capsys, "show", path, "left")
-    assert "running" in said(capsys, "list", path)
+    assert "running" in said(capsys, "runs", path)
 
 
 # -- whatever has been kept ------------------------------------------------------------------------
@@ -278,7 +292,7 @@ def fill_with_odd_ones(path: Path, *run_ids: str) -> None:
 def test_odd_ids_are_escaped_for_programs(tmp_path: Path, capsys: Any):
     path = tmp_path / "odd.db"
     fill_with_odd_ones(path, "older", HALF, CONTROL, "a\\n", CHINESE)
-    lines = said(capsys, "list", path).splitlines()
+    lines = said(capsys, "runs", path).splitlines()
     assert [line.split("\t")[0] for line in lines] == [
         CHINESE,
         r"a\\n",
@@ -286,9 +300,9 @@ def test_odd_ids_are_escaped_for_programs(tmp_path: Path, capsys: Any):
         r"caf\udce9",
         "older",
     ]
-    listed = [json.loads(line) for line in said(capsys, "list", path, "--json").splitlines()]
+    listed = [json.loads(line) for line in said(capsys, "runs", path, "--json").splitlines()]
     assert [run["run_id"] for run in listed] == [CHINESE, "a\\n", CONTROL, HALF, "older"]
-    assert said(capsys, "list", path, "--after", HALF).startswith("older\t")
+    assert said(capsys, "runs", path, "--after", HALF).startswith("older\t")
 
 
 def test_odd_keys_and_errors_are_escaped_for_programs(tmp_path: Path, capsys: Any):
@@ -307,15 +321,15 @@ def test_odd_keys_and_errors_are_escaped_for_programs(tmp_path: Path, capsys: An
 def test_nothing_that_was_kept_acts_on_a_terminal(tmp_path: Path, terminal: None, capsys: Any):
     path = tmp_path / "odd.db"
     fill_with_odd_ones(path, CONTROL, HALF)
-    text = said(capsys, "list", path) + said(capsys, "show", path, CONTROL)
+    text = said(capsys, "runs", path) + said(capsys, "show", path, CONTROL)
     assert text.replace("\n", "").isprintable()
     assert [line.split()[0] for line in text.splitlines()[:3]] == [
         "RUN",
         r"caf\udce9",
         r"\x1b[31m\x85\x7f\u202e\n\t",
     ]
-    assert "sizes/measure  0x31e2080103" in text
-    assert main(["runs", "list", str(path), "--limit", "1"]) == 0
+    assert "3  sizes  FileNotFoundError: [Errno <n>] gone" in text
+    assert main(line("runs", path, "--limit", "1")) == 0
     assert r"--after caf\udce9," in capsys.readouterr().err
     wrong = said(capsys, "show", path, "\x1b[31m", code=1)
     assert wrong == f"shoal: there is no run \\x1b[31m in {path}\n"
@@ -331,7 +345,7 @@ def test_an_error_keeps_its_lines(path: Path, terminal: None, capsys: Any):
 def test_columns_are_as_wide_as_a_terminal_shows_them(tmp_path: Path, terminal: None, capsys: Any):
     path = tmp_path / "odd.db"
     fill_with_odd_ones(path, "plain", CHINESE, "e\u0301te\u0301")
-    title, accents, chinese, plain = said(capsys, "list", path).splitlines()
+    title, accents, chinese, plain = said(capsys, "runs", path).splitlines()
     at = title.index("APPLICATION")
     assert plain.index("measure") == at
     assert chinese.index("measure") == at - 2, "each of two takes up two columns"
@@ -348,11 +362,11 @@ def test_default_ids_fit_a_terminal_of_80_columns(
     change(path, "UPDATE roots SET error = ? WHERE run = 5", f"Oh: {'爬' * 500}")
     change(path, "UPDATE roots SET began_at = ended_at - 86400.0 * 367 WHERE run <> 6")
     change(path, "UPDATE roots SET application = ?", "a-name-that-is-too-long-for-a-column")
-    lines = said(capsys, "list", path).splitlines()
+    lines = said(capsys, "runs", path).splitlines()
     assert [line.split()[0] for line in lines] == ["RUN", ids[2], ids[1], "Oh:", ids[0]]
     assert all(runs_width(line) <= 80 for line in lines)
     assert lines[3].endswith("爬...")
-    assert "  a-name-tha...  left" in lines[1]
+    assert "  a-name-tha...  lost" in lines[1]
     assert lines[4].split()[3].count("-") == 2, "the year, for it is another one"
     assert lines[1].split()[3].count("-") == 1, "no year, but the time of the day"
 
@@ -369,14 +383,14 @@ def test_what_an_encoding_lacks_is_escaped(
     for more in ((), ("--json",)):
         with monkeypatch.context() as patch, out.open("w", encoding="ascii") as stdout:
             patch.setattr(sys, "stdout", stdout)
-            assert main(["runs", "list", str(path), *more]) == 0
+            assert main(line("runs", path, *more)) == 0
         text = out.read_text("ascii")
         assert r"\u722c\u866b" in text
         assert r"caf\u00e9" in text or r"caf\xe9" in text
     with monkeypatch.context() as patch, out.open("w", encoding="ascii") as stdout:
         patch.setattr(sys, "stdout", stdout)
-        patch.setattr(runs, "_is_terminal", bool)
-        assert main(["runs", "list", str(path)]) == 0
+        patch.setattr(sys.stdout, "isatty", lambda: True)
+        assert main(line("runs", path)) == 0
     title, chinese, cafe = out.read_text("ascii").splitlines()
     assert title.index("APPLICATION") == chinese.index("measure") == cafe.index("measure")
 
@@ -387,11 +401,11 @@ def test_what_an_encoding_lacks_is_escaped(
 def test_old_runs_are_deleted(path: Path, capsys: Any):
     assert said(capsys, "prune", path, "--older-than", "1h") == "0\n"
     assert said(capsys, "prune", path, "--older-than", "0s", "--dry-run") == "2\n"
-    assert len(said(capsys, "list", path).splitlines()) == 3
+    assert len(said(capsys, "runs", path).splitlines()) == 3
     pruned = said(capsys, "prune", path, "--older-than", "0s", "--status", "failed", "--json")
     assert json.loads(pruned) == {"runs": 1, "deleted": True}
     assert said(capsys, "prune", path, "--older-than", "0s") == "1\n"
-    assert said(capsys, "list", path).startswith("left\t")
+    assert said(capsys, "runs", path).startswith("left\t")
 
 
 def test_people_are_told_what_was_deleted(path: Path, terminal: None, capsys: Any):
@@ -422,7 +436,7 @@ def test_lengths_of_time(
 @pytest.mark.parametrize("text", ["30", "d", "-1d", "1y", "1d then", "", "soon"])
 def test_what_is_no_length_of_time_is_refused(path: Path, capsys: Any, text: str):
     with pytest.raises(SystemExit) as exit_:
-        main(["runs", "prune", str(path), f"--older-than={text}"])
+        main(line("prune", path, f"--older-than={text}"))
     assert exit_.value.code == 2
     assert "is not a length of time: write 90s, 15m, 12h, 30d or 1w" in capsys.readouterr().err
 
@@ -430,13 +444,13 @@ def test_what_is_no_length_of_time_is_refused(path: Path, capsys: Any, text: str
 @pytest.mark.parametrize("wrong", [["--limit", "0"], ["--limit", "x"], ["--status", "odd"]])
 def test_wrong_options_are_refused(path: Path, capsys: Any, wrong: list[str]):
     with pytest.raises(SystemExit) as exit_:
-        main(["runs", "list", str(path), *wrong])
+        main(line("runs", path, *wrong))
     assert exit_.value.code == 2
 
 
 def test_how_old_has_to_be_said(path: Path, capsys: Any):
     with pytest.raises(SystemExit):
-        main(["runs", "prune", str(path)])
+        main(line("prune", path))
     assert "--older-than" in capsys.readouterr().err
 
 
@@ -447,12 +461,16 @@ def refusals(path: Path, capsys: Any) -> set[str]:
     """Ask for all there is, and return what is wrong; nothing changes."""
     before = sorted((each, each.read_bytes()) for each in path.parent.iterdir() if each.is_file())
     found = {
-        said(capsys, *what, code=2)
-        for what in (
-            ("list", path),
-            ("show", path, "x"),
-            ("prune", path, "--older-than", "1d"),
-            ("prune", path, "--older-than", "1d", "--dry-run"),
+        said(capsys, verb, path, *more, code=2)
+        for verb, *more in (
+            ("runs",),
+            ("show", "x"),
+            ("events", "x"),
+            ("explain", "x"),
+            ("diff", "x", "y"),
+            ("export", "x"),
+            ("prune", "--older-than", "1d"),
+            ("prune", "--older-than", "1d", "--dry-run"),
         )
     }
     after = sorted((each, each.read_bytes()) for each in path.parent.iterdir() if each.is_file())
@@ -513,25 +531,27 @@ def test_what_is_not_installed(path: Path, capsys: Any, monkeypatch: pytest.Monk
         raise ModuleNotFoundError("No module named 'msgspec'", name="msgspec")
 
     monkeypatch.setattr(shoal, "SQLiteStore", broken, raising=False)
-    why = said(capsys, "list", path, code=2)
+    why = said(capsys, "runs", path, code=2)
     assert "SQLiteStore needs a package that isn't installed (No module named 'msgspec')" in why
     assert "pip install 'shoal[sqlite]'" in why
     monkeypatch.setattr(shoal, "PostgresStore", broken, raising=False)
     url = "postgresql://me:secret@host/runs"
-    why = said(capsys, "list", url, code=2)
+    why = said(capsys, "runs", url, code=2)
     assert "pip install 'shoal[postgres]'" in why
     assert "secret" not in why
 
 
 def test_what_to_install_is_said_once(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "msgspec", None)
-    assert said(capsys, "list", path, code=2) == (
+    assert said(capsys, "runs", path, code=2) == (
         "shoal: saving values needs msgspec, which isn't installed: pip install 'shoal[sqlite]'\n"
     )
 
 
-def test_a_url_of_something_else(capsys: Any):
-    why = said(capsys, "list", "mysql://me:secret@host/runs", code=2)
+def test_a_url_of_something_else(capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SHOAL_STORE", "mysql://me:secret@host/runs")
+    assert main(["runs"]) == 2
+    why = capsys.readouterr().err
     assert why.startswith("shoal: no store has a mysql:// URL: give the file of")
     assert "secret" not in why
 
@@ -548,26 +568,26 @@ def test_runs_in_postgres(postgres: PostgresServer, capsys: Any):
     address = f"postgresql:///{told.pop('dbname')}?{urlencode(told)}"
     schema = postgres.new_schema()
     where = (address, "--schema", schema)
-    assert not said(capsys, "list", *where)
+    assert not said(capsys, "runs", *where)
     assert said(capsys, "prune", *where, "--older-than", "0s") == "0\n"
     store = shoal.PostgresStore(address, schema=schema)
     anyio.run(fill_with_one, store)
-    assert said(capsys, "list", *where).startswith("good\tcrawl\t2\tsucceeded\t")
+    assert said(capsys, "runs", *where).startswith("good\tcrawl\t2\tsucceeded\t")
     shown = json.loads(said(capsys, "show", *where, "good", "--json"))
     assert shown["children"] == {"failed": 1, "succeeded": 2}
     assert shown["failures"][0]["error"] == "LookupError: no such\tpage\nat all"
     assert said(capsys, "prune", *where, "--older-than", "0s") == "1\n"
-    assert not said(capsys, "list", *where)
+    assert not said(capsys, "runs", *where)
 
 
 def test_a_schema_is_of_postgres_alone(path: Path, capsys: Any):
-    why = said(capsys, "list", path, "--schema", "shoal", code=2)
+    why = said(capsys, "runs", path, "--schema", "shoal", code=2)
     assert why == f"shoal: --schema is for a PostgresStore, but {path} is a file\n"
 
 
 def test_a_store_that_can_not(path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shoal, "SQLiteStore", partial(given, NullStore()), raising=False)
-    assert said(capsys, "list", path, code=2) == (
+    assert said(capsys, "runs", path, code=2) == (
         "shoal: NullStore can't list its runs (it doesn't implement shoal.stores.Browses)\n"
     )
     why = said(capsys, "prune", path, "--older-than", "1d", code=2)
@@ -595,9 +615,9 @@ def test_it_is_installed_as_shoal():
 
 def test_help_says_what_there_is(capsys: Any):
     for arguments, words in (
-        (["--help"], ["runs"]),
-        (["runs", "--help"], ["list", "show", "prune"]),
-        (["runs", "prune", "--help"], ["--older-than", "--dry-run", "succeeded, failed"]),
+        (["--help"], ["runs", "show", "events", "explain", "diff", "export", "prune"]),
+        (["runs", "--help"], ["--db FILE", "--postgres URL", "SHOAL_STORE", "--application"]),
+        (["prune", "--help"], ["--older-than", "--dry-run", "succeeded, failed"]),
         (["--version"], [shoal.__version__]),
     ):
         with pytest.raises(SystemExit) as exit_:
@@ -609,7 +629,7 @@ def test_help_says_what_there_is(capsys: Any):
 
 @pytest.mark.slow
 def test_it_ends_quietly_where_nobody_reads(path: Path):
-    command = [sys.executable, "-m", "shoal", "runs", "list", str(path)]
+    command = [sys.executable, "-m", "shoal", *line("runs", path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -626,7 +646,7 @@ def test_output_that_can_not_be_written_has_a_code_of_its_own(
     for buffering in (1, -1):  # it is met by a line, or in the end
         with Path("/dev/full").open("w", buffering) as full, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", full)
-            assert main(["runs", "list", str(path), *more]) == 3
+            assert main(line("runs", path, *more)) == 3
         assert capsys.readouterr().err == (
             "shoal: the output can't be written: No space left on device\n"
         )
@@ -646,7 +666,7 @@ SLOW_PRUNE = """
         sweep(database, limit)
         return True
     SQLiteDatabase.sweep = told
-    sys.exit(main(["runs", "prune", sys.argv[1], "--older-than", "0s"]))
+    sys.exit(main(["prune", "--db", sys.argv[1], "--older-than", "0s"]))
 """
 
 
@@ -662,5 +682,5 @@ def test_interrupted_it_leaves_a_whole_store(path: Path, capsys: Any):
         _, err = process.communicate(timeout=20)
     assert err == "shoal: interrupted\n"
     assert process.returncode == 130
-    assert said(capsys, "list", path).split("\t")[0] == "left"
+    assert said(capsys, "runs", path).split("\t")[0] == "left"
     assert not list(path.parent.glob("*-wal"))

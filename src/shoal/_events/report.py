@@ -129,6 +129,9 @@ class Waited:
     """Where the limit stands, as in ``LimitUse``; empty if that isn't known."""
     seconds: float
     """As in ``Report.spent``: shares of the makespan, not of each child's time."""
+    doing: Doing = "other"
+    """What was waited for: a slot, the rate, the key or the breaker of that limit; "other" in
+    reports that don't tell."""
 
 
 @final

@@ -46,6 +46,8 @@ class Wait(NamedTuple):
     """The limit, as it is written."""
     key: str
     """The key of that limit; empty if it has no keys."""
+    doing: Doing
+    """What of the limit it waits for: a slot, the rate, the key, the breaker."""
 
 
 @final
@@ -216,4 +218,5 @@ def waits_for(permit: AttemptPermit, now: float) -> tuple[Doing, Wait | None]:
     if permit.wait_queue is None:
         return "action", None  # granted: it is about to begin
     doing, limit, key = permit.held_up(now)
-    return doing, Wait(limit, "" if key is None else key if isinstance(key, str) else brief(key))
+    name = "" if key is None else key if isinstance(key, str) else brief(key)
+    return doing, Wait(limit, name, doing)

@@ -1,11 +1,12 @@
-"""The command ``shoal``.
+"""The commands of ``shoal``: a module for each, with ``add_to``.
 
-``runs`` has the command of that name, ``_store`` opens stores by name, ``_lines`` writes output.
+``_store`` opens the store that the command line or the environment names, ``_command`` makes a
+command of an async function, ``_lines`` writes output.
 """
 
 from __future__ import annotations
 
 from ._lines import Unwritten, flush, shown
-from ._store import Refused, open_store
+from ._store import Refused, add_store, given_store, open_store
 
-__all__ = ["Refused", "Unwritten", "flush", "open_store", "shown"]
+__all__ = ["Refused", "Unwritten", "add_store", "flush", "given_store", "open_store", "shown"]

@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TextIO
 from unicodedata import category, east_asian_width
 
 LEAST = 20
@@ -62,6 +64,17 @@ def flush() -> None:
         raise Unwritten(_why(error)) from error
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Return whether people read a stream."""
+    return stream.isatty()
+
+
+def hint(text: str) -> None:
+    """Write a hint to stderr, but only if that is a terminal."""
+    if is_terminal(sys.stderr):
+        sys.stderr.write(f"{text}\n")
+
+
 def _why(error: OSError) -> str:
     return f"the output can't be written: {error.strerror or error}"
 
@@ -73,6 +86,25 @@ def write_json(value: object) -> None:
 def write_fields(fields: Iterable[object], *more: object) -> None:
     """Write fields with tabs between them, escaping characters that would break the line."""
     write("\t".join(shown(str(field).replace("\\", "\\\\")) for field in (*fields, *more)))
+
+
+def write_named(names: Sequence[tuple[str, str]]) -> None:
+    """Write texts behind their names, for people. A text may have several lines."""
+    for name, text in names:
+        first, *others = map(shown, text.split("\n"))
+        write(f"{name:11}  {first}".rstrip())
+        for line in others:
+            write(f"{'':11}  {line}")
+
+
+def utc(at: float | None) -> str:
+    """Return a time for programs; empty if there is none."""
+    return "" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+def local(at: float) -> str:
+    """Return a time for people, where they live."""
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 # people's local time
 
 
 def write_table(

@@ -1,8 +1,11 @@
-"""Open stores that are named on a command line."""
+"""Open stores that are named on a command line, or by an environment variable."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +14,58 @@ if TYPE_CHECKING:
 
 STORE = "the file of an SQLiteStore, or the postgresql:// URL of a PostgresStore"
 """The names of stores, for help texts and messages."""
+VARIABLE = "SHOAL_STORE"
+"""The environment variable with the name of the store that commands use by default."""
 
 
 class Refused(Exception):
     """A command can't be executed. The message says why, and what to do."""
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a store; ``given_store`` opens the one that was named."""
+    group = parser.add_argument_group(
+        "the store", f"by default the one that the environment variable {VARIABLE} names: {STORE}"
+    )
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--db", metavar="FILE", help="the file of an SQLiteStore")
+    which.add_argument("--postgres", metavar="URL", help="the URL of a PostgresStore")
+    group.add_argument(
+        "--schema", metavar="NAME", help="the schema of a PostgresStore, if it isn't the default"
+    )
+
+
+def given_store(given: argparse.Namespace) -> Store:
+    """Return the store that the command line or the environment names; see ``open_store``."""
+    return open_store(_given_name(given), given.schema)
+
+
+def shown_store(given: argparse.Namespace) -> str:
+    """Return the name of the store for a message, without the password that may be in it."""
+    return re.sub(r"://[^@/]*@", "://", _given_name(given))
+
+
+def _given_name(given: argparse.Namespace) -> str:
+    if given.db is not None:
+        name: str = given.db
+        if "://" in name:
+            msg = "--db takes a file: give the URL of a PostgresStore with --postgres"
+            raise Refused(msg)
+        return name
+    if given.postgres is not None:
+        name = given.postgres
+        if not name.startswith(_POSTGRES):
+            msg = "--postgres takes a postgresql:// URL: give the file of an SQLiteStore with --db"
+            raise Refused(msg)
+        return name
+    name = os.environ.get(VARIABLE, "")
+    if not name:
+        msg = f"which store? Give --db FILE or --postgres URL, or set {VARIABLE} to one of them"
+        raise Refused(msg)
+    return name
+
+
+_POSTGRES = ("postgresql://", "postgres://")
 
 
 def open_store(name: str, schema: str | None = None) -> Store:
@@ -27,7 +78,7 @@ def open_store(name: str, schema: str | None = None) -> Store:
     Raises:
         Refused: There is no such store, or a package that it needs is not installed.
     """
-    if name.startswith(("postgresql://", "postgres://")):
+    if name.startswith(_POSTGRES):
         more = {} if schema is None else {"schema": schema}
         return _made("PostgresStore", "postgres", name, **more)
     if schema is not None:

@@ -510,7 +510,7 @@ class CachesResults(Protocol):
 
 @runtime_checkable
 class Prunes(Protocol):
-    """An optional extension of a store: ``shoal runs prune`` deletes old runs."""
+    """An optional extension of a store: ``shoal prune`` deletes old runs."""
 
     async def prune(
         self, older_than: float, statuses: Collection[RunStatus] = ENDED, *, dry_run: bool = False

@@ -1,1 +1,133 @@
-"""Watch runs: what they do now, what failed, where the time went."""
+"""Watch runs: what they do now, what failed, where the time went.
+
+``Queries`` answers questions about the runs in a store, for pages, commands and programs alike. It
+reads the store and the last reports of the processes that execute runs, so it may be in another
+process than these. ``explain`` says where the time of a run went.
+
+The modules, from the first that others need to the last:
+
+- ``_words``: numbers and times for people.
+- ``_values``: stored JSON in little room, ``Value``.
+- ``_failures``: failures in groups, by step, class of error and normalised message.
+- ``_headline``: one sentence that says how far a run is and what holds it up.
+- ``_history``, ``_timeline``, ``_overview``, ``_explain``: what the queries return.
+- ``_stored``: histories and children as they are stored; ``_diff`` compares two runs with it,
+  ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
+- ``_any_store``: looks into stores that implement less than ``Inspects``.
+- ``_queries``: ``Queries``.
+
+Names are imported when they are first asked for.
+
+Examples:
+    >>> from shoal.watch import parse_path
+    >>> parse_path("crawl-1/pages:0:fetch:a.html").key
+    'a.html'
+"""
+
+from __future__ import annotations
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from shoal._events.paths import parse_path, path_text
+    from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
+    from shoal.stores._watching import Bin, Row, RowPage, StepTally
+
+    from ._burr import BurrExport
+    from ._diff import ChildDifference, Difference, FieldDifference, Parting
+    from ._explain import Explanation, Link, explain
+    from ._failures import FailureGroup, Failures
+    from ._headline import Headline, HeldUp, StepBar
+    from ._history import FieldChange, HistoryEntry, HistoryPage
+    from ._overview import Overview
+    from ._queries import Queries, RunsPage
+    from ._timeline import Timeline
+    from ._values import Value
+
+_HOMES = {
+    "Bin": "shoal.stores._watching",
+    "BurrExport": "shoal.watch._burr",
+    "ChildDifference": "shoal.watch._diff",
+    "Difference": "shoal.watch._diff",
+    "Doing": "shoal._events.report",
+    "Explanation": "shoal.watch._explain",
+    "FailureGroup": "shoal.watch._failures",
+    "Failures": "shoal.watch._failures",
+    "FieldChange": "shoal.watch._history",
+    "FieldDifference": "shoal.watch._diff",
+    "Headline": "shoal.watch._headline",
+    "HeldUp": "shoal.watch._headline",
+    "HistoryEntry": "shoal.watch._history",
+    "HistoryPage": "shoal.watch._history",
+    "LimitUse": "shoal._events.report",
+    "Link": "shoal.watch._explain",
+    "LiveRun": "shoal._events.report",
+    "LiveStep": "shoal._events.report",
+    "Overview": "shoal.watch._overview",
+    "Parting": "shoal.watch._diff",
+    "Queries": "shoal.watch._queries",
+    "Report": "shoal._events.report",
+    "Row": "shoal.stores._watching",
+    "RowPage": "shoal.stores._watching",
+    "RunsPage": "shoal.watch._queries",
+    "StepBar": "shoal.watch._headline",
+    "StepTally": "shoal.stores._watching",
+    "Timeline": "shoal.watch._timeline",
+    "Value": "shoal.watch._values",
+    "Waited": "shoal._events.report",
+    "explain": "shoal.watch._explain",
+    "parse_path": "shoal._events.paths",
+    "path_text": "shoal._events.paths",
+}
+
+__all__ = [
+    "Bin",
+    "BurrExport",
+    "ChildDifference",
+    "Difference",
+    "Doing",
+    "Explanation",
+    "FailureGroup",
+    "Failures",
+    "FieldChange",
+    "FieldDifference",
+    "Headline",
+    "HeldUp",
+    "HistoryEntry",
+    "HistoryPage",
+    "LimitUse",
+    "Link",
+    "LiveRun",
+    "LiveStep",
+    "Overview",
+    "Parting",
+    "Queries",
+    "Report",
+    "Row",
+    "RowPage",
+    "RunsPage",
+    "StepBar",
+    "StepTally",
+    "Timeline",
+    "Value",
+    "Waited",
+    "explain",
+    "parse_path",
+    "path_text",
+]
+
+
+if not typing.TYPE_CHECKING:  # type checkers would take any name to exist
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        """Import a name when it is first asked for."""
+        if name not in _HOMES:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,255 @@
+"""Compare two runs: where they took different ways, and in what they differ.
+
+The histories are read as they are stored, and replayed on JSON. So the types of the program needn't
+be imported, and the programs of the two runs may differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast, final
+
+from shoal._events.identity import Key, RunPath
+from shoal.stores._protocol import ChildStatus
+from shoal.stores._watching import Inspects, Row
+
+from ._failures import normalised
+from ._stored import apply, entries_of, opened, rows_of
+from ._words import shortened
+
+MOST = 50
+"""The most fields and children that are listed."""
+_SHOWN = 200
+
+
+@final
+class Parting(NamedTuple):
+    """The first place where two runs took different ways."""
+
+    after: str
+    """The step that both had completed before; empty if they differ from the start."""
+    first: str
+    """The next step of the first run; empty if it had none."""
+    second: str
+    """That of the second run."""
+    at: int
+    """How many steps both have in common."""
+
+
+@final
+class FieldDifference(NamedTuple):
+    """A field with different values in the last states of two runs."""
+
+    field: str
+    key: str
+    """The key within the field, as JSON; empty if the field differs as a whole."""
+    first: str | None
+    """The value in the first run as JSON, shortened; None if it has none."""
+    second: str | None
+
+
+@final
+class ChildDifference(NamedTuple):
+    """A child that ended in different ways in two runs, or that only one of them has."""
+
+    step: str
+    visit: int
+    act: str
+    key: Key
+    first: Row | None
+    second: Row | None
+
+    @property
+    def is_in_both(self) -> bool:
+        """Whether both runs have the child."""
+        return self.first is not None and self.second is not None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How two runs differ."""
+
+    first: Row
+    second: Row
+    parting: Parting | None
+    """The first place where they took different ways; None if they took the same."""
+    fields: Sequence[FieldDifference] = ()
+    """At most 50."""
+    children: Sequence[ChildDifference] = ()
+    """At most 50: those that both have first."""
+    omitted_fields: int = 0
+    """How many further fields and keys differ."""
+    omitted_children: int = 0
+    """How many further children differ."""
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the runs took the same way to the same end."""
+        return (
+            self.first.status == self.second.status
+            and self.parting is None
+            and not self.fields
+            and not self.children
+        )
+
+
+async def difference(store: Inspects, first: Row, second: Row) -> Difference:
+    """Compare two runs."""
+    ways = [await _way(store, row) for row in (first, second)]
+    fields = _different_fields(ways[0].state, ways[1].state)
+    children, omitted = await _different_children(store, first.path, second.path)
+    return Difference(
+        first=first,
+        second=second,
+        parting=_parting(ways[0].steps, ways[1].steps),
+        fields=fields[:MOST],
+        children=children,
+        omitted_fields=max(0, len(fields) - MOST),
+        omitted_children=omitted,
+    )
+
+
+@final
+class _Way(NamedTuple):
+    """What a run did: its steps in order, and its last state."""
+
+    steps: Sequence[str]
+    state: Mapping[str, Any]
+
+
+def _parting(first: Sequence[str], second: Sequence[str]) -> Parting | None:
+    at = 0
+    while at < len(first) and at < len(second) and first[at] == second[at]:
+        at += 1
+    if at == len(first) == len(second):
+        return None
+    return Parting(
+        after=first[at - 1] if at else "",
+        first=first[at] if at < len(first) else "",
+        second=second[at] if at < len(second) else "",
+        at=at,
+    )
+
+
+async def _way(store: Inspects, row: Row) -> _Way:
+    text = await store.text(row.path, "element" if row.path.parent is not None else "first")
+    state: dict[str, Any] = {}
+    if text is not None:
+        first = json.loads(text)
+        if row.path.parent is None:
+            state = {field: opened(value) for field, value in first.items()}
+        else:
+            state = {"(element)": first}
+    steps, under_way = list[str](), ""
+    async for entry in entries_of(store, row.path):
+        match entry.kind:
+            case "update":
+                update = json.loads(entry.data)
+                under_way = entry.step
+                for operation in update["do"]:
+                    apply(state, *operation)
+            case "completed":
+                steps.append(entry.step)
+                under_way = ""
+            case "rewound":
+                while steps and steps.pop() != entry.step:
+                    pass
+            case _:
+                pass
+    return _Way([*steps, under_way] if under_way else steps, state)
+
+
+_ABSENT = object()
+
+
+def _different_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldDifference]:
+    found = list[FieldDifference]()
+    for field in {**first, **second}:
+        one, other = first.get(field, _ABSENT), second.get(field, _ABSENT)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            ones, others = cast("dict[str, Any]", one), cast("dict[str, Any]", other)
+            for key in {**ones, **others}:
+                a, b = ones.get(key, _ABSENT), others.get(key, _ABSENT)
+                if a != b:
+                    found.append(FieldDifference(field, key, _shown(a), _shown(b)))
+        else:
+            found.append(FieldDifference(field, "", _shown(one), _shown(other)))
+    return found
+
+
+def _shown(value: Any) -> str | None:
+    if value is _ABSENT:
+        return None
+    return shortened(json.dumps(value, ensure_ascii=False), _SHOWN)
+
+
+# -- children ----------------------------------------------------------------------------------
+
+_Name = tuple[str, int, str, str]
+
+
+@final
+class _End(NamedTuple):
+    """How a child ended: what is compared, and what it takes to find it again."""
+
+    status: ChildStatus
+    error_type: str
+    message: str
+
+
+def _name_of(row: Row) -> _Name:
+    key = row.path.key
+    return row.path.step, row.path.visit, row.path.act, f"{type(key).__name__}:{key!s:.200}"
+
+
+def _end_of(row: Row) -> _End:
+    return _End(row.status, row.error_type, normalised(row.error))
+
+
+async def _different_children(
+    store: Inspects, first: RunPath, second: RunPath
+) -> tuple[list[ChildDifference], int]:
+    """Return children that differ, and how many are left out.
+
+    The ends of the first run's children are kept, and rows only of those that are listed.
+    """
+    ends = {_name_of(row): _end_of(row) async for row in rows_of(store, first)}
+    different, only_second, omitted = dict[_Name, Row](), list[Row](), 0
+    async for row in rows_of(store, second):
+        end = ends.pop(_name_of(row), None)
+        if end is None:
+            if len(only_second) < MOST:
+                only_second.append(row)
+            else:
+                omitted += 1
+        elif end != _end_of(row):
+            if len(different) < MOST:
+                different[_name_of(row)] = row
+            else:
+                omitted += 1
+    rows = dict[_Name, Row]()
+    only_first = list[Row]()
+    omitted += max(0, len(ends) - MOST)
+    if different or ends:
+        async for row in rows_of(store, first):
+            name = _name_of(row)
+            if name in different:
+                rows[name] = row
+            elif name in ends and len(only_first) < MOST:
+                only_first.append(row)
+    found = [_child(rows.get(name), row) for name, row in different.items()]
+    found += [_child(row, None) for row in only_first]
+    found += [_child(None, row) for row in only_second]
+    return found[:MOST], omitted + max(0, len(found) - MOST)
+
+
+def _child(first: Row | None, second: Row | None) -> ChildDifference:
+    row = first or second
+    assert row is not None, "one of the runs has the child"
+    path = row.path
+    return ChildDifference(path.step, path.visit, path.act, path.key, first, second)

@@ -1,0 +1,104 @@
+"""Define the first view of a run: of a root run and of a child alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from shoal._events.identity import RunPath
+from shoal._events.report import LimitUse, LiveRun, Report
+from shoal.stores._protocol import ChildStatus, RunSummary
+from shoal.stores._watching import Row, StepTally
+
+from ._failures import Failures
+from ._headline import Headline, StepBar
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The first view of a run, root or child."""
+
+    path: RunPath
+    row: Row
+    """The run as its parent's list shows it."""
+    summary: RunSummary
+    """The root run that it belongs to."""
+    status: ChildStatus
+    headline: Headline
+    is_lost: bool = False
+    """Whether it has no end and no process executes it: its process has died, or was stopped."""
+    breadcrumbs: Sequence[RunPath] = ()
+    """The way down to it: the root run first, then the run's ancestors, without itself."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run, and its step, whose action started this root run by hand."""
+    spawned: Sequence[RunSummary] = ()
+    """Root runs that actions of this run have started by hand; at most 50."""
+    counts: Mapping[ChildStatus, int] = field(default_factory=dict[ChildStatus, int])
+    """Its children by status, as the store has them."""
+    bars: Sequence[StepBar] = ()
+    """Its steps that have children, in their order."""
+    failures: Failures = field(default_factory=Failures)
+    longest: Sequence[LiveRun] = ()
+    """Its descendants that have been in flight longest, by the last report."""
+    report: Report | None = None
+    """The last report about its root run; None if there was none."""
+    report_age: float | None = None
+    """How many seconds old the report is."""
+    limits: Sequence[LimitUse] = ()
+    """The limits in use, by the last report."""
+    costs: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What was charged so far in the whole root run, by the name of the limit."""
+    questions: Sequence[RunPath] = ()
+    """Its halted children; at most 50."""
+
+
+def bars_of(
+    path: RunPath, tallies: Sequence[StepTally], report: Report | None
+) -> Sequence[StepBar]:
+    """Combine what the store has counted with what the last report says about the same fan-outs.
+
+    Args:
+        path: The run.
+        tallies: The counts of its children.
+        report: The last report about its root run, if that still describes it.
+    """
+    visits = dict[tuple[str, int], list[StepTally]]()
+    for tally in tallies:
+        visits.setdefault((tally.step, tally.visit), []).append(tally)
+    live = {
+        (step.step, step.visit): step
+        for step in (() if report is None else report.steps)
+        if step.path == path
+    }
+    for name in live:
+        visits.setdefault(name, [])  # a fan-out whose children have not ended yet
+    bars = list[StepBar]()
+    for (step, visit), parts in visits.items():
+        now = live.get((step, visit))
+        counts = Counter[ChildStatus]()
+        for part in parts:
+            counts.update(part.counts)
+        totals = [part.total for part in parts]
+        total = None if None in totals or not totals else sum(one or 0 for one in totals)
+        if total is None and now is not None:
+            total = now.total
+        bars.append(
+            StepBar(
+                step=step,
+                visit=visit,
+                title="" if now is None else now.title,
+                counts=dict(counts),
+                # In a decided race all failed contestants have lost; elsewhere nothing has.
+                failed=sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts),
+                lost=sum(part.lost for part in parts),
+                total=total,
+                in_flight=0 if now is None else now.in_flight,
+                waiting=0 if now is None else now.waiting,
+                at={} if now is None else now.at,
+                is_under_way=now is not None,
+            )
+        )
+    return bars

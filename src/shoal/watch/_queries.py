@@ -1,0 +1,488 @@
+"""``Queries``: the questions that pages, commands and programs ask about runs."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import NamedTuple, final
+
+import anyio
+
+from shoal._errors.exceptions import UnknownRun
+from shoal._events.identity import RunPath
+from shoal._events.paths import parse_path, path_text
+from shoal._events.report import LimitUse, Report
+from shoal._events.report_text import parse_report
+from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
+from shoal.stores._watching import (
+    Bin,
+    Inspects,
+    KeepsReports,
+    Order,
+    Row,
+    RowPage,
+    StepTally,
+    StoredReport,
+)
+
+from ._any_store import Inspection
+from ._burr import MOST_CHILDREN, BurrExport, export_burr
+from ._diff import Difference, difference
+from ._explain import Explanation, Link, explained, unexplained
+from ._export import export_lines
+from ._failures import Failures, grouped
+from ._headline import headline
+from ._history import HistoryPage, entry_of
+from ._overview import Overview, bars_of
+from ._timeline import MOST_BARS, Timeline
+from ._values import Value, What, value_of
+
+_WINDOW = 10.0
+"""Seconds over which a pace is measured, at least."""
+_SOON = 1.0
+"""Seconds in which too little happens to tell a pace."""
+_REMEMBERED = 1_000
+"""The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
+_SCANNED = 5_000
+"""The most root runs that are read for a page of one application's."""
+_DEEPEST = 100
+"""The most runs on a critical path; recursion may be deeper, and nobody reads that."""
+_SLOWEST = 5
+_ORDER: Sequence[ChildStatus] = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
+"""The statuses of children, those first that people look for."""
+
+
+@final
+class RunsPage(NamedTuple):
+    """A page of root runs, the newest first."""
+
+    runs: Sequence[RunSummary]
+    after: str | None
+    """The cursor of the next page; None after the last one."""
+
+
+@final
+@dataclass(slots=True)
+class _Seen:
+    """What was seen of one run: numbers that would be read again otherwise."""
+
+    failed: int = -1
+    failures: Failures = field(default_factory=Failures)
+    ends: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+    """When it was looked at, by the clock of the event loop, and how many children had ended."""
+
+
+@final
+class Queries:
+    """Answers questions about the runs in a store, while they run and afterwards.
+
+    Counts are those of the store at the moment of the call. What runs at that moment is known from
+    the last report, which the executing process writes a few times per second; without one, an
+    answer has only what the store knows. No method changes anything, and with shoal's own stores
+    none decodes a value, so the types of the program needn't be imported. All may be cancelled.
+
+    An object remembers what it has seen of the runs last asked for, which makes further answers
+    about them cheaper, and the pace exact. Share one among all pages.
+
+    Examples:
+        >>> import anyio
+        >>> from shoal import Application, MemoryStore, action, fan_out
+        >>> from shoal.watch import Queries
+        >>> @action(reads=["n"], writes=["square"])
+        ... async def square(n: int) -> int:
+        ...     return n * n
+        >>> async def main() -> None:
+        ...     store = MemoryStore()
+        ...     squares = fan_out(square, over="numbers", item="n", into="squares")
+        ...     await Application(squares, store=store).run({"numbers": [1, 2, 3]}, id="three")
+        ...     overview = await Queries(store).overview("three")
+        ...     print(overview.status, dict(overview.counts))
+        >>> anyio.run(main)
+        succeeded {'succeeded': 3}
+    """
+
+    def __init__(self, store: Browses) -> None:
+        """Ask ``store``.
+
+        Args:
+            store: A store that implements ``shoal.stores.Browses``. If it implements ``Inspects``
+                too, as the stores of shoal do, answers take time in proportion to what they show;
+                for another store all children of a run are read for each answer.
+        """
+        self._store: Browses = store
+        self._inspected: Inspects = store if isinstance(store, Inspects) else Inspection(store)
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()  # the last asked for is last
+
+    @property
+    def store(self) -> Browses:
+        """The store that is asked."""
+        return self._store
+
+    @property
+    def inspected(self) -> Inspects:
+        """The store, or what stands in for it if it doesn't implement ``Inspects``."""
+        return self._inspected
+
+    async def mark(self) -> object:
+        """Return a value that differs from the one before if anything was saved in between."""
+        return await self._inspected.mark()
+
+    async def runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        application: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> RunsPage:
+        """Return a page of root runs, the newest first.
+
+        Args:
+            status: Only runs with that status.
+            application: Only runs of the application of that name. Then a page may have fewer runs,
+                and still be followed by another one.
+            after: The cursor of the page before.
+            limit: At most so many.
+        """
+        found, read = list[RunSummary](), 0
+        while True:
+            part = await self._store.runs(status=status, limit=limit + 1, after=after)
+            for run in part[:limit]:
+                if len(found) == limit:
+                    return RunsPage(found, after)
+                after = run.run_id
+                if application in (None, run.application):
+                    found.append(run)
+            if len(part) <= limit:
+                return RunsPage(found, None)
+            read += limit
+            if len(found) == limit or read >= _SCANNED:
+                return RunsPage(found, after)
+
+    async def overview(self, path: RunPath | str) -> Overview:
+        """Return the first view of a run.
+
+        Args:
+            path: The run, as a path or as text (see ``path_text``). So in all methods.
+
+        Raises:
+            UnknownRun: The store doesn't know the run, or the text is no path. So in all methods.
+        """
+        path = self._path(path)
+        summary, row, report, age = await self._find(path)
+        inspected = self._inspected
+        tallies = await inspected.tallies(path)
+        is_lost = summary.status == "running" and not summary.holder and row.status == "running"
+        is_live = summary.status == "running" and not is_lost
+        bars = bars_of(path, tallies, report if is_live else None)
+        counts = _counts(tallies)
+        seen = self._remember(path)
+        failures = await self._failures(path, sum(bar.failed for bar in bars), seen)
+        done = sum(bar.done for bar in bars)
+        speed = await self._pace(path, row, done, seen) if done and not is_lost else None
+        halted: Sequence[Row] = ()
+        if counts.get("halted"):
+            halted = (await inspected.rows(path, status="halted", limit=50)).rows
+        is_root = path.parent is None
+        costs: Mapping[str, float] = {} if report is None else report.costs
+        return Overview(
+            path=path,
+            row=row,
+            summary=summary,
+            status=row.status,
+            headline=headline(
+                status=row.status,
+                is_lost=is_lost,
+                why=row.error or row.reason,
+                elapsed=row.elapsed if row.status != "running" else 0.0,
+                bars=bars,
+                report=report if is_live else None,
+                age=age,
+                speed=speed,
+                costs=costs if is_root else {},
+            ),
+            is_lost=is_lost,
+            breadcrumbs=_ancestors(path),
+            spawned_by=summary.spawned_by if is_root else None,
+            spawned=await inspected.spawned(path),
+            counts=counts,
+            bars=bars,
+            failures=failures,
+            longest=[
+                one
+                for one in (() if report is None or not is_live else report.longest)
+                if is_root or _is_below(one.path, path)
+            ],
+            report=report,
+            report_age=age,
+            limits=() if report is None or not is_live else report.limits,
+            costs=costs,
+            questions=[one.path for one in halted],
+        )
+
+    async def row(self, path: RunPath | str) -> Row:
+        """Return one run, as the list of its parent's children shows it."""
+        return (await self._find(self._path(path)))[1]
+
+    async def _failures(self, path: RunPath, failed: int, seen: _Seen) -> Failures:
+        if failed != seen.failed:
+            rows = await self._inspected.failed_rows(path) if failed else ()
+            seen.failed, seen.failures = failed, grouped(rows, failed)
+        return seen.failures
+
+    async def _pace(self, path: RunPath, row: Row, done: int, seen: _Seen) -> float | None:
+        """Return how many children of a run end in a second."""
+        if row.status != "running":
+            return done / row.elapsed if row.elapsed else None
+        now = anyio.current_time()
+        ends = seen.ends
+        if ends and (ends[-1][1] > done or now - ends[-1][0] > 6 * _WINDOW):
+            ends.clear()  # the run began anew, or nobody has looked for long
+        if not ends or now - ends[-1][0] >= 1.0:  # one a second: few, however often pages ask
+            ends.append((now, done))
+        while len(ends) > 1 and now - ends[1][0] >= _WINDOW:
+            ends.popleft()
+        since, then = ends[0]
+        if now - since >= _WINDOW / 4:
+            return (done - then) / (now - since)
+        return _recent(await self._inspected.timeline(path), row.began_at, time.time())
+
+    async def children(
+        self,
+        path: RunPath | str,
+        *,
+        step: str | None = None,
+        status: ChildStatus | None = None,
+        key: str | None = None,
+        order: Order = "failed first",
+        after: str | None = None,
+        limit: int = 50,
+    ) -> RowPage:
+        """Return a page of a run's children; see ``Inspects.rows``.
+
+        A child that runs is known to the store once it has completed a step. Those that run now are
+        in ``Overview.longest``.
+        """
+        return await self._inspected.rows(
+            self._path(path),
+            step=step,
+            status=status,
+            key=key,
+            order=order,
+            after=after,
+            limit=limit,
+        )
+
+    async def timeline(self, path: RunPath | str, *, bins: int = 60) -> Timeline:
+        """Return a run's children in time: bars for at most 200, else so many bins."""
+        path = self._path(path)
+        counts = await self._store.counts(path)
+        total = sum(counts.values())
+        if total > MOST_BARS:
+            found = await self._inspected.timeline(path, bins=bins)
+            return Timeline(
+                begins_at=found[0].begins_at if found else None,
+                ends_at=found[-1].ends_at if found else None,
+                bins=found,
+                total=total,
+            )
+        page = await self._inspected.rows(path, order="position", limit=MOST_BARS)
+        bars = sorted(
+            (row for row in page.rows if row.began_at is not None),
+            key=lambda row: row.began_at or 0.0,
+        )
+        begins = [row.began_at for row in bars if row.began_at is not None]
+        ends = [at for row in bars for at in (row.began_at, row.ended_at) if at is not None]
+        return Timeline(
+            begins_at=min(begins, default=None),
+            ends_at=max(ends, default=None),
+            bars=bars,
+            total=total,
+            omitted=total - len(bars),
+        )
+
+    async def history(
+        self, path: RunPath | str, *, after: str | None = None, limit: int = 100
+    ) -> HistoryPage:
+        """Return a page of a run's history, from its first entry on.
+
+        Args:
+            path: The run.
+            after: The cursor of the page before.
+            limit: About so many entries: those of one save are not divided.
+        """
+        number = 0 if after is None else int(after)
+        entries, further = await self._inspected.entries(
+            self._path(path), from_number=number, limit=limit
+        )
+        return HistoryPage(
+            [entry_of(entry) for entry in entries], None if further is None else str(further)
+        )
+
+    async def value(
+        self, path: RunPath | str, what: What, *, characters: int | None = 10_000
+    ) -> Value | None:
+        """Return a value of a run as JSON text; None if it has none.
+
+        Args:
+            path: The run.
+            what: Which value.
+            characters: Shorten it to so many characters; None for all of it.
+        """
+        text = await self._inspected.text(self._path(path), what)
+        return None if text is None else value_of(text, characters)
+
+    async def limits(self, run_id: str | None = None) -> Sequence[LimitUse]:
+        """Return the limits in use, by the last reports.
+
+        Args:
+            run_id: Only those that this root run uses; by default those of the running runs that
+                began last, each limit of a process once.
+        """
+        if run_id is not None:
+            report, _ = await self._report(run_id)
+            return () if report is None else report.limits
+        newest = dict[tuple[str, str, str], tuple[float, LimitUse]]()
+        for run in await self._store.runs(status="running", limit=50):
+            report, age = await self._report(run.run_id)
+            if report is None or not run.holder:
+                continue
+            for use in report.limits:
+                name = run.holder, use.owner, use.limits
+                if name not in newest or (age or 0.0) < newest[name][0]:
+                    newest[name] = age or 0.0, use
+        return [use for _, use in newest.values()]
+
+    async def explain(self, path: RunPath | str) -> Explanation:
+        """Explain where the time of a run went, and what would make it faster.
+
+        The shares of a child are those of its whole root run, because there is one report for each
+        root run.
+        """
+        path = self._path(path)
+        summary, row, report, _ = await self._find(path)
+        links = [Link(row=row, seconds=row.elapsed)]
+        at = row
+        while at.has_children and len(links) < _DEEPEST:
+            (last,) = (await self._inspected.rows(at.path, order="ended last", limit=1)).rows
+            if last.winner is not None:  # a loser ends when the winner has: the race took that long
+                last = await self._inspected.row(last.winner) or last
+            links[-1] = links[-1]._replace(step=last.path.step)
+            links.append(Link(row=last, seconds=last.elapsed))
+            at = last
+        slowest = await self._inspected.rows(path, order="slowest", limit=_SLOWEST)
+        rows = [one for one in slowest.rows if one.elapsed]
+        if report is None:
+            return unexplained(path, row, summary, links, rows)
+        return explained(report, path, links, rows)
+
+    async def diff(self, first: RunPath | str, second: RunPath | str) -> Difference:
+        """Compare two runs: where they took different ways, and in what they differ.
+
+        Compared are the order of their steps, the values in their last states, and how the children
+        of the same name have ended. Takes time in proportion to both histories.
+        """
+        return await difference(self._inspected, await self.row(first), await self.row(second))
+
+    def lines(self, path: RunPath | str, *, values: bool = False) -> AsyncGenerator[str]:
+        """Return a run, its history and its children as lines of JSON; see ``export_lines``."""
+        return export_lines(self._store, self._inspected, self._path(path), values=values)
+
+    async def to_burr(
+        self,
+        path: RunPath | str,
+        directory: str | PurePath,
+        *,
+        max_children: int = MOST_CHILDREN,
+        project: str | None = None,
+    ) -> BurrExport:
+        """Write a run as the logs that Burr's own UI reads; see ``export_burr``."""
+        path = self._path(path)
+        summary, row, _, _ = await self._find(path)
+        return await export_burr(
+            self._inspected, row, summary, directory, max_children=max_children, project=project
+        )
+
+    # -- finding --------------------------------------------------------------------------------
+
+    def _path(self, path: RunPath | str) -> RunPath:
+        return parse_path(path) if isinstance(path, str) else path
+
+    async def _find(self, path: RunPath) -> tuple[RunSummary, Row, Report | None, float | None]:
+        """Return the root run, the run's row, and the last report with its age in seconds."""
+        summary = await self._store.summary(path.root.id)
+        if summary is None:
+            raise UnknownRun(f"there is no run {path.root.id}")
+        report, age = await self._report(summary.run_id)
+        row = await self._inspected.row(path)
+        if row is None and report is not None:
+            row = _row_of(path, report)
+        if row is None:
+            raise UnknownRun(f"there is no child {path_text(path)}")
+        return summary, row, report, age
+
+    async def _report(self, run_id: str) -> tuple[Report | None, float | None]:
+        store = self._store
+        if not isinstance(store, KeepsReports):
+            return None, None
+        stored: StoredReport | None = await store.reported(run_id)
+        if stored is None:
+            return None, None
+        return parse_report(stored.text), max(0.0, time.time() - stored.at)
+
+    def _remember(self, path: RunPath) -> _Seen:
+        seen = self._seen.setdefault(path.id, _Seen())
+        self._seen.move_to_end(path.id)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return seen
+
+
+def _row_of(path: RunPath, report: Report) -> Row | None:
+    """Return a run in flight that the store doesn't know yet."""
+    for run in report.longest:
+        if run.path == path:
+            return Row(path=path, status="running", began_at=time.time() - run.age)
+    return None
+
+
+def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
+    """Add up the counts of a run's steps, those first that people look for."""
+    found = Counter[ChildStatus]()
+    for tally in tallies:
+        found.update(tally.counts)
+    return {status: found[status] for status in _ORDER if status in found}
+
+
+def _ancestors(path: RunPath) -> Sequence[RunPath]:
+    found = list[RunPath]()
+    at = path.parent
+    while at is not None:
+        found.append(at)
+        at = at.parent
+    return found[::-1]
+
+
+def _is_below(path: RunPath, ancestor: RunPath) -> bool:
+    at: RunPath | None = path
+    while at is not None and at.depth > ancestor.depth:
+        at = at.parent
+    return at == ancestor
+
+
+def _recent(bins: Sequence[Bin], began_at: float | None, now: float) -> float | None:
+    """Return how many children end in a second, by the last bins of a timeline."""
+    if not bins:
+        return None
+    first = bins[0].begins_at if began_at is None else began_at
+    end = max(now, bins[-1].ends_at)
+    begin = max(first, end - max(_WINDOW, (end - first) / 10))
+    found = [one for one in bins if one.ends_at > begin]
+    if found:
+        begin = min(begin, max(first, found[0].begins_at))
+    if end - begin < _SOON:
+        return None
+    return sum(sum(one.counts.values()) for one in found) / (end - begin)

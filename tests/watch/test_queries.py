@@ -1,0 +1,352 @@
+"""Queries about runs: what the store and the last report know, put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import shoal
+from shoal import Application, Graph, MemoryStore, RunPath, SQLiteStore, action, fan_out, race
+from shoal.errors import UnknownRun
+from shoal.watch import LimitUse, LiveRun, LiveStep, Queries, Report, Row, path_text
+from tests.watch.reporting import Listing, Reporting, make_report
+
+pytestmark = pytest.mark.anyio
+
+
+@action(reads=["n"], writes=["square"])
+async def square(n: int) -> int:
+    await anyio.sleep(n)
+    if n % 4 == 3:
+        raise LookupError(f"no square of {n} in 'the book'")
+    return n * n
+
+
+numbers = fan_out(
+    square, over="numbers", item="n", key=str, into="squares", on_error="ignore", name="numbers"
+)
+squares = Application(numbers, name="squares")
+
+
+def path(run_id: str = "a", *names: tuple[str, int, str, str | int]) -> RunPath:
+    at = RunPath(run_id=run_id)
+    for step, visit, act, key in names:
+        at = RunPath(parent=at, step=step, visit=visit, act=act, key=key)
+    return at
+
+
+@pytest.fixture(params=["memory", "any", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A store in memory, one that only lists its runs, and one in a file."""
+    match request.param:
+        case "sqlite":
+            return SQLiteStore(tmp_path / "runs.db", synchronous="normal")
+        case "any":
+            return Listing()
+        case _:
+            return MemoryStore()
+
+
+async def run(app: Application[Any], store: Any, state: Any, id: str) -> None:
+    async with shoal.Runtime(store=store) as runtime:
+        await runtime.run(app, state, id=id)
+
+
+async def squared(store: Any, count: int = 8) -> Any:
+    await run(squares, store, {"numbers": list(range(count))}, id="a")
+    return store
+
+
+def report(run_id: str = "a", **more: Any) -> Report:
+    return make_report(run_id, more.pop("spent", {"action": 10.0}), **more)
+
+
+@asynccontextmanager
+async def running(app: Application[Any], state: dict[str, Any]) -> AsyncGenerator[MemoryStore]:
+    """Run an application as ``a`` for the time of the block."""
+    store = MemoryStore()
+    async with shoal.Runtime(store=store) as runtime:
+        handle = await runtime.start(app, state, id="a")
+        yield store
+        handle.cancel("the test is over")
+
+
+# -- overview --------------------------------------------------------------------------------------
+
+
+async def test_the_overview_of_a_run_that_has_ended(store: Any):
+    found = await Queries(await squared(store)).overview("a")
+    assert found.status == "succeeded"
+    assert found.counts == {"succeeded": 6, "failed": 2}
+    (bar,) = found.bars
+    assert (bar.step, bar.visit, bar.done, bar.failed, bar.is_under_way) == (
+        *("numbers", 0, 8, 2, False),
+    )
+    (group,) = found.failures.groups
+    assert (group.step, group.error_type, group.message, group.count) == (
+        *("numbers", "LookupError", "no square of <n> in <text>", 2),
+    )
+    assert group.example.path == path("a", ("numbers", 0, "square", "3"))
+    assert re.match("succeeded after .* s · 8 done · 2 failed", found.headline.text)
+    assert not found.is_lost
+    assert found.breadcrumbs == []
+    assert found.summary.application == "squares"
+
+
+async def test_the_page_of_a_child_is_the_page_of_a_run(store: Any):
+    child = fan_out(
+        Graph.chain(numbers, name="inner"),
+        over="batches",
+        item="numbers",
+        key=lambda batch: str(batch[0]),  # pyright: ignore[reportUnknownLambdaType]
+        take="squares",
+        into="all",
+        name="outer",
+    )
+    await run(Application(child), store, {"batches": [[0, 1], [2, 3]]}, id="a")
+    queries = Queries(store)
+    at = path("a", ("outer", 0, "inner", "2"))
+    found = await queries.overview(path_text(at))
+    assert found.path == at
+    assert found.row.status == "succeeded"
+    assert found.row.has_children
+    assert found.breadcrumbs == [path("a")]
+    assert found.counts == {"succeeded": 1, "failed": 1}
+    below = await queries.children(at)
+    assert [row.path.key for row in below.rows] == ["3", "2"]
+    deepest = await queries.overview(below.rows[0].path)
+    assert deepest.breadcrumbs == [path("a"), at]
+    assert deepest.headline.text.startswith("failed after 3 s: LookupError: no square of 3")
+
+
+async def test_an_unknown_run_is_refused(store: Any):
+    queries = Queries(await squared(store))
+    for text in ("b", "a/numbers:0:square:99", "a/numbers", ""):
+        with pytest.raises(UnknownRun):
+            await queries.overview(text)
+
+
+async def test_what_runs_now_is_known_from_the_last_report():
+    slow = Application(numbers, name="squares")
+    async with running(slow, {"numbers": [0, 1, 2, 3, 50, 50.5]}) as memory:
+        await anyio.sleep(10)
+        store = Reporting(memory)
+        now = path("a", ("numbers", 0, "square", "50"))
+        store.write(
+            report(
+                spent={"action": 2.0, "slot": 8.0},
+                steps=(
+                    LiveStep(path=path(), step="numbers", visit=0, total=6, in_flight=2, title="t"),
+                ),
+                longest=(LiveRun(path=now, step="square", doing="action", since=9.0, age=9.5),),
+                costs={"openai": 2.5},
+            ),
+            age=0.5,
+        )
+        queries = Queries(store)
+        found = await queries.overview("a")
+        assert found.headline.text.startswith("4 of 6 · 1 failed · 2 running")
+        assert found.headline.text.endswith(
+            "held up by slots (100 % of waiting) · 2.5 spent at openai"
+        )
+        assert (found.bars[0].total, found.bars[0].in_flight, found.bars[0].title) == (6, 2, "t")
+        assert found.report_age == pytest.approx(0.5, abs=0.4)
+        assert [one.path for one in found.longest] == [now]
+        child = await queries.overview(now)
+        assert child.status == "running"
+        assert child.row.began_at is not None, "the store doesn't know the child yet"
+        assert [one.path for one in child.longest] == [now]
+        other = await queries.overview("a/numbers:0:square:1")
+        assert other.longest == []
+        assert (await queries.runs()).runs[0].status == "running"
+
+
+async def test_a_run_whose_process_has_died_is_lost():
+    async with running(squares, {"numbers": [0, 1, 50]}) as memory:
+        await anyio.sleep(10)
+        store = Reporting(memory.copy())  # what a durable store has if the process dies now
+        store.write(report(steps=(LiveStep(path=path(), step="numbers", visit=0, in_flight=1),)))
+        found = await Queries(store).overview("a")
+    assert found.is_lost
+    assert found.status == "running"
+    assert found.headline.text == "lost: it has no end, and no process executes it · 2 done"
+    assert found.headline.running == 0
+    assert found.longest == []
+
+
+async def test_the_pace_is_that_of_the_last_seconds():
+    async with running(squares, {"numbers": [0, *range(100, 200)]}) as memory:
+        queries = Queries(memory)
+        await anyio.sleep(90)
+        assert (await queries.overview("a")).headline.pace is None, "nothing to compare with"
+        for _ in range(2):
+            await anyio.sleep(10)
+            await queries.overview("a")
+        await anyio.sleep(10)
+        found = await queries.overview("a")
+        assert found.headline.pace == pytest.approx(1.0, abs=0.2)
+
+
+async def test_losers_of_a_race_are_no_failures(store: Any):
+    @action(writes=["a"])
+    async def answer(text: str) -> str:
+        await anyio.sleep(len(text))
+        if not text:
+            raise ConnectionError("gone")
+        return text
+
+    acts = [answer.bind(name=name, text=name[2:]) for name in ("1_", "2_yes", "3_later than that")]
+    await run(Application(race(*acts, into="a", name="ask")), store, {}, id="a")
+    queries = Queries(store)
+    found = await queries.overview("a")
+    assert found.failures.groups == ()
+    assert (found.bars[0].failed, found.bars[0].lost) == (0, 2)
+    assert found.headline.failed == 0
+    rows = {row.path.act: row for row in (await queries.children("a")).rows}
+    assert rows["3_later than that"].winner == rows["2_yes"].path
+    explained = await queries.explain("a")
+    assert [link.row.path.act for link in explained.critical_path][1:] == ["2_yes"], (
+        "the race took as long as its winner"
+    )
+
+
+async def test_halted_children_are_listed(store: Any):
+    @action(reads=["n"], writes=["square"])
+    async def ask(n: int, context: shoal.Context) -> int:
+        return await context.ask("how much", f"is {n} squared?")
+
+    app = Application(fan_out(ask, over="numbers", item="n", key=str, into="squares", name="s"))
+    await run(app, store, {"numbers": [2, 3]}, id="a")
+    found = await Queries(store).overview("a")
+    assert found.status == "halted"
+    assert [one.key for one in found.questions] == ["2", "3"]
+
+
+# -- lists -----------------------------------------------------------------------------------------
+
+
+async def test_runs_have_pages(store: Any):
+    store = MemoryStore()
+    for at in range(7):
+        app = squares if at % 2 else Application(numbers, name="other")
+        await run(app, store, {"numbers": []}, id=f"r{at}")
+    queries = Queries(store)
+    first = await queries.runs(limit=4)
+    assert [run.run_id for run in first.runs] == ["r6", "r5", "r4", "r3"]
+    second = await queries.runs(limit=4, after=first.after)
+    assert [run.run_id for run in second.runs] == ["r2", "r1", "r0"]
+    assert second.after is None
+    mine = await queries.runs(limit=2, application="squares")
+    assert [run.run_id for run in mine.runs] == ["r5", "r3"]
+    rest = await queries.runs(limit=2, application="squares", after=mine.after)
+    assert [run.run_id for run in rest.runs] == ["r1"]
+    assert rest.after is None
+    assert (await queries.runs(status="failed")).runs == []
+
+
+async def test_children_have_pages_failed_first(store: Any):
+    queries = Queries(await squared(store))
+    seen, after = list[Row](), None
+    while True:
+        page = await queries.children("a", after=after, limit=3)
+        seen += page.rows
+        after = page.after
+        if after is None:
+            break
+    assert [row.path.key for row in seen] == ["3", "7", "0", "1", "2", "4", "5", "6"]
+    slowest = await queries.children("a", order="slowest", limit=2)
+    assert [row.path.key for row in slowest.rows] == ["7", "6"]
+    (found,) = (await queries.children("a", key="5")).rows
+    assert found.elapsed == pytest.approx(5.0, abs=0.01)
+    assert len((await queries.children("a", status="failed")).rows) == 2
+
+
+async def test_limits_of_running_runs_are_listed_once():
+    use = LimitUse(owner="runtime", limits="Limits(20)", in_use=3, slots=20, waiting=1)
+    async with running(squares, {"numbers": [50]}) as memory:
+        store = Reporting(memory)
+        store.write(report(limits=(use,)))
+        queries = Queries(store)
+        assert list(await queries.limits()) == [use]
+        assert list(await queries.limits("a")) == [use]
+        assert list(await queries.limits("b")) == []
+    assert list(await queries.limits()) == [], "the run is over"
+
+
+# -- history, values -------------------------------------------------------------------------------
+
+
+async def test_the_history_says_what_each_update_changed(store: Any):
+    @action(reads=["squares"], writes=["total", "log"])
+    async def add(squares: dict[str, int]) -> dict[str, object]:
+        return {"total": sum(squares.values()), "log": ["x" * 1000]}
+
+    app = Application(Graph.chain(numbers, add), name="squares")
+    await run(app, store, {"numbers": [1, 3]}, id="a")
+    queries = Queries(store)
+    found = (await queries.history("a")).entries
+    updates = [entry for entry in found if entry.changes]
+    assert [str(entry.changes[0]) for entry in updates[:2]] == ["squares = {}", 'squares["1"] = 1']
+    assert updates[0].child is None
+    assert updates[1].child is not None
+    assert updates[1].child.path.key == "1"
+    assert [(one.field, one.how) for one in updates[-1].changes] == [
+        ("total", "set"),
+        ("log", "set"),
+    ]
+    assert updates[-1].changes[1].size == 1004
+    assert len(updates[-1].changes[1].value) == 200
+    assert {entry.kind for entry in found} == {"update", "begun", "completed"}
+    page, seen = await queries.history("a", limit=1), list[Any]()
+    while True:
+        seen += page.entries
+        if page.after is None:
+            break
+        page = await queries.history("a", after=page.after, limit=1)
+    assert seen == list(found)
+
+
+async def test_values_are_shortened_and_their_size_is_told(store: Any):
+    await run(squares, store, {"numbers": [2], "more": "x" * 50_000}, id="a")
+    queries = Queries(store)
+    first = await queries.value("a", "first")
+    assert first is not None
+    assert not first.is_complete
+    assert len(first.text) == 10_000
+    assert first.size > 50_000
+    value = await queries.value("a/numbers:0:square:2", "value")
+    assert value is not None
+    assert (value.text, value.size, value.is_complete) == ("4", 1, True)
+    assert await queries.value("a/numbers:0:square:2", "error") is None
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+async def test_an_explanation_without_a_report_has_the_critical_path(store: Any):
+    found = await Queries(await squared(store, 9)).explain("a")
+    assert found.shares == {}
+    assert found.is_over
+    assert "there is no report" in found.notes[0]
+    assert [link.row.path for link in found.critical_path] == [
+        path(),
+        path("a", ("numbers", 0, "square", "8")),
+    ]
+    assert found.critical_path[0].step == "numbers"
+    assert [row.path.key for row in found.slowest] == ["8", "7", "6", "5", "4"]
+    if not isinstance(store, SQLiteStore):  # whose times are real
+        assert found.seconds == pytest.approx(8.0, abs=0.01)
+
+
+async def test_an_explanation_has_the_shares_of_the_report():
+    store = Reporting(await squared(MemoryStore()))
+    store.write(report(spent={"action": 4.0, "slot": 6.0}, is_over=True))
+    found = await Queries(store).explain("a/numbers:0:square:7")
+    assert found.shares == {"slot": 0.6, "action": 0.4}
+    assert "the whole root run a" in found.notes[0]
