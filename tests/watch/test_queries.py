@@ -160,8 +160,11 @@ async def test_what_runs_now_is_known_from_the_last_report():
         assert [one.path for one in found.longest] == [now]
         child = await queries.overview(now)
         assert child.status == "running"
+        assert child.headline.text.startswith("running square · held up by")
         assert child.row.began_at is not None, "the store doesn't know the child yet"
         assert [one.path for one in child.longest] == [now]
+        store.reports["a"] = store.reports["a"]._replace(text='{"run_id": 1}')
+        assert (await queries.overview("a")).report is None, "of a later version of shoal"
         other = await queries.overview("a/numbers:0:square:1")
         assert other.longest == []
         assert (await queries.runs()).runs[0].status == "running"
@@ -225,6 +228,8 @@ async def test_halted_children_are_listed(store: Any):
     await run(app, store, {"numbers": [2, 3]}, id="a")
     found = await Queries(store).overview("a")
     assert found.status == "halted"
+    assert "halted" in found.headline.text
+    assert "it waits for answers" in found.headline.text
     assert [one.key for one in found.questions] == ["2", "3"]
 
 
