@@ -160,7 +160,7 @@ SIZES = (1, 2, 3)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Attempts that come, wait, release for children, leave and are cancelled, over three limits."""
+    """Attempts that come, wait, release for children, leave and are cancelled over three limits."""
 
     tells_of_cancelled: bool
     """Whether a waiter knows that its task was cancelled before that task does."""

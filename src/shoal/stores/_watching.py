@@ -150,15 +150,11 @@ class Command:
 
 @runtime_checkable
 class KeepsReports(Protocol):
-    """An optional extension of a store: processes report about the runs that they execute.
-
-    The runs of such a store are watched by default, unless it has a true attribute
-    ``is_in_memory``: then no other process can read the reports.
-    """
+    """An optional extension of a store: processes report about the runs that they execute."""
 
     @property
     def is_shared(self) -> bool:
-        """Whether other processes can read it. Runs in such a store report if nothing is said."""
+        """Whether other processes can read the reports; then runs are watched by default."""
         ...
 
     async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:

@@ -198,6 +198,7 @@ class Queries:
                 is_lost=is_lost,
                 why=row.error or row.reason,
                 elapsed=row.elapsed if row.status != "running" else 0.0,
+                at=_step_of(path, report) if is_live else "",
                 bars=bars,
                 report=report if is_live else None,
                 age=age,
@@ -431,7 +432,11 @@ class Queries:
         stored: StoredReport | None = await store.reported(run_id)
         if stored is None:
             return None, None
-        return parse_report(stored.text), max(0.0, time.time() - stored.at)
+        try:
+            report = parse_report(stored.text)
+        except ValueError:  # a later version of shoal has written it
+            return None, None
+        return report, max(0.0, time.time() - stored.at)
 
     def _remember(self, path: RunPath) -> _Seen:
         seen = self._seen.setdefault(path.id, _Seen())
@@ -455,6 +460,12 @@ def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
     for tally in tallies:
         found.update(tally.counts)
     return {status: found[status] for status in _ORDER if status in found}
+
+
+def _step_of(path: RunPath, report: Report | None) -> str:
+    """Return the step that a run in flight is at; empty if that isn't known."""
+    found = () if report is None else report.longest
+    return next((one.step for one in found if one.path == path), "")
 
 
 def _ancestors(path: RunPath) -> Sequence[RunPath]:
