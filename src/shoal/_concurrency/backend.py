@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextvars import Context
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 from weakref import ref
 
@@ -64,6 +65,8 @@ class Backend(NamedTuple):
     the loop has no such timers: trio needs a task for each."""
     is_closed: Callable[[], bool]
     """Returns whether the loop was closed, in any thread. Does not keep the loop alive."""
+    is_real: bool = True
+    """Whether the clock shows real time, and not the virtual time of a test."""
 
 
 def current_backend() -> Backend:
@@ -80,6 +83,8 @@ def current_backend() -> Backend:
             loop.call_soon_threadsafe,
             partial(_alarm_of, loop),
             partial(_is_closed, ref(loop)),
+            # The clocks of asyncio and uvloop are the monotonic one.
+            abs(loop.time() - monotonic()) < 1.0,
         )
     token = sys.modules["trio"].lowlevel.current_trio_token()
     call_soon = token.run_sync_soon
@@ -92,6 +97,8 @@ def current_backend() -> Backend:
         call_soon,
         None,
         _is_never_closed,
+        # By its name, since the class is private to trio.
+        type(sys.modules["trio"].lowlevel.current_clock()).__name__ == "SystemClock",
     )
 
 

@@ -11,6 +11,8 @@ Functions over a run:
 - ``replay`` finds the step at which an earlier execution stopped.
 - ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
 - ``disposition``: whether a child is executed, and why not.
+- ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
+  application.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.

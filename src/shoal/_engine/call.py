@@ -48,6 +48,7 @@ from .publish import publish_grace_exceeded, publish_waiting
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
+from .standing import stands_for
 from .streaming import Items, stream
 
 logger = logging.getLogger("shoal")
@@ -152,6 +153,7 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     return _call(run, action, is_free=True)
 
 
+@stands_for("again")
 @ki_protected
 async def _call_seated(
     run: Run,
@@ -296,6 +298,7 @@ async def _leave_thread(run: Run, thread: Thread, seat: AttemptPermit) -> None:
         thread.leave(seat.leave)
 
 
+@stands_for("context")
 @ki_protected
 async def _call_emitting(
     run: Run,
@@ -322,6 +325,7 @@ def _what(run: Run, name: str) -> str:
     return f"action {name!r} of run {path.id}{key}"
 
 
+@stands_for("action")
 @ki_unprotected
 async def _call(
     run: Run,

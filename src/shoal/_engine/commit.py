@@ -23,6 +23,7 @@ from shoal.stores._protocol import Batch, Beginning, NullStore, SavedRun
 
 from .publish import is_listening, publish_child_rerun, publish_commit, refuse_secrets
 from .run import Run
+from .standing import stands_for
 from .unended import end_unended, may_have_children
 
 
@@ -60,6 +61,7 @@ SAVE = Write()
 """Saves the run's own record, its crashes for example, and no change."""
 
 
+@stands_for("commit")
 @ki_protected
 async def commit(run: Run, write: Write) -> None:
     """Save ``write``, set the state of ``run`` to it, and publish its updates one by one.

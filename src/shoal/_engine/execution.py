@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
@@ -33,14 +33,16 @@ from shoal._errors.exceptions import (
 )
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
-from shoal._events.identity import new_run_id
+from shoal._events.identity import RunPath, new_run_id
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
 from .services import Services
+from .standing import stands_for
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 logger = logging.getLogger("shoal")
 
@@ -110,12 +112,15 @@ class Execution:
         "hooks",
         "is_interrupted",
         "is_resumed",
+        "is_watched",
         "live",
         "max_depth",
         "max_steps",
+        "reducing",
         "saves_wait",
         "secrets",
         "services",
+        "spawned_by",
         "store",
         "stores",
         "suspects",
@@ -181,6 +186,11 @@ class Execution:
         """Whether a save failed, so that nothing more can be saved."""
         self.saves_wait: bool = False
         """Whether the last save had to be awaited: then fan-outs save several ends at once."""
+        # Both belong to the sampler of the runtime, but for `reducing`, to which batches add.
+        self.is_watched: bool = False
+        """Whether what the runs do is sampled."""
+        self.reducing: float = 0.0
+        """Seconds in which results were applied, if the execution is watched."""
         # Groups add and remove themselves; `cancel_child` finds the group of a child here.
         self.groups: set[object] = set()
         """The groups of children that are alive now, at all depths."""
@@ -190,6 +200,9 @@ class Execution:
         # child's failure an ``on_error`` could tolerate it, and it would be recorded as a result.
         # See test_a_conflict_inside_of_a_child_refuses_the_run.
         self._refusal: RunConflict | None = None
+        # Set by the root run, as soon as it knows.
+        self.spawned_by: tuple[RunPath, str] | None = None
+        """The run, and its step, whose action has started the root run by hand."""
         self.forks_at: int | None = None
         """The number of the root run's last update before the step at which it was resumed."""
         # One for each store that was asked, also if the answer is unknown: all are released.
@@ -236,6 +249,17 @@ class Execution:
         ends = (self._failure, self._refusal, *self.hooks.failures)
         return any(error is one for one in ends)
 
+    def reduce(self, apply: Callable[[U], T], batch: U) -> T:
+        """Apply results, and count the time that it takes if the execution is watched."""
+        if not self.is_watched:
+            return apply(batch)
+        began = self.services.clock()
+        try:
+            return apply(batch)
+        finally:
+            self.reducing += self.services.clock() - began
+
+    @stands_for("store")
     async def save(self, batch: Batch, store: Store) -> None:
         """Save ``batch`` in ``store``.
 
@@ -279,6 +303,7 @@ class Execution:
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
         raise self._first(_in_doubt(batch, why))
 
+    @stands_for("store")
     async def claim(self, store: Store, run_id: str) -> bool:
         """Acquire the lease on the root run in ``store``. Acquiring it again does nothing.
 
@@ -331,6 +356,7 @@ class Execution:
         """
         await self._release_by(current_time() + min(GIVING_BACK, self.services.commit_deadline))
 
+    @stands_for("store")
     async def _release_by(self, until: float) -> None:
         try:
             while self._claimed:
@@ -357,6 +383,7 @@ class Execution:
             if self._claimed:
                 await self._release_by(until)
 
+    @stands_for("store")
     async def ask(
         self, pending: Awaitable[T], what: str, passes: tuple[type[Exception], ...] = ()
     ) -> T:

@@ -19,6 +19,7 @@ from shoal._limits.permits import AttemptPermit, InFlightSlot
 
 from .publish import publish_waiting
 from .run import Run
+from .standing import stands_for
 
 
 def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | None:
@@ -42,12 +43,14 @@ def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | N
     )
 
 
+@stands_for("backoff")
 async def wait_without_slot(run: Run, seconds: float) -> None:
     """Wait before another attempt and hold nothing meanwhile, not even the slot in flight.
 
     The next attempt acquires that slot again, together with its permit.
     """
     stake = _step_aside(run)
+    run.retry_state().next_at = run.config.services.clock() + seconds  # for watchers alone
     if stake is not None:
         # Ahead of children that have not started: what is under way is finished first.
         stake.returns = True

@@ -31,6 +31,7 @@ class RetryState:
         "is_suspect",
         "is_undecided",
         "lacks_value",
+        "next_at",
         "noted",
         "result_key",
         "retained",
@@ -67,6 +68,8 @@ class RetryState:
         # The store of the history may not have the run's end, which would reset the count there.
         self.noted: int = 0
         """The value of ``crashes`` in the store that keeps the run's history."""
+        self.next_at: float = 0.0
+        """When the wait before the next attempt ends, by the loop's clock; past: it has ended."""
         # Both belong to the current step. The key is set before each execution of an action with
         # `cache=`, and `is_cached` is reset once the end of the step is published.
         self.result_key: str = ""
@@ -106,7 +109,10 @@ class PendingQuestions:
     def in_order(self, path: RunPath, answers: Mapping[str, object]) -> tuple[Question, ...]:
         """Return the open questions: first those of the run at ``path``, then its children's."""
         own = own_questions(path, self.still_open(answers))
-        below = [one for step in sorted(self.below) for one in self.below[step]]
+        # A watcher may have answered one of a child while siblings of the child went on.
+        below = [
+            one for step in sorted(self.below) for one in self.below[step] if one.id not in answers
+        ]
         return (*own, *below)
 
     def begin_attempt(self) -> None:

@@ -167,7 +167,9 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             # has a history and is not resumed.
             resumed = record is not None or config.execution.is_resumed
             resumed = resumed and replayed is not None
-            await hooks.tell(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
+            spawned_by = config.execution.spawned_by if config.parent is None else None
+            event = RunStarted(path=run.path, resumed=resumed, spawned_by=spawned_by)
+            await hooks.tell(hooks.run_started, event)
     if begins and record is not None and (suspects or record.crashes):
         run.retry_state().noted = record.crashes
         if suspects is not None:

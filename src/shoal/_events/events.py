@@ -309,6 +309,8 @@ class RunStarted(Event, hook="on_run_started"):
 
     resumed: bool = False
     """Whether it continues an earlier execution that the store has saved."""
+    spawned_by: tuple[RunPath, str] | None = None
+    """The run, and its step, whose action has started this root run by hand; None: no action."""
 
 
 @final

@@ -97,9 +97,10 @@ class LimitUse:
     owner: str
     """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out."""
     part: int = 0
-    """Which part of the owner's limits it is, counted from 0."""
+    """Which part of the owner's limits it is, counted from 0; -1: the children in flight of a
+    fan-out under way."""
     limits: str
-    """The part, as it is written."""
+    """The part, as it is written; ``"in flight"`` for children in flight."""
     in_use: int
     slots: float | None
     waiting: int
@@ -124,6 +125,8 @@ class Waited:
 
     limit: str
     key: str
+    owner: str = ""
+    """Where the limit stands, as in ``LimitUse``; empty if that isn't known."""
     seconds: float
     """As in ``Report.spent``: shares of the makespan, not of each child's time."""
     doing: Doing = "other"

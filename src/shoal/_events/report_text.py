@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 from .identity import RunPath
 from .report import LimitUse, LiveRun, LiveStep, Report, Waited
 
-T = TypeVar("T", LimitUse, LiveRun, LiveStep, Report, Waited)
+T = TypeVar("T")
 
-_PARTS: Mapping[str, type[LimitUse | LiveRun | LiveStep | Waited]] = {
+_PARTS: Mapping[str, type[object]] = {
     "limits": LimitUse,
     "longest": LiveRun,
     "steps": LiveStep,
@@ -76,7 +76,7 @@ def _made(kind: type[T], data: Mapping[str, Any]) -> T:
         value = data[field.name]
         if field.name == "path":
             value = _path_of(value)
-        elif kind is Report and field.name in _PARTS:
+        elif field.name in _PARTS and isinstance(value, list):
             parts = cast("list[Mapping[str, Any]]", value)
             value = tuple([_made(_PARTS[field.name], one) for one in parts])
         elif isinstance(value, list):

@@ -9,6 +9,7 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import DefinitionError, UndeclaredRead, brief
 from shoal._events.hooks import Hook, Hooks
 from shoal._limits.limits import Limits
+from shoal._state.functions import require_plain
 from shoal.stores._protocol import check_store
 
 from .graph import Graph
@@ -26,6 +27,7 @@ def check_policies(
     hooks: object = INHERIT,
     each: object = None,
     timeout: object = None,
+    title: object = None,
 ) -> None:
     """Check the policies of a parallel act.
 
@@ -46,6 +48,25 @@ def check_policies(
         msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
         raise DefinitionError(msg)
     check_timeout(f"{who}: timeout=", timeout)
+    check_title(f"{who}: title=", title)
+
+
+def check_title(what: str, title: object) -> None:
+    """Check a user's ``title=``.
+
+    Raises:
+        DefinitionError: It is neither a text nor a plain function; the message begins with
+            ``what``.
+    """
+    if title is None or isinstance(title, str):
+        return
+    if not callable(title):
+        msg = (
+            f"{what} takes a text, or a plain function of the state that a child starts with, "
+            f"not {brief(title)}"
+        )
+        raise DefinitionError(msg)
+    require_plain(title, what)
 
 
 def check_stagger(who: str, stagger: object, until: EndCondition) -> None:

@@ -20,7 +20,7 @@ from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
 from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
-from .policy import INHERIT, Each, Inherit, OnError, Stagger, Tolerate
+from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title, Tolerate
 from .sketch import Sketch, named, named_by
 from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
@@ -49,6 +49,7 @@ class FanOut(Parallel):
         reads: frozenset[str],
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
+        title: Title | None = None,
     ) -> None:
         """Store the arguments of ``fan_out``, which checks them."""
         self.join: JoinSpec = join
@@ -64,6 +65,7 @@ class FanOut(Parallel):
         self._definition = self
         self.store = store
         self.hooks = hooks
+        self.title = title
         self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
@@ -220,6 +222,7 @@ def fan_out(
     writes: Iterable[str] = (),
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
+    title: Title | None = None,
 ) -> FanOut: ...
 
 
@@ -248,6 +251,7 @@ def fan_out(
     writes: Iterable[str] = (),
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
+    title: Title | None = None,
 ) -> FanOut: ...
 
 
@@ -275,6 +279,7 @@ def fan_out(
     writes: Iterable[str] = (),
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
+    title: Title | None = None,
 ) -> FanOut:
     """Make an act that runs many children at once and joins their results.
 
@@ -345,6 +350,9 @@ def fan_out(
             their outcomes.
         hooks: The hooks that receive the events of the children and their descendants, instead of
             the run's.
+        title: What watchers call the fan-out: progress displays, reports, pages. Or a plain
+            function of the state that a child starts with, which names the child; it is called only
+            for children that are shown. If it raises, that is shown instead.
 
     Raises:
         DefinitionError: The arguments don't fit together; the message says why.
@@ -395,6 +403,7 @@ def fan_out(
         hooks=hooks,
         each=each,
         timeout=timeout,
+        title=title,
     )
     check_stagger(f"fan_out {label!r}", stagger, ends)
     checks.again(again, key, into, grow, is_race=ends.is_race)
@@ -436,6 +445,7 @@ def fan_out(
         reads=readable,
         store=store,
         hooks=hooks,
+        title=title,
     )
 
 

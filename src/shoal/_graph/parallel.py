@@ -28,7 +28,7 @@ from shoal.stores._protocol import Store
 from .action import Act, Performer
 from .graph import Graph
 from .picture import drawing_of
-from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Tolerate
+from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Title, Tolerate
 from .sketch import named, of_limits, of_retry, of_timeout, seconds
 from .until import ALL, EndCondition
 
@@ -241,6 +241,8 @@ class Parallel(Act):
     """Seconds that the whole step may take."""
     at_most: int | None = None
     """The most children to start."""
+    title: Title | Callable[..., str] | None = None
+    """What watchers call the fan-out, or a function of a child's first state that names it."""
     _unlimited: bool = False
     """Whether all of its acts may be in flight at once, because no limit was given."""
     _is_keyed: bool | None = None

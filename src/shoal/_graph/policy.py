@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from math import inf
@@ -11,6 +12,7 @@ from shoal._errors.arguments import is_number, is_positive
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
+from shoal._state.state import State
 
 
 @final
@@ -207,3 +209,6 @@ class Hedge:
 
 Stagger = float | Hedge
 """When the next child of a fan-out starts: in seconds after the one before, or as a hedge."""
+
+Title = str | Callable[[State], str]
+"""What watchers call a fan-out, or a function of a child's first state that names the child."""

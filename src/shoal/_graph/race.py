@@ -17,7 +17,7 @@ from .acts import check_wanted
 from .checks import check_stagger
 from .fan_out import FanOut, fan_out
 from .parallel import Take
-from .policy import INHERIT, Each, Inherit, Stagger
+from .policy import INHERIT, Each, Inherit, Stagger, Title
 from .until import Until, as_condition, first
 
 
@@ -37,6 +37,7 @@ def race(
     writes: Iterable[str] = (),
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
+    title: Title | None = None,
 ) -> FanOut:
     """Make an act that runs several acts at once and takes the first good result.
 
@@ -73,6 +74,7 @@ def race(
         writes: The fields that ``reduce`` writes.
         store: The store of the children; see ``fan_out``.
         hooks: The hooks that receive the children's events; see ``fan_out``.
+        title: What watchers call the race, or its contestants; see ``fan_out``.
 
     Raises:
         DefinitionError: There is no contestant, or the arguments don't fit together; the message
@@ -127,4 +129,5 @@ def race(
         writes=writes,
         store=store,
         hooks=hooks,
+        title=title,
     )

@@ -174,6 +174,15 @@ class Circuits:
         by = self.breaker.by
         return act if by is None else _key(by, make_state(data))
 
+    def states(self) -> Mapping[Hashable, Literal["open", "half open"]]:
+        """Return the state of each circuit that isn't closed, by its key."""
+        now = self._clock()
+        return {
+            key: "half open" if one.is_probing or one.open_until <= now else "open"
+            for key, one in self._failing.items()
+            if one.open_until > -math.inf
+        }
+
     def statistics(self) -> BreakerStatistics:
         """Return the failing and open keys, and the number of skipped children."""
         opened = [key for key, one in self._failing.items() if one.open_until > -math.inf]

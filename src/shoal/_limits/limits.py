@@ -458,6 +458,49 @@ class Limits:
             return NotImplemented
         return _limits_of((*self.parts, *other.parts))
 
+    def with_numbers(
+        self,
+        part: int,
+        *,
+        n: int | None = None,
+        rate: float | None = None,
+        per: float | None = None,
+        burst: float | None = None,
+    ) -> Limits:
+        """Return the same limits with other numbers in one part; numbers that are None stay.
+
+        Args:
+            part: Which of ``parts``.
+            n: How many at once.
+            rate: How many may start in ``per`` seconds.
+            per: The seconds of the rate.
+            burst: How many may start at once.
+
+        Raises:
+            DefinitionError: There is no such part, it has no such number, or one is out of range.
+        """
+        if type(part) is not int or not 0 <= part < len(self.parts):
+            msg = f"{self!r} has no part {part!r}; they are counted from 0"
+            raise DefinitionError(msg)
+        old = self.parts[part]
+        if n is not None:
+            check_count("Limits(n)", n)
+            if old.n is None:
+                msg = f"{old!r} has no n to change: it doesn't limit how many run at once"
+                raise DefinitionError(msg)
+        new_rate = old.rate
+        if not rate is per is burst is None:
+            if not isinstance(old.rate, Rate):
+                msg = f"{old!r} has no Rate(...) of this process whose numbers could change"
+                raise DefinitionError(msg)
+            new_rate = Rate(
+                old.rate.k if rate is None else rate,
+                old.rate.per if per is None else per,
+                old.rate.burst if burst is None else burst,
+            )
+        new = Part(old.n if n is None else n, new_rate, old.by, old.cost, old.adapt)
+        return _limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
+
     @property
     def n(self) -> int | None:
         """How many at once in all, not counting limits per key; None: unlimited."""

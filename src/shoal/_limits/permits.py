@@ -17,8 +17,8 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import final
+from collections.abc import Callable, Hashable
+from typing import Literal, final
 
 from shoal._concurrency.backend import Waiter
 
@@ -417,8 +417,23 @@ class AttemptPermit(PermitRequest):
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
         return self.waiter is not None and self.waiter.done()
 
+    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key"], str, Hashable]:
+        """Return what the permit waits for: what kind of thing, the limit as written, and the key.
+
+        That is the gate at which it is posted. Others may be closed too.
+        """
+        gate = None if self.wait_queue is None else self.wait_queue.gate
+        limit, key = self.awaited
+        if gate is None or gate.part is None:
+            return "slot", limit, key
+        if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):
+            return "key", limit, key
+        if gate.used < gate.slots and gate.meter is not None:
+            return "rate", limit, key
+        return ("key" if gate.is_keyed else "slot"), limit, key
+
     @property
-    def awaited(self) -> tuple[str, object]:
+    def awaited(self) -> tuple[str, Hashable]:
         """The limit that the permit waits for, and the key."""
         gate = None if self.wait_queue is None else self.wait_queue.gate
         if gate is not None and gate is self._thread:

@@ -69,6 +69,7 @@ class Application(Generic[S]):
             of each fan-out. A fan-out whose ``limits`` allow more children in flight raises the
             number for its run, and so does a race of more contestants; the default of 100 children
             in flight doesn't.
+        watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -108,6 +109,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None: ...
 
     @overload
@@ -126,6 +128,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None: ...
 
     def __init__(
@@ -143,6 +146,7 @@ class Application(Generic[S]):
         max_steps: int = MAX_STEPS,
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
+        watch: bool | None = None,
     ) -> None:
         """Check the definition; see the class."""
         self._definition = define(
@@ -158,6 +162,7 @@ class Application(Generic[S]):
             max_steps=max_steps,
             max_depth=max_depth,
             max_live=max_live,
+            watch=watch,
         )
 
     # -- what it is -----------------------------------------------------------------------------

@@ -37,6 +37,8 @@ class AppDefinition:
     max_steps: int
     max_depth: int
     max_live: int
+    watch: bool | None
+    """Whether runs are watched; None: as their runtime does."""
 
     def __str__(self) -> str:
         """How error messages begin."""
@@ -57,6 +59,7 @@ def define(
     max_steps: int,
     max_depth: int,
     max_live: int,
+    watch: bool | None = None,
 ) -> AppDefinition:
     """Check what ``Application`` was given, and make its definition.
 
@@ -78,6 +81,8 @@ def define(
     all_hooks = Hooks(hooks).hooks
     if limits is not None and not isinstance(limits, Limits):
         _refuse(who, f"limits= takes Limits(n), not {limits!r}")
+    if watch not in (None, True, False):
+        _refuse(who, f"watch= takes True, False or None, not {watch!r}")
     bounds = {"max_steps": max_steps, "max_depth": max_depth, "max_live": max_live}
     for parameter, count in bounds.items():
         if type(count) is not int or count < 1:
@@ -98,6 +103,7 @@ def define(
         inputs=bound,
         secret=secret_fields,
         limits=limits,
+        watch=watch,
         **bounds,
     )
 

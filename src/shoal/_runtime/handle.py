@@ -18,6 +18,7 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Event, Question, Status
 from shoal._events.identity import Key, RunPath
+from shoal._events.report import Report
 from shoal._events.stream import Stream
 from shoal._state.state import S, State
 
@@ -111,6 +112,15 @@ class RunHandle(Generic[S]):
     def is_interrupted(self) -> bool:
         """Whether the run was cancelled because its process stops; another one can recover it."""
         return self._root.is_interrupted
+
+    @property
+    def report(self) -> Report | None:
+        """What the run and its descendants do now, and where the time went so far.
+
+        None if the run isn't watched (see ``Runtime(watch=...)``), or before the first sample, 50
+        ms after its start.
+        """
+        return self._root.report
 
     # -- its events -----------------------------------------------------------------------------
 

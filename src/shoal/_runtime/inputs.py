@@ -22,6 +22,7 @@ from shoal._engine.fanout.recorded import (
     unknown_run,
 )
 from shoal._engine.fanout.takeup import has_folded, refuse_fork
+from shoal._engine.spawning import spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.action import Act
@@ -122,6 +123,7 @@ class StartCheck:
                 after=played.began.step,
                 visits=played.began.visits,
                 forked_from=(run_id, played.number),
+                spawned_by=spawner(),
             )
             return RunStart.of(beginning, secret)
 
@@ -292,7 +294,12 @@ class StartCheck:
 
     def _start(self, data: Mapping[str, object]) -> RunStart:
         definition = self._definition
-        beginning = Beginning(application=definition.name, version=definition.version, first=data)
+        beginning = Beginning(
+            application=definition.name,
+            version=definition.version,
+            first=data,
+            spawned_by=spawner(),
+        )
         return RunStart.of(beginning, definition.secret)
 
     def _again(

@@ -92,7 +92,7 @@ class Launcher(Generic[S]):
             refuse_exposing(str(definition), definition.graph, fields, execution.secrets)
             return Run(config, fields, path=path)
 
-        return RootRun(request, execution, make_run)
+        return RootRun(request, execution, make_run, wants_watch=definition.watch)
 
     async def run(self, request: RunRequest, runtime: Runtime | None) -> RunResult[S]:
         """Execute the requested run in a task of its own, await its end, and return its result.

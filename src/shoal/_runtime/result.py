@@ -11,6 +11,7 @@ from shoal._engine.fanout.recorded import read_outcomes
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Failed, Outcome, Question
+from shoal._events.report import Report
 from shoal._graph.graph import Graph
 from shoal._state.state import S, State
 
@@ -30,6 +31,9 @@ class RunResult(Generic[S]):
     it was told to halt between two steps."""
     questions: Sequence[Question] = ()
     """The open questions of the run and its descendants; of siblings, in order of positions."""
+    report: Report | None = field(default=None, repr=False, compare=False)
+    """The last report about the run: where its time went. None if it was not watched, or ended
+    before the first sample."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
     _run: Run = field(repr=False, compare=False)
 
@@ -121,7 +125,7 @@ class RunResult(Generic[S]):
             raise ExceptionGroup(msg, errors)
 
 
-def result_of(run: Run) -> RunResult[Any]:
+def result_of(run: Run, report: Report | None = None) -> RunResult[Any]:
     """Make the result of a root run that has succeeded, or is halted."""
     halted = run.status == "halted"
     return RunResult(
@@ -129,6 +133,7 @@ def result_of(run: Run) -> RunResult[Any]:
         state=run.state,
         status="halted" if halted else "succeeded",
         questions=run.open_questions if halted else (),
+        report=report,
         _ledgers=run.ledgers,
         _run=run,
     )

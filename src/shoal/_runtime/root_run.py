@@ -12,21 +12,23 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 from anyio import Event
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import drive, ki_protected
+from shoal._concurrency.watchdog import Part
 from shoal._engine.commit import Write, commit, end_below
 from shoal._engine.crash_suspects import CrashSuspects
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.finish import End, settle_end
+from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.fanout.read_ledgers import recall_ledgers
 from shoal._engine.fanout.recorded import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
@@ -34,17 +36,19 @@ from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
+from shoal._engine.spawning import Executing, within
 from shoal._engine.walk import complete_step, walk
 from shoal._errors.exceptions import BadUse, RunCancelled
 from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
+from shoal._events.report import Report
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import ReplayedHistory, Rewound, play
-from shoal.stores._protocol import ChildRecord, NullStore, RunRecord
+from shoal.stores._protocol import ChildRecord, NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
 from .result import RunResult, result_of
@@ -62,6 +66,8 @@ class RootRun:
         request: RunRequest,
         execution: Execution,
         make_run: Callable[[Mapping[str, object]], Run],
+        *,
+        wants_watch: bool | None = None,
     ) -> None:
         """Plan it. Without a store there is nothing to load, so the run is made at once.
 
@@ -69,9 +75,12 @@ class RootRun:
             request: What was asked for.
             execution: What the run and all its descendants share.
             make_run: Makes the run that starts with the fields that it is given.
+            wants_watch: Whether its application wants it to be watched.
         """
         self.path: RunPath = request.path
         self._request = request
+        self.wants_watch: bool | None = wants_watch
+        """Whether its application wants it to be watched; None: as its runtime does."""
         self._execution = execution
         self._make_run = make_run
         self._answers: Answers = request.answers or {}
@@ -83,9 +92,17 @@ class RootRun:
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
+        self.started_at: float = execution.services.clock()
+        """When it was planned, by the clock of its runtime."""
+        self.last_report: Report | None = None
+        """The last report about it; None before its end, and if it is not watched."""
+        # Both None unless it is watched.
+        self._sampled: Callable[[], Report | None] | None = None
+        self._at_end: Callable[[RootRun], Awaitable[None]] | None = None
         first = request.first
         if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
+            execution.spawned_by = first.beginning.spawned_by
             self.begun.set()
 
     # -- its task -------------------------------------------------------------------------------
@@ -125,6 +142,41 @@ class RootRun:
         self._reason = reason
         if self.run is not None:
             self.run.reason = reason
+
+    # -- those that watch it --------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """Where it is saved."""
+        return self._execution.store
+
+    @property
+    def groups(self) -> Collection[ChildTaskGroup]:
+        """The groups of its descendants that are alive."""
+        return cast("Collection[ChildTaskGroup]", self._execution.groups)
+
+    def parts(self) -> Collection[Part]:
+        """Return the coroutine that executes it, if it has begun and not ended."""
+        return () if self._task is None else self._task.parts()
+
+    def watch(
+        self, sampled: Callable[[], Report | None], at_end: Callable[[RootRun], Awaitable[None]]
+    ) -> None:
+        """Let it be watched.
+
+        Args:
+            sampled: Returns a report of what it does now.
+            at_end: Awaited when it has ended, before its store is released.
+        """
+        self._sampled, self._at_end = sampled, at_end
+        self._execution.is_watched = True
+
+    @property
+    def report(self) -> Report | None:
+        """What it does now, or did until its end; None if it isn't watched."""
+        if self._sampled is None or self.last_report is not None:
+            return self.last_report
+        return self._sampled()
 
     # -- those that follow it -------------------------------------------------------------------
 
@@ -216,7 +268,7 @@ class RootRun:
         if run.status not in ("succeeded", "halted"):
             msg = f"run {self.path.id} failed; its error was raised while its block lasted"
             raise BadUse(msg)
-        return result_of(run)
+        return result_of(run, self.last_report)
 
     # -- its execution --------------------------------------------------------------------------
 
@@ -238,7 +290,13 @@ class RootRun:
             self._error = error
         finally:
             self.begun.set()  # also where it could not begin: `wait_begun` then raises why
-            await self._execution.release()
+            at_end, self._at_end = self._at_end, None
+            try:
+                if at_end is not None:
+                    await at_end(self)
+            finally:
+                self._sampled = None  # breaks a cycle
+                await self._execution.release()
 
     async def _begin(self) -> Run:
         """Claim the run, load it, and make it; a run that has succeeded has its status already.
@@ -268,6 +326,7 @@ class RootRun:
         """Make a run that the store doesn't have, and save its beginning."""
         resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
         run, begun = self._make_run(wanted.fields), wanted.beginning
+        self._execution.spawned_by = begun.spawned_by
         if begun.forked_from is not None:
             stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
             await recall_ledgers(run, {}, ())
@@ -290,6 +349,7 @@ class RootRun:
         if not is_over:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
+        execution.spawned_by = known.spawned_by
         if has_died and record.status is None:
             # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = CrashSuspects(execution.services.max_crashes)
@@ -382,18 +442,21 @@ async def _execute(run: Run) -> None:
             SystemExit from inside; the end is saved and published before it travels on.
     """
     is_saved = False
+    executing = Executing(run)
 
     async def to_end() -> None:
         nonlocal is_saved
         is_saved = await _walk_to_end(run)
 
     try:
-        await drive(copy_context(), to_end(), _nothing)
+        await drive(within(copy_context(), executing), to_end(), _nothing)
     except BaseException as error:
         end = settle_end(run, error, reason=run.reason or type(error).__name__)
         if end in (End.CANCELLED, End.INTERRUPTED):
             await _finish(run)
             raise
+    finally:
+        executing.child = None  # user code may have kept a copy of the context, which leads here
     await _finish(run, is_saved=is_saved)
 
 

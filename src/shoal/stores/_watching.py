@@ -136,8 +136,8 @@ class Command:
                           root's child down to the one that is meant; ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
-                          ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
-                          rate; those that are left out stay
+                          ``n`` (slots), ``rate``, ``per`` and ``burst`` as in
+                          ``Rate(rate, per=, burst=)``; those that are left out stay
     ====================  ===========================================================
     """
 

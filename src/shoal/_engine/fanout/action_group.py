@@ -43,7 +43,7 @@ from shoal._events.identity import Key
 from shoal._graph.action import Act, FunctionAction
 from shoal._graph.graph import as_graph
 from shoal._graph.parallel import stores_within
-from shoal._graph.policy import Each, Inherit
+from shoal._graph.policy import Each, Inherit, Title
 from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit
 from shoal._state.functions import require_plain
@@ -118,6 +118,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         timeout: float | None,
         store: Store | Inherit | None,
         hooks: Sequence[Hook] | Inherit,
+        title: Title | None = None,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -129,6 +130,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._store, self._hooks = children_of(run, store, hooks)
         self._each = each
         self._timeout = timeout
+        self._title = title
         self._source = Started(
             repr(self),
             has_room=self._has_room,
@@ -190,6 +192,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             among=self.name,
             timeout=self._timeout,
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
+            title=self._title,
         )
         self._hosted = services.host(self._live, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the
@@ -273,7 +276,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             try:
                 # Before the first child: a crash from here on counts against the children.
                 await hand_blame_to_children(self._run)
-                await group.run(self._apply)
+                await group.run(self._apply, lambda: self._ledger)
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
             finally:

@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -122,6 +122,11 @@ class ChildAdmission:
     def waiting(self) -> int:
         """Count the children that wait to start or are suspended."""
         return len(self._waiting) + self.suspended
+
+    @property
+    def unstarted(self) -> Mapping[Run, AttemptPermit]:
+        """The children that wait to start, and the permits that they wait for."""
+        return self._waiting
 
     @property
     def waiting_to_start(self) -> list[Run]:

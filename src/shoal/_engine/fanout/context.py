@@ -19,8 +19,8 @@ from shoal._events.events import SpanStarted
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key, RunPath
 from shoal._graph.action import FunctionAction, Result
-from shoal._graph.checks import check_cascade
-from shoal._graph.policy import INHERIT, Each, Inherit, check_timeout
+from shoal._graph.checks import check_cascade, check_title
+from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
 from shoal.stores._protocol import Store
@@ -43,6 +43,10 @@ class Context:
         >>> Application(many).run_sync({"ns": [7]}).state["keys"]
         {'7': "who '7' at depth 1"}
     """
+
+    # What the action said last. An attribute of the class until it says something, so that an
+    # attempt that says nothing pays nothing.
+    _note: str = ""
 
     def __init__(
         self, run: Run, action: FunctionAction[..., Any], seat: AttemptPermit | None, items: Items
@@ -139,6 +143,33 @@ class Context:
         permits = self._run.slot_owner.permits
         stake = None if permits is None else permits.stake
         self._run.config.services.admission.charge(self._seat, stake, actual)
+
+    def note(self, text: object) -> None:
+        """Say what the action is at, for people who watch it: ``context.note("page 3 of 9")``.
+
+        Progress displays, reports and pages show it with the run as long as the attempt lasts. The
+        next note replaces it. It is saved nowhere else, and costs next to nothing. A plain function
+        may call this in its worker thread, too.
+
+        Raises:
+            SecretLeaked: The text holds a secret of the run.
+
+        Examples:
+            >>> @action(reads=["pages"], writes=["words"])
+            ... async def count(pages: list[str], context: Context) -> int:
+            ...     words = 0
+            ...     for number, page in enumerate(pages, 1):
+            ...         context.note(f"page {number} of {len(pages)}")
+            ...         words += len(page.split())
+            ...     return words
+            >>> Application(count).run_sync({"pages": ["a b", "c"]}).state["words"]
+            3
+        """
+        said = text if isinstance(text, str) else str(text)
+        secrets = self._run.config.secrets
+        if secrets.names:
+            refuse_secrets(self._run, said, f"a note of action {self._action.name!r}")
+        self._note = said
 
     @contextmanager
     def span(self, name: str, **attributes: object) -> Generator[None]:
@@ -306,6 +337,7 @@ class Context:
         hooks: Sequence[Hook] | Inherit = INHERIT,
         each: Each | None = None,
         timeout: float | None = None,
+        title: Title | None = None,
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
@@ -328,6 +360,7 @@ class Context:
             timeout: Seconds from entering the block until the children are cancelled. Then
                 ``StepTimeout`` is raised when the action next waits for an outcome, or leaves the
                 block.
+            title: What watchers call the fan-out, or its children; see ``fan_out``.
 
         Raises:
             BadUse: Called in a worker thread, where an action that is a plain function runs.
@@ -357,6 +390,7 @@ class Context:
             msg = f"context.fan_out(each=...) takes Each(...), not {each!r}"
             raise DefinitionError(msg)
         check_timeout("context.fan_out(timeout=...)", timeout)
+        check_title("context.fan_out(title=...)", title)
         self._names.add(name)
         return ChildGroup(
             self._run,
@@ -368,6 +402,7 @@ class Context:
             timeout=timeout,
             store=store,
             hooks=hooks,
+            title=title,
         )
 
     def __repr__(self) -> str:

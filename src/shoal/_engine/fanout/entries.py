@@ -113,6 +113,10 @@ class ChildSource(Protocol):
         """Estimate how many children ``take`` would make now; 0 only if it certainly makes none."""
         ...
 
+    def most(self) -> float:
+        """Return the most children that can follow; ``math.inf`` if there is no bound."""
+        ...
+
     def waiting(self) -> int:
         """Count the elements that take up room besides the children in flight."""
         ...

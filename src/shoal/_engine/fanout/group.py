@@ -13,8 +13,9 @@ Invariants:
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import final
@@ -27,15 +28,19 @@ from shoal._concurrency.watchdog import leads_to
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
+from shoal._engine.standing import stands_for
 from shoal._events.events import ChildName, Status
 from shoal._events.identity import Key
+from shoal._graph.policy import Title
 from shoal._limits.breaker import Circuits
 from shoal._limits.limits import Limits
+from shoal._limits.permits import AttemptPermit
 
 from .admission import ChildAdmission
 from .entries import AsyncFeed, ChildSource, Dropped
+from .ledger import Ledger
 from .scope import GroupScope
-from .workers import Taken, WorkerPool
+from .workers import Taken, Worker, WorkerPool
 
 BATCH = 1000
 """Ended children in one save, at most, so that other tasks run between two large batches.
@@ -48,6 +53,8 @@ TURNS = 4
 The wait stops at the first turn that changes nothing. The limit is there so that a steady stream of
 ends can't put a save off: see test_who_ends_later_is_not_waited_for_longer_than_a_few_turns.
 """
+ENDLESS = sys.maxsize // 2
+"""Estimates of at least so many elements say that the source doesn't know how many there are."""
 _position: Callable[[Run], int] = attrgetter("position")
 
 
@@ -74,8 +81,11 @@ class ChildTaskGroup:
         "_room",
         "_source",
         "inbox",
+        "ledger_of",
+        "name",
         "parent",
         "scope",
+        "title",
     )
 
     def __init__(
@@ -92,6 +102,7 @@ class ChildTaskGroup:
         ends_at: float | None = None,
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
+        title: Title | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -107,7 +118,14 @@ class ChildTaskGroup:
             ends_at: When the timeout expires, by the loop's clock, if it began before now.
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
+            title: What watchers call the fan-out, or its children.
         """
+        self.name: str = name
+        """The fan-out's name, which is the step of its children."""
+        self.title: Title | None = title
+        """What watchers call the fan-out, or its children."""
+        self.ledger_of: Callable[[], Ledger] | None = None
+        """Returns the counts of ended children; None if no children run."""
         self.parent: Run = parent
         """The run whose children they are."""
         self.inbox: deque[Run] = deque()
@@ -158,8 +176,60 @@ class ChildTaskGroup:
         """Go through the children that have begun and not ended."""
         return self._pool.living()
 
+    # -- what watchers see ----------------------------------------------------------------------
+
+    @property
+    def workers(self) -> Collection[Worker]:
+        """The workers, most of which execute a child, while others are about to take one."""
+        return self._pool.workers
+
+    @property
+    def unstarted(self) -> Mapping[Run, AttemptPermit]:
+        """The children that wait to start, and the permits that they wait for."""
+        return self._admission.unstarted
+
+    @property
+    def started(self) -> int:
+        """Count the children that have started, and whose end the parent has not committed."""
+        return self._admission.place.used + self._admission.suspended
+
+    @property
+    def slots(self) -> float:
+        """How many children may be in flight."""
+        return self._admission.place.slots
+
+    @property
+    def more(self) -> int:
+        """Count the children that wait or are yet to come; at least 1 if it has no end."""
+        to_come = self.to_come
+        more = min(1, self._source.left()) if to_come is None else to_come
+        return len(self._admission.unstarted) + more
+
+    def resize(self, slots: int) -> None:
+        """Change how many children may be in flight. Those in flight go on."""
+        self._admission.place.resize(slots)
+        self._on_room()
+
+    @property
+    def to_come(self) -> int | None:
+        """Count the children that the source has yet to give; None if that isn't known.
+
+        A fan-out that finds its own elements knows those that it has found so far.
+        """
+        source = self._source
+        most = source.most()
+        if most < ENDLESS:
+            return int(most)
+        left = source.left()
+        # An async source says nothing about the elements that it has yet to give.
+        return None if self._feeding or left >= ENDLESS else left
+
     @leads_to(lambda variables: variables["self"].scope.parts())
-    async def run(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> None:
+    async def run(
+        self,
+        apply: Callable[[list[Run]], Awaitable[str | None]],
+        ledger_of: Callable[[], Ledger] | None = None,
+    ) -> None:
         """Execute every child, and hand ended ones to ``apply`` in batches, sorted by position.
 
         Children that end after the last call of ``apply`` stay in ``inbox``.
@@ -167,6 +237,7 @@ class ChildTaskGroup:
         Args:
             apply: Commits a batch. If it returns a reason, the group ends: the other children are
                 cancelled for that reason, and awaited.
+            ledger_of: Returns the counts of ended children, for watchers.
 
         Raises:
             StepTimeout: The group took longer than its timeout.
@@ -174,6 +245,7 @@ class ChildTaskGroup:
         """
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
+        self.ledger_of = ledger_of
         groups.add(self)
         try:
             async with create_task_group() as tasks:
@@ -196,6 +268,7 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
+            self.ledger_of = None  # breaks a cycle: it is a method of the step
             # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
@@ -204,6 +277,7 @@ class ChildTaskGroup:
 
     # -- the parent's side --------------------------------------------------------------------
 
+    @stands_for("group")
     @ki_protected
     async def _consume(self, apply: Callable[[list[Run]], Awaitable[str | None]]) -> bool:
         """Hand over ended children until none is left, or ``apply`` or an errand gives a reason.
@@ -263,7 +337,8 @@ class ChildTaskGroup:
 
         If it returns a reason, the group ends, as it does for ``apply``.
         """
-        self._errand = errand
+        earlier = self._errand
+        self._errand = errand if earlier is None else partial(_both, earlier, errand)
         self.scope.wake()
 
     def resume_starting(self) -> None:
@@ -478,3 +553,11 @@ class ChildTaskGroup:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+async def _both(
+    first: Callable[[], Awaitable[str | None]], second: Callable[[], Awaitable[str | None]]
+) -> str | None:
+    """Run two errands; the second only if the first returns no reason to end the group."""
+    reason = await first()
+    return await second() if reason is None else reason

@@ -185,6 +185,10 @@ class StaggeredSource:
         """Count the children that may start now."""
         return min(max(self._permits, self._source.is_next_done), self._source.left())
 
+    def most(self) -> float:
+        """Return the most children that can follow, with a permit or without."""
+        return self._source.most()
+
     def waiting(self) -> int:
         """Count the elements that wait; without a permit, more than fit, so that none is pulled."""
         waiting = self._source.waiting()

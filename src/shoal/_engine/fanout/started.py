@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from math import inf
 from typing import Any, final
 
 from shoal._engine.config import RunConfig
@@ -167,6 +168,9 @@ class Started:
 
     def left(self) -> int:
         return len(self._single) + sum(each.left() for each in self._each)
+
+    def most(self) -> float:
+        return inf
 
     def waiting(self) -> int:
         pulled = sum(each.waiting() for each in self._each)

@@ -233,6 +233,7 @@ class FanOutStep:
             ends_at=None if act.timeout is None else self._ends_at,
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
+            title=act.title,
         )
         try:
             if not self._has_opened:
@@ -243,7 +244,7 @@ class FanOutStep:
             self._leave_out_done()
             if not self._is_lost(0):
                 self._decide_by_recorded()
-                await group.run(self._apply)
+                await group.run(self._apply, lambda: self.ledger)
                 await self._record_unapplied(group)
             self._judge()
             if not self._runs_again():
@@ -485,7 +486,7 @@ class FanOutStep:
             done_before=done_before,
             reruns=reruns,
         )
-        error = draft.add_all(batch)
+        error = self.parent.config.execution.reduce(draft.add_all, batch)
         self._is_failing = self._is_failing or draft.is_failing
         # Before the first await: children that aren't needed must not start during the save.
         if draft.decision is not None or draft.is_failing:

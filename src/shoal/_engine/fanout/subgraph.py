@@ -15,6 +15,8 @@ from shoal._engine.publish import publish_child_started
 from shoal._engine.questions import halt_for
 from shoal._engine.replay import load_end, load_history
 from shoal._engine.run import Run
+from shoal._engine.spawning import Executing, within
+from shoal._engine.standing import stands_for
 from shoal._engine.walk import complete_last, walk
 from shoal._errors.exceptions import HookFailed
 from shoal._events.events import Update
@@ -99,12 +101,14 @@ async def enter(graph: Graph, run: Run) -> Change:
     return NO_CHANGE
 
 
+@stands_for("graph")
 async def _live(graph: Graph, run: Run, child: Run) -> None:
     """Execute ``child`` to its end, and raise its error if it has one."""
+    executing = Executing(child)
     try:
         if run.config.hooks.child_started:
             await publish_child_started(run, child)
-        await drive(copy_context(), walk(child), _nothing)
+        await drive(within(copy_context(), executing), walk(child), _nothing)
         try:
             child.succeed()
         except Exception:
@@ -128,6 +132,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         finally:
             del failure  # breaks the traceback cycle
     finally:
+        executing.child = None  # user code may have kept a copy of the context, which leads here
         _take_ledgers(run, child)
     if child.is_halting:
         halt_for(run, graph.name, (child,))

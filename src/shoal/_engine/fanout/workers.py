@@ -14,7 +14,8 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextvars import Context
 from functools import partial
 from types import CoroutineType
 from typing import Any, Literal, final
@@ -36,6 +37,7 @@ from shoal._engine.disposition import LIVE
 from shoal._engine.publish import publish_child_started
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
+from shoal._engine.spawning import within
 from shoal._engine.walk import complete_last, live_child, walk
 from shoal._events.events import ChildName
 
@@ -159,6 +161,11 @@ class WorkerPool:
 
     # -- one child among others -----------------------------------------------------------------
 
+    @property
+    def workers(self) -> Collection[Worker]:
+        """All workers, parked ones included."""
+        return self._workers
+
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
         for worker in self._workers:
@@ -186,6 +193,7 @@ class WorkerPool:
         services = self._parent.config.services
         clock, native_cancels = services.clock, services.native_cancels()
         inline, since = 0, 0.0
+        context = within(scope.context.copy(), worker)
         try:
             while not scope.closing:
                 self._idle -= 1
@@ -206,7 +214,7 @@ class WorkerPool:
                     self._leave(child)
                 else:
                     worker.child = child
-                    waited = await self._execute(child, worker)
+                    waited = await self._execute(child, worker, context)
                     if waited is None:
                         return
                 # Its child ended before the cancellation arrived, which would now hit the next one.
@@ -229,6 +237,7 @@ class WorkerPool:
                     inline = 0
         finally:
             self._workers.discard(worker)
+            worker.child = None  # user code may have kept a copy of the context, which leads here
 
     async def _park(self) -> bool:
         """Wait for work; return False if this worker ends, cancelled or replaced by another."""
@@ -270,7 +279,7 @@ class WorkerPool:
 
     # -- one child ------------------------------------------------------------------------------
 
-    async def _execute(self, child: Run, worker: Worker) -> bool | None:
+    async def _execute(self, child: Run, worker: Worker, context: Context) -> bool | None:
         """Execute ``child`` to its end, and hand it to the parent.
 
         Returns whether the child ever waited, or None if this worker ends with it, cancelled. The
@@ -299,7 +308,7 @@ class WorkerPool:
                 living = walk(child)
             else:
                 living = live_child(child, each)
-            waited = await drive(self._scope.context.copy(), living, self._add_some)
+            waited = await drive(context.copy(), living, self._add_some)
             if is_live:
                 try:
                     child.succeed()

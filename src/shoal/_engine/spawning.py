@@ -1,0 +1,51 @@
+"""Know which run's action starts another application by hand: ``app.run(...)`` inside an action.
+
+Each worker has a context variable that leads to it, set once, and the contexts of its children are
+copies of that context. So a child costs nothing, and the variable reaches the tasks and threads
+that an action starts.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context, ContextVar
+from typing import Protocol, final
+
+from shoal._events.identity import RunPath
+
+from .run import Run
+
+
+class Executor(Protocol):
+    """Executes runs, one at a time."""
+
+    child: Run | None
+    """The run that it executes, or has executed last; None if there is none."""
+
+
+@final
+class Executing:
+    """Executes one run: a root run, or a graph as a node."""
+
+    __slots__ = ("child",)
+
+    def __init__(self, run: Run) -> None:
+        self.child: Run | None = run
+
+
+_executor: ContextVar[Executor | None] = ContextVar("shoal_executor", default=None)
+
+
+def within(context: Context, executor: Executor) -> Context:
+    """Let ``context`` lead to ``executor``, and return it."""
+    context.run(_executor.set, executor)
+    return context
+
+
+def spawner() -> tuple[RunPath, str] | None:
+    """Return the run and the step whose action calls this; None if no action does."""
+    executor = _executor.get()
+    run = None if executor is None else executor.child
+    # A task that has outlived its action may find that the run has ended.
+    if run is None or run.status is not None or run.step is None:
+        return None
+    return run.path, run.step

@@ -1,0 +1,128 @@
+"""Find out what a run does now, by looking at where its coroutine is suspended.
+
+A run keeps no note of what it does, so that it costs nothing. The functions in which runs wait are
+marked here instead, and ``look`` goes along a suspended coroutine until it finds a marked one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import CodeType, CoroutineType, GeneratorType
+from typing import Any, Literal, NamedTuple, TypeVar, cast, final
+
+from shoal._concurrency.cancellation import drive
+from shoal._events.report import Doing
+from shoal._limits.permits import AttemptPermit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+Mark = Literal[
+    "action",  # calls the function of an action
+    "again",  # called by that, makes another attempt
+    "backoff",
+    "commit",
+    "context",  # has a local variable `context`
+    "graph",  # executes a graph as a node: its local variable `child` is that run
+    "group",  # the task of a parent, in a fan-out
+    "permit",  # a method of an `AttemptPermit`
+    "relay",  # resumes the coroutine in its local variable `coroutine`
+    "store",
+]
+
+_marked: dict[Callable[..., Any], Mark] = {
+    drive: "relay",
+    AttemptPermit.wait: "permit",
+    AttemptPermit.regain: "permit",
+}
+
+
+def stands_for(mark: Mark) -> Callable[[F], F]:
+    """Mark a coroutine function in which runs wait."""
+
+    def marked(function: F) -> F:
+        _marked[function] = mark
+        return function
+
+    return marked
+
+
+Marks = Mapping[int, tuple[CodeType, Mark]]
+"""The marked functions by the ids of their code; a code object is slow to hash."""
+
+
+def marks() -> Marks:
+    """Return the marked functions, with the code that they have now.
+
+    To be called when a runtime is open: trio gives functions other code then.
+    """
+    return {id(function.__code__): (function.__code__, mark) for function, mark in _marked.items()}
+
+
+@final
+class Standing(NamedTuple):
+    """What a run does now."""
+
+    doing: Doing
+    permit: AttemptPermit | None = None
+    """The permit that it waits for."""
+    inner: Any = None
+    """The run that it executes as a graph that is a node, if there is one: the innermost."""
+    context: Any = None
+    """The ``Context`` of the attempt, if its action takes one."""
+
+
+def look(awaitable: object, known: Marks) -> Standing:
+    """Return what a run does, given the suspended coroutine that executes it.
+
+    Args:
+        awaitable: The coroutine.
+        known: What ``marks`` has returned.
+    """
+    doing: Doing = "other"
+    inner: object = None
+    context: object = None
+    is_in_group = False
+    while True:
+        if type(awaitable) is CoroutineType:
+            coroutine = cast("CoroutineType[Any, Any, Any]", awaitable)
+            code, following = coroutine.cr_code, coroutine.cr_await
+        elif type(awaitable) is GeneratorType:
+            generator = cast("GeneratorType[Any, Any, Any]", awaitable)
+            code, following = generator.gi_code, generator.gi_yieldfrom
+        else:
+            break
+        found = known.get(id(code))
+        if found is None:
+            if doing == "action":
+                break  # the function of an action: whatever it awaits, it is executed
+            awaitable = following
+            continue
+        mark = found[1]
+        if mark == "relay":
+            following = _variable(awaitable, "coroutine")
+        elif mark == "action":
+            doing = "action"
+        elif mark == "backoff":
+            return Standing("backoff", None, inner, context)
+        elif mark == "store":
+            return Standing("store", None, inner, context)
+        elif mark == "permit":
+            return Standing("slot", _variable(awaitable, "self"), inner, context)
+        elif mark == "context":
+            context = _variable(awaitable, "context")
+        elif mark == "graph":
+            inner, context, doing = _variable(awaitable, "child"), None, "other"
+        elif mark == "group":
+            is_in_group = True
+        elif mark == "commit" and is_in_group:
+            doing = "reducer"
+        else:
+            doing = "other"
+        awaitable = following
+    return Standing(doing, None, inner, context)
+
+
+def _variable(awaitable: Any, name: str) -> Any:
+    """Return a local variable of a coroutine; None if it has ended, or has not begun."""
+    frame = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+    return None if frame is None else frame.f_locals.get(name)

@@ -1,0 +1,111 @@
+"""Carry out commands that watchers in other processes have left for a run.
+
+A command that can't be carried out raises, and whoever took it logs that and drops it. No run fails
+because of a command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+from shoal._engine.commit import Write, commit
+from shoal._engine.fanout.recorded import recorded_asked, recorded_history
+from shoal._engine.parts import read_children
+from shoal._engine.questions import require_data
+from shoal._engine.run import Run
+from shoal._errors.exceptions import BadUse, brief
+from shoal._events.identity import Key, RunPath
+from shoal._limits.limiters import Limiter
+from shoal.stores._history import QuestionAnswered
+from shoal.stores._watching import Command
+
+from .handle import RunHandle
+from .limit_use import change_limits
+from .root_run import RootRun
+
+logger = logging.getLogger("shoal")
+
+BY_WATCHER = "a watcher cancelled it"
+
+
+def carry_out(root: RootRun, command: Command, limiters: Mapping[str, Limiter]) -> None:
+    """Carry out a command for a root run that is executed here; see ``Command``.
+
+    Args:
+        root: The run.
+        command: The command.
+        limiters: The limiters of the runtime, by the names of their owners.
+
+    Raises:
+        Exception: It can't be carried out: it is malformed, or what it is about isn't there.
+    """
+    arguments = dict(command.arguments)
+    if command.kind == "cancel":
+        root.cancel(_reason(arguments))
+    elif command.kind == "cancel child":
+        _cancel_child(root, arguments)
+    elif command.kind == "answer":
+        _answer(root, arguments)
+    elif command.kind == "change limits":
+        owner, part = arguments.pop("owner"), arguments.pop("part", 0)
+        change_limits(limiters, root.groups, owner=owner, part=part, numbers=arguments)
+    else:
+        msg = f"there is no command {command.kind!r}"
+        raise BadUse(msg)
+
+
+def _reason(arguments: Mapping[str, Any]) -> str:
+    return str(arguments.get("reason") or BY_WATCHER)
+
+
+def _cancel_child(root: RootRun, arguments: Mapping[str, Any]) -> None:
+    path = root.path
+    for step, visit, act, key in cast("list[tuple[str, int, str, Key]]", arguments["path"]):
+        path = RunPath(act=act, parent=path, step=step, visit=visit, key=key)
+    if path.parent is None or not RunHandle[Any](root).cancel_child(
+        path, _reason(arguments), act=path.act
+    ):
+        msg = f"no such child is under way: {path!r}"
+        raise BadUse(msg)
+
+
+def _answer(root: RootRun, arguments: Mapping[str, Any]) -> None:
+    """Have the run's own task save an answer, before it takes more results of children.
+
+    The child stays halted in this execution, and goes on when the run is resumed.
+    """
+    run = root.run
+    for group in root.groups:
+        # Only the task of the root run commits to it, and it executes graphs that are nodes, too.
+        if run is not None and group.parent.slot_owner is run:
+            group.run_in_parent(
+                partial(_save_answer, run, arguments["question"], arguments["answer"])
+            )
+            return
+    msg = "the run waits for nothing that could be interrupted to save an answer"
+    raise BadUse(msg)
+
+
+async def _save_answer(run: Run, question: str, answer: object) -> None:
+    """Save an answer; executed by the task of the run. It can't fail the run by being wrong."""
+    execution, path = run.config.execution, run.path
+    record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
+    why = "the run has not asked it"
+    if record is not None:
+        played = await recorded_history(execution, path, record.beginning)
+        _, children = await read_children(execution, execution.store, path)
+        asked = recorded_asked(path, run.config.graph, played, children)
+        if any(one.id == question for one in asked):
+            why = "it was answered before" if question in execution.answers else ""
+    try:
+        require_data(answer, "answer")
+    except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
+        why = why or brief(error)
+    if why:
+        logger.warning("run %s: an answer to question %s is dropped: %s", path.id, question, why)
+        return
+    await commit(run, Write(questions=(QuestionAnswered(question, answer),)))
+    execution.answers[question] = answer

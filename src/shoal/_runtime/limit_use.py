@@ -1,0 +1,141 @@
+"""Tell which limits of a runtime are in use and for which keys runs wait; change their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from heapq import nlargest
+from typing import Any
+
+from shoal._engine.fanout.group import ChildTaskGroup
+from shoal._errors.exceptions import BadUse, brief
+from shoal._events.report import LimitUse
+from shoal._limits.breaker import Circuits
+from shoal._limits.limiters import Limiter, PartGates
+
+RUNTIME = "runtime"
+"""The owner of the limits of a runtime, in reports."""
+IN_FLIGHT = -1
+"""The part of a fan-out that is its children in flight."""
+KEYS = 10
+"""Keys of a limit that a report tells of, those for which most wait."""
+LIMITS = 50
+"""Limits that a report tells of."""
+
+
+def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
+    """Return the use of each part of some limits.
+
+    Args:
+        limiters: The limiters by the names of their owners, as ``Runtime.limiters`` has them.
+        now: The time, by the clock of the runtime.
+    """
+    return [
+        _use(owner or RUNTIME, number, part, now)
+        for owner, limiter in limiters.items()
+        for number, part in enumerate(limiter.parts)
+    ][:LIMITS]
+
+
+def _use(owner: str, number: int, part: PartGates, now: float) -> LimitUse:
+    counts = part.statistics(now)
+    waits: Mapping[str, int] = {}
+    if part.part.by is not None and counts.waiting:
+        waiting = [(gate.waiting(), key) for key, gate in part.gates.items() if gate.posted]
+        busiest = nlargest(KEYS, waiting, key=lambda one: one[0])
+        waits = {key if isinstance(key, str) else brief(key): count for count, key in busiest}
+    return LimitUse(
+        owner=owner,
+        part=number,
+        limits=counts.limits,
+        in_use=counts.in_use,
+        slots=counts.slots,
+        waiting=counts.waiting,
+        paused=counts.paused,
+        keys=counts.keys,
+        waits=waits,
+    )
+
+
+def owners_of(limiters: Mapping[str, Limiter]) -> Mapping[str, str]:
+    """Return the name of the owner of each limit, by the limit as it is written."""
+    return {
+        repr(part.part): owner or RUNTIME
+        for owner, limiter in reversed(list(limiters.items()))
+        for part in limiter.parts
+    }
+
+
+def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
+    """Return how many children some fan-outs have in flight, and may have."""
+    return [
+        LimitUse(
+            owner=group.name,
+            part=IN_FLIGHT,
+            limits="in flight",
+            in_use=group.in_flight,
+            slots=group.slots,
+            waiting=group.more,
+        )
+        for group in groups
+    ]
+
+
+def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> list[LimitUse]:
+    """Return the breakers that have circuits which aren't closed."""
+    found: list[LimitUse] = []
+    for owner, one in circuits:
+        states = one.states()
+        if states:
+            found.append(
+                LimitUse(
+                    owner=owner,
+                    limits=repr(one.breaker),
+                    in_use=0,
+                    slots=None,
+                    waiting=0,
+                    keys=len(states),
+                    breaker={
+                        key if isinstance(key, str) else brief(key): state
+                        for key, state in list(states.items())[:KEYS]
+                    },
+                )
+            )
+    return found
+
+
+def change_limits(
+    limiters: Mapping[str, Limiter],
+    groups: Iterable[ChildTaskGroup],
+    *,
+    owner: str,
+    part: int,
+    numbers: Mapping[str, Any],
+) -> None:
+    """Change the numbers of a limit in use.
+
+    Args:
+        limiters: The limiters by the names of their owners.
+        groups: The fan-outs under way.
+        owner: The owner of the limit, as in ``LimitUse``.
+        part: Which of its parts, as in ``LimitUse``.
+        numbers: The new numbers, by the names in ``Limits.with_numbers``.
+
+    Raises:
+        BadUse: There is no such limit here.
+        DefinitionError: The limit has no such number, or it is out of range.
+    """
+    if part == IN_FLIGHT:
+        meant = [group for group in groups if group.name == owner]
+        slots = numbers.get("n")
+        if not meant or type(slots) is not int or slots < 1 or len(numbers) > 1:
+            msg = f"no fan-out {owner!r} is under way here that could have n={slots!r} in flight"
+            raise BadUse(msg)
+        for group in meant:
+            group.resize(slots)
+        return
+    limiter = limiters.get("" if owner == RUNTIME else owner)
+    if limiter is None:
+        known = ", ".join(name or RUNTIME for name in limiters) or "none"
+        msg = f"there is no limit of {owner!r} here (there are: {known})"
+        raise BadUse(msg)
+    limiter.change(limiter.limits.with_numbers(part, **numbers))

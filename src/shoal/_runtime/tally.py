@@ -1,0 +1,314 @@
+"""Add up what samples of one root run have shown, and make reports of it.
+
+Invariants:
+- ``spent`` adds up to ``seconds``: each interval is divided among what the runs in flight did at
+  its end. Lateness of the sample is time in which the event loop was busy.
+- Memory is bounded: of very many keys that were waited for, those that took least are forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from heapq import nlargest
+from typing import Any, Protocol, cast, final
+
+from shoal._concurrency.cancellation import ki_unprotected
+from shoal._concurrency.watchdog import Part
+from shoal._engine.fanout.group import ChildTaskGroup
+from shoal._engine.run import Run
+from shoal._engine.standing import Marks
+from shoal._errors.exceptions import ShoalError, brief
+from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
+from shoal._graph.action import FunctionAction
+from shoal._state.state import make_state
+
+from .sampling import LOOKED_THROUGH, Leaf, Sample, Wait, waits_for
+
+WAITS = 1000
+"""Limits and keys that are kept. Beyond twice as many, those that took least are forgotten."""
+WAITS_TOLD = 20
+"""Limits and keys of which a report tells."""
+LATE = 0.005
+"""Seconds by which a timer of the loop may be late though the loop was idle."""
+TEXT = 200
+"""Characters of a note or a title. A report is rewritten a few times per second."""
+
+
+class Context(Protocol):
+    """The part of an attempt's ``Context`` that a report reads."""
+
+    _note: str
+
+
+@final
+class Tally:
+    """What the samples of one root run have shown so far."""
+
+    def __init__(self, run_id: str, began_at: float, marks: Marks) -> None:
+        """Begin with no sample.
+
+        Args:
+            run_id: The root run.
+            began_at: When its execution began, by the clock of the runtime.
+            marks: The functions in which runs wait; see ``standing``.
+        """
+        self._run_id = run_id
+        self._began_at = began_at
+        self._marks = marks
+        self._until = began_at  # the end of the last interval that was counted
+        self.samples: int = 0
+        """How many samples there were."""
+        self._peak = 0
+        self._spent: dict[Doing, float] = {}
+        self._waited: dict[Wait, float] = {}
+        # By owner and part of a limit: until when it was looked at, and how long it was full.
+        self._full: dict[tuple[str, int], tuple[float, float]] = {}
+        self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
+        self._last: tuple[Run, Collection[Part], Sample] | None = None
+        self._leaves: Sequence[Leaf] = ()  # the runs of the last report
+        # By the id of a run: the run, what it did when it was first told of, and when that was.
+        # Only of the runs in the last report.
+        self._since: dict[int, tuple[Run, object, float]] = {}
+
+    def add(self, run: Run | None, living: Collection[Part], *, now: float, due: float) -> None:
+        """Take a sample, and count the time since the last one.
+
+        Args:
+            run: The root run; None if it has not begun.
+            living: The coroutine that executes it.
+            now: The time, by the clock of the runtime.
+            due: When the sample was due.
+        """
+        self.samples += 1
+        sample = None
+        if run is not None:
+            sample = Sample(run, living, self._marks, now=now, turn=self.samples)
+            self._peak = max(self._peak, sample.in_flight)
+            self._last = run, living, sample
+        # Before its beginning is saved the run waits for its store.
+        self._count(sample, now, due, "store" if run is None else "other")
+
+    @property
+    def groups(self) -> Sequence[ChildTaskGroup]:
+        """The fan-outs under way in the last sample, the outermost first; at most 50."""
+        return () if self._last is None else self._last[2].groups
+
+    def end(self, now: float, due: float) -> None:
+        """Count the rest: the run has ended. It did what it did in the last sample."""
+        self._count(None if self._last is None else self._last[2], now, due, "other")
+        self._last = None
+        self._since = {}
+
+    def _count(self, sample: Sample | None, now: float, due: float, default: Doing) -> None:
+        interval = now - self._until
+        if interval <= 0:
+            return
+        reduced = 0.0
+        if self._last is not None:
+            reducing = self._last[0].config.execution.reducing
+            reduced, self._reduced = min(reducing - self._reduced, interval), reducing
+        # While results are applied, nothing else can run, the sampler neither.
+        late = now - max(due, self._until) - reduced
+        late = 0.0 if late < LATE else min(late, interval - reduced)
+        self._until = now
+        self._spend("reducer", reduced)
+        self._spend("loop", late)
+        rest = interval - reduced - late
+        doing = {} if sample is None else sample.doing
+        count = sum(doing.values())
+        if sample is None or not count:
+            self._spend(default, rest)
+            return
+        for what, weight in doing.items():
+            self._spend(what, rest * weight / count)
+        for wait, weight in sample.waits.items():
+            self._waited[wait] = self._waited.get(wait, 0.0) + rest * weight / count
+        if len(self._waited) > 2 * WAITS:
+            self._waited = dict(_largest(self._waited, WAITS))
+
+    def _spend(self, doing: Doing, seconds: float) -> None:
+        if seconds > 0:
+            self._spent[doing] = self._spent.get(doing, 0.0) + seconds
+
+    # -- the report -----------------------------------------------------------------------------
+
+    def report(
+        self,
+        now: float,
+        every: float,
+        *,
+        limits: Sequence[LimitUse] = (),
+        owners: Mapping[str, str] | None = None,
+        is_over: bool = False,
+    ) -> Report:
+        """Make a report of the last sample and of all that was added up.
+
+        Args:
+            now: The time, by the clock of the runtime.
+            every: Seconds between two samples, at present.
+            limits: The limits in use.
+            owners: The owner of each limit, by the limit as it is written.
+            is_over: Whether the execution has ended.
+        """
+        steps: tuple[LiveStep, ...] = ()
+        longest: tuple[LiveRun, ...] = ()
+        in_flight = omitted = 0
+        if self._last is not None:
+            run, living, sample = self._last
+            in_flight = sample.in_flight
+            steps = tuple([self._step(group, sample) for group in sample.groups])
+            omitted = len(run.config.execution.groups) - len(steps)
+            if in_flight <= LOOKED_THROUGH or self.samples % 4 == 1 or not self._since:
+                leaves = sample.longest(run, living)
+            else:
+                leaves = sample.still(self._leaves)
+            self._leaves = leaves
+            longest = self._runs(leaves, now)
+        owned = owners or {}
+        return Report(
+            run_id=self._run_id,
+            # Added up in this order, so that whoever adds them up finds the very same number.
+            seconds=sum(self._spent.values()),
+            samples=self.samples,
+            every=every,
+            spent=dict(self._spent),
+            waited=tuple(
+                Waited(
+                    limit=wait.limit, key=wait.key, owner=owned.get(wait.limit, ""), seconds=seconds
+                )
+                for wait, seconds in _largest(self._waited, WAITS_TOLD)
+            ),
+            steps=steps,
+            longest=longest,
+            limits=tuple([self._with_full(use, now) for use in limits]),
+            in_flight=in_flight,
+            peak=self._peak,
+            omitted=omitted,
+            is_over=is_over,
+        )
+
+    def _with_full(self, use: LimitUse, now: float) -> LimitUse:
+        """Add the time for which a limit was full: counted from one report to the next."""
+        owner = use.owner, use.part
+        until, seconds = self._full.get(owner, (now, 0.0))
+        if use.slots is not None and use.in_use >= use.slots and use.waiting:
+            seconds += now - until
+        self._full[owner] = now, seconds
+        return replace(use, full=seconds) if seconds else use
+
+    def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
+        parent = group.parent
+        ledger = None if group.ledger_of is None else group.ledger_of()
+        ended = 0 if ledger is None else ledger.total
+        started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
+        title = group.title
+        return LiveStep(
+            path=parent.path,
+            step=group.name,
+            visit=parent.visit(parent.step or ""),
+            title=shown(parent, title) if isinstance(title, str) else "",
+            total=None if to_come is None else ended + started + unstarted + to_come,
+            ended=ended,
+            failed=0 if ledger is None else ledger.failed,
+            in_flight=started,
+            waiting=unstarted,
+            at={
+                step: {doing: round(count) for doing, count in here.items()}
+                for step, here in sample.at[id(group)].items()
+            },
+        )
+
+    def _runs(self, leaves: Sequence[Leaf], now: float) -> tuple[LiveRun, ...]:
+        before, self._since = self._since, {}
+        return tuple([self._live_run(leaf, now, before) for leaf in leaves])
+
+    def _live_run(
+        self, leaf: Leaf, now: float, before: Mapping[int, tuple[Run, object, float]]
+    ) -> LiveRun:
+        run, standing, group = leaf.run, leaf.standing, leaf.group
+        at = run if standing.inner is None else cast("Run", standing.inner)
+        doing, wait = standing.doing, None
+        if standing.permit is not None:
+            doing, wait = waits_for(standing.permit, now)
+        what = (doing, at.path.id if at is not run else "", at.step, at.attempt, wait)
+        known = before.get(id(run))
+        age = max(0.0, now - run.started_at)
+        if known is not None and known[0] is run and known[1] == what:
+            began = known[2]
+        elif known is None and doing == "action" and _is_at_first(at) and at is run:
+            began = run.started_at  # it has done nothing else yet
+        else:
+            began = now
+        self._since[id(run)] = run, what, began
+        note = ""
+        if standing.context is not None:
+            note = shown(run, cast("Context", standing.context)._note)
+        return LiveRun(
+            path=at.path,
+            step=at.step or "",
+            doing=doing,
+            since=now - began,
+            age=age,
+            attempt=at.attempt,
+            attempts=_attempts(at),
+            next_in=_next_in(at, now) if doing == "backoff" else None,
+            limit="" if wait is None else wait.limit,
+            limit_key="" if wait is None else wait.key,
+            title="" if group is None else title_of(run, group),
+            note=note,
+        )
+
+
+def _is_at_first(run: Run) -> bool:
+    """Return whether a run is in the first attempt of its first step, and waited for no limit."""
+    return run.permits is None and run.steps is None and run.retries is None
+
+
+def _attempts(run: Run) -> int | None:
+    """Return how many attempts the current step of a run may have, or the run itself."""
+    each = run.config.each
+    retry = None if each is None else each.retry
+    act = None if run.step is None else run.config.graph.find(run.step)
+    if isinstance(act, FunctionAction):
+        retry = cast("FunctionAction[..., Any]", act).retry or retry
+    return None if retry is None else retry.attempts
+
+
+def _next_in(run: Run, now: float) -> float | None:
+    return None if run.retries is None else max(0.0, run.retries.next_at - now)
+
+
+def title_of(run: Run, group: ChildTaskGroup) -> str:
+    """Return what the fan-out of a child calls it.
+
+    An error of the user's function is shown in place of the title, and never fails the run.
+    """
+    title = group.title
+    if title is None or isinstance(title, str):
+        return "" if title is None else shown(run, title)
+    try:
+        found: object = _called(title, run)
+    except Exception as error:  # noqa: BLE001 # of the user's function: shown
+        found = f"title= raised {brief(error)}"
+    return shown(run, found if isinstance(found, str) else str(found))
+
+
+@ki_unprotected
+def _called(title: Callable[..., object], run: Run) -> object:
+    return title(make_state(run.initial))
+
+
+def shown(run: Run, text: str) -> str:
+    """Return a text of the user's as it may be shown: short, and without a secret."""
+    secrets = run.config.secrets
+    if secrets.names:
+        try:
+            secrets.refuse(text, "a title")
+        except ShoalError:
+            return "(it holds a secret)"
+    return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:
+    return nlargest(count, found.items(), key=lambda one: one[1])

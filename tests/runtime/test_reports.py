@@ -1,0 +1,380 @@
+"""Reports go to the store of a run, and commands of watchers come back with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from shoal import (
+    Application,
+    Cancelled,
+    Context,
+    Limits,
+    MemoryStore,
+    Rate,
+    RunCancelled,
+    Runtime,
+    action,
+    fan_out,
+)
+from shoal._events.report import Report
+from shoal._events.report_text import parse_report
+from shoal.stores._watching import Command, StoredReport
+from shoal.testing import no_leaks
+
+pytestmark = pytest.mark.anyio
+
+
+class ReportingStore(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+    """Keeps reports, and gives out commands."""
+
+    def __init__(self, seconds: float = 0.0, *, fails: bool = False) -> None:
+        super().__init__()
+        self.texts: dict[str, list[str]] = {}
+        self.commands: list[Command] = []
+        self.seconds = seconds
+        self.fails = fails
+        self.calls = 0
+        self.under_way = 0
+        self.released: list[str] = []
+
+    async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
+        self.calls += 1
+        assert not self.under_way, "one call at a time"
+        self.under_way += 1
+        try:
+            await anyio.sleep(self.seconds)
+        finally:
+            self.under_way -= 1
+        if self.fails:
+            raise OSError("the disk is full")
+        for run_id, text in reports.items():
+            self.texts.setdefault(run_id, []).append(text)
+        taken = [one for one in self.commands if one.run_id in reports]
+        self.commands = [one for one in self.commands if one not in taken]
+        return taken
+
+    async def reported(self, run_id: str) -> StoredReport | None:
+        texts = self.texts.get(run_id)
+        return None if texts is None else StoredReport(run_id, 0.0, texts[-1])
+
+    async def command(self, command: Command) -> None:
+        self.commands.append(command)
+
+    async def release(self, run_id: str, holder: str) -> None:
+        self.released.append(f"{run_id} after {len(self.texts.get(run_id, ()))}")
+        await super().release(run_id, holder)
+
+    def reports(self, run_id: str) -> list[Report]:
+        return [parse_report(text) for text in self.texts.get(run_id, ())]
+
+
+@action(reads=["item"], writes=["done"])
+async def second(item: int) -> int:
+    await anyio.sleep(1)
+    return item
+
+
+many = fan_out(second, over="items", into="all", limits=Limits(2))
+
+
+# -- reports ---------------------------------------------------------------------------------------
+
+
+async def test_reports_are_stored_a_few_times_per_second_and_the_last_one_at_the_end():
+    store = ReportingStore()
+    app = Application(many, store=store, watch=True)
+    async with no_leaks():
+        await app.run({"items": range(6)}, id="a")
+    reports = store.reports("a")
+    assert 10 <= len(reports) <= 16
+    assert [one.is_over for one in reports] == [False] * (len(reports) - 1) + [True]
+    assert [one.steps[0].ended for one in reports[:-1]] == sorted(
+        one.steps[0].ended for one in reports[:-1]
+    )
+    assert reports[-1].seconds == pytest.approx(3, abs=0.01)
+    # Stored before the run is released: later, another execution may report about it.
+    assert store.released == [f"a after {len(reports)}"]
+
+
+async def test_a_run_that_ends_before_the_first_sample_stores_no_report():
+    store = ReportingStore()
+    result = await Application(many, store=store, watch=True).run({"items": []}, id="a")
+    assert store.calls == 0
+    assert result.report is not None
+    assert result.report.samples == 0
+
+
+async def test_a_run_is_not_watched_without_need():
+    result = await Application(many, store=ReportingStore()).run({"items": [1]}, id="a")
+    assert result.report is None  # the clock is virtual
+    result = await Application(many, watch=False).run({"items": [1]})
+    assert result.report is None
+
+
+async def test_a_slow_store_gets_fewer_reports_and_delays_nothing():
+    store = ReportingStore(seconds=0.4)
+    app = Application(many, store=store, watch=True)
+    began = anyio.current_time()
+    await app.run({"items": range(6)}, id="a")
+    assert 3 <= anyio.current_time() - began <= 4.01  # the last report is waited for
+    assert 6 <= store.calls <= 9
+    assert store.reports("a")[-1].is_over
+
+
+async def test_a_store_that_hangs_delays_the_end_by_a_second_and_others_not_at_all(
+    caplog: pytest.LogCaptureFixture,
+):
+    store = ReportingStore(seconds=1000)
+    async with Runtime(store=store, watch=True) as runtime:
+        began = anyio.current_time()
+        await runtime.run(Application(many), {"items": range(6)}, id="a")
+        assert anyio.current_time() - began == pytest.approx(4, abs=0.01)
+        began = anyio.current_time()
+        await runtime.run(Application(many), {"items": range(6)}, id="b")
+        assert anyio.current_time() - began == pytest.approx(3, abs=0.01)
+    assert [record.name for record in caplog.records] == ["shoal"]
+    assert "could not keep reports" in caplog.text
+
+
+async def test_a_store_that_fails_is_logged_once_and_no_run_notices(
+    caplog: pytest.LogCaptureFixture,
+):
+    store = ReportingStore(fails=True)
+    async with Runtime(store=store, watch=True) as runtime:
+        began = anyio.current_time()
+        for run_id in ("a", "b"):
+            result = await runtime.run(Application(many), {"items": range(30)}, id=run_id)
+            assert result.report is not None
+        assert anyio.current_time() - began == pytest.approx(30, abs=0.01)
+    assert 2 <= store.calls <= 8  # it is tried again every few seconds
+    assert len(caplog.records) == 1
+    assert "the disk is full" in caplog.text
+
+
+async def test_a_cancelled_run_stores_its_last_report():
+    store = ReportingStore(seconds=0.1)
+    app = Application(many, store=store, watch=True)
+    async with no_leaks():
+        with anyio.move_on_after(1.5):
+            await app.run({"items": range(6)}, id="a")
+    assert store.reports("a")[-1].is_over
+
+
+@pytest.mark.parametrize(
+    "after", [0.046, 0.047, 0.048, 0.094, 0.147, 0.148, 0.284, 1.0, 1.058, 2.0, 2.1]
+)
+async def test_cancelled_at_any_moment_of_a_sample_or_a_report(after: float):
+    store = ReportingStore(seconds=0.1)
+    async with no_leaks(), Runtime(store=store, watch=True) as runtime:
+        with anyio.move_on_after(after):
+            await runtime.run(Application(many), {"items": range(6)}, id="a")
+        assert runtime.runs() == []
+    assert store.under_way == 0
+    if after > 0.047:
+        assert store.reports("a")[-1].is_over
+
+
+@pytest.mark.parametrize("after", [0.047, 0.1, 0.147, 1.05])
+async def test_the_runtimes_block_is_cancelled_in_a_report(after: float):
+    store = ReportingStore(seconds=0.1)
+    async with no_leaks():
+        with anyio.move_on_after(after):
+            async with Runtime(store=store, watch=True) as runtime:
+                await runtime.start(Application(many), {"items": range(6)}, id="a")
+                await anyio.sleep_forever()
+    assert store.under_way == 0
+
+
+def test_plain_asyncio_run():
+    store = ReportingStore()
+
+    @action(reads=["item"], writes=["done"])
+    async def short(item: int) -> int:
+        await asyncio.sleep(0.2)
+        return item
+
+    app = Application(fan_out(short, over="items", into="all"), store=store, watch=True)
+    result = asyncio.run(app.run({"items": [1, 2]}, id="a"))
+    assert result.report is not None
+    assert result.report.spent["action"] > 0.1
+    assert store.reports("a")[-1].is_over
+
+
+async def test_hundreds_of_runs_at_once_report():
+    store = ReportingStore(seconds=0.01)
+    async with Runtime(store=store, watch=True) as runtime, anyio.create_task_group() as tasks:
+        for number in range(200):
+            tasks.start_soon(
+                lambda n: runtime.run(Application(many), {"items": range(4)}, id=f"r{n}"), number
+            )
+    assert len(store.texts) == 200
+    for run_id in store.texts:
+        assert store.reports(run_id)[-1].is_over
+
+
+async def test_listeners_receive_each_report_and_the_last():
+    heard: list[tuple[str, bool]] = []
+    async with Runtime(watch=True) as runtime:
+        stop = runtime.watch_reports(lambda root, one: heard.append((one.run_id, one.is_over)))
+        await runtime.run(Application(many), {"items": [1, 2]}, id="a")
+        count = len(heard)
+        stop()
+        await runtime.run(Application(many), {"items": [1, 2]}, id="b")
+    assert heard[-1] == ("a", True)
+    assert len(heard) == count > 15
+
+
+# -- limits ----------------------------------------------------------------------------------------
+
+
+async def test_limits_in_use_are_told_with_their_keys():
+    @action(reads=["item"], writes=["done"], limits=Limits(1, by=lambda state: state["item"][0]))
+    async def fetch(item: str) -> str:
+        await anyio.sleep(1)
+        return item
+
+    app = Application(fan_out(fetch, over="items", into="all"))
+    async with Runtime(limits=Limits(50), watch=True) as runtime:
+        handle = await runtime.start(app, {"items": ["a1", "a2", "a3", "b1", "b2"]})
+        await anyio.sleep(0.5)
+        report = handle.report
+        assert report is not None
+        uses = {(one.owner, one.part): one for one in report.limits}
+        assert uses["runtime", 0].in_use == 2
+        assert uses["fetch", 0].waits == {"a": 2, "b": 1}
+        assert uses["fetch", 0].keys == 2
+        assert uses["all", -1].slots == 100
+        await handle.result()
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+async def run_with(
+    commands: Iterable[Command], app: Application[Any], state: dict[str, Any], **options: Any
+) -> tuple[ReportingStore, Any]:
+    store = ReportingStore()
+    async with Runtime(store=store, watch=True, **options) as runtime:
+        handle = await runtime.start(app, state, id="a")
+        await anyio.sleep(0.5)
+        for command in commands:
+            await store.command(command)
+        await handle.wait_ended()
+    return store, handle
+
+
+async def test_a_command_cancels_the_run():
+    command = Command(run_id="a", kind="cancel", arguments={"reason": "too dear"})
+    _, handle = await run_with([command], Application(many), {"items": range(6)})
+    assert (handle.status, handle.reason) == ("cancelled", "too dear")
+    with pytest.raises(RunCancelled):
+        await handle.result()
+
+
+async def test_a_command_cancels_one_child():
+    command = Command(
+        run_id="a",
+        kind="cancel child",
+        arguments={"path": [["all", 0, "second", 1]], "reason": "not this one"},
+    )
+    _, handle = await run_with([command], Application(many), {"items": range(6)})
+    result = await handle.result()
+    (lost,) = [one for one in result.outcomes("all") if isinstance(one, Cancelled)]
+    assert (lost.key, lost.reason) == (1, "not this one")
+    assert len(result.state["all"]) == 5
+
+
+async def test_a_command_changes_the_children_in_flight():
+    command = Command(
+        run_id="a", kind="change limits", arguments={"owner": "all", "part": -1, "n": 10}
+    )
+    began = anyio.current_time()
+    await run_with([command], Application(many), {"items": range(12)})
+    assert anyio.current_time() - began == pytest.approx(1.75, abs=0.3)
+
+
+async def test_a_command_changes_a_rate():
+    limits = Limits(10, rate=Rate(1))
+    app = Application(fan_out(second, over="items", into="all", limits=limits))
+    command = Command(
+        run_id="a", kind="change limits", arguments={"owner": "all", "part": 0, "rate": 100}
+    )
+    began = anyio.current_time()
+    await run_with([command], app, {"items": range(10)})
+    assert anyio.current_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Command(run_id="a", kind="cancel child", arguments={"path": [["all", 0, "second", 77]]}),
+        Command(run_id="a", kind="cancel child", arguments={"path": []}),
+        Command(run_id="a", kind="cancel child"),
+        Command(run_id="a", kind="change limits", arguments={"owner": "nothing", "n": 3}),
+        Command(run_id="a", kind="change limits", arguments={"owner": "all", "part": -1, "n": 0}),
+        Command(run_id="a", kind="change limits", arguments={"owner": "all", "speed": 3}),
+        Command(run_id="a", kind="answer", arguments={"question": "q", "answer": 1}),
+        Command(run_id="a", kind="answer"),
+        Command(run_id="a", kind="dance"),  # pyright: ignore[reportArgumentType]
+    ],
+    ids=lambda command: f"{command.kind}",
+)
+async def test_a_command_that_cannot_be_carried_out_is_logged_and_dropped(
+    command: Command, caplog: pytest.LogCaptureFixture
+):
+    store, handle = await run_with([command], Application(many), {"items": range(6)})
+    assert handle.status == "succeeded"
+    assert store.commands == []
+    assert len(caplog.records) == 1
+    assert "drop" in caplog.text
+
+
+async def test_an_answer_is_saved_while_siblings_go_on():
+    @action(reads=["item"], writes=["done"])
+    async def ask(item: int, context: Context) -> int:
+        if item:
+            await anyio.sleep(3)
+            return item
+        return await context.ask("how many", {"of": "them"})
+
+    store = ReportingStore()
+    app = Application(fan_out(ask, over="items", into="all"), store=store, watch=True)
+    async with Runtime() as runtime:
+        handle = await runtime.start(app, {"items": [0, 1]}, id="a")
+        await anyio.sleep(1)
+        (question,) = await app.questions("a", runtime=runtime)
+        arguments = {"question": question.id, "answer": 42}
+        await store.command(Command(run_id="a", kind="answer", arguments=arguments))
+        result = await handle.result()
+        assert result.status == "halted"
+        assert result.questions == ()  # it was answered
+        result = await runtime.run(app, id="a")
+    assert result.status == "succeeded"
+    assert list(result.state["all"]) == [42, 1]
+
+
+async def test_an_async_source_is_no_obstacle():
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(5):
+            await anyio.sleep(1.1)
+            yield number
+
+    app = Application(
+        fan_out(second, over=lambda state: numbers(), reads=[], into="all"), watch=True
+    )
+    async with Runtime() as runtime:
+        handle = await runtime.start(app, {})
+        await anyio.sleep(0.5)
+        report = handle.report
+        assert report is not None
+        assert report.steps[0].total is None
+        assert report.spent.keys() == {"other"}
+        result = await handle.result()
+    assert result.report is not None
+    assert result.report.spent["other"] == pytest.approx(1.5, abs=0.6)
+    assert result.report.spent["action"] == pytest.approx(5, abs=0.6)
