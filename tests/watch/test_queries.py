@@ -93,7 +93,7 @@ async def test_the_overview_of_a_run_that_has_ended(store: Any):
         *("numbers", "LookupError", "no square of <n> in <text>", 2),
     )
     assert group.example.path == path("a", ("numbers", 0, "square", "3"))
-    assert re.match("succeeded after .* s · 8 done · 2 failed", found.headline.text)
+    assert re.match("succeeded after .* m?s · 8 done · 2 failed", found.headline.text)
     assert not found.is_lost
     assert found.breadcrumbs == []
     assert found.summary.application == "squares"
