@@ -40,15 +40,32 @@ def test_slots_come_first_and_then_the_rate():
         limits=(use("Limits(20)", 20), use("Limits(rate=Rate(5))", None)),
     )
     assert advice_on(found) == (
-        "raising Limits(20) to 40 would help: 60 % of the time is waiting for its slots; "
-        "the rate of openai would then be the next limit (50 % of what is left)"
+        "raising Limits(20) to 40 would help: waiting for its slots is 60 % of the time; "
+        "the rate of openai would then be the next limit (29 % of what is left)"
     )
+
+
+def test_children_that_have_not_started_wait_for_a_full_limit():
+    """A fan-out reads its source as slots get free, so nothing in flight waits for them."""
+    full = LimitUse(
+        owner="pages", part=-1, limits="in flight", in_use=0, slots=20, waiting=0, full=95.0
+    )
+    found = report({"action": 60.0, "rate": 40.0}, waited=(RATE,), limits=(full,))
+    # More children in flight would halve the time of the actions, and wait for the rate as long.
+    assert advice_on(found) == (
+        "raising Limits(20) of pages to 40 would help: all its slots were taken for 57 % of the "
+        "time; the rate of openai would then be the next limit (56 % of what is left)"
+    )
+    used_up = report({"action": 4.0, "rate": 96.0}, waited=(RATE,), limits=(full,))
+    assert "more slots would not" in advice_on(used_up)
 
 
 def test_fewer_slots_than_twice_are_enough_if_little_waits():
     found = report({"action": 80.0, "slot": 20.0}, waited=(SLOTS,), limits=(use("Limits(20)", 20),))
-    assert advice_on(found).startswith("raising Limits(20) to 25 would help: 20 % of the time")
-    assert advice_on(found).endswith("; then the actions themselves would take most of the time")
+    assert advice_on(found) == (
+        "raising Limits(20) to 25 would help: waiting for its slots is 20 % of the time; then the "
+        "actions themselves would take most of the time"
+    )
 
 
 def test_a_used_up_rate_makes_more_slots_useless():
@@ -70,8 +87,8 @@ def test_two_limits_of_one_kind_are_two_constraints():
         limits=(use("Limits(2)", 2), use("Limits(8)", 8)),
     )
     assert advice_on(found) == (
-        "raising Limits(8) to 16 would help: 60 % of the time is waiting for its slots; "
-        "Limits(2) would then be the next limit (50 % of what is left)"
+        "raising Limits(8) to 16 would help: waiting for its slots is 60 % of the time; "
+        "Limits(2) would then be the next limit (29 % of what is left)"
     )
 
 
@@ -146,6 +163,6 @@ def test_the_text_has_a_line_for_each_share():
     ]
     assert found.advice == (
         "raising Limits(20) would help: 60 % of the time is waiting for a slot; the rate of openai "
-        "would then be the next limit (50 % of what is left)"
+        "would then be the next limit (29 % of what is left)"
     )
     assert explained(given, child).notes == ("the shares are those of the whole root run a",)

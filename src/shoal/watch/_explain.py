@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from typing import Any, NamedTuple, final
 
 from shoal._errors.exceptions import brief
@@ -24,7 +24,7 @@ from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
 from ._headline import WAITING, named, waited_for
-from ._words import length, many, percent
+from ._words import length, many, number, percent
 
 _NOTABLE = 0.1
 """A smaller part of the time is not worth a change of the program."""
@@ -224,6 +224,7 @@ class _Constraint(NamedTuple):
 
     doing: Doing
     share: float
+    """The part of the time that it takes: what would be gained if it was no constraint at all."""
     waited: Waited | None = None
     use: LimitUse | None = None
 
@@ -231,36 +232,62 @@ class _Constraint(NamedTuple):
 def advice_on(report: Report) -> str:
     """Return what would make the run faster: a sentence, computed from its shares.
 
-    The largest waiting is taken away, and what is left shows which limit would be next.
+    The largest constraint is taken away, or halved if it is slots, and what is left shows which
+    limit would be next.
     """
     shares = shares_of(report)
     if not shares:
         return ""
-    found = [
-        one
-        for doing in (*WAITING, "reducer")
-        for one in _constraints(report, doing, shares.get(doing, 0.0))
-    ]
-    found.sort(key=lambda one: -one.share)
+    found = sorted(_constraints(report, shares), key=lambda one: -one.share)
     if not found or found[0].share < _NOTABLE:
         return _of_actions(report, shares)
     first, *others = found
-    left = 1.0 - first.share
-    helps = _remedy(first, shares)
-    # What stays after the remedy: its shares add up to 1 again.
-    following = others[0] if others else None
-    if following is not None and left > 0 and following.share / left >= _NOTABLE:
-        rest = percent(following.share / left)
-        return f"{helps}; {_noun(following)} would then be the next limit ({rest} of what is left)"
+    helps, factor = _remedy(first, shares)
+    # The time that is left after the remedy, as a part of the time now.
+    left = 1.0 - first.share * (1.0 - 1.0 / factor)
     if left < _NOTABLE:
         return helps
+    if others and others[0].share / left >= _NOTABLE:
+        rest = percent(others[0].share / left)
+        return f"{helps}; {_noun(others[0])} would then be the next limit ({rest} of what is left)"
     return f"{helps}; then the actions themselves would take most of the time"
 
 
-def _constraints(report: Report, doing: Doing, share: float) -> Sequence[_Constraint]:
+def _constraints(report: Report, shares: Mapping[Doing, float]) -> Sequence[_Constraint]:
+    found = list(_full(report))
+    seen = {one.use.limits for one in found if one.use is not None}
+    for doing in (*WAITING, "reducer"):
+        share = shares.get(doing, 0.0)
+        if share:
+            found += [
+                one
+                for one in _waits(report, doing, share)
+                if one.waited is None or doing != "slot" or one.waited.limit not in seen
+            ]
+    return found
+
+
+def _full(report: Report) -> Sequence[_Constraint]:
+    """Return the limits whose slots were all taken while something waited for one.
+
+    More slots only help the runs that worked. If those in flight waited for a rate, say, more of
+    them would wait for it.
+    """
+    whole = sum(report.spent.values())
+    found = list[_Constraint]()
+    for use in report.limits:
+        if not use.full or not use.slots:
+            continue
+        waited = [one for one in waited_for(report, "slot") if one.limit == use.limits]
+        others = whole - sum(one.seconds for one in waited)
+        worked = report.spent.get("action", 0.0) / others if others > 0 else 0.0
+        share = min(1.0, use.full / whole) * min(1.0, worked)
+        found.append(_Constraint("slot", share, waited[0] if waited else None, use))
+    return found
+
+
+def _waits(report: Report, doing: Doing, share: float) -> Sequence[_Constraint]:
     """Divide a share among the limits that were waited for: each can be changed by itself."""
-    if not share:
-        return ()
     # Keys of one limit are one constraint, named for the key that was waited for longest, since
     # the limit is declared once.
     limits = dict[str, list[Waited]]()
@@ -278,82 +305,98 @@ def _constraints(report: Report, doing: Doing, share: float) -> Sequence[_Constr
     ]
 
 
-def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> str:
+def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
+    """Return what would help, and by how much the constraint's part of the time is divided."""
     part = percent(one.share)
     match one.doing:
         case "slot":
-            if one.use is not None and one.use.slots:
-                more = _more_slots(int(one.use.slots), one, shares)
-                return (
-                    f"raising {one.use.limits} to {more:,} would help: {part} of the time is "
-                    f"waiting for its slots"
-                )
-            limit = one.waited.limit if one.waited is not None and one.waited.limit else ""
-            what = f"raising {limit}" if limit else "more slots or children in flight"
-            return f"{what} would help: {part} of the time is waiting for a slot"
+            return _more_slots(one, shares)
         case "rate":
-            return (
+            text = (
                 f"{_noun(one)} is used up ({part} of the time is waiting for it): only a higher "
                 f"rate or fewer calls would help, and more slots would not"
             )
         case "key":
-            return (
+            text = (
                 f"{part} of the time is waiting for {_noun(one)}: spreading the work over more "
                 f"keys, or more slots for each key, would help"
             )
         case "breaker":
-            return (
+            text = (
                 f"{part} of the time is waiting for {_noun(one)} to close: the service behind it "
                 f"fails, and the run goes on when it recovers"
             )
         case "backoff":
-            return (
+            text = (
                 f"{part} of the time is waiting for further attempts: fewer failures, or a shorter "
                 f"wait in Retry, would help"
             )
         case "store":
-            return (
+            text = (
                 f"{part} of the time is waiting for saves: a faster disk or database, or "
                 f"SQLiteStore(synchronous='normal'), would help"
             )
         case "reducer":
-            return (
+            text = (
                 f"{part} of the time is applying results, one after another: a cheaper reduce, "
                 f"grow or hook would help, and more children at once would not"
             )
         case "question":
-            return f"{part} of the time is waiting for answers to questions"
+            text = f"{part} of the time is waiting for answers to questions"
         case "loop":
-            return (
+            text = (
                 f"the event loop was busy for {part} of the time: move computing into threads or "
                 f"processes (a plain def action is executed in a thread)"
             )
         case "action" | "other":
             raise AssertionError("these are no waiting")
+    return text, inf
 
 
-def _more_slots(slots: int, one: _Constraint, shares: Mapping[Doing, float]) -> int:
-    """Return how many slots would be of use: as many as all that worked or waited, at most twice.
+def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
+    """Return which limit to raise to what: to twice as many at most.
 
     What happens with more than twice as many can't be told from a run with so few.
     """
-    working = shares.get("action", 0.0)
-    factor = 2.0 if not working else min(2.0, (working + one.share) / working)
-    return max(slots + 1, ceil(slots * factor))
+    part, use, working = percent(one.share), one.use, shares.get("action", 0.0)
+    if use is None or not use.slots:
+        limit = one.waited.limit if one.waited is not None else ""
+        what = f"raising {limit}" if limit else "more slots or children in flight"
+        return f"{what} would help: {part} of the time is waiting for a slot", 2.0
+    factor = 2.0
+    if one.waited is not None and working:  # as many as all that worked or waited
+        factor = min(2.0, (working + shares.get("slot", 0.0)) / working)
+    slots = int(use.slots)
+    more = max(slots + 1, ceil(slots * factor))
+    why = "all its slots were taken for" if use.full else "waiting for its slots is"
+    return f"raising {_limit(use)} to {more:,} would help: {why} {part} of the time", more / slots
+
+
+def _limit(use: LimitUse) -> str:
+    """Name a limit as it is written; the children in flight of a fan-out by its ``limits=``."""
+    if use.part < 0:
+        return f"Limits({number(use.slots or 0)}) of {use.owner}"
+    return use.limits
 
 
 def _noun(one: _Constraint) -> str:
+    key = "" if one.waited is None else one.waited.key
+    limit = "" if one.waited is None else one.waited.limit
     match one.doing:
-        case "rate" if one.waited is not None and one.waited.key:
-            return f"the rate of {one.waited.key}"
-        case "key" if one.waited is not None and one.waited.key:
-            return f"key {one.waited.key!r}"
-        case "breaker" if one.waited is not None and one.waited.key:
-            return f"breaker {one.waited.key!r}"
-        case "slot" if one.waited is not None and one.waited.limit:
-            return f"{one.waited.limit}"
-        case "rate" if one.waited is not None and one.waited.limit:
-            return f"the rate in {one.waited.limit}"
+        case "rate" if key:
+            return f"the rate of {key}"
+        case "key" if key:
+            return f"key {key!r}"
+        case "breaker" if key:
+            return f"breaker {key!r}"
+        case "slot" if one.use is not None:
+            return _limit(one.use)
+        case "slot" if limit:
+            return limit
+        case "slot":
+            return "the number of slots"
+        case "rate" if limit:
+            return f"the rate in {limit}"
         case "loop":
             return "the event loop"
         case "backoff":
@@ -362,8 +405,6 @@ def _noun(one: _Constraint) -> str:
             return "the open questions"
         case "reducer":
             return "applying results"
-        case "slot":
-            return "the number of slots"
         case _:
             return f"the {one.doing}"
 
