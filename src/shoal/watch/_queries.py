@@ -340,8 +340,8 @@ class Queries:
 
         Args:
             run_id: Only those that this root run uses; by default those of the running runs that
-                began last, each limit of a process once. Then ``holders`` has the runs whose reports
-                name it, unless the report itself says which hold its slots.
+                began last, each limit of a process once. Then ``holders`` has the runs that report
+                it, unless a report itself says which hold its slots.
         """
         if run_id is not None:
             report, _ = await self._report(run_id)
