@@ -7,6 +7,7 @@ This module has the names that applications are written with. The others are at 
 - ``shoal.types``: classes that annotations name, but that programs get instead of making them.
 - ``shoal.stores``: what a store implements, for authors of stores.
 - ``shoal.rates``: what a rate backend implements, for authors of backends.
+- ``shoal.watch``: queries about runs, for pages, commands and programs.
 - ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
 
 ``docs/internals.md`` is the tour of the source.

@@ -12,8 +12,10 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from shoal import Application, Graph, SQLiteStore, action, fan_out
+from shoal import Application, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
 from shoal.__main__ import main
+from shoal._events.report_text import report_text
+from shoal.watch import LiveRun, LiveStep, Report
 
 
 @action(reads=["n"], writes=["square"])
@@ -52,11 +54,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two runs that took different ways, and one whose children have children."""
     path = tmp_path_factory.mktemp("store") / "runs.db"
     store = SQLiteStore(path, synchronous="normal")
-    first = Application(Graph.chain(numbers, add), name="squares", store=store)
+    first = Application(Graph.chain(numbers, add), name="squares", store=store, watch=False)
     first.run_sync({"numbers": [1, 2, 3]}, id="a")
-    second = Application(Graph.chain(numbers, give_up), name="squares", store=store)
+    second = Application(Graph.chain(numbers, give_up), name="squares", store=store, watch=False)
     second.run_sync({"numbers": [1, 3, 5, 6]}, id="b")
-    Application(groups, name="groups", store=store).run_sync(
+    Application(groups, name="groups", store=store, watch=False).run_sync(
         {"groups": [[0, 1], [2, 3]]}, id="nested"
     )
     return path
@@ -165,6 +167,64 @@ def test_what_is_not_there_is_said(file: Path, capsys: Any):
         main(["show", "a/numbers"])
     assert exit_.value.code == 2
     assert "'numbers' is not step:visit:act:key" in capsys.readouterr().err
+
+
+def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal: None, capsys: Any):
+    path = tmp_path / "now.db"
+    root = RunPath(run_id="now")
+    child = RunPath(parent=root, step="pages", act="fetch", key="x")
+    live = LiveRun(
+        path=child,
+        step="fetch",
+        doing="backoff",
+        since=1.0,
+        age=61.0,
+        attempt=2,
+        attempts=3,
+        next_in=1.5,
+        title="the page",
+        note="3 of 9",
+    )
+    report = Report(
+        run_id="now",
+        seconds=100.0,
+        samples=400,
+        every=0.25,
+        spent={"action": 50.0, "backoff": 50.0},
+        steps=(LiveStep(path=root, step="pages", visit=0, total=9, in_flight=2, waiting=3),),
+        longest=(live,),
+    )
+    shown = list[str]()
+
+    async def report_and_show() -> None:
+        async with SQLiteStore(path, synchronous="normal") as store:
+            app = Application(wait_for_show, name="now", store=store)
+            async with Runtime(store=store, watch=False) as runtime:
+                handle = await runtime.start(app, {}, id="now")
+                await anyio.wait_all_tasks_blocked()
+                await store.report({"now": report_text(report)})
+                for line in (("show", "now"), ("explain", "now")):
+                    arguments = [*line, "--db", str(path)]
+                    assert await anyio.to_thread.run_sync(main, arguments) == 0
+                    shown.append(capsys.readouterr().out)
+                handle.cancel("it was shown")
+
+    anyio.run(report_and_show)
+    text, explained = shown
+    assert "headline     0 of 9 · 2 running · held up by backoff before further attempts" in text
+    assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
+    assert (
+        "\nrunning longest\n"
+        "1m 1s  'x'  fetch: backoff, attempt 2 of 3, next in 1.5s; the page; 3 of 9\n"
+    ) in text
+    assert explained.startswith("run now has taken 1 min 40 s, looked at 400 times\n")
+    assert "advice: 50 % of the time is waiting for further attempts" in explained
+
+
+@action(writes=["total"])
+async def wait_for_show() -> int:
+    await anyio.sleep_forever()
+    return 0
 
 
 # -- events ----------------------------------------------------------------------------------------

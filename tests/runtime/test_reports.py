@@ -302,7 +302,7 @@ async def test_a_command_changes_a_rate():
     limits = Limits(10, rate=Rate(1))
     app = Application(fan_out(second, over="items", into="all", limits=limits))
     command = Command(
-        run_id="a", kind="change limits", arguments={"owner": "all", "part": 0, "rate": 100}
+        run_id="a", kind="change limits", arguments={"owner": "all", "part": 0, "max_rate": 100}
     )
     began = anyio.current_time()
     await run_with([command], app, {"items": range(10)})

@@ -53,7 +53,7 @@ def test_children_that_have_not_started_wait_for_a_full_limit():
     found = report({"action": 60.0, "rate": 40.0}, waited=(RATE,), limits=(full,))
     # More children in flight would halve the time of the actions, and wait for the rate as long.
     assert advice_on(found) == (
-        "raising Limits(20) of pages to 40 would help: all its slots were taken for 57 % of the "
+        "raising Limits(20) of pages to 40 would help: all its slots were taken for 95 % of the "
         "time; the rate of openai would then be the next limit (56 % of what is left)"
     )
     used_up = report({"action": 4.0, "rate": 96.0}, waited=(RATE,), limits=(full,))
@@ -126,9 +126,9 @@ def test_what_is_missing_is_said():
 
     class Ended:
         run_id = "b"
-        report = None
+        report: Report | None = None
 
-    found = explain(Ended())  # pyright: ignore[reportArgumentType] # as a result without a report
+    found = explain(Ended())
     assert found.run_id == "b"
     assert found.shares == {}
     assert "there is no report about the run" in found.notes[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import CodeType, CoroutineType, GeneratorType
-from typing import Any, Literal, NamedTuple, TypeVar, cast, final
+from typing import Any, Literal, NamedTuple, TypeVar, final
 
 from shoal._concurrency.cancellation import drive
 from shoal._events.report import Doing
@@ -71,35 +71,36 @@ class Standing(NamedTuple):
     """The ``Context`` of the attempt, if its action takes one."""
 
 
-def look(awaitable: object, known: Marks) -> Standing:
+def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Standing:
     """Return what a run does, given the suspended coroutine that executes it.
 
     Args:
         awaitable: The coroutine.
         known: What ``marks`` has returned.
+        has_context: Whether ``Standing.context`` is wanted.
     """
     doing: Doing = "other"
     inner: object = None
     context: object = None
     is_in_group = False
+    at: Any = awaitable
     while True:
-        if type(awaitable) is CoroutineType:
-            coroutine = cast("CoroutineType[Any, Any, Any]", awaitable)
-            code, following = coroutine.cr_code, coroutine.cr_await
-        elif type(awaitable) is GeneratorType:
-            generator = cast("GeneratorType[Any, Any, Any]", awaitable)
-            code, following = generator.gi_code, generator.gi_yieldfrom
+        kind: object = type(at)  # apart from the tests, or pyright narrows what it knows of `at`
+        if kind is CoroutineType:
+            code, following = at.cr_code, at.cr_await
+        elif kind is GeneratorType:
+            code, following = at.gi_code, at.gi_yieldfrom
         else:
             break
         found = known.get(id(code))
         if found is None:
             if doing == "action":
                 break  # the function of an action: whatever it awaits, it is executed
-            awaitable = following
+            at = following
             continue
         mark = found[1]
         if mark == "relay":
-            following = _variable(awaitable, "coroutine")
+            following = _variable(at, "coroutine")
         elif mark == "action":
             doing = "action"
         elif mark == "backoff":
@@ -107,18 +108,18 @@ def look(awaitable: object, known: Marks) -> Standing:
         elif mark == "store":
             return Standing("store", None, inner, context)
         elif mark == "permit":
-            return Standing("slot", _variable(awaitable, "self"), inner, context)
+            return Standing("slot", _variable(at, "self"), inner, context)
         elif mark == "context":
-            context = _variable(awaitable, "context")
+            context = _variable(at, "context") if has_context else None
         elif mark == "graph":
-            inner, context, doing = _variable(awaitable, "child"), None, "other"
+            inner, context, doing = _variable(at, "child"), None, "other"
         elif mark == "group":
             is_in_group = True
         elif mark == "commit" and is_in_group:
             doing = "reducer"
         else:
             doing = "other"
-        awaitable = following
+        at = following
     return Standing(doing, None, inner, context)
 
 

@@ -16,6 +16,8 @@ RUNTIME = "runtime"
 """The owner of the limits of a runtime, in reports."""
 IN_FLIGHT = -1
 """The part of a fan-out that is its children in flight."""
+NUMBERS = ("n", "max_rate", "per", "burst")
+"""The numbers of a limit that can change."""
 KEYS = 10
 """Keys of a limit that a report tells of, those for which most wait."""
 LIMITS = 50
@@ -118,12 +120,16 @@ def change_limits(
         groups: The fan-outs under way.
         owner: The owner of the limit, as in ``LimitUse``.
         part: Which of its parts, as in ``LimitUse``.
-        numbers: The new numbers, by the names in ``Limits.with_numbers``.
+        numbers: The new numbers, by the names in ``Command``.
 
     Raises:
         BadUse: There is no such limit here.
         DefinitionError: The limit has no such number, or it is out of range.
     """
+    unknown = ", ".join(sorted(numbers.keys() - NUMBERS))
+    if unknown:
+        msg = f"a limit has no {unknown} (it may have {', '.join(NUMBERS)})"
+        raise BadUse(msg)
     if part == IN_FLIGHT:
         meant = [group for group in groups if group.name == owner]
         slots = numbers.get("n")
@@ -138,4 +144,12 @@ def change_limits(
         known = ", ".join(name or RUNTIME for name in limiters) or "none"
         msg = f"there is no limit of {owner!r} here (there are: {known})"
         raise BadUse(msg)
-    limiter.change(limiter.limits.with_numbers(part, **numbers))
+    limiter.change(
+        limiter.limits.with_numbers(
+            part,
+            n=numbers.get("n"),
+            rate=numbers.get("max_rate"),
+            per=numbers.get("per"),
+            burst=numbers.get("burst"),
+        )
+    )

@@ -10,10 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from heapq import nsmallest
 from itertools import islice
-from typing import NamedTuple, TypeVar, cast, final
+from typing import NamedTuple, cast, final
 
 from shoal._concurrency.watchdog import Part
 from shoal._engine.fanout.group import ChildTaskGroup
@@ -24,13 +24,11 @@ from shoal._errors.exceptions import brief
 from shoal._events.report import Doing
 from shoal._limits.permits import AttemptPermit
 
-T = TypeVar("T")
-
-LOOKED_AT = 1000
+LOOKED_AT = 700
 """Runs that one sample looks at, about: of those in flight, and of those that wait to start.
 
-A look takes a few microseconds, so a sample of so many takes as many milliseconds. The shares of
-1,000 runs are within two percent of those of all.
+A look takes three microseconds, so a sample of 20,000 runs takes some five milliseconds. The shares
+of 700 runs are mostly within two percent of those of all, and samples add up.
 """
 LOOKED_THROUGH = 5000
 """Runs in flight among which each sample finds the oldest; of more, every fourth sample does."""
@@ -48,6 +46,8 @@ class Wait(NamedTuple):
     """The limit, as it is written."""
     key: str
     """The key of that limit; empty if it has no keys."""
+    doing: Doing
+    """What of the limit it waits for: a slot, the rate, the key, the breaker."""
 
 
 @final
@@ -95,25 +95,37 @@ class Sample:
         self.at: dict[int, dict[str, dict[Doing, float]]] = {id(one): {} for one in self.groups}
         # The ids of runs that have live children. They are not looked at: their children are.
         self._busy: set[int] = set()
-        workers = unstarted = 0
+        count = waiting = 0
+        looked: list[tuple[ChildTaskGroup, Collection[Worker]]] = []
+        queued: list[Collection[AttemptPermit]] = []
         for group in found:
-            workers += len(group.workers)
-            unstarted += len(group.unstarted)
-            if group.unstarted or any(worker.lives is not None for worker in group.workers):
+            workers, unstarted = group.workers, group.unstarted
+            looked.append((group, workers))
+            count += len(workers)
+            if unstarted:
+                waiting += len(unstarted)
+                queued.append(unstarted.values())
+            if unstarted or _has_living(workers):
                 self._busy.add(id(group.parent))
                 self._busy.add(id(group.parent.slot_owner))
-        self._look_at_workers(found, max(1, workers // LOOKED_AT), turn)
-        self._look_at_unstarted(found, max(1, unstarted // LOOKED_AT), turn)
+        self._look_at_workers(looked, max(1, count // LOOKED_AT), turn)
+        self._look_at_unstarted(queued, max(1, waiting // LOOKED_AT), turn)
         if id(run) not in self._busy:
             for part in living:
                 self._count(self._standing(run, part.coroutine), 1)
                 self.in_flight += 1
 
-    def _look_at_workers(self, groups: Iterable[ChildTaskGroup], stride: int, turn: int) -> None:
+    def _look_at_workers(
+        self, groups: Iterable[tuple[ChildTaskGroup, Collection[Worker]]], stride: int, turn: int
+    ) -> None:
         marks, busy, first = self._marks, self._busy, turn % stride
-        for group in groups:
+        for group, workers in groups:
+            size = len(workers)
+            if first >= size:  # none of these is looked at
+                first -= size
+                continue
             at = self.at.get(id(group))
-            for worker in _every(group.workers, stride, first):
+            for worker in workers if stride == 1 else islice(workers, first, None, stride):
                 child = worker.lives
                 if child is None:
                     continue
@@ -121,23 +133,25 @@ class Sample:
                     doing: Doing = "action"  # it executes its own children
                 else:
                     self.in_flight += stride
-                    doing = self._count(look(worker.task, marks), stride)
+                    doing = self._count(look(worker.living, marks), stride)
                 if at is not None:
                     here = at.setdefault(child.step or "", {})
                     here[doing] = here.get(doing, 0) + stride
-            first = (first - len(group.workers)) % stride
+            first = (first - size) % stride
 
-    def _look_at_unstarted(self, groups: Iterable[ChildTaskGroup], stride: int, turn: int) -> None:
+    def _look_at_unstarted(
+        self, queued: Iterable[Collection[AttemptPermit]], stride: int, turn: int
+    ) -> None:
         first = turn % stride
-        for group in groups:
-            for permit in _every(group.unstarted.values(), stride, first):
+        for permits in queued:
+            for permit in islice(permits, first, None, stride):
                 self._count(Standing("slot", permit), stride)
-            first = (first - len(group.unstarted)) % stride
+            first = (first - len(permits)) % stride
 
     def _standing(self, run: Run, coroutine: object) -> Standing:
         if run.config.execution.is_doomed or run.status is not None:
             return Standing("store" if run.status is not None else "other")
-        return look(coroutine, self._marks)
+        return look(coroutine, self._marks, has_context=True)
 
     def _count(self, standing: Standing, weight: float) -> Doing:
         """Count so many runs that stand like this; return what they do."""
@@ -159,7 +173,7 @@ class Sample:
         )
         oldest = nsmallest(LONGEST, found, key=lambda one: one[0].started_at)
         leaves = [
-            Leaf(child, look(worker.task, self._marks), group, worker)
+            Leaf(child, look(worker.living, self._marks, has_context=True), group, worker)
             for child, worker, group in oldest
         ]
         if id(run) not in self._busy:
@@ -169,7 +183,12 @@ class Sample:
     def still(self, leaves: Iterable[Leaf]) -> list[Leaf]:
         """Return those of ``leaves`` that have not ended and have no children, as they are now."""
         return [
-            Leaf(leaf.run, look(leaf.worker.task, self._marks), leaf.group, leaf.worker)
+            Leaf(
+                leaf.run,
+                look(leaf.worker.living, self._marks, has_context=True),
+                leaf.group,
+                leaf.worker,
+            )
             for leaf in leaves
             if leaf.worker is not None
             and leaf.worker.lives is leaf.run
@@ -186,9 +205,12 @@ def _depth(group: ChildTaskGroup) -> int:
     return 0 if parent is None else parent.depth + 1
 
 
-def _every(them: Collection[T], stride: int, first: int) -> Iterator[T] | Collection[T]:
-    """Return every ``stride``-th, beginning with the one at the index ``first``."""
-    return them if stride == 1 else islice(them, first, None, stride)
+def _has_living(workers: Iterable[Worker]) -> bool:
+    for worker in workers:  # no generator: there may be thousands of groups
+        child = worker.child
+        if child is not None and child.status is None:
+            return True
+    return False
 
 
 def waits_for(permit: AttemptPermit, now: float) -> tuple[Doing, Wait | None]:
@@ -196,4 +218,5 @@ def waits_for(permit: AttemptPermit, now: float) -> tuple[Doing, Wait | None]:
     if permit.wait_queue is None:
         return "action", None  # granted: it is about to begin
     doing, limit, key = permit.held_up(now)
-    return doing, Wait(limit, "" if key is None else key if isinstance(key, str) else brief(key))
+    name = "" if key is None else key if isinstance(key, str) else brief(key)
+    return doing, Wait(limit, name, doing)

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from typing import Any, Protocol, cast, final
@@ -62,8 +62,9 @@ class Tally:
         self._peak = 0
         self._spent: dict[Doing, float] = {}
         self._waited: dict[Wait, float] = {}
-        # By owner and part of a limit: until when it was looked at, and how long it was full.
-        self._full: dict[tuple[str, int], tuple[float, float]] = {}
+        # By owner and part of a limit: until when it was looked at, how long it was full, and its
+        # use when it was full last.
+        self._full: dict[tuple[str, int], tuple[float, float, LimitUse | None]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
@@ -175,13 +176,20 @@ class Tally:
             spent=dict(self._spent),
             waited=tuple(
                 Waited(
-                    limit=wait.limit, key=wait.key, owner=owned.get(wait.limit, ""), seconds=seconds
+                    limit=wait.limit,
+                    key=wait.key,
+                    owner=owned.get(wait.limit, ""),
+                    seconds=seconds,
+                    doing=wait.doing,
                 )
                 for wait, seconds in _largest(self._waited, WAITS_TOLD)
             ),
             steps=steps,
             longest=longest,
-            limits=tuple([self._with_full(use, now) for use in limits]),
+            limits=(
+                *[self._with_full(use, now) for use in limits],
+                *(self._were_full(limits) if is_over else ()),
+            ),
             in_flight=in_flight,
             peak=self._peak,
             omitted=omitted,
@@ -191,11 +199,21 @@ class Tally:
     def _with_full(self, use: LimitUse, now: float) -> LimitUse:
         """Add the time for which a limit was full: counted from one report to the next."""
         owner = use.owner, use.part
-        until, seconds = self._full.get(owner, (now, 0.0))
+        until, seconds, last = self._full.get(owner, (now, 0.0, None))
         if use.slots is not None and use.in_use >= use.slots and use.waiting:
-            seconds += now - until
-        self._full[owner] = now, seconds
+            seconds, last = seconds + now - until, use
+        self._full[owner] = now, seconds, last
         return replace(use, full=seconds) if seconds else use
+
+    def _were_full(self, limits: Sequence[LimitUse]) -> Iterator[LimitUse]:
+        """Yield limits that are no longer in use, and were full: those of fan-outs that are over.
+
+        The last report tells of them, so that an explanation of the run does.
+        """
+        told = {(use.owner, use.part) for use in limits}
+        for owner, (_, seconds, use) in self._full.items():
+            if owner not in told and seconds and use is not None:
+                yield replace(use, in_use=0, waiting=0, waits={}, full=seconds)
 
     def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
         parent = group.parent

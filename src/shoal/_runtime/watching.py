@@ -26,7 +26,6 @@ from shoal._errors.exceptions import brief
 from shoal._events.report import LimitUse, Report
 from shoal._events.report_text import report_text
 from shoal._limits.timers import SetAlarm
-from shoal.stores._memory import MemoryStore
 from shoal.stores._protocol import Store
 from shoal.stores._watching import Command, KeepsReports
 
@@ -144,9 +143,8 @@ class Watching:
 
     def _is_watched(self, store: Store) -> bool:
         # Under virtual time a timer that never ends would hide that nothing else can happen.
-        return (
-            self._is_real and isinstance(store, KeepsReports) and not isinstance(store, MemoryStore)
-        )
+        is_read = isinstance(store, KeepsReports) and not getattr(store, "is_in_memory", False)
+        return self._is_real and is_read
 
     def _keeper_of(self, store: KeepsReports) -> ReportKeeper:
         for keeper in self._keepers:

@@ -25,7 +25,7 @@ from .runs import LOST, as_json, length
 
 if TYPE_CHECKING:
     from shoal.stores import FailedChild, Store
-    from shoal.watch import Overview, StepBar
+    from shoal.watch import LiveRun, Overview, StepBar
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
@@ -97,12 +97,24 @@ def _describe(overview: Overview, most: int) -> None:
             (
                 length(one.age),
                 brief(one.path.key) if one.path.parent is not None else one.path.id,
-                " ".join(filter(None, (one.step, one.doing, one.limit_key, one.title, one.note))),
+                _live(one),
             )
             for one in overview.longest[:most]
         ]
         write_table((), rows)
     _describe_failures(overview, most)
+
+
+def _live(run: LiveRun) -> str:
+    """Say what a run in flight does: ``fetch: backoff, attempt 2 of 3, next in 1.5s; page 3``."""
+    what = f"{run.doing} {run.limit_key}" if run.limit_key else run.doing
+    parts = [f"{run.step}: {what}" if run.step else what]
+    if run.attempt > 1:
+        of = "" if run.attempts is None else f" of {run.attempts}"
+        parts.append(f"attempt {run.attempt}{of}")
+    if run.next_in is not None:
+        parts.append(f"next in {length(run.next_in)}")
+    return "; ".join(filter(None, (", ".join(parts), run.title, run.note)))
 
 
 def _children(overview: Overview) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile, islice
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from anyio import current_time
 from anyio.lowlevel import RunVar
@@ -165,6 +165,9 @@ class MemoryStore:
         >>> anyio.run(main)
         9
     """
+
+    is_in_memory: Final = True
+    """No other process can read it, so its runs aren't watched unless that is asked for."""
 
     def __init__(self) -> None:
         """Create an empty store."""

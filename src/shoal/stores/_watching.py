@@ -136,8 +136,8 @@ class Command:
                           root's child down to the one that is meant; ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
-                          ``n`` (slots), ``rate``, ``per`` and ``burst`` as in
-                          ``Rate(rate, per=, burst=)``; those that are left out stay
+                          ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
+                          rate; those that are left out stay
     ====================  ===========================================================
     """
 
@@ -150,7 +150,11 @@ class Command:
 
 @runtime_checkable
 class KeepsReports(Protocol):
-    """An optional extension of a store: processes report about the runs that they execute."""
+    """An optional extension of a store: processes report about the runs that they execute.
+
+    The runs of such a store are watched by default, unless it has a true attribute
+    ``is_in_memory``: then no other process can read the reports.
+    """
 
     async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
         """Replace the reports of root runs, and take the commands that were left for them.

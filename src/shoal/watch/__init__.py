@@ -17,6 +17,11 @@ The modules, from the first that others need to the last:
 - ``_queries``: ``Queries``.
 
 Names are imported when they are first asked for.
+
+Examples:
+    >>> from shoal.watch import parse_path
+    >>> parse_path("crawl-1/pages:0:fetch:a.html").key
+    'a.html'
 """
 
 from __future__ import annotations

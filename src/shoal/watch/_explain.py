@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
 from shoal._events.report import Doing, LimitUse, Report, Waited
-from shoal._runtime.result import RunResult
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
@@ -129,13 +128,27 @@ def _named(waited: Waited) -> str:
     return f'"{waited.key}" of {waited.limit}' if waited.key else waited.limit
 
 
-def explain(run: RunResult[Any] | Report) -> Explanation:
+class Reported(Protocol):
+    """A run with a report: a ``RunResult``, a ``RunHandle``, an ``OpenRun``."""
+
+    @property
+    def run_id(self) -> str:
+        """The root run."""
+        ...
+
+    @property
+    def report(self) -> Report | None:
+        """The last report about it; None if there is none."""
+        ...
+
+
+def explain(run: Reported | Report) -> Explanation:
     """Explain where the time of a run went, by its last report.
 
     ``Queries.explain`` says more, because it also reads the run's children from the store.
 
     Args:
-        run: The result of a run, an open run or a handle, which have a ``report``; or a report.
+        run: The result of a run, an open run or a handle; or a report.
 
     Examples:
         >>> from shoal.watch import Report, explain
@@ -149,11 +162,10 @@ def explain(run: RunResult[Any] | Report) -> Explanation:
         >>> explain(report).shares
         {'slot': 0.7, 'action': 0.3}
     """
-    report: Report | None = run if isinstance(run, Report) else getattr(run, "report", None)
+    report = run if isinstance(run, Report) else run.report
     if report is not None:
         return explained(report, RunPath(run_id=report.run_id))
-    run_id = str(getattr(run, "run_id", ""))
-    return Explanation(run_id=run_id, seconds=0.0, is_over=True, notes=(_NO_REPORT,))
+    return Explanation(run_id=run.run_id, seconds=0.0, is_over=False, notes=(_NO_REPORT,))
 
 
 _NO_REPORT = (
@@ -227,6 +239,8 @@ class _Constraint(NamedTuple):
     """The part of the time that it takes: what would be gained if it was no constraint at all."""
     waited: Waited | None = None
     use: LimitUse | None = None
+    taken: float = 0.0
+    """The part of the time in which all slots were taken; 0 if that isn't known."""
 
 
 def advice_on(report: Report) -> str:
@@ -281,8 +295,9 @@ def _full(report: Report) -> Sequence[_Constraint]:
         waited = [one for one in waited_for(report, "slot") if one.limit == use.limits]
         others = whole - sum(one.seconds for one in waited)
         worked = report.spent.get("action", 0.0) / others if others > 0 else 0.0
-        share = min(1.0, use.full / whole) * min(1.0, worked)
-        found.append(_Constraint("slot", share, waited[0] if waited else None, use))
+        taken = min(1.0, use.full / whole)
+        share = taken * min(1.0, worked)
+        found.append(_Constraint("slot", share, waited[0] if waited else None, use, taken))
     return found
 
 
@@ -358,18 +373,21 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
 
     What happens with more than twice as many can't be told from a run with so few.
     """
-    part, use, working = percent(one.share), one.use, shares.get("action", 0.0)
+    use, working = one.use, shares.get("action", 0.0)
+    part = percent(one.share)
     if use is None or not use.slots:
         limit = one.waited.limit if one.waited is not None else ""
         what = f"raising {limit}" if limit else "more slots or children in flight"
         return f"{what} would help: {part} of the time is waiting for a slot", 2.0
-    factor = 2.0
-    if one.waited is not None and working:  # as many as all that worked or waited
-        factor = min(2.0, (working + shares.get("slot", 0.0)) / working)
-    slots = int(use.slots)
+    slots, factor = int(use.slots), 2.0
+    if one.taken:
+        why = f"all its slots were taken for {percent(one.taken)} of the time"
+    else:
+        why = f"waiting for its slots is {part} of the time"
+        if working:  # as many as all that worked or waited
+            factor = min(2.0, (working + one.share) / working)
     more = max(slots + 1, ceil(slots * factor))
-    why = "all its slots were taken for" if use.full else "waiting for its slots is"
-    return f"raising {_limit(use)} to {more:,} would help: {why} {part} of the time", more / slots
+    return f"raising {_limit(use)} to {more:,} would help: {why}", more / slots
 
 
 def _limit(use: LimitUse) -> str:

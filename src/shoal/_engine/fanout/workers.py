@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context
 from functools import partial
 from types import CoroutineType
@@ -80,7 +80,7 @@ class WorkerPool:
         "_scope",
         "_source",
         "_take",
-        "_workers",
+        "workers",
     )
 
     def __init__(
@@ -112,7 +112,8 @@ class WorkerPool:
         self._count = 0  # workers, parked ones included; those that are being replaced count once
         self._idle = 0  # of these, the ones that are about to call ``take``
         self._parked: deque[Waiter] = deque()  # one for each worker that waits for work
-        self._workers: set[Worker] = set()
+        self.workers: set[Worker] = set()
+        """All workers, parked ones included."""
 
     # -- how many there are ---------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class WorkerPool:
 
     def _start_worker(self) -> None:
         worker = Worker()
-        self._workers.add(worker)
+        self.workers.add(worker)
         worker.task, worker.handle = self._scope.start(partial(self._work, worker))
 
     def wake_all(self) -> None:
@@ -161,14 +162,9 @@ class WorkerPool:
 
     # -- one child among others -----------------------------------------------------------------
 
-    @property
-    def workers(self) -> Collection[Worker]:
-        """All workers, parked ones included."""
-        return self._workers
-
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
-        for worker in self._workers:
+        for worker in self.workers:
             child = worker.lives
             if child is not None:
                 yield child
@@ -178,7 +174,7 @@ class WorkerPool:
     ) -> None:
         """Cancel those of ``children`` that have begun and not ended; all others go on."""
         meant = set(children)
-        workers = [worker for worker in self._workers if worker.lives in meant]
+        workers = [worker for worker in self.workers if worker.lives in meant]
         for worker in workers:
             worker.cancel_alone(reason, winner)
         if workers:
@@ -236,8 +232,9 @@ class WorkerPool:
                     await checkpoint()
                     inline = 0
         finally:
-            self._workers.discard(worker)
-            worker.child = None  # user code may have kept a copy of the context, which leads here
+            self.workers.discard(worker)
+            # User code may have kept a copy of the context, which leads here.
+            worker.child = worker.living = None
 
     async def _park(self) -> bool:
         """Wait for work; return False if this worker ends, cancelled or replaced by another."""
@@ -308,6 +305,7 @@ class WorkerPool:
                 living = walk(child)
             else:
                 living = live_child(child, each)
+            worker.living = living
             waited = await drive(context.copy(), living, self._add_some)
             if is_live:
                 try:
@@ -349,12 +347,16 @@ class WorkerPool:
 class Worker:
     """A task that executes children, one after the other."""
 
-    __slots__ = ("child", "cut_off", "handle", "task")
+    __slots__ = ("child", "cut_off", "handle", "living", "task")
     handle: TaskHandle[None]
     task: CoroutineType[Any, Any, None]
 
     def __init__(self) -> None:
         self.child: Run | None = None  # the last child that it has taken; None while it is parked
+        # What the worker drives. A sampler could find it in a frame of ``task`` as well, but frames
+        # of coroutines are only made for those that ask, and many of them keep the collector busy.
+        self.living: object = None
+        """The coroutine that executes the child; None before the first."""
         self.cut_off: tuple[str, ChildName | None] | None = None
         """Why the child is cancelled alone, and the child that had won.
 
