@@ -4,21 +4,26 @@
 SQLite: a fan-out of so many children, of which 1,000 fail in 5 ways; 1,000 children of two steps;
 and a value of 1 MB in its state. ``python -m benchmarks.watching read FILE`` prints the median of
 20 of each call of ``Inspects`` on that file, the longest, and the median of the processor time.
+``python -m benchmarks.watching pages FILE`` does that for each page of ``shoal ui``, without a
+server, and prints how many elements and bytes a page has.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from shoal import Application, Graph, Limits, RunPath, SQLiteStore, action, fan_out
+from shoal.watch import path_text
 
 RUN_ID = "watched"
 RUN = RunPath(run_id=RUN_ID)
@@ -157,6 +162,55 @@ async def read(file: Path) -> None:
             )
 
 
+async def pages(file: Path) -> None:
+    """Print how long the pages take, and how large they are."""
+    import httpx  # noqa: PLC0415 # the other commands don't need it
+
+    from shoal.watch.ui import create_app  # noqa: PLC0415 # as above
+
+    async with SQLiteStore(file, max_update=1 << 30) as store:
+        total = sum((await store.counts(RUN)).values())
+        failed = (await store.rows(RUN, limit=1)).rows[0].path
+        middle = await store.rows(RUN, status="succeeded", limit=1000)
+        page = f"/runs/{RUN_ID}"
+        further = urlencode({"status": "succeeded", "after": middle.after})
+        child = quote(path_text(failed), safe="/:")
+        addresses = {
+            "runs": "/",
+            "limits": "/limits",
+            "run": page,
+            "run, only failed": f"{page}?status=failed",
+            "run, slowest": f"{page}?order=slowest",
+            "run, by key": f"{page}?key=77",
+            "run, further page": f"{page}?{further}",
+            "run, timeline": f"{page}?view=timeline",
+            "run, history": f"{page}?view=history",
+            "run, values": f"{page}?view=values",
+            "a failed child": f"/runs/{child}",
+            "a value": f"/values/first/{RUN_ID}",
+            "an update of a stream": f"{page}?as=fragment",
+        }
+        print(f"{total:,} children, milliseconds")
+        print(f"{'':<32}{'median':>9}{'max':>9}{'cpu':>9}{'elements':>10}{'bytes':>10}")
+        transport = httpx.ASGITransport(app=create_app(store, hosts=["*"]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
+            for name, address in addresses.items():
+                took: list[float] = []
+                cpu: list[float] = []
+                text = ""
+                for _ in range(ROUNDS):
+                    began, began_cpu = time.perf_counter(), time.process_time()
+                    response = await client.get(address)
+                    took.append((time.perf_counter() - began) * 1000)
+                    cpu.append((time.process_time() - began_cpu) * 1000)
+                    text = response.raise_for_status().text
+                elements = len(re.findall(r"<[a-z]", text))
+                print(
+                    f"{name:<32}{statistics.median(took):>9.2f}{max(took):>9.2f}"
+                    f"{statistics.median(cpu):>9.2f}{elements:>10,}{len(text.encode()):>10,}"
+                )
+
+
 def main() -> None:
     """Write a file, or read one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watching", description=__doc__)
@@ -166,11 +220,13 @@ def main() -> None:
     making.add_argument("--children", type=int, default=100_000)
     reading = commands.add_parser("read", help="measure each call on that file")
     reading.add_argument("file", type=Path)
+    paging = commands.add_parser("pages", help="measure each page of `shoal ui` on that file")
+    paging.add_argument("file", type=Path)
     options = parser.parse_args()
     if options.command == "make":
         make(options.file, options.children)
     else:
-        anyio.run(read, options.file)
+        anyio.run(pages if options.command == "pages" else read, options.file)
 
 
 if __name__ == "__main__":

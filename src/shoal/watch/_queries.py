@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple, final
 
@@ -341,21 +341,27 @@ class Queries:
 
         Args:
             run_id: Only those that this root run uses; by default those of the running runs that
-                began last, each limit of a process once.
+                began last, each limit of a process once. Then ``holders`` has the runs that report
+                it, unless a report itself says which hold its slots.
         """
         if run_id is not None:
             report, _ = await self._report(run_id)
             return () if report is None else report.limits
         newest = dict[tuple[str, str, str], tuple[float, LimitUse]]()
+        users = dict[tuple[str, str, str], list[str]]()
         for run in await self._store.runs(status="running", limit=50):
             report, age = await self._report(run.run_id)
             if report is None or not run.holder:
                 continue
             for use in report.limits:
                 name = run.holder, use.owner, use.limits
+                users.setdefault(name, []).append(run.run_id)
                 if name not in newest or (age or 0.0) < newest[name][0]:
                     newest[name] = age or 0.0, use
-        return [use for _, use in newest.values()]
+        return [
+            use if use.holders else replace(use, holders=tuple(users[name]))
+            for name, (_, use) in newest.items()
+        ]
 
     async def explain(self, path: RunPath | str) -> Explanation:
         """Explain where the time of a run went, and what would make it faster.

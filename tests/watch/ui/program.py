@@ -1,6 +1,7 @@
 """A program whose runs the browser tests look at: ``python -m tests.watch.ui.program DB ACTION``.
 
-``prepare`` leaves runs of all kinds in the store. ``crawl N SECONDS`` executes one of N children.
+``prepare`` leaves runs of all kinds in the store. ``crawl N SECONDS [ID]`` executes one of N
+children.
 """
 
 from __future__ import annotations
@@ -121,10 +122,11 @@ async def prepare(store: SQLiteStore) -> None:
 async def main() -> None:
     store = SQLiteStore(sys.argv[1])
     match sys.argv[2:]:
-        case ["crawl", count, seconds]:
+        case ["crawl", count, seconds, *names]:
             crawl.store = store
             pause = float(seconds) * 20 / int(count)
-            await crawl.run({"pages": [*range(int(count))], "pause": pause}, id="live")
+            name = names[0] if names else "live"
+            await crawl.run({"pages": [*range(int(count))], "pause": pause}, id=name)
         case _:
             await prepare(store)
 

@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,6 +26,17 @@ LIVE = 20_000
 SMALL = "small%2520%253Cb%253Ecrawl%253C%252Fb%253E"
 
 
+class Served(NamedTuple):
+    address: str
+    pid: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of the processor that the server has taken."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def run_program(place: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*PROGRAM, str(place), *arguments], cwd=ROOT)
 
@@ -37,23 +49,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def served(place: Path) -> Generator[str]:
+def served(place: Path) -> Generator[Served]:
     command = [sys.executable, "-m", "shoal", "ui", "--db", str(place), "--port", "0"]
     command += ["--token", TOKEN, "--app", "tests.watch.ui.program:APPLICATIONS"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         address = server.stdout.readline().split()[-1]
         try:
-            yield address.partition("/?")[0]
+            yield Served(address.partition("/?")[0], server.pid)
         finally:
             server.terminate()
             assert server.wait(timeout=3) in (0, -15)
 
 
 @pytest.fixture(scope="module")
-def address(place: Path) -> Iterator[str]:
-    with served(place) as address:
-        yield address
+def server(place: Path) -> Iterator[Served]:
+    with served(place) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(server: Served) -> str:
+    return server.address
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +191,9 @@ def test_views_of_a_run(page: Any, run: str, view: str):
     shot(page, f"{view}-{run[:5]}")
 
 
-def test_a_page_follows_a_run_of_20000_children_in_another_process(page: Any, place: Path):
+def test_a_page_follows_a_run_of_20000_children_in_another_process(
+    page: Any, place: Path, server: Served
+):
     writer = run_program(place, "crawl", str(LIVE), "12")
     try:
         page.get_by_role("link", name="live", exact=True).click(timeout=20_000)  # the list follows
@@ -185,9 +204,11 @@ def test_a_page_follows_a_run_of_20000_children_in_another_process(page: Any, pl
         page.get_by_role("searchbox").focus()
         page.evaluate("window.scrollTo(0, 300); window.title = document.querySelector('h1')")
         counts: list[int] = []
+        began, cpu = time.monotonic(), server.cpu
         for _ in range(8):
             counts.append(int(more.inner_text().split()[0].replace(",", "")))
             page.wait_for_timeout(600)
+        assert (server.cpu - cpu) / (time.monotonic() - began) < 0.2
         assert counts == sorted(counts)
         assert len(set(counts)) > 4
         assert page.evaluate("window.title === document.querySelector('h1')")
@@ -198,6 +219,39 @@ def test_a_page_follows_a_run_of_20000_children_in_another_process(page: Any, pl
         assert writer.wait(timeout=60) == 0
         page.locator(".title .pill.succeeded").wait_for(timeout=20_000)
         assert more.inner_text().startswith(f"{LIVE:,}")
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_run_of_another_process_is_cancelled_from_the_page(page: Any, place: Path):
+    writer = run_program(place, "crawl", "2000", "60", "endless")
+    try:
+        page.get_by_role("link", name="endless", exact=True).click(timeout=30_000)
+        page.get_by_text("Running longest now").wait_for(timeout=20_000)
+        assert "20 running" in headline(page)
+        page.get_by_text("Cancel …").click()
+        page.get_by_label("The reason").fill("enough seen")
+        page.wait_for_timeout(700)  # an update must neither close the form nor empty it
+        page.get_by_role("button", name="Cancel the run").click()
+        page.locator(".title .pill.cancelled").wait_for(timeout=20_000)
+        assert "enough seen" in page.locator("main").inner_text()
+        writer.wait(timeout=20)
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_limit_of_another_process_is_changed_from_the_page(page: Any, place: Path):
+    writer = run_program(place, "crawl", "4000", "120", "limited")
+    try:
+        page.get_by_role("link", name="Limits").click()
+        page.get_by_text("20 of 20 in use").wait_for(timeout=30_000)
+        shot(page, "limits")
+        page.get_by_text("Change", exact=True).click()
+        page.get_by_label("slots").fill("7")
+        page.get_by_role("button", name="Change it in that process").click()
+        page.get_by_text("of 7 in use").wait_for(timeout=20_000)
     finally:
         writer.kill()
         writer.wait()
@@ -267,9 +321,9 @@ def test_without_a_script_the_pages_are_whole(browser: Any, address: str):
 
 def test_a_signal_ends_the_server_although_streams_are_open(browser: Any, place: Path):
     context = browser.new_context()
-    with served(place) as address:  # leaving the block checks how long it takes
+    with served(place) as server:  # leaving the block checks how long it takes
         for each in ("/runs/crawl", "/limits", "/"):
             page = context.new_page()
-            page.goto(f"{address}{each}?token={TOKEN}")
+            page.goto(f"{server.address}{each}?token={TOKEN}")
             page.wait_for_timeout(500)
     context.close()

@@ -219,6 +219,7 @@ class Pages:
             "bars": [_step(bar) for bar in overview.bars[-12:]],
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
+            "titles": {bar.title for bar in overview.bars},
             "omitted_longest": _omitted_longest(overview),
             "values": values,
             **table,
