@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 
-from .publish import publish_waiting
+from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 
 
@@ -140,8 +140,9 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
 async def _retake_place(run: Run) -> None:
     seat = run.config.services.admission.place(run.held_permits())
     try:
-        await publish_waiting(run, seat)
+        waiting = await publish_waiting(run, seat)
         await seat.wait()
+        await publish_wait_ended(run, waiting)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.
         seat.cancel()
