@@ -34,9 +34,8 @@ async def test_an_attempt_that_has_waited_is_told_to_have_room():
     both = Graph.chain(quick, slow, name="both")
     app = Application(fan_out(both, over="ns", item="n", into="x", take="done"), hooks=[hook])
     await app.run({"ns": range(3)})
-    begun, ended = (
-        [event for event in waits(hook) if isinstance(event, kind)] for kind in (Waiting, WaitEnded)
-    )
+    begun = [event for event in waits(hook) if isinstance(event, Waiting)]
+    ended = [event for event in waits(hook) if isinstance(event, WaitEnded)]
     assert [event.path.key for event in begun] == [event.path.key for event in ended] == [1, 2]
     assert [event.seconds for event in ended] == [2, 4]
     assert {(event.step, event.limit) for event in waits(hook)} == {("slow", "Limits(1)")}

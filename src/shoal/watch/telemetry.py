@@ -40,7 +40,7 @@ from shoal._events.events import (
     WaitEnded,
     Waiting,
 )
-from shoal._events.hooks import Hook, Told
+from shoal._events.hooks import Hook, HookResult
 from shoal._events.identity import RunPath
 from shoal._state.state import Set
 from shoal._version import __version__
@@ -208,7 +208,7 @@ class OpenTelemetry(Hook):
 
     # -- runs -------------------------------------------------------------------------------------
 
-    def on_run_started(self, event: RunStarted) -> Told:
+    def on_run_started(self, event: RunStarted) -> HookResult:
         """Begin the span of a run."""
         path = event.path
         self._active.add(1, {names.APP: path.act, names.IS_CHILD: path.parent is not None})
