@@ -16,7 +16,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import ClassVar, Literal, final
 
 import anyio
@@ -51,7 +53,7 @@ try:
     from opentelemetry import metrics, trace
     from opentelemetry._logs import LoggerProvider, SeverityNumber, get_logger
     from opentelemetry.context import Context as OtelContext
-    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
     from opentelemetry.trace import (
         INVALID_SPAN,
         Link,
@@ -177,7 +179,11 @@ class OpenTelemetry(Hook):
         self._tracer = trace.get_tracer(names.SCOPE, __version__, tracer_provider)
         self._logger = get_logger(names.SCOPE, __version__, logger_provider)
         meter = metrics.get_meter(names.SCOPE, __version__, meter_provider)
-        self._active = meter.create_up_down_counter(names.ACTIVE, "{run}", "Runs in flight")
+        # Read when metrics are exported: a count for each start and end would cost more than both.
+        self._in_flight: dict[tuple[str, bool], int] = {}
+        meter.create_observable_up_down_counter(
+            names.ACTIVE, [partial(_observed, self._in_flight)], "{run}", "Runs in flight"
+        )
         self._duration = meter.create_histogram(
             names.DURATION,
             "s",
@@ -211,7 +217,8 @@ class OpenTelemetry(Hook):
     def on_run_started(self, event: RunStarted) -> HookResult:
         """Begin the span of a run."""
         path = event.path
-        self._active.add(1, {names.APP: path.act, names.IS_CHILD: path.parent is not None})
+        which = path.act, path.parent is not None
+        self._in_flight[which] = self._in_flight.get(which, 0) + 1
         if path.parent is not None:
             self._begin_child(path, event)
             return None
@@ -292,7 +299,12 @@ class OpenTelemetry(Hook):
             self._begin(event, set_span_in_context(step, current), (), parent.trace)
             return
         links = (Link(step.get_span_context(), {names.LINK: names.SPAWNED_BY}),)
-        self._begin(event, set_span_in_context(INVALID_SPAN, current), links, SharedTrace())
+        alone = set_span_in_context(INVALID_SPAN, current)
+        run = self._begin(event, alone, links, SharedTrace())
+        if not (run.span.is_recording() or step.is_recording()):
+            # Its spans would be children of this span, or of the step's: neither is recorded.
+            del self._runs[path]
+            self._unseen[path] = run.began_at
 
     def _is_nested(self, position: int, shared: SharedTrace) -> bool:
         if self._children == "auto":
@@ -335,7 +347,9 @@ class OpenTelemetry(Hook):
     def on_run_ended(self, event: RunEnded) -> None:
         """End the span of a run."""
         path = event.path
-        self._active.add(-1, {names.APP: path.act, names.IS_CHILD: path.parent is not None})
+        which = path.act, path.parent is not None
+        if which in self._in_flight:
+            self._in_flight[which] -= 1
         run = self._runs.pop(path, None)
         began_at = self._unseen.pop(path, None) if run is None else run.began_at
         if began_at is None:
@@ -543,6 +557,14 @@ class OpenTelemetry(Hook):
             attributes=attributes,
             event_name=name,
         )
+
+
+def _observed(
+    in_flight: dict[tuple[str, bool], int], _options: CallbackOptions
+) -> Iterator[Observation]:
+    """Yield how many runs are in flight; called by the exporter's thread."""
+    for (act, is_child), count in [*in_flight.items()]:
+        yield Observation(count, {names.APP: act, names.IS_CHILD: is_child})
 
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
