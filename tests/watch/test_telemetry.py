@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -32,11 +33,13 @@ from shoal import (
     Retry,
     RunCancelled,
     Runtime,
+    SQLiteStore,
     action,
     fan_out,
     race,
 )
 from shoal.errors import DefinitionError
+from shoal.testing import Attempt, cancel_everywhere
 from shoal.watch.telemetry import OpenTelemetry
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +97,7 @@ class Seen:
         data: Any = self.reader.get_metrics_data()
         return [
             point
-            for resource in data.resource_metrics
+            for resource in (() if data is None else data.resource_metrics)
             for scope in resource.scope_metrics
             for metric in scope.metrics
             if metric.name == name
@@ -461,8 +464,9 @@ async def test_a_resumed_run_has_a_new_trace_that_is_linked():
     seen.check()
 
 
-async def test_a_store_keeps_the_trace_for_a_resume_in_another_process():
-    store = MemoryStore()
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_store_keeps_the_trace_for_a_resume_in_another_process(kind: str, tmp_path: Path):
+    store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "runs.db")
     ask, _ = flaky(1)
     first, second = Seen(store=store), Seen(store=store)
     for seen in (first, second):
@@ -727,3 +731,50 @@ def no_complaints(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.WARNING)
     yield
     assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
+
+
+@action(reads=["n"], writes=["m"], limits=Limits(1), retry=Retry(2, on=ValueError, initial=0.01))
+async def wobble(n: int, context: Context) -> int:
+    with context.span("part"):
+        await anyio.sleep(0.01)
+    if context.attempt == 1 and n:
+        raise ValueError(n)
+    return n
+
+
+@action(reads=["double"], writes=["half"])
+async def halve(double: int) -> int:
+    return double // 2
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("backend", "how"), [("asyncio", "scope"), ("asyncio", "native"), ("trio", "scope")]
+)
+def test_wherever_a_run_is_cancelled_all_its_spans_end(backend: Any, how: Any):
+    slow, quick = (wobble.bind(name=name) for name in ("slow", "quick"))
+    each = Each(retry=Retry(2, on=ValueError))
+    mapped = fan_out(
+        Graph.chain(double, show, name="both"),
+        over="ns",
+        item="n",
+        into="x",
+        take="text",
+        each=each,
+    )
+    graph = Graph.chain(mapped, race(slow, quick, into="m"), name="graph")
+
+    async def scenario(attempt: Attempt) -> None:
+        seen = Seen()
+        app = Application(graph, hooks=[seen.hook])
+        await attempt(lambda: app.run({"ns": [1, 2], "n": 1}))
+        seen.check()
+        started = sum(name.startswith("run ") for name in map(str.strip, seen.tree))
+        assert started == sum(point.count for point in seen.metric("shoal.run.duration"))
+        assert not any(
+            span.status.status_code is StatusCode.ERROR
+            for span in seen.spans
+            if attributes(span).get("shoal.outcome") == "cancelled"
+        )
+
+    assert cancel_everywhere(scenario, backend=backend, how=how, limit=60) > 5
