@@ -546,6 +546,31 @@ def test_no_boxes_overlap_and_all_lines_end_at_borders(figure: Figure):
     check_document(svg_of(figure))
 
 
+def test_lines_upwards_go_through_no_label():
+    a, b, c, d, e = (fetch.bind(name=name) for name in "abcde")
+    tangle = Graph(
+        (a, b, when("x")),
+        (a, c, when("y")),
+        (a, e),
+        (b, d),
+        (c, d, when("z")),
+        (c, a),
+        (d, b, when("again")),
+        (d, e, when("on")),
+        (d, a),
+        (e, d, when("back")),
+        (e, END),
+        entry=a,
+    )
+    box = laid_out(figure_of(tangle), None)
+    check_layout(box)
+    for text in box.texts:
+        width = label_width(text.text, 11.0)
+        x = text.x - width / 2 if text.anchor == "middle" else text.x
+        label = Rect(x, text.y - 6, width, 12)
+        assert not any(passes(line, label) for line in box.lines if line.shape == "corners")
+
+
 def test_a_graph_of_a_thousand_acts_is_drawn():
     acts = [fetch.bind(name=f"a{n}") for n in range(1000)]
     assert draw.svg(Graph.chain(*acts)).count('class="box"') == 1000
