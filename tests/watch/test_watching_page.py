@@ -11,7 +11,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("name", ["drawing"])
+@pytest.mark.parametrize("name", ["drawing", "telemetry"])
 def test_a_pages_programs_print_what_it_shows(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

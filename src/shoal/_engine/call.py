@@ -44,7 +44,7 @@ from .attempts import try_step, within
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
-from .publish import publish_grace_exceeded, publish_waiting
+from .publish import publish_grace_exceeded, publish_wait_ended, publish_waiting
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
@@ -211,8 +211,9 @@ async def _attempt(
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
         if permit is not None and not permit.granted:
-            await publish_waiting(run, permit)
+            waiting = await publish_waiting(run, permit)
             await permit.wait()
+            await publish_wait_ended(run, waiting)
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.

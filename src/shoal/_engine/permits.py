@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 
-from .publish import publish_waiting
+from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
 
@@ -143,8 +143,9 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.held_permits())
     try:
-        await publish_waiting(run, permit)
+        waiting = await publish_waiting(run, permit)
         await permit.wait()
+        await publish_wait_ended(run, waiting)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.
         permit.cancel()

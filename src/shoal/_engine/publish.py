@@ -32,6 +32,7 @@ from shoal._events.events import (
     Status,
     StepEnded,
     Update,
+    WaitEnded,
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
@@ -116,16 +117,35 @@ async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
         await hooks.notify(hooks.child_rerun, event)
 
 
-async def publish_waiting(run: Run, permit: AttemptPermit) -> None:
-    """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
+async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
+    """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step.
+
+    Returns the event, for ``publish_wait_ended``; None if no hook listens to either, or if the wait
+    is over already.
+    """
     hooks = run.config.hooks
-    if not hooks.waiting or permit.granted:
-        return
+    if not (hooks.waiting or hooks.wait_ended) or permit.granted:
+        return None
     limit, key = permit.awaited
     event = Waiting(
         path=run.path, step=run.step or "", limit=limit, key=key, since=run.config.services.clock()
     )
     await hooks.notify(hooks.waiting, event)
+    return event
+
+
+async def publish_wait_ended(run: Run, waiting: Waiting | None) -> None:
+    """Publish that the wait that ``waiting`` announced is over, if it was announced."""
+    hooks = run.config.hooks
+    if waiting is not None and hooks.wait_ended:
+        event = WaitEnded(
+            path=waiting.path,
+            step=waiting.step,
+            limit=waiting.limit,
+            key=waiting.key,
+            seconds=run.config.services.clock() - waiting.since,
+        )
+        await hooks.notify(hooks.wait_ended, event)
 
 
 async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:

@@ -41,6 +41,7 @@ from .events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    WaitEnded,
     Waiting,
 )
 
@@ -94,6 +95,10 @@ class Hook:
 
     def on_waiting(self, event: Waiting) -> HookResult:
         """Called when a child or an attempt of an action begins to wait for a limit."""
+        return self.on_event(event)
+
+    def on_wait_ended(self, event: WaitEnded) -> HookResult:
+        """Called when the limit that an attempt of an action waited for has room for it."""
         return self.on_event(event)
 
     def on_item(self, event: Item) -> HookResult:
