@@ -49,11 +49,6 @@ pytestmark = pytest.mark.services
 
 
 @pytest.fixture
-def place(postgres: PostgresServer) -> InSchema:
-    return InSchema(postgres)
-
-
-@pytest.fixture
 def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         proxy = Proxy(postgres, folder)

@@ -156,9 +156,11 @@ class Circuits:
         # test_a_probe_that_cannot_be_judged_leaves_its_place_to_another.
         if circuit is not None:
             circuit.is_probing = False
-        if end == "cancelled":
+        if end == "cancelled":  # that says nothing about the service
             return
         if not isinstance(end, BaseException) or not self.breaker.counts(end):
+            # An error that doesn't count shows that the service answers. So the earlier failures
+            # are forgotten, which count only in a row; and healthy keys take no memory.
             self._failing.pop(key, None)
             return
         if circuit is None:

@@ -61,6 +61,7 @@ class Limiter:
         """
 
     def _same(self) -> tuple[Gate, ...] | None:
+        # With `by=` the gate depends on the state, and with `cost=` the charge does.
         if any(part.by is not None or part.cost is not None for part in self.limits.parts):
             return None
         return tuple([gates.the_one() for gates in self.parts])
@@ -92,7 +93,7 @@ class Limiter:
             )
             raise BadUse(msg)
         self.limits = limits
-        self.same = self._same()
+        self.same = self._same()  # a part may have a `cost=` now, or have none any more
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
             for gate in gates.change(part):
@@ -150,6 +151,7 @@ class PartGates:
         """Replace the part, in all gates too; return the gates."""
         self.part = part
         for gate in self.gates.values():
+            # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
             meter = part.meter(gate.key)

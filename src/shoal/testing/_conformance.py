@@ -63,6 +63,9 @@ class StoreConformance(ApplicationConformance):
             def another(self, store):
                 return MyStore(store.path)
 
+    With ``pytest.register_assert_rewrite("shoal.testing")`` in ``conftest.py``, before the first
+    import of it, pytest shows the values of a comparison that fails.
+
     Optional protocols (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``, ``Prunes``,
     ``Browses``, ``Inspects``, ``KeepsReports``) are tested if the store has
     them, and skipped otherwise.

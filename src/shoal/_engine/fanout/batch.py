@@ -116,6 +116,9 @@ class BatchJoin:
         self._data = parent.data
         self._schema = parent.config.schema
         self._number = parent.number
+        # Both count all executions. What is Done and not in the ledger yet counts too: otherwise
+        # a tolerated share would depend on which children are being applied (see
+        # test_children_that_an_earlier_execution_left_done_have_ended).
         self._failed = ledger.failed
         self._ended = ledger.failed + ledger.done + done_before
         # Puts into ``into`` and ``errors_into`` that _data lacks: a whole batch of them makes one
@@ -144,6 +147,7 @@ class BatchJoin:
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
+                # The user's functions see the state, so everything placed is in it by then.
                 before = self.finished_data(), 0, 0
             if is_undoable:
                 growths, found = self._elements.growths, len(self.admitted)
@@ -168,6 +172,8 @@ class BatchJoin:
                 finally:
                     del error, failure  # breaks the traceback cycle
             if self.decision is not None:
+                # Those behind it have lost, also if they succeeded: the order in which the parent
+                # takes ends decides every tie.
                 self._miss(batch[at + 1 :])
                 break
         return None
@@ -234,6 +240,7 @@ class BatchJoin:
             self.unapplied.append(child)
             return
         is_kept = child.disposition.is_kept
+        # Successes count only for a tolerated share: it needs the number of all ends.
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
         if counts and not child.disposition.is_counted:
             self._count(failed=status == "failed")
@@ -241,7 +248,7 @@ class BatchJoin:
         if brings_nothing or child.disposition is DEFERRED:
             self.unapplied.append(child)
             return
-        race = None if is_kept else self._race
+        race = None if is_kept else self._race  # what is kept was judged when it was applied
         if race is not None and status == "succeeded":
             # Before the call: if `accepts` raises halfway, the child must be withdrawn as well.
             self._admitted.append(child)
@@ -259,6 +266,7 @@ class BatchJoin:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
                 discovered, at = self._grow(join.grow, outcome)
+        # After `reduce` and `grow`: ``until`` may be a function of the state that they led to.
         if race is not None and not self.is_failing:
             self.decision = race.decide(child, self._state)
             if self.decision is not None and self._reruns:

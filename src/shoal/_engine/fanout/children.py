@@ -206,8 +206,7 @@ def narrowed(
             has = ", ".join(sorted(data)) or "none"
             msg = (
                 f"{subject} read field {field!r}, which the state does not have "
-                f"(it has: {has}); {hint}"
-                f"{did_you_mean(field, given)}"
+                f"(it has: {has}); {hint}{did_you_mean(field, given)}"
             )
             raise MissingField(msg)
     return base
@@ -240,8 +239,7 @@ def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | N
         except KeyError:
             msg = (
                 f"fan-out {subject!r} takes field {field!r} of each child, but this one never "
-                f"wrote "
-                f"it; where only some do, take=lambda state: state.get({field!r})"
+                f"wrote it; where only some do, take=lambda state: state.get({field!r})"
             )
             raise MissingField(msg) from None
 

@@ -138,6 +138,7 @@ def _kind(
             f"pass it to run(), or write it in an earlier action, or, if it is what they run "
             f"over, name it so: item={act.item!r} is what they get now"
         )
+    # Each child has a value of its own for these, such as its element. None holds their places.
     comes_later = dict.fromkeys(act._brought)
     base = narrowed(data, graph, comes_later, f"the children of fan-out {act.name!r}", brought)
     take = resolve_take(act._take, act.join.into, graph, act.name)

@@ -55,12 +55,15 @@ def settle_end(
         cut_off: Why it was cancelled alone, and the child that had won; None: it wasn't.
         reason: Why it is cancelled, if it is in no group.
     """
+    # Its end was saved by an earlier execution or attempt, so nothing here may replace it.
     is_done = run.disposition is DONE
     halts = not is_done and has_halted(run, error)
     # First: cancelled alone, it ends as cancelled, also if it has asked a question meanwhile.
     if cut_off is not None and (is_cancellation(error) or (halts and cancelled())):
         run.cancel(*cut_off)
         return End.CANCELLED_ALONE
+    # A group that is being cancelled takes its halted children with it. Outside of a group,
+    # ``Run.halt`` itself looks for a cancellation.
     if halts and (scope is None or not cancelled()):
         run.halt()
         return End.HALTED
@@ -75,6 +78,7 @@ def settle_end(
         return End.FAILED
     winner = None
     if scope is not None:
+        # Before the reason is read: if the deadline has passed, this is what notices it.
         scope.interrupt(error)
         reason, winner = scope.reason, scope.winner
     if not is_done:
@@ -104,6 +108,7 @@ async def wind_up(ending: Awaitable[None], error: BaseException, subject: str, w
     """
     try:
         await ending
+    # Only an Exception: a cancellation, or an error that ends the program, outranks ``error``.
     except Exception as failure:
         logger.exception("while %s ended", subject)
         note(error, f"shoal: while the {what} ended, {brief(failure)} was raised")

@@ -76,11 +76,11 @@ class Ledger:
                 its traceback is dropped, together with the objects that its frames keep alive:
                 pages, bodies, connections.
         """
-        if not child.disposition.is_counted:
+        if not child.disposition.is_counted:  # else ``count_done`` has counted it
             self.count(child)
         if (child.status == "succeeded" and child.used) or child.disposition.is_kept:
             return
-        if child.status == "halted":
+        if child.status == "halted":  # it has no outcome: it goes on when it is answered
             return
         if child.status == "cancelled":
             if self._cancelled is None:
@@ -100,6 +100,7 @@ class Ledger:
 
         Those that are Done stay counted: they only have to be applied.
         """
+        # By name: an outcome was made of the run, and doesn't refer to it.
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:

@@ -254,6 +254,7 @@ class QuorumRace(Race):
         self._count(child)
 
     def withdraw(self, child: Contestant) -> None:
+        # Searched, not looked up: calling ``by=`` once more may raise, or return something else.
         ballots = (*self._ballots.values(), *(votes for _, votes in self._others))
         for votes in ballots:
             _remove(child, votes)
@@ -274,8 +275,10 @@ class QuorumRace(Race):
         (votes,) = found
         votes.append(child)
         self._most = max(self._most, len(votes))
+        # Equal, not at least: further votes for the same ballot must not change the choice.
         if len(votes) == self.wanted:
             self._agreed = votes
+            # By input order, not by arrival: ``by=`` may call different values equal.
             self.chosen = min(votes, key=lambda vote: vote.position)
         return True
 

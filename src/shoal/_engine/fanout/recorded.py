@@ -58,6 +58,8 @@ async def read_recorded_children(
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
+    # Otherwise this execution is the first, and has saved nothing of the step: a fresh run must not
+    # pay for a question.
     if execution.is_resumed or run.attempt > 1:
         await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:

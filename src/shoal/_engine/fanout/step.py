@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -20,19 +20,14 @@ from shoal._engine.questions import halt_for
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome, Status, Update
-from shoal._graph.fan_out import FanOut
-from shoal._graph.graph import Graph
-from shoal._graph.parallel import Parallel, stores_within
+from shoal._graph.parallel import Parallel
 from shoal._graph.policy import Tolerate
-from shoal._graph.task_classes import ParallelAction
 from shoal._state.state import NO_CHANGE, Change, Set, make_state
 from shoal.stores._history import StepBegun
 from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import BatchJoin
-from .children import check_depth, child_config, children_of, circuits_of, is_revisited
-from .elements import ChosenActs, choose_acts, make_elements
-from .entries import ChildTemplate
+from .children import check_depth, children_of, circuits_of, is_revisited
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
@@ -42,8 +37,8 @@ from .rounds import Rounds
 from .source import ElementSource
 from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
-from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
-from .task_source import TaskElements
+from .step_source import StepSources
+from .takeup import only, refuse_lost, refuse_other_decision
 
 
 @final
@@ -60,11 +55,14 @@ class FanOutStep:
         check_depth(run, act.name)
         self.act = act
         self.parent = run
-        self.join = act._join()
-        self._store, self._hooks = children_of(run, act.store, act.hooks)
+        self._store, hooks = children_of(run, act.store, act.hooks)
         # If an earlier execution has begun the step, all children start from the state of then.
         begun = self._begun = run.playback
         self.data: Mapping[str, object] = run.data if begun is None else begun.began.data
+        self._sources = StepSources(
+            act, run, self.data, store=self._store, hooks=hooks, on_item=self._on_item
+        )
+        self.join = self._sources.join
         self._resume: StepResume | None = None  # None: the store has nothing of this visit
         self._race: Race | None = None  # None: all children are awaited; anew for each round
         # Set only after the save that has it; None again where a race is run again.
@@ -74,8 +72,6 @@ class FanOutStep:
         self._declares: StepBegun | None = None  # saved with the first save, then None
         self._staggered: StaggeredSource | None = None
         self._rounds = Rounds()
-        self._digests: dict[str, tuple[object, bytes]] = {}
-        self._chosen: ChosenActs | None = None  # None for tasks, and before ``_make_source``
         self._is_recalled = False  # the store was asked for earlier executions; never unset
         self._is_over = False  # no child runs any more, only the change is missing; never unset
         self._has_opened = False  # the collections are started; never unset
@@ -86,68 +82,10 @@ class FanOutStep:
         self._resting: list[Run] = []  # halted children, counted in the ledger
         self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
 
-    def _kind(
-        self,
-        graph: Graph,
-        base: Mapping[str, object],
-        value_of: Callable[[Run], object] | None,
-        inputs: Mapping[str, object] | None = None,
-    ) -> ChildTemplate:
-        """Describe the children that execute ``graph``; see ``MakeTemplate``."""
-        # A function may have chosen the graph, so the execution hasn't seen its stores yet.
-        if self.parent.config.execution.is_resumed:
-            self.parent.config.execution.know_all(stores_within(graph))
-        config = child_config(
-            self.parent,
-            self.act.name,
-            graph,
-            value_of,
-            inputs,
-            store=self._store,
-            hooks=self._hooks,
-            digests=self._digests,
-            each=self.act.each,
-            on_item=self._on_item if self.join.until.by_item else None,
-        )
-        return ChildTemplate(config, base)
-
     def _make_source(self) -> ElementSource:
-        act = self.act
-        if isinstance(act, FanOut):
-            chosen = choose_acts(act, self.join, self.data)
-            self._chosen, self.join = chosen, chosen.join
-            return make_elements(
-                act,
-                chosen,
-                parent=self.parent,
-                data=self.data,
-                recorded_children=self.recorded_children,
-                make_template=self._kind,
-            )
-        assert isinstance(act, ParallelAction), "there is no other parallel act"
-        return TaskElements(
-            act,
-            parent=self.parent,
-            access=self.join.access,
-            data=self.data,
-            recorded_children=self.recorded_children,
-            make_template=self._kind,
-        )
-
-    def _room_of(self, source: ElementSource) -> int:
-        return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
-
-    def _declared(self) -> Declared:
-        chosen, is_keyed = self._chosen, self.act._is_keyed
-        if chosen is None:
-            return declared(self.join, is_keyed=is_keyed)
-        return declared(
-            self.join,
-            acts=[graph.name for graph in chosen.graphs],
-            versions=[graph.version for graph in chosen.graphs],
-            is_keyed=is_keyed,
-            take=chosen.take,
-        )
+        source = self._sources.make(self.recorded_children)
+        self.join = self._sources.join  # its shape depends on the acts that a function chooses
+        return source
 
     @property
     def recorded_children(self) -> RecordedChildren | None:
@@ -225,7 +163,7 @@ class FanOutStep:
             self.parent,
             source if staggered is None else staggered,
             act.limits,
-            limit=self._room_of(source),
+            limit=self._sources.room_of(source),
             owner=act.definition,
             name=act.name,
             timeout=act.timeout,
@@ -305,9 +243,10 @@ class FanOutStep:
         if decision is None:
             return
         ledger = self.ledger
-        await resume.end_losers(decision, ledger, make=self._make_source, room_of=self._room_of)
+        room_of = self._sources.room_of
+        await resume.end_losers(decision, ledger, make=self._make_source, room_of=room_of)
         if is_settled and self.decision is not None:
-            resume.refuse_changed(self._declared(), self.join)
+            resume.refuse_changed(self._sources.declared(), self.join)
             resume.count_rest(self.decision, self.ledger)
             self._is_over = True
 
@@ -407,9 +346,10 @@ class FanOutStep:
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.config.store, NullStore):
             if resume is None:
-                self._declares = StepBegun(self.join.name, self._declared())
+                self._declares = StepBegun(self.join.name, self._sources.declared())
             else:
-                self._declares = resume.refuse_changed(self._declared(), self.join, self.decision)
+                declared = self._sources.declared()
+                self._declares = resume.refuse_changed(declared, self.join, self.decision)
                 if self.decision is None:
                     await resume.foresee(self.source)
         if resume is not None and resume.begun is not None and resume.begun.under_way:
@@ -608,7 +548,7 @@ class FanOutStep:
         if self.decision is None:
             gone = resume.left_over(self.ledger, self.join)
         else:
-            await resume.end_losers(self.decision, self.ledger, room_of=self._room_of)
+            await resume.end_losers(self.decision, self.ledger, room_of=self._sources.room_of)
             resume.count_rest(self.decision, self.ledger)
         await self._set(resume.values_without(gone, self.ledger, self.join))
         await resume.forget(gone, source)

@@ -156,6 +156,8 @@ class StepResume:
         children = self.recorded_children
         if children is None or not children.may_refuse:
             return
+        # Only of a collection: asking an iterator would use it up, and what it gives may depend on
+        # what is done.
         is_known = isinstance(source.given, Sequence | AbstractSet)
         given = cast("Iterable[object]", source.given) if is_known else ()
         with suppress(NotData):  # raised again when the element comes up
@@ -173,6 +175,8 @@ class StepResume:
 
         Children that failed run again, unless ``reduce`` has taken their failure.
         """
+        # `grow` is asked again about a child that runs again. What it discovered before is known by
+        # the child's name, so that nothing is discovered twice.
         discovering = [update for update in begun.under_way if update.discovered]
         causes = dict[int | None, ChildName]()
         if discovering and self.recorded_children is not None:
@@ -200,6 +204,7 @@ class StepResume:
             make: Makes a source of the losers without a record; None: there are none.
             room_of: Returns how many children of a source were in flight, at most.
         """
+        # A decision without any record: the process died between its save and that of the losers.
         none = RecordedChildren(self._parent, self._name, Records())
         children = self.recorded_children or none
         lost = await end_losers(

@@ -39,6 +39,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     """
     check_depth(run, graph.name)
     hint = "pass it to run(), or write it in an earlier action"
+    # Of the beginning of the step, as in the first execution: the child's digest is made of it, so
+    # that the child is found again.
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
@@ -51,7 +53,7 @@ async def enter(graph: Graph, run: Run) -> Change:
         assert isinstance(kept, Run)
         child = kept
         child.reopen()
-    else:
+    else:  # only now: what an attempt of this execution has kept is newer than the store
         visit, store = run.visit(graph.name), run.config.store
         recorded_children = await read_recorded_children(run, graph.name, visit, store)
     if recorded_children is not None:
@@ -75,12 +77,14 @@ async def enter(graph: Graph, run: Run) -> Change:
         await _execute(graph, run, child)
     else:
         _take_ledgers(run, child)
+    # The child ran in this task: a native cancellation that it left must not interrupt the save.
     await absorb_stray_cancel(run.config.services.native_cancels)
     try:
         change = _change(graph, child)
         if run.config.schema is not None:
             change = run.config.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
+        # Recorded as Done and unused, and retained: another attempt only takes the result again.
         child.discard_result()
         await _record(run, child, error)
         run.retain(graph.name, child)
@@ -109,6 +113,7 @@ async def _execute(graph: Graph, run: Run, child: Run) -> None:
         try:
             child.succeed()
         except Exception:
+            # The steps are done, only the value is missing: see ``complete_last``.
             await complete_last(child)
             raise
     except BaseException as error:  # noqa: BLE001 # raised again below
@@ -122,6 +127,8 @@ async def _execute(graph: Graph, run: Run, child: Run) -> None:
         child.release_error()
         run.retain(graph.name, child)
         try:
+            # They differ for a false cancellation, for instance: the step fails with the failure
+            # made of it.
             if failure is not None and failure is not error:
                 raise failure from failure.__cause__
             if end is not End.HALTED:
@@ -130,6 +137,7 @@ async def _execute(graph: Graph, run: Run, child: Run) -> None:
             del failure  # breaks the traceback cycle
     finally:
         executing.child = None  # user code may have kept a copy of the context, which leads here
+        # Also of a child that halted or was cancelled: the result of the run has them.
         _take_ledgers(run, child)
     if child.is_halting:
         halt_for(run, graph.name, (child,))
@@ -137,6 +145,8 @@ async def _execute(graph: Graph, run: Run, child: Run) -> None:
 
 def _change(graph: Graph, child: Run) -> Change:
     """Return the child's writes, but for its model's defaults, as a change of the parent."""
+    # By identity: a field that was only read is the very same object, and comparing users' values
+    # might raise.
     first, final = child.initial, child.final_data()
     fields = sorted(graph.writes)
     written = {
