@@ -208,6 +208,15 @@ def test_children_that_a_life_has_left_done_count_in_the_next_one(
     assert report.ends[:2] in (["stopped", "succeeded"], ["failed", "succeeded"])
 
 
+def test_failures_that_only_the_changed_program_would_have_reduced_may_be_tried_again():
+    """The former program goes on after a refusal, and does not reduce."""
+    row = {**PLAIN, "place": "fan", "on_error": "count", "breaker": "act", "width": "6",
+           "asks": "yes", "outer_width": "2", "bad": "act", "change": "folded"}  # fmt: skip
+    report = play(Program(80966, row), "trio")
+    assert not report.violations
+    assert report.ends == ["halted", "refused", "succeeded"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 
