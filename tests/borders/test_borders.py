@@ -252,6 +252,15 @@ def test_a_life_that_is_cancelled_before_its_run_begins_leaves_what_a_broken_sto
     assert played.ends[-1] == "succeeded"
 
 
+def test_failures_that_only_the_changed_program_would_have_reduced_may_be_tried_again():
+    """The former program goes on after a refusal, and does not reduce."""
+    row = {**PLAIN, "place": "fan", "on_error": "count", "breaker": "act", "width": "6",
+           "asks": "yes", "outer_width": "2", "bad": "act", "change": "folded"}  # fmt: skip
+    report = play(Program(80966, row), "trio")
+    assert not report.violations
+    assert report.ends == ["halted", "refused", "succeeded"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 

@@ -49,6 +49,8 @@ class Ends:
     failed: set[str] = field(default_factory=set[str])
     applied: set[str] = field(default_factory=set[str])
     """Children whose failure the state has: another attempt does not run them again."""
+    doubtful: set[str] = field(default_factory=set[str])
+    """Failed children that the present program may run again, and may have been given."""
     ended: set[str] = field(default_factory=set[str])
     """Children that have ended in this attempt, in any way."""
     void: int = 0
@@ -72,12 +74,14 @@ class Ends:
         """Note that a child runs again: its end counts no more."""
         self.failed.discard(child)
         self.applied.discard(child)
+        self.doubtful.discard(child)
         self.done.pop(child, None)
 
     def end(self, outcome: Outcome, told: int) -> None:
         """Note how a child has ended."""
         self.ended.add(outcome.run_id)
         self.failed.discard(outcome.run_id)
+        self.doubtful.discard(outcome.run_id)
         if isinstance(outcome, Failed):
             self.failed.add(outcome.run_id)
         elif isinstance(outcome, Done):
@@ -102,12 +106,23 @@ class Ends:
 class ToleranceJudge:
     """Judges the fan-outs of one name, in one life, by its events."""
 
-    def __init__(self, world: World, step: str, on_error: str, *, folds: bool) -> None:
-        """Begin; ``folds``: ``reduce`` is given failures, so they stay in later lives."""
+    def __init__(
+        self, world: World, step: str, on_error: str, *, folds: bool, may_fold: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            world: Has the events.
+            step: The name of the fan-outs.
+            on_error: What they tolerate: "count" or "share".
+            folds: Whether ``reduce`` is given failures, so they stay in later lives.
+            may_fold: Whether it is in one of two programs.
+        """
         self._world = world
         self._step = step
         self._on_error = on_error
         self._folds = folds
+        self._may_fold = may_fold
         self._ends = dict[str, Ends]()  # by run
         again = {event.child.id for event in world.events if isinstance(event, ChildRerun)}
         # Actions whose own children are kept nowhere run these again, and no event says so.
@@ -145,10 +160,11 @@ class ToleranceJudge:
                 ends.void += 1
             else:
                 ends.done[child.id] = DoneChild(0, BEFORE)
-        if self._folds:
+        if self._folds or self._may_fold:
             failed = self._children(path, world.failed_before.values())
             ends.failed = {child.id for child in failed if not world.is_rerun(child)}
             ends.applied = set(ends.failed)
+            ends.doubtful = set() if self._folds else set(ends.failed)
 
     def _begin_attempt(self, ends: Ends) -> None:
         above = (ends.path.root, *lineage(ends.path))
@@ -183,28 +199,29 @@ class ToleranceJudge:
         since = self._world.body_ends.get(outcome.run_id, 0)
         least, most = ends.count - ends.behind(outcome, since), ends.count
         # The fewer have ended, the larger is the share.
-        if self._is_exceeded(ends, min(most, max(least, AFTER))):
+        if self._is_exceeded(len(ends.failed), min(most, max(least, AFTER))):
             ends.may_exceed = True
-        if self._is_exceeded(ends, most + ends.void):
+        if self._is_exceeded(len(ends.failed - ends.doubtful), most + ends.void):
             ends.must_exceed = True
 
-    def _is_exceeded(self, ends: Ends, ended: int, *, at_end: bool = False) -> bool:
-        failed = len(ends.failed)
+    def _is_exceeded(self, failed: int, ended: int, *, at_end: bool = False) -> bool:
         if self._on_error == "count":
             return failed > COUNT
         return (at_end or ended >= AFTER) and failed > SHARE * ended
 
     def _end(self, ends: Ends, event: StepEnded) -> None:
-        too_many = self._is_exceeded(ends, ends.count, at_end=True)
-        if event.status == "failed" and not ends.may_exceed and not too_many:
+        failed, certain = len(ends.failed), len(ends.failed - ends.doubtful)
+        may_exceed = ends.may_exceed or self._is_exceeded(failed, ends.count, at_end=True)
+        must_exceed = ends.must_exceed or self._is_exceeded(certain, ends.count, at_end=True)
+        if event.status == "failed" and not may_exceed:
             message = str(event.error)
             if f" of fan-out {self._step!r} failed" in message or "too many" in message:
                 why = f"{message!r}, and it has not too many failures"
                 self._world.violate(f"{event.path!r}: {why}")
         if self._step == "fan" and self._world.program["until"] != "all":
             return  # what was decided before has succeeded
-        if event.status == "succeeded" and (ends.must_exceed or too_many):
-            counts = f"{len(ends.failed)} failures and {len(ends.done)} done"
+        if event.status == "succeeded" and must_exceed:
+            counts = f"{failed} failures and {len(ends.done)} done"
             self._world.violate(f"{self._step} of {event.path!r} has succeeded with {counts}")
 
 
@@ -214,10 +231,8 @@ def judge_tolerance(world: World) -> None:
     if "loop" in row["place"]:
         return
     folds = row["result"] == "reduce" or row["form"] == "class"
-    folds = folds or (world.has_changed and row["change"] == "folded")
-    for step, on_error, is_folded in (
-        ("fan", row["on_error"], folds),
-        ("outer", row["outer_on_error"], row["outer_result"] == "reduce"),
-    ):
-        if on_error in ("count", "share"):
-            ToleranceJudge(world, step, on_error, folds=is_folded).judge()
+    may_fold = world.has_changed and row["change"] == "folded"
+    if row["on_error"] in ("count", "share"):
+        ToleranceJudge(world, "fan", row["on_error"], folds=folds, may_fold=may_fold).judge()
+    if row["outer_on_error"] == "share":
+        ToleranceJudge(world, "outer", "share", folds=row["outer_result"] == "reduce").judge()

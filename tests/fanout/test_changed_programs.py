@@ -720,6 +720,26 @@ async def test_failures_that_a_later_program_has_collected_are_retried():
     assert dict(result.state["bad"]) == {}
 
 
+@pytest.mark.parametrize("is_list_then", [False, True])
+async def test_failures_that_were_reduced_are_refused_where_they_are_collected_in_another_form(
+    is_list_then: bool,
+):
+    """They stay in errors_into=, which has them by key and act if acts are a list."""
+
+    def program(*, is_list: bool) -> Application[Any]:
+        act = [parse] if is_list else parse
+        graph = reducing(act, on_error="collect", errors_into="bad")
+        return Application(graph, store=store, name="app")
+
+    store = MemoryStore()
+    await began(program(is_list=is_list_then).graph, store, "failed")
+    how = "by key" if is_list_then else "by key and act"
+    with pytest.raises(RunConflict, match=f"it did not collect failures into 'bad' {how},"):
+        await program(is_list=not is_list_then).run(id="x")
+    result = await program(is_list=is_list_then).run(id="x")
+    assert list(result.state["bad"]) == ["3"]
+
+
 async def test_what_is_declared_is_kept_with_what_is_saved_first_and_again_where_it_has_changed():
     store = MemoryStore()
     await began(fan(), store, "failed")

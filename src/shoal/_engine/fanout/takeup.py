@@ -298,6 +298,11 @@ def _misplaced(join: JoinSpec, children: RecordedChildren, under_way: Sequence[U
             if field is not None and field != join.errors_into:
                 where = "none now" if join.errors_into is None else f"{join.errors_into!r} now"
                 return f"errors_into= was {field!r} and is {where}"
+            # Without ``reduce``, failed children run again, and the field begins empty.
+            is_nested = isinstance(update.operations[0], PutWithin) if field else join.is_nested
+            if join.reduce is not None and is_nested != join.is_nested:
+                how = "by key and act" if join.is_nested else "by key"
+                return f"it did not collect failures into {field!r} {how}"
         elif record.status == "succeeded" and not results_seen:
             results_seen = True
             meant = None if join.shape == "one" else join.into
