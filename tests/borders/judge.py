@@ -106,7 +106,7 @@ def judge_life(
     if world.program["kept"] == "no":
         return
     _judge_kept(world, end, before, seen, run_id)
-    _judge_told(world, seen)
+    _judge_published(world, seen)
     _judge_decisions(world, seen)
 
 
@@ -230,7 +230,7 @@ def _is_nobodys(world: World, path: RunPath, seen: Mapping[str, Seen]) -> bool:
     )
 
 
-def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
+def _judge_published(world: World, seen: Mapping[str, Seen]) -> None:
     """What hooks were told is kept."""
     ends: dict[str, Any] = {}
     for event in world.events:

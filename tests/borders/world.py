@@ -146,7 +146,7 @@ class World:
 
     # -- places ---------------------------------------------------------------------------------
 
-    def at(self, place: str, who: object = "") -> str:
+    def at(self, place: str, subject: object = "") -> str:
         """Pass a place; what goes wrong there goes wrong. Says what its caller has to do."""
         counts, pending = self.counts, self.pending
         counts[place] += 1
@@ -161,13 +161,13 @@ class World:
             trips, self.armed = [self.armed], None
         answer = ""
         for trip in trips:
-            answer = self._trip(trip, place, who) or answer
+            answer = self._trip(trip, place, subject) or answer
         if answer == "raises":
             self.hook_raised = self.hook_raised or place == "hook"
-            raise Trouble(f"{place} {who}, once")
+            raise Trouble(f"{place} {subject}, once")
         return answer
 
-    def _trip(self, trip: Trip, place: str, who: object) -> str:
+    def _trip(self, trip: Trip, place: str, subject: object) -> str:
         if trip.what in ("fails", "hangs") and place not in STORE_PLACES:
             self.armed = trip
             return ""
@@ -192,11 +192,11 @@ class World:
             self.violate(f"at {text} the context is that of {seen}")
         place.set(text)
 
-    def misbehave(self, *who: str) -> None:
+    def misbehave(self, *subject: str) -> None:
         """Do once what an action must not do."""
         manners = self.program["manners"]
-        if manners in ("spurious", "generator exit", "cancels itself") and who not in self.rude:
-            self.rude.add(who)
+        if manners in ("spurious", "generator exit", "cancels itself") and subject not in self.rude:
+            self.rude.add(subject)
             self.rude_now = True
             if manners == "spurious":
                 raise cancellation()
@@ -226,8 +226,8 @@ class World:
                     await anyio.sleep(0.25)
             raise
 
-    def fail_for_ever(self, place: str, who: object) -> NoReturn:
-        raise Trouble(f"{place} {who}, always")
+    def fail_for_ever(self, place: str, subject: object) -> NoReturn:
+        raise Trouble(f"{place} {subject}, always")
 
     # -- bodies ---------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ class World:
                 return above.step not in hidden or name in self.claimed
         return True
 
-    async def rest(self, *who: object) -> None:
+    async def rest(self, *subject: object) -> None:
         """Take some time, as the program wants it."""
         pauses = self.program["pauses"]
         if pauses == "none":
@@ -332,7 +332,7 @@ class World:
         if pauses == "alike":  # so that many end in one tick, and are one batch
             await anyio.sleep(0.25)
             return
-        luck = chance(self.program.seed, who)
+        luck = chance(self.program.seed, subject)
         for _ in range(luck % 3):
             luck //= 3
             if pauses == "turns" or (pauses == "mixed" and luck % 2):
@@ -342,7 +342,7 @@ class World:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def hear(self, event: Event) -> None:
+    def receive(self, event: Event) -> None:
         """Be told of something."""
         self.events.append(event)
         match event:

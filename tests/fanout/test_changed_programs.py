@@ -1080,7 +1080,7 @@ async def test_tasks_that_only_keys_tell_apart_may_be_added_in_front():
     assert result.state["sums"] == dict.fromkeys("0abx", 1)
 
 
-async def test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved():
+async def test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved():
     store = MemoryStore()
     await began(fan(parse), store, "failed")
 

@@ -383,7 +383,7 @@ async def test_a_contestant_that_waits_for_answers_runs_anew_in_the_next_round()
     assert numbers == [1, 2]
 
 
-async def test_who_at_most_has_left_out_is_no_loser():
+async def test_a_child_that_at_most_has_left_out_is_no_loser():
     """Behind a decision, losers were made of acts that would never have been started."""
     store = MemoryStore()
 

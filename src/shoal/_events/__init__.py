@@ -2,6 +2,7 @@
 
 - ``identity``: ``RunPath``. The id of a run is a hash of its path.
 - ``events``: outcomes, ``Update``, and every event class, which names its method of ``Hook``.
+- ``report``: what a root run does at one moment, as the process that executes it samples it.
 - ``hooks``: ``Hook``, and calling hooks in order.
 - ``stream``: a hook that keeps events for one reader, and slows the run down to the reader's pace.
 - ``discovered``: elements that ``grow`` returned in earlier executions.

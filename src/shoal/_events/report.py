@@ -1,0 +1,150 @@
+"""Define a report: what a root run and its descendants do at one moment, and did until then.
+
+The process that executes a run makes one a few times per second, by looking at the runs in flight.
+So a report costs nothing per child; its shares of time are those of a sampling profiler.
+
+Invariants:
+- ``spent`` adds up to ``seconds``: each interval between two samples is divided among what the
+  runs in flight did at its end.
+- A report has a bounded size, however many runs are in flight. What is left out is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from .identity import RunPath
+
+Doing = Literal[
+    "action",  # an attempt is executed
+    "slot",  # waits for a slot: of a Limits, of threads, or in flight
+    "rate",  # waits for a rate
+    "key",  # waits for a key that is busy or paused
+    "breaker",  # waits for an open breaker
+    "backoff",  # waits for its next attempt
+    "store",  # waits for a save
+    "reducer",  # applies results: reduce, grow, take, hooks
+    "question",  # waits for an answer
+    "loop",  # the event loop was busy with something else, so nothing of the run could go on
+    "other",  # between steps, in a source, in a hook
+]
+"""What a run does at one moment."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRun:
+    """A run in flight."""
+
+    path: RunPath
+    step: str
+    """The step that it is at; empty if it has not started."""
+    doing: Doing
+    since: float
+    """Seconds that it has been doing that."""
+    age: float
+    """Seconds since its start."""
+    attempt: int = 1
+    """The attempt of the step, counted from 1."""
+    attempts: int | None = None
+    """How many attempts there may be; None if there is no bound."""
+    next_in: float | None = None
+    """Seconds until its next attempt; None if it isn't in backoff."""
+    limit: str = ""
+    """The limit that it waits for, as written."""
+    limit_key: str = ""
+    """The key of that limit."""
+    title: str = ""
+    """What its fan-out calls it, by ``title=``."""
+    note: str = ""
+    """What it says about itself, by ``context.note``."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveStep:
+    """A fan-out that is under way."""
+
+    path: RunPath
+    """The run whose step it is."""
+    step: str
+    visit: int
+    title: str = ""
+    total: int | None = None
+    """How many elements it has, as far as that is known."""
+    ended: int = 0
+    """How many of its children have ended, or were done before."""
+    in_flight: int = 0
+    waiting: int = 0
+    """How many have been read from its source and have not started."""
+    at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
+    """How many children in flight stand at each step of theirs, by what they do there."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitUse:
+    """A limit in use, as ``runtime.limiter(owner).statistics()`` has it, and who waits for it."""
+
+    owner: str
+    """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out."""
+    limits: str
+    """The part, as it is written."""
+    in_use: int
+    slots: float | None
+    waiting: int
+    paused: int = 0
+    keys: int = 1
+    waits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many wait for each key, the busiest keys first."""
+    holders: tuple[str, ...] = ()
+    """Ids of root runs that hold its slots."""
+    breaker: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The state of each circuit that isn't closed."""
+    cost: float | None = None
+    """What was spent of a budget or a rate with ``cost=``."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waited:
+    """How much of the run's time was spent waiting for one limit, or one key of it."""
+
+    limit: str
+    key: str
+    seconds: float
+    """As in ``Report.spent``: shares of the makespan, not of each child's time."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a root run and its descendants do at one moment, and did until then."""
+
+    run_id: str
+    seconds: float
+    """Since the execution began."""
+    samples: int
+    every: float
+    """Seconds between two samples, at present."""
+    spent: Mapping[Doing, float]
+    """Seconds of the makespan by what was done; they add up to ``seconds``."""
+    waited: tuple[Waited, ...] = ()
+    """The limits and keys that were waited for longest."""
+    steps: tuple[LiveStep, ...] = ()
+    """Fan-outs under way, the outermost first, at most 50."""
+    longest: tuple[LiveRun, ...] = ()
+    """The runs in flight that have been so longest, at most 50."""
+    limits: tuple[LimitUse, ...] = ()
+    in_flight: int = 0
+    """How many runs without live children are in flight."""
+    peak: int = 0
+    """The most that were in flight in any sample."""
+    omitted: int = 0
+    """How many fan-outs under way are left out of ``steps``."""
+    is_over: bool = False
+    """Whether the execution has ended: this is its last report."""
+    costs: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What was charged so far, by the name of the limit with ``cost=``."""

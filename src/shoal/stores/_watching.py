@@ -1,0 +1,202 @@
+"""Define what a store can tell to watchers of its runs, and carry between processes.
+
+A page, a command or a test watches runs that other processes execute. The store has what is
+certain: the runs, their children, and how these ended. What is going on right now is in *reports*:
+the process that executes a run writes a small one a few times per second, and takes *commands* for
+the run with the same call. Both protocols are optional extensions of a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
+
+from shoal._events.identity import Key, RunPath
+
+from ._protocol import Browses, ChildStatus
+
+Order = Literal["failed first", "position", "ended last", "slowest"]
+"""The order of a page of children."""
+
+
+@final
+class Row(NamedTuple):
+    """A run as a watcher sees it, root or child. Made without decoding a user's value."""
+
+    path: RunPath
+    status: ChildStatus
+    position: int = 0
+    """The child's place in input order, counted from 0."""
+    began_at: float | None = None
+    """When it started, in seconds since 1970; None if that isn't known."""
+    ended_at: float | None = None
+    """When its end was saved, in seconds since 1970; None if it has none."""
+    elapsed: float = 0.0
+    """Seconds from its start to its end."""
+    attempts: int = 1
+    used: bool = True
+    """Whether the parent used its result. False for a loser that succeeded."""
+    reason: str = ""
+    """Why it was cancelled or skipped."""
+    winner: RunPath | None = None
+    """The sibling that won the race which this child lost."""
+    error_type: str = ""
+    """The class of its error; empty if it didn't fail."""
+    error: str = ""
+    """Its error in a line or a few."""
+    failed_step: str = ""
+    """The step of the child in which it failed; empty if it didn't fail, or has one step."""
+    has_children: bool = False
+    """Whether it has started children of its own."""
+    applied: int | None = None
+    """The number of the parent's update that applied it."""
+
+
+@final
+class RowPage(NamedTuple):
+    """A page of children."""
+
+    rows: Sequence[Row]
+    after: str | None
+    """The cursor of the next page; None after the last one."""
+
+
+@final
+class StepTally(NamedTuple):
+    """The children of one act in one visit of a step, counted by status."""
+
+    step: str
+    visit: int
+    act: str
+    counts: Mapping[ChildStatus, int]
+    lost: int = 0
+    """How many of the cancelled and failed ones had lost a race."""
+    total: int | None = None
+    """How many elements the step has, where its fan-out has declared that; else None."""
+
+
+@final
+class Bin(NamedTuple):
+    """A part of a timeline: the children whose ends were saved in it."""
+
+    begins_at: float
+    """Seconds since 1970."""
+    ends_at: float
+    counts: Mapping[ChildStatus, int]
+
+
+@final
+class StoredReport(NamedTuple):
+    """The last report about a root run."""
+
+    run_id: str
+    at: float
+    """When it was written, in seconds since 1970, by the clock of the store."""
+    text: str
+    """JSON; see ``shoal.watch.Report``."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A request to the process that executes a run, by a watcher in another process."""
+
+    run_id: str
+    """The root run."""
+    kind: Literal["cancel", "cancel child", "answer", "change limits"]
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """JSON. The reason of a cancellation; the id of a question and the answer; a limit's owner and
+    its new numbers."""
+
+
+@runtime_checkable
+class KeepsReports(Protocol):
+    """An optional extension of a store: processes report about the runs that they execute."""
+
+    async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
+        """Replace the reports of root runs, and take the commands that were left for them.
+
+        Args:
+            reports: The text of a report by the id of its root run. A run without a new report
+                has an empty text: only its commands are taken.
+
+        A command is returned once. If the call is cancelled, or fails, commands may be lost, but
+        none is returned twice.
+        """
+        ...
+
+    async def reported(self, run_id: str) -> StoredReport | None:
+        """Return the last report about a root run; None if there was none."""
+        ...
+
+    async def command(self, command: Command) -> None:
+        """Leave a command for the process that executes the run.
+
+        It is dropped when the run is claimed anew: it was meant for the execution that it saw.
+        """
+        ...
+
+
+@runtime_checkable
+class Inspects(Browses, Protocol):
+    """An optional extension of a store: its runs can be watched in detail while they run.
+
+    Each call takes time in proportion to what it returns, or a scan of an index of one run's
+    children. No value of a user is decoded; texts of JSON are returned as they are stored.
+    """
+
+    async def mark(self) -> object:
+        """Return a value that differs from the one before if anything was saved in between."""
+        ...
+
+    async def row(self, path: RunPath) -> Row | None:
+        """Return one run, root or child; None if the store doesn't know it."""
+        ...
+
+    async def rows(
+        self,
+        path: RunPath,
+        *,
+        step: str | None = None,
+        status: ChildStatus | None = None,
+        key: str | None = None,
+        order: Order = "failed first",
+        after: str | None = None,
+        limit: int = 50,
+    ) -> RowPage:
+        """Return a page of a run's children.
+
+        Args:
+            path: The parent.
+            step: Only children of that step.
+            status: Only children with that status.
+            key: Only children whose key contains this text.
+            order: The order; "failed first" is failed, running, halted, cancelled, succeeded,
+                skipped, and within each the order of application.
+            after: The cursor of the page before.
+            limit: At most so many.
+        """
+        ...
+
+    async def tallies(self, path: RunPath) -> Sequence[StepTally]:
+        """Count a run's children by step, visit, act and status, in the order of their steps."""
+        ...
+
+    async def failed_rows(self, path: RunPath, *, limit: int = 10_000) -> Sequence[Row]:
+        """Return the failed children of a run, for grouping; losers of races are left out."""
+        ...
+
+    async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
+        """Return when the ends of a run's children were saved, from the first to the last."""
+        ...
+
+    async def text(
+        self, path: RunPath, what: Literal["element", "value", "error", "first"]
+    ) -> str | None:
+        """Return a value of a run as its stored JSON; None if there is none."""
+        ...
+
+    async def children_of_key(self, path: RunPath, step: str, key: Key) -> Sequence[Row]:
+        """Return the children of one key in all visits and acts of a step."""
+        ...

@@ -1,0 +1,1 @@
+"""Watch runs: what they do now, what failed, where the time went."""
