@@ -261,6 +261,21 @@ def test_failures_that_only_the_changed_program_would_have_reduced_may_be_tried_
     assert report.ends == ["halted", "refused", "succeeded"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("at_most", ["no", "few"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history(
+    backend: Backend, at_most: str, kind: str
+):
+    """Asking its limits fails once, so another attempt begins the race again."""
+    row = {**PLAIN, "place": "fan", "result": "take", "at_most": at_most, "until": "restart",
+           "limits": "cost", "outer_retry": "yes", "bad": "take", "width": "1"}  # fmt: skip
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, (Trip(2, "cost", 1, "raises"),)), backend, make_store)
+    assert not played.violations
+    assert played.ends == ["failed", "failed", "failed"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 

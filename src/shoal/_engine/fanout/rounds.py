@@ -110,6 +110,10 @@ class Rounds:
         self._begun |= {ChildName(one.config.act, one.key): one for one in resting}
         self._former = former
         anew = self._begun.keys() - self._out - self._done.keys()
+        # Those have come up, so their records are gone: without this they would begin as new ones,
+        # on top of their histories. See
+        # test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history.
+        anew |= frozenset() if former is None else frozenset(former.taken_back())
         self.pick = partial(without, frozenset(self._out), frozenset(anew))
         return [one for one in outcomes if _name_of(one) in self._out]
 

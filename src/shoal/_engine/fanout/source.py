@@ -275,6 +275,13 @@ class ElementSource:
         self._started -= 1  # `take` counts it again
         self._waiting.appendleft(entry_of(child))
 
+    def taken_back(self) -> Iterator[ChildName]:
+        """Iterate over the children that were taken back, and that an earlier execution began."""
+        for entry in self._waiting:
+            child = entry.child
+            if child is not None and child.resume is not None and child.disposition is not DONE:
+                yield ChildName(child.config.act, child.key)
+
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
         """Remove and return the children that never begin; see ``ChildSource``."""
         entries, self._waiting = self._waiting, deque()
