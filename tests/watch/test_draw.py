@@ -454,7 +454,7 @@ def inner(*arguments: Any) -> Act:
     raise AssertionError
 
 
-CHOICES: list[tuple[Callable[..., Any], list[str]]] = [
+CHOICES: list[tuple[Callable[[Any], Any], list[str]]] = [
     (Choosing(fetch), ["fetch"]),
     (Choosing(fetch).choose, ["fetch"]),
     (functools.partial(chosen, fetch), ["fetch"]),

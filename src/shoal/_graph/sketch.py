@@ -155,7 +155,8 @@ def _named_by(function: object) -> Iterator[object]:
         yield from (*partial.args, *partial.keywords.values())
         function = partial.func
     if callable(function) and not inspect.isroutine(function):
-        function = type(function).__call__.__get__(function)  # an object with a method __call__
+        call: Any = type(function).__call__  # an object with a method __call__
+        function = call.__get__(function)
     owner: object = getattr(function, "__self__", None)
     function = inspect.unwrap(cast("Any", getattr(function, "__func__", function)))
     if not inspect.isfunction(function):
