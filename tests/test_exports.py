@@ -105,7 +105,7 @@ def test_a_name_has_one_home_but_for_a_dozen_errors():
 
 
 @pytest.mark.parametrize("module", HOMES, ids=lambda module: module.__name__)
-def test_a_home_says_for_whom_it_is_with_an_example(module: types.ModuleType):
+def test_a_home_says_what_it_is_for_with_an_example(module: types.ModuleType):
     assert " for " in (module.__doc__ or "")
     assert ">>> " in (module.__doc__ or "")
 

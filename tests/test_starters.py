@@ -135,7 +135,7 @@ def test_a_rate_opens_however_the_loop_was_started(starter: str, kind: str):
 
 
 @starters
-def test_slow_cleanup_is_told_however_the_loop_was_started(starter: str):
+def test_slow_cleanup_is_reported_however_the_loop_was_started(starter: str):
     told: list[GraceExceeded] = []
 
     class Told(Hook):

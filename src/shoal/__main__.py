@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from shoal._errors.exceptions import ShoalError
 
 from ._version import __version__
-from .commands import Refused, Unwritten, flush, runs, shown
+from .commands import Refused, Unwritten, draw, flush, runs, shown
 
 UNWRITTEN = 3
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"shoal {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     runs.add_to(commands)
+    draw.add_to(commands)
     given = parser.parse_args(arguments)
     try:
         code: int = given.do(given)

@@ -11,6 +11,7 @@ from shoal import (
     ErrorInfo,
     Failed,
     NobodyAccepted,
+    Outcome,
     RetryLater,
     RunPath,
     StepTimeout,
@@ -105,7 +106,7 @@ def judge_life(
     if world.program["kept"] == "no":
         return
     _judge_kept(world, end, before, seen, run_id)
-    _judge_told(world, seen)
+    _judge_published(world, seen)
     _judge_decisions(world, seen)
 
 
@@ -227,7 +228,7 @@ def _is_nobodys(world: World, path: RunPath, seen: Mapping[str, Seen]) -> bool:
     )
 
 
-def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
+def _judge_published(world: World, seen: Mapping[str, Seen]) -> None:
     """What hooks were told is kept."""
     ends: dict[str, Any] = {}
     for event in world.events:
@@ -248,8 +249,19 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
         one = seen.get(run_id)
         status = None if one is None or one.record is None else one.record.status
         kind = {"succeeded": "Done"}.get(str(status), str(status).title())
-        if kind != type(outcome).__name__:
+        if kind != type(outcome).__name__ and not _may_go_on_untold(world, outcome, status):
             world.violate(f"{outcome!r} of {outcome.path!r} was told, its record says {status}")
+
+
+def _may_go_on_untold(world: World, outcome: Outcome, status: str | None) -> bool:
+    """Tell whether a child may have been tried again, with another end, and nobody was told.
+
+    Something has to try it again, and the hook has to have raised before: it is told nothing more.
+    What is Done stays so, and nothing succeeds any more behind a hook that has raised.
+    """
+    is_tried_again = world.program["outer_retry"] == "yes" or may_restart(world)
+    is_final = isinstance(outcome, Done) or status == "succeeded"
+    return world.hook_raised and is_tried_again and not is_final
 
 
 def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:

@@ -144,6 +144,31 @@ def test_lives_that_fail_by_a_body_that_misbehaves_once_are_not_counted(backend:
     assert played.ends.count("failed") > MOST_LIVES
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("what", ["fails", "hangs"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_result_may_be_void_in_the_store_though_no_hook_was_told(
+    backend: Backend, what: str, kind: str
+):
+    """The store keeps that a child of another version begins afresh, and says that it failed."""
+    row = {**PLAIN, "change": "version"}
+    trips = (Trip(1, "act end", 3, "raises"), Trip(2, "saved", 1, what))
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, trips), backend, make_store)
+    assert not played.violations
+    assert played.ends == ["failed", "stopped", "succeeded"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_hook_that_has_raised_is_not_told_how_another_attempt_ends(backend: Backend):
+    """Both children around are tried again at once; the breaker skips what is in them."""
+    row = {**PLAIN, "place": "fan", "breaker": "act", "width": "1", "outer_retry": "yes",
+           "outer_width": "2", "bad": "act"}  # fmt: skip
+    played = play(Program(1, row, (Trip(1, "hook", 24, "raises"),)), backend)
+    assert not played.violations
+    assert played.ends == ["stopped", "succeeded"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 
@@ -178,6 +203,7 @@ _save = Mortal.save
 
 PLAIN_PROGRAM = Program(1, PLAIN)
 FAILING_PROGRAM = PLAIN_PROGRAM.with_(bad="act")
+RAISING_HOOK_PROGRAM = Program(1, {**PLAIN, "bad": "act"}, (Trip(1, "hook", 9, "raises"),))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +212,7 @@ FAILING_PROGRAM = PLAIN_PROGRAM.with_(bad="act")
         (forget_ends, PLAIN_PROGRAM, "was told, its record says None"),
         (keep_twice, PLAIN_PROGRAM, "are numbered"),
         (keep_late, FAILING_PROGRAM, "was told, its record says None"),
+        (keep_late, RAISING_HOOK_PROGRAM, "was told, its record says None"),
     ],
 )
 def test_a_store_that_is_wrong_is_found(

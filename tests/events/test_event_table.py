@@ -66,7 +66,7 @@ def test_a_class_of_events_without_a_method_is_in_no_table():
     assert Unheard not in HOOK_METHODS.values()
 
 
-async def test_on_event_is_told_what_the_class_has_no_method_for():
+async def test_on_event_receives_events_without_a_method_of_their_own():
     told: list[str] = []
 
     class Both(Hook):
@@ -82,7 +82,7 @@ async def test_on_event_is_told_what_the_class_has_no_method_for():
     ]  # fmt: skip
 
 
-async def test_on_event_may_be_a_coroutine_function_and_is_told_of_children():
+async def test_on_event_may_be_a_coroutine_function_and_receives_events_of_children():
     told: list[type[Event]] = []
 
     class Watcher(Hook):
@@ -95,7 +95,7 @@ async def test_on_event_may_be_a_coroutine_function_and_is_told_of_children():
     assert Item not in told
 
 
-async def test_a_method_that_calls_its_base_has_on_event_told_too():
+async def test_a_method_that_calls_its_base_calls_on_event_too():
     told: list[str] = []
 
     class Counting(Hook):

@@ -19,7 +19,7 @@ import anyio.lowlevel
 import pytest
 
 from shoal import Application, Done, Failed, Graph, Hook, action, fan_out
-from shoal._engine import publish as _telling
+from shoal._engine import publish as _publish
 from shoal._engine import run as _run
 from shoal._engine import walk as _walk
 from shoal.errors import DefinitionError, HookFailed
@@ -162,7 +162,7 @@ def brief(event: Event) -> str:
 # -- what is told --------------------------------------------------------------------------------
 
 
-async def test_a_run_of_two_steps_is_told_from_start_to_end():
+async def test_a_run_of_two_steps_is_published_from_start_to_end():
     hook = RecordingHook()
     result = await Application(pair, hooks=[hook]).run({"item": 1}, id="root")
     assert [brief(event) for event in hook.events] == [
@@ -211,7 +211,7 @@ async def test_cause_precedes_effect():
     hook.assert_paired()
 
 
-async def test_a_batch_is_told_child_by_child():
+async def test_a_batch_is_published_child_by_child():
     @action(reads=["item"], writes=["out"])
     async def quick(item: int) -> int:
         return item
@@ -260,7 +260,7 @@ async def test_hooks_are_inherited_by_children_and_grandchildren():
     hook.assert_paired()
 
 
-async def test_hooks_are_told_one_after_the_other_in_their_order():
+async def test_hooks_are_notified_one_after_the_other_in_their_order():
     log: list[tuple[str, str]] = []
 
     def named(name: str) -> Loud:
@@ -307,7 +307,7 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    (home,) = (one for one in (_walk, _telling, _run) if hasattr(one, kind.__name__))
+    (home,) = (one for one in (_walk, _publish, _run) if hasattr(one, kind.__name__))
     return home.__name__
 
 
@@ -432,7 +432,7 @@ async def test_a_guard_that_raises_fails_the_run(method: str, depth: int, on_err
     assert before.events == after.events, "everybody is told the same"
 
 
-async def test_what_a_guard_was_told_of_stays():
+async def test_a_change_that_a_guard_received_stays():
     hook, store = RecordingHook(), SavedUpdates()
     application = Application(
         Graph.chain(double, negate), hooks=[Loud(raising_at("on_state_updated", 0)), hook]
@@ -454,7 +454,28 @@ async def test_a_guard_that_raises_in_a_child_is_not_collected(method: str):
         await application.run({"groups": [[1], [2]]})
 
 
-async def test_a_guard_that_returns_something_else_is_told_so():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_ctrl_c_in_a_hook_keeps_the_event_from_no_other(method: str, *, asynchronous: bool):
+    """A loop without a handler of its own raises KeyboardInterrupt wherever the signal arrives."""
+
+    async def press_later(self: Hook, event: Event) -> None:
+        await anyio.lowlevel.checkpoint()
+        press(self, event)
+
+    def press(_self: Hook, _event: Event) -> None:
+        raise KeyboardInterrupt
+
+    pressing = type("Pressing", (Hook,), {method: press_later if asynchronous else press})()
+    before, behind = RecordingHook(), RecordingHook()
+    app = Application(pairs, hooks=[before, pressing, behind])
+    with pytest.raises(KeyboardInterrupt):
+        await app.run({"items": [1]})
+    assert before.events == behind.events
+    assert any(isinstance(event, METHODS[method]) for event in behind.events)
+
+
+async def test_a_guard_that_returns_something_else_is_refused():
     class Returning(Hook):
         def on_run_started(self, event: RunStarted) -> Any:
             return True
@@ -505,17 +526,17 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     method: str, depth: int, asynchronous: bool, caplog: pytest.LogCaptureFixture
 ):
     raised: list[Event] = []
-    told_later: list[Event] = []
+    received_later: list[Event] = []
     raise_there = raising_at(method, depth, raised)
 
     def say(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         raise_there(event)
 
     async def say_later(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         await anyio.lowlevel.checkpoint()
         raise_there(event)
 
@@ -531,7 +552,7 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     assert errors[0].exc_info is not None
     assert isinstance(errors[0].exc_info[1], LookupError)
     assert raised
-    assert told_later == []
+    assert received_later == []
 
 
 async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
@@ -555,7 +576,7 @@ async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     assert len(caplog.records) == 1
 
 
-async def test_a_detached_observer_is_not_told_the_rest_of_an_end():
+async def test_a_detached_observer_does_not_receive_the_rest_of_an_end():
     told: list[str] = []
 
     def say(event: Event) -> None:

@@ -266,7 +266,7 @@ async def test_children_may_have_no_hooks_at_all_and_streams_see_them_all_the_sa
     assert depths == {0, 1}
 
 
-async def test_hooks_of_children_are_told_where_nobody_listens_to_their_parent():
+async def test_hooks_of_children_are_notified_though_no_hook_listens_to_their_parent():
     children = RecordingHook()
     await application(None, hooks=[children]).run(STATE)
     assert len(children.of(RunStarted)) == 3
@@ -278,7 +278,7 @@ async def test_a_guard_of_the_children_ends_the_run():
         await application(None, hooks=[Guard()], on_error="collect").run(STATE)
 
 
-async def test_class_forms_keep_and_tell_elsewhere_too():
+async def test_class_forms_take_a_store_and_hooks_of_their_own():
     elsewhere, children = MemoryStore(), RecordingHook()
 
     class Sum(ParallelAction):

@@ -95,7 +95,7 @@ async def test_it_is_one_child_whose_writes_arrive_in_one_update():
     assert first.outcome == outcome
 
 
-async def test_parent_and_child_are_told_in_order():
+async def test_parent_and_child_are_published_in_order():
     hook = RecordingHook()
     await Application(Graph.chain(inner, name="outer"), hooks=[hook]).run({"n": 1})
     assert [f"{'-' * event.depth}{type(event).__name__}" for event in hook.events] == [
@@ -489,7 +489,7 @@ async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_i
 
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("fails", [False, True])
-async def test_its_end_is_told_though_it_is_cancelled_while_its_task_is_put_in_order(
+async def test_its_end_is_published_though_it_is_cancelled_while_its_task_is_put_in_order(
     turns: int, fails: bool
 ):
     if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:

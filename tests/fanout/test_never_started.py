@@ -297,7 +297,7 @@ def failing_once(bodies: Bodies, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["action", "child"])
-async def test_who_waits_for_another_attempt(where: str):
+async def test_a_child_that_waits_for_another_attempt(where: str):
     retry = Retry(3, on=ValueError, initial=3.0, jitter=0.0)
     bodies = Bodies()
     act = failing_once(bodies, **({"retry": retry} if where == "action" else {}))
@@ -313,7 +313,7 @@ async def test_who_waits_for_another_attempt(where: str):
 
 
 @pytest.mark.parametrize("where", ["action", "child"])
-async def test_who_waits_for_another_attempt_and_is_cancelled_by_hand(where: str):
+async def test_a_child_that_waits_for_another_attempt_and_is_cancelled_by_hand(where: str):
     retry = Retry(3, on=ValueError, initial=5.0, jitter=0.0)
     bodies = Bodies()
     act = failing_once(bodies, **({"retry": retry} if where == "action" else {}))
@@ -481,7 +481,7 @@ async def test_in_the_moment_in_which_it_was_let_in():
     check_never_started(watched, losers(watched))
 
 
-async def test_a_hook_that_is_told_of_its_start():
+async def test_a_hook_that_receives_its_start():
     bodies = Bodies()
     handle = list[Any]()
 
@@ -732,7 +732,7 @@ async def test_of_a_nested_fan_out_whose_parent_is_cancelled_alone():
 
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=1)])
-async def test_who_is_passed_over_and_not_saved_is_told_as_cancelled(
+async def test_a_child_that_is_passed_over_and_not_saved_is_published_as_cancelled(
     hangs: bool, breaker: Breaker | None
 ):
     """Nobody is told that a child was skipped, or deferred, of whom the store knows nothing."""

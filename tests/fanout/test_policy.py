@@ -251,7 +251,7 @@ async def test_what_ends_together_is_judged_one_by_one_in_input_order(
         assert list(final["out"]) == ([1, 3] if limit > 1 else applied_alone)
 
 
-async def test_the_rest_is_cancelled_awaited_and_told_why():
+async def test_the_others_are_cancelled_with_the_reason_and_awaited():
     cleaned: list[int] = []
 
     @action(reads=["item"], writes=["value"])

@@ -74,12 +74,12 @@ class Cancels(Hook):
     def __init__(self, n: int) -> None:
         self.scope, self.left = anyio.CancelScope(), n
 
-    def hear(self, event: object) -> None:
+    def receive(self, event: object) -> None:
         self.left -= 1
         if self.left == 0:
             self.scope.cancel()
 
-    on_run_started = on_step_started = on_child_started = on_state_updated = on_step_ended = hear
+    on_run_started = on_step_started = on_child_started = on_state_updated = on_step_ended = receive
 
 
 @action(reads=["x"], writes=["first"])

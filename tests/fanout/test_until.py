@@ -487,7 +487,7 @@ def votes(*values: object) -> Sequence[Act]:
     return [sleeper(f"v{at}", at + 1, value) for at, value in enumerate(values)]
 
 
-async def test_those_who_agree_decide():
+async def test_votes_that_agree_decide():
     watched = Watched(fan_out(votes("a", "b", "b", "b", "c"), into="out", until=quorum(2)))
     state = await watched.go({})
     assert anyio.current_time() == 3

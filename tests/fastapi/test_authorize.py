@@ -41,7 +41,7 @@ async def test_a_run_that_is_named_in_a_body_is_decided_on_as_one_in_a_path():
         assert refused.status_code == 403
 
 
-async def test_it_is_told_what_run_the_request_is_about_and_never_by_the_query():
+async def test_it_receives_the_run_of_the_request_and_never_by_the_query():
     told = list[tuple[str, str, str]]()
 
     async def authorize(request: Request, run_id: str = "") -> None:
@@ -143,7 +143,7 @@ def through_its_class(
     ],
 )
 @pytest.mark.realtime  # FastAPI calls functions in threads
-async def test_every_kind_of_dependency_is_told(authorize: Any):
+async def test_every_kind_of_dependency_is_shown(authorize: Any):
     service, _ = service_of(jobs, authorize=authorize)
     eve = {"x-user": "eve"}
     async with client_of(service, headers=eve) as client:

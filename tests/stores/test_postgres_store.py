@@ -157,7 +157,9 @@ async def test_a_database_that_is_not_there_is_refused_at_once(place: InSchema, 
 
 @anyio_test
 @services
-async def test_a_user_who_may_make_no_schema_is_told(place: InSchema, reachable: Any):
+async def test_a_user_without_the_right_to_make_a_schema_gets_an_error(
+    place: InSchema, reachable: Any
+):
     store = place.store(reachable(), patience=1000)
     with pytest.raises(StoreFailed, match="does not permit it: permission denied for database"):
         await store.claim("x", "me")
@@ -403,7 +405,7 @@ async def test_what_was_surely_not_kept_is_not_in_doubt(place: InSchema, proxy: 
 
 @anyio_test
 @services
-async def test_who_was_taken_over_while_the_connection_was_lost_is_told(
+async def test_an_execution_that_was_taken_over_while_the_connection_was_lost_is_refused(
     place: InSchema, proxy: Proxy
 ):
     store = place.store(proxy.address, patience=30)
@@ -521,7 +523,7 @@ async def test_a_run_goes_on_when_the_server_was_restarted(place: InSchema, how:
 
 @anyio_test
 @services
-async def test_who_asks_is_answered_by_another_connection(place: InSchema):
+async def test_a_read_is_answered_by_another_connection(place: InSchema):
     async with place.store(patience=30) as store, claimed(store):
         await save(store, updates=(update_of(1),))
         assert list(await store.read(ROOT)) == [update_of(1)]
@@ -535,7 +537,9 @@ async def test_who_asks_is_answered_by_another_connection(place: InSchema):
 
 @anyio_test
 @services
-async def test_who_asks_a_server_that_is_not_there_may_be_cancelled(place: InSchema, proxy: Proxy):
+async def test_a_wait_for_a_server_that_is_not_there_may_be_cancelled(
+    place: InSchema, proxy: Proxy
+):
     store = place.store(proxy.address, patience=1000)
     proxy.is_down = True
     with anyio.move_on_after(0.05) as scope:
@@ -646,7 +650,9 @@ async def test_what_another_transaction_goes_on_holding_ends_the_execution(place
 
 @anyio_test
 @services
-async def test_who_stops_in_a_transaction_holds_nobody_up_for_longer_than_a_lease(place: InSchema):
+async def test_a_process_that_stops_in_a_transaction_holds_others_up_for_a_lease_at_most(
+    place: InSchema,
+):
     store, other = place.store(lease=0.3, patience=30), place.store(patience=30)
     await store.claim("root", "me")
     assert store._writer is not None

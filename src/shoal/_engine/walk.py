@@ -167,7 +167,7 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             # has a history and is not resumed.
             resumed = record is not None or config.execution.is_resumed
             resumed = resumed and replayed is not None
-            await hooks.tell(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
+            await hooks.notify(hooks.run_started, RunStarted(path=run.path, resumed=resumed))
     if begins and record is not None and (suspects or record.crashes):
         run.retry_state().noted = record.crashes
         if suspects is not None:
@@ -267,7 +267,7 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
     hooks, each = run.config.hooks, run.config.each
     event = StepStarted(path=run.path, step=act.name)
     if hooks.step_started and not is_open:
-        await hooks.tell(hooks.step_started, event)
+        await hooks.notify(hooks.step_started, event)
     # Attempts are those of the child's retry if it has one, which publishes their failures, or
     # else of the act's. Without any retry no attempts are published.
     is_childs = each is not None and each.retry is not None
@@ -386,7 +386,7 @@ async def live_child(child: Run, each: Each) -> None:
         if tries is None:
             await walk(child)
         else:
-            await try_again(child, tries, attempt, tells_last=True)
+            await try_again(child, tries, attempt, publishes_last=True)
 
     async def attempt() -> None:
         assert tries is not None

@@ -133,7 +133,7 @@ class Circuits:
         self._skipped = 0
 
     def admit(self, key: Hashable) -> bool:
-        """Return whether a child of ``key`` may start; its end must then be passed to ``hear``."""
+        """Return whether a child of ``key`` may start; then pass its end to ``on_end``."""
         circuit = self._failing.get(key)
         if circuit is None or circuit.open_until == -math.inf:
             return True
@@ -144,7 +144,7 @@ class Circuits:
         circuit.is_probing = True
         return True
 
-    def hear(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
+    def on_end(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
         """Count the end of a child of ``key`` that was admitted.
 
         Raises:

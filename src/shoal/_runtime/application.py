@@ -24,6 +24,7 @@ from shoal._events.hooks import Hook, Hooks
 from shoal._events.identity import RunPath
 from shoal._graph.action import Act
 from shoal._graph.graph import Graph
+from shoal._graph.picture import drawing_of
 from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import Store
@@ -175,6 +176,10 @@ class Application(Generic[S]):
     def graph(self) -> Graph:
         """What a run walks."""
         return self._definition.graph
+
+    def _repr_svg_(self) -> str:  # pyright: ignore[reportUnusedFunction] # notebooks call it
+        """Return the drawing of its graph, for notebooks."""
+        return drawing_of(self.graph)
 
     @property
     def store(self) -> Store | None:

@@ -361,10 +361,10 @@ class StartCheck:
         return cast("Answers | None", answers)
 
     def _check_halts(self, call: Call, before: object, after: object) -> Halts | None:
-        graph, who = self._definition.graph, f"{self._definition}: {call.where}"
+        graph, subject = self._definition.graph, f"{self._definition}: {call.where}"
         halts = Halts(
-            graph.names(before, f"{who}(halt_before=...)"),
-            graph.names(after, f"{who}(halt_after=...)"),
+            graph.names(before, f"{subject}(halt_before=...)"),
+            graph.names(after, f"{subject}(halt_after=...)"),
         )
         return halts if halts.before or halts.after else None
 

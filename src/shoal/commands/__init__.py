@@ -1,6 +1,7 @@
 """The command ``shoal``.
 
-``runs`` has the command of that name, ``_store`` opens stores by name, ``_lines`` writes output.
+``runs`` and ``draw`` have the commands of these names, ``_store`` opens stores by name, ``_lines``
+writes output.
 """
 
 from __future__ import annotations

@@ -93,19 +93,19 @@ async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
         await commit_unapplied(parent, ended)
 
 
-async def wind_up(ending: Awaitable[None], error: BaseException, who: str, what: str) -> None:
+async def wind_up(ending: Awaitable[None], error: BaseException, subject: str, what: str) -> None:
     """Await the ``ending`` of a step that raised ``error``; add its own failure as a note.
 
     Args:
         ending: Records the children and closes the source.
         error: The error for which the step ends.
-        who: The name of the step and its run, for the log.
+        subject: The name of the step and its run, for the log.
         what: The kind of the step, for the note.
     """
     try:
         await ending
     except Exception as failure:
-        logger.exception("while %s ended", who)
+        logger.exception("while %s ended", subject)
         note(error, f"shoal: while the {what} ended, {brief(failure)} was raised")
 
 

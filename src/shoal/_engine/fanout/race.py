@@ -1,6 +1,6 @@
 """Races: decide which results count in a fan-out that needn't await all, and when it is decided.
 
-The code also calls a race a contest, and its children contestants.
+The children of a race are called contestants.
 
 Invariants:
 - A race judges children one at a time, in the order in which the parent takes them, and none after
@@ -57,7 +57,7 @@ class Race(ABC):
         self._refused: list[tuple[Contestant, Exception | None]] = []
 
     @abstractmethod
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         """Judge the next child that succeeded; return whether its result counts."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Race(ABC):
     def withdraw(self, child: Contestant) -> None:
         """Stop counting a child whose result could not be applied, or that runs anew.
 
-        ``admits`` may have raised for this child, and have counted it or not.
+        ``accepts`` may have raised for this child, and have counted it or not.
         """
 
     def reopen(self) -> None:
@@ -96,9 +96,7 @@ class Race(ABC):
         """Whether it can't be decided any more, with at most ``possible`` children to come."""
         return possible < self.lacking
 
-    def defeat(
-        self, ended: Iterable[Outcome], count: int, possible: float
-    ) -> NobodyAccepted | None:
+    def loss(self, ended: Iterable[Outcome], count: int, possible: float) -> NobodyAccepted | None:
         """Make the error of a race that is over without a winner; None if it needs no winner.
 
         Args:
@@ -180,7 +178,7 @@ class FirstRace(Race):
         self._accept = until.accept
         self._accepted: list[Contestant] = []
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         if self._accept is not None:
             answer = self._ask(self._accept, child.value, child, "accept=")
             if answer is None:
@@ -230,7 +228,7 @@ class QuorumRace(Race):
         self._most = 0  # votes for the ballot that has most
         self._agreed: list[Contestant] = []  # empty until a ballot has ``wanted`` votes
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         return self._count(child)
 
     def recall(self, child: Done) -> None:
@@ -305,7 +303,7 @@ class PredicateRace(Race):
         super().__init__(name)
         self._function = until.function
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         return True
 
     def recall(self, child: Done) -> None:
@@ -326,7 +324,7 @@ class PredicateRace(Race):
     def is_lost(self, possible: float) -> bool:
         return False  # without a decision, all children are awaited
 
-    def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
+    def loss(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
         """Return None: no child has to win, without a decision all are awaited."""
 
     def _why_lost(self, count: int) -> str:
@@ -345,13 +343,13 @@ class ItemRace(Race):
         super().__init__(name)
         self._when = until.when
         self.winner: ChildName | None = winner
-        # The child that has emitted the first item. Set by its task, until ``elect`` in the
-        # parent's task makes it the winner.
+        # The child that has emitted the first item. Set by its task, until ``decide_by_item`` in
+        # the parent's task makes it the winner.
         self._leader: Run | None = None
         self._ended_first = False  # the winner has won by its end, before there was an item
 
-    def hear_item(self, run: Run, item: object) -> bool:
-        """Note an item that ``run`` has emitted; return whether ``elect`` has to be called."""
+    def on_item(self, run: Run, item: object) -> bool:
+        """Note an item that ``run`` has emitted; return whether to call ``decide_by_item``."""
         if self.winner is not None or self._leader is not None:
             return False
         if self._when is not None:
@@ -362,7 +360,7 @@ class ItemRace(Race):
         self._leader = run
         return True
 
-    def elect(self) -> tuple[Run, Decision] | None:
+    def decide_by_item(self) -> tuple[Run, Decision] | None:
         """Return the child that has emitted the first item, and the decision for it.
 
         Returns None if that child has ended, or there is a winner already.
@@ -374,7 +372,7 @@ class ItemRace(Race):
         reason = f"{_called(leader)} gave the first item of fan-out {self.name!r}"
         return leader, Decision(self.name, self.winner, (self.winner,), reason)
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         if self.winner is None:
             self.winner, self._ended_first = _name(child), True
         if self.winner != _name(child):
@@ -411,8 +409,8 @@ class ItemRace(Race):
         if self.winner is None:
             return f"fan-out {self.name!r}: none of its {_children(count)} gave an item"
         act, key = self.winner
-        who = repr(act) if key == "" else f"key {brief(key)}"
-        return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
+        subject = repr(act) if key == "" else f"key {brief(key)}"
+        return f"fan-out {self.name!r}: {subject} gave the first item, and then broke off"
 
 
 _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
@@ -425,7 +423,7 @@ _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
 """The race for each kind of condition, made of the step's name and the condition."""
 
 
-def contest(name: str, until: EndCondition) -> Race | None:
+def make_race(name: str, until: EndCondition) -> Race | None:
     """Return the race for ``until`` in the step ``name``, or None if all children are awaited."""
     return _JUDGES[type(until)](name, until)
 

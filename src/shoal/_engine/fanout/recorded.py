@@ -59,7 +59,9 @@ from shoal.stores._protocol import (
 )
 from shoal.stores._records import UNREAD, Conflicts, Records, was_started
 
-Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
+ResumeDecision = Literal[
+    "new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"
+]
 """The decision about a child in this execution: see ``RecordedChildren.judge``."""
 
 _LATEST = 200
@@ -159,7 +161,7 @@ class _Upto:
                 yield entry
 
 
-async def recorded_children(
+async def read_recorded_children(
     run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
 ) -> RecordedChildren | None:
     """Return the recorded children of one visit of a step; None if there are none.
@@ -239,7 +241,7 @@ class RecordedChildren:
         "_forgets",
         "_left",
         "_parent",
-        "_who",
+        "_step",
         "acts",
         "acts_done",
         "acts_in_order",
@@ -247,7 +249,7 @@ class RecordedChildren:
         "compares",
         "conflicts",
         "done_left",
-        "has_contest",
+        "has_race",
         "has_other_acts",
         "last_position",
         "renamed",
@@ -256,19 +258,25 @@ class RecordedChildren:
     )
 
     def __init__(
-        self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
+        self,
+        parent: Run,
+        step: str,
+        records: Records,
+        *,
+        folds: bool = False,
+        forgets: bool = False,
     ) -> None:
         """Start with all ``records``.
 
         Args:
             parent: The children's parent.
-            who: The step's name, for errors.
+            step: The step's name, for errors.
             records: The records of the children. Only this object changes them from now on.
             folds: Whether ``reduce`` takes their results.
             forgets: Whether only the children's ends are saved, and no histories.
         """
         self._parent = parent
-        self._who = who
+        self._step = step
         self._forgets = forgets
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
@@ -283,7 +291,7 @@ class RecordedChildren:
         """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
         """The names of the acts that have results."""
-        # The attributes down to has_contest are set before the first child comes up.
+        # The attributes down to has_race are set before the first child comes up.
         self.acts_now: frozenset[str] | None = None
         """The names of the acts that are executed now; None: each task has its own act."""
         self.acts_in_order: tuple[Sequence[str], Sequence[str]] | None = None
@@ -296,7 +304,7 @@ class RecordedChildren:
         """Why recorded results can't be used as they are; None: all of them can."""
         self.has_other_acts: bool = False
         """Whether records may be of acts, or versions of acts, that are not executed now."""
-        self.has_contest: bool = False
+        self.has_race: bool = False
         """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
         """Children of a race that run again: an old result may be in the state. Only grows."""
@@ -339,7 +347,7 @@ class RecordedChildren:
             return records
         config, path, one = self._parent.config, self._parent.path, records[0]
         asked = config.store.children(path, one.step, one.visit)
-        found = await config.execution.ask(asked, f"the children of step {self._who!r}")
+        found = await config.execution.ask(asked, f"the children of step {self._step!r}")
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
@@ -354,7 +362,7 @@ class RecordedChildren:
         done = self._left.done if self._folds else 0
         return done, filter(self.is_folded, self._left.others)
 
-    def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
+    def judge(self, child: Run) -> tuple[ResumeDecision, ChildRecord | None]:
         """Decide what happens to ``child``, which comes up now, and return its record.
 
         "is kept": applied before; "is done": only applied; "goes on": continued after its last
@@ -371,13 +379,13 @@ class RecordedChildren:
             if self.compares:
                 self._refuse_renamed(child)
             return "new", None
-        fate = self._fate(child, record)
-        # Only now: if `_fate` has raised, the child may come up once more.
+        resume_decision = self._decision_about(child, record)
+        # Only now: if `_decision_about` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
-        if self.has_contest and fate not in ("is done", "is kept", "new"):
+        if self.has_race and resume_decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
-        return fate, None if fate == "new" else record
+        return resume_decision, None if resume_decision == "new" else record
 
     @property
     def may_refuse(self) -> bool:
@@ -397,9 +405,9 @@ class RecordedChildren:
             RunConflict: As ``judge``.
         """
         if comes_up or not self.is_folded(record) or record.digest == child.digest:
-            self._fate(child, record)
+            self._decision_about(child, record)
 
-    def _fate(self, child: Run, record: ChildRecord) -> Fate:
+    def _decision_about(self, child: Run, record: ChildRecord) -> ResumeDecision:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
             return "is kept" if applied else "new"
@@ -408,8 +416,8 @@ class RecordedChildren:
                 then, now = self.renamed or (child.config.act, child.config.act)
                 was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
-                    f"the act's version has changed since its result was reduced (run "
+                    f"fan-out {self._step!r}: what key {brief(child.key)} works on, its act{was} "
+                    f"or the act's version has changed since its result was reduced (run "
                     f"{child.path.id}); reduce can't be undone: "
                     f"{fork_advice(child.path.root.id, child.config.execution.forks_at)}"
                 )
@@ -420,7 +428,7 @@ class RecordedChildren:
             return "is kept"
         if record.status == "succeeded":  # before ``_forgets``: a result needs no history
             if self.conflicts is not None and self.conflicts.of_value:
-                raise conflict(self._parent, self._who, self.conflicts.of_value)
+                raise conflict(self._parent, self._step, self.conflicts.of_value)
             return "is done"
         if self._forgets:
             return "begins again"  # not "new": ``started`` counts it already
@@ -445,33 +453,33 @@ class RecordedChildren:
         """
         why = "" if self.conflicts is None else self.conflicts.of_kept(record)
         if why:
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
 
     def _refuse_renamed(self, child: Run) -> None:
         """Refuse a child that is new only because its act or its key was renamed.
 
         Raises:
-            RunConflict: The child at its position is done, and differs from it only by that name.
+            RunConflict: The child at its position has an end to lose, and only that name differs.
         """
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
-        if record.status != "succeeded":
-            return  # there is no result to lose
+        if record.status != "succeeded" and not self.is_folded(record):
+            return  # there is nothing to lose
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
                 f"now it is of {act!r} (if the act was renamed, give it its old name with name=; "
                 f"what was added stands behind what was there)"
             )
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
         if record.act == act and record.key != child.key and self._works_on_same(record, child):
             why = (
                 f"element {child.position} had the key {brief(record.key)}, and now it has "
                 f"{brief(child.key)}"
             )
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
 
     def _place_then(self, child: Run) -> int | None:
         """Return the position that a child had among the acts then; None if its act is new.

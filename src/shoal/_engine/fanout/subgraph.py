@@ -24,7 +24,7 @@ from shoal._state.state import NO_CHANGE, Change, Drop, Set
 from .children import check_depth, child_config, narrowed
 from .finish import End, record_unapplied, settle_end, wind_up
 from .read_ledgers import recall_ledgers
-from .recorded import recorded_children
+from .recorded import read_recorded_children
 
 
 @ki_protected
@@ -44,24 +44,24 @@ async def enter(graph: Graph, run: Run) -> Change:
     base |= {field: data[field] for field in graph.continues if field in data}
     child = Run(child_config(run, graph.name, graph, host=run.slot_owner), base)
     kept = run.take_retained(graph.name)
-    recorded = None
+    recorded_children = None
     if kept is not None:  # the child of an earlier attempt, which continues
         assert isinstance(kept, Run)
         child = kept
         child.reopen()
     else:
         visit, store = run.visit(graph.name), run.config.store
-        recorded = await recorded_children(run, graph.name, visit, store)
-    if recorded is not None:
-        fate, record = recorded.judge(child)
-        if fate == "rests":
+        recorded_children = await read_recorded_children(run, graph.name, visit, store)
+    if recorded_children is not None:
+        resume_decision, record = recorded_children.judge(child)
+        if resume_decision == "rests":
             assert record is not None, "it is what says so"
             child.rest(record)
             halt_for(run, graph.name, (child,))
-        if fate == "runs anew":
+        if resume_decision == "runs anew":
             await begin_anew(child, run, graph.name)
         elif record is not None:
-            if fate == "is done":
+            if resume_decision == "is done":
                 child.take_over(record)
                 await load_end(child)
             else:
@@ -69,11 +69,11 @@ async def enter(graph: Graph, run: Run) -> Change:
                 await load_history(child)
             if child.playback is not None:  # else its graph has changed, and it begins anew
                 await recall_ledgers(child)
-        if fate == "is kept":
+        if resume_decision == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
     if child.is_live:
-        await _live(graph, run, child)
+        await _execute(graph, run, child)
     else:
         _take_ledgers(run, child)
     await absorb_stray_cancel(run.config.services.native_cancels)
@@ -99,7 +99,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     return NO_CHANGE
 
 
-async def _live(graph: Graph, run: Run, child: Run) -> None:
+async def _execute(graph: Graph, run: Run, child: Run) -> None:
     """Execute ``child`` to its end, and raise its error if it has one."""
     try:
         if run.config.hooks.child_started:
@@ -162,8 +162,8 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; a failure to do so doesn't hide ``error``."""
-    who = f"{child.config.act!r} of run {run.path.id}"
-    await wind_up(record_unapplied(run, (child,)), error, who, "graph")
+    subject = f"{child.config.act!r} of run {run.path.id}"
+    await wind_up(record_unapplied(run, (child,)), error, subject, "graph")
 
 
 def _nothing() -> None:

@@ -280,16 +280,16 @@ class WorkerPool:
         waited = True
         try:
             is_live = child.disposition is LIVE  # a property would be a call for each child
-            tells = is_live and bool(self._parent.config.hooks.child_started)
+            publishes = is_live and bool(self._parent.config.hooks.child_started)
             try:
                 if child.resume is not None and child.resume.is_afresh:
                     await begin_anew(child, self._parent, child.config.step)
             finally:
                 # Also if that save failed: the child's end will be published, so its start must be.
-                # See test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved.
-                if tells:
+                # See test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved.
+                if publishes:
                     await publish_child_started(self._parent, child)
-            if tells:
+            if publishes:
                 # Cancelled while hooks ran, or by one of them: the child's work must not begin.
                 await checkpoint_if_cancelled()
             each = child.config.each
