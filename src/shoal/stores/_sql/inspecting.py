@@ -45,11 +45,17 @@ _ENDED_AT = (
     "coalesce(runs.ended_at, (SELECT at FROM saves WHERE saves.run = runs.parent "
     "AND number >= applied ORDER BY number LIMIT 1))"
 )
+# In an order that an index has. Without it PostgreSQL may read the whole table to find none: most
+# rows have one parent, that of a large run, so it expects to find one soon.
+_BELOW = (
+    "SELECT below.id FROM runs AS below WHERE below.parent = {} "
+    "ORDER BY below.place, below.key LIMIT 1"
+)
 _ROW = (
     "SELECT runs.id, step, visit, act, {key}, coalesce(position, 0), coalesce(status, 'running'), "
     f"applied, coalesce(used, 1), coalesce(attempts, 1), coalesce(elapsed, 0.0), {_ENDED_AT}, "
     "coalesce(reason, ''), winner_act, winner_key, error, coalesce(failed_step, ''), "
-    "EXISTS (SELECT 1 FROM runs AS below WHERE below.parent = runs.id) "
+    f"({_BELOW.format('runs.id')}) IS NOT NULL "
     "FROM runs JOIN places ON places.id = place WHERE "
 )
 _STANDING = (
@@ -129,7 +135,7 @@ class Inspector:
         summary = _browsing.summary(self._sql, self._dialect, path.id)
         if summary is None:
             return None
-        has_children = self._sql.execute("SELECT 1 FROM runs WHERE parent = ? LIMIT 1", (run,))
+        has_children = self._sql.execute(_BELOW.format("?"), (run,))
         return row_of(path, summary, has_children=has_children.fetchone() is not None)
 
     def _rows(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
@@ -610,13 +616,13 @@ class Inspector:
             if ranges:
                 rows = ", ".join(["(?, ?, ?)"] * (len(ranges) // 3))
                 for bin_, count in self._sql.execute(
-                    f"WITH bins(bin, low, high) AS (VALUES {rows}) "
-                    "SELECT bin, count(*) FROM bins CROSS JOIN runs "
-                    "WHERE parent = ? AND status = ? AND applied > low AND applied <= high "
-                    "GROUP BY bin",
+                    f"WITH bins(bin, low, high) AS (VALUES {rows}) SELECT bin, "
+                    "(SELECT count(*) FROM runs WHERE parent = ? AND status = ? "
+                    "AND applied > low AND applied <= high) FROM bins",
                     (*ranges, run, status),
                 ):
-                    yield bin_, status, count
+                    if count:
+                        yield bin_, status, count
             for bin_, count in self._sql.execute(
                 f"SELECT {whole.format('(ended_at - ?) / ?')} AS bin, count(*) FROM runs "
                 "WHERE parent = ? AND status = ? AND ended_at IS NOT NULL GROUP BY 1",
