@@ -86,6 +86,7 @@ def test_pages_go_along_indices(tmp_path: Path):
                     inspector.rows(
                         ROOT, step=step, status=status, key=None, order=order, after=None, limit=9
                     )
+        assert not [plan for plan in sql.plans if "TEMP B-TREE" in plan], "no query sorts"
         inspector.children_of_key(ROOT, "map", "a")
         inspector.entries(ROOT, None, 0, 5)
         inspector.entries(ROOT, ("asked", "answered"), 0, 5)

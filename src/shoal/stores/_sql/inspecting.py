@@ -62,6 +62,7 @@ _STANDING = (
     "SELECT runs.id, coalesce(position, 0), coalesce(status, 'running'), applied, "
     f"coalesce(elapsed, 0.0), {_ENDED_AT} FROM runs"
 )
+_LAST = "ended_at DESC, runs.id DESC"
 _OF_STEP = " AND place IN (SELECT id FROM places WHERE step = ?)"
 
 FEW = 5_000
@@ -279,7 +280,7 @@ class Inspector:
                 )
             if len(found) < limit:
                 found += self._select(
-                    f"{where} AND applied > ?{some.of_step} ORDER BY applied LIMIT ?",
+                    f"{where} AND applied > ?{some.of_step} ORDER BY applied NULLS FIRST LIMIT ?",
                     *(*values, applied if at == rank else 0, *some.values, limit - len(found)),
                 )
             if len(found) >= limit:
@@ -288,61 +289,48 @@ class Inspector:
 
     def _ended_last(self, some: _Some, start: Place | None, limit: int) -> list[Standing]:
         """Merge the children by their ends: those that updates applied, and the others."""
-        group, ended, applied, last = start or (ENDED, None, None, None)
-        many = "LIMIT ?", (*some.values, limit)
-        streams: list[list[Standing]] = []
+        streams: list[list[tuple[Place, Standing]]] = []
         for status in some.statuses:
             where, values = _with_status(some, status)
-
-            def select(
-                more: str, *these: object, where: str = where, values: tuple[Any, ...] = values
-            ) -> None:
-                order = f"{more} {many[0]}"
-                streams.append(self._select(f"{where} AND {order}", *values, *these, *many[1]))
-
-            if status == "running":
-                below = BOUNDLESS if group != UNENDED or last is None else -last
-                if group <= UNENDED:
-                    select(f"runs.id < ?{some.of_step} ORDER BY runs.id DESC", below)
-                continue
-            if group == UNENDED:
-                continue
-            upto = self._last_applied(some.run, group, ended, applied)
-            select(f"applied < ?{some.of_step} ORDER BY applied DESC", upto)
-            if group == ENDED:
-                until = BOUNDLESS if ended is None else -ended
-                is_after_one = ended is not None and last is not None and not applied
-                and_id = "OR (ended_at = ? AND runs.id < ?)" if is_after_one else ""
-                same = (-ended, -last) if is_after_one and ended and last else ()
-                sign = "<" if is_after_one or ended is None else "<="
-                select(
-                    f"ended_at IS NOT NULL AND (ended_at {sign} ? {and_id}){some.of_step} "
-                    "ORDER BY ended_at DESC, runs.id DESC",
-                    until,
-                    *same,
+            for condition, order, bounds in self._streams(some.run, status, start):
+                found = self._select(
+                    f"{where} AND {condition}{some.of_step} ORDER BY {order} LIMIT ?",
+                    *(*values, *bounds, *some.values, limit),
                 )
-            below = -last if group == UNTIMED and not applied and last is not None else BOUNDLESS
-            select(
-                f"applied IS NULL AND ended_at IS NULL AND runs.id < ?{some.of_step} "
-                "ORDER BY runs.id DESC",
-                below,
-            )
-        placed = [[(one.place("ended last"), one) for one in stream] for stream in streams]
-        for stream in placed:
-            stream.sort()  # the clock may have been set back meanwhile
-        merged = (one for place, one in merge(*placed) if start is None or place > start)
+                # Sorted, because the clock may have been set back meanwhile.
+                streams.append(sorted((one.place("ended last"), one) for one in found))
+        merged = (one for place, one in merge(*streams) if start is None or place > start)
         return list(islice(merged, limit))
 
-    def _last_applied(
-        self, run: int, group: float, ended: float | None, applied: float | None
-    ) -> float:
+    def _streams(
+        self, run: int, status: ChildStatus, start: Place | None
+    ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+        """Yield how to find children with a status that come after a place in "ended last".
+
+        Yields conditions and orders, which an index has, and the values of the conditions.
+        """
+        group, ended, applied, last = start or (ENDED, -BOUNDLESS, -BOUNDLESS, -BOUNDLESS)
+        if status == "running":
+            below = -last if group == UNENDED else BOUNDLESS
+            yield "applied IS NULL AND runs.id < ?", "runs.id DESC", (below,)
+            return
+        if group == UNENDED:
+            return
+        yield "applied < ?", "applied DESC NULLS LAST", (self._upto(run, group, ended, applied),)
+        if group == ENDED and applied:
+            yield "ended_at IS NOT NULL AND ended_at <= ?", _LAST, (-ended,)
+        elif group == ENDED:
+            condition = "ended_at IS NOT NULL AND (ended_at < ? OR (ended_at = ? AND runs.id < ?))"
+            yield condition, _LAST, (-ended, -ended, -last)
+        below = -last if group == UNTIMED and not applied else BOUNDLESS
+        yield "applied IS NULL AND ended_at IS NULL AND runs.id < ?", "runs.id DESC", (below,)
+
+    def _upto(self, run: int, group: float, ended: float, applied: float) -> float:
         """Return the number below which the updates are that applied the children to come."""
         if applied:
             return -applied
-        if group == UNTIMED:
+        if group == UNTIMED:  # those that an update applied have come before
             return 0
-        if ended is None:
-            return BOUNDLESS
         (number,) = self._sql.execute(
             "SELECT coalesce(max(number), 0) FROM saves WHERE run = ? AND (at IS NULL OR at < ?)",
             (run, -ended),
@@ -431,7 +419,7 @@ class Inspector:
             where, values = _with_status(some, status)
             upto = BOUNDLESS if last == inf else int(last)
             of_status = self._select(
-                f"{where} AND applied >= ? AND applied <= ? ORDER BY applied LIMIT ?",
+                f"{where} AND applied >= ? AND applied <= ? ORDER BY applied NULLS FIRST LIMIT ?",
                 *(*values, max(from_number, 0), upto, limit + 1),
             )
             if len(of_status) > limit:
