@@ -1,11 +1,11 @@
 """What a store answers to watchers, and how quickly.
 
 ``python -m benchmarks.queries make FILE --children 100000`` writes a finished run into a file of
-SQLite: a fan-out of so many children, of which 1,000 fail in 5 ways; 1,000 children of two steps;
-and a value of 1 MB in its state. ``python -m benchmarks.queries read FILE`` prints the median of
-20 of each call of ``Inspects`` on that file, the longest, and the median of the processor time.
-``python -m benchmarks.queries pages FILE`` does that for each page of ``shoal ui``, without a
-server, and prints how many elements and bytes a page has.
+SQLite, or the database of a URL: a fan-out of so many children, of which 1,000 fail in 5 ways;
+1,000 children of two steps; and a value of 1 MB in its state. ``python -m benchmarks.queries read
+FILE`` prints the median of 20 of each call of ``Inspects``, the longest, and the median of the
+processor time. ``python -m benchmarks.queries pages FILE`` does that for each page of ``shoal ui``,
+without a server, and prints how many elements and bytes a page has.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from shoal import Application, Graph, Limits, RunPath, SQLiteStore, action, fan_out
+from shoal import Application, Graph, Limits, PostgresStore, RunPath, SQLiteStore, action, fan_out
 from shoal.watch import path_text
 
 RUN_ID = "watched"
@@ -74,7 +74,14 @@ async def parse(body: str) -> int:
     return len(body)
 
 
-def program(file: Path) -> Application:
+def store_at(place: str, **how: Any) -> SQLiteStore | PostgresStore:
+    """Return a store for a file or a URL."""
+    if place.startswith("postgresql:"):
+        return PostgresStore(place, max_update=1 << 30, **how)
+    return SQLiteStore(place, max_update=1 << 30, synchronous="normal", **how)
+
+
+def program(place: str) -> Application:
     """Return the application whose run is watched."""
     limits = Limits(100)
     pages = fan_out(
@@ -97,23 +104,24 @@ def program(file: Path) -> Application:
         errors_into="unread",
         limits=limits,
     )
-    store = SQLiteStore(file, synchronous="normal", durability="relaxed", max_update=1 << 30)
+    store = store_at(place, durability="relaxed")
     return Application(Graph.chain(prepare, pages, lengths), store=store, name="watched")
 
 
-def make(file: Path, children: int) -> None:
-    """Write the file."""
+def make(place: str, children: int) -> None:
+    """Write the run."""
     began = time.perf_counter()
     state = {"children": children, "every": max(1, children // FAILURES)}
-    program(file).run_sync(state, id=RUN_ID)
-    took, size = time.perf_counter() - began, file.stat().st_size
-    print(f"{children:,} children in {took:.1f} s, {size / 1e6:.1f} MB")
+    program(place).run_sync(state, id=RUN_ID)
+    print(f"{children:,} children in {time.perf_counter() - began:.1f} s")
 
 
 # -- the calls of a watcher ------------------------------------------------------------------------
 
 
-async def calls(store: SQLiteStore) -> Mapping[str, Callable[[], Awaitable[object]]]:
+async def calls(
+    store: SQLiteStore | PostgresStore,
+) -> Mapping[str, Callable[[], Awaitable[object]]]:
     """Return the calls that are measured, by what they ask for."""
     failed = (await store.rows(RUN, limit=1)).rows[0].path
     middle = await store.rows(RUN, order="failed first", status="succeeded", limit=1000)
@@ -143,9 +151,9 @@ async def calls(store: SQLiteStore) -> Mapping[str, Callable[[], Awaitable[objec
     return every
 
 
-async def read(file: Path) -> None:
+async def read(place: str) -> None:
     """Print how long the calls take."""
-    async with SQLiteStore(file, max_update=1 << 30) as store:
+    async with store_at(place) as store:
         print(f"{sum((await store.counts(RUN)).values()):,} children, milliseconds")
         print(f"{'':<32}{'median':>9}{'max':>9}{'cpu':>9}")
         for name, call in (await calls(store)).items():
@@ -162,13 +170,13 @@ async def read(file: Path) -> None:
             )
 
 
-async def pages(file: Path) -> None:
+async def pages(place: str) -> None:
     """Print how long the pages take, and how large they are."""
     import httpx  # noqa: PLC0415 # the other commands don't need it
 
     from shoal.watch.ui import create_app  # noqa: PLC0415 # as above
 
-    async with SQLiteStore(file, max_update=1 << 30) as store:
+    async with store_at(place) as store:
         total = sum((await store.counts(RUN)).values())
         failed = (await store.rows(RUN, limit=1)).rows[0].path
         middle = await store.rows(RUN, status="succeeded", limit=1000)
@@ -216,12 +224,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.queries", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="write a file with a run in it")
-    making.add_argument("file", type=Path)
+    making.add_argument("file", help="or the URL of a PostgreSQL database")
     making.add_argument("--children", type=int, default=100_000)
     reading = commands.add_parser("read", help="measure each call on that file")
-    reading.add_argument("file", type=Path)
+    reading.add_argument("file", help="or the URL of a PostgreSQL database")
     paging = commands.add_parser("pages", help="measure each page of `shoal ui` on that file")
-    paging.add_argument("file", type=Path)
+    paging.add_argument("file", help="or the URL of a PostgreSQL database")
     options = parser.parse_args()
     if options.command == "make":
         make(options.file, options.children)

@@ -380,10 +380,10 @@ async def test_a_process_that_stops_in_a_transaction_holds_others_up_for_a_lease
     data: Any = store._writer._database
     stopped, go, append = threading.Event(), threading.Event(), data._append
 
-    def stop(entries: Any) -> None:
+    def stop(*entries: Any) -> None:
         stopped.set()
         go.wait()
-        append(entries)
+        append(*entries)
 
     data._append = stop
     pending = store.save(batch(1))

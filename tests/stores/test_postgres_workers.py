@@ -76,10 +76,10 @@ def held_in_the_middle(store: PostgresStore) -> Generator[Any]:
     data: Any = store._writer._database
     has_stopped, go, append = threading.Event(), threading.Event(), data._append
 
-    def stop(entries: Any) -> None:
+    def stop(*entries: Any) -> None:
         has_stopped.set()
         go.wait()
-        append(entries)
+        append(*entries)
 
     data._append = stop
     pending = store.save(Batch(HandMadeRun(), (update_of(1),), holder="me"))
