@@ -467,7 +467,11 @@ CHOICES: list[tuple[Callable[[Any], Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("choice", "names"), CHOICES, ids=str)
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    CHOICES,
+    ids=lambda one: getattr(one, "__name__", type(one).__name__) if callable(one) else str(one),
+)
 def test_acts_are_named_by_code_of_any_kind(choice: Any, names: list[str]):
     found = [one for one in named_by(choice) if isinstance(one, Act)]
     assert [one.name for one in found] == names
