@@ -26,9 +26,10 @@ from .commands import (
     runs,
     show,
     shown,
+    top,
 )
 
-COMMANDS = (runs, show, events, explain, diff, export, prune)
+COMMANDS = (runs, show, top, events, explain, diff, export, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130

@@ -15,6 +15,8 @@ The modules, from the first that others need to the last:
   ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
+- ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a
+  notebook, or as lines.
 
 Names are imported when they are first asked for.
 
