@@ -117,6 +117,27 @@ async def test_the_overview_of_a_run_that_has_ended(store: Any):
     assert found.summary.application == "squares"
 
 
+async def test_failures_of_a_later_execution_are_grouped_anew(store: Any):
+    words = ["first"]
+
+    @action(reads=["n"], writes=["m"])
+    async def fails(n: int) -> int:
+        raise LookupError(words[-1])
+
+    each = fan_out(fails, over="ns", item="n", key=str, into="ms", on_error="ignore", name="each")
+    app = Application(each, name="each")
+    queries = Queries(store)
+    async with shoal.Runtime(store=store) as runtime:
+        await runtime.run(app, {"ns": [1, 2]}, id="a")
+        before = await queries.overview("a")
+        words.append("second")
+        await anyio.sleep(1)
+        await app.retry_failed("a", runtime=runtime)
+        after = await queries.overview("a")
+    assert [(group.count, group.message) for group in before.failures.groups] == [(2, "first")]
+    assert [(group.count, group.message) for group in after.failures.groups] == [(2, "second")]
+
+
 async def test_the_page_of_a_child_is_the_page_of_a_run(store: Any):
     child = fan_out(
         Graph.chain(numbers, name="inner"),

@@ -34,7 +34,7 @@ from ._diff import Difference, difference
 from ._explain import Explanation, Link, explained, unexplained
 from ._export import export_lines
 from ._failures import Failures, grouped
-from ._headline import headline
+from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
 from ._overview import Overview, bars_of
 from ._timeline import MOST_BARS, Timeline
@@ -69,7 +69,8 @@ class RunsPage(NamedTuple):
 class _Seen:
     """What was seen of one run: numbers that would be read again otherwise."""
 
-    failed: int = -1
+    state: object = None
+    """What the groups of failures depend on, as it was when they were made."""
     failures: Failures = field(default_factory=Failures)
     ends: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
     """When it was looked at, by the clock of the event loop, and how many children had ended."""
@@ -180,8 +181,8 @@ class Queries:
         bars = bars_of(path, tallies, report if is_live else None)
         counts = _counts(tallies)
         seen = self._remember(path)
-        failures = await self._failures(path, sum(bar.failed for bar in bars), seen)
         done = sum(bar.done for bar in bars)
+        failures = await self._failures(path, bars, summary, seen)
         speed = await self._pace(path, row, done, seen) if done and not is_lost else None
         halted: Sequence[Row] = ()
         if counts.get("halted"):
@@ -228,10 +229,15 @@ class Queries:
         """Return one run, as the list of its parent's children shows it."""
         return (await self._find(self._path(path)))[1]
 
-    async def _failures(self, path: RunPath, failed: int, seen: _Seen) -> Failures:
-        if failed != seen.failed:
+    async def _failures(
+        self, path: RunPath, bars: Sequence[StepBar], summary: RunSummary, seen: _Seen
+    ) -> Failures:
+        failed = sum(bar.failed for bar in bars)
+        # A later execution may have tried failed children again, and as many have failed again.
+        state = failed, summary.began_at, summary.ended_at
+        if state != seen.state:
             rows = await self._inspected.failed_rows(path) if failed else ()
-            seen.failed, seen.failures = failed, grouped(rows, failed)
+            seen.state, seen.failures = state, grouped(rows, failed)
         return seen.failures
 
     async def _pace(self, path: RunPath, row: Row, done: int, seen: _Seen) -> float | None:
@@ -374,7 +380,10 @@ class Queries:
         links = [Link(row=row, seconds=row.elapsed)]
         at = row
         while at.has_children and len(links) < _DEEPEST:
-            (last,) = (await self._inspected.rows(at.path, order="ended last", limit=1)).rows
+            page = await self._inspected.rows(at.path, order="ended last", limit=1)
+            if not page.rows:  # deleted meanwhile
+                break
+            last = page.rows[0]
             if last.winner is not None:  # a loser ends when the winner has: the race took that long
                 last = await self._inspected.row(last.winner) or last
             links[-1] = links[-1]._replace(step=last.path.step)
