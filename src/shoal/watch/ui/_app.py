@@ -208,9 +208,14 @@ class UI:
         await build(urls)  # an unknown run is a 404 before the stream begins
         spoken, spoken_at, status = "", 0.0, ""
 
-        async def render() -> str:
+        async def render() -> str | None:
             nonlocal spoken, spoken_at, status
-            page = await build(urls)
+            try:
+                page = await build(urls)
+            except (UnknownRun, StoreFailed):
+                # A child may be in no report any more, and not yet in the store; and a store that
+                # can't be read may be readable later. The page keeps what it shows.
+                return None
             values = self._shared(page, urls)
             now = current_time()
             if values["status_now"] != status or now - spoken_at >= SPEAKS:

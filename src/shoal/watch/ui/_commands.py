@@ -67,7 +67,8 @@ class Commands:
         Raises:
             CannotDo: Nothing executes it.
         """
-        overview = await self._queries.overview(path)
+        # Not of the child: the store may not know it yet.
+        overview = await self._queries.overview(path.root)
         runtime = self._runtime()
         handle = None if runtime is None else runtime.find(path.root.id)
         if handle is not None and handle.status is None:

@@ -51,14 +51,14 @@ class Streams:
         self,
         request: Request,
         mark: Callable[[], Awaitable[object]],
-        render: Callable[[], Awaitable[str]],
+        render: Callable[[], Awaitable[str | None]],
     ) -> AsyncIterator[str]:
         """Yield updates of a page as server-sent events, until the stream ends.
 
         Args:
             request: The client's request; the stream ends when the client has gone.
             mark: Returns a value that changes with each save.
-            render: Returns the page's live part.
+            render: Returns the page's live part; None if it can't be made now.
         """
         closing = Event()
         self._closing.add(closing)
@@ -76,7 +76,7 @@ class Streams:
         request: Request,
         closing: Event,
         mark: Callable[[], Awaitable[object]],
-        render: Callable[[], Awaitable[str]],
+        render: Callable[[], Awaitable[str | None]],
     ) -> AsyncIterator[str]:
         ends_at = current_time() + LIFE
         seen: object = None
@@ -88,8 +88,8 @@ class Streams:
             if now != seen or begun - rendered_at >= AGING:
                 seen, rendered_at = now, begun
                 text = await render()
-                id_ = _digest(text)
-                if id_ != sent:
+                id_ = sent if text is None else _digest(text)
+                if text is not None and id_ != sent:
                     sent = id_
                     yield _event(id_, text)
             cost = current_time() - begun
