@@ -144,9 +144,11 @@ def test_type_checkers_see_the_names_that_are_there():
         for node in block.body
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    told = {f"shoal.{module}": {*names.split()} for module, names in shoal._DEFINED.items()}
-    assert seen == told
-    assert {*shoal.__all__} == {name for names in told.values() for name in names} | {"__version__"}
+    received = {f"shoal.{module}": {*names.split()} for module, names in shoal._DEFINED.items()}
+    assert seen == received
+    assert {*shoal.__all__} == {name for names in received.values() for name in names} | {
+        "__version__"
+    }
     assert {
         name: f"shoal.{home}" for home, names in shoal._MOVED.items() for name in names.split()
     } == {name: home.__name__ for name, home in MOVED.items()}

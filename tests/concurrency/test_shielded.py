@@ -214,10 +214,10 @@ async def test_it_lasts_as_long_as_it_says_and_no_longer_than_the_grace(
             await runtime.run(Application(ask), {"q": "?"})
     assert scope.cancelled_caught
     assert left == [pytest.approx(1 + limit)]
-    told = [r.getMessage() for r in caplog.records if "cleanup at" in r.getMessage()]
-    assert len(told) == 1
-    assert "test_shielded.py" in told[0]
-    assert f"in ask took longer than its {limit:g} s, and was cancelled" in told[0]
+    received = [r.getMessage() for r in caplog.records if "cleanup at" in r.getMessage()]
+    assert len(received) == 1
+    assert "test_shielded.py" in received[0]
+    assert f"in ask took longer than its {limit:g} s, and was cancelled" in received[0]
 
 
 async def test_outside_of_runs_there_is_no_bound():

@@ -236,8 +236,8 @@ async def test_a_wait_for_a_thread_is_published():
         while not hook.of(Waiting):
             await checkpoint()
         may_end.set()
-    (told,) = hook.of(Waiting)
-    assert (told.step, told.limit, told.key) == ("work", "threads", None)
+    (received,) = hook.of(Waiting)
+    assert (received.step, received.limit, received.key) == ("work", "threads", None)
 
 
 async def test_an_action_in_a_thread_keeps_it_while_it_is_inside_of_its_fan_out():

@@ -244,8 +244,8 @@ async def test_of_children_too():
     )
     assert (await app.run({"ns": [1, 2, 1, 1]})).state["outs"] == [10, 20, 10, 10]
     assert calls.of == [1, 2]
-    told = [event.cached for event in hook.of(StepEnded) if event.step == "work"]
-    assert told == [False, False, True, True]
+    received = [event.cached for event in hook.of(StepEnded) if event.step == "work"]
+    assert received == [False, False, True, True]
     assert len(hook.of(AttemptEnded)) == 2, "what was remembered is no attempt"
     hook.assert_paired()
 
@@ -515,14 +515,14 @@ def test_what_does_more_than_to_write_can_not_have_it():
     async def stream(n: int) -> AsyncIterator[int | Result[int]]:
         yield Result(n)
 
-    async def told(n: int, context: Context) -> int:
+    async def received(n: int, context: Context) -> int:
         return n
 
     async def send(n: int) -> None: ...
 
     refused: list[tuple[Any, list[str], str]] = [
         (stream, ["out"], "partial items"),
-        (told, ["out"], "its context"),
+        (received, ["out"], "its context"),
         (send, [], "it writes nothing"),
     ]
     for function, writes, why in refused:

@@ -438,8 +438,12 @@ async def test_a_decision_elsewhere_cancels_a_halted_child():
     assert isinstance(loser, Cancelled)
     assert (loser.act, loser.winner) == ("leaf", ChildName("slow", ""))
     assert (result.outcomes("answer").cancelled, result.outcomes("answer").halted) == (1, 0)
-    told = [event for event in hook.events if isinstance(event, ChildHalted | ChildEnded)]
-    assert [type(event).__name__ for event in told] == ["ChildHalted", "ChildEnded", "ChildEnded"]
+    received = [event for event in hook.events if isinstance(event, ChildHalted | ChildEnded)]
+    assert [type(event).__name__ for event in received] == [
+        "ChildHalted",
+        "ChildEnded",
+        "ChildEnded",
+    ]
     hook.assert_paired()
     recorded = [one async for one in result.all_outcomes("answer")]
     assert [type(one).__name__ for one in recorded] == ["Cancelled", "Done"]

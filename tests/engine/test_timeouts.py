@@ -648,7 +648,7 @@ async def test_a_timeout_in_the_middle_of_a_commit_tears_nothing(level: str, whe
             outcomes = list(result.outcomes("outs"))
             assert len(result.state["outs"]) + len(outcomes) == 1
     hook.assert_paired()
-    told = {(e.path, e.update.number) for e in hook.of(StateUpdated)}
+    received = {(e.path, e.update.number) for e in hook.of(StateUpdated)}
     kept = {(batch.path, update.number) for batch in saved for update in batch.updates}
     last = {
         (child.path, child.last_update.number)
@@ -656,7 +656,7 @@ async def test_a_timeout_in_the_middle_of_a_commit_tears_nothing(level: str, whe
         for child in (*batch.applied, *batch.unapplied)
         if child.last_update
     }
-    assert told == kept | last, "all that is saved is published, and the other way round"
+    assert received == kept | last, "all that is saved is published, and the other way round"
 
 
 # -- of an action's own fan-out --------------------------------------------------------------------

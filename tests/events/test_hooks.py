@@ -183,9 +183,9 @@ async def test_a_run_of_two_steps_is_published_from_start_to_end():
 async def test_cause_precedes_effect():
     hook = RecordingHook()
     await Application(pairs, hooks=[hook]).run({"items": [2, 1]}, id="root")
-    told = [brief(event) for event in hook.events]
-    assert told[:3] == ["run started", "out started", "updated 1"]
-    assert told[-2:] == ["out succeeded", "run succeeded"]
+    received = [brief(event) for event in hook.events]
+    assert received[:3] == ["run started", "out started", "updated 1"]
+    assert received[-2:] == ["out succeeded", "run succeeded"]
     for key, number in (("1", 2), ("0", 3)):
         ending = [
             f"{key} negate started",
@@ -195,9 +195,9 @@ async def test_cause_precedes_effect():
             f"updated {number}",
             f"child {key} done",
         ]
-        begin = told.index(ending[1])
-        assert told[begin : begin + 5] == ending[1:]
-        assert told.index(ending[0]) < begin
+        begin = received.index(ending[1])
+        assert received[begin : begin + 5] == ending[1:]
+        assert received.index(ending[0]) < begin
         starting = [
             f"child {key} started",
             f"{key} run started",
@@ -205,7 +205,7 @@ async def test_cause_precedes_effect():
             f"{key} updated 1",
             f"{key} double succeeded",
         ]
-        positions = [told.index(line) for line in starting]
+        positions = [received.index(line) for line in starting]
         assert positions == sorted(positions)
         assert positions[-1] < begin
     hook.assert_paired()
@@ -218,8 +218,8 @@ async def test_a_batch_is_published_child_by_child():
 
     hook = RecordingHook()
     await Application(fan_out(quick, over="items", into="out"), hooks=[hook]).run({"items": [1, 2]})
-    told = [brief(event) for event in hook.events if not isinstance(event, StepStarted)]
-    assert told[told.index("0 updated 1") : -2] == [
+    received = [brief(event) for event in hook.events if not isinstance(event, StepStarted)]
+    assert received[received.index("0 updated 1") : -2] == [
         "0 updated 1",
         "0 quick succeeded",
         "0 run succeeded",
@@ -315,9 +315,9 @@ def _maker(kind: type) -> str:
 async def test_nothing_is_built_that_nobody_listens_to(
     method: str, monkeypatch: pytest.MonkeyPatch
 ):
-    told: list[Event] = []
+    received: list[Event] = []
     # a class with one method of its own, beside one that has none
-    listener = type("Listener", (Hook,), {method: lambda self, event: told.append(event)})  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    listener = type("Listener", (Hook,), {method: lambda self, event: received.append(event)})  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
 
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
@@ -327,8 +327,8 @@ async def test_nothing_is_built_that_nobody_listens_to(
             monkeypatch.setattr(f"{_maker(kind)}.{kind.__name__}", refuse)
     result = await Application(pairs, hooks=[listener(), Hook()]).run({"items": [1, 2]})
     assert result.state["out"] == [-2, -4]
-    assert told
-    assert {type(event) for event in told} == {METHODS[method]}
+    assert received
+    assert {type(event) for event in received} == {METHODS[method]}
 
 
 async def test_without_hooks_no_event_and_no_outcome_is_built(monkeypatch: pytest.MonkeyPatch):
@@ -558,13 +558,13 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
 async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ):
-    told: list[Event] = []
+    received: list[Event] = []
     together = anyio.Event()
 
     async def say(event: Event) -> None:
         if event.depth and isinstance(event, StepStarted):
-            told.append(event)
-            if len(told) == 10:
+            received.append(event)
+            if len(received) == 10:
                 together.set()
             await together.wait()
             raise LookupError
@@ -572,34 +572,34 @@ async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     act = fan_out(pair, over="items", into="out")
     result = await Application(act, hooks=[LoudObserver(say)]).run({"items": [1] * 10})
     assert result.state["out"] == [-2] * 10
-    assert len(told) == 10
+    assert len(received) == 10
     assert len(caplog.records) == 1
 
 
 async def test_a_detached_observer_does_not_receive_the_rest_of_an_end():
-    told: list[str] = []
+    received: list[str] = []
 
     def say(event: Event) -> None:
         if event.depth and isinstance(event, StateUpdated | StepEnded | RunEnded):
-            told.append(type(event).__name__)
+            received.append(type(event).__name__)
             raise LookupError
 
     act = fan_out(double, over="items", into="out")
     await Application(act, hooks=[LoudObserver(say)]).run({"items": [1, 2]})
-    assert told == ["StateUpdated"]
+    assert received == ["StateUpdated"]
 
 
 async def test_an_observer_is_detached_from_one_run_only():
-    told: list[Event] = []
+    received: list[Event] = []
 
     def say(event: Event) -> None:
-        told.append(event)
+        received.append(event)
         raise LookupError
 
     application = Application(double, hooks=[LoudObserver(say)])
     for runs in (1, 2):
         await application.run({"item": 1})
-        assert len(told) == runs
+        assert len(received) == runs
 
 
 async def test_an_observer_that_hangs_is_detached(caplog: pytest.LogCaptureFixture):

@@ -328,11 +328,11 @@ async def test_a_void_history_is_published_though_the_child_is_cancelled_before_
         await application(work_2, hooks[1]).run(id="x")
     slow.clear()
     await application(work_2, hooks[2]).run(id="x")
-    told = [
+    received = [
         [event.child.key for event in hook.events if isinstance(event, ChildRerun)]
         for hook in hooks
     ]
-    assert told == [[], ["a", "b"], []]
+    assert received == [[], ["a", "b"], []]
     for hook in hooks:
         hook.assert_paired()
 

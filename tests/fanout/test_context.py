@@ -147,13 +147,13 @@ def kinds(outcomes: list[Outcome]) -> dict[Any, str]:
 
 
 async def test_it_says_which_run_and_step_this_is():
-    told: list[tuple[Any, ...]] = []
+    received: list[tuple[Any, ...]] = []
 
     @action(reads=["item"], writes=["out"])
     async def tell(item: int, context: Context) -> int:
         parent = context.parent
         assert context.run_id == context.path.id
-        told.append((parent and parent.id, context.key, context.depth, context.step))
+        received.append((parent and parent.id, context.key, context.depth, context.step))
         assert context.attempt == 1
         return item
 
@@ -161,7 +161,7 @@ async def test_it_says_which_run_and_step_this_is():
     await Application(Graph.chain(tell.bind(name="first"), step)).run(
         {"n": [7], "item": 1}, id="root"
     )
-    assert told == [(None, "", 0, "first"), ("root", "7", 1, "tell")]
+    assert received == [(None, "", 0, "first"), ("root", "7", 1, "tell")]
 
 
 async def test_the_deadline_is_the_nearest_one_around_the_run_or_in_the_action():

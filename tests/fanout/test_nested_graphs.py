@@ -347,8 +347,8 @@ async def test_a_store_that_fails_at_each_save(at: int):
     hook.assert_paired()
     assert opened is not None
     kept = [one for batch in store.batches if batch.path.parent is None for one in batch.updates]
-    told = [event.update for event in hook.of(StateUpdated) if event.depth == 0]
-    assert kept == told
+    received = [event.update for event in hook.of(StateUpdated) if event.depth == 0]
+    assert kept == received
     assert len(store.batches) == at - 1  # nothing is saved any more
     assert opened.state == {
         "n": 1 if len(kept) < 1 else 2,

@@ -97,13 +97,13 @@ class Witness(Hook):
     async def look(self) -> None:
         """See what the store says now."""
         records = await self.store.children(RunPath(run_id="run", act="app"))
-        told = {one.key: one.status for one in records}
+        received = {one.key: one.status for one in records}
         self.breaks += [
-            f"{key!r} was Done, and is {told[key]} in the store"
+            f"{key!r} was Done, and is {received[key]} in the store"
             for key in self.done
-            if key in told and told[key] != "succeeded"
+            if key in received and received[key] != "succeeded"
         ]
-        self.done |= {key for key, status in told.items() if status == "succeeded"}
+        self.done |= {key for key, status in received.items() if status == "succeeded"}
 
 
 Program = Callable[[Witness, list[int]], Application]
@@ -419,8 +419,8 @@ async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_publishe
     assert ends[0] < 1, "the delay of the retry, and no window of the rate"
     hook.assert_paired()
     ended = [event.outcome for event in hook.of(ChildEnded)]
-    told = [(type(one), one.key) for one in ended if one.path.step == "step"]
-    assert told == [(Done, 0), (Done, 1)]
+    received = [(type(one), one.key) for one in ended if one.path.step == "step"]
+    assert received == [(Done, 0), (Done, 1)]
     outcomes = [event.outcome for event in hook.of(StateUpdated)]
     applied = [one.key for one in outcomes if one is not None and one.path.step == "step"]
     assert applied == [0, 1], "what is applied later is told by the update"

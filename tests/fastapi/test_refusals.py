@@ -314,10 +314,10 @@ async def test_what_headers_hold_is_in_no_refusal():
 
 
 async def test_authorize_receives_only_what_can_be_an_id():
-    told = list[str]()
+    received = list[str]()
 
     async def authorize(run_id: str = "") -> None:
-        told.append(run_id)
+        received.append(run_id)
         raise HTTPException(403, f"not yours: {run_id}", {"X-Run": run_id})
 
     service, _ = service_of(things, authorize=authorize)
@@ -328,9 +328,9 @@ async def test_authorize_receives_only_what_can_be_an_id():
             assert refused.status_code == 403
         for path in ("a%00", "a%0d%0aX-Evil:%201", "%E2%82%AC"):
             assert (await client.get(f"/things/{path}")).status_code == 403
-        assert set(told) == {""}
+        assert set(received) == {""}
         assert (await client.get("/things/a~b")).status_code == 403
-        assert told[-1] == "a~b"
+        assert received[-1] == "a~b"
 
 
 BESIDES: tuple[Any, ...] = (

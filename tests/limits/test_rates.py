@@ -583,10 +583,10 @@ async def test_waiting_is_published():
     limits = Limits(rate=Rate(1), by=by_key)
     app = Application(many(noting(Starts()), limits), hooks=[hook])
     await app.run({"ns": [("a", 1), ("a", 2), ("b", 1)]})
-    (told,) = hook.of(Waiting)
-    assert told.key == "a"
-    assert told.limit == "Limits(rate=Rate(1, per=1.0), by=by_key)"
-    assert told.step == ""
+    (received,) = hook.of(Waiting)
+    assert received.key == "a"
+    assert received.limit == "Limits(rate=Rate(1, per=1.0), by=by_key)"
+    assert received.step == ""
     hook.events.clear()
     both = Application(many(noting(Starts(), seconds=1, limits=Limits(1, by=by_key))), hooks=[hook])
     await both.run({"ns": [("a", 1), ("a", 2)]})
@@ -1471,8 +1471,10 @@ async def test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead(where:
     assert len(late) == 10
     assert max(late.values()) <= 0.1 + EPSILON
     assert max(times[-1] for times in begun.values()) == pytest.approx(10.9), "no turn is lost"
-    told = [one for one in waits.events if isinstance(one, Waiting) and one.path.key == 50]
-    assert len(told) == 2, "that the child waits to start, and that it waits for its next attempt"
+    received = [one for one in waits.events if isinstance(one, Waiting) and one.path.key == 50]
+    assert len(received) == 2, (
+        "that the child waits to start, and that it waits for its next attempt"
+    )
 
 
 async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():

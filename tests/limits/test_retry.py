@@ -287,8 +287,8 @@ async def test_an_action_is_tried_again_after_growing_delays():
         result = await Application(act, hooks=[hook]).run({"n": 1})
     assert result.state["out"] == 4
     assert flaky.delays == [1, 2, 3]
-    told = [(e.attempt, type(e.error), e.next_in, e.step) for e in hook.of(AttemptEnded)]
-    assert told == [
+    received = [(e.attempt, type(e.error), e.next_in, e.step) for e in hook.of(AttemptEnded)]
+    assert received == [
         (1, ConnectionError, 1, "flaky"),
         (2, ConnectionError, 2, "flaky"),
         (3, ConnectionError, 3, "flaky"),

@@ -540,10 +540,10 @@ def test_what_may_have_been_done_is_not_said_again_if_it_frees_units():
         ask = meter.request((1.0, 1.0))
         meter.receive(ask, RateReply(now=0.0, turns=(0.0, 0.1)), 0.0, 0.0)
         meter.return_held()
-        told = meter.request(())
-        assert told.returns == ((0.0, 1.0), (0.1, 1.0))
+        received = meter.request(())
+        assert received.returns == ((0.0, 1.0), (0.1, 1.0))
         meter.fail(ask)
-        meter.fail(told)
+        meter.fail(received)
         assert meter.request(()) == RateRequest(key="x", interval=1.0, burst=5.0, extra=again)
 
 

@@ -383,7 +383,7 @@ def test_without_the_extra_it_says_what_to_install():
         "try:\n    import shoal.rates.redis\n"
         "except ModuleNotFoundError as error:\n    print(error)"
     )
-    told = subprocess.run(
+    received = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
     ).stdout
-    assert "pip install 'shoal[redis]'" in told
+    assert "pip install 'shoal[redis]'" in received

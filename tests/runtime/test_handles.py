@@ -523,16 +523,16 @@ async def test_draining_that_is_cancelled_cancels_no_run():
 
 
 async def test_a_callback_learns_of_draining_unless_it_has_left():
-    told = list[str]()
+    received = list[str]()
     async with Runtime() as runtime:
-        with runtime.on_draining(lambda: told.append("left")):
+        with runtime.on_draining(lambda: received.append("left")):
             pass
-        with runtime.on_draining(lambda: told.append("stayed")):
+        with runtime.on_draining(lambda: received.append("stayed")):
             await runtime.drain()
             await runtime.drain()
-        with runtime.on_draining(lambda: told.append("late")):
+        with runtime.on_draining(lambda: received.append("late")):
             pass
-    assert told == ["stayed", "late"]
+    assert received == ["stayed", "late"]
 
 
 async def test_a_runtime_can_be_opened_again_after_it_was_drained():

@@ -625,14 +625,14 @@ async def test_a_block_left_in_another_task_ends_the_run_and_says_so():
 
 
 async def test_a_reader_in_another_task_learns_that_the_block_was_left():
-    told = list[str]()
+    received = list[str]()
 
     async def read(run: OpenRun, delay: float) -> None:
         try:
             async for _ in run:
                 await anyio.sleep(delay)
         except BadUse as error:
-            told.append(str(error))
+            received.append(str(error))
 
     for delay in (0, 1000):
         async with (
@@ -641,28 +641,28 @@ async def test_a_reader_in_another_task_learns_that_the_block_was_left():
         ):
             tasks.start_soon(read, run, delay)
             await anyio.sleep(50)
-    assert ["block was left" in message for message in told] == [True, True]
+    assert ["block was left" in message for message in received] == [True, True]
 
 
 async def test_a_waiter_in_another_task_learns_how_the_run_ended():
-    told = list[BaseException]()
+    received = list[BaseException]()
 
     async def wait(run: OpenRun) -> None:
         try:
             await run.result()
         except (RunCancelled, ValueError) as error:
-            told.append(error)
+            received.append(error)
 
     async with anyio.create_task_group() as tasks, Application(naps()).open({"n": [100]}) as run:
         tasks.start_soon(wait, run)
         await anyio.sleep(1)
-    assert "closed" in str(told.pop())
+    assert "closed" in str(received.pop())
     async with anyio.create_task_group() as tasks:
         with suppress(ValueError):
             async with Application(Graph.chain(first, fail)).open() as run:
                 tasks.start_soon(wait, run)
                 await anyio.sleep(2)
-    assert isinstance(told.pop(), ValueError | RunCancelled)
+    assert isinstance(received.pop(), ValueError | RunCancelled)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -571,10 +571,10 @@ async def test_a_save_is_not_cancelled(moment: float):
     assert scope.cancelled_caught
     assert len(store.kept) == len(store.given), "what was begun was acknowledged"
     assert store.given[-1].ended == "cancelled"
-    told = [(event.run_id, event.update) for event in hook.of(StateUpdated)]
+    received = [(event.run_id, event.update) for event in hook.of(StateUpdated)]
     for save in store.kept:
         for update in save.updates:
-            assert (save.run_id, update) in told, "and told"
+            assert (save.run_id, update) in received, "and told"
     hook.assert_paired()
 
 
