@@ -54,6 +54,8 @@ def eager_loop() -> VirtualTimeLoop:
     ids=lambda it: it if isinstance(it, str) else f"{it[0]}-{it[1]}",
 )
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, object]]:
+    if request.config.getoption("--starter") == "uvicorn":
+        pytest.skip("the client of a server lives in real time")
     if request.param == "eager":
         return "asyncio", {"loop_factory": eager_loop}
     name, seed = request.param
