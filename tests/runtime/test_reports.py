@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
@@ -24,7 +24,7 @@ from shoal import (
 from shoal._events.report import Report
 from shoal._events.report_text import parse_report
 from shoal.stores._watching import Command, StoredReport
-from shoal.testing import no_leaks
+from shoal.testing import Attempt, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio
 
@@ -188,6 +188,32 @@ async def test_the_runtimes_block_is_cancelled_in_a_report(after: float):
                 await runtime.start(Application(many), {"items": range(6)}, id="a")
                 await anyio.sleep_forever()
     assert store.under_way == 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["scope", "native"])
+def test_cancelled_everywhere(backend: Literal["asyncio", "trio"], how: Literal["scope", "native"]):
+    if (backend, how) == ("trio", "native"):
+        return
+
+    async def scenario(attempt: Attempt) -> None:
+        store = ReportingStore(seconds=0.05)
+        async with Runtime(store=store, watch=True) as runtime:
+
+            async def run() -> None:
+                await runtime.run(Application(many), {"items": range(2)}, id="a")
+
+            await attempt(run)
+            assert runtime.runs() == []
+            assert not store.under_way
+            reports = store.reports("a")
+            assert [one.is_over for one in reports[:-1]] == [False] * (len(reports) - 1)
+            assert not reports or reports[-1].is_over
+            result = await runtime.run(Application(many), {"items": [1]}, id="b")
+            assert result.report is not None
+            assert store.reports("b")[-1].is_over
+
+    assert cancel_everywhere(scenario, backend=backend, how=how) > 30
 
 
 def test_plain_asyncio_run():

@@ -252,10 +252,13 @@ class Watching:
     async def _end(self, root: RootRun) -> None:
         """Make the last report of a run, and store it: called before its store is released."""
         one = self._watched.pop(root, None)
+        due = self._due
+        if not self._watched:
+            self._stop_timer()
         if one is None:
             return
         try:
-            one.tally.end(self._clock(), self._due)
+            one.tally.end(self._clock(), due)
             report = root.last_report = self._made(one, self._clock(), is_over=True)
             self._tell(root, report)
         except Exception:  # noqa: BLE001 # logged: no run notices it
