@@ -13,6 +13,7 @@ from typing import final
 
 from shoal._concurrency.backend import Clock, Waiter
 
+from .gates import FairShare
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
@@ -89,11 +90,24 @@ class AdmissionController:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
         return AttemptPermit(self.queue, (), None, holder, stake=holder.stake)
 
-    def charge(self, seat: AttemptPermit | None, stake: InFlightSlot | None, actual: float) -> None:
-        """Replace the units that ``cost=`` functions charged an attempt and its child."""
+    def charge(
+        self,
+        seat: AttemptPermit | None,
+        stake: InFlightSlot | None,
+        actual: float,
+        unit: FairShare | None = None,
+    ) -> None:
+        """Replace the units that ``cost=`` functions charged an attempt and its child.
+
+        Args:
+            seat: The permit of the attempt.
+            stake: The in-flight slot of the child.
+            actual: The units.
+            unit: The execution that pays.
+        """
         for held in (seat, stake):
             if held is not None:
-                self.queue.charge(held, actual)
+                self.queue.charge(held, actual, unit)
 
     def pause(self, seat: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.

@@ -95,8 +95,13 @@ class Limiter:
         self.same = self._same()
         # Served at once: with more slots, or a faster rate, waiting claims may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
+            self._queue.costs.replace(gates.part, part)
             for gate in gates.change(part):
                 self._queue.serve(gate)
+
+    def charged(self, part: Part) -> float | None:
+        """Return what was charged at one of its parts so far; None if that has no ``cost=``."""
+        return None if part.cost is None else self._queue.costs.of(part)
 
     def statistics(self) -> tuple[Statistics, ...]:
         """Return the use of each part, in the order in which ``&`` has joined them."""

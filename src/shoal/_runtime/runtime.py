@@ -46,7 +46,7 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
-from .limit_use import owners_of, uses_of, uses_of_breakers
+from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -591,7 +591,7 @@ class Runtime:
             for name, circuits in named.items()
         )
         uses = [*uses_of(found, self.services.clock()), *uses_of_breakers(breakers)]
-        return LimitsInUse(uses, owners_of(found))
+        return LimitsInUse(uses, owners_of(found), names_of_costs(found))
 
     def _carry_out(self, root: RootRun, command: Command) -> None:
         carry_out(root, command, self._limiters())

@@ -149,6 +149,7 @@ class Tally:
         *,
         limits: Sequence[LimitUse] = (),
         owners: Mapping[str, str] | None = None,
+        costs: Mapping[str, float] | None = None,
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -158,6 +159,7 @@ class Tally:
             every: Seconds between two samples, at present.
             limits: The limits in use.
             owners: The owner of each limit, by the limit as it is written.
+            costs: What was charged so far, by the name of the limit.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -198,6 +200,7 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            costs=costs or {},
         )
 
     def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:

@@ -229,7 +229,13 @@ class Watching:
         run = one.root.run
         groups = () if run is None or is_over else one.tally.groups
         uses = [*uses_in_flight(groups), *found.uses]
-        return one.tally.report(now, self._every, limits=uses, owners=found.owners, is_over=is_over)
+        costs: dict[str, float] = {}
+        for part, cost in one.root.costs:
+            name = found.names.get(id(part), repr(part))
+            costs[name] = costs.get(name, 0.0) + cost
+        return one.tally.report(
+            now, self._every, limits=uses, owners=found.owners, costs=costs, is_over=is_over
+        )
 
     def _report(self, root: RootRun) -> Report | None:
         """Return a report of the last sample; None if there was none, or the run isn't watched."""
@@ -290,12 +296,16 @@ class Watching:
 class LimitsInUse:
     """The limits of a runtime that are in use."""
 
-    __slots__ = ("owners", "uses")
+    __slots__ = ("names", "owners", "uses")
 
-    def __init__(self, uses: Sequence[LimitUse], owners: Mapping[str, str]) -> None:
+    def __init__(
+        self, uses: Sequence[LimitUse], owners: Mapping[str, str], names: Mapping[int, str]
+    ) -> None:
         self.uses = uses
         self.owners = owners
         """The name of the owner of each limit, by the limit as it is written."""
+        self.names = names
+        """The name of the owner of each limit with ``cost=``, by the id of its part."""
 
 
 @final
