@@ -25,6 +25,7 @@ from shoal import (
 )
 from shoal._events.report import Report
 from shoal._events.report_text import parse_report, report_text
+from shoal._runtime import watching
 from shoal.errors import SecretLeaked
 from shoal.stores._watching import Command, StoredReport
 from shoal.testing import Attempt, cancel_everywhere, no_leaks
@@ -244,6 +245,20 @@ async def test_hundreds_of_runs_at_once_report():
     assert len(store.texts) == 200
     for run_id in store.texts:
         assert store.reports(run_id)[-1].is_over
+
+
+async def test_runs_take_turns_if_one_turn_of_the_loop_is_too_short_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(watching, "TURN", -1.0)  # one run in each turn
+    samples: dict[str, int] = {}
+    async with Runtime(watch=True) as runtime:
+        runtime.watch_reports(lambda _, one: samples.update({one.run_id: one.samples}))
+        for number in range(5):
+            await runtime.start(Application(many), {"items": range(4)}, id=f"r{number}")
+    assert len(samples) == 5
+    assert min(samples.values()) >= 3
+    assert max(samples.values()) - min(samples.values()) <= 1
 
 
 async def test_listeners_receive_each_report_and_the_last():

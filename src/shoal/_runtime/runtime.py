@@ -125,7 +125,7 @@ class Runtime:
                 in ``RunHandle.report`` and ``RunResult.report``, and to watchers in other processes
                 through a store that keeps reports. By default runs are watched if they have such a
                 store, but not under virtual time. ``Application(watch=)`` goes before it. It costs
-                nothing per child, and two percent of the loop's time at most.
+                nothing per child, and four percent of the loop's time at most.
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
 
