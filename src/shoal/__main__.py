@@ -18,6 +18,7 @@ from .commands import (
     Refused,
     Unwritten,
     diff,
+    draw,
     events,
     explain,
     export,
@@ -27,9 +28,10 @@ from .commands import (
     show,
     shown,
     top,
+    ui,
 )
 
-COMMANDS = (runs, show, top, events, explain, diff, export, prune)
+COMMANDS = (runs, show, top, events, explain, ui, diff, export, draw, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130

@@ -54,11 +54,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two runs that took different ways, and one whose children have children."""
     path = tmp_path_factory.mktemp("store") / "runs.db"
     store = SQLiteStore(path, synchronous="normal")
-    first = Application(Graph.chain(numbers, add), name="squares", store=store)
+    first = Application(Graph.chain(numbers, add), name="squares", store=store, watch=False)
     first.run_sync({"numbers": [1, 2, 3]}, id="a")
-    second = Application(Graph.chain(numbers, give_up), name="squares", store=store)
+    second = Application(Graph.chain(numbers, give_up), name="squares", store=store, watch=False)
     second.run_sync({"numbers": [1, 3, 5, 6]}, id="b")
-    Application(groups, name="groups", store=store).run_sync(
+    Application(groups, name="groups", store=store, watch=False).run_sync(
         {"groups": [[0, 1], [2, 3]]}, id="nested"
     )
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,20 @@ import anyio
 import pytest
 
 import shoal
-from shoal import Application, Graph, MemoryStore, RunPath, SQLiteStore, action, fan_out, race
+from shoal import (
+    Application,
+    Graph,
+    MemoryStore,
+    PostgresStore,
+    RunPath,
+    SQLiteStore,
+    action,
+    fan_out,
+    race,
+)
 from shoal.errors import UnknownRun
 from shoal.watch import LimitUse, LiveRun, LiveStep, Queries, Report, Row, path_text
+from tests.stores.postgres import PostgresServer
 from tests.watch.reporting import Listing, Reporting, make_report
 
 pytestmark = pytest.mark.anyio
@@ -41,10 +53,16 @@ def path(run_id: str = "a", *names: tuple[str, int, str, str | int]) -> RunPath:
     return at
 
 
-@pytest.fixture(params=["memory", "any", "sqlite"])
+POSTGRES = pytest.param("postgres", marks=pytest.mark.services)
+
+
+@pytest.fixture(params=["memory", "any", "sqlite", POSTGRES])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """A store in memory, one that only lists its runs, and one in a file."""
+    """A store in memory, one that only lists its runs, one in a file, and one on a server."""
     match request.param:
+        case "postgres":
+            server: PostgresServer = request.getfixturevalue("postgres")
+            return PostgresStore(server.address(), schema=server.new_schema())
         case "sqlite":
             return SQLiteStore(tmp_path / "runs.db", synchronous="normal")
         case "any":
@@ -93,10 +111,31 @@ async def test_the_overview_of_a_run_that_has_ended(store: Any):
         *("numbers", "LookupError", "no square of <n> in <text>", 2),
     )
     assert group.example.path == path("a", ("numbers", 0, "square", "3"))
-    assert re.match("succeeded after .* s · 8 done · 2 failed", found.headline.text)
+    assert re.match("succeeded after .* m?s · 8 done · 2 failed", found.headline.text)
     assert not found.is_lost
     assert found.breadcrumbs == []
     assert found.summary.application == "squares"
+
+
+async def test_failures_of_a_later_execution_are_grouped_anew(store: Any):
+    words = ["first"]
+
+    @action(reads=["n"], writes=["m"])
+    async def fails(n: int) -> int:
+        raise LookupError(words[-1])
+
+    each = fan_out(fails, over="ns", item="n", key=str, into="ms", on_error="ignore", name="each")
+    app = Application(each, name="each")
+    queries = Queries(store)
+    async with shoal.Runtime(store=store) as runtime:
+        await runtime.run(app, {"ns": [1, 2]}, id="a")
+        before = await queries.overview("a")
+        words.append("second")
+        await anyio.sleep(1)
+        await app.retry_failed("a", runtime=runtime)
+        after = await queries.overview("a")
+    assert [(group.count, group.message) for group in before.failures.groups] == [(2, "first")]
+    assert [(group.count, group.message) for group in after.failures.groups] == [(2, "second")]
 
 
 async def test_the_page_of_a_child_is_the_page_of_a_run(store: Any):
@@ -160,8 +199,11 @@ async def test_what_runs_now_is_known_from_the_last_report():
         assert [one.path for one in found.longest] == [now]
         child = await queries.overview(now)
         assert child.status == "running"
+        assert child.headline.text.startswith("running square · held up by")
         assert child.row.began_at is not None, "the store doesn't know the child yet"
         assert [one.path for one in child.longest] == [now]
+        store.reports["a"] = store.reports["a"]._replace(text='{"run_id": 1}')
+        assert (await queries.overview("a")).report is None, "of a later version of shoal"
         other = await queries.overview("a/numbers:0:square:1")
         assert other.longest == []
         assert (await queries.runs()).runs[0].status == "running"
@@ -225,6 +267,8 @@ async def test_halted_children_are_listed(store: Any):
     await run(app, store, {"numbers": [2, 3]}, id="a")
     found = await Queries(store).overview("a")
     assert found.status == "halted"
+    assert "halted" in found.headline.text
+    assert "it waits for answers" in found.headline.text
     assert [one.key for one in found.questions] == ["2", "3"]
 
 
@@ -273,7 +317,7 @@ async def test_limits_of_running_runs_are_listed_once():
         store = Reporting(memory)
         store.write(report(limits=(use,)))
         queries = Queries(store)
-        assert list(await queries.limits()) == [use]
+        assert list(await queries.limits()) == [replace(use, holders=("a",))]
         assert list(await queries.limits("a")) == [use]
         assert list(await queries.limits("b")) == []
     assert list(await queries.limits()) == [], "the run is over"
@@ -340,7 +384,7 @@ async def test_an_explanation_without_a_report_has_the_critical_path(store: Any)
     ]
     assert found.critical_path[0].step == "numbers"
     assert [row.path.key for row in found.slowest] == ["8", "7", "6", "5", "4"]
-    if not isinstance(store, SQLiteStore):  # whose times are real
+    if not isinstance(store, SQLiteStore | PostgresStore):  # whose times are real
         assert found.seconds == pytest.approx(8.0, abs=0.01)
 
 

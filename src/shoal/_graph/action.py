@@ -39,6 +39,7 @@ from shoal._state.schema import Schema
 from shoal._state.state import Change, FieldAccess
 
 from .policy import check_timeout
+from .sketch import Sketch, named_by, of_limits, of_retry, of_timeout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -168,6 +169,10 @@ class Act(ABC):
                 f"it write another field, or give it an object as an input to keep the secret in"
             )
         return ""
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it."""
+        return Sketch()
 
     @abstractmethod
     def perform(self, run: Performer) -> Awaitable[Change]:
@@ -369,7 +374,7 @@ class FunctionAction(Act, Generic[P, R_co]):
                 self._refuse(f"it reads {field!r}, but no parameter has that name{meant}")
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
-        self.permit: FieldAccess = FieldAccess(
+        self.access: FieldAccess = FieldAccess(
             self.name, frozenset(self.reads), frozenset(self.writes)
         )
         self.sure_writes: Collection[str] = () if self.takes_state else self.writes
@@ -403,6 +408,17 @@ class FunctionAction(Act, Generic[P, R_co]):
                 )
         return super().exposing(secret)
 
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it, with the acts that its code names if it may run them."""
+        more = {"streams": self.is_streaming, "cached": self.cache is not None}
+        labels = (*of_limits(self.limits), *of_retry(self.retry), *of_timeout(self.timeout))
+        # Without a context it starts no children: an act that it names it calls as a function.
+        runs = [
+            one for one in named_by(self.function) if self.takes_context or not isinstance(one, Act)
+        ]
+        labels = (*labels, *(label for label, applies in more.items() if applies))
+        return Sketch("action", labels, runs, is_chosen=True)
+
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.call(self)
@@ -410,7 +426,7 @@ class FunctionAction(Act, Generic[P, R_co]):
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
         self.bound = {**inputs, **self.bound}
-        self.permit = FieldAccess(name, self.permit.reads, self.permit.writes)
+        self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
             taken: Input(name, need.required and taken not in self.bound)
             for taken, need in self._takes.items()

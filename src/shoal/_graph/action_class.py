@@ -18,6 +18,7 @@ from shoal._limits.retry import Retry
 from shoal._state.state import Change
 
 from .action import Act, FunctionAction, Input, Performer, field_names, make_action
+from .sketch import Sketch
 
 
 class Action(Act):
@@ -97,6 +98,10 @@ class Action(Act):
     def needed_by(self) -> Mapping[str, str]:
         """The fields with a parameter of their own in ``run``."""
         return self._function.needed_by
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it."""
+        return self._function.sketch()
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""

@@ -18,6 +18,7 @@ from shoal._state.secrets import reveal
 from shoal._state.state import FieldAccess, make_state, refuse_awaitable
 
 from .action import Act, field_names
+from .sketch import source_of
 
 Data = Mapping[str, object]
 
@@ -52,15 +53,19 @@ class Condition:
     is. The second one is evaluated only if the first doesn't decide.
     """
 
-    name: str
-    """Its label in drawings."""
     reads: frozenset[str]
     """The fields that it may read."""
     needs: frozenset[str]
     """The fields that it always reads, so that they must be there."""
     _test: Callable[[Data], bool]
+    _label: Callable[[], str]
     _code: str  # the call that makes it, for messages
     _is_joined: bool = False  # whether `_code` needs parentheses
+
+    @property
+    def name(self) -> str:
+        """Its label in drawings. For a lambda, its expression is read from the source file."""
+        return self._label()
 
     def __call__(self, data: Mapping[str, object]) -> bool:
         """Return whether it is true of the fields in ``data``.
@@ -74,10 +79,10 @@ class Condition:
     def __invert__(self) -> Condition:
         test = self._test
         return Condition(
-            name=f"not {_operand(self.name, joined=not self.name.isidentifier())}",
             reads=self.reads,
             needs=self.needs,
             _test=lambda data: not test(data),
+            _label=lambda: f"not {_named_operand(self)}",
             _code=f"~{_operand(self._code, joined=self._is_joined)}",
         )
 
@@ -97,13 +102,12 @@ class Condition:
         if not isinstance(other, Condition):
             msg = f"{self!r} {sign} takes a condition, not {brief(other)}: write when(...)"
             raise DefinitionError(msg)
-        names = (_operand(c.name, joined=not c.name.isidentifier()) for c in (self, other))
         codes = (_operand(c._code, joined=c._is_joined) for c in (self, other))
         return Condition(
-            name=f" {word} ".join(names),
             reads=self.reads | other.reads,
             needs=self.needs,  # the other may never be evaluated
             _test=joined(self._test, other._test),
+            _label=lambda: f" {word} ".join(map(_named_operand, (self, other))),
             _code=f" {sign} ".join(codes),
             _is_joined=True,
         )
@@ -173,7 +177,9 @@ def when(
 def _true(field: str) -> Condition:
     code = f"when({field!r})"
     fields = frozenset((field,))
-    return Condition(field, fields, fields, lambda data: bool(_field(data, field, code)), code)
+    return Condition(
+        fields, fields, lambda data: bool(_field(data, field, code)), lambda: field, code
+    )
 
 
 def _equal(values: Mapping[str, object]) -> Condition:
@@ -185,7 +191,7 @@ def _equal(values: Mapping[str, object]) -> Condition:
         found = {field: _field(data, field, code) for field in values}
         return all(bool(found[field] == value) for field, value in values.items())
 
-    return Condition(name, fields, fields, test, code)
+    return Condition(fields, fields, test, lambda: name, code)
 
 
 def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) -> Condition:
@@ -217,18 +223,18 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
     required = [field for field, is_required in parameters.items() if is_required]
     optional = [field for field, is_required in parameters.items() if not is_required]
     fields = declared.union(required, optional)
-    permit = FieldAccess(code, fields, frozenset())
+    access = FieldAccess(code, fields, frozenset())
 
     def test(data: Data) -> bool:
         values: dict[str, Any] = {field: _field(data, field, code) for field in required}
         values.update((field, reveal(data[field])) for field in optional if field in data)
         if takes_state:
-            values["state"] = make_state(data, permit)
+            values["state"] = make_state(data, access)
         result = predicate(**values)
         refuse_awaitable(result, code)
         return bool(result)
 
-    return Condition(name, fields, frozenset(required), test, code)
+    return Condition(fields, frozenset(required), test, lambda: source_of(predicate) or name, code)
 
 
 def _parameters(predicate: Callable[..., object]) -> dict[str, bool]:
@@ -263,6 +269,11 @@ def _field(data: Data, field: str, code: str) -> object:
             f"pass it to run(), or write it in an earlier action"
         )
         raise MissingField(msg) from None
+
+
+def _named_operand(condition: Condition) -> str:
+    name = condition.name
+    return _operand(name, joined=not name.isidentifier())
 
 
 def _operand(text: str, *, joined: bool) -> str:

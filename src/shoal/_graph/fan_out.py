@@ -21,6 +21,7 @@ from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
 from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title, Tolerate
+from .sketch import Sketch, named, named_by
 from .until import ALL, All, Asked, EndCondition, Until, as_condition
 
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
@@ -73,7 +74,7 @@ class FanOut(Parallel):
         self._is_keyed: bool | None = None if over is None else key is not None
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
-        self.writes: Collection[str] = join.permit.writes
+        self.writes: Collection[str] = join.access.writes
         self.continues: Collection[str] = join.continues
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
@@ -110,9 +111,9 @@ class FanOut(Parallel):
     def needed_by(self) -> Mapping[str, str]:
         """The field that it runs over, if it is one, and the fields that its children need."""
         needed = {
-            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
+            field: f"{reader} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
-            for field, who in graph.needed_by.items()
+            for field, reader in graph.needed_by.items()
             if field not in self._brought
         }
         if isinstance(self.over, str):
@@ -143,8 +144,8 @@ class FanOut(Parallel):
         return (take,) if isinstance(take, str) else () if take is None or callable(take) else take
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        permit = self.join.permit
-        self.join = replace(self.join, name=name, permit=replace(permit, action=name))
+        access = self.join.access
+        self.join = replace(self.join, name=name, access=replace(access, action=name))
         self.name = name
         self._bound = {**inputs, **self._bound}
         if not callable(self.acts):
@@ -152,6 +153,25 @@ class FanOut(Parallel):
 
     def _join(self) -> JoinSpec:
         return self.join
+
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it: the acts of its children, as far as they are known."""
+        chosen = callable(self.acts)
+        over, key = self.over, self.key
+        labels: list[str] = []
+        if over is not None:
+            elements = over if isinstance(over, str) else named(over)
+            by = "" if key is None else f" by {key if isinstance(key, str) else named(key)}"
+            labels.append(f"over {elements}{by}")
+        if chosen:
+            labels.append(f"acts of {named(self.acts)}")
+        return Sketch(
+            "race" if self.join.is_race else "fan-out",
+            (*labels, *self._said()),
+            named_by(self.acts) if callable(self.acts) else self.acts,
+            is_chosen=chosen,
+            is_many=over is not None,
+        )
 
     @property
     def for_children(self) -> Sequence[Graph]:
@@ -399,7 +419,7 @@ def fan_out(
     readable = readable.union(*(graph.reads - brought for graph in known))
     join = JoinSpec(
         name=label,
-        permit=FieldAccess(label, readable | writable, writable),
+        access=FieldAccess(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
         shape=shape_of(over, key, ends, several=several),
@@ -435,11 +455,11 @@ class _Checks(NamedTuple):
     name: str
 
     def refuse(self, why: str) -> NoReturn:
-        msg = f"{self.who}: {why}"
+        msg = f"{self.subject}: {why}"
         raise DefinitionError(msg)
 
     @property
-    def who(self) -> str:
+    def subject(self) -> str:
         return f"fan_out {self.name!r}" if self.name else "fan_out"
 
     def acts(
@@ -488,7 +508,7 @@ class _Checks(NamedTuple):
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
             if value is not None:
-                require_plain(value, f"{self.who}: {parameter}=")
+                require_plain(value, f"{self.subject}: {parameter}=")
 
     def names(self, **given: object) -> None:
         for parameter, value in given.items():

@@ -20,6 +20,8 @@ from shoal._state.state import Change
 from .action import Act, Input, Performer, bind_where_taken, merged_inputs, versions
 from .condition import Condition, Predicate, when
 from .dataflow import END, Edge, End, Flow, name_of, reachable, trace
+from .picture import drawing_of
+from .sketch import Sketch
 
 WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicate | None]
 """An edge as users write it; a function stands for ``when(function)``."""
@@ -97,7 +99,7 @@ class Graph(Act):
             msg = "Graph() needs an edge: Graph((a, b)); of a single act make Graph.chain(a)"
             raise DefinitionError(msg)
         checked = tuple(_checked(edge) for edge in edges)
-        acts = _told_apart(checked, entry)
+        acts = _acts_by_name(checked, entry)
         start = _entry(acts, checked, entry)
         _refuse_never_tried(checked)
         self._wire(checked, acts, start)
@@ -227,6 +229,16 @@ class Graph(Act):
         targets = (edge.target for edge in self._leaving.get(source, ()))
         return any(isinstance(one, Act) and one.name == target for one in targets)
 
+    def sketch(self) -> Sketch:
+        """Return what drawings show of it: its acts, and the edges between them."""
+        acts = sorted(self.acts, key=lambda act: act is not self.entry)
+        model = () if self.schema is None else (f"state {self.schema.name}",)
+        return Sketch("graph", model, acts, self.edges)
+
+    def _repr_svg_(self) -> str:  # pyright: ignore[reportUnusedFunction] # notebooks call it
+        """Return its drawing, for notebooks."""
+        return drawing_of(self)
+
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Execute one step of ``run``; see ``Act.perform``."""
         return run.enter(self)
@@ -292,7 +304,9 @@ class Graph(Act):
 
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
         """Return the needed fields that are not among ``fields``; see ``Flow.needed_by``."""
-        return {field: who for field, who in self._flow.needed_by.items() if field not in fields}
+        return {
+            field: reader for field, reader in self._flow.needed_by.items() if field not in fields
+        }
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
@@ -329,11 +343,13 @@ class Graph(Act):
                     f"which {schema.why_undeclared(field)}"
                 )
                 raise DefinitionError(msg)
-        who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
-        wanted = dict.fromkeys(sorted(schema.required - self.writes), who)
+        reader = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
+        wanted = dict.fromkeys(sorted(schema.required - self.writes), reader)
         flow = self._flow
         defaults = schema.fields - schema.required
-        needed = {field: who for field, who in flow.needed_by.items() if field not in defaults}
+        needed = {
+            field: reader for field, reader in flow.needed_by.items() if field not in defaults
+        }
         self._let_flow(
             flow._replace(reads=flow.reads | wanted.keys(), needed_by={**wanted, **needed})
         )
@@ -424,7 +440,7 @@ def _check_act(found: object, where: str) -> Act:
     raise DefinitionError(no_act(found, where))
 
 
-def _told_apart(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
+def _acts_by_name(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
     """Return the acts of some edges by name.
 
     Raises:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Any, Literal, cast, final
 
 from shoal._errors.exceptions import StateError, brief, kind_of
@@ -26,7 +27,9 @@ from shoal.stores._protocol import Store
 
 from .action import Act, Performer
 from .graph import Graph
-from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title
+from .picture import drawing_of
+from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Title, Tolerate
+from .sketch import named, of_limits, of_retry, of_timeout, seconds
 from .until import ALL, EndCondition
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -47,7 +50,7 @@ class JoinSpec:
 
     name: str
     """The name of the step."""
-    permit: FieldAccess
+    access: FieldAccess
     """The fields of the parent's state that ``reduce`` and ``grow`` may read and write."""
     into: str | None = None
     errors_into: str | None = None
@@ -236,6 +239,8 @@ class Parallel(Act):
     """The timeout, retries and circuit breaker of each child."""
     timeout: float | None = None
     """Seconds that the whole step may take."""
+    at_most: int | None = None
+    """The most children to start."""
     title: Title | Callable[..., str] | None = None
     """What watchers call the fan-out, or a function of a child's first state that names it."""
     _unlimited: bool = False
@@ -259,6 +264,35 @@ class Parallel(Act):
     def misfit(self, schema: Schema[Any]) -> str:
         """Return why it can't work on a state of this model; see ``Act.misfit``."""
         return super().misfit(schema) or self._join().misfit(schema)
+
+    def _said(self) -> Iterator[str]:
+        """Yield what drawings say of how its children are run, each in a few words."""
+        join = self._join()
+        if join.grow is not None:
+            yield f"grows by {named(join.grow)}"
+        if join.until.may_decide:
+            yield f"until {join.until.said}"
+        if isinstance(self.stagger, Hedge):
+            yield f"hedged above p{self.stagger.percentile:g}"
+        elif self.stagger is not None:
+            yield "one after another" if self.stagger == inf else f"{seconds(self.stagger)} apart"
+        yield from of_limits(self.limits)
+        if self.at_most is not None:
+            yield f"at most {self.at_most:,}"
+        if self.each is not None:
+            yield from (f"{label} each" for label in of_retry(self.each.retry))
+            yield from (f"{label} each" for label in of_timeout(self.each.timeout))
+            if self.each.breaker is not None:
+                yield "breaker"
+        yield from of_timeout(self.timeout)
+        if isinstance(join.on_error, Tolerate) or join.on_error == "collect":
+            yield "failures collected"
+        elif join.on_error == "ignore" and not join.is_race:
+            yield "failures ignored"
+
+    def _repr_svg_(self) -> str:
+        """Return its drawing, for notebooks."""
+        return drawing_of(self)
 
     def perform(self, run: Performer) -> Awaitable[Change]:
         """Run all children; see ``Act.perform``."""

@@ -17,13 +17,14 @@ import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.recorded import read_questions
+from shoal._engine.fanout.read_runs import read_questions
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
 from shoal._events.identity import RunPath
 from shoal._graph.action import Act
 from shoal._graph.graph import Graph
+from shoal._graph.picture import drawing_of
 from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.stores._protocol import Store
@@ -180,6 +181,10 @@ class Application(Generic[S]):
     def graph(self) -> Graph:
         """What a run walks."""
         return self._definition.graph
+
+    def _repr_svg_(self) -> str:  # pyright: ignore[reportUnusedFunction] # notebooks call it
+        """Return the drawing of its graph, for notebooks."""
+        return drawing_of(self.graph)
 
     @property
     def store(self) -> Store | None:

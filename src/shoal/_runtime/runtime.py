@@ -237,7 +237,7 @@ class Runtime:
         """Return the limiters of all attempts in a run of ``owner``: its own, and the runtime's."""
         found = ((self, self.limits), (owner, limits))
         admission = self._admission
-        return tuple(admission.limiter(who, given) for who, given in found if given is not None)
+        return tuple(admission.limiter(one, given) for one, given in found if given is not None)
 
     def limiter(self, owner: object = None) -> Limiter:
         """Return the limiter of ``owner``: to look at, and to change its limits.
@@ -608,8 +608,8 @@ class Runtime:
             assert self._tasks is not None, "the block ends after them"
             self._tasks.cancel()
         elif fatal is not None:
-            told = "run %s was ended by %s, no Exception: its result() raises that"
-            logger.error(told, root.path.id, kind_of(fatal))
+            message = "run %s was ended by %s, no Exception: its result() raises that"
+            logger.error(message, root.path.id, kind_of(fatal))
 
     def _host(
         self,

@@ -54,6 +54,17 @@ def write(line: str) -> None:
         raise Unwritten(_why(error)) from error
 
 
+def write_document(text: str) -> None:
+    """Write a document as UTF-8, whatever the encoding of the output; raises as ``write`` does."""
+    flush()
+    try:
+        sys.stdout.buffer.write(text.encode())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unwritten(_why(error)) from error
+
+
 def flush() -> None:
     """Write the buffered output; raises as ``write`` does."""
     try:

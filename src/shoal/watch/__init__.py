@@ -17,6 +17,9 @@ The modules, from the first that others need to the last:
 - ``_queries``: ``Queries``.
 - ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a
   notebook, or as lines.
+- ``draw``: graphs as Mermaid, DOT and SVG. ``telemetry``: OpenTelemetry. ``logging``: the run that
+  a log record comes from.
+- ``ui``: the page.
 
 Names are imported when they are first asked for.
 

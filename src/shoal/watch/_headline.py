@@ -170,6 +170,7 @@ def headline(
     is_lost: bool,
     why: str,
     elapsed: float,
+    at: str = "",
     bars: Sequence[StepBar],
     report: Report | None,
     age: float | None,
@@ -183,6 +184,7 @@ def headline(
         is_lost: Whether no process executes it, though it has no end.
         why: Why it failed or was cancelled.
         elapsed: Seconds from its start to its end; 0 if it has none.
+        at: The step that it is at, if it has no live children.
         bars: Its steps with children.
         report: The last report about its root run.
         age: How old that is, in seconds.
@@ -211,7 +213,7 @@ def headline(
     if not runs:
         parts.append(("status", _status(status, is_lost, why, elapsed)))
     elif not about_now:
-        parts.append(("status", "running"))
+        parts.append(("status", f"running {at}" if at else "running"))
     if step:
         parts.append(("step", now[0].title or step))
     if about_now:
@@ -250,4 +252,6 @@ def _status(status: ChildStatus, is_lost: bool, why: str, elapsed: float) -> str
         return "lost: it has no end, and no process executes it"
     text = status if not elapsed else f"{status} after {length(elapsed)}"
     first = why.partition("\n")[0]
+    if status == "halted" and not first:
+        first = "it waits for answers"
     return f"{text}: {first}" if first else text

@@ -106,9 +106,9 @@ def _change(kind: str, field: str, *parts: str) -> FieldChange:
     how = _HOW.get(kind, "set")
     match kind:
         case "put":
-            key, value = parts[:2]
+            key, value = _plain(parts[0]), parts[1]
         case "within":
-            key, value = f"{parts[0]}][{parts[1]}", parts[2]
+            key, value = f"{_plain(parts[0])}][{_plain(parts[1])}", parts[2]
         case "drop":
             key, value = "", ""
         case _:

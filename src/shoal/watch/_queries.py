@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple, final
 
@@ -34,7 +34,7 @@ from ._diff import Difference, difference
 from ._explain import Explanation, Link, explained, unexplained
 from ._export import export_lines
 from ._failures import Failures, grouped
-from ._headline import headline
+from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
 from ._overview import Overview, bars_of
 from ._timeline import MOST_BARS, Timeline
@@ -69,7 +69,8 @@ class RunsPage(NamedTuple):
 class _Seen:
     """What was seen of one run: numbers that would be read again otherwise."""
 
-    failed: int = -1
+    state: object = None
+    """What the groups of failures depend on, as it was when they were made."""
     failures: Failures = field(default_factory=Failures)
     ends: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
     """When it was looked at, by the clock of the event loop, and how many children had ended."""
@@ -180,8 +181,8 @@ class Queries:
         bars = bars_of(path, tallies, report if is_live else None)
         counts = _counts(tallies)
         seen = self._remember(path)
-        failures = await self._failures(path, sum(bar.failed for bar in bars), seen)
         done = sum(bar.done for bar in bars)
+        failures = await self._failures(path, bars, summary, seen)
         speed = await self._pace(path, row, done, seen) if done and not is_lost else None
         halted: Sequence[Row] = ()
         if counts.get("halted"):
@@ -198,6 +199,7 @@ class Queries:
                 is_lost=is_lost,
                 why=row.error or row.reason,
                 elapsed=row.elapsed if row.status != "running" else 0.0,
+                at=_step_of(path, report) if is_live else "",
                 bars=bars,
                 report=report if is_live else None,
                 age=age,
@@ -227,10 +229,15 @@ class Queries:
         """Return one run, as the list of its parent's children shows it."""
         return (await self._find(self._path(path)))[1]
 
-    async def _failures(self, path: RunPath, failed: int, seen: _Seen) -> Failures:
-        if failed != seen.failed:
+    async def _failures(
+        self, path: RunPath, bars: Sequence[StepBar], summary: RunSummary, seen: _Seen
+    ) -> Failures:
+        failed = sum(bar.failed for bar in bars)
+        # A later execution may have tried failed children again, and as many have failed again.
+        state = failed, summary.began_at, summary.ended_at
+        if state != seen.state:
             rows = await self._inspected.failed_rows(path) if failed else ()
-            seen.failed, seen.failures = failed, grouped(rows, failed)
+            seen.state, seen.failures = state, grouped(rows, failed)
         return seen.failures
 
     async def _pace(self, path: RunPath, row: Row, done: int, seen: _Seen) -> float | None:
@@ -340,21 +347,27 @@ class Queries:
 
         Args:
             run_id: Only those that this root run uses; by default those of the running runs that
-                began last, each limit of a process once.
+                began last, each limit of a process once. Then ``holders`` has the runs that report
+                it, unless a report itself says which hold its slots.
         """
         if run_id is not None:
             report, _ = await self._report(run_id)
             return () if report is None else report.limits
         newest = dict[tuple[str, str, str], tuple[float, LimitUse]]()
+        users = dict[tuple[str, str, str], list[str]]()
         for run in await self._store.runs(status="running", limit=50):
             report, age = await self._report(run.run_id)
             if report is None or not run.holder:
                 continue
             for use in report.limits:
                 name = run.holder, use.owner, use.limits
+                users.setdefault(name, []).append(run.run_id)
                 if name not in newest or (age or 0.0) < newest[name][0]:
                     newest[name] = age or 0.0, use
-        return [use for _, use in newest.values()]
+        return [
+            use if use.holders else replace(use, holders=tuple(users[name]))
+            for name, (_, use) in newest.items()
+        ]
 
     async def explain(self, path: RunPath | str) -> Explanation:
         """Explain where the time of a run went, and what would make it faster.
@@ -367,7 +380,10 @@ class Queries:
         links = [Link(row=row, seconds=row.elapsed)]
         at = row
         while at.has_children and len(links) < _DEEPEST:
-            (last,) = (await self._inspected.rows(at.path, order="ended last", limit=1)).rows
+            page = await self._inspected.rows(at.path, order="ended last", limit=1)
+            if not page.rows:  # deleted meanwhile
+                break
+            last = page.rows[0]
             if last.winner is not None:  # a loser ends when the winner has: the race took that long
                 last = await self._inspected.row(last.winner) or last
             links[-1] = links[-1]._replace(step=last.path.step)
@@ -431,7 +447,11 @@ class Queries:
         stored: StoredReport | None = await store.reported(run_id)
         if stored is None:
             return None, None
-        return parse_report(stored.text), max(0.0, time.time() - stored.at)
+        try:
+            report = parse_report(stored.text)
+        except ValueError:  # a later version of shoal has written it
+            return None, None
+        return report, max(0.0, time.time() - stored.at)
 
     def _remember(self, path: RunPath) -> _Seen:
         seen = self._seen.setdefault(path.id, _Seen())
@@ -455,6 +475,12 @@ def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
     for tally in tallies:
         found.update(tally.counts)
     return {status: found[status] for status in _ORDER if status in found}
+
+
+def _step_of(path: RunPath, report: Report | None) -> str:
+    """Return the step that a run in flight is at; empty if that isn't known."""
+    found = () if report is None else report.longest
+    return next((one.step for one in found if one.path == path), "")
 
 
 def _ancestors(path: RunPath) -> Sequence[RunPath]:

@@ -59,24 +59,28 @@ def _key(text: str) -> str:
 
 
 def opened(value: Any) -> Any:
-    """Return a stored value; of a mapping with a tag, a dict with keys as JSON."""
+    """Return a stored value; of a mapping, an ``Opened``."""
     if not isinstance(value, dict):
         return value
     data = cast("dict[str, Any]", value)
-    if "@" not in data:
-        return Opened((json.dumps(key), one) for key, one in data.items())
     inner = data.get("value")
-    if data["@"] in ("StateMap", "dict", "OrderedDict", "mappingproxy"):
-        if isinstance(inner, dict):
-            return Opened(
-                (json.dumps(key), one) for key, one in cast("dict[str, Any]", inner).items()
-            )
-        if isinstance(inner, list):
+    match data.get("@"):
+        case None:
+            return Opened((json.dumps(_unescaped(key)), one) for key, one in data.items())
+        case "StateMap" | "OrderedDict" | "mappingproxy":
+            return opened(inner)
+        case "dict" if isinstance(inner, list):
             pairs = cast("list[list[Any]]", inner)
             return Opened((json.dumps(key), one) for key, one in pairs)
-    if data["@"] == "StateList":
-        return inner
-    return data
+        case "StateList":
+            return inner
+        case _:
+            return data
+
+
+def _unescaped(key: str) -> str:
+    """Return a key as it was before it was stored, where keys with an ``@`` get one more."""
+    return key[1:] if key.startswith("@@") else key
 
 
 def apply(state: dict[str, Any], kind: str, field: str, *parts: Any) -> None:

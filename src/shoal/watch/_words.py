@@ -12,9 +12,13 @@ def many(count: int, name: str) -> str:
 
 
 def length(seconds: float) -> str:
-    """Return a length of time in its two largest units: ``3 min 12 s``, ``0.42 s``."""
+    """Return a length of time in its two largest units: ``3 min 12 s``, ``0.42 s``, ``7 ms``."""
+    if seconds < 0.0095:  # noqa: PLR2004 # ms: two digits suffice
+        return f"{seconds * 1000:.2g} ms" if seconds else "0 s"
+    if seconds < 0.0995:  # noqa: PLR2004 # rounds to less than 0.1 s
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:  # noqa: PLR2004 # below, a second is more than a tenth
-        return f"{seconds:.2g} s" if seconds else "0 s"
+        return f"{seconds:.2g} s"
     if round(seconds) < 60:  # noqa: PLR2004 # a minute
         return f"{seconds:.0f} s"
     whole = round(seconds)

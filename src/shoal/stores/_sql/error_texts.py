@@ -1,12 +1,33 @@
-"""Shorten saved errors for lists of runs, without decoding them."""
+"""Texts of saved errors: short ones for lists, made without decoding; and where one was raised."""
 
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from shoal._events.events import LEAVES, shortened
+
+FRAMES = 30
+"""The most places of a traceback that are kept, the innermost ones: a recursion has thousands."""
+
+_SHOAL = str(Path(__file__).parents[2])
+
+
+def with_trace(encoded: str, error: BaseException) -> str:
+    """Add where an error was raised to its saved form: file, line and function of each call.
+
+    Pages show that; it is not decoded. There are no lines of code and no values, so no secrets.
+    The engine's own calls are left out.
+    """
+    places = [
+        f"{code.co_filename}:{line}, in {code.co_qualname}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not (code := frame.f_code).co_filename.startswith(_SHOAL)
+    ][-FRAMES:]
+    return f'{encoded[:-1]},"trace":{json.dumps(places)}}}' if places else encoded
 
 
 def error_in_short(packed: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from shoal.stores._codec.codec import Codec
 from shoal.stores._history import QuestionAnswered, QuestionAsked
 from shoal.stores._protocol import Batch, Beginning, SavedRun
 
+from .error_texts import with_trace
 from .sizes import LARGE, UpdateSizes
 
 FORMS = 1000
@@ -400,7 +401,7 @@ class Packer:
             _clean(child.reason) if child.reason else None,
             None if winner is None else winner.act,
             None if winner is None else winner.key,
-            self._encode(child.error, "error") if isinstance(child.error, Exception) else None,
+            self._error(child.error) if isinstance(child.error, Exception) else None,
             child.attempts,
             child.elapsed,
             int(child.abandoned),
@@ -408,6 +409,9 @@ class Packer:
             at,
             failed_step,
         )
+
+    def _error(self, error: Exception) -> str:
+        return with_trace(self._encode(error, "error"), error)
 
     def _what_is_left(self, child: SavedRun) -> Packed:
         """Encode a child that did not succeed, perhaps because its element can't be encoded."""

@@ -1,0 +1,186 @@
+"""Do what a form of a page asks for: cancel, run again, answer, change limits.
+
+If another process executes the run, the request becomes a command in the store, which that process
+takes within a moment. If no process does, the run is executed here, which needs its application.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, final
+
+from anyio import Event, move_on_after
+from anyio.abc import TaskGroup
+
+from shoal._errors.exceptions import ShoalError
+from shoal._events.identity import RunPath
+from shoal._runtime.application import Application
+from shoal._runtime.runtime import Runtime
+from shoal.stores._watching import Command, KeepsReports
+from shoal.watch._overview import Overview
+from shoal.watch._queries import Queries
+
+from ._forms import answer_from, schema_of
+from ._questions import question_of
+
+log = logging.getLogger("shoal.watch.ui")
+
+PATIENCE = 1.0
+"""Seconds to wait for an error of a run that is executed again: most of them come at once."""
+
+
+class CannotDo(Exception):
+    """A request can't be carried out. The message says why, and what to do."""
+
+
+@final
+class Commands:
+    """What pages can ask for."""
+
+    def __init__(
+        self,
+        queries: Queries,
+        store: object,
+        applications: Mapping[str, Application[Any]],
+        runtime: Callable[[], Runtime | None],
+        tasks: Callable[[], TaskGroup | None],
+    ) -> None:
+        """Make the commands of an application.
+
+        Args:
+            queries: Find runs.
+            store: Takes commands for other processes.
+            applications: Those that can be executed here, by name.
+            runtime: Returns where to execute; None if there is no runtime.
+            tasks: Returns a group for what outlives a request; None if there is none.
+        """
+        self._queries = queries
+        self._store = store
+        self._applications = applications
+        self._runtime = runtime
+        self._tasks = tasks
+
+    async def cancel(self, path: RunPath, reason: str) -> None:
+        """Cancel a run, or a child with its descendants.
+
+        Raises:
+            CannotDo: Nothing executes it.
+        """
+        # Not of the child: the store may not know it yet.
+        overview = await self._queries.overview(path.root)
+        runtime = self._runtime()
+        handle = None if runtime is None else runtime.find(path.root.id)
+        if handle is not None and handle.status is None:
+            if path.parent is None:
+                handle.cancel(reason)
+            else:
+                handle.cancel_child(path, reason)
+            return
+        self._require_held(overview)
+        if path.parent is None:
+            await self._leave(path, "cancel", {"reason": reason})
+        else:
+            names: list[object] = []
+            at = path
+            while at.parent is not None:
+                names.insert(0, [at.step, at.visit, at.act, at.key])
+                at = at.parent
+            await self._leave(path, "cancel child", {"path": names, "reason": reason})
+
+    async def resume(self, path: RunPath) -> None:
+        """Run a run again from where it stood.
+
+        Raises:
+            CannotDo: Another process executes it, or its application isn't known here.
+        """
+        application, runtime = await self._executable(path)
+        await self._start(lambda: application.start(id=path.id, runtime=runtime))
+
+    async def retry(self, path: RunPath) -> None:
+        """Run the children of a run that have failed again.
+
+        Raises:
+            CannotDo: Another process executes it, or its application isn't known here.
+        """
+        application, runtime = await self._executable(path)
+        await self._start(lambda: application.retry_failed(path.id, runtime=runtime))
+
+    async def answer(self, path: RunPath, id_: str, sent: Mapping[str, str]) -> None:
+        """Answer a question of a run.
+
+        Raises:
+            BadAnswer: The answer isn't one that the question allows.
+            CannotDo: The question is gone, or nobody can take the answer.
+        """
+        question = await question_of(self._queries, path, id_)
+        if question is None:
+            raise CannotDo("This question is no longer open: it was answered, or its step ended.")
+        answer = answer_from(schema_of(question.question), sent)
+        overview = await self._queries.overview(path.root)
+        if overview.summary.holder:
+            await self._leave(path, "answer", {"question": id_, "answer": answer})
+            return
+        application, runtime = await self._executable(path.root)
+        answers = {(path.id, question.name): answer}
+        await self._start(
+            lambda: application.start(id=path.root.id, answers=answers, runtime=runtime)
+        )
+
+    async def change_limit(self, path: RunPath, arguments: Mapping[str, Any]) -> None:
+        """Change a limit in the process that executes a run.
+
+        Raises:
+            CannotDo: Nothing executes the run.
+        """
+        self._require_held(await self._queries.overview(path))
+        await self._leave(path, "change limits", dict(arguments))
+
+    async def _executable(self, path: RunPath) -> tuple[Application[Any], Runtime]:
+        overview = await self._queries.overview(path)
+        name = overview.summary.application
+        application, runtime = self._applications.get(name), self._runtime()
+        if overview.summary.holder:
+            raise CannotDo(f"It is executed already, by {overview.summary.holder}.")
+        if application is None:
+            raise CannotDo(
+                f"The application {name!r} isn't known here: start shoal ui with --app module:app, "
+                f"or give it to create_app(applications=)."
+            )
+        if runtime is None:
+            raise CannotDo("Nothing can be executed here: give create_app() a runtime=.")
+        return application, runtime
+
+    def _require_held(self, overview: Overview) -> None:
+        if not overview.summary.holder:
+            raise CannotDo("No process executes this run now, so none can take the request.")
+
+    async def _leave(self, path: RunPath, kind: Any, arguments: dict[str, Any]) -> None:
+        if not isinstance(self._store, KeepsReports):
+            name = type(self._store).__name__
+            raise CannotDo(
+                f"Another process executes this run, and {name} carries no commands to it."
+            )
+        await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=arguments))
+
+    async def _start(self, call: Callable[[], Awaitable[object]]) -> None:
+        """Call in a task that outlives the request, and raise what it raises at once."""
+        tasks = self._tasks()
+        if tasks is None:
+            raise CannotDo("Nothing can be executed here: the application's lifespan isn't run.")
+        ended, failure = Event(), list[Exception]()
+
+        async def execute() -> None:
+            try:
+                await call()
+            except Exception as error:  # noqa: BLE001 # told to the page, or logged
+                failure.append(error)
+                if not isinstance(error, ShoalError):
+                    log.info("a run that was started from the page has failed: %s", error)
+            ended.set()
+
+        tasks.start_soon(execute)
+        with move_on_after(PATIENCE):
+            await ended.wait()
+        if failure and isinstance(failure[0], ShoalError):
+            raise CannotDo(str(failure[0])) from failure[0]

@@ -1,0 +1,440 @@
+"""Ask the queries for what a page shows.
+
+A page is a template for its live part, and the values that the template uses. The same function
+makes the whole page, the fragment alone, and each update of a stream, so they can't differ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import isfinite
+from typing import Any, cast, final
+
+from markupsafe import Markup
+from starlette.datastructures import QueryParams
+
+from shoal._errors.exceptions import UnknownRun
+from shoal._events.identity import RunPath
+from shoal._events.paths import parse_path
+from shoal._events.report import LimitUse
+from shoal._runtime.application import Application
+from shoal.stores._watching import Order, Row
+from shoal.watch import draw
+from shoal.watch._overview import Overview, StepBar
+from shoal.watch._queries import Queries
+from shoal.watch._values import Value, What
+
+from . import _charts as charts
+from ._format import STATUSES, cut, key_text, percent, plain_json
+from ._questions import open_questions
+from ._urls import Urls
+
+ROWS = 25
+"""Rows of a page of children. With 10 elements for each, a page has room for everything else."""
+
+RUNS = 30
+"""Rows of a page of runs."""
+
+GROUPS = 8
+"""Groups of failures on the first view; the rest is counted."""
+
+LONGEST = 6
+"""Runs in flight on the first view."""
+
+ENTRIES = 25
+"""Entries of a page of a history; each may have several lines."""
+
+CHANGES = 6
+"""Changes of one entry that are shown; the rest is counted."""
+
+CHARACTERS = 4_000
+"""Characters of a value on a page; the rest is behind a link."""
+
+ERROR = 40_000
+"""Characters of an error's JSON that are read: a shortened one can't be laid out."""
+
+RUN_STATUSES = ("running", "failed", "halted", "cancelled", "succeeded")
+ORDERS: tuple[Order, ...] = ("failed first", "position", "ended last", "slowest")
+WHATS: tuple[tuple[What, str], ...] = (
+    ("error", "Error"),
+    ("element", "Element"),
+    ("value", "Result"),
+    ("first", "State at its start"),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What a template needs."""
+
+    template: str
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    is_live: bool = True
+    """Whether it can change by itself."""
+
+
+@final
+class Pages:
+    """The pages over one store."""
+
+    def __init__(self, queries: Queries, applications: Mapping[str, Application[Any]]) -> None:
+        """Make pages.
+
+        Args:
+            queries: What they ask.
+            applications: Those that can be executed here, by name.
+        """
+        self._queries = queries
+        self._applications = applications
+
+    async def runs(self, query: QueryParams, urls: Urls) -> Page:
+        """Return the list of root runs."""
+        status = query.get("status") or None
+        status = status if status in RUN_STATUSES else None
+        application = query.get("application") or None
+        page = await self._queries.runs(
+            status=status, application=application, after=query.get("after") or None, limit=RUNS
+        )
+        names = sorted({run.application for run in page.runs} | {*self._applications})
+        return Page(
+            template="runs.html",
+            title="Runs",
+            values={
+                "runs": page.runs,
+                "next": page.after
+                and urls.runs(status=status, application=application, after=page.after),
+                "is_first": not query.get("after"),
+                "status": status,
+                "application": application,
+                "applications": names,
+                "statuses": RUN_STATUSES,
+            },
+        )
+
+    async def run(self, text: str, query: QueryParams, urls: Urls) -> Page:
+        """Return one view of a run, root or child.
+
+        Raises:
+            UnknownRun: The store doesn't know it.
+        """
+        path = parse_path(text)
+        overview = await self._queries.overview(path)
+        views = self._views(overview)
+        view = query.get("view", "")
+        if view not in views:
+            view = ""
+        winner = overview.row.winner
+        if winner is None and path.parent is not None and overview.row.status == "failed":
+            winner = (await self._winners(path.parent)).get((path.step, path.visit))
+        shared: dict[str, Any] = {
+            "winner": winner,
+            "o": overview,
+            "path": path,
+            "name": _name(overview),
+            "view": view,
+            "views": views,
+            "can_execute": overview.summary.application in self._applications,
+            "is_held": bool(overview.summary.holder),
+            "bar": _whole_bar(overview),
+            "costs": _costs(overview),
+        }
+        match view:
+            case "timeline":
+                more = await self._timeline(path, overview, urls)
+            case "history":
+                more = await self._history(path, query, urls)
+            case "values":
+                more = {"values": await self._values(path)}
+            case "time":
+                more = await self._time(path)
+            case "graph":
+                more = {"drawing": self._drawing(overview)}
+            case _:
+                more = await self._first_view(path, overview, query, urls)
+        label = cut(_name(overview), 40)
+        done = overview.headline.done
+        total = overview.headline.total
+        part = f"{percent(done / total)} · " if total and overview.status == "running" else ""
+        return Page(
+            template=f"run-{view or 'overview'}.html", title=part + label, values={**shared, **more}
+        )
+
+    async def limits(self) -> Page:
+        """Return the page of limits."""
+        uses = await self._queries.limits()
+        return Page(
+            template="limits.html",
+            title="Limits",
+            values={"limits": [_limit(each) for each in uses[:40]], "omitted": len(uses[40:])},
+        )
+
+    async def value(self, text: str, what: str, *, characters: int | None) -> Value | None:
+        """Return a value of a run; None if it has none.
+
+        Raises:
+            UnknownRun: The store doesn't know the run.
+        """
+        if what not in {name for name, _ in WHATS}:
+            raise UnknownRun(f"a run has no {what!r}: ask for element, value, error or first")
+        return await self._queries.value(
+            parse_path(text), cast("What", what), characters=characters
+        )
+
+    def _views(self, overview: Overview) -> Mapping[str, str]:
+        has_children = bool(overview.counts or overview.bars)
+        views = {"": "Overview"}
+        if has_children:
+            views |= {"timeline": "Timeline"}
+        views |= {"history": "History"}
+        if has_children:  # a run without children shows its values on the first view
+            views |= {"values": "Values"}
+        if overview.report is not None:
+            views |= {"time": "Where the time went"}
+        if overview.path.parent is None and overview.summary.application in self._applications:
+            views |= {"graph": "Graph"}
+        return views
+
+    async def _first_view(
+        self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
+    ) -> dict[str, Any]:
+        questions, more_questions = [], False
+        if overview.status == "halted" or overview.questions:
+            questions, more_questions = await open_questions(self._queries, path)
+        values: list[Any] = []
+        table: dict[str, Any] = {}
+        if overview.counts or overview.bars:
+            table = await self._table(path, overview, query, urls)
+        else:
+            values = await self._values(path)
+        return {
+            "questions": questions,
+            "more_questions": more_questions,
+            "groups": overview.failures.groups[:GROUPS],
+            "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
+            "bars": [_step(bar) for bar in overview.bars[-12:]],
+            "omitted_bars": len(overview.bars[:-12]),
+            "longest": overview.longest[:LONGEST],
+            "titles": {bar.title for bar in overview.bars},
+            "omitted_longest": _omitted_longest(overview),
+            "values": values,
+            **table,
+        }
+
+    async def _table(
+        self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
+    ) -> dict[str, Any]:
+        steps = [*dict.fromkeys(bar.step for bar in overview.bars)]
+        status = query.get("status") if query.get("status") in STATUSES else None
+        step = query.get("step") if query.get("step") in steps else None
+        order = query.get("order", "failed first")
+        order = order if order in ORDERS else "failed first"
+        key = query.get("key") or None
+        page = await self._queries.children(
+            path,
+            step=step,
+            status=cast("Any", status),
+            key=key,
+            order=order,
+            after=query.get("after") or None,
+            limit=ROWS,
+        )
+        winners = await self._winners_of(overview)
+        kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
+        return {
+            "rows": [_with_winner(row, winners) for row in page.rows],
+            "next": page.after and urls.run(path, **kept, status=status, after=page.after),
+            "is_first": not query.get("after"),
+            "status": status,
+            "kept": kept,
+            "step": step,
+            "key": key or "",
+            "order": order,
+            "orders": ORDERS,
+            "steps": steps,
+            "has_acts": len({row.path.act for row in page.rows}) > 1
+            and any(row.path.key != "" for row in page.rows),
+            "chips": charts.all_statuses(overview.counts),
+            "all_children": sum(overview.counts.values()),
+        }
+
+    async def _winners_of(self, overview: Overview) -> Mapping[tuple[str, int], RunPath]:
+        """Return the winners of a run's races, if some contestant had failed."""
+        if any(bar.failed < bar.counts.get("failed", 0) for bar in overview.bars):
+            return await self._winners(overview.path)
+        return {}
+
+    async def _winners(self, path: RunPath) -> Mapping[tuple[str, int], RunPath]:
+        """Return the winner of each race of a run, by step and visit.
+
+        The record of a contestant that failed before its race was decided doesn't name the winner.
+        """
+        entries, _ = await self._queries.inspected.entries(path, kinds=("decision",), limit=1000)
+        winners: dict[tuple[str, int], RunPath] = {}
+        visits: dict[str, int] = {}
+        for entry in entries:
+            visit = visits[entry.step] = visits.get(entry.step, -1) + 1
+            act, key = json.loads(entry.data)[0]
+            winner = RunPath(parent=path, step=entry.step, visit=visit, act=act, key=key)
+            winners[entry.step, visit] = winner
+        return winners
+
+    async def _timeline(self, path: RunPath, overview: Overview, urls: Urls) -> dict[str, Any]:
+        timeline = await self._queries.timeline(path)
+        winners = await self._winners_of(overview)
+        chart, counts = Markup(""), dict[str, int]()
+        if timeline.bars and timeline.begins_at is not None and timeline.ends_at is not None:
+
+            def href(row: Row) -> str:
+                return urls.run(row.path)
+
+            rows = [_with_winner(row, winners) for row in timeline.bars]
+            chart = charts.gantt(rows, timeline.begins_at, timeline.ends_at, href)
+            for row in timeline.bars:
+                counts[row.status] = counts.get(row.status, 0) + 1
+        elif timeline.bins:
+            chart = charts.histogram(timeline.bins)
+            for each in timeline.bins:
+                for status, count in each.counts.items():
+                    counts[status] = counts.get(status, 0) + count
+        return {"timeline": timeline, "chart": chart, "legend": charts.all_statuses(counts)}
+
+    async def _history(self, path: RunPath, query: QueryParams, urls: Urls) -> dict[str, Any]:
+        page = await self._queries.history(path, after=query.get("after") or None, limit=ENTRIES)
+        return {
+            "entries": page.entries,
+            "changes": CHANGES,
+            "next": page.after and urls.run(path, view="history", after=page.after),
+            "is_first": not query.get("after"),
+        }
+
+    async def _values(self, path: RunPath) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for what, label in WHATS:
+            most = ERROR if what == "error" else CHARACTERS
+            value = await self._queries.value(path, what, characters=most)
+            if value is not None:
+                error = _as_error(value) if what == "error" else {}
+                found.append({"what": what, "label": label, "value": value, **error})
+        return found
+
+    async def _time(self, path: RunPath) -> dict[str, Any]:
+        return {"explanation": await self._queries.explain(path)}
+
+    def _drawing(self, overview: Overview) -> Markup:
+        """Return the drawing of the run's graph with the counts of its fan-outs."""
+        counts: dict[str, dict[str, int]] = {}
+        for bar in overview.bars:
+            of_step = counts.setdefault(bar.step, {})
+            shown = {**bar.counts, "running": _running(bar)}
+            for status, count in shown.items():
+                if count:
+                    of_step[status] = of_step.get(status, 0) + count
+        application = self._applications[overview.summary.application]
+        svg = draw.svg(application, counts, styled=False)
+        return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def _name(overview: Overview) -> str:
+    path = overview.path
+    return overview.summary.application if path.parent is None else key_text(path)
+
+
+def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
+    won = winners.get((row.path.step, row.path.visit))
+    return row._replace(winner=won) if row.status == "failed" and row.winner is None else row
+
+
+def _running(bar: StepBar) -> int:
+    return bar.in_flight if bar.is_under_way else bar.counts.get("running", 0)
+
+
+def _costs(overview: Overview) -> Mapping[str, float]:
+    """Return what was spent, unless the headline says it."""
+    is_told = any(part == "cost" for part, _ in overview.headline.parts)
+    return {} if is_told else overview.costs
+
+
+def _drawn(bar: StepBar) -> dict[str, float]:
+    """Return the counts of a bar. Losers of a race are grey, even those that had failed."""
+    counts: dict[str, float] = {**bar.counts, "running": _running(bar)}
+    lost = bar.counts.get("failed", 0) - bar.failed
+    return {**counts, "failed": bar.failed, "cancelled": bar.counts.get("cancelled", 0) + lost}
+
+
+def _step(bar: StepBar) -> dict[str, Any]:
+    counts = _drawn(bar)
+    return {
+        "bar": bar,
+        "svg": charts.tally_bar(counts, bar.total),
+        "failed": bar.failed,
+        "running": _running(bar),
+        "at": [
+            (step, sum(doing.values()), max(doing, key=lambda d: doing[d]))
+            for step, doing in bar.at.items()
+            if doing
+        ][:6],
+    }
+
+
+def _whole_bar(overview: Overview) -> Markup:
+    counts: dict[str, float] = {**overview.counts}
+    if overview.bars:
+        drawn = [_drawn(bar) for bar in overview.bars]
+        counts = {name: sum(each.get(name, 0) for each in drawn) for name in charts.ORDER}
+    known = [bar.total for bar in overview.bars if bar.total is not None]
+    total = sum(known) if known and len(known) == len(overview.bars) else None
+    if not counts and not total:
+        return Markup("")
+    return charts.tally_bar(counts, total, css="big")
+
+
+def _omitted_longest(overview: Overview) -> int:
+    in_flight = overview.report.in_flight if overview.report is not None else 0
+    if overview.path.parent is not None:
+        in_flight = len(overview.longest)
+    return max(max(in_flight, len(overview.longest)) - LONGEST, 0)
+
+
+def _limit(use: LimitUse) -> dict[str, Any]:
+    has_slots = use.slots is not None and isfinite(use.slots) and use.slots > 0
+    share = use.in_use / use.slots if has_slots and use.slots else None
+    return {
+        "use": use,
+        "id": blake2b(f"{use.owner} {use.part}".encode(), digest_size=8).hexdigest(),
+        "has_slots": has_slots,
+        "has_rate": "rate=" in use.limits,
+        "svg": None
+        if share is None
+        else charts.share_bar(share, "waiting" if use.waiting else "running"),
+        "waits": [*use.waits.items()][:8],
+        "omitted": max(len(use.waits) - 8, 0),
+    }
+
+
+def _as_error(value: Value) -> dict[str, Any]:
+    """Return what an error's JSON says, outermost first; nothing if the value is no error."""
+    data = plain_json(value.text)
+    errors: list[dict[str, Any]] = []
+    while isinstance(data, dict):
+        error = cast("dict[str, Any]", data)
+        if isinstance(error.get("traceback"), str):  # of a store that has the exception itself
+            return {"errors": [{"text": error["traceback"].rstrip(), "notes": (), "trace": ()}]}
+        if error.get("@") != "error":
+            break
+        kind = str(error.get("@type", "")).rpartition(":")[2]
+        notes = error.get("notes")
+        trace = error.get("trace")
+        errors.append(
+            {
+                "text": f"{kind}: {error.get('text', '')}",
+                "notes": notes if isinstance(notes, list) else (),
+                "trace": trace if isinstance(trace, list) else (),
+            }
+        )
+        data = error.get("cause")
+    return {"errors": errors} if errors else {}

@@ -1,0 +1,191 @@
+"""What forms of the page do to runs, over a real store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+import pytest
+from httpx import AsyncClient, Response
+
+from shoal import Application, Context, Limits, MemoryStore, RunPath, Runtime, action, fan_out
+from shoal.watch.ui import create_app
+from shoal.watch.ui._guard import Door
+from tests.watch.ui.clients import TOKEN, Page, client_of, words
+from tests.watch.ui.program import VERDICT
+
+pytestmark = pytest.mark.anyio
+
+broken = {"b"}
+
+
+@action(reads=["file"], writes=["text"])
+async def read(file: str) -> str:
+    await anyio.sleep(1)
+    if file in broken:
+        raise OSError(f"{file} can't be read")
+    return f"text of {file}"
+
+
+@action(reads=["file"], writes=["text"])
+async def review(file: str, context: Context) -> str:
+    said: Any = await context.ask("verdict", {"question": f"{file}?", "schema": VERDICT})
+    return f"{said['verdict']} {said['severity']}"
+
+
+def application(act: Any, **more: Any) -> Application[Any]:
+    step = fan_out(act, over="files", item="file", key=str, into="texts", take="text", **more)
+    return Application(step, name=act.name)
+
+
+@asynccontextmanager
+async def page_over(
+    store: MemoryStore, *applications: Application[Any]
+) -> AsyncGenerator[AsyncClient]:
+    app = create_app(store, applications, token=TOKEN)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        yield client
+
+
+async def act(client: AsyncClient, verb: str, path: str, **fields: str) -> Response:
+    form = {"csrf": Door(TOKEN).form_value, **fields}
+    return await client.post(f"/do/{verb}/{path}", data=form)
+
+
+async def status_of(client: AsyncClient, run_id: str) -> str:
+    [status] = re.findall(r'class="title".*?pill (\w+)', (await client.get(f"/runs/{run_id}")).text)
+    return status
+
+
+async def test_a_failed_run_is_resumed_where_it_stood():
+    store = MemoryStore()
+    reads = application(read, on_error="fail")
+    reads.store = store
+    with pytest.raises(ExceptionGroup):
+        await reads.run({"files": ["a", "b"]}, id="r")
+    async with page_over(store, reads) as client:
+        assert await status_of(client, "r") == "failed"
+        broken.discard("b")
+        try:
+            assert (await act(client, "resume", "r")).status_code == 303
+            await anyio.sleep(3)
+        finally:
+            broken.add("b")
+        assert await status_of(client, "r") == "succeeded"
+
+
+async def test_failed_children_are_run_again():
+    store = MemoryStore()
+    reads = application(read, on_error="collect")
+    reads.store = store
+    await reads.run({"files": ["a", "b"]}, id="r")
+    async with page_over(store, reads) as client:
+        assert "Run the 1 failed again" in words((await client.get("/runs/r")).text)
+        broken.discard("b")
+        try:
+            assert (await act(client, "retry", "r")).status_code == 303
+            await anyio.sleep(3)
+        finally:
+            broken.add("b")
+        page = words((await client.get("/runs/r")).text)
+        assert "failed" not in page.replace("failed first", "")
+
+
+async def test_a_question_is_answered_by_the_form_of_its_schema():
+    store = MemoryStore()
+    reviews = application(review)
+    reviews.store = store
+    await reviews.run({"files": ["a"]}, id="r")
+    async with page_over(store, reviews) as client:
+        page = Page((await client.get("/runs/r")).text)
+        [form] = [a for a in page.all("form") if "/do/answer/" in a["action"]]
+        path = form["action"].partition("/do/answer/")[2]
+        [id_] = [a["value"] for a in page.all("input", name="id")]
+        fields = {"answer.verdict": "merge", "answer.severity": "9"}
+        refused = await act(client, "answer", path, id=id_, **fields)
+        assert refused.status_code == 409
+        assert "at most 5" in words(refused.text)
+        fields["answer.severity"] = "3"
+        assert (await act(client, "answer", path, id=id_, **fields)).status_code == 303
+        await anyio.sleep(1)
+        assert await status_of(client, "r") == "succeeded"
+        again = await act(client, "answer", path, id=id_, **fields)
+        assert "no longer open" in words(again.text)
+    assert (await reviews.run(id="r")).state["texts"] == {"a": "merge 3"}
+
+
+async def test_a_run_of_this_server_is_cancelled_and_so_is_one_of_its_children():
+    store = MemoryStore()
+    reads = application(read, on_error="collect")
+    async with Runtime(store=store) as runtime:
+        app = create_app(store, [reads], token=TOKEN, runtime=runtime)
+        async with client_of(app) as client:
+            handle = await reads.start({"files": ["a", "c"]}, id="r", runtime=runtime)
+            await anyio.sleep(0.5)
+            child = quote("r/texts:0:read:a")
+            assert (await act(client, "cancel", child, reason="not a")).status_code == 303
+            result = await handle.result()
+            assert {*result.state["texts"]} == {"c"}
+            handle = await reads.start({"files": ["a", "c"]}, id="s", runtime=runtime)
+            await anyio.sleep(0.5)
+            assert (await act(client, "cancel", "s", reason="not any")).status_code == 303
+            assert await handle.wait_ended() == "cancelled"
+            page = words((await client.get("/runs/s")).text)
+    assert "not any" in page
+
+
+async def test_what_cannot_be_done_is_said():
+    store = MemoryStore()
+    reads, reviews = application(read, on_error="collect"), application(review)
+    reads.store = store
+    await reads.run({"files": ["a"]}, id="r")
+    async with page_over(store, reviews) as client:
+        texts = [
+            words((await act(client, verb, "r", reason="x")).text)
+            for verb in ("resume", "retry", "cancel")
+        ]
+        unknown = await act(client, "resume", "nobody")
+    assert "isn't known here" in texts[0]
+    assert "isn't known here" in texts[1]
+    assert "No process executes this run" in texts[2]
+    assert unknown.status_code == 404
+
+
+async def test_runs_that_actions_have_started_are_linked_both_ways():
+    store = MemoryStore()
+    reads = application(read, on_error="collect")
+    reads.store = store
+
+    @action(writes=["count"])
+    async def start() -> int:
+        result = await reads.run({"files": ["a"]}, id="inner")
+        return len(result.state["texts"])
+
+    await Application(start, name="outer", store=store).run({}, id="outer")
+    async with page_over(store) as client:
+        outer = Page((await client.get("/runs/outer")).text)
+        inner = await client.get("/runs/inner")
+    assert "/runs/inner" in outer.links
+    assert "/runs/outer" in Page(inner.text).links
+    assert "in its step start" in words(inner.text)
+
+
+async def test_counts_are_those_of_the_store_at_each_look():
+    store = MemoryStore()
+    reads = application(read, on_error="collect", limits=Limits(5))
+    files = [f"{n}" for n in range(40)]
+    async with Runtime(store=store) as runtime, page_over(store) as client:
+        handle = await reads.start({"files": files}, id="r", runtime=runtime)
+        seen = set[str]()
+        while handle.status is None:
+            counts = await store.counts(RunPath(run_id="r"))
+            page = words((await client.get("/runs/r")).text)
+            [shown] = re.findall(r"([\d,]+) in the store", page) or ["0"]
+            assert int(shown) == sum(counts.values())
+            seen.add(shown)
+            await anyio.sleep(0.3)
+    assert len(seen) > 1

@@ -1,0 +1,105 @@
+"""Forms made of JSON schemas, and answers made of forms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from shoal.watch.ui._forms import BadAnswer, answer_from, fields_of, schema_of
+from tests.watch.ui.fakes import SCHEMA
+
+SENT = {
+    "answer.verdict": "reject",
+    "answer.comment": "no\r\ntests",
+    "answer.severity": "3",
+    "answer.labels": "a\n\n b ",
+    "answer.notify": "yes",
+}
+
+
+class Author(BaseModel):
+    name: str
+    age: int | None = None
+
+
+class Decision(BaseModel):
+    verdict: Literal["yes", "no"]
+    author: Author
+    score: float = Field(ge=0, le=1)
+    extra: dict[str, int] = {}
+    comment: str | None = None
+
+
+def test_a_schema_makes_a_field_for_each_property():
+    kinds = {field.label: field.kind for field in fields_of(SCHEMA)}
+    assert kinds == {
+        "Verdict": "choice",
+        "Comment": "lines",
+        "Severity": "integer",
+        "Labels": "list",
+        "Notify": "yes or no",
+    }
+
+
+def test_what_was_sent_becomes_the_answer():
+    assert answer_from(SCHEMA, SENT) == {
+        "verdict": "reject",
+        "comment": "no\ntests",
+        "severity": 3,
+        "labels": ["a", "b"],
+        "notify": True,
+    }
+    assert answer_from(SCHEMA, {"answer.verdict": "later", "answer.severity": "1"}) == {
+        "verdict": "later",
+        "severity": 1,
+        "notify": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("answer.severity", "9", "at most 5"),
+        ("answer.severity", "0", "at least 1"),
+        ("answer.severity", "x", "not a number"),
+        ("answer.severity", "", "needed"),
+        ("answer.verdict", "maybe", "not one of the choices"),
+    ],
+)
+def test_what_the_schema_does_not_allow_is_refused(name: str, value: str, why: str):
+    with pytest.raises(BadAnswer, match=why):
+        answer_from(SCHEMA, SENT | {name: value})
+
+
+def test_a_schema_of_pydantic_round_trips():
+    schema = Decision.model_json_schema()
+    sent = {
+        "answer.verdict": "no",
+        "answer.author.name": "Ann",
+        "answer.author.age": "",
+        "answer.score": "0.5",
+        "answer.extra": '{"a": 1}',
+        "answer.comment": "",
+    }
+    answer: Any = answer_from(schema, sent)
+    assert Decision.model_validate(answer) == Decision(
+        verdict="no", author=Author(name="Ann"), score=0.5, extra={"a": 1}
+    )
+
+
+def test_an_answer_without_a_schema_is_text_or_json():
+    assert answer_from(None, {"answer": "[1]"}) == "[1]"
+    assert answer_from(None, {"answer": "[1]", "as_json": "yes"}) == [1]
+    with pytest.raises(BadAnswer, match="not JSON"):
+        answer_from(None, {"answer": "[1", "as_json": "yes"})
+
+
+@pytest.mark.parametrize(
+    "question", [None, "why?", 3, {"schema": "x"}, {"schema": {}}, {"draft": "a"}]
+)
+def test_a_question_without_a_schema_of_its_answer_has_none(question: object):
+    assert schema_of(question) is None
+    [field] = fields_of(None)
+    assert field.kind == "lines"

@@ -1,0 +1,192 @@
+"""What pages show, asked for as a browser does, without one."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote
+
+import pytest
+from fastapi import FastAPI
+
+from shoal.watch import path_text
+from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
+from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, FakeQueries, page_of
+
+pytestmark = pytest.mark.anyio
+
+VIEWS = ("", "timeline", "history", "values", "time")
+PAGES = [
+    "/",
+    "/limits",
+    "/?status=failed",
+    "/?status=halted&application=review",
+    *(f"/runs/crawl-2026-11-30?view={view}" for view in VIEWS),
+    "/runs/crawl-2026-11-30?status=failed&order=slowest&step=pages&key=module-0000",
+    "/runs/ask-1",
+    "/runs/ask-1?view=timeline",
+    "/runs/nightly",
+    "/runs/review",
+    "/runs/ask-1/race:0:model%2520large:",
+    "/values/value/ask-1",
+    "/nowhere",
+    "/runs/nobody",
+]
+
+
+def address_of(n: int) -> str:
+    return f"/runs/{quote(path_text(page_of(n)), safe='/:')}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_every_page_keeps_to_its_security_policy_and_to_600_nodes(page: str):
+    async with client_of(fake_ui().app) as client:
+        response = await client.get(page)
+    assert response.status_code == (404 if page in ("/nowhere", "/runs/nobody") else 200)
+    found = Page(response.text)
+    assert len(found.tags) < 600
+    assert all("src" in attributes for attributes in found.all("script"))
+    assert not found.all("style")
+    assert not [a for _, a in found.tags if "style" in a or any(n.startswith("on") for n in a)]
+    assert response.headers["content-security-policy"].startswith("default-src 'self';")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
+    ids = [a["id"] for _, a in found.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for other in found.links:
+        assert other.startswith(("/", "#"))
+
+
+@pytest.mark.parametrize("page", PAGES[:-2])
+async def test_every_link_leads_to_a_page(page: str):
+    async with client_of(fake_ui().app) as client:
+        links = Page((await client.get(page)).text).links
+        for link in {*links} - {"#live"}:
+            assert (await client.get(link)).status_code == 200, link
+
+
+async def test_the_first_view_of_a_run_says_how_it_is_in_the_order_of_its_importance():
+    async with client_of(fake_ui().app) as client:
+        text = words((await client.get("/runs/crawl-2026-11-30")).text)
+    parts = (
+        "12,589 of 20,000 · 312 failed · 20 running · 41/s · about 3 min left",
+        'held up by rate "docs" (83 % of waiting)',
+        "Failures 312 in 5 groups",
+        "187ReadTimeout in pages/fetch",
+        "pages of docs.example",
+        "14 more in flight",
+        "attempt 2 of 3 · next in 6.5 s · page 3 of 9",
+        "Children",
+        "Next page",
+    )
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+
+
+async def test_filters_narrow_the_table_and_stay_in_the_address():
+    async with client_of(fake_ui().app) as client:
+        first = await client.get("/runs/crawl-2026-11-30?status=succeeded&key=module-001")
+        [further] = [link for link in Page(first.text).links if "after=" in link]
+        second = await client.get(further)
+    assert "module-00024" not in words(first.text)
+    assert "module-00100" in words(first.text)
+    assert "status=succeeded" in further
+    assert "key=module-001" in further
+    assert "module-00125" in words(second.text)
+    assert "module-00100" not in words(second.text)
+
+
+async def test_losers_are_grey_and_lead_to_the_winner():
+    async with client_of(fake_ui().app) as client:
+        page = await client.get("/runs/ask-1")
+        losers = re.findall(r'<tr id="[^"]+" class="loser">.*?</tr>', page.text)
+        [link] = {*re.findall(r'class="won" href="([^"]+)"', page.text)}
+        winner = await client.get(link)
+    assert len(losers) == 2
+    assert not [row for row in losers if "pill failed" in row]
+    assert "model small" in words(winner.text)
+
+
+async def test_a_lost_run_is_told_from_a_running_one_and_leads_to_the_run_that_started_it():
+    async with client_of(fake_ui().app) as client:
+        runs = words((await client.get("/")).text)
+        lost = await client.get("/runs/nightly")
+    assert "no process executes it" in runs
+    assert "reported last 14 min ago" in words(lost.text)
+    assert "/runs/crawl-2026-11-30" in Page(lost.text).links
+
+
+async def test_texts_of_users_are_escaped_and_any_key_can_be_in_an_address():
+    async with client_of(fake_ui().app) as client:
+        runs = await client.get("/")
+        value = await client.get("/values/value/ask-1")
+        child = await client.get(address_of(3))
+        [stream] = [a["hx-sse:connect"] for a in Page(child.text).all("main")]
+        again = await client.get(stream.replace("as=stream", "as=fragment"))
+    for text in (runs.text, value.text):
+        assert HOSTILE not in text
+        assert HOSTILE in words(text)
+    assert "ReadTimeout" in words(child.text)
+    assert "ReadTimeout" in words(again.text)
+
+
+async def test_a_failed_child_shows_its_error_with_its_cause():
+    async with client_of(fake_ui().app) as client:
+        text = words((await client.get(address_of(3))).text)
+    assert "httpx:ReadTimeout" in text or "ReadTimeout: GET https://docs.example/a" in text
+    assert "in step 'fetch'" in text
+    assert "caused by" in text
+
+
+async def test_a_fragment_is_the_live_part_of_its_page():
+    async with client_of(fake_ui().app) as client:
+        page = await client.get("/limits")
+        fragment = await client.get("/limits?as=fragment")
+    title, _, inner = fragment.text.partition("</title>")
+    assert title == "<title>Limits · shoal"
+    assert inner in page.text
+
+
+async def test_a_stream_sends_changes_alone_and_ends_by_itself():
+    queries = FakeQueries()
+    ui = fake_ui(queries)
+    async with client_of(ui.app) as client:
+        response = await client.get("/limits?as=stream")
+        [only] = events(response.text)
+        [id_] = re.findall(r"^id: (.*)$", response.text, flags=re.MULTILINE)
+        again = await client.get("/limits?as=stream", headers={"Last-Event-ID": id_})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert "Limits(20)" in only
+    assert events(again.text) == []
+
+
+async def test_all_streams_end_when_they_are_closed():
+    ui = fake_ui()
+    ui.streams.close()
+    async with client_of(ui.app) as client:
+        assert events((await client.get("/limits?as=stream")).text) == []
+
+
+async def test_it_can_be_mounted_under_a_prefix():
+    service = FastAPI()
+    service.mount("/shoal/runs", fake_ui().app)
+    async with client_of(service) as client:
+        page = await client.get("/shoal/runs/runs/crawl-2026-11-30")
+        found = Page(page.text)
+        addresses = found.links + [a["src"] for a in found.all("script")]
+        addresses += [a["hx-sse:connect"] for a in found.all("main")]
+        addresses += [a["action"] for a in found.all("form")]
+        assert all(each.startswith(("/shoal/runs/", "#")) for each in addresses)
+        assert (await client.get(found.all("script")[0]["src"])).status_code == 200
+        assert (await client.get("/shoal/runs/")).status_code == 200
+        fragment = found.all("main")[0]["hx-sse:connect"].replace("stream", "fragment")
+        assert (await client.get(fragment)).status_code == 200
+
+
+async def test_a_question_has_a_form_of_its_schema_where_an_answer_can_be_given():
+    queries = FakeQueries()
+    async with client_of(fake_ui(queries).app) as client:
+        nobody = words((await client.get("/runs/review")).text)
+    assert "Publish this comment?" in nobody
+    assert "No process executes this run" in nobody
+    assert ASKED.parent != CRAWL
+    assert TOKEN not in nobody
