@@ -129,7 +129,7 @@ async def slow(item: int) -> int:
 
 
 @action(reads=["item"], writes=["done"])
-def at_once(item: int) -> int:
+async def at_once(item: int) -> int:
     return item
 
 

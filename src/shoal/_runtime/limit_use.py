@@ -32,13 +32,13 @@ def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
         now: The time, by the clock of the runtime.
     """
     return [
-        _use(owner or RUNTIME, number, part, now)
+        _use(owner or RUNTIME, number, part, now, limiter.charged(part.part))
         for owner, limiter in limiters.items()
         for number, part in enumerate(limiter.parts)
     ][:LIMITS]
 
 
-def _use(owner: str, number: int, part: PartGates, now: float) -> LimitUse:
+def _use(owner: str, number: int, part: PartGates, now: float, charged: float | None) -> LimitUse:
     counts = part.statistics(now)
     waits: Mapping[str, int] = {}
     if part.part.by is not None and counts.waiting:
@@ -55,7 +55,18 @@ def _use(owner: str, number: int, part: PartGates, now: float) -> LimitUse:
         paused=counts.paused,
         keys=counts.keys,
         waits=waits,
+        cost=charged,
     )
+
+
+def names_of_costs(limiters: Mapping[str, Limiter]) -> Mapping[int, str]:
+    """Return the name of the owner of each limit with ``cost=``, by the id of its part."""
+    return {
+        id(part.part): owner or RUNTIME
+        for owner, limiter in limiters.items()
+        for part in limiter.parts
+        if part.part.cost is not None
+    }
 
 
 def owners_of(limiters: Mapping[str, Limiter]) -> Mapping[str, str]:

@@ -23,12 +23,19 @@ from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Wai
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
-from .sampling import LOOKED_THROUGH, Leaf, Sample, Wait, waits_for
+from .sampling import LONGEST, Leaf, Sample, Wait, waits_for
 
 WAITS = 1000
 """Limits and keys that are kept. Beyond twice as many, those that took least are forgotten."""
 WAITS_TOLD = 20
 """Limits and keys of which a report tells."""
+SEARCHED = 2000
+"""Runs in flight among which each report finds the oldest anew. Ten times as many take some
+milliseconds, so of more they are sought..."""
+NOW_AND_THEN = 4
+"""...after so many samples, if half of those that were found have ended..."""
+RARELY = 20
+"""...or after so many in any case: runs may have become the oldest by losing their children."""
 LATE = 0.005
 """Seconds by which a timer of the loop may be late though the loop was idle."""
 TEXT = 200
@@ -68,6 +75,7 @@ class Tally:
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
+        self._searched_at = -RARELY  # the sample at which the oldest of all runs were found
         # By the id of a run: the run, what it did when it was first told of, and when that was.
         # Only of the runs in the last report.
         self._since: dict[int, tuple[Run, object, float]] = {}
@@ -141,6 +149,7 @@ class Tally:
         *,
         limits: Sequence[LimitUse] = (),
         owners: Mapping[str, str] | None = None,
+        costs: Mapping[str, float] | None = None,
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -150,6 +159,7 @@ class Tally:
             every: Seconds between two samples, at present.
             limits: The limits in use.
             owners: The owner of each limit, by the limit as it is written.
+            costs: What was charged so far, by the name of the limit.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -160,12 +170,8 @@ class Tally:
             in_flight = sample.in_flight
             steps = tuple([self._step(group, sample) for group in sample.groups])
             omitted = len(run.config.execution.groups) - len(steps)
-            if in_flight <= LOOKED_THROUGH or self.samples % 4 == 1 or not self._since:
-                leaves = sample.longest(run, living)
-            else:
-                leaves = sample.still(self._leaves)
-            self._leaves = leaves
-            longest = self._runs(leaves, now)
+            self._leaves = self._oldest(run, living, sample)
+            longest = self._runs(self._leaves, now)
         owned = owners or {}
         return Report(
             run_id=self._run_id,
@@ -194,7 +200,22 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            costs=costs or {},
         )
+
+    def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:
+        """Return the runs in flight that have been so longest.
+
+        Of many, those are kept that were the oldest at an earlier sample and still are in flight:
+        all others are younger.
+        """
+        since = self.samples - self._searched_at
+        if sample.in_flight > SEARCHED and since < RARELY:
+            leaves = sample.still(self._leaves)
+            if since < NOW_AND_THEN or len(leaves) > LONGEST // 2:
+                return leaves
+        self._searched_at = self.samples
+        return sample.longest(run, living)
 
     def _with_full(self, use: LimitUse, now: float) -> LimitUse:
         """Add the time for which a limit was full: counted from one report to the next."""
