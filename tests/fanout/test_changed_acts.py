@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
 import pytest
 
-from shoal import Application, Limits, MemoryStore, StoreFailed, action, fan_out
+from shoal import Application, Limits, MemoryStore, Outcome, State, StoreFailed, action, fan_out
 from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
@@ -103,3 +103,66 @@ async def test_elements_that_are_the_same_are_not_taken_for_each_other():
         await application(work, store=dying).run({"ns": [7] * 4}, id="x")
     result = await application(work, other, store=store).run(id="x")
     assert result.state["out"] == [{"A": 7, "B": "B7"}] * 4
+
+
+def counted(state: State, outcome: Outcome) -> State:
+    return state.increment(**{f"{outcome.act}{outcome.element}": 1})
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+@pytest.mark.parametrize("limit", [1, 2, 6])
+@pytest.mark.parametrize("change", ["A AB", "A BA", "AB BYA", "A AB BAY"])
+async def test_elements_that_grow_behind_another_list_of_acts_take_no_others_place(
+    change: str, limit: int, stop: int
+):
+    """Without keys an element is known by its index, and its position counts acts."""
+    ns = [1, 2, 3, 4, 5, 6]
+    store, (*before, last) = MemoryStore(), change.split()
+
+    def application(names: str, *, stop: int = 0) -> Application[Any]:
+        def grow(state: State, outcome: Outcome) -> list[int]:
+            is_cause = not stop and (outcome.act, outcome.element) == (last[-1], 1)
+            return [70, 80] if is_cause else []
+
+        acts = [act(name, stop, "cancelled") for name in names]
+        options: dict[str, Any] = {"limits": Limits(limit), "name": "fan", "grow": grow}
+        writes = [f"{name}{n}" for name in "ABY" for n in (*ns, 70, 80)]
+        fan = fan_out(acts, over="ns", item="n", reduce=counted, writes=writes, **options)
+        return Application(fan, name="app", store=store)
+
+    # Nothing grows before the last program: only then may the number of acts be another one.
+    for names in before:
+        with anyio.move_on_after(30):
+            await application(names, stop=stop).run({"ns": ns}, id="x")
+    result = await application(last).run(id="x")
+    found = {name: count for name, count in result.state.items() if name != "ns"}
+    grown = (70, 80) if any(f"{name}70" in found for name in last) else ()
+    expected = {f"{name}{n}": 1 for name in last for n in (*ns, *grown)}
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6])
+@pytest.mark.parametrize("change", ["A AB", "A ABY", "A AYB"])
+async def test_children_that_at_most_counts_come_up_behind_a_longer_list_of_acts(
+    change: str, limit: int
+):
+    """All of them have begun: the last ones have other positions now than then."""
+    ns = [1, 2, 3, 4, 5, 6]
+    before, after = change.split()
+
+    def application(names: str, *, stop: int = 0) -> Application[Any]:
+        def over(state: State) -> Iterator[int]:
+            yield from ns
+
+        acts = [act(name, stop, "failed") for name in names]
+        writes = [f"{name}{n}" for name in "ABY" for n in ns]
+        given: dict[str, Any] = {"over": over, "item": "n", "reads": [], "at_most": 6}
+        limits = Limits(limit)
+        fan = fan_out(acts, reduce=counted, writes=writes, name="fan", limits=limits, **given)
+        return Application(fan, name="app", store=store)
+
+    store = MemoryStore()
+    with suppress(ExceptionGroup):
+        await application(before, stop=6).run({}, id="x")
+    result = await application(after).run(id="x")
+    assert result.state == {f"A{n}": 1 for n in ns}

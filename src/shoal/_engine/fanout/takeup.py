@@ -130,6 +130,20 @@ def refuse_changed(
     return None if then == now else StepBegun(join.name, now)
 
 
+def fewest_acts(begun: ReplayedHistory) -> int | None:
+    """Return the fewest acts for each element in programs that have recorded positions.
+
+    Once ``grow`` has found elements, the number stays the same: another one is refused. All that
+    was recorded before is in front of them, so only the last program counts.
+
+    Returns None if no program has declared its acts.
+    """
+    has_grown = any(one.discovered for one in begun.under_way)
+    declarations = begun.declarations[-1:] if has_grown else begun.declarations
+    acts = [one.declared["acts"] for _, one in declarations]
+    return min((len(cast("Sized", one)) for one in acts if isinstance(one, list)), default=None)
+
+
 def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
     """Compare all former declarations with the present one; None: all results can be used."""
     then = [(number, one.declared) for number, one in begun.declarations]
