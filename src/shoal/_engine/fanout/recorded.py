@@ -285,6 +285,16 @@ class RecordedChildren:
             child.rest(record)
         return decision, None if decision == "new" else record
 
+    def is_done(self, child: Run) -> bool:
+        """Return whether ``resume`` would say that ``child`` is done; nothing else happens.
+
+        Raises:
+            InputChanged: As ``resume``.
+            RunConflict: As ``resume``.
+        """
+        record = self.get(ChildName(child.config.act, child.key))
+        return record is not None and self._decide(child, record) == "is done"
+
     @property
     def may_refuse(self) -> bool:
         """Whether ``resume`` may raise for a child that has not come up yet."""

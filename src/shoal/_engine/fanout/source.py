@@ -292,21 +292,32 @@ class ElementSource:
         kept, dropped = list[PendingChild](), list[Run]()
         try:
             while entries:
-                entry = entries.popleft()
-                if not is_meant(entry.kind.config, entry.key):
+                entry = entries[0]
+                stays = not is_meant(entry.kind.config, entry.key) or self._is_done(entry)
+                entries.popleft()
+                if stays:
                     kept.append(entry)
-                    continue
-                child = self._child(entry)
-                if child == "dropped":
-                    continue
-                if child.disposition is DONE:
-                    self._started -= 1  # `take` counts it again
-                    kept.append(entry_of(child))
-                else:
+                elif (child := self._child(entry)) != "dropped":
                     dropped.append(child)
         finally:  # if making a child has raised, `_make` has put that one into _waiting again
             self._waiting = deque((*kept, *self._waiting, *entries))
         return dropped
+
+    def _is_done(self, entry: PendingChild) -> bool:
+        """Return whether a child that waits is Done: then it has only to be applied.
+
+        The child is not made, since that takes its record, and another round of a race would not
+        know that it is Done. See test_a_contestant_that_is_done_stays_so_though_it_is_cancelled.
+        """
+        if entry.child is not None:
+            return entry.child.disposition is DONE
+        act, children = entry.kind.config.act, self._recorded_children
+        if self.pick is not None and self.pick(act, entry.key) is not None:
+            return False
+        child = self._run(entry.key, entry.position, entry.element, entry.kind)
+        if self._done_before(child) is not None:
+            return True
+        return children is not None and children.is_done(child)
 
     def remade(self, record: ChildRecord) -> Run | None:
         """Make the child of a record again; None if its act is not executed any more."""
