@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
 import pytest
 
-from shoal import Application, Limits, MemoryStore, Outcome, State, StoreFailed, action, fan_out
+from shoal import (
+    Application,
+    Limits,
+    MemoryStore,
+    Outcome,
+    Result,
+    RunPath,
+    State,
+    StoreFailed,
+    action,
+    fan_out,
+    first_item,
+)
+from shoal._graph.until import OnBreak
+from shoal.events import Decision
 from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
@@ -166,3 +180,31 @@ async def test_children_that_at_most_counts_come_up_behind_a_longer_list_of_acts
         await application(before, stop=6).run({}, id="x")
     result = await application(after).run(id="x")
     assert result.state == {f"A{n}": 1 for n in ns}
+
+
+@pytest.mark.parametrize("saves", range(1, 6))
+@pytest.mark.parametrize("on_break", ["fail", "restart"])
+async def test_the_first_item_decides_though_its_act_is_renamed_before_there_is_a_record(
+    on_break: OnBreak, saves: int
+):
+    """The key alone finds the winner among the children of an only act."""
+
+    def application(name: str, store: Any) -> Application[Any]:
+        @action(reads=["n"], writes=["v"], name=name)
+        async def work(n: int) -> AsyncIterator[str | Result[str]]:
+            await anyio.sleep(abs(n - first))
+            yield "so"
+            await anyio.sleep(1)
+            yield Result(f"{n} is first")
+
+        until = first_item(on_break=on_break)
+        fan = fan_out(work, over="ns", item="n", key=str, into="out", until=until, name="fan")
+        return Application(fan, name="app", store=store)
+
+    store, first = MemoryStore(), 3
+    with suppress(StoreFailed):
+        await application("A", Dying(store, saves)).run({"ns": NS}, id="x")
+    first = 5
+    is_decided = any(isinstance(one, Decision) for one in await store.read(RunPath(run_id="x")))
+    result = await application("X", store).run({"ns": NS}, id="x")
+    assert result.state["out"] == f"{3 if is_decided else 5} is first"
