@@ -85,8 +85,7 @@ def judge_life(
     world: World, end: str, *, before: Mapping[str, Seen], seen: Mapping[str, Seen], run_id: str
 ) -> None:
     """Judge one life: what was told, what is kept, and what has changed of that."""
-    was_torn_down = any(trip.what == "teardown" for trip in world.fired_now)
-    if not world.hook_raised and not was_torn_down:
+    if not world.hook_raised and not _was_torn_down(world):
         recorder = RecordingHook()
         recorder.events = world.events
         try:
@@ -200,11 +199,17 @@ def _may_go_on_untold(world: World, outcome: Outcome, status: str | None) -> boo
     """Tell whether a child may have been tried again, with another end, and nobody was told.
 
     Something has to try it again, and the hook has to have raised before: it is told nothing more.
-    What is Done stays so, and nothing succeeds any more behind a hook that has raised.
+    Or its call was cut short, because all tasks were cancelled. What is Done stays so, and nothing
+    succeeds any more behind that.
     """
     is_tried_again = world.program["outer_retry"] == "yes" or may_restart(world)
     is_final = isinstance(outcome, Done) or status == "succeeded"
-    return world.hook_raised and is_tried_again and not is_final
+    is_untold = world.hook_raised or _was_torn_down(world)
+    return is_untold and is_tried_again and not is_final
+
+
+def _was_torn_down(world: World) -> bool:
+    return any(trip.what == "teardown" for trip in world.fired_now)
 
 
 def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:

@@ -276,6 +276,19 @@ def test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history(
     assert played.ends == ["failed", "failed", "failed"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_hook_whose_call_is_torn_down_may_not_be_told_that_a_child_is_tried_again(kind: str):
+    """All tasks are cancelled while the hook is told that child 3 starts once more."""
+    row = {**PLAIN, "form": "start", "place": "fan", "outer_retry": "yes", "max_live": "1",
+           "telling": "turns", "bad": "all acts"}  # fmt: skip
+    with stores_of(kind) as make_store:
+        program = Program(30056302, row, (Trip(1, "act", 6, "teardown"),))
+        played = play(program, "asyncio", make_store)
+    assert not played.violations
+    assert played.ends[0] == "cancelled"
+    assert played.ends[-1] == "failed"
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 

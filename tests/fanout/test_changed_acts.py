@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
 import pytest
 
-from shoal import Application, Limits, MemoryStore, StoreFailed, action, fan_out
+from shoal import (
+    Application,
+    Limits,
+    MemoryStore,
+    Outcome,
+    Result,
+    RunPath,
+    State,
+    StoreFailed,
+    action,
+    fan_out,
+    first_item,
+)
+from shoal._graph.until import OnBreak
+from shoal.events import Decision
 from shoal.types import Act
 
 pytestmark = pytest.mark.anyio
@@ -103,3 +117,94 @@ async def test_elements_that_are_the_same_are_not_taken_for_each_other():
         await application(work, store=dying).run({"ns": [7] * 4}, id="x")
     result = await application(work, other, store=store).run(id="x")
     assert result.state["out"] == [{"A": 7, "B": "B7"}] * 4
+
+
+def counted(state: State, outcome: Outcome) -> State:
+    return state.increment(**{f"{outcome.act}{outcome.element}": 1})
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+@pytest.mark.parametrize("limit", [1, 2, 6])
+@pytest.mark.parametrize("change", ["A AB", "A BA", "AB BYA", "A AB BAY"])
+async def test_elements_that_grow_behind_another_list_of_acts_take_no_others_place(
+    change: str, limit: int, stop: int
+):
+    """Without keys an element is known by its index, and its position counts acts."""
+    ns = [1, 2, 3, 4, 5, 6]
+    store, (*before, last) = MemoryStore(), change.split()
+
+    def application(names: str, *, stop: int = 0) -> Application[Any]:
+        def grow(state: State, outcome: Outcome) -> list[int]:
+            is_cause = not stop and (outcome.act, outcome.element) == (last[-1], 1)
+            return [70, 80] if is_cause else []
+
+        acts = [act(name, stop, "cancelled") for name in names]
+        options: dict[str, Any] = {"limits": Limits(limit), "name": "fan", "grow": grow}
+        writes = [f"{name}{n}" for name in "ABY" for n in (*ns, 70, 80)]
+        fan = fan_out(acts, over="ns", item="n", reduce=counted, writes=writes, **options)
+        return Application(fan, name="app", store=store)
+
+    # Nothing grows before the last program: only then may the number of acts be another one.
+    for names in before:
+        with anyio.move_on_after(30):
+            await application(names, stop=stop).run({"ns": ns}, id="x")
+    result = await application(last).run(id="x")
+    found = {name: count for name, count in result.state.items() if name != "ns"}
+    grown = (70, 80) if any(f"{name}70" in found for name in last) else ()
+    expected = {f"{name}{n}": 1 for name in last for n in (*ns, *grown)}
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6])
+@pytest.mark.parametrize("change", ["A AB", "A ABY", "A AYB"])
+async def test_children_that_at_most_counts_come_up_behind_a_longer_list_of_acts(
+    change: str, limit: int
+):
+    """All of them have begun: the last ones have other positions now than then."""
+    ns = [1, 2, 3, 4, 5, 6]
+    before, after = change.split()
+
+    def application(names: str, *, stop: int = 0) -> Application[Any]:
+        def over(state: State) -> Iterator[int]:
+            yield from ns
+
+        acts = [act(name, stop, "failed") for name in names]
+        writes = [f"{name}{n}" for name in "ABY" for n in ns]
+        given: dict[str, Any] = {"over": over, "item": "n", "reads": [], "at_most": 6}
+        limits = Limits(limit)
+        fan = fan_out(acts, reduce=counted, writes=writes, name="fan", limits=limits, **given)
+        return Application(fan, name="app", store=store)
+
+    store = MemoryStore()
+    with suppress(ExceptionGroup):
+        await application(before, stop=6).run({}, id="x")
+    result = await application(after).run(id="x")
+    assert result.state == {f"A{n}": 1 for n in ns}
+
+
+@pytest.mark.parametrize("saves", range(1, 6))
+@pytest.mark.parametrize("on_break", ["fail", "restart"])
+async def test_the_first_item_decides_though_its_act_is_renamed_before_there_is_a_record(
+    on_break: OnBreak, saves: int
+):
+    """The key alone finds the winner among the children of an only act."""
+
+    def application(name: str, store: Any) -> Application[Any]:
+        @action(reads=["n"], writes=["v"], name=name)
+        async def work(n: int) -> AsyncIterator[str | Result[str]]:
+            await anyio.sleep(abs(n - first))
+            yield "so"
+            await anyio.sleep(1)
+            yield Result(f"{n} is first")
+
+        until = first_item(on_break=on_break)
+        fan = fan_out(work, over="ns", item="n", key=str, into="out", until=until, name="fan")
+        return Application(fan, name="app", store=store)
+
+    store, first = MemoryStore(), 3
+    with suppress(StoreFailed):
+        await application("A", Dying(store, saves)).run({"ns": NS}, id="x")
+    first = 5
+    is_decided = any(isinstance(one, Decision) for one in await store.read(RunPath(run_id="x")))
+    result = await application("X", store).run({"ns": NS}, id="x")
+    assert result.state["out"] == f"{3 if is_decided else 5} is first"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -18,7 +18,9 @@ from shoal import (
     NobodyAccepted,
     Result,
     Retry,
+    RunCancelled,
     RunPath,
+    StepTimeout,
     action,
     fan_out,
     first_item,
@@ -303,3 +305,51 @@ async def test_a_contestant_that_comes_to_another_question_is_asked_anew(differs
     assert again.status == "halted"
     result = await app.run(id="r", answers={"good": "no"})
     assert (result.status, answers) == ("succeeded", ["yes", "no"])
+
+
+@pytest.mark.parametrize("at_most", [None, 3])
+async def test_a_contestant_that_is_done_stays_so_though_it_is_cancelled(at_most: int | None):
+    """It is cancelled while it waits, which changes nothing, and then the attempt times out."""
+    store, ran, cancels = MemoryStore(), list[str](), list[Callable[[str], None]]()
+
+    @action(writes=["text"])
+    async def slow(context: Context) -> str:
+        ran.append(context.path.act)
+        await anyio.sleep(9 if len(ran) < 5 else 0.5)
+        raise ConnectionError
+
+    @action(writes=["text"])
+    async def quick() -> str:
+        ran.append("c")
+        for cancel in cancels:
+            cancel("before its result can be applied")
+        return "c"
+
+    def application(limit: int) -> Application[Any]:
+        given: dict[str, Any] = {} if at_most is None else {"at_most": at_most}
+        inner = fan_out(
+            [slow.bind(name="a"), slow.bind(name="b"), quick.bind(name="c")], into="out",
+            take="text", name="race", until=RESTART, limits=Limits(limit), timeout=2, **given,
+        )  # fmt: skip
+        outer = fan_out(
+            Graph.chain(inner, name="inner"), over="names", key=str, into="all", take="out",
+            name="outer", each=Each(retry=Retry(attempts=2, on=StepTimeout, jitter=0)),
+        )  # fmt: skip
+        return Application(outer, store=store, name="app")
+
+    with pytest.raises(RunCancelled):
+        async with application(3).open({"names": ["n"]}, id="r") as handle:
+            cancels.append(handle.cancel)
+            await handle.result()
+    cancels.clear()
+    around = RunPath(act="inner", parent=RunPath(run_id="r"), step="outer", key="n")
+    done = RunPath(act="c", parent=around, step="race", key="")
+    records = {one.act: one for one in await store.children(around, "race", 0)}
+    assert (records["c"].status, records["c"].applied) == ("succeeded", None)
+    assert ran == ["a", "b", "c"]
+    async with application(1).open(id="r") as handle:
+        await anyio.sleep(1)
+        assert not handle.cancel_child(done, "by hand"), "it has ended already"
+        result = await handle.result()
+    assert ran == ["a", "b", "c", "a", "a", "b"], "c is Done"
+    assert result.state["all"] == {"n": "c"}

@@ -123,6 +123,7 @@ class RecordedChildren:
         "compares",
         "conflicts",
         "done_left",
+        "fewest_acts",
         "has_race",
         "has_other_acts",
         "last_position",
@@ -155,6 +156,7 @@ class RecordedChildren:
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
         self.last_position: int = records.last_position
+        """The highest position of a recorded child, in the program that has recorded it."""
         self.started: int = records.started
         """The number of children that were started; `at_most` counts them."""
         # Done children that were read in parts are applied: with ``folds``, they were reduced.
@@ -165,6 +167,8 @@ class RecordedChildren:
         """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
         """The names of the acts that have results."""
+        self.fewest_acts: int | None = None
+        """The fewest acts for an element in a program that has recorded them; None: unknown."""
         # The attributes down to has_race are set before the first child comes up.
         self.acts_now: frozenset[str] | None = None
         """The names of the acts that are executed now; None: each task has its own act."""
@@ -191,6 +195,15 @@ class RecordedChildren:
         test_children_of_an_act_that_is_gone_take_no_place_of_at_most).
         """
         self.started -= sum(map(was_started, self._left.of(acts)))
+
+    def last_position_now(self, acts: int) -> int:
+        """Return the highest position that recorded elements take, with ``acts`` for each.
+
+        It may be higher than that, but not lower: a program with fewer acts may have recorded the
+        last element. See test_elements_that_grow_behind_another_list_of_acts_take_no_others_place.
+        """
+        then = self.fewest_acts or acts
+        return (self.last_position // then + 1) * acts - 1
 
     def get(self, child: ChildName) -> ChildRecord | None:
         """Return the record of a child that has not come up yet; None if it has none."""
@@ -271,6 +284,16 @@ class RecordedChildren:
         elif decision == "rests":
             child.rest(record)
         return decision, None if decision == "new" else record
+
+    def is_done(self, child: Run) -> bool:
+        """Return whether ``resume`` would say that ``child`` is done; nothing else happens.
+
+        Raises:
+            InputChanged: As ``resume``.
+            RunConflict: As ``resume``.
+        """
+        record = self.get(ChildName(child.config.act, child.key))
+        return record is not None and self._decide(child, record) == "is done"
 
     @property
     def may_refuse(self) -> bool:

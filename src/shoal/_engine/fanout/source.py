@@ -76,6 +76,7 @@ class ElementSource:
         "_pulled_before",
         "_sized",
         "_started",
+        "_last_recorded",
         "_last_to_come",
         "_waiting",
         "_stopped",
@@ -134,8 +135,11 @@ class ElementSource:
         # If the parent begins again, `grow` returns the same elements, and without keys only their
         # positions tell which children they had. See
         # test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again.
-        last = -1 if recorded_children is None or finds_again else recorded_children.last_position
-        self._positions = Positions(len(kinds) or 1, last)
+        width, last = len(kinds) or 1, -1
+        if recorded_children is not None:
+            last = recorded_children.last_position_now(width)
+        self._positions = Positions(width, -1 if finds_again else last)
+        self._last_recorded = last  # the highest position of an element with records; -1: none
         self._recorded_children = recorded_children
         # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
         # the new keys, the number of dropped elements, and the elements found again.
@@ -288,21 +292,32 @@ class ElementSource:
         kept, dropped = list[PendingChild](), list[Run]()
         try:
             while entries:
-                entry = entries.popleft()
-                if not is_meant(entry.kind.config, entry.key):
+                entry = entries[0]
+                stays = not is_meant(entry.kind.config, entry.key) or self._is_done(entry)
+                entries.popleft()
+                if stays:
                     kept.append(entry)
-                    continue
-                child = self._child(entry)
-                if child == "dropped":
-                    continue
-                if child.disposition is DONE:
-                    self._started -= 1  # `take` counts it again
-                    kept.append(entry_of(child))
-                else:
+                elif (child := self._child(entry)) != "dropped":
                     dropped.append(child)
         finally:  # if making a child has raised, `_make` has put that one into _waiting again
             self._waiting = deque((*kept, *self._waiting, *entries))
         return dropped
+
+    def _is_done(self, entry: PendingChild) -> bool:
+        """Return whether a child that waits is Done: then it has only to be applied.
+
+        The child is not made, since that takes its record, and another round of a race would not
+        know that it is Done. See test_a_contestant_that_is_done_stays_so_though_it_is_cancelled.
+        """
+        if entry.child is not None:
+            return entry.child.disposition is DONE
+        act, children = entry.kind.config.act, self._recorded_children
+        if self.pick is not None and self.pick(act, entry.key) is not None:
+            return False
+        child = self._run(entry.key, entry.position, entry.element, entry.kind)
+        if self._done_before(child) is not None:
+            return True
+        return children is not None and children.is_done(child)
 
     def remade(self, record: ChildRecord) -> Run | None:
         """Make the child of a record again; None if its act is not executed any more."""
@@ -325,7 +340,7 @@ class ElementSource:
         # still be pulled, the source goes on up to its position.
         last, children = self._last_to_come if self.to_come else -1, self._recorded_children
         if children is not None and children.left:
-            last = max(last, children.last_position)
+            last = max(last, self._last_recorded)
         return last < 0 or (not self._waiting and self._positions.next > last)
 
     def _take_only(self, element: object, kind: ChildTemplate) -> Run | Dropped:
@@ -481,6 +496,7 @@ class ElementSource:
         self._positions.go_on(former._positions)
         self._recorded_children = former._recorded_children
         self._found_before = former._found_before
+        self._last_recorded = former._last_recorded
         self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
         if former._is_keyed():
@@ -574,6 +590,7 @@ class ElementSource:
             self._waiting.extend(self._entries(element, position))
             position += self._positions.width
         self._positions.reserve(start, position)
+        self._last_recorded = max(self._last_recorded, position - 1)
 
     def admit(self, entries: Iterable[PendingChild]) -> None:
         """Make ``entries`` available to ``take``: the update that found them is saved."""

@@ -31,7 +31,14 @@ from .ledger import Ledger
 from .race import Race
 from .recorded import RecordedChildren, decided, outcome_of, read_recorded_children
 from .source import ElementSource
-from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, without_failures
+from .takeup import (
+    Declared,
+    end_losers,
+    fewest_acts,
+    refuse_changed,
+    refuse_lost_winner,
+    without_failures,
+)
 
 
 @final
@@ -288,6 +295,8 @@ async def resume_of(
     )
     if begun is None and recorded_children is None:
         return None
+    if begun is not None and recorded_children is not None:
+        recorded_children.fewest_acts = fewest_acts(begun)
     resume = StepResume(parent, join.name, store, begun, recorded_children)
     resume.take_up(ledger, race)
     return resume

@@ -130,6 +130,20 @@ def refuse_changed(
     return None if then == now else StepBegun(join.name, now)
 
 
+def fewest_acts(begun: ReplayedHistory) -> int | None:
+    """Return the fewest acts for each element in programs that have recorded positions.
+
+    Once ``grow`` has found elements, the number stays the same: another one is refused. All that
+    was recorded before is in front of them, so only the last program counts.
+
+    Returns None if no program has declared its acts.
+    """
+    has_grown = any(one.discovered for one in begun.under_way)
+    declarations = begun.declarations[-1:] if has_grown else begun.declarations
+    acts = [one.declared["acts"] for _, one in declarations]
+    return min((len(cast("Sized", one)) for one in acts if isinstance(one, list)), default=None)
+
+
 def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
     """Compare all former declarations with the present one; None: all results can be used."""
     then = [(number, one.declared) for number, one in begun.declarations]
@@ -388,7 +402,9 @@ def as_recorded(
             theirs that ``reduce`` has taken.
     """
     if recorded_children is None:
-        return graphs
+        winner = _only_act_decided(run)
+        is_renamed = winner and len(graphs) == 1 and shape not in NAMED_SHAPES
+        return [graphs[0].bind(name=winner)] if is_renamed else graphs
     names = frozenset(graph.name for graph in graphs)
     recorded_children.acts_now = names
     lost = recorded_children.acts - names
@@ -412,6 +428,19 @@ def as_recorded(
         raise conflict(run, step, why)
     recorded_children.leave_out(lost)
     return graphs
+
+
+def _only_act_decided(run: Run) -> str | None:
+    """Return the act of the winner of the step under way, if the step had no other act then.
+
+    The winner has no record yet if the process died right behind the decision, see
+    test_the_first_item_decides_though_its_act_is_renamed_before_there_is_a_record.
+    """
+    played = run.playback
+    if played is None or played.decision is None or played.begun is None:
+        return None
+    then, winner = played.begun.declared["acts"], played.decision.winner.act
+    return winner if then == [winner] else None
 
 
 def _names(names: Iterable[str]) -> str:
