@@ -25,7 +25,14 @@ def test_a_path_is_text_and_back(key: str | int):
     assert " " not in text
 
 
-@pytest.mark.parametrize("text", ["", "/a", "run/", "run/a:b", "run/a:b:c:d", "run/a:0:c:#x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "/a", "run/", "run/a:b", "run/a:b:c:d", "run/a:0:c:#x"),
+        *("%ff", "run/%ff:0:c:d", "run/a:0:c:%C3", "run/a:²:c:d"),
+        *(f"run/a:{'9' * digits}:c:d" for digits in (19, 30, 5000)),
+    ],
+)
 def test_text_that_is_no_path_is_an_unknown_run(text: str):
     with pytest.raises(UnknownRun, match="not the path of a run"):
         parse_path(text)

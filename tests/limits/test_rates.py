@@ -114,7 +114,9 @@ class Policy:
 # -- values ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [0, -1, float("inf"), float("nan"), "5", True, None])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, float("inf"), float("nan"), 10**400, 10**5000, "5", True, None], ids=range(9)
+)
 def test_a_rate_takes_numbers_above_0(wrong: Any):
     with pytest.raises(DefinitionError, match="takes a number above 0"):
         Rate(wrong)

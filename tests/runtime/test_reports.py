@@ -476,6 +476,21 @@ async def test_a_command_that_cannot_be_carried_out_is_logged_and_dropped(
     assert "drop" in caplog.text
 
 
+async def test_a_command_is_for_a_run_of_its_store():
+    one, other = ReportingStore(), ReportingStore()
+    await one.command(Command(run_id="a", kind="cancel"))
+    async with Runtime() as runtime:
+        first = await Application(many, store=other, watch=True).start(
+            {"items": [1]}, id="a", runtime=runtime
+        )
+        second = await Application(many, store=one, watch=True).start(
+            {"items": [1]}, id="a", runtime=runtime
+        )
+        await first.wait_ended()
+        await second.wait_ended()
+    assert (first.status, second.status) == ("succeeded", "cancelled")
+
+
 async def test_an_answer_is_saved_while_siblings_go_on():
     @action(reads=["item"], writes=["done"])
     async def ask(item: int, context: Context) -> int:

@@ -6,6 +6,7 @@ of time are right within a few intervals.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -341,6 +342,24 @@ async def test_an_error_in_a_title_is_shown_and_fails_nothing() -> None:
     report = await report_after(0.5, app, {"items": [7]})
     assert "title= raised" in report.longest[0].title
     assert "missing" in report.longest[0].title
+
+
+class Unwritable:
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit(), None])
+async def test_nothing_that_a_title_raises_ends_the_sampling(error: BaseException | None) -> None:
+    def title(_: State) -> Any:
+        if error is None:
+            return Unwritable()
+        raise error
+
+    named = fan_out(second, over="items", into="all", title=title)
+    report = await report_after(0.9, Application(named), {"items": [7]})
+    assert report.samples > 10
+    assert "title= raised" in report.longest[0].title
 
 
 async def test_a_parallel_action_has_a_title_or_a_method_for_it() -> None:

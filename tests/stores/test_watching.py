@@ -256,6 +256,11 @@ async def test_an_execution_that_has_lost_its_run_reports_nothing(kept: Kept):
         assert report.text == '"before"'
         assert list(await other.report({"root": '"of no execution"'})) == []
         assert await watcher.reported("root") == report
+        # The execution that took the run over has ended: its last report stays.
+        kept.rows("UPDATE claims SET execution = NULL")
+        assert list(await late.report({"root": '"much too late"'})) == []
+        assert list(await other.report({"root": '"of no execution"'})) == []
+        assert await watcher.reported("root") == report
 
 
 @pytest.mark.parametrize("by", ["prune", "discard"])

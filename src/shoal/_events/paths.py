@@ -18,6 +18,10 @@ _PLAIN = "-._~@+=,!$()*"
 path, and neither in an address nor in a shell's double quotes do they need care."""
 
 
+_DIGITS = 18
+"""Digits of a number of a visit, at most: as many as any number of 64 bits may have."""
+
+
 def path_text(path: RunPath) -> str:
     """Write the path of a run as text: ``RUN_ID/step:visit:act:key/...``.
 
@@ -36,6 +40,14 @@ def path_text(path: RunPath) -> str:
     return "/".join((_quoted(at.id), *reversed(parts)))
 
 
+def key_as_text(key: Key) -> str:
+    """Return a key for people to read; a number of very many digits as a hexadecimal one."""
+    try:
+        return str(key)
+    except ValueError:  # more decimal digits than Python converts
+        return f"{key:#x}"
+
+
 def parse_path(text: str) -> RunPath:
     """Return the path that ``path_text`` wrote as ``text``.
 
@@ -48,7 +60,9 @@ def parse_path(text: str) -> RunPath:
     path = RunPath(run_id=_unquoted(run_id))
     for part in parts:
         names = part.split(":")
-        if len(names) != 4 or not names[1].isdecimal():  # noqa: PLR2004 # the four parts below
+        # A visit of more digits is none, and neither Python nor a database could convert all.
+        is_number = names[1:] and names[1].isdecimal() and len(names[1]) <= _DIGITS
+        if len(names) != 4 or not is_number:  # noqa: PLR2004 # the four parts below
             msg = (
                 f"{text!r} is not the path of a run: {part!r} is not step:visit:act:key, with a "
                 f"number as visit (':', '/', '%' and '#' in a name are written as %3A, %2F, %25 "
@@ -69,10 +83,7 @@ def parse_path(text: str) -> RunPath:
 def _key_text(key: Key) -> str:
     if isinstance(key, str):
         return _quoted(key)
-    try:
-        return f"#{key}"
-    except ValueError:  # more decimal digits than Python converts
-        return f"#{key:#x}"
+    return f"#{key_as_text(key)}"
 
 
 def _key_of(text: str, path: str) -> Key:
@@ -89,4 +100,8 @@ def _quoted(text: str) -> str:
 
 
 def _unquoted(text: str) -> str:
-    return unquote(text, errors="surrogatepass")
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        msg = f"{text!r} is not the path of a run, nor a part of one: it is no UTF-8"
+        raise UnknownRun(msg) from None

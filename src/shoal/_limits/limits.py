@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final
@@ -323,8 +324,10 @@ def check_number(what: str, value: object) -> None:
     Raises:
         DefinitionError: It isn't.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        msg = f"{what} takes a number above 0, not {value!r}"
+    # A larger int is no float, and every calculation with it would raise.
+    most = sys.float_info.max
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+        msg = f"{what} takes a number above 0, not {brief(value)}"
         raise DefinitionError(msg)
 
 

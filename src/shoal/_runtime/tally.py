@@ -321,21 +321,26 @@ def _next_in(run: Run, now: float) -> float | None:
 def title_of(run: Run, group: ChildTaskGroup) -> str:
     """Return what the fan-out of a child calls it.
 
-    An error of the user's function is shown in place of the title, and never fails the run.
+    An error of the user's function is shown in place of the title, and never fails the run. It is
+    called by a timer of the loop: anything that it raises would end the sampling of all runs there,
+    and a SystemExit the loop itself.
     """
     title = group.title
     if title is None or isinstance(title, str):
         return "" if title is None else shown(run, title)
     try:
-        found: object = _called(title, run)
-    except Exception as error:  # noqa: BLE001 # of the user's function: shown
-        found = f"title= raised {brief(error)}"
-    return shown(run, found if isinstance(found, str) else str(found))
+        text = _called(title, run)
+    except KeyboardInterrupt:  # of a person, who doesn't want to wait for it
+        raise
+    except BaseException as error:  # noqa: BLE001 # of the user's function: shown
+        text = f"title= raised {brief(error)}"
+    return shown(run, text)
 
 
 @ki_unprotected
-def _called(title: Callable[..., object], run: Run) -> object:
-    return title(make_state(run.initial))
+def _called(title: Callable[..., object], run: Run) -> str:
+    found = title(make_state(run.initial))
+    return found if isinstance(found, str) else str(found)
 
 
 def shown(run: Run, text: str) -> str:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import final
+from typing import cast, final
 
 from anyio import CancelScope, Event, move_on_after
 
@@ -277,10 +277,15 @@ class Watching:
         if one.keeper is not None and one.tally.samples:
             await one.keeper.store_last(root.path.id, report_text(report))
 
-    def _take(self, commands: Sequence[Command]) -> None:
-        """Carry out commands; one that can't be carried out is dropped."""
+    def _take(self, store: KeepsReports, commands: Sequence[Command]) -> None:
+        """Carry out commands that a store had; one that can't be carried out is dropped."""
         for command in commands:
-            roots = [root for root in self._watched if root.path.id == command.run_id]
+            # Ids are unique within one store alone.
+            roots = [
+                root
+                for root in self._watched
+                if root.path.id == command.run_id and cast("object", root.store) is store
+            ]
             try:
                 if not roots:
                     logger.warning("a command for run %s came too late", command.run_id)
@@ -324,7 +329,7 @@ class ReportKeeper:
         store: KeepsReports,
         clock: Clock,
         start: Callable[[Work], object],
-        take: Callable[[Sequence[Command]], None],
+        take: Callable[[KeepsReports, Sequence[Command]], None],
         deadline: float,
     ) -> None:
         """Store nothing yet.
@@ -333,7 +338,7 @@ class ReportKeeper:
             store: The store.
             clock: The clock of the runtime.
             start: Starts a task of the runtime's own.
-            take: Carries out commands.
+            take: Carries out commands that the store had.
             deadline: Seconds that the store may take for one call.
         """
         self.store: KeepsReports = store
@@ -388,7 +393,7 @@ class ReportKeeper:
                 self._scope = CancelScope()
                 self._scope.deadline = self._clock() + self._deadline
                 with self._scope:
-                    self._take(await self.store.report(texts))
+                    self._take(self.store, await self.store.report(texts))
                 if self._scope.cancelled_caught:
                     self._fail(f"it took longer than {self._deadline:g} s")
         except BaseException as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from shoal._events.identity import Key, RunPath
+from shoal._events.paths import key_as_text
 from shoal._events.report import LiveRun, LiveStep, Report
 
 from ._headline import held_up
@@ -257,4 +258,4 @@ def _about(run: LiveRun) -> str:
 def named(path: RunPath) -> str:
     """Return what to call a run: its act, and its key within its fan-out."""
     key: Key = path.key
-    return path.act if path.parent is None or key == "" else f"{path.act}[{key}]"
+    return path.act if path.parent is None or key == "" else f"{path.act}[{key_as_text(key)}]"

@@ -11,7 +11,7 @@ from typing import NamedTuple, final
 
 import anyio
 
-from shoal._errors.exceptions import UnknownRun
+from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path, path_text
 from shoal._events.report import LimitUse, Report
@@ -51,6 +51,8 @@ _SCANNED = 5_000
 _DEEPEST = 100
 """The most runs on a critical path; recursion may be deeper, and nobody reads that."""
 _SLOWEST = 5
+_DIGITS = 18
+"""Digits of a number of an update, at most; databases take no more."""
 _ORDER: Sequence[ChildStatus] = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
 """The statuses of children, those first that people look for."""
 
@@ -320,7 +322,13 @@ class Queries:
             path: The run.
             after: The cursor of the page before.
             limit: About so many entries: those of one save are not divided.
+
+        Raises:
+            ValueError: ``after`` is not the cursor of a page.
         """
+        if after is not None and not (after.isdecimal() and len(after) <= _DIGITS):
+            msg = f"{brief(after)} is not the cursor of a page: pass HistoryPage.after"
+            raise ValueError(msg)
         number = 0 if after is None else int(after)
         entries, further = await self._inspected.entries(
             self._path(path), from_number=number, limit=limit

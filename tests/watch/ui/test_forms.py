@@ -103,3 +103,33 @@ def test_a_question_without_a_schema_of_its_answer_has_none(question: object):
     assert schema_of(question) is None
     [field] = fields_of(None)
     assert field.kind == "lines"
+
+
+@pytest.mark.parametrize("text", ["nan", "-inf", "1e999"])
+def test_an_answer_has_no_number_that_json_lacks(text: str):
+    with pytest.raises(BadAnswer, match="not a number"):
+        answer_from({"type": "number"}, {"answer": text})
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "[" * 100_000, "1" * 5000])
+def test_an_answer_is_no_json_that_other_programs_refuse(text: str):
+    with pytest.raises(BadAnswer, match="not JSON"):
+        answer_from(None, {"answer": text, "as_json": "yes"})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": True}},
+        {"type": "object", "properties": ["a"]},
+        {"type": "array", "items": True},
+        {"type": "string", "maxLength": "x"},
+        {"anyOf": [True, {"type": "null"}]},
+        {"$ref": "#/$defs/a", "$defs": {"a": 3}},
+    ],
+    ids=range(6),
+)
+def test_a_schema_that_is_none_takes_json(schema: dict[str, Any]):
+    [field] = fields_of(schema)
+    assert field.kind == "json"
+    assert answer_from(schema, {field.name: "[1]"}) == [1]

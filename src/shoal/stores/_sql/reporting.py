@@ -1,7 +1,8 @@
 """Carry reports about runs, and commands for them, between processes.
 
 Invariants:
-- Only the process that executes a run replaces its report and takes its commands.
+- Only the process that executes a run replaces its report and takes its commands. One that has
+  lost its claim doesn't, although the execution that took the run over has ended, too.
 - A command names the claim that its sender saw. So it is never taken under a later claim, and
   nothing has to be deleted when a run is claimed.
 """
@@ -17,8 +18,8 @@ from .dialect import Connection, Dialect
 
 _REPORT = (
     "INSERT INTO reports (run, at, text) SELECT runs.id, ?, ? FROM runs "
-    "WHERE parent = 0 AND place = 0 AND key = ? AND NOT EXISTS (SELECT 1 FROM claims "
-    "WHERE claims.run_id = runs.key AND execution IS NOT NULL AND execution <> ?) "
+    "WHERE parent = 0 AND place = 0 AND key = ? AND EXISTS (SELECT 1 FROM claims "
+    "WHERE claims.run_id = runs.key AND execution = ?) "
     "ON CONFLICT (run) DO UPDATE SET at = excluded.at, text = excluded.text"
 )
 _ROOT = "parent = 0 AND place = 0 AND runs.key = ?"

@@ -453,7 +453,10 @@ class DurableStore(ABC):
         """
         if not reports:
             return ()
-        executions = {run_id: execution for run_id, execution in self._claims if run_id in reports}
+        # Copied first: loops in other threads may claim runs meanwhile.
+        executions = {
+            run_id: execution for run_id, execution in [*self._claims] if run_id in reports
+        }
         return await self._ask(lambda database: database.report(reports, executions))
 
     async def reported(self, run_id: str) -> StoredReport | None:

@@ -6,7 +6,7 @@ Each page has one address for three answers: the whole page; ``?as=fragment``, i
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast, final
@@ -247,7 +247,9 @@ class UI:
         if value is None:
             raise HTTPException(404, f"this run has no {what}")
         if is_all:
-            return Response(value.text, media_type="application/json")
+            # Halves of surrogate pairs are in strings alone, and are written as JSON writes them.
+            text = value.text.encode("utf-8", "backslashreplace")
+            return Response(text, media_type="application/json")
         urls = self._urls(request)
         page = Page(template="value-page.html", title=what.capitalize())
         values = {"value": value, "what": what, "path": parse_path(text)}
@@ -382,6 +384,6 @@ def _limit_arguments(sent: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         raise BadAnswer("A limit takes numbers.") from None
     numbers = [arguments[name] for name in ("n", "max_rate") if name in arguments]
-    if not numbers or min(numbers) <= 0 or not all(map(math.isfinite, numbers)):
+    if not numbers or not all(0 < number <= sys.float_info.max for number in numbers):
         raise BadAnswer("A limit takes a number above 0.")
     return arguments

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from shoal._events.identity import RunPath
+from shoal._events.paths import key_as_text
 from shoal.watch._words import length
 
 LONGEST_KEY = 64
@@ -78,7 +79,7 @@ def key_text(path: RunPath) -> str:
     """Name a run: a child by its key, or by its act if the key is empty; a root run by its id."""
     if path.parent is None:
         return path.id
-    return str(path.key) if path.key != "" else path.act or path.step
+    return key_as_text(path.key) if path.key != "" else path.act or path.step
 
 
 def cut(text: str, characters: int = LONGEST_KEY) -> str:
@@ -108,5 +109,5 @@ def plain_json(text: str) -> object:
     """Parse stored JSON; return the text itself if it is none, or was shortened."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

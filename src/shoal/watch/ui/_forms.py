@@ -9,6 +9,7 @@ written as JSON.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, final
@@ -70,8 +71,17 @@ def fields_of(schema: Mapping[str, Any] | None) -> Sequence[Field]:
     """Return the fields of the form for an answer."""
     if schema is None:
         return (Field(name="answer", label="Answer", kind="lines", is_required=False),)
-    field = _field("answer", schema, schema, is_required=True, depth=0)
+    field = _whole(schema)
     return field.fields if field.kind == "group" else (field,)
+
+
+def _whole(schema: Mapping[str, Any]) -> Field:
+    """Return the field for the whole answer."""
+    try:
+        return _field("answer", schema, schema, is_required=True, depth=0)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        # A schema is data of an application's own, so it may be none: JSON takes any answer.
+        return Field(name="answer", label="Answer", kind="json")
 
 
 def _field(
@@ -167,8 +177,7 @@ def answer_from(schema: Mapping[str, Any] | None, sent: Mapping[str, str]) -> ob
     if schema is None:
         text = sent.get("answer", "")
         return _json(text, "The answer") if sent.get("as_json") else text
-    field = _field("answer", schema, schema, is_required=True, depth=0)
-    return _value(field, sent)
+    return _value(_whole(schema), sent)
 
 
 def _value(field: Field, sent: Mapping[str, str]) -> object:
@@ -219,6 +228,8 @@ def _number(field: Field, text: str) -> float:
         value = int(text) if field.kind == "integer" else float(text)
     except ValueError:
         raise BadAnswer(f"{field.label}: {text!r} is not a number") from None
+    if not -sys.float_info.max <= value <= sys.float_info.max:  # JSON has no infinity, and no NaN
+        raise BadAnswer(f"{field.label}: {text!r} is not a number that JSON has")
     if field.least is not None and value < field.least:
         raise BadAnswer(f"{field.label}: at least {field.least}")
     if field.most is not None and value > field.most:
@@ -228,6 +239,10 @@ def _number(field: Field, text: str) -> float:
 
 def _json(text: str, label: str) -> object:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
         raise BadAnswer(f"{label}: this is not JSON: {error}") from None
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"it has no {name}")

@@ -160,5 +160,6 @@ def host_of(header: str) -> str:
 
 def _is_open(request: Request) -> bool:
     root: str = request.scope.get("root_path", "")
-    path = request.url.path.removeprefix(root)
+    # Not of ``request.url``: that begins with the Host header, which may have a path of its own.
+    path = request.scope["path"].removeprefix(root)
     return path.startswith("/static/") or path == "/token"

@@ -15,6 +15,7 @@ from typing import Any, cast, final
 
 from markupsafe import Markup
 from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
 
 from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
@@ -234,15 +235,18 @@ class Pages:
         order = query.get("order", "failed first")
         order = order if order in ORDERS else "failed first"
         key = query.get("key") or None
-        page = await self._queries.children(
-            path,
-            step=step,
-            status=cast("Any", status),
-            key=key,
-            order=order,
-            after=query.get("after") or None,
-            limit=ROWS,
-        )
+        try:
+            page = await self._queries.children(
+                path,
+                step=step,
+                status=cast("Any", status),
+                key=key,
+                order=order,
+                after=query.get("after") or None,
+                limit=ROWS,
+            )
+        except ValueError as error:
+            raise _no_page(query, error) from error
         winners = await self._winners_of(overview)
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
@@ -304,7 +308,11 @@ class Pages:
         return {"timeline": timeline, "chart": chart, "legend": charts.all_statuses(counts)}
 
     async def _history(self, path: RunPath, query: QueryParams, urls: Urls) -> dict[str, Any]:
-        page = await self._queries.history(path, after=query.get("after") or None, limit=ENTRIES)
+        try:
+            after = query.get("after") or None
+            page = await self._queries.history(path, after=after, limit=ENTRIES)
+        except ValueError as error:
+            raise _no_page(query, error) from error
         return {
             "entries": page.entries,
             "changes": CHANGES,
@@ -337,6 +345,13 @@ class Pages:
         application = self._applications[overview.summary.application]
         svg = draw.svg(application, counts, styled=False)
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def _no_page(query: QueryParams, error: ValueError) -> Exception:
+    """Return what to raise for an address whose cursor was cut or made by hand."""
+    if not query.get("after"):
+        return error
+    return HTTPException(400, "There is no such page of the list. Begin with its first page.")
 
 
 def _name(overview: Overview) -> str:

@@ -124,9 +124,15 @@ def prepare() -> None:
 
 
 def rendered(template: str, values: dict[str, Any]) -> str:
-    """Render a template without the white space between its elements, which would be nodes."""
-    return _GAPS.sub("><", _template(template).render(values))
+    """Render a template without the white space between its elements, which would be nodes.
+
+    Halves of surrogate pairs, which keys and texts of users may have, can't be encoded, so they are
+    replaced.
+    """
+    text = _GAPS.sub("><", _template(template).render(values))
+    return _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 # Line ends between two tags. Text in <pre> and <textarea> has no tags with line ends between them.
 _GAPS = re.compile(r">\n+\s*<")
+_HALVES = re.compile("[\ud800-\udfff]")

@@ -17,6 +17,8 @@ from typing import final
 from anyio import Event, current_time, move_on_after
 from starlette.requests import Request
 
+from shoal._errors.exceptions import StoreFailed
+
 QUICKEST = 0.25
 """Seconds between two updates: four a second are read as moving."""
 
@@ -84,7 +86,10 @@ class Streams:
         sent = request.headers.get("last-event-id", "")
         while not (self._is_closed or closing.is_set()) and current_time() < ends_at:
             begun = current_time()
-            now = await mark()
+            try:
+                now = await mark()
+            except StoreFailed:  # it may be readable later, as in ``render``
+                now = seen
             if now != seen or begun - rendered_at >= AGING:
                 seen, rendered_at = now, begun
                 text = await render()
