@@ -12,9 +12,20 @@ import anyio
 import pytest
 from httpx import AsyncClient, Response
 
-from shoal import Application, Context, Limits, MemoryStore, RunPath, Runtime, action, fan_out
+from shoal import (
+    Application,
+    Context,
+    Limits,
+    MemoryStore,
+    PostgresStore,
+    RunPath,
+    Runtime,
+    action,
+    fan_out,
+)
 from shoal.watch.ui import create_app
 from shoal.watch.ui._guard import Door
+from tests.stores.postgres import PostgresServer
 from tests.watch.ui.clients import TOKEN, Page, client_of, words
 from tests.watch.ui.program import VERDICT
 
@@ -229,3 +240,20 @@ async def test_counts_are_those_of_the_store_at_each_look():
             seen.add(shown)
             await anyio.sleep(0.3)
     assert len(seen) > 1
+
+
+@pytest.mark.services
+@pytest.mark.realtime
+async def test_a_store_on_a_server_is_shown(postgres: PostgresServer):
+    store = PostgresStore(postgres.address(), schema=postgres.new_schema())
+    reviews, reads = application(review), application(read, on_error="collect")
+    async with store:
+        reviews.store = reads.store = store
+        await reviews.run({"files": ["a"]}, id="r")
+        await reads.run({"files": ["a", "b"]}, id="s")
+        async with client_of(create_app(store, [reviews, reads], token=TOKEN)) as client:
+            assert "Question “verdict” of a" in words((await client.get("/runs/r")).text)
+            for view in ("", "timeline", "history", "values", "time", "graph"):
+                page = await client.get(f"/runs/s?view={view}")
+                assert page.status_code == 200
+            assert "b can't be read" in words((await client.get("/runs/s")).text)
