@@ -73,7 +73,8 @@ class Doubles(MapStates):
         return double
 
     async def tasks(self, *given: Any) -> AsyncGenerator[SubGraphTask]:
-        async for task in super().tasks(*given):
+        tasks: Any = super().tasks(*given)  # Burr declares it as synchronous
+        async for task in tasks:
             limited = Limited(**vars(task))
             limited.semaphore = self.semaphore
             yield limited

@@ -105,7 +105,7 @@ def test_a_name_has_one_home_but_for_a_dozen_errors():
 
 
 @pytest.mark.parametrize("module", HOMES, ids=lambda module: module.__name__)
-def test_a_home_says_for_whom_it_is_with_an_example(module: types.ModuleType):
+def test_a_home_says_what_it_is_for_with_an_example(module: types.ModuleType):
     assert " for " in (module.__doc__ or "")
     assert ">>> " in (module.__doc__ or "")
 
@@ -144,9 +144,11 @@ def test_type_checkers_see_the_names_that_are_there():
         for node in block.body
         if isinstance(node, ast.ImportFrom) and node.module
     }
-    told = {f"shoal.{module}": {*names.split()} for module, names in shoal._DEFINED.items()}
-    assert seen == told
-    assert {*shoal.__all__} == {name for names in told.values() for name in names} | {"__version__"}
+    received = {f"shoal.{module}": {*names.split()} for module, names in shoal._DEFINED.items()}
+    assert seen == received
+    assert {*shoal.__all__} == {name for names in received.values() for name in names} | {
+        "__version__"
+    }
     assert {
         name: f"shoal.{home}" for home, names in shoal._MOVED.items() for name in names.split()
     } == {name: home.__name__ for name, home in MOVED.items()}

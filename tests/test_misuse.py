@@ -359,7 +359,7 @@ async def test_fan_outs_that_are_too_deep():
     assert "would run 65 levels below the root; at most 64 are allowed" in str(error)
 
 
-async def test_two_that_fail_beside_each_other_are_both_told():
+async def test_two_failures_beside_each_other_are_both_published():
     @action(reads=["item"], writes=["out"])
     async def fail(item: str) -> str:
         await anyio.sleep(1)

@@ -135,12 +135,12 @@ def test_a_rate_opens_however_the_loop_was_started(starter: str, kind: str):
 
 
 @starters
-def test_slow_cleanup_is_told_however_the_loop_was_started(starter: str):
-    told: list[GraceExceeded] = []
+def test_slow_cleanup_is_reported_however_the_loop_was_started(starter: str):
+    received: list[GraceExceeded] = []
 
     class Told(Hook):
         async def on_grace_exceeded(self, event: GraceExceeded) -> None:
-            told.append(event)
+            received.append(event)
 
     @action(writes=["out"])
     async def slow() -> int:
@@ -156,7 +156,7 @@ def test_slow_cleanup_is_told_however_the_loop_was_started(starter: str):
             await Application(slow, hooks=[Told()]).run()
 
     run(starter, main)
-    assert [event.seconds for event in told] == [5.0]
+    assert [event.seconds for event in received] == [5.0]
 
 
 @starters

@@ -75,9 +75,11 @@ def parse(args: Sequence[str] | None = None) -> Options:
         epilog=EXITS,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    whom, how = common()
+    models, how = common()
 
-    ask = commands.add_parser("ask", parents=[whom, how], help="race for one answer", epilog=EXITS)
+    ask = commands.add_parser(
+        "ask", parents=[models, how], help="race for one answer", epilog=EXITS
+    )
     ask.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from stdin")
     add = ask.add_argument_group("output").add_argument
     add("--stream", action=argparse.BooleanOptionalAction, help="print the answer as it arrives")
@@ -91,7 +93,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     )
 
     batch = commands.add_parser(
-        "batch", parents=[whom, how], help="race for many answers, durably", epilog=EXITS
+        "batch", parents=[models, how], help="race for many answers, durably", epilog=EXITS
     )
     add = batch.add_argument
     add("file", type=Path, metavar="FILE.jsonl", help="one prompt per line")
@@ -105,7 +107,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     add("--save", type=Path, metavar="RUN.db", help="the file for the progress (OUT.jsonl.db)")
 
     bench = commands.add_parser(
-        "bench", parents=[whom, how], help="compare strategies", epilog=EXITS
+        "bench", parents=[models, how], help="compare strategies", epilog=EXITS
     )
     add = bench.add_argument
     add("-n", "--count", type=whole(1), metavar="N", default=50, help="races per strategy (50)")
@@ -121,7 +123,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     add("--json", action="store_true", help="print JSON, not a table")
 
     serve = commands.add_parser(
-        "serve", parents=[whom, how], help="serve races with OpenAI's API", epilog=EXITS
+        "serve", parents=[models, how], help="serve races with OpenAI's API", epilog=EXITS
     )
     add = serve.add_argument
     add(
@@ -137,7 +139,7 @@ def parse(args: Sequence[str] | None = None) -> Options:
     )
 
     providers = commands.add_parser(
-        "providers", parents=[whom], help="list the providers", epilog=EXITS
+        "providers", parents=[models], help="list the providers", epilog=EXITS
     )
     providers.add_argument("--check", action="store_true", help="ask each provider for a word")
     providers.add_argument("--json", action="store_true", help="print JSON, not a table")
@@ -154,8 +156,8 @@ def parse(args: Sequence[str] | None = None) -> Options:
 
 def common() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The options that all commands share: the providers and the rules."""
-    whom = argparse.ArgumentParser(add_help=False)
-    add = whom.add_argument_group("who").add_argument
+    models = argparse.ArgumentParser(add_help=False)
+    add = models.add_argument_group("providers").add_argument
     add(
         "--config",
         type=Path,
@@ -216,7 +218,7 @@ def common() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     add("--regex", type=pattern, metavar="RE", help="accept text that matches")
     add("--min-chars", type=whole(1), metavar="N")
     add("--max-chars", type=whole(1), metavar="N")
-    return whom, how
+    return models, how
 
 
 def duration(text: str) -> float:

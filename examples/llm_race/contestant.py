@@ -102,7 +102,7 @@ def asking(provider: Provider, attempts: int) -> Act:
                 try:
                     await follow(provider, client, terms, transcript, context)
                 except Exception as error:
-                    if is_refusal(error) and not transcript.is_heard:
+                    if is_refusal(error) and not transcript.has_said:
                         bill.usage = Usage()
                     raise
                 finally:  # also if it is cancelled, because the usage of a loser is not free
@@ -187,7 +187,7 @@ def limits_of(provider: Provider) -> Limits:
     They have a key, though only one, so that `RetryLater` pauses the provider for all races.
     """
 
-    def who(_: State) -> str:
+    def provider_key(_: State) -> str:
         return provider.name
 
     def tokens(state: State) -> float:
@@ -195,11 +195,13 @@ def limits_of(provider: Provider) -> Limits:
         assert provider.tpm is not None
         return min(provider.tpm, estimated_input(prompt) + prompt.max_tokens)
 
-    limits = Limits(provider.max_concurrency, by=who)
+    limits = Limits(provider.max_concurrency, by=provider_key)
     if provider.rpm is not None:
-        limits &= Limits(rate=Rate(provider.rpm, per=60, burst=max(1, provider.rpm / 60)), by=who)
+        limits &= Limits(
+            rate=Rate(provider.rpm, per=60, burst=max(1, provider.rpm / 60)), by=provider_key
+        )
     if provider.tpm is not None:
-        limits &= Limits(rate=Rate(provider.tpm, per=60), by=who, cost=tokens)
+        limits &= Limits(rate=Rate(provider.tpm, per=60), by=provider_key, cost=tokens)
     return limits
 
 
@@ -234,7 +236,7 @@ async def follow(
         if not transcript.text:
             what = f"no text within {terms.ttft_timeout:g} s"
         raise ProviderError("timeout", what, retryable=True)
-    if (says_when_whole and transcript.finish is None) or not transcript.is_heard:
+    if (says_when_whole and transcript.finish is None) or not transcript.has_said:
         message = "the stream ended before the answer was complete"
         raise ProviderError("stream", message, retryable=True)
     if not transcript.text.strip():

@@ -135,16 +135,16 @@ class Printer(Hook):
         self.broke_off = False
 
     async def on_item(self, event: Item) -> None:
-        await self._hear(event)
+        await self._follow(event)
 
     async def on_attempt_ended(self, event: AttemptEnded) -> None:
-        await self._hear(event)
+        await self._follow(event)
 
     async def on_child_ended(self, event: ChildEnded) -> None:
-        await self._hear(event)
+        await self._follow(event)
 
-    async def _hear(self, event: Event) -> None:
-        why = self.leader.hear(event)
+    async def _follow(self, event: Event) -> None:
+        why = self.leader.on_event(event)
         if why is not None:
             print(f"the answer breaks off: {why}", file=sys.stderr)
             self.broke_off = True

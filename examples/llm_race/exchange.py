@@ -149,11 +149,11 @@ class Transcript:
     finish: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    is_heard: bool = False
+    has_said: bool = False
     """Whether any text has arrived."""
 
     def add(self, chunk: Chunk) -> None:
-        self.is_heard = True
+        self.has_said = True
         if chunk.text:
             self.parts.append(chunk.text)
         self.finish = chunk.finish or self.finish

@@ -18,7 +18,7 @@ class Leader:
         self.run: str | None = None
         self.taken = 0  # characters of the leader's text that were taken
 
-    def hear(self, event: Event) -> str | None:
+    def on_event(self, event: Event) -> str | None:
         """Record an event. If text that was taken counts no more, return the reason."""
         match event:
             case Item(item=Asked()):  # maybe not for the first time

@@ -65,8 +65,8 @@ class Purse:
         worst = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
         cost = 0.0 if self.limit is None else cost_of(provider, worst)
         if cost is None:
-            who = provider.model or provider.name
-            message = f"the price of {who} is unknown, so it isn't asked"
+            model = provider.model or provider.name
+            message = f"the price of {model} is unknown, so it isn't asked"
             raise ProviderError("budget", message)
         if self.limit is not None and self.spent + self._set_aside + cost > self.limit:
             left = self.limit - self.spent - self._set_aside

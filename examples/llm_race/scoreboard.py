@@ -79,7 +79,7 @@ class Lane:
         self.transcript = Transcript(asked.prompt)
         self.status, self.detail = "asked", ""
 
-    def hear(self, chunk: Chunk, now: float) -> None:
+    def add(self, chunk: Chunk, now: float) -> None:
         """Record a part of the answer."""
         assert self.transcript is not None
         self.transcript.add(chunk)
@@ -91,7 +91,7 @@ class Lane:
     def close(self, error: BaseException | None = None) -> None:
         """Add the usage of an attempt; a refused one has used nothing."""
         transcript, self.transcript = self.transcript, None
-        if transcript is None or (error and is_refusal(error) and not transcript.is_heard):
+        if transcript is None or (error and is_refusal(error) and not transcript.has_said):
             return
         self.spent.append(transcript.usage)
 
@@ -233,7 +233,7 @@ class Scoreboard(Hook):
             lane.detail = f"{event.item.seconds:g} s, for it said: {event.item.reason}"
         elif isinstance(event.item, Chunk):
             assert event.path.parent is not None
-            lane.hear(event.item, self._since(event.path.parent.id))
+            lane.add(event.item, self._since(event.path.parent.id))
 
     def on_attempt_ended(self, event: AttemptEnded) -> None:
         lane = self._lane(event.path)

@@ -56,10 +56,10 @@ def make_service(offer: Offer) -> FastAPI:
     service.include_router(race_router(races), prefix="/race", dependencies=may)
     # answers to probes contain nothing about races
     service.include_router(service_router(authorize=None))
-    service.add_exception_handler(Problem, tell_problem)
-    service.add_exception_handler(RequestValidationError, tell_misuse)
-    service.add_exception_handler(StarletteHTTPException, tell_http)
-    service.add_exception_handler(Exception, tell_failure)
+    service.add_exception_handler(Problem, answer_problem)
+    service.add_exception_handler(RequestValidationError, answer_misuse)
+    service.add_exception_handler(StarletteHTTPException, answer_http)
+    service.add_exception_handler(Exception, answer_failure)
     return service
 
 
@@ -108,8 +108,8 @@ def completions_router(races: Races) -> APIRouter:
         race = races.find(body.model, prompt, streams=body.stream)
         name = f"chatcmpl-{uuid.uuid4().hex}"
         if body.stream:
-            telling = CompletionStream(races, race, name, body)
-            return Streamed(request, lambda say: telling.tell(prompt, runtime, say))
+            stream = CompletionStream(races, race, name, body)
+            return Streamed(request, lambda say: stream.write(prompt, runtime, say))
         async with cancel_on_disconnect(request):
             report = await races.hold(race, name, prompt, runtime)
         if report.answer is None:
@@ -166,8 +166,8 @@ def race_router(races: Races) -> APIRouter:
         )
         # The text of every provider is sent, whichever wins.
         race = races.find(asked.model, prompt, streams=False)
-        telling = RaceStream(races, race, asked.model)
-        return Streamed(request, lambda say: telling.tell(prompt, runtime, say))
+        stream = RaceStream(races, race, asked.model)
+        return Streamed(request, lambda say: stream.write(prompt, runtime, say))
 
     @router.post("", summary="Race, and watch", description=EVENTS)
     async def post_race(request: Request, runtime: RuntimeDep, body: RaceRequest) -> Response:
@@ -185,27 +185,27 @@ def race_router(races: Races) -> APIRouter:
 # -- failures, as OpenAI's clients know them ------------------------------------------------------
 
 
-async def tell_problem(_: Request, problem: Exception) -> Response:
+async def answer_problem(_: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     return JSONResponse(problem.body(), problem.status, problem.headers)
 
 
-async def tell_misuse(request: Request, error: Exception) -> Response:
+async def answer_misuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     errors: Sequence[Any] = error.errors()
     deepest = max(errors, key=lambda one: len(one["loc"]))  # of a field that may have several types
     where = ".".join(str(part) for part in deepest["loc"][1:])
     message = f"{where}: {deepest['msg']}" if where else str(deepest["msg"])
-    return await tell_problem(request, Problem(400, message, param=where or None))
+    return await answer_problem(request, Problem(400, message, param=where or None))
 
 
-async def tell_http(request: Request, error: Exception) -> Response:
+async def answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
-    return await tell_problem(
+    return await answer_problem(
         request, Problem(error.status_code, error.detail, headers=error.headers)
     )
 
 
-async def tell_failure(request: Request, _: Exception) -> Response:
+async def answer_failure(request: Request, _: Exception) -> Response:
     """Report an internal error, whose details are only in the log."""
-    return await tell_problem(request, Problem(500, HTTPStatus(500).phrase))
+    return await answer_problem(request, Problem(500, HTTPStatus(500).phrase))

@@ -30,11 +30,11 @@ class Streamed(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, request: Request, tell: Callable[[Say], Awaitable[None]]) -> None:
+    def __init__(self, request: Request, write: Callable[[Say], Awaitable[None]]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.request = request
-        self.tell = tell
+        self.write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
@@ -51,7 +51,7 @@ class Streamed(Response):
         try:
             async with cancel_on_disconnect(self.request):
                 try:
-                    await self.tell(say)
+                    await self.write(say)
                 except Problem as problem:
                     if not has_begun:
                         raise
@@ -81,7 +81,7 @@ class CompletionStream:
         self.sent = ""
         self.broke_off = False
 
-    async def tell(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
+    async def write(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
         """Hold the race, and send the answer's events.
 
         Raises:
@@ -91,7 +91,7 @@ class CompletionStream:
         async def watch(event: Event) -> None:
             if self.leader is None or self.broke_off:
                 return
-            self.broke_off = self.leader.hear(event) is not None
+            self.broke_off = self.leader.on_event(event) is not None
             text = "" if self.broke_off else self.leader.take()
             if text:
                 await self._say_text(say, text)
@@ -137,7 +137,7 @@ class RaceStream:
         self.name = f"race-{uuid.uuid4().hex}"
         self.known: dict[str, tuple[object, ...]] = {}  # the last event sent for each lane
 
-    async def tell(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
+    async def write(self, prompt: Prompt, runtime: Runtime, say: Say) -> None:
         """Hold the race, and send every event."""
 
         async def watch(event: Event) -> None:

@@ -98,8 +98,8 @@ class Job:
                 lock(file, path)
             except Locked:
                 by = self.holder
-                who = "another process" if by is None else f"process {by.pid} on {by.host}"
-                message = f"{who} works on {self.path}: wait until it is done, or end it"
+                holder = "another process" if by is None else f"process {by.pid} on {by.host}"
+                message = f"{holder} works on {self.path}: wait until it is done, or end it"
                 raise JobBusy(message) from None
             yield
 

@@ -212,7 +212,8 @@ _MOVED = {
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
         "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update Waiting"
+        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
+        "Waiting"
     ),
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (

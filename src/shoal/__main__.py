@@ -27,10 +27,11 @@ from .commands import (
     runs,
     show,
     shown,
+    top,
     ui,
 )
 
-COMMANDS = (runs, show, events, explain, ui, diff, export, draw, prune)
+COMMANDS = (runs, show, top, events, explain, ui, diff, export, draw, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130

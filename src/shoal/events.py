@@ -38,6 +38,7 @@ from shoal._events.events import (
     StepEnded,
     StepStarted,
     Update,
+    WaitEnded,
     Waiting,
 )
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
@@ -68,5 +69,6 @@ __all__ = [
     "StepEnded",
     "StepStarted",
     "Update",
+    "WaitEnded",
     "Waiting",
 ]

@@ -17,12 +17,12 @@ class Quick(Hook):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def hear(self, event: Any) -> None:
-        self.world.hear(event)
+    def receive(self, event: Any) -> None:
+        self.world.receive(event)
         self.world.at("hook", type(event).__name__)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_run_started = on_step_started = on_state_updated = on_child_started = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Clumsy(Hook):
@@ -34,15 +34,15 @@ class Clumsy(Hook):
         self.patience = chance(world.program.seed, "clumsy") % 20
         self.is_rude = world.program["observer"] == "very clumsy"
 
-    def hear(self, event: Any) -> None:
+    def receive(self, event: Any) -> None:
         self.patience -= 1
         if self.patience < 0:
             if self.is_rude:
                 raise cancellation() if event.run_id < "8" else GeneratorExit
             raise LookupError
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_run_started = on_step_started = on_state_updated = on_child_started = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 class Waiting(Hook):
@@ -52,16 +52,16 @@ class Waiting(Hook):
         self.world = world
         self.seconds = seconds
 
-    async def hear(self, event: Any) -> None:
-        self.world.hear(event)
+    async def receive(self, event: Any) -> None:
+        self.world.receive(event)
         self.world.at("hook", type(event).__name__)
         if self.seconds is None:
             await anyio.lowlevel.checkpoint()
         else:
             await anyio.sleep(self.seconds)
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_run_started = on_step_started = on_state_updated = on_child_started = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = on_child_rerun = on_child_halted = receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 def witness(world: World) -> Hook:

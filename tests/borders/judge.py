@@ -11,27 +11,19 @@ from shoal import (
     ErrorInfo,
     Failed,
     NobodyAccepted,
+    Outcome,
     RetryLater,
     RunPath,
     StepTimeout,
 )
 from shoal.errors import Rejected, SpuriousCancel
-from shoal.events import (
-    ChildEnded,
-    ChildName,
-    ChildRerun,
-    ChildStarted,
-    Decision,
-    StateUpdated,
-    StepEnded,
-    StepStarted,
-    Update,
-)
+from shoal.events import ChildEnded, ChildName, ChildStarted, Decision, StateUpdated, Update
 from shoal.stores import Completed
 from shoal.testing import RecordingHook
 
 from .model import RACES, Model
 from .stores import Seen
+from .tolerance import judge_tolerance
 from .world import UNSAVED, Trouble, World, lineage
 
 ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
@@ -105,7 +97,7 @@ def judge_life(
     if world.program["kept"] == "no":
         return
     _judge_kept(world, end, before, seen, run_id)
-    _judge_told(world, seen)
+    _judge_published(world, seen)
     _judge_decisions(world, seen)
 
 
@@ -124,57 +116,7 @@ def _judge_events(world: World) -> None:
             if last is not None and number != last + 1 and not begins:
                 world.violate(f"update {number} of {event.path!r} is told after {last}")
             numbers[event.run_id] = number
-    _judge_tolerance(world)
-
-
-def _judge_tolerance(world: World) -> None:
-    """A step fails for having too many failures only if it has more than it tolerates."""
-    on_error = world.program["on_error"]
-    if on_error not in ("count", "share") or "loop" in world.program["place"]:
-        return
-    counts: dict[str, tuple[int, int]] = {}  # by run: those that failed, and those that are Done
-    places: dict[str, list[int]] = {}  # by run: the positions of those that are Done
-    exceeded = set[str]()
-    known = set(world.done_before)
-    for event in world.events:
-        match event:
-            case StepStarted(step="fan"):
-                done = _count_children(event.run_id, world.done_before)
-                failed = _count_children(event.run_id, world.failed_before)
-                counts.setdefault(event.run_id, (failed, done))
-            case ChildRerun(step="fan") if event.run_id in counts:
-                if event.child.id in known:  # what it has come to counts no more
-                    known.discard(event.child.id)
-                    failed, done = counts[event.run_id]
-                    counts[event.run_id] = failed, done - 1
-            case ChildEnded(step="fan") if event.run_id in counts:
-                failed, done = counts[event.run_id]
-                outcome = event.outcome
-                if isinstance(outcome, Failed):
-                    failed += 1
-                elif isinstance(outcome, Done) and outcome.run_id not in known:
-                    done += 1
-                    places.setdefault(event.run_id, []).append(outcome.position)
-                counts[event.run_id] = failed, done
-                # Those that are saved together are judged in order of position; but the failure
-                # that is one too many is told last.
-                behind = [at for at in places.get(event.run_id, ()) if at > outcome.position]
-                before = done - len(behind) if isinstance(outcome, Failed) else done
-                if failed > (1 if on_error == "count" else 0.5 * (failed + before)):
-                    exceeded.add(event.run_id)
-            case StepEnded(step="fan", status="failed") if event.run_id not in exceeded:
-                failed, done = counts.get(event.run_id, (0, 0))
-                if failed > (1 if on_error == "count" else 0.5 * (failed + done)):
-                    continue  # of an earlier life, kept by reduce=
-                message = str(event.error)
-                if " of fan-out 'fan' failed" in message or "too many" in message:
-                    world.violate(f"{event.path!r}: {message!r}, and it has not too many failures")
-            case _:
-                pass
-
-
-def _count_children(run_id: str, paths: Mapping[str, RunPath]) -> int:
-    return sum(path.parent_id == run_id and path.step == "fan" for path in paths.values())
+    judge_tolerance(world)
 
 
 def _judge_kept(
@@ -200,9 +142,11 @@ def _judge_kept(
         if old.status == "succeeded" and old.applied is not None and new.applied is None:
             world.violate(f"{one.path!r} was applied, and is not any more")
     root = seen.get(root_id)
-    # Where a store has gone wrong, its root run may have the status of an earlier life.
-    was_kept = end != "stopped" and not world.has_lost_store
-    ended = root is not None and root.status in ENDED and was_kept
+    # Where a store has gone wrong, its root run may have the status of an earlier life; also behind
+    # a life that was cancelled before its run began, and has left all as it was.
+    if any(event.run_id == root_id for event in world.events):
+        world.is_outdated = end == "stopped" or world.has_lost_store
+    ended = root is not None and root.status in ENDED and not world.is_outdated
     if ended and not world.has_changed:
         for one in seen.values():
             path = one.path
@@ -227,7 +171,7 @@ def _is_nobodys(world: World, path: RunPath, seen: Mapping[str, Seen]) -> bool:
     )
 
 
-def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
+def _judge_published(world: World, seen: Mapping[str, Seen]) -> None:
     """What hooks were told is kept."""
     ends: dict[str, Any] = {}
     for event in world.events:
@@ -248,8 +192,19 @@ def _judge_told(world: World, seen: Mapping[str, Seen]) -> None:
         one = seen.get(run_id)
         status = None if one is None or one.record is None else one.record.status
         kind = {"succeeded": "Done"}.get(str(status), str(status).title())
-        if kind != type(outcome).__name__:
+        if kind != type(outcome).__name__ and not _may_go_on_untold(world, outcome, status):
             world.violate(f"{outcome!r} of {outcome.path!r} was told, its record says {status}")
+
+
+def _may_go_on_untold(world: World, outcome: Outcome, status: str | None) -> bool:
+    """Tell whether a child may have been tried again, with another end, and nobody was told.
+
+    Something has to try it again, and the hook has to have raised before: it is told nothing more.
+    What is Done stays so, and nothing succeeds any more behind a hook that has raised.
+    """
+    is_tried_again = world.program["outer_retry"] == "yes" or may_restart(world)
+    is_final = isinstance(outcome, Done) or status == "succeeded"
+    return world.hook_raised and is_tried_again and not is_final
 
 
 def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:

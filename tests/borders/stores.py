@@ -80,6 +80,7 @@ class Mortal:
     def _note(self, batch: Batch) -> None:
         if batch.afresh:
             self.world.forgotten.add(batch.path.id)
+            self.world.voided.add(batch.path.id)
 
     async def _saved(self, pending: Awaitable[None]) -> None:
         await pending

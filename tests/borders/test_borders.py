@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shoal import Tolerate
 from shoal.stores._protocol import Batch
 
 from .coverage import Coverage
@@ -144,6 +145,137 @@ def test_lives_that_fail_by_a_body_that_misbehaves_once_are_not_counted(backend:
     assert played.ends.count("failed") > MOST_LIVES
 
 
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("what", ["fails", "hangs"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_result_may_be_void_in_the_store_though_no_hook_was_told(
+    backend: Backend, what: str, kind: str
+):
+    """The store keeps that a child of another version begins afresh, and says that it failed."""
+    row = {**PLAIN, "change": "version"}
+    trips = (Trip(1, "act end", 3, "raises"), Trip(2, "saved", 1, what))
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, trips), backend, make_store)
+    assert not played.violations
+    assert played.ends == ["failed", "stopped", "succeeded"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_hook_that_has_raised_is_not_told_how_another_attempt_ends(backend: Backend):
+    """Both children around are tried again at once; the breaker skips what is in them."""
+    row = {**PLAIN, "place": "fan", "breaker": "act", "width": "1", "outer_retry": "yes",
+           "outer_width": "2", "bad": "act"}  # fmt: skip
+    played = play(Program(1, row, (Trip(1, "hook", 24, "raises"),)), backend)
+    assert not played.violations
+    assert played.ends == ["stopped", "succeeded"]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "played",
+    [
+        Program(
+            10015153,
+            {**PLAIN, "place": "fan", "at_most": "few", "on_error": "share", "manners": "spurious",
+             "outer_limits": "one", "outer_width": "2", "change": "renamed"},
+            changes_in=3,
+        ),
+        Program(
+            10212869,
+            {**PLAIN, "place": "fan", "on_error": "share", "steps": "2", "bad": "act",
+             "change": "one more act"},
+            (Trip(1, "act", 5, "cancel"), Trip(2, "anything", 8, "scope")),
+            changes_in=3,
+        ),
+        Program(
+            10304030,
+            {**PLAIN, "place": "fan", "grow": "yes", "on_error": "share", "limits": "two",
+             "each_retry": "yes", "width": "6", "pauses": "turns", "saving": "slow", "bad": "act",
+             "change": "step added"},
+            (Trip(1, "act", 4, "scope"),),
+        ),
+    ],
+    ids=["renamed", "one more act", "step added"],
+)  # fmt: skip
+def test_what_was_done_in_a_child_that_begins_afresh_has_not_ended(
+    backend: Backend, played: Program
+):
+    """Its own fan-out begins afresh, and tolerates a share of what ends in this life."""
+    report = play(played, backend)
+    assert not report.violations
+    assert len(report.ends) >= played.changes_in
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "played",
+    [
+        Program(
+            10106652,
+            {**PLAIN, "form": "acts over", "result": "reduce", "on_error": "share",
+             "telling": "turns", "bad": "act"},
+            (Trip(1, "anything", 41, "raises"),),
+        ),
+        Program(
+            1684,
+            {**PLAIN, "form": "acts over", "on_error": "share", "store": "own", "saving": "slow",
+             "bad": "act"},
+        ),
+    ],
+    ids=["reduced", "in a store of their own"],
+)  # fmt: skip
+def test_children_that_a_life_has_left_done_count_in_the_next_one(
+    backend: Backend, played: Program
+):
+    """See `fanout/test_tolerated_share`."""
+    report = play(played, backend)
+    assert not report.violations
+    assert report.ends[:2] in (["stopped", "succeeded"], ["failed", "succeeded"])
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_life_that_is_cancelled_before_its_run_begins_leaves_what_a_broken_store_has(
+    backend: Backend, kind: str
+):
+    """The store has the end of the first life, and what the second one has begun."""
+    row = {**PLAIN, "stagger": "seconds", "asks": "yes", "saving": "slow"}
+    trips = (
+        Trip(1, "anything", 20, "scope"),
+        Trip(2, "anything", 12, "fails"),
+        Trip(3, "anything", 1, "scope"),
+    )
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, trips), backend, make_store)
+    assert not played.violations
+    assert played.ends[:3] == ["cancelled", "stopped", "cancelled"]
+    assert played.ends[-1] == "succeeded"
+
+
+def test_failures_that_only_the_changed_program_would_have_reduced_may_be_tried_again():
+    """The former program goes on after a refusal, and does not reduce."""
+    row = {**PLAIN, "place": "fan", "on_error": "count", "breaker": "act", "width": "6",
+           "asks": "yes", "outer_width": "2", "bad": "act", "change": "folded"}  # fmt: skip
+    report = play(Program(80966, row), "trio")
+    assert not report.violations
+    assert report.ends == ["halted", "refused", "succeeded"]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("at_most", ["no", "few"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history(
+    backend: Backend, at_most: str, kind: str
+):
+    """Asking its limits fails once, so another attempt begins the race again."""
+    row = {**PLAIN, "place": "fan", "result": "take", "at_most": at_most, "until": "restart",
+           "limits": "cost", "outer_retry": "yes", "bad": "take", "width": "1"}  # fmt: skip
+    with stores_of(kind) as make_store:
+        played = play(Program(1, row, (Trip(2, "cost", 1, "raises"),)), backend, make_store)
+    assert not played.violations
+    assert played.ends == ["failed", "failed", "failed"]
+
+
 def test_a_program_that_fails_is_made_small():
     """Here, one fails that has three things in it; all else is left out."""
 
@@ -178,6 +310,7 @@ _save = Mortal.save
 
 PLAIN_PROGRAM = Program(1, PLAIN)
 FAILING_PROGRAM = PLAIN_PROGRAM.with_(bad="act")
+RAISING_HOOK_PROGRAM = Program(1, {**PLAIN, "bad": "act"}, (Trip(1, "hook", 9, "raises"),))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +319,7 @@ FAILING_PROGRAM = PLAIN_PROGRAM.with_(bad="act")
         (forget_ends, PLAIN_PROGRAM, "was told, its record says None"),
         (keep_twice, PLAIN_PROGRAM, "are numbered"),
         (keep_late, FAILING_PROGRAM, "was told, its record says None"),
+        (keep_late, RAISING_HOOK_PROGRAM, "was told, its record says None"),
     ],
 )
 def test_a_store_that_is_wrong_is_found(
@@ -208,6 +342,47 @@ def test_what_is_done_twice_is_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Mortal, "children", nobody)
     found = play(again, "asyncio").violations
     assert any("was Done, and a1 is executed again" in one for one in found), found
+
+
+def never(_self: Tolerate, _failed: int, _ended: int, *, at_end: bool = False) -> bool:
+    """Tolerate everything."""
+    del at_end
+    return False
+
+
+def at_end_only(tolerate: Tolerate, failed: int, ended: int, *, at_end: bool = False) -> bool:
+    """Go on though there are too many."""
+    return at_end and _is_exceeded(tolerate, failed, ended, at_end=True)
+
+
+def at_once(_self: Tolerate, failed: int, _ended: int, *, at_end: bool = False) -> bool:
+    """Tolerate nothing."""
+    del at_end
+    return failed > 0
+
+
+_is_exceeded = Tolerate.is_exceeded
+
+
+@pytest.mark.parametrize(
+    ("wrong", "row", "expected"),
+    [
+        (never, {"bad": "all acts"}, "has succeeded with 3 failures and 0 done"),
+        (never, {"bad": "all acts", "on_error": "count"}, "has succeeded with 3 failures"),
+        (at_end_only, {"form": "acts over"}, "has succeeded with 2 failures and 4 done"),
+        (at_once, {"on_error": "count"}, "and it has not too many failures"),
+        (at_once, {"pauses": "seconds"}, "and it has not too many failures"),
+    ],
+)
+def test_a_tolerance_that_is_wrong_is_found(
+    monkeypatch: pytest.MonkeyPatch, wrong: Any, row: dict[str, str], expected: str
+):
+    """Two at the same place, of different acts, are more than a half when they end first."""
+    tolerant = Program(1, {**PLAIN, "on_error": "share", "bad": "act", "place": "fan", **row})
+    assert not play(tolerant, "asyncio").violations
+    monkeypatch.setattr(Tolerate, "is_exceeded", wrong)
+    found = play(tolerant, "asyncio").violations
+    assert any(expected in one for one in found), found
 
 
 @pytest.mark.parametrize(

@@ -668,7 +668,7 @@ class Clumsy(Hook):
         self.method = self.random.choice([name for name in dir(Hook) if name.startswith("on_")])
         self.patience = self.random.randrange(4)
 
-    async def _hear(self, event: Event) -> None:
+    async def _receive(self, event: Event) -> None:
         if f"on_{snake_case(type(event).__name__)}" != self.method:
             return
         self.patience -= 1
@@ -676,8 +676,8 @@ class Clumsy(Hook):
         if self.patience < 0:
             raise self.random.choice([LookupError(), cancellation(), GeneratorExit()])
 
-    on_run_started = on_step_started = on_state_updated = on_child_started = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
-    on_child_ended = on_step_ended = on_run_ended = _hear  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_run_started = on_step_started = on_state_updated = on_child_started = _receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    on_child_ended = on_step_ended = on_run_ended = _receive  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
 
 def snake_case(name: str) -> str:

@@ -83,6 +83,10 @@ class World:
         """Steps of runs, with their visits, of which the same is true."""
         self.decided = set[tuple[str, str]]()
         self.bodies = Counter[str]()
+        self.is_outdated = False
+        """Whether the root run may have the status of an earlier life in its store."""
+        self.voided = set[str]()
+        """Runs whose history is void in a store, which no hook was told yet."""
         self.begin_life({}, set(), {})
 
     # -- lives ----------------------------------------------------------------------------------
@@ -95,8 +99,6 @@ class World:
     ) -> None:
         """Begin another life; what the store has is given."""
         self.life += 1
-        # A hook that raised is told nothing more in that life.
-        missed = self.life > 1 and (self.dead or self.hook_raised)
         self.counts = Counter[str]()
         self.pending: dict[str, dict[int, list[Trip]]] = {}
         for trip in self.program.trips:
@@ -113,8 +115,12 @@ class World:
         self.completed = completed
         for run_id in self.done_nowhere:
             self.done_runs.pop(run_id, None)
-        if self.has_changed and missed:  # what was Done may begin afresh, and that was not told
-            self.done_runs.clear()
+        # A store may keep that a child begins afresh, and fail then; or a hook may raise before it
+        # is told. What was Done runs again all the same.
+        for run_id, done in list(self.done_runs.items()):
+            if any(above.id in self.voided for above in lineage(done)):
+                del self.done_runs[run_id]
+        self.voided = set[str]()
         self.done_runs |= done_runs
         self.done_before = dict(self.done_runs)
         self.done_nowhere = set[str]()
@@ -128,6 +134,8 @@ class World:
         self.events: list[Event] = []
         self.running: dict[str, RunPath] = {}
         """Bodies that run now, by id of their run."""
+        self.body_ends: dict[str, int] = {}
+        """How many events were told when the last body of a run ended, by id of the run."""
         self.in_flight: dict[tuple[str, str], Counter[str]] = {}
         self.attempts = Counter[str]()
         self.most: dict[str, int] = {}
@@ -140,7 +148,7 @@ class World:
 
     # -- places ---------------------------------------------------------------------------------
 
-    def at(self, place: str, who: object = "") -> str:
+    def at(self, place: str, subject: object = "") -> str:
         """Pass a place; what goes wrong there goes wrong. Says what its caller has to do."""
         counts, pending = self.counts, self.pending
         counts[place] += 1
@@ -155,13 +163,13 @@ class World:
             trips, self.armed = [self.armed], None
         answer = ""
         for trip in trips:
-            answer = self._trip(trip, place, who) or answer
+            answer = self._trip(trip, place, subject) or answer
         if answer == "raises":
             self.hook_raised = self.hook_raised or place == "hook"
-            raise Trouble(f"{place} {who}, once")
+            raise Trouble(f"{place} {subject}, once")
         return answer
 
-    def _trip(self, trip: Trip, place: str, who: object) -> str:
+    def _trip(self, trip: Trip, place: str, subject: object) -> str:
         if trip.what in ("fails", "hangs") and place not in STORE_PLACES:
             self.armed = trip
             return ""
@@ -186,11 +194,11 @@ class World:
             self.violate(f"at {text} the context is that of {seen}")
         place.set(text)
 
-    def misbehave(self, *who: str) -> None:
+    def misbehave(self, *subject: str) -> None:
         """Do once what an action must not do."""
         manners = self.program["manners"]
-        if manners in ("spurious", "generator exit", "cancels itself") and who not in self.rude:
-            self.rude.add(who)
+        if manners in ("spurious", "generator exit", "cancels itself") and subject not in self.rude:
+            self.rude.add(subject)
             self.rude_now = True
             if manners == "spurious":
                 raise cancellation()
@@ -220,8 +228,8 @@ class World:
                     await anyio.sleep(0.25)
             raise
 
-    def fail_for_ever(self, place: str, who: object) -> NoReturn:
-        raise Trouble(f"{place} {who}, always")
+    def fail_for_ever(self, place: str, subject: object) -> NoReturn:
+        raise Trouble(f"{place} {subject}, always")
 
     # -- bodies ---------------------------------------------------------------------------------
 
@@ -269,6 +277,8 @@ class World:
         if context is not None:
             self.running.pop(context.path.id, None)
             self._count(context.path, -1)
+            for above in lineage(context.path):
+                self.body_ends[above.id] = len(self.events)
 
     def _count(self, path: RunPath, by: int) -> None:
         """Count children in flight: those in which a body runs."""
@@ -318,7 +328,7 @@ class World:
                 return above.step not in hidden or name in self.claimed
         return True
 
-    async def rest(self, *who: object) -> None:
+    async def rest(self, *subject: object) -> None:
         """Take some time, as the program wants it."""
         pauses = self.program["pauses"]
         if pauses == "none":
@@ -326,7 +336,7 @@ class World:
         if pauses == "alike":  # so that many end in one tick, and are one batch
             await anyio.sleep(0.25)
             return
-        luck = chance(self.program.seed, who)
+        luck = chance(self.program.seed, subject)
         for _ in range(luck % 3):
             luck //= 3
             if pauses == "turns" or (pauses == "mixed" and luck % 2):
@@ -336,7 +346,7 @@ class World:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def hear(self, event: Event) -> None:
+    def receive(self, event: Event) -> None:
         """Be told of something."""
         self.events.append(event)
         match event:
@@ -357,6 +367,7 @@ class World:
                     if not unsaved:
                         self.violate(f"{outcome.path!r} was Done, and is told as {outcome!r}")
             case ChildRerun():
+                self.voided.discard(event.child.id)
                 self.rerun.add(event.child.id)
                 self._forget(event.child)
             case _:

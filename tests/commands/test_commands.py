@@ -255,7 +255,7 @@ def test_a_run_that_is_not_there_is_no_run(path: Path, capsys: Any):
     assert wrong == f"shoal: there is no run nowhere in {path}\n"
 
 
-def test_who_executes_a_run_is_said(path: Path, terminal: None, capsys: Any):
+def test_the_process_that_executes_a_run_is_shown(path: Path, terminal: None, capsys: Any):
     change(path, "UPDATE claims SET execution = 'x', boot = 'other', seen_at = ?", time.time())
     assert "executed by  process" in said(capsys, "show", path, "left")
     assert "running" in said(capsys, "runs", path)
@@ -408,7 +408,7 @@ def test_old_runs_are_deleted(path: Path, capsys: Any):
     assert said(capsys, "runs", path).startswith("left\t")
 
 
-def test_people_are_told_what_was_deleted(path: Path, terminal: None, capsys: Any):
+def test_the_command_prints_what_was_deleted(path: Path, terminal: None, capsys: Any):
     old = ("prune", path, "--older-than", "0s")
     assert said(capsys, *old, "--dry-run") == "2 runs would be deleted\n"
     assert said(capsys, *old, "--status", "running", "--status", "halted") == "deleted 1 run\n"

@@ -77,7 +77,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 # -- coroutines ------------------------------------------------------------------------------------
 
 
-async def test_who_still_runs_after_the_grace_is_named_and_awaited(
+async def test_a_run_that_still_runs_after_the_grace_is_named_and_awaited(
     caplog: pytest.LogCaptureFixture,
 ):
     hook = RecordingHook()
@@ -104,7 +104,7 @@ async def test_who_still_runs_after_the_grace_is_named_and_awaited(
     hook.assert_paired()
 
 
-async def test_who_ends_in_time_is_not_named(caplog: pytest.LogCaptureFixture):
+async def test_a_run_that_ends_in_time_is_not_named(caplog: pytest.LogCaptureFixture):
     hook = RecordingHook()
     many = fan_out(stubborn(4.9), over="ns", item="n", into="outs")
     with anyio.move_on_after(1):
@@ -113,7 +113,7 @@ async def test_who_ends_in_time_is_not_named(caplog: pytest.LogCaptureFixture):
     assert not warnings_of(caplog)
 
 
-async def test_each_is_named_once_whoever_has_cancelled_it(caplog: pytest.LogCaptureFixture):
+async def test_each_is_named_once_however_it_was_cancelled(caplog: pytest.LogCaptureFixture):
     """Its own timeout, the child's, the step's, the caller: all in the course of one cleanup."""
     hook = RecordingHook()
     act = stubborn(30, timeout=1)
@@ -214,7 +214,7 @@ async def test_whatever_cancels_it_it_is_named(cancels: str):
     hook.assert_paired()
 
 
-async def test_leaving_a_runtime_names_who_holds_it_up():
+async def test_leaving_a_runtime_names_the_runs_that_hold_it_up():
     hook = RecordingHook()
     with pytest.raises(LookupError):
         async with Runtime() as runtime, anyio.create_task_group() as tasks:
@@ -268,7 +268,7 @@ async def test_a_source_that_does_not_end_is_named(caplog: pytest.LogCaptureFixt
     assert (event.run_id, event.step) == ("r", "f")
 
 
-async def test_a_hook_that_fails_when_told_ends_the_run_and_hides_nothing():
+async def test_a_hook_that_fails_at_an_event_ends_the_run_and_hides_nothing():
     class Guard(Hook):
         def on_grace_exceeded(self, event: GraceExceeded) -> None:
             raise ValueError
@@ -653,7 +653,7 @@ async def test_a_function_whose_turn_comes_too_late_is_not_called():
 
 
 @pytest.mark.realtime
-async def test_a_cooperative_thread_hears_of_its_cancellation():
+async def test_a_cooperative_thread_notices_its_cancellation():
     hook, stopped = RecordingHook(), threading.Event()
 
     @action(timeout=0.15)

@@ -50,19 +50,19 @@ def cleaned() -> Cleaned:
 
 def asking(cleaned: Cleaned, **options: Any) -> Any:
     @action(reads=["q"], writes=["answer"], **options)
-    async def ask(q: str, who: str = "me", delay: float = 100.0) -> str:
+    async def ask(q: str, text: str = "me", delay: float = 100.0) -> str:
         try:
             await anyio.sleep(delay)
-            return who
+            return text
         finally:
-            await cleaned.up(who)
+            await cleaned.up(text)
 
     return ask
 
 
 async def a_lost_race(cleaned: Cleaned) -> list[str]:
     ask = asking(cleaned)
-    fast, slow = ask.bind(name="fast", who="fast", delay=1.0), ask.bind(name="slow", who="slow")
+    fast, slow = ask.bind(name="fast", text="fast", delay=1.0), ask.bind(name="slow", text="slow")
     result = await Application(race(fast, slow, into="answer")).run({"q": "?"})
     assert result.state["answer"] == "fast"
     return ["fast", "slow"]
@@ -70,15 +70,15 @@ async def a_lost_race(cleaned: Cleaned) -> list[str]:
 
 async def a_lost_race_of_streams(cleaned: Cleaned) -> list[str]:
     @action(reads=["q"], writes=["answer"])
-    async def ask(q: str, who: str, delay: float) -> AsyncIterator[str | Result[str]]:
+    async def ask(q: str, text: str, delay: float) -> AsyncIterator[str | Result[str]]:
         try:
             await anyio.sleep(delay)
-            yield Result(who)
+            yield Result(text)
         finally:
-            await cleaned.up(who)
+            await cleaned.up(text)
 
-    fast = ask.bind(name="fast", who="fast", delay=1.0)
-    slow = ask.bind(name="slow", who="slow", delay=100.0)
+    fast = ask.bind(name="fast", text="fast", delay=1.0)
+    slow = ask.bind(name="slow", text="slow", delay=100.0)
     await Application(race(fast, slow, into="answer")).run({"q": "?"})
     return ["fast", "slow"]
 
@@ -214,10 +214,10 @@ async def test_it_lasts_as_long_as_it_says_and_no_longer_than_the_grace(
             await runtime.run(Application(ask), {"q": "?"})
     assert scope.cancelled_caught
     assert left == [pytest.approx(1 + limit)]
-    told = [r.getMessage() for r in caplog.records if "cleanup at" in r.getMessage()]
-    assert len(told) == 1
-    assert "test_shielded.py" in told[0]
-    assert f"in ask took longer than its {limit:g} s, and was cancelled" in told[0]
+    received = [r.getMessage() for r in caplog.records if "cleanup at" in r.getMessage()]
+    assert len(received) == 1
+    assert "test_shielded.py" in received[0]
+    assert f"in ask took longer than its {limit:g} s, and was cancelled" in received[0]
 
 
 async def test_outside_of_runs_there_is_no_bound():

@@ -116,7 +116,7 @@ async def torn_down(work: Callable[[], Awaitable[None]], place: int, again: int)
     main = asyncio.current_task()
     steps = 0
 
-    def told() -> None:
+    def received() -> None:
         nonlocal steps
         steps += 1
         if steps in (place, place + again):
@@ -126,7 +126,7 @@ async def torn_down(work: Callable[[], Awaitable[None]], place: int, again: int)
     async def waited() -> None:
         await work()
 
-    with steps_of_this_loop(told, reason="torn down"):
+    with steps_of_this_loop(received, reason="torn down"):
         background = asyncio.create_task(waited())
         await asyncio.wait([background])
         seen = steps

@@ -175,7 +175,7 @@ async def test_run_in_loop_calls_the_function_on_the_loop():
 
 @pytest.mark.parametrize("limits", [Limits(1), Limits(rate=Rate(1, per=1000))])
 @pytest.mark.parametrize("where", ["fan-out", "action"])
-async def test_who_waits_for_a_thread_holds_nothing(limits: Limits, where: str):
+async def test_an_attempt_that_waits_for_a_thread_holds_nothing(limits: Limits, where: str):
     """Neither a slot nor a unit of a rate, which others would have to wait for."""
     blocked, may_end, others = anyio.Event(), threading.Event(), anyio.Event()
     began: list[str] = []
@@ -217,7 +217,7 @@ async def test_who_waits_for_a_thread_holds_nothing(limits: Limits, where: str):
     assert began == ["on the loop"]
 
 
-async def test_who_waits_for_a_thread_is_told_to_wait():
+async def test_a_wait_for_a_thread_is_published():
     hook, blocked, may_end = RecordingHook(), anyio.Event(), threading.Event()
 
     @action()
@@ -236,8 +236,8 @@ async def test_who_waits_for_a_thread_is_told_to_wait():
         while not hook.of(Waiting):
             await checkpoint()
         may_end.set()
-    (told,) = hook.of(Waiting)
-    assert (told.step, told.limit, told.key) == ("work", "threads", None)
+    (received,) = hook.of(Waiting)
+    assert (received.step, received.limit, received.key) == ("work", "threads", None)
 
 
 async def test_an_action_in_a_thread_keeps_it_while_it_is_inside_of_its_fan_out():

@@ -157,7 +157,7 @@ def tables(*numbers: int, applied: int | None = 2, status: str = "succeeded") ->
     return {"run": Row(status, None, list(numbers)), "a": Row(status, applied)}
 
 
-def test_what_was_told_and_is_in_no_table_is_found():
+def test_a_published_event_that_is_in_no_table_is_found():
     check_tables(tables(1, 2), [UPDATE, told("child", "a", status="succeeded"), told("end", "run")])
     wrong = [
         (tables(1), UPDATE),

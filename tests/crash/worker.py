@@ -107,7 +107,7 @@ class Census:
         ended = {run for run, record in self.records.items() if record.status == "succeeded"}
         return ended | ({RUN} if self.status == "succeeded" else set())
 
-    def check_told(self, told: list[dict[str, Any]], last: int) -> None:
+    def check_published(self, told: list[dict[str, Any]], last: int) -> None:
         """What a hook was told is there; how children ended that life ``last`` was told of, too.
 
         A child that had failed runs again in a later life, so of earlier ones only the good
@@ -171,7 +171,7 @@ async def _live(life: Life, name: str, store: Store) -> None:
     census = Census()
     await census.take(store)
     told = lines(life.told)
-    census.check_told(told, last=life.number - 1)
+    census.check_published(told, last=life.number - 1)
     kept = sorted(census.visits), sorted(census.succeeded)
     append(life.effects, life=life.number, kind="life", completed=kept[0], succeeded=kept[1])
 
@@ -183,7 +183,7 @@ async def _live(life: Life, name: str, store: Store) -> None:
 
     census = Census()
     await census.take(store)
-    census.check_told(lines(life.told), last=life.number)
+    census.check_published(lines(life.told), last=life.number)
     again = await app.run(id=RUN)
     summary = scenario.summary(result)
     assert scenario.summary(again) == summary

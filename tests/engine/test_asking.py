@@ -292,7 +292,7 @@ async def test_a_plain_function_asks_from_its_thread():
     assert ran == ["plain", "plain"]
 
 
-async def test_a_plain_function_that_asks_by_itself_is_told_what_to_do():
+async def test_a_plain_function_that_asks_by_itself_gets_advice():
     @action(writes=["out"])
     def plain(context: Context) -> None:
         context.ask("go", "?")  # pyright: ignore[reportUnusedCoroutine] # the mistake
@@ -323,7 +323,7 @@ async def test_what_an_action_has_left_behind_can_not_ask():
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-async def test_who_asks_with_anothers_context_has_failed(grouped: bool):
+async def test_a_child_that_asks_with_the_context_of_another_has_failed(grouped: bool):
     hook = RecordingHook()
 
     @action(writes=["inner"])

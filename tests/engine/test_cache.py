@@ -165,7 +165,7 @@ async def test_a_store_that_can_not_leaves_it_to_the_runtime():
 
 
 @every_store
-async def test_what_a_state_was_told_is_done_again(tmp_path: Path, kind: str):
+async def test_operations_of_a_state_are_applied_again(tmp_path: Path, kind: str):
     called = 0
 
     @action(reads=["n"], writes=["log", "count", "by", "gone"], cache=math.inf)
@@ -216,7 +216,7 @@ async def test_a_class_has_it_as_an_attribute():
     assert calls.of == [1]
 
 
-async def test_steps_in_the_middle_are_told_and_those_after_them_are_not():
+async def test_steps_in_the_middle_are_published_and_those_after_them_are_not():
     calls, hook = Calls(), RecordingHook()
 
     @action(reads=["out"], writes=["end"])
@@ -244,8 +244,8 @@ async def test_of_children_too():
     )
     assert (await app.run({"ns": [1, 2, 1, 1]})).state["outs"] == [10, 20, 10, 10]
     assert calls.of == [1, 2]
-    told = [event.cached for event in hook.of(StepEnded) if event.step == "work"]
-    assert told == [False, False, True, True]
+    received = [event.cached for event in hook.of(StepEnded) if event.step == "work"]
+    assert received == [False, False, True, True]
     assert len(hook.of(AttemptEnded)) == 2, "what was remembered is no attempt"
     hook.assert_paired()
 
@@ -362,7 +362,7 @@ async def test_what_is_remembered_waits_for_no_slot_no_rate_and_no_thread():
     assert not hook.of(Waiting)
 
 
-async def test_who_has_waited_for_a_slot_looks_again_and_pays_nothing():
+async def test_a_child_that_has_waited_for_a_slot_looks_again_and_pays_nothing():
     calls, hook = Calls(), RecordingHook()
     work = cached_action(calls, limits=Limits(1) & Limits(rate=Rate(2, per=1000.0, burst=2)))
     other = cached_action(calls, name="other")
@@ -387,7 +387,7 @@ async def test_to_find_it_after_a_wait_is_not_to_remember_it_once_more():
     assert store.remembered == [result_key(work, {"n": 1})]
 
 
-async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_seat():
+async def test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_permit():
     calls = Calls(ValueError("1"))
     most = now = 0
 
@@ -515,14 +515,14 @@ def test_what_does_more_than_to_write_can_not_have_it():
     async def stream(n: int) -> AsyncIterator[int | Result[int]]:
         yield Result(n)
 
-    async def told(n: int, context: Context) -> int:
+    async def received(n: int, context: Context) -> int:
         return n
 
     async def send(n: int) -> None: ...
 
     refused: list[tuple[Any, list[str], str]] = [
         (stream, ["out"], "partial items"),
-        (told, ["out"], "its context"),
+        (received, ["out"], "its context"),
         (send, [], "it writes nothing"),
     ]
     for function, writes, why in refused:

@@ -224,7 +224,7 @@ def check_nothing_is_held(run: Run) -> None:
         for limiter in named.values():
             in_use = [one.in_use for one in limiter.statistics()]
             assert not any(in_use), f"a slot of {owner!r} is lost"
-    assert not admission.queue.wait_queues, "somebody still waits for a slot"
+    assert not admission.scheduler.wait_queues, "somebody still waits for a slot"
     assert run.config.execution.live.used == 0, "a permit of the live budget is lost"
 
 

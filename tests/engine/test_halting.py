@@ -13,6 +13,7 @@ from shoal import (
     Application,
     Cancelled,
     Context,
+    Done,
     Each,
     Graph,
     Hedge,
@@ -105,7 +106,7 @@ each = fan_out(leaf, over="items", item="item", key=str, into="outs", take="out"
 # -- among siblings --------------------------------------------------------------------------------
 
 
-async def test_siblings_go_on_and_only_who_is_answered_runs_again():
+async def test_siblings_go_on_and_only_an_answered_child_runs_again():
     app, hook = application(each)
     async with no_leaks():
         result = await app.run({"items": ["a", "B", "c", "D"]}, id="x")
@@ -136,7 +137,7 @@ async def test_siblings_go_on_and_only_who_is_answered_runs_again():
     assert (result.outcomes("outs").halted, result.outcomes("outs").done) == (0, 4)
 
 
-async def test_who_is_halted_takes_no_place_in_flight():
+async def test_a_halted_child_takes_no_place_in_flight():
     act = fan_out(leaf, over="items", item="item", key=str, into="outs", limits=Limits(1))
     app, _ = application(act)
     result = await app.run({"items": ["A", "B", "c"]}, id="x")
@@ -144,7 +145,7 @@ async def test_who_is_halted_takes_no_place_in_flight():
     assert ran == ["A", "B", "c"]
 
 
-async def test_who_rests_is_not_charged_again():
+async def test_a_resting_child_is_not_charged_again():
     limits = Limits(10, rate=Rate(1, per=10))
     act = fan_out(leaf, over="items", item="item", key=str, into="outs", limits=limits)
     app, _ = application(act)
@@ -155,7 +156,7 @@ async def test_who_rests_is_not_charged_again():
     assert keys(result) == ["A", "B"]
 
 
-async def test_questions_come_in_order_of_positions_whoever_asked_first():
+async def test_questions_come_in_order_of_positions_and_not_of_time():
     @action(reads=["item"], writes=["out"])
     async def late(item: int, context: Context) -> str:
         await anyio.sleep(10 - item)
@@ -168,7 +169,7 @@ async def test_questions_come_in_order_of_positions_whoever_asked_first():
 
 
 @pytest.mark.parametrize("on_error", ["collect", "ignore", Tolerate(count=1)])
-async def test_who_is_halted_has_neither_failed_nor_succeeded(on_error: Any):
+async def test_a_halted_child_has_neither_failed_nor_succeeded(on_error: Any):
     errors: dict[str, Any] = {} if on_error == "ignore" else {"errors_into": "errors"}
     act = fan_out(
         leaf, over="items", item="item", key=str, into="outs", on_error=on_error, **errors
@@ -192,7 +193,7 @@ async def test_a_failure_beside_a_question_fails_the_step():
     assert ran == ["B", "-c", "-c"]  # who rests is left alone
 
 
-async def test_reduce_is_not_called_for_who_is_halted():
+async def test_reduce_is_not_called_for_a_halted_child():
     def collect(state: State, outcome: Any) -> State:
         return state.append(seen=outcome.key)
 
@@ -221,7 +222,7 @@ async def test_what_grows_goes_on_beside_a_question():
     assert set(result.state["outs"]) == {"a", "ax", "axx", "axxx", "B", "Bx", "Bxx", "Bxxx"}
 
 
-async def test_who_works_on_something_else_now_is_asked_anew():
+async def test_a_child_with_another_element_is_asked_anew():
     def graph(version: str) -> Graph:
         return Graph.chain(fan_out(
             action(reads=["item"], writes=["out"], name="leaf", version=version)(leaf.function),
@@ -382,7 +383,7 @@ async def test_failures_of_an_actions_own_children_come_before_its_questions():
     hook.assert_paired()
 
 
-async def test_who_is_halted_is_cancelled_with_the_group():
+async def test_a_halted_child_is_cancelled_with_the_group():
     @action(reads=["items"], writes=["got"])
     async def enough(items: Sequence[str], context: Context) -> list[str]:
         got: list[str] = []
@@ -404,7 +405,7 @@ async def test_who_is_halted_is_cancelled_with_the_group():
     hook.assert_paired()
 
 
-async def test_who_is_started_no_more_is_asked_no_more():
+async def test_a_child_that_is_started_no_more_is_asked_no_more():
     @action(reads=["items"])
     async def starts(items: Sequence[str], wanted: Sequence[str], context: Context) -> None:
         async with context.fan_out(name="own") as group:
@@ -423,7 +424,7 @@ async def test_who_is_started_no_more_is_asked_no_more():
 # -- races -----------------------------------------------------------------------------------------
 
 
-async def test_a_decision_elsewhere_cancels_who_is_halted():
+async def test_a_decision_elsewhere_cancels_a_halted_child():
     @action(reads=["item"], writes=["out"])
     async def slow(item: str) -> str:
         await anyio.sleep(5)
@@ -437,8 +438,12 @@ async def test_a_decision_elsewhere_cancels_who_is_halted():
     assert isinstance(loser, Cancelled)
     assert (loser.act, loser.winner) == ("leaf", ChildName("slow", ""))
     assert (result.outcomes("answer").cancelled, result.outcomes("answer").halted) == (1, 0)
-    told = [event for event in hook.events if isinstance(event, ChildHalted | ChildEnded)]
-    assert [type(event).__name__ for event in told] == ["ChildHalted", "ChildEnded", "ChildEnded"]
+    received = [event for event in hook.events if isinstance(event, ChildHalted | ChildEnded)]
+    assert [type(event).__name__ for event in received] == [
+        "ChildHalted",
+        "ChildEnded",
+        "ChildEnded",
+    ]
     hook.assert_paired()
     recorded = [one async for one in result.all_outcomes("answer")]
     assert [type(one).__name__ for one in recorded] == ["Cancelled", "Done"]
@@ -447,7 +452,7 @@ async def test_a_decision_elsewhere_cancels_who_is_halted():
         await app.run(id="x", answers={"ok": 1})
 
 
-async def test_who_loses_while_it_halts_has_lost():
+async def test_a_child_that_loses_while_it_halts_has_lost():
     @action(writes=["out"])
     async def stubborn(context: Context) -> str:
         try:
@@ -489,7 +494,7 @@ async def test_a_race_whose_others_have_failed_halts_and_is_won_by_an_answer():
 
 
 @pytest.mark.parametrize("until", [first(3), quorum(3, by=len)])
-async def test_a_race_that_can_not_be_won_any_more_fails_whoever_is_halted(until: Any):
+async def test_a_race_that_can_not_be_won_any_more_fails_in_spite_of_halted_children(until: Any):
     act = fan_out(leaf, over="items", item="item", key=str, into="out", take="out", until=until)
     app, hook = application(act)
     with pytest.raises(NobodyAccepted):
@@ -497,7 +502,7 @@ async def test_a_race_that_can_not_be_won_any_more_fails_whoever_is_halted(until
     hook.assert_paired()
 
 
-async def test_a_quorum_waits_for_who_may_still_make_it():
+async def test_a_quorum_waits_for_children_that_may_still_make_it():
     act = fan_out(
         leaf, over="items", item="item", key=str, into="out", take="out", until=quorum(2, by=bool)
     )
@@ -510,7 +515,44 @@ async def test_a_quorum_waits_for_who_may_still_make_it():
     hook.assert_paired()
 
 
-async def test_a_condition_of_the_users_is_not_asked_about_who_is_halted():
+@pytest.mark.parametrize(
+    ("until", "asks"),
+    [(first(2), "AB"), (first(3), "ABCD"), (quorum(2, by=bool), "AB"), (quorum(3, by=bool), "ABC")],
+)
+async def test_children_that_halt_at_once_may_still_win_a_race(until: Any, asks: str):
+    """Those that rest are one batch. One answer or two would be enough, so the last child goes on.
+
+    It fails in the first execution, so that the second executes it again.
+    """
+
+    @action(reads=["item"], writes=["out"])
+    async def last_is_slow(item: str, context: Context) -> str:
+        if item in asks:
+            return f"{item}={await context.ask('ok', item)}"
+        ran.append(item)
+        await anyio.sleep(1)
+        if ran == ["slow"]:
+            raise ValueError(item)
+        return item
+
+    act = fan_out(
+        last_is_slow, over="items", item="item", key=str, into="out", take="out", until=until
+    )
+    app, hook = application(act)
+    assert (await app.run({"items": [*asks, "slow"]}, id="x")).status == "halted"
+    hook.events.clear()
+    result = await app.run(id="x")
+    assert (result.status, keys(result)) == ("halted", list(asks))
+    (ended,) = hook.of(ChildEnded)
+    assert isinstance(ended.outcome, Done)
+    answers = {one.address: "yes" for one in result.questions[1:]}
+    result = await app.run(id="x", answers=answers)
+    assert (result.status, ran) == ("succeeded", ["slow", "slow"])
+    assert result.outcomes("out").done == until.wanted
+    hook.assert_paired()
+
+
+async def test_a_condition_of_the_users_is_not_asked_about_a_halted_child():
     asked: list[Any] = []
 
     def enough(state: State, outcome: Outcome) -> bool:
@@ -556,7 +598,7 @@ async def test_staggered_races_halt_and_go_on(stagger: Any):
     hook.assert_paired()
 
 
-async def test_who_has_given_the_first_item_may_ask():
+async def test_a_child_that_has_given_the_first_item_may_ask():
     @action(reads=["item"], writes=["out"])
     async def stream(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
         ran.append(item)
@@ -577,7 +619,7 @@ async def test_who_has_given_the_first_item_may_ask():
     hook.assert_paired()
 
 
-async def test_who_asks_before_the_first_item_is_cancelled_by_it():
+async def test_a_child_that_asks_before_the_first_item_is_cancelled_by_it():
     @action(reads=["item"], writes=["out"])
     async def stream(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
         if item == "A":
@@ -597,7 +639,7 @@ async def test_who_asks_before_the_first_item_is_cancelled_by_it():
     hook.assert_paired()
 
 
-async def test_who_halts_lets_the_next_start_at_once():
+async def test_a_child_that_halts_lets_the_next_start_at_once():
     act = fan_out(
         leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
     )
@@ -608,7 +650,7 @@ async def test_who_halts_lets_the_next_start_at_once():
     assert anyio.current_time() - began == pytest.approx(2)
 
 
-async def test_who_rests_lets_nobody_start_early():
+async def test_a_resting_child_lets_no_other_start_early():
     act = fan_out(
         leaf, over="items", item="item", key=str, into="out", take="out", until=first(), stagger=50
     )
@@ -620,7 +662,7 @@ async def test_who_rests_lets_nobody_start_early():
         assert ran == ["-b"]
 
 
-async def test_a_decision_counts_though_nobody_has_recorded_who_lost():
+async def test_a_decision_counts_though_its_losers_were_not_recorded():
     store = MemoryStore()
     found: list[MemoryStore] = []
 
@@ -657,7 +699,7 @@ async def test_a_decision_counts_though_nobody_has_recorded_who_lost():
     assert lost.winner == ChildName("leaf", "A")
 
 
-async def test_a_race_of_streams_that_broke_off_is_tried_again_with_who_had_asked():
+async def test_a_race_of_streams_that_broke_off_is_tried_again_with_the_contestant_that_had_asked():
     breaks = iter([True, False])
 
     @action(reads=["item"], writes=["out"])
@@ -977,7 +1019,7 @@ async def test_halting_at_what_is_no_act_is_refused(given: Any, why: str):
         await Application(line).run({"n": 0}, halt_before=given)
 
 
-async def test_who_was_halted_before_a_step_and_crashed_in_it_is_asked_again():
+async def test_a_child_that_was_halted_before_a_step_and_crashed_in_it_is_asked_again():
     store = MemoryStore()
     app = Application(Graph.chain(one, each), store=store)
     await app.run({"n": 0, "items": ["a"]}, id="x", halt_before=["outs"])

@@ -172,7 +172,7 @@ def path_of(app: Application[Any]) -> RunPath:
     return RunPath(run_id="x", act=app.name)
 
 
-async def test_who_gets_further_is_acquitted():
+async def test_a_child_that_gets_further_is_acquitted():
     """Each life dies in another step of the same child: none three times in a row."""
     steps = Graph.chain(leaf, last, name="steps")
     lives = Kept(mapped(steps, take="end"), ["a"])
@@ -185,7 +185,7 @@ async def test_who_gets_further_is_acquitted():
     assert result.state["outs"] == {"a": "A"}
 
 
-async def test_who_ends_otherwise_is_acquitted():
+async def test_a_child_that_ends_otherwise_is_acquitted():
     """A run that was cancelled, and then is killed, begins to count anew."""
     lives = Kept(mapped(), ["a"])
     kills.add("a")
@@ -354,7 +354,7 @@ async def starts_elsewhere(items: Any, context: Context) -> None:
 
 @pytest.mark.parametrize("form", ["fan-out", "own"])
 @pytest.mark.parametrize("attempts", [1, 4])
-async def test_in_a_store_of_its_own_who_has_ended_is_acquitted(form: str, attempts: int):
+async def test_in_a_store_of_its_own_an_ended_child_is_acquitted(form: str, attempts: int):
     """Its parent is kept nowhere, so its count stayed there: also attempts counted as crashes."""
     kept: Any = Elsewhere()
     elsewhere[:] = [kept]
@@ -456,7 +456,7 @@ class Slow:
         self._kept.save(batch)
 
 
-async def test_who_waits_for_a_turn_holds_no_slot():
+async def test_a_child_that_waits_for_a_turn_holds_no_slot():
     """While it is saved that the first is at work, the second has got the only slot."""
     kills.add("a")
     lives = Kept(mapped(), ["a", "b"], limits=Limits(1))
@@ -493,7 +493,7 @@ async def test_a_suspect_that_waits_for_its_turn_holds_no_place():
     assert result.state["outs"] == {"a": "A", "b": "B"}
 
 
-async def test_who_waits_for_a_last_chance_may_be_cancelled():
+async def test_a_child_that_waits_for_a_last_chance_may_be_cancelled():
     kills.add("a")
     lives = Kept(mapped(), ["a", "b", "c"])
     for _ in range(3):
@@ -509,13 +509,13 @@ async def test_a_last_chance_waits_for_all_others_and_they_for_it():
     suspects, order = CrashSuspects(3), list[str]()
 
     async def be_at_work(name: str, crashes: int) -> None:
-        who = object()
-        await suspects.wait_turn(who, crashes)
+        child = object()
+        await suspects.wait_turn(child, crashes)
         order.append(f"{name} begins")
         await anyio.sleep(1)
         order.append(f"{name} ends")
-        suspects.leave(who)
-        suspects.leave(who)  # again is no error, and nobody else's end
+        suspects.leave(child)
+        suspects.leave(child)  # again is no error, and nobody else's end
 
     async with anyio.create_task_group() as tasks:
         for name, crashes in (("a", 0), ("b", 1), ("last", 2), ("other", 2)):

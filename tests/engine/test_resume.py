@@ -177,7 +177,7 @@ def outcomes_of(result: RunResult[Any]) -> dict[str, Any]:
             (
                 (ledger.done, ledger.failed, ledger.cancelled, ledger.skipped),
                 [
-                    (type(one).__name__, one.act, one.key, one.position, one.element, told(one))
+                    (type(one).__name__, one.act, one.key, one.position, one.element, received(one))
                     for one in ledger
                 ],
             )
@@ -187,7 +187,7 @@ def outcomes_of(result: RunResult[Any]) -> dict[str, Any]:
     }
 
 
-def told(outcome: Outcome) -> str:
+def received(outcome: Outcome) -> str:
     match outcome:
         case Failed():
             return repr(outcome.error)

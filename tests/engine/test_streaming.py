@@ -36,7 +36,7 @@ from shoal import (
 )
 from shoal import Result as StreamResult
 from shoal._concurrency.closing import CLOSING_SECONDS, CLOSINGS
-from shoal._engine import publish as _telling
+from shoal._engine import publish as _publish
 from shoal._engine.fanout.children import child_config
 from shoal._engine.run import Run
 from shoal._engine.streaming import ITEMS
@@ -134,14 +134,14 @@ async def count_to(n: int) -> Stream:
     yield Result(n)
 
 
-class Telling(Hook):
-    """Calls ``hear`` with every item."""
+class ItemHook(Hook):
+    """Calls ``receive`` with every item."""
 
-    def __init__(self, hear: Callable[[Item], Any]) -> None:
-        self.hear = hear
+    def __init__(self, receive: Callable[[Item], Any]) -> None:
+        self.receive = receive
 
     def on_item(self, event: Item) -> Any:
-        return self.hear(event)
+        return self.receive(event)
 
 
 def cancellation() -> str:
@@ -154,13 +154,13 @@ def slow(seconds: float) -> Hook:
     async def sleep(event: Item) -> None:
         await anyio.sleep(seconds)
 
-    return Telling(sleep)
+    return ItemHook(sleep)
 
 
 # -- what is told ----------------------------------------------------------------------------------
 
 
-async def test_items_are_told_in_order_between_start_and_end_of_the_step():
+async def test_items_are_published_in_order_between_start_and_end_of_the_step():
     hook = RecordingHook()
     app = Application(streaming(functools.partial(count_to, 3)), hooks=[hook])
     async with nothing_left():
@@ -185,7 +185,7 @@ async def test_it_runs_on_the_loop_and_takes_no_thread():
     assert (act.is_streaming, act.is_async, act.in_thread) == (True, False, False)
 
 
-async def test_it_goes_on_only_after_all_have_heard():
+async def test_it_goes_on_only_after_all_hooks_have_returned():
     log: list[object] = []
 
     async def talk() -> Stream:
@@ -195,12 +195,12 @@ async def test_it_goes_on_only_after_all_have_heard():
         log.append("ends")
         yield Result(None)
 
-    async def hear(event: Item) -> None:
+    async def receive(event: Item) -> None:
         await anyio.sleep(1)
         log.append(f"heard {event.item}")
 
-    later = Telling(lambda event: log.append(f"later {event.item}"))
-    await run(talk, Telling(hear), later)
+    later = ItemHook(lambda event: log.append(f"later {event.item}"))
+    await run(talk, ItemHook(receive), later)
     assert log == [
         "yields 0", "heard 0", "later 0", "yields 1", "heard 1", "later 1", "ends"
     ]  # fmt: skip
@@ -210,7 +210,7 @@ async def test_nothing_is_built_that_nobody_listens_to(monkeypatch: pytest.Monke
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr(_telling, "Item", refuse)
+    monkeypatch.setattr(_publish, "Item", refuse)
     recording = RecordingHook()
 
     class Other(Hook):
@@ -437,12 +437,12 @@ async def test_wherever_it_stands(place: str):
     outs = state["all"][0] if place == "fan-outs" else state["outs"]
     assert outs == ([{"stream": n, "b": n} for n in (2, 3)] if place == "acts" else [2, 3])
     assert read == hook.events
-    heard: dict[tuple[str, str], list[Item]] = {}
+    received: dict[tuple[str, str], list[Item]] = {}
     for item in hook.of(Item):
-        heard.setdefault((item.run_id, item.step), []).append(item)
-    for items in heard.values():
+        received.setdefault((item.run_id, item.step), []).append(item)
+    for items in received.values():
         assert [item.index for item in items] == list(range(len(items)))
-    said = sorted("".join(item.item for item in items) for items in heard.values())
+    said = sorted("".join(item.item for item in items) for items in received.values())
     assert said == sorted(words * (2 if place == "acts" else 1))
 
 
@@ -490,21 +490,21 @@ async def test_it_streams_what_its_own_children_say():
             raise ValueError("at the first")
 
     with pytest.raises(HookFailed):
-        await run(talk, Telling(fail))
+        await run(talk, ItemHook(fail))
     assert witness.ends == ["ended", "GeneratorExit"]
 
 
 # -- closed on every way out -----------------------------------------------------------------------
 
-Hears = Callable[[Item], Any]
+Receiver = Callable[[Item], Any]
 
 
-def raises(error: BaseException) -> Hears:
-    def hear(event: Item) -> None:
+def raises(error: BaseException) -> Receiver:
+    def receive(event: Item) -> None:
         if event.index == 2:
             raise error
 
-    return hear
+    return receive
 
 
 WAYS: dict[str, tuple[type[BaseException] | None, str]] = {  # what comes out, and what goes in
@@ -555,7 +555,7 @@ async def test_it_is_closed_and_its_cleanup_awaited(way: str, place: str):
         await anyio.sleep(1)
         raises(KeyboardInterrupt() if "Ctrl-C" in way else ValueError())(event)
 
-    hears: dict[str, Hears] = {
+    ways: dict[str, Receiver] = {
         "a guard fails": raises(ValueError()),
         "a guard fails later": later,
         "a Ctrl-C in a hook": raises(KeyboardInterrupt()),
@@ -565,7 +565,7 @@ async def test_it_is_closed_and_its_cleanup_awaited(way: str, place: str):
     graph = act if place == "step" else fan_out([act], into="outs")
     recording = RecordingHook()
     async with nothing_left():
-        app = Application(graph, hooks=[Telling(hears.get(way, lambda event: None)), recording])
+        app = Application(graph, hooks=[ItemHook(ways.get(way, lambda event: None)), recording])
         raised: BaseException | None = None
         try:
             await app.run()
@@ -737,7 +737,7 @@ async def test_what_goes_wrong_in_closing_hides_nothing(
         start += 2
     else:
         with pytest.raises(HookFailed) as caught:
-            await run(talk, Telling(fails_at_once), hook)
+            await run(talk, ItemHook(fails_at_once), hook)
         notes = "".join(caught.value.__notes__)
         assert f"while streaming action 'stream' was closed, {told}" in notes if told else True
     assert (witness.open, len(witness.ends)) == (0, 1)
@@ -771,7 +771,7 @@ async def test_a_generator_that_never_stops_yielding_is_given_up(caplog: pytest.
     act: Any = streaming(talk)
     act.function = keeping
     with pytest.raises(HookFailed) as caught:
-        await Application(act, hooks=[Telling(fails_at_once)]).run()
+        await Application(act, hooks=[ItemHook(fails_at_once)]).run()
     assert f"it did so {CLOSINGS} times, and is left as it is" in caught.value.__notes__[1]
     done = True
     await made[0].aclose()
@@ -785,7 +785,7 @@ async def test_a_ctrl_c_while_it_is_closed_outranks_what_ended_it():
             raise KeyboardInterrupt("while closing")
 
     with pytest.raises(KeyboardInterrupt, match="while closing"):
-        await run(talk, Telling(fails_at_once))
+        await run(talk, ItemHook(fails_at_once))
 
 
 @pytest.mark.parametrize("then", ["yields", "returns", "results"])
@@ -833,7 +833,7 @@ async def test_a_generator_that_holds_a_scope_is_closed_inside_it(caplog: pytest
 
     hook = RecordingHook()
     with pytest.raises(HookFailed):
-        await run(talk, hook, Telling(raises(ValueError())), Telling(fails_at_once))
+        await run(talk, hook, ItemHook(raises(ValueError())), ItemHook(fails_at_once))
     with anyio.move_on_after(1):
         await run(talk, slow(2), hook)
     assert witness.ends == ["GeneratorExit"] * 2
@@ -861,11 +861,11 @@ async def test_its_own_timeout_arrives_at_the_yield(
     """A slow consumer's time counts; what the timeout cancels is the generator, not who is told."""
     if timeout is native_timeout and anyio_backend_name == "trio":
         return
-    heard: list[object] = []
+    received: list[object] = []
 
-    async def hear(event: Item) -> None:
+    async def receive(event: Item) -> None:
         await anyio.sleep(2)
-        heard.append(event.item)
+        received.append(event.item)
 
     async def talk() -> Stream:
         given = 0
@@ -876,12 +876,12 @@ async def test_its_own_timeout_arrives_at_the_yield(
         yield "enough"
         yield Result(given)
 
-    hooks = {"slow hook": [Telling(hear)], "slow hooks": [Telling(hear), slow(0.25)]}
+    hooks = {"slow hook": [ItemHook(receive)], "slow hooks": [ItemHook(receive), slow(0.25)]}
     given = await run(talk, *hooks.get(pace, []))
     if pace == "never waits":
         assert given <= ITEMS + 1
     else:
-        assert (given, heard) == (2, [1, 2, "enough"])
+        assert (given, received) == (2, [1, 2, "enough"])
 
 
 async def test_a_failure_in_its_own_task_group_arrives_at_the_yield():
@@ -923,7 +923,7 @@ async def test_one_that_never_waits_can_be_cancelled(listens: bool, emits: bool)
             await context.emit(given)
 
     with anyio.move_on_after(0) as scope:
-        await run(emitting if emits else talk, *[Telling(lambda event: None)] * listens)
+        await run(emitting if emits else talk, *[ItemHook(lambda event: None)] * listens)
     assert scope.cancelled_caught
     assert given <= ITEMS
 
@@ -944,7 +944,7 @@ async def test_others_run_while_it_streams_and_never_waits():
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(others)
-        app = Application(streaming(talk), hooks=[Telling(lambda event: None)])
+        app = Application(streaming(talk), hooks=[ItemHook(lambda event: None)])
         assert (await app.run()).state["out"] >= 9
         tasks.cancel_scope.cancel()
 
@@ -1045,7 +1045,7 @@ async def test_tasks_of_an_action_emit_one_at_a_time():
         times[anyio.current_time()] += 1
         await anyio.sleep(1.25 if event.index % 2 else 0.25)
 
-    app = Application(streaming(talk, writes=[]), hooks=[Telling(uneven), hook])
+    app = Application(streaming(talk, writes=[]), hooks=[ItemHook(uneven), hook])
     async with nothing_left():
         await app.run()
     items = hook.of(Item)
@@ -1055,7 +1055,7 @@ async def test_tasks_of_an_action_emit_one_at_a_time():
         assert [event.item[1] for event in items if event.item[0] == name] == list(range(5))
 
 
-async def test_one_that_is_cancelled_before_its_turn_is_not_told():
+async def test_an_item_that_is_cancelled_before_its_turn_is_not_published():
     hook = RecordingHook()
 
     async def talk(context: Context) -> int:
@@ -1077,14 +1077,14 @@ async def test_one_that_is_cancelled_before_its_turn_is_not_told():
     assert anyio.current_time() - start == 8
 
 
-async def test_a_native_timeout_of_the_action_does_not_reach_who_is_told(anyio_backend_name: str):
+async def test_a_native_timeout_of_the_action_does_not_reach_hooks(anyio_backend_name: str):
     if anyio_backend_name == "trio":
         return
-    heard: list[object] = []
+    received: list[object] = []
 
-    async def hear(event: Item) -> None:
+    async def receive(event: Item) -> None:
         await anyio.sleep(2)
-        heard.append(event.item)
+        received.append(event.item)
 
     async def talk(context: Context) -> str:
         try:
@@ -1095,11 +1095,11 @@ async def test_a_native_timeout_of_the_action_does_not_reach_who_is_told(anyio_b
             return "timed out"
         return "in time"
 
-    assert await run(talk, Telling(hear)) == "timed out"
-    assert heard == ["slow", "late"]
+    assert await run(talk, ItemHook(receive)) == "timed out"
+    assert received == ["slow", "late"]
 
 
-async def test_what_an_action_leaves_behind_tells_nothing_after_its_end(anyio_backend_name: str):
+async def test_a_task_left_by_an_action_publishes_nothing_after_its_end(anyio_backend_name: str):
     """``asyncio.gather`` leaves the others running when one fails."""
     if anyio_backend_name == "trio":
         return
@@ -1131,33 +1131,33 @@ async def test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it():
         return 1
 
     with pytest.raises(HookFailed, match="on Item of run"):
-        await run(talk, Telling(fails_at_once))
+        await run(talk, ItemHook(fails_at_once))
 
 
-async def test_an_observer_that_fails_is_told_no_more(caplog: pytest.LogCaptureFixture):
-    class Observer(Telling):
+async def test_an_observer_that_fails_is_notified_no_more(caplog: pytest.LogCaptureFixture):
+    class Observer(ItemHook):
         observer = True
 
     told: list[object] = []
 
-    async def hear(event: Item) -> None:
+    async def receive(event: Item) -> None:
         told.append(event.item)
         raise ValueError
 
     hook = RecordingHook()
 
-    def hear_at_once(event: Item) -> None:
-        hear(event).send(None)
+    def receive_at_once(event: Item) -> None:
+        receive(event).send(None)
 
-    for made in hear, hear_at_once:
+    for made in receive, receive_at_once:
         assert await run(functools.partial(count_to, 3), Observer(made), hook) == 3
     assert told == [0, 0]
     assert len(hook.of(Item)) == 6
     assert "observer Observer failed on Item" in caplog.text
 
 
-async def test_all_are_told_though_a_guard_fails():
-    hooks = [Telling(fails_at_once), slow(1), Telling(fails_at_once), RecordingHook()]
+async def test_all_are_notified_though_a_guard_fails():
+    hooks = [ItemHook(fails_at_once), slow(1), ItemHook(fails_at_once), RecordingHook()]
     with pytest.raises(HookFailed):
         await run(functools.partial(count_to, 3), *hooks)
     assert isinstance(hooks[-1], RecordingHook)
@@ -1192,13 +1192,13 @@ async def test_a_thread_emits_by_way_of_the_loop():
             anyio.from_thread.run(context.emit, (item, number))
         return item
 
-    async def hear(event: Item) -> None:
+    async def receive(event: Item) -> None:
         tasks.add(anyio.get_current_task().id)
         await checkpoint()
 
     act = streaming(talk, reads=["item"])
     async with no_leaks(threads=False):
-        app = Application(fan_out(act, over="n", into="outs"), hooks=[Telling(hear), hook])
+        app = Application(fan_out(act, over="n", into="outs"), hooks=[ItemHook(receive), hook])
         assert (await app.run({"n": range(5)})).state["outs"] == [*range(5)]
     hook.assert_paired()
     for key in range(5):
@@ -1208,7 +1208,7 @@ async def test_a_thread_emits_by_way_of_the_loop():
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("hooks", [[], [Telling(lambda event: None)], [slow(0)]])
+@pytest.mark.parametrize("hooks", [[], [ItemHook(lambda event: None)], [slow(0)]])
 async def test_a_thread_that_emits_learns_of_a_cancellation(hooks: list[Hook]):
     started, ends = anyio.Event(), list[str]()
 
@@ -1242,10 +1242,10 @@ async def test_a_thread_that_emits_learns_of_a_cancellation(hooks: list[Hook]):
 class Listening(Act):
     """Runs a graph as a child, whose items it hears."""
 
-    def __init__(self, graph: Graph, hear: Callable[[Run, object], None]) -> None:
+    def __init__(self, graph: Graph, receive: Callable[[Run, object], None]) -> None:
         self.name = "listening"
         self.graph = graph
-        self.hear = hear
+        self.receive = receive
         self.reads = graph.reads
 
     @property
@@ -1261,9 +1261,9 @@ class Listening(Act):
         from shoal._engine.fanout.source import ChildTemplate, ElementSource
         from shoal._state.state import NO_CHANGE
 
-        config = child_config(run, self.name, self.graph, on_item=self.hear)
+        config = child_config(run, self.name, self.graph, on_item=self.receive)
         source = ElementSource(
-            [1], who=self.name, kinds=[ChildTemplate(config, dict(run.data))], item="item"
+            [1], name=self.name, kinds=[ChildTemplate(config, dict(run.data))], item="item"
         )
         self.group = group = ChildTaskGroup(run, source, Limits(1), name="listening", owner=self)
 
@@ -1285,14 +1285,14 @@ def listeners() -> list[Graph]:
 
 
 @pytest.mark.parametrize("which", range(4))
-async def test_whoever_starts_a_child_hears_its_items_first(which: int):
+async def test_the_parent_of_a_child_receives_its_items_first(which: int):
     log: list[object] = []
 
-    def hear(run: Run, item: object) -> None:
+    def receive(run: Run, item: object) -> None:
         log.append(("listener", run.path.depth, run.path.step, item))
 
-    tell = Telling(lambda event: log.append(("hook", event.item)))
-    act = Listening(listeners()[which], hear)
+    tell = ItemHook(lambda event: log.append(("hook", event.item)))
+    act = Listening(listeners()[which], receive)
     async with nothing_left():
         await Application(act, hooks=[tell]).run({"word": "ab", "words": ["ab"]})
     assert log == [
@@ -1303,19 +1303,19 @@ async def test_whoever_starts_a_child_hears_its_items_first(which: int):
     ]
 
 
-async def test_items_are_heard_without_any_hook(monkeypatch: pytest.MonkeyPatch):
+async def test_items_arrive_without_any_hook(monkeypatch: pytest.MonkeyPatch):
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
 
-    monkeypatch.setattr(_telling, "Item", refuse)
-    heard: list[object] = []
-    act = Listening(listeners()[0], lambda run, item: heard.append(item))
+    monkeypatch.setattr(_publish, "Item", refuse)
+    received: list[object] = []
+    act = Listening(listeners()[0], lambda run, item: received.append(item))
     async with nothing_left():
         await Application(act).run({"word": "abc"})
-    assert heard == ["a", "b", "c"]
+    assert received == ["a", "b", "c"]
 
 
-async def test_a_listener_above_hears_after_the_one_below():
+async def test_a_listener_above_is_called_after_the_one_below():
     log: list[object] = []
 
     def listening(name: str, graph: Graph) -> Listening:
@@ -1339,12 +1339,12 @@ async def test_a_listener_may_end_it(how: str):
             finally:
                 await anyio.sleep(1)
 
-    def hear(run: Run, item: object) -> None:
+    def receive(run: Run, item: object) -> None:
         if how == "raises":
             raise LookupError("of the listener")
         act.group.scope.cancel("decided")
 
-    act = Listening(Graph.chain(streaming(talk)), hear)
+    act = Listening(Graph.chain(streaming(talk)), receive)
     async with nothing_left():
         await Application(act, hooks=[hook]).run()
     assert (witness.open, witness.ends) == (0, ["GeneratorExit"])

@@ -90,7 +90,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_fails():
     hook.assert_paired()
 
 
-async def test_who_is_in_time_pays_nothing():
+async def test_an_attempt_that_is_in_time_pays_nothing():
     assert (await Application(sleeper(timeout=2)).run({"n": 1.5})).state["out"] == 1.5
     assert anyio.current_time() == 1.5
 
@@ -648,7 +648,7 @@ async def test_a_timeout_in_the_middle_of_a_commit_tears_nothing(level: str, whe
             outcomes = list(result.outcomes("outs"))
             assert len(result.state["outs"]) + len(outcomes) == 1
     hook.assert_paired()
-    told = {(e.path, e.update.number) for e in hook.of(StateUpdated)}
+    received = {(e.path, e.update.number) for e in hook.of(StateUpdated)}
     kept = {(batch.path, update.number) for batch in saved for update in batch.updates}
     last = {
         (child.path, child.last_update.number)
@@ -656,7 +656,7 @@ async def test_a_timeout_in_the_middle_of_a_commit_tears_nothing(level: str, whe
         for child in (*batch.applied, *batch.unapplied)
         if child.last_update
     }
-    assert told == kept | last, "all that is saved is published, and the other way round"
+    assert received == kept | last, "all that is saved is published, and the other way round"
 
 
 # -- of an action's own fan-out --------------------------------------------------------------------
@@ -885,7 +885,7 @@ def test_timeouts_cancelled_everywhere(how: tuple[Backend, Any], level: str):
 
 
 @pytest.mark.parametrize("seconds", [2, 0.1, 1.7])
-async def test_a_timeout_is_told_as_it_was_given(seconds: float):
+async def test_a_timeout_is_shown_as_it_was_given(seconds: float):
     """Not as the seconds that are left of it, wherever it is measured from."""
 
     @action(reads=["n"], writes=["out"])

@@ -45,10 +45,10 @@ def test_a_method_takes_the_events_that_are_entered_for_it(method: str):
 def test_listeners_are_an_attribute_and_empty_where_there_are_none(method: str):
     name = method.removeprefix("on_")
 
-    def told(_self: Hook, _event: Event) -> None:
+    def received(_self: Hook, _event: Event) -> None:
         pass
 
-    one: Hook = type("One", (Hook,), {method: told})()
+    one: Hook = type("One", (Hook,), {method: received})()
     sorted_out = Hooks([one])
     assert [hook for hook, _ in getattr(sorted_out, name)] == [one]
     others = {other.removeprefix("on_") for other in METHODS} - {name}
@@ -66,44 +66,44 @@ def test_a_class_of_events_without_a_method_is_in_no_table():
     assert Unheard not in HOOK_METHODS.values()
 
 
-async def test_on_event_is_told_what_the_class_has_no_method_for():
-    told: list[str] = []
+async def test_on_event_receives_events_without_a_method_of_their_own():
+    received: list[str] = []
 
     class Both(Hook):
         def on_event(self, event: Event) -> None:
-            told.append(f"any {type(event).__name__}")
+            received.append(f"any {type(event).__name__}")
 
         async def on_step_ended(self, event: StepEnded) -> None:
-            told.append(f"own {type(event).__name__}")
+            received.append(f"own {type(event).__name__}")
 
     await Application(work, hooks=[Both()]).run()
-    assert told == [
+    assert received == [
         "any RunStarted", "any StepStarted", "any StateUpdated", "own StepEnded", "any RunEnded"
     ]  # fmt: skip
 
 
-async def test_on_event_may_be_a_coroutine_function_and_is_told_of_children():
-    told: list[type[Event]] = []
+async def test_on_event_may_be_a_coroutine_function_and_receives_events_of_children():
+    received: list[type[Event]] = []
 
     class Watcher(Hook):
         async def on_event(self, event: Event) -> None:
-            told.append(type(event))
+            received.append(type(event))
 
     fan = fan_out(double, over="numbers", item="number", into="doubled")
     await Application(fan, hooks=[Watcher()]).run({"numbers": [1, 2]})
-    assert {RunStarted, StepStarted, StateUpdated, StepEnded, RunEnded} < set(told)
-    assert Item not in told
+    assert {RunStarted, StepStarted, StateUpdated, StepEnded, RunEnded} < set(received)
+    assert Item not in received
 
 
-async def test_a_method_that_calls_its_base_has_on_event_told_too():
-    told: list[str] = []
+async def test_a_method_that_calls_its_base_calls_on_event_too():
+    received: list[str] = []
 
     class Counting(Hook):
         def on_event(self, event: Event) -> None:
-            told.append(type(event).__name__)
+            received.append(type(event).__name__)
 
         def on_run_ended(self, event: RunEnded) -> None:
             super().on_run_ended(event)
 
     await Application(work, hooks=[Counting()]).run()
-    assert told[-1] == "RunEnded"
+    assert received[-1] == "RunEnded"

@@ -71,13 +71,13 @@ METHODS = sorted(name for name in dir(Hook) if name.startswith("on_"))
 
 def guard(method: str, fails_at: int) -> Hook:
     """Make one that fails when it is told that for the so-manieth time."""
-    told = count(1)
+    received = count(1)
 
-    def hear(self: Hook, event: Event) -> None:
-        if next(told) == fails_at:
+    def receive(self: Hook, event: Event) -> None:
+        if next(received) == fails_at:
             raise RuntimeError("so far and no further")
 
-    return type("Guard", (Hook,), {method: hear})()
+    return type("Guard", (Hook,), {method: receive})()
 
 
 @pytest.mark.parametrize("method", METHODS)

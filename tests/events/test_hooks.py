@@ -19,7 +19,7 @@ import anyio.lowlevel
 import pytest
 
 from shoal import Application, Done, Failed, Graph, Hook, action, fan_out
-from shoal._engine import publish as _telling
+from shoal._engine import publish as _publish
 from shoal._engine import run as _run
 from shoal._engine import walk as _walk
 from shoal.errors import DefinitionError, HookFailed
@@ -162,7 +162,7 @@ def brief(event: Event) -> str:
 # -- what is told --------------------------------------------------------------------------------
 
 
-async def test_a_run_of_two_steps_is_told_from_start_to_end():
+async def test_a_run_of_two_steps_is_published_from_start_to_end():
     hook = RecordingHook()
     result = await Application(pair, hooks=[hook]).run({"item": 1}, id="root")
     assert [brief(event) for event in hook.events] == [
@@ -183,9 +183,9 @@ async def test_a_run_of_two_steps_is_told_from_start_to_end():
 async def test_cause_precedes_effect():
     hook = RecordingHook()
     await Application(pairs, hooks=[hook]).run({"items": [2, 1]}, id="root")
-    told = [brief(event) for event in hook.events]
-    assert told[:3] == ["run started", "out started", "updated 1"]
-    assert told[-2:] == ["out succeeded", "run succeeded"]
+    received = [brief(event) for event in hook.events]
+    assert received[:3] == ["run started", "out started", "updated 1"]
+    assert received[-2:] == ["out succeeded", "run succeeded"]
     for key, number in (("1", 2), ("0", 3)):
         ending = [
             f"{key} negate started",
@@ -195,9 +195,9 @@ async def test_cause_precedes_effect():
             f"updated {number}",
             f"child {key} done",
         ]
-        begin = told.index(ending[1])
-        assert told[begin : begin + 5] == ending[1:]
-        assert told.index(ending[0]) < begin
+        begin = received.index(ending[1])
+        assert received[begin : begin + 5] == ending[1:]
+        assert received.index(ending[0]) < begin
         starting = [
             f"child {key} started",
             f"{key} run started",
@@ -205,21 +205,21 @@ async def test_cause_precedes_effect():
             f"{key} updated 1",
             f"{key} double succeeded",
         ]
-        positions = [told.index(line) for line in starting]
+        positions = [received.index(line) for line in starting]
         assert positions == sorted(positions)
         assert positions[-1] < begin
     hook.assert_paired()
 
 
-async def test_a_batch_is_told_child_by_child():
+async def test_a_batch_is_published_child_by_child():
     @action(reads=["item"], writes=["out"])
     async def quick(item: int) -> int:
         return item
 
     hook = RecordingHook()
     await Application(fan_out(quick, over="items", into="out"), hooks=[hook]).run({"items": [1, 2]})
-    told = [brief(event) for event in hook.events if not isinstance(event, StepStarted)]
-    assert told[told.index("0 updated 1") : -2] == [
+    received = [brief(event) for event in hook.events if not isinstance(event, StepStarted)]
+    assert received[received.index("0 updated 1") : -2] == [
         "0 updated 1",
         "0 quick succeeded",
         "0 run succeeded",
@@ -260,7 +260,7 @@ async def test_hooks_are_inherited_by_children_and_grandchildren():
     hook.assert_paired()
 
 
-async def test_hooks_are_told_one_after_the_other_in_their_order():
+async def test_hooks_are_notified_one_after_the_other_in_their_order():
     log: list[tuple[str, str]] = []
 
     def named(name: str) -> Loud:
@@ -307,7 +307,7 @@ async def test_events_cannot_be_changed():
 
 def _maker(kind: type) -> str:
     """Name the module that makes values of that kind."""
-    (home,) = (one for one in (_walk, _telling, _run) if hasattr(one, kind.__name__))
+    (home,) = (one for one in (_walk, _publish, _run) if hasattr(one, kind.__name__))
     return home.__name__
 
 
@@ -315,9 +315,9 @@ def _maker(kind: type) -> str:
 async def test_nothing_is_built_that_nobody_listens_to(
     method: str, monkeypatch: pytest.MonkeyPatch
 ):
-    told: list[Event] = []
+    received: list[Event] = []
     # a class with one method of its own, beside one that has none
-    listener = type("Listener", (Hook,), {method: lambda self, event: told.append(event)})  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    listener = type("Listener", (Hook,), {method: lambda self, event: received.append(event)})  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
 
     def refuse(**_: object) -> None:
         raise AssertionError("built for nobody")
@@ -327,8 +327,8 @@ async def test_nothing_is_built_that_nobody_listens_to(
             monkeypatch.setattr(f"{_maker(kind)}.{kind.__name__}", refuse)
     result = await Application(pairs, hooks=[listener(), Hook()]).run({"items": [1, 2]})
     assert result.state["out"] == [-2, -4]
-    assert told
-    assert {type(event) for event in told} == {METHODS[method]}
+    assert received
+    assert {type(event) for event in received} == {METHODS[method]}
 
 
 async def test_without_hooks_no_event_and_no_outcome_is_built(monkeypatch: pytest.MonkeyPatch):
@@ -432,7 +432,7 @@ async def test_a_guard_that_raises_fails_the_run(method: str, depth: int, on_err
     assert before.events == after.events, "everybody is told the same"
 
 
-async def test_what_a_guard_was_told_of_stays():
+async def test_a_change_that_a_guard_received_stays():
     hook, store = RecordingHook(), SavedUpdates()
     application = Application(
         Graph.chain(double, negate), hooks=[Loud(raising_at("on_state_updated", 0)), hook]
@@ -454,7 +454,28 @@ async def test_a_guard_that_raises_in_a_child_is_not_collected(method: str):
         await application.run({"groups": [[1], [2]]})
 
 
-async def test_a_guard_that_returns_something_else_is_told_so():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_ctrl_c_in_a_hook_keeps_the_event_from_no_other(method: str, *, asynchronous: bool):
+    """A loop without a handler of its own raises KeyboardInterrupt wherever the signal arrives."""
+
+    async def press_later(self: Hook, event: Event) -> None:
+        await anyio.lowlevel.checkpoint()
+        press(self, event)
+
+    def press(_self: Hook, _event: Event) -> None:
+        raise KeyboardInterrupt
+
+    pressing = type("Pressing", (Hook,), {method: press_later if asynchronous else press})()
+    before, behind = RecordingHook(), RecordingHook()
+    app = Application(pairs, hooks=[before, pressing, behind])
+    with pytest.raises(KeyboardInterrupt):
+        await app.run({"items": [1]})
+    assert before.events == behind.events
+    assert any(isinstance(event, METHODS[method]) for event in behind.events)
+
+
+async def test_a_guard_that_returns_something_else_is_refused():
     class Returning(Hook):
         def on_run_started(self, event: RunStarted) -> Any:
             return True
@@ -505,17 +526,17 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     method: str, depth: int, asynchronous: bool, caplog: pytest.LogCaptureFixture
 ):
     raised: list[Event] = []
-    told_later: list[Event] = []
+    received_later: list[Event] = []
     raise_there = raising_at(method, depth, raised)
 
     def say(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         raise_there(event)
 
     async def say_later(event: Event) -> None:
         if raised:
-            told_later.append(event)
+            received_later.append(event)
         await anyio.lowlevel.checkpoint()
         raise_there(event)
 
@@ -531,19 +552,19 @@ async def test_an_observer_that_raises_is_logged_once_and_detached(
     assert errors[0].exc_info is not None
     assert isinstance(errors[0].exc_info[1], LookupError)
     assert raised
-    assert told_later == []
+    assert received_later == []
 
 
 async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ):
-    told: list[Event] = []
+    received: list[Event] = []
     together = anyio.Event()
 
     async def say(event: Event) -> None:
         if event.depth and isinstance(event, StepStarted):
-            told.append(event)
-            if len(told) == 10:
+            received.append(event)
+            if len(received) == 10:
                 together.set()
             await together.wait()
             raise LookupError
@@ -551,34 +572,34 @@ async def test_an_observer_failing_in_many_children_at_once_is_logged_once(
     act = fan_out(pair, over="items", into="out")
     result = await Application(act, hooks=[LoudObserver(say)]).run({"items": [1] * 10})
     assert result.state["out"] == [-2] * 10
-    assert len(told) == 10
+    assert len(received) == 10
     assert len(caplog.records) == 1
 
 
-async def test_a_detached_observer_is_not_told_the_rest_of_an_end():
-    told: list[str] = []
+async def test_a_detached_observer_does_not_receive_the_rest_of_an_end():
+    received: list[str] = []
 
     def say(event: Event) -> None:
         if event.depth and isinstance(event, StateUpdated | StepEnded | RunEnded):
-            told.append(type(event).__name__)
+            received.append(type(event).__name__)
             raise LookupError
 
     act = fan_out(double, over="items", into="out")
     await Application(act, hooks=[LoudObserver(say)]).run({"items": [1, 2]})
-    assert told == ["StateUpdated"]
+    assert received == ["StateUpdated"]
 
 
 async def test_an_observer_is_detached_from_one_run_only():
-    told: list[Event] = []
+    received: list[Event] = []
 
     def say(event: Event) -> None:
-        told.append(event)
+        received.append(event)
         raise LookupError
 
     application = Application(double, hooks=[LoudObserver(say)])
     for runs in (1, 2):
         await application.run({"item": 1})
-        assert len(told) == runs
+        assert len(received) == runs
 
 
 async def test_an_observer_that_hangs_is_detached(caplog: pytest.LogCaptureFixture):

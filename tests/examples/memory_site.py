@@ -117,24 +117,27 @@ def crawl_by(backend: Literal["asyncio", "trio"]) -> Crawl:
                     return await give(request)
 
         async def main() -> Tally:
-            told = Settings(urls=tuple(SITE + start for start in starts), **settings)
-            links = [start_link(url) for url in told.urls]
-            frontier = Frontier(told, links)
-            if told.sitemap:
+            received = Settings(urls=tuple(SITE + start for start in starts), **settings)
+            links = [start_link(url) for url in received.urls]
+            frontier = Frontier(received, links)
+            if received.sitemap:
                 links += (sitemaps := sitemap_links(links))
                 frontier.recall(sitemaps)
             politeness = Politeness(
-                anyio.current_time, rate=told.rate, adaptive=told.adaptive, robots=told.robots
+                anyio.current_time,
+                rate=received.rate,
+                adaptive=received.adaptive,
+                robots=received.robots,
             )
-            health = Health(anyio.current_time, told.patience)
+            health = Health(anyio.current_time, received.patience)
             tally = Tally(frontier, politeness, health)
-            wanted = Wanted(told.select, told.text, told.until_match)
+            wanted = Wanted(received.select, received.text, received.until_match)
             transport = httpx.MockTransport(ask)
             async with httpx.AsyncClient(transport=transport) as client:
                 with Parsers(wanted) as parsers:
                     crawler = Crawler(
-                        told,
-                        HttpxFetcher(client, told.timeout),
+                        received,
+                        HttpxFetcher(client, received.timeout),
                         frontier,
                         politeness=politeness,
                         health=health,

@@ -154,7 +154,7 @@ def test_an_answer_that_is_put_off_in_its_middle_begins_anew(say: Say) -> None:
     assert err[:2] == ["the answer breaks off: it is asked again", "it starts again"]
 
 
-def test_a_leader_who_fails_before_the_decision_leaves_no_words(say: Say) -> None:
+def test_a_leader_that_fails_before_the_decision_leaves_no_words(say: Say) -> None:
     rivals = [Rival("torn", breaks=[1, 1], ttft=1), Rival("other", text="whole", ttft=9)]
     args = ("--stream", "--on-broken-stream", "restart", "why?")
     code, out, _ = say(*args, rivals=rivals)
@@ -392,7 +392,7 @@ def test_figures_of_a_bench() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_table_says_who_does_what_at_any_moment() -> None:
+async def test_the_table_shows_each_contestant_at_any_moment() -> None:
     rivals = [
         Rival("early", text="a b c d e f", ttft=1, pace=2),
         Rival("late", ttft=50),
@@ -471,7 +471,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.anyio
-async def test_a_reader_who_has_left_ends_the_race() -> None:
+async def test_a_reader_that_has_left_ends_the_race() -> None:
     rivals = [Rival("a", text="x y z"), Rival("b", ttft=99)]
     providers = [rival.provider() for rival in rivals]
     rules = Rules(strategy="first-token")

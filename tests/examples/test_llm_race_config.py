@@ -113,7 +113,7 @@ def test_a_key_in_a_file_is_refused_and_not_repeated(tmp_path: Path, old: str, n
     assert "canary" not in str(refused.value)
 
 
-def test_without_a_file_the_keys_that_are_there_say_who_races(
+def test_without_a_file_the_keys_that_are_there_choose_the_contestants(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
@@ -127,7 +127,7 @@ def test_without_a_file_the_keys_that_are_there_say_who_races(
     assert price[1] > price[0] > 0
 
 
-def test_who_is_not_there_cannot_be_chosen(tmp_path: Path) -> None:
+def test_an_unknown_provider_can_not_be_chosen(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no provider is named 'nobody'; there are gpt, mine"):
         chosen(load(write(tmp_path, GOOD)), ["nobody"])
 

@@ -242,7 +242,7 @@ async def test_what_is_sent(kind: str):
         assert body["stream"] is True
 
 
-async def test_only_openai_itself_is_told_its_own_new_name_for_a_limit():
+async def test_only_openai_itself_receives_its_new_name_for_a_limit():
     made = endpoint("openai", "https://api.openai.com/v1")
     assert "max_completion_tokens" in made.protocol.request(made, Prompt(text="x")).body
     other = endpoint("openai")
@@ -385,7 +385,7 @@ async def test_what_may_go_well_is_asked_again_and_not_at_once(status: int):
         ({}, {"error": {"details": [{"retryDelay": "3.5s"}]}}, 3.5),
     ],
 )
-async def test_who_says_when_is_asked_then(
+async def test_a_provider_that_names_a_time_is_asked_then(
     status: int, headers: dict[str, str], body: Any, seconds: float
 ):
     wire = Wire(refused(status, body, **headers), answer("openai", GOOD["openai"]))
@@ -505,6 +505,6 @@ def test_errors_of_others_are_judged_by_what_they_say(error: Exception, retryabl
     assert (is_retryable(error), kind_of(error)) == (retryable, kind)
 
 
-def test_what_an_sdk_s_error_tells():
+def test_the_facts_of_an_sdk_s_error():
     error = RateLimited("429")
     assert (status_of(error), retry_after_of(error)) == (429, 3.0)

@@ -148,7 +148,9 @@ async def test_an_answer_that_breaks_off_is_no_answer_and_never_mixed() -> None:
 
 
 @pytest.mark.parametrize("has_answer", [False, True])
-async def test_nothing_is_sent_of_who_takes_the_lead_after_another(has_answer: bool) -> None:
+async def test_nothing_is_sent_of_a_contestant_that_takes_the_lead_after_another(
+    has_answer: bool,
+) -> None:
     answer = Answer(text="zwei drei", provider="other", finish="stop", usage=Usage())
     leader, other = (RunPath(run_id=name, act=name) for name in ("leader", "other"))
     happened = [
@@ -175,7 +177,7 @@ async def test_nothing_is_sent_of_who_takes_the_lead_after_another(has_answer: b
         sent.append(text)
 
     with pytest.raises(Problem, match="broke off" if has_answer else "lost"):
-        await stream.tell(Prompt(text="?"), runtime, say)
+        await stream.write(Prompt(text="?"), runtime, say)
     assert [json.loads(text[6:])["choices"][0]["delta"]["content"] for text in sent] == ["one "]
 
 
@@ -335,7 +337,7 @@ async def test_limits_count_for_all_strategies_together() -> None:
     assert min(gaps) >= 1.0
 
 
-async def test_who_wants_to_be_left_alone_is_by_every_strategy() -> None:
+async def test_a_provider_that_asks_for_a_pause_gets_it_from_every_strategy() -> None:
     busy = ProviderError("overload", "busy", status=429, retry_after=100.0, retryable=True)
     only = Rival("only", fails=[busy])
     async with serving(only) as service:
@@ -429,7 +431,7 @@ async def test_a_race_that_takes_too_long_is_a_timeout() -> None:
         assert (await service.ask()).status_code == 504
 
 
-async def test_who_is_passed_over_by_all_is_told_when_to_come_back() -> None:
+async def test_a_refusal_says_when_every_provider_is_passed_over() -> None:
     error = ProviderError("http", "no", status=404)
     async with serving(Rival("only", fails=[error] * 9), rules=Rules(failures=1)) as service:
         assert (await service.ask()).status_code == 502
@@ -441,7 +443,7 @@ async def test_who_is_passed_over_by_all_is_told_when_to_come_back() -> None:
 # -- who may ---------------------------------------------------------------------------------------
 
 
-async def test_only_who_has_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_clients_with_the_key_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RACE_KEY", "canary-1")
     async with serving(Rival("only"), key_env="RACE_KEY") as service:
         for shown in ({}, {"authorization": "Bearer x"}, {"authorization": "canary-1"}):
@@ -582,7 +584,7 @@ async def test_a_service_that_stops_ends_its_streams_and_takes_no_more() -> None
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/race", "stream"])
-async def test_who_hangs_up_cancels_the_race(path: str) -> None:
+async def test_a_client_that_hangs_up_cancels_the_race(path: str) -> None:
     rivals = [Rival("one", "word " * 1000, pace=1.0), Rival("two", ttft=1000.0)]
     body = STREAM if path == "stream" else {**ASK, "prompt": "why?"}
     address = "/v1/chat/completions" if path == "stream" else path

@@ -238,7 +238,7 @@ def test_failures_are_the_clients_own(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("stream", "asked"), [(False, "endless"), (True, "endless"), (True, "silent")]
 )
-def test_whoever_hangs_up_cancels_the_race(
+def test_every_way_to_hang_up_cancels_the_race(
     client: OpenAI, served: Served, stream: bool, asked: str
 ) -> None:
     body = {"model": "race", "messages": [{"role": "user", "content": asked}], "stream": stream}

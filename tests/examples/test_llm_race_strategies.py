@@ -73,7 +73,7 @@ async def test_a_keep_alive_is_no_token():
     assert lanes(report) == {"alive": "cancelled", "talker": "won"}
 
 
-async def test_who_only_keeps_alive_is_too_slow():
+async def test_a_stream_of_keep_alives_is_too_slow():
     async def alive(prompt: str) -> AsyncIterator[Chunk]:
         while True:
             await anyio.sleep(0.1)
@@ -85,7 +85,7 @@ async def test_who_only_keeps_alive_is_too_slow():
     assert anyio.current_time() == pytest.approx(2.0, abs=0.11)
 
 
-async def test_who_falls_silent_has_failed():
+async def test_a_stream_that_falls_silent_has_failed():
     rival = Rival("mute", text="one two", pace=9)
     report = await hold([rival], terms=Terms(stall_timeout=4, attempts=1))
     assert report.lanes[0].detail == "no more text for 4 s"
@@ -126,7 +126,7 @@ async def test_a_fallback_is_asked_when_the_one_before_has_failed():
     assert gone.closed == 1, "a 404 is not tried again"
 
 
-async def test_a_fallback_does_not_wait_for_who_wants_to_be_left_alone_for_long():
+async def test_a_fallback_does_not_wait_for_a_provider_that_asks_for_a_long_pause():
     busy = Rival("busy", fails=[overloaded(30)])
     report = await hold([busy, Rival("next")], strategy="fallback")
     assert lanes(report) == {"busy": "failed", "next": "won"}
@@ -179,7 +179,7 @@ async def test_all_are_asked_and_acceptable_answers_kept():
     assert report.answer is None
 
 
-async def test_who_takes_too_long_costs_nobody_the_other_answers():
+async def test_a_slow_provider_does_not_cost_the_other_answers():
     report = await hold([Rival("a"), Rival("late", ttft=9)], strategy="all", timeout=5.0)
     assert list(report.answers) == ["a"]
     assert lanes(report) == {"a": "answered", "late": "failed"}
@@ -188,7 +188,7 @@ async def test_who_takes_too_long_costs_nobody_the_other_answers():
     assert report.totals()["error"] == "400 oops"
 
 
-async def test_a_judge_who_competes_has_one_set_of_limits():
+async def test_a_judge_that_competes_has_one_set_of_limits():
     both = Rival("both", text="1", limits={"rpm": 60})
     report = await hold([both, Rival("other")], strategy="judge", judge=both.provider())
     assert lanes(report) == {"both": "won", "other": "answered", "judge": "answered"}
@@ -211,14 +211,14 @@ async def test_a_judge_chooses_without_knowing_whose_answers_they_are():
     assert report.cost == pytest.approx(3 * (10 * 1 + 20 * 10) / 1e6)
 
 
-async def test_a_judge_who_names_nobody_gives_no_answer():
+async def test_a_judge_that_names_no_answer_gives_none():
     judge = Rival("umpire", text="42")
     report = await hold([Rival("a")], strategy="judge", judge=judge.provider())
     assert report.answer is None
     assert "names none of 1 answers" in report.totals()["error"]
 
 
-async def test_who_is_refused_leaves_the_race_and_hears_why():
+async def test_a_refused_provider_leaves_the_race_with_the_reason():
     short, right = Rival("short", text="no"), Rival("right", text="yes, indeed", ttft=3)
     report = await hold([short, right], accept=acceptance(min_chars=5))
     assert lanes(report) == {"short": "rejected", "right": "won"}
@@ -247,7 +247,7 @@ async def test_what_may_go_well_is_tried_once_more_and_a_refusal_costs_nothing()
     assert lane.usage.is_reported
 
 
-async def test_who_says_when_to_come_back_is_asked_then_and_not_before():
+async def test_a_provider_that_names_a_time_is_asked_then_and_not_before():
     rival = Rival("busy", ttft=1, fails=[overloaded(7), overloaded(2)], limits={"rpm": 6000})
     report = await hold([rival])
     assert lanes(report) == {"busy": "won"}
@@ -270,7 +270,7 @@ async def test_a_pause_is_everybody_s():
     assert min(rival.asked_at[1:]) >= 8.0
 
 
-async def test_who_is_given_up_on_for_asking_too_much_time_is_not_asked_before_it_is_over():
+async def test_a_provider_that_asks_for_too_long_a_pause_is_not_asked_before_its_end():
     busy, other = Rival("busy", ttft=1, fails=[overloaded(30)]), Rival("other", ttft=1)
     race = Race([busy.provider(), other.provider()], Rules(strategy="fallback", cool_down=1))
     async with Runtime(seed=1) as runtime:
@@ -293,7 +293,7 @@ async def test_an_answer_ends_a_provider_s_wish_to_be_left_alone():
 
 
 @pytest.mark.parametrize(("timeout", "times"), [(8.0, 8), (60.0, 10)])
-async def test_who_always_says_so_is_asked_for_as_long_as_there_is_time_but_not_for_ever(
+async def test_a_provider_that_always_asks_for_a_pause_is_asked_as_long_as_there_is_time(
     timeout: float, times: int
 ):
     rival = Rival("busy", ttft=0, fails=[overloaded(1)] * 99)
@@ -325,7 +325,7 @@ async def test_nobody_waits_for_a_provider_beyond_the_race():
     assert anyio.current_time() == 1.0
 
 
-async def test_who_keeps_failing_is_passed_over_and_nobody_else():
+async def test_only_a_provider_that_keeps_failing_is_passed_over():
     bad, good = Rival("bad", ttft=0.1, fails=[broken(401)] * 9), Rival("good")
     providers = [bad.provider(), good.provider()]
     rules = Rules(failures=2, cool_down=30)
@@ -356,7 +356,7 @@ async def test_a_truncated_stream_is_asked_again():
     assert report.answer.text == "half of it"
 
 
-async def test_a_winner_who_breaks_off_fails_the_race_or_starts_it_anew():
+async def test_a_winner_that_breaks_off_fails_the_race_or_starts_it_anew():
     torn, other = Rival("torn", breaks=[1, 1, 1]), Rival("other", ttft=5)
     report = await hold([torn, other], strategy="first-token")
     assert report.answer is None

@@ -122,7 +122,7 @@ async def test_a_part_is_better_than_a_timeout():
     assert report.winner == "bad"
 
 
-async def test_who_sets_the_limit_has_asked_for_what_it_leaves():
+async def test_a_limit_that_the_user_sets_is_no_reason_to_fail():
     prompt = Prompt(text="?", max_tokens=2, may_be_cut=True)
     rivals = [BAD["cut off"].provider(), Rival("good", ttft=3).provider()]
     async with Runtime() as runtime:
@@ -217,7 +217,7 @@ def test_each_failure_is_somebodys():
         (503, {"message": "content_filter"}, "overload"),
     ],
 )
-def test_a_refusal_is_told_by_its_status_and_what_it_says(
+def test_a_refusal_is_known_by_its_status_and_its_text(
     status: int, error: dict[str, Any], kind: str
 ):
     assert kind_of_refusal(status, json.dumps({"error": error})) == kind

@@ -98,7 +98,7 @@ async def test_what_is_private_is_not_connected_to(names: Resolve, found: list[s
 
 @pytest.mark.anyio
 @pytest.mark.realtime  # sockets
-async def test_who_was_named_may_be_private(names: Resolve) -> None:
+async def test_a_named_address_may_be_private(names: Resolve) -> None:
     names({})
     assert await connect("Localhost", named=["localhost"]) == ["Localhost"]
     assert await connect("localhost", allow_all=True) == ["localhost"]
@@ -141,7 +141,7 @@ async def test_the_client_asks_nothing_private(url: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.realtime  # sockets
-async def test_the_client_asks_who_was_named() -> None:
+async def test_the_client_connects_to_the_named_address() -> None:
     async with make_client(Settings(), ["127.0.0.1"]) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get("http://127.0.0.1:1/")

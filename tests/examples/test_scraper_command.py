@@ -122,7 +122,7 @@ def test_ctrl_c_ends_the_demo_and_its_site_without_a_word_from_either() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a broken pipe shows otherwise")
-def test_a_reader_who_has_seen_enough_ends_the_crawl_quietly(site: str) -> None:
+def test_a_reader_that_has_seen_enough_ends_the_crawl_quietly(site: str) -> None:
     with start(f"{site}/1", "--out", "-", "--progress", "none") as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -132,7 +132,7 @@ def test_a_reader_who_has_seen_enough_ends_the_crawl_quietly(site: str) -> None:
         assert process.stderr.read() == ""
 
 
-def test_a_failed_page_is_told_by_the_exit_code(
+def test_a_failed_page_shows_in_the_exit_code(
     site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.jsonl"

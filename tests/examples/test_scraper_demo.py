@@ -81,7 +81,7 @@ def test_the_demo_crawls_over_two_hundred_pages(tmp_path: Path, backend: str) ->
     assert "Python: module xml.etree.ElementTree" in titles
 
 
-def test_a_page_limit_is_told_by_the_exit_code() -> None:
+def test_a_page_limit_shows_in_the_exit_code() -> None:
     done = scrape("--demo", "--max-pages", "5", "--out", "-", "--progress", "none")
     assert done.returncode == 4
     assert len(done.stdout.splitlines()) == 5

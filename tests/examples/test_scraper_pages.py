@@ -321,7 +321,7 @@ def test_a_scope_may_be_wider(scope: ScopeName, inside: list[str]) -> None:
         ("/" + "x" * 2083, False),
     ],
 )
-def test_traps_are_told_by_their_shape(path: str, taken: bool) -> None:
+def test_traps_are_known_by_their_shape(path: str, taken: bool) -> None:
     assert (frontier().resolve(BASE, path) is not None) is taken
 
 

@@ -85,7 +85,7 @@ def test_retry_after_pauses_the_host_and_uses_up_no_retry(crawled: Crawl) -> Non
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_who_refuses_without_saying_how_long_is_left_alone_ever_longer(
+def test_a_provider_that_refuses_without_a_time_is_paused_ever_longer(
     crawled: Crawl, adaptive: bool
 ) -> None:
     refusing = in_turn(*(answer(status=429) for _ in range(4)), html())
@@ -97,7 +97,7 @@ def test_who_refuses_without_saying_how_long_is_left_alone_ever_longer(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_who_refuses_for_ever_has_failed(crawled: Crawl, status: int) -> None:
+def test_a_provider_that_always_refuses_has_failed(crawled: Crawl, status: int) -> None:
     async def refuse(_: httpx.Request) -> httpx.Response:
         return answer(status=status, retry_after="1")
 
@@ -110,7 +110,7 @@ def test_who_refuses_for_ever_has_failed(crawled: Crawl, status: int) -> None:
     assert done.tally.statuses == {str(status): 1}
 
 
-def test_refusals_count_as_attempts_also_of_who_fails_otherwise(crawled: Crawl) -> None:
+def test_refusals_count_as_attempts_beside_other_failures(crawled: Crawl) -> None:
     refused, broken = answer(status=503, retry_after="1"), answer(status=500)
     done = crawled({"/": in_turn(refused, broken, answer(status=429), broken)}, retries=1)
     assert done.rows["/"]["status"] == 500
@@ -141,7 +141,7 @@ def test_two_refusals_say_what_the_rate_is() -> None:
     assert spaced((26, 0.1), (80, 1.0)).rate == pytest.approx(0.95 * 60)
 
 
-def test_who_takes_nothing_after_a_pause_is_asked_half_as_often() -> None:
+def test_a_site_that_takes_nothing_after_a_pause_is_asked_half_as_often() -> None:
     before = spaced((26, 0.1), (80, 1.0)).rate
     assert spaced((26, 0.1), (80, 1.0), (0, 0.0)).rate == pytest.approx(before / 2)
     assert spaced((0, 0.0)).rate == 0.5
@@ -211,7 +211,7 @@ class Bucket:
         pytest.param(250, 100, 3000, marks=pytest.mark.slow),
     ],
 )
-def test_a_rate_that_nobody_tells_is_found_out(
+def test_a_rate_that_is_not_announced_is_found_out(
     crawled: Crawl, rate: int, burst: int, pages: int
 ) -> None:
     bucket = Bucket(rate, burst)

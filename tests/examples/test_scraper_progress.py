@@ -40,7 +40,7 @@ def run(tally: Tally, display: Hook) -> None:
     Application(crawl, hooks=[tally, display]).run_sync({"starts": starts})
 
 
-def test_lines_tell_how_far_the_crawl_is(tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_show_how_far_the_crawl_is(tally: Tally, capsys: pytest.CaptureFixture[str]) -> None:
     run(tally, Plain(tally, every=0))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3

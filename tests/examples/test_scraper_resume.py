@@ -145,7 +145,7 @@ def test_a_job_does_not_go_on_as_another_one(
         assert main([*same, "--resume", "--progress", "none"]) == 4, "the same is no difference"
 
 
-def test_how_a_job_goes_on_may_be_told_anew(tmp_path: Path) -> None:
+def test_how_a_job_goes_on_may_be_given_anew(tmp_path: Path) -> None:
     job, ill = str(tmp_path / "job"), Site()
     first, second = tmp_path / "first.jsonl", tmp_path / "second.csv"
     with serving(ill) as site:
@@ -159,7 +159,7 @@ def test_how_a_job_goes_on_may_be_told_anew(tmp_path: Path) -> None:
     assert len(second.read_text().splitlines()) == 22, "the first line names the columns"
 
 
-def test_each_setting_may_be_told_anew_or_not() -> None:
+def test_each_setting_may_be_given_anew_or_not() -> None:
     settings = Settings()
     assert set(settings.to_json()) > HOW | FLAGS.keys()
 

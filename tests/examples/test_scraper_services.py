@@ -207,8 +207,8 @@ def test_mountebank(mountebank: str, tmp_path: Path) -> None:
     }
     assert (done.rows["later"]["title"], done.rows["later"]["attempts"]) == ("at last", 3)
     assert (done.rows["flaky"]["title"], done.rows["flaky"]["attempts"]) == ("there", 2)
-    told = httpx.get(f"{mountebank}/imposters/{port}", trust_env=False).json()["requests"]
-    asked = Counter(one["path"] for one in told)
+    received = httpx.get(f"{mountebank}/imposters/{port}", trust_env=False).json()["requests"]
+    asked = Counter(one["path"] for one in received)
     failing = {"/robots.txt": 1, "/reset": 2, "/garbage": 2, "/slow": 2}
     assert {path: asked[path] for path in failing} == failing
     # Any of these may be asked besides, to find out whether the failures are the host's.

@@ -66,9 +66,9 @@ def test_selectors_have_names() -> None:
 
 
 def test_settings_are_kept_as_json() -> None:
-    told = Settings(urls=("http://a/",), select={"x": "h1"}, include=("y",), deadline=1.5)
-    saved = json.loads(json.dumps(told.to_json()))
-    assert Settings.from_json(saved) == told
-    assert Settings.from_json({**saved, "a later one's": 1}) == told
+    received = Settings(urls=("http://a/",), select={"x": "h1"}, include=("y",), deadline=1.5)
+    saved = json.loads(json.dumps(received.to_json()))
+    assert Settings.from_json(saved) == received
+    assert Settings.from_json({**saved, "a later one's": 1}) == received
     del saved["retries"]
-    assert Settings.from_json(saved) == told
+    assert Settings.from_json(saved) == received

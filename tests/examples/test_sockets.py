@@ -24,8 +24,8 @@ def test_what_is_accepted_has_no_delay(family: socket.AddressFamily):
     found = list[int]()
 
     async def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        told = writer.get_extra_info("socket")
-        found.append(told.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        received = writer.get_extra_info("socket")
+        found.append(received.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
     async def main(listening: socket.socket) -> None:

@@ -22,6 +22,7 @@ from shoal import (
     RunClaimed,
     RunPath,
     Runtime,
+    State,
     StoreFailed,
     Task,
     action,
@@ -182,6 +183,37 @@ async def test_a_store_of_the_children_alone_is_enough_to_find_them_again():
     assert first.state == again.state
 
 
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("key", [None, str])
+async def test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again(
+    key: Any, is_nested: bool
+):
+    """Nothing has the elements that it returned, and they get the places that they had."""
+    elsewhere = MemoryStore()
+
+    def make() -> Application[Any]:
+        grown = fan_out(
+            Graph.chain(halve, show, name="both"), over="ns", item="n", key=key, into="texts",
+            take="text", store=elsewhere, grow=grow,
+        )  # fmt: skip
+        if not is_nested:
+            return Application(grown, name="app")
+        outer = fan_out(
+            grown, over=lambda state: ["a"], item="name", reads=["ns"], key=str, into="all",
+            take="texts", store=None,
+        )  # fmt: skip
+        return Application(outer, name="app", store=MemoryStore())
+
+    def grow(_: State, outcome: Done) -> list[int]:
+        return [outcome.element * 10, outcome.element * 10 + 1] if outcome.element < 10 else []
+
+    first = await make().run({"ns": [1, 2]}, id="x")
+    assert len(ran) == 12
+    again = await make().run({"ns": [1, 2]}, id="x")
+    assert len(ran) == 12, "nothing ran again"
+    assert first.state == again.state
+
+
 async def test_two_executions_that_share_the_children_s_store_are_one_too_many():
     elsewhere = MemoryStore()
     app = application(None, store=elsewhere)
@@ -266,7 +298,7 @@ async def test_children_may_have_no_hooks_at_all_and_streams_see_them_all_the_sa
     assert depths == {0, 1}
 
 
-async def test_hooks_of_children_are_told_where_nobody_listens_to_their_parent():
+async def test_hooks_of_children_are_notified_though_no_hook_listens_to_their_parent():
     children = RecordingHook()
     await application(None, hooks=[children]).run(STATE)
     assert len(children.of(RunStarted)) == 3
@@ -278,7 +310,7 @@ async def test_a_guard_of_the_children_ends_the_run():
         await application(None, hooks=[Guard()], on_error="collect").run(STATE)
 
 
-async def test_class_forms_keep_and_tell_elsewhere_too():
+async def test_class_forms_take_a_store_and_hooks_of_their_own():
     elsewhere, children = MemoryStore(), RecordingHook()
 
     class Sum(ParallelAction):

@@ -720,6 +720,26 @@ async def test_failures_that_a_later_program_has_collected_are_retried():
     assert dict(result.state["bad"]) == {}
 
 
+@pytest.mark.parametrize("is_list_then", [False, True])
+async def test_failures_that_were_reduced_are_refused_where_they_are_collected_in_another_form(
+    is_list_then: bool,
+):
+    """They stay in errors_into=, which has them by key and act if acts are a list."""
+
+    def program(*, is_list: bool) -> Application[Any]:
+        act = [parse] if is_list else parse
+        graph = reducing(act, on_error="collect", errors_into="bad")
+        return Application(graph, store=store, name="app")
+
+    store = MemoryStore()
+    await began(program(is_list=is_list_then).graph, store, "failed")
+    how = "by key" if is_list_then else "by key and act"
+    with pytest.raises(RunConflict, match=f"it did not collect failures into 'bad' {how},"):
+        await program(is_list=not is_list_then).run(id="x")
+    result = await program(is_list=is_list_then).run(id="x")
+    assert list(result.state["bad"]) == ["3"]
+
+
 async def test_what_is_declared_is_kept_with_what_is_saved_first_and_again_where_it_has_changed():
     store = MemoryStore()
     await began(fan(), store, "failed")
@@ -901,6 +921,100 @@ async def test_an_act_without_results_may_be_gone(reduces: bool):
     assert result.state.to_plain() == clean.state.to_plain()
 
 
+class Noted(ParallelAction):
+    """Reduces failures too; each of its tasks is of the act."""
+
+    reads = ("ns", "sums")
+    writes = ("sums",)
+    name = "fan"
+    on_error = "collect"
+
+    def __init__(self, act: Act, key: Callable[[int], str]) -> None:
+        self.act, self.key = act, key
+
+    def tasks(self, state: State, inputs: Mapping[str, Any]) -> Iterator[Task]:
+        for n in state["ns"]:
+            yield Task(self.act, {"n": n}, key=self.key(n))
+
+    def reduce(self, state: State, outcome: Done | Failed) -> State:
+        return noted(state, outcome)
+
+
+def noted(state: State, outcome: Done | Failed) -> State:
+    return state.put("sums", f"{outcome.act} {outcome.key}", type(outcome).__name__)
+
+
+def failing(name: str) -> Act:
+    @action(reads=["n"], writes=["title"], name=name)
+    async def fails(n: int) -> str:
+        await anyio.sleep(n if life["first"] else 0)
+        raise OSError("it never works")
+
+    return fails
+
+
+def noting(*acts: Act, key: Callable[[int], str] = str) -> Act:
+    return reducing(list(acts), reduce=noted, on_error="collect", key=key)
+
+
+def named(n: int) -> str:
+    return f"k{n}"
+
+
+FAILURES_REDUCED: dict[str, tuple[Callable[[], Act], Callable[[], Act], str]] = {
+    "act of a list removed": (
+        lambda: noting(failing("a"), failing("b")),
+        lambda: noting(failing("b")),
+        "acts with failures that reduce= has taken, 'a', which are not among its acts now, 'b'",
+    ),
+    "acts of a list renamed": (
+        lambda: noting(failing("a"), failing("b")),
+        lambda: noting(failing("c"), failing("d")),
+        "acts with failures that reduce= has taken, 'a', 'b', which are not",
+    ),
+    "one act becomes two others": (
+        lambda: noting(failing("a")),
+        lambda: noting(failing("b"), failing("c")),
+        "acts with failures that reduce= has taken, 'a', which are not",
+    ),
+    "another key": (
+        lambda: noting(failing("a")),
+        lambda: noting(failing("a"), key=named),
+        "had the key '1', and now it has 'k1'",
+    ),
+    "class with its act renamed": (
+        lambda: Noted(failing("a"), str),
+        lambda: Noted(failing("b"), str),
+        "key '1', was of act 'a', and now it is of 'b'",
+    ),
+    "class with another key": (
+        lambda: Noted(failing("a"), str),
+        lambda: Noted(failing("a"), named),
+        "had the key '1', and now it has 'k1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("change", FAILURES_REDUCED)
+async def test_an_act_whose_failures_were_reduced_may_not_be_gone(
+    change: str, kind: str, tmp_path: Path
+):
+    """The fold would have the failure of the former program beside the end of the present one."""
+    before, after, says = FAILURES_REDUCED[change]
+    store: Any = MemoryStore()
+    if kind == "sqlite":
+        store = SQLiteStore(tmp_path / "runs.db", synchronous="normal")
+    await began(before(), store, "cancelled")
+    with pytest.raises(RunConflict) as caught:
+        await Application(after(), store=store, name="app").run(id="x")
+    assert says in str(caught.value)
+    result = await Application(before(), store=store, name="app").run(id="x")
+    clean = await Application(before(), name="app").run(given())
+    assert result.state.to_plain() == clean.state.to_plain()
+    assert set(result.state["sums"].values()) == {"Failed"}
+
+
 async def test_a_chain_below_may_change_too():
     """In a child, and in a node: what has completed steps that are elsewhere now begins anew."""
     made = list[str]()
@@ -986,7 +1100,7 @@ async def test_tasks_that_only_keys_tell_apart_may_be_added_in_front():
     assert result.state["sums"] == dict.fromkeys("0abx", 1)
 
 
-async def test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved():
+async def test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved():
     store = MemoryStore()
     await began(fan(parse), store, "failed")
 

@@ -308,7 +308,7 @@ async def test_children_of_an_act_that_is_gone_take_no_place_of_at_most():
     assert dict(result.state["out"]) == {"c": "work 1"}
 
 
-async def test_what_counts_no_more_is_told_though_it_is_cancelled_before_it_starts():
+async def test_a_void_history_is_published_though_the_child_is_cancelled_before_it_starts():
     """Else a hook that counts what is done would count what it has done below it twice."""
 
     def application(act: Any, hook: RecordingHook) -> Application[Any]:
@@ -328,11 +328,11 @@ async def test_what_counts_no_more_is_told_though_it_is_cancelled_before_it_star
         await application(work_2, hooks[1]).run(id="x")
     slow.clear()
     await application(work_2, hooks[2]).run(id="x")
-    told = [
+    received = [
         [event.child.key for event in hook.events if isinstance(event, ChildRerun)]
         for hook in hooks
     ]
-    assert told == [[], ["a", "b"], []]
+    assert received == [[], ["a", "b"], []]
     for hook in hooks:
         hook.assert_paired()
 

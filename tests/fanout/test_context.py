@@ -147,13 +147,13 @@ def kinds(outcomes: list[Outcome]) -> dict[Any, str]:
 
 
 async def test_it_says_which_run_and_step_this_is():
-    told: list[tuple[Any, ...]] = []
+    received: list[tuple[Any, ...]] = []
 
     @action(reads=["item"], writes=["out"])
     async def tell(item: int, context: Context) -> int:
         parent = context.parent
         assert context.run_id == context.path.id
-        told.append((parent and parent.id, context.key, context.depth, context.step))
+        received.append((parent and parent.id, context.key, context.depth, context.step))
         assert context.attempt == 1
         return item
 
@@ -161,7 +161,7 @@ async def test_it_says_which_run_and_step_this_is():
     await Application(Graph.chain(tell.bind(name="first"), step)).run(
         {"n": [7], "item": 1}, id="root"
     )
-    assert told == [(None, "", 0, "first"), ("root", "7", 1, "tell")]
+    assert received == [(None, "", 0, "first"), ("root", "7", 1, "tell")]
 
 
 async def test_the_deadline_is_the_nearest_one_around_the_run_or_in_the_action():
@@ -205,7 +205,7 @@ async def test_children_inherit_the_deadline_around_the_block_that_started_them(
 
 
 @pytest.mark.realtime
-async def test_a_plain_function_is_told_too_where_it_runs_in_a_thread():
+async def test_a_plain_function_in_a_thread_is_refused_too():
     @action(writes=["out"])
     def plain(context: Context) -> tuple[str, float]:
         return context.step, context.deadline
@@ -1618,8 +1618,8 @@ async def test_after_a_timeout_around_the_block_the_action_is_next_to_have_its_s
     starts: list[tuple[float, Any]] = []
     start = anyio.current_time()
 
-    def log(who: Any) -> None:
-        starts.append((anyio.current_time() - start, who))
+    def log(subject: Any) -> None:
+        starts.append((anyio.current_time() - start, subject))
 
     async def block(context: Context) -> None:
         async with context.fan_out(name="f"):
@@ -1778,7 +1778,7 @@ class Guard(Hook):
         self.method = method
         self.left = at
 
-    def hear(self, method: str, event: Any) -> None:
+    def receive(self, method: str, event: Any) -> None:
         of_a_child = event.depth == (0 if method.startswith("on_child") else 1)
         if method == self.method and of_a_child:
             self.left -= 1
@@ -1786,25 +1786,25 @@ class Guard(Hook):
                 raise LookupError(method)
 
     def on_child_started(self, event: Any) -> None:
-        self.hear("on_child_started", event)
+        self.receive("on_child_started", event)
 
     def on_run_started(self, event: Any) -> None:
-        self.hear("on_run_started", event)
+        self.receive("on_run_started", event)
 
     def on_step_started(self, event: Any) -> None:
-        self.hear("on_step_started", event)
+        self.receive("on_step_started", event)
 
     def on_step_ended(self, event: Any) -> None:
-        self.hear("on_step_ended", event)
+        self.receive("on_step_ended", event)
 
     def on_state_updated(self, event: Any) -> None:
-        self.hear("on_state_updated", event)
+        self.receive("on_state_updated", event)
 
     def on_run_ended(self, event: Any) -> None:
-        self.hear("on_run_ended", event)
+        self.receive("on_run_ended", event)
 
     def on_child_ended(self, event: Any) -> None:
-        self.hear("on_child_ended", event)
+        self.receive("on_child_ended", event)
 
 
 METHODS = [name for name in vars(Guard) if name.startswith("on_")]
@@ -1825,7 +1825,7 @@ async def test_a_guard_that_fails_ends_the_run_whatever_the_action_does(
     assert {e.outcome.run_id for e in hook.of(ChildEnded)} == set(store.child_ends)
 
 
-async def test_outcomes_that_a_failing_guard_was_told_of_still_come():
+async def test_outcomes_that_a_failing_guard_received_are_still_delivered():
     hook = RecordingHook()
     seen: list[str] = []
 
@@ -1931,7 +1931,7 @@ async def test_events_are_paired_and_ordered_and_every_child_is_saved_once(waits
     assert len(watched.store.saved[two_steps.run_id]) in (1, 2)
 
 
-async def test_children_that_never_began_are_recorded_and_told_to_have_ended():
+async def test_children_that_never_began_are_recorded_and_published_as_ended():
     hook, store = RecordingHook(), Keeping()
 
     async def body(context: Context) -> int:

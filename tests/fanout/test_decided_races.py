@@ -72,6 +72,23 @@ def over(act: Act, **how: Any) -> Act:
     return fan_out(act, over="n", into="out", take="slept", name="race", **how)
 
 
+@action(reads=["found"], writes=["slept"])
+async def rest(found: float) -> float:
+    await anyio.sleep(0.5)
+    return found
+
+
+# It saves nothing itself before the race in it is decided; its child has saved a step by then.
+with_a_race = Graph.chain(
+    fan_out(
+        two_steps, over=lambda state: [state["item"]], item="item", reads=["item"], into="found",
+        take="slept", until=first(),
+    ),
+    rest,
+    name="with a race",
+)  # fmt: skip
+
+
 def has_two(state: State, _outcome: Outcome) -> bool:
     return len(state["out"]) == 2
 
@@ -119,6 +136,7 @@ RACES = {
     "a function": Race(lambda: over(sleep, key=str, until=has_two), 4, 2),
     "with few at once": Race(lambda: over(two_steps, until=first(), limits=Limits(2)), 2),
     "in a node": Race(lambda: Graph.chain(Graph.chain(duel, name="node"), name="app"), 3),
+    "of races": Race(lambda: over(with_a_race, until=first()), 4),
     "in a child": Race(
         lambda: fan_out(Graph.chain(duel, name="inner"), over="one", item="item", into="each",
                         take="out", name="each"),
@@ -136,7 +154,8 @@ class Mortal:
         self.has_decided = False
 
     def save(self, batch: Batch) -> Any:
-        self.has_decided = self.has_decided or batch.decision is not None
+        decides = batch.decision is not None and batch.decision.step == "race"
+        self.has_decided = self.has_decided or decides
         saved: Any = None
         if not self.has_decided:
             return self._store.save(batch)
@@ -364,7 +383,7 @@ async def test_a_contestant_that_waits_for_answers_runs_anew_in_the_next_round()
     assert numbers == [1, 2]
 
 
-async def test_who_at_most_has_left_out_is_no_loser():
+async def test_a_child_that_at_most_has_left_out_is_no_loser():
     """Behind a decision, losers were made of acts that would never have been started."""
     store = MemoryStore()
 

@@ -1064,7 +1064,7 @@ async def test_an_exception_that_is_shared_harms_nobody_else():
 
 
 @pytest.mark.realtime
-async def test_collect_runs_everything_and_the_ledger_tells():
+async def test_collect_runs_everything_and_the_ledger_has_the_failures():
     app = Application(fan_out(refuse_odd, over="n", key=str, into="even", on_error="collect"))
     result = await app.run({"n": range(10), "even": {"4": "kept"}})
     ledger = result.outcomes("even")

@@ -119,7 +119,7 @@ async def test_the_first_item_decides_and_its_stream_goes_on():
     assert decision.winners == (ChildName("quick", ""),)
 
 
-async def test_who_ends_later_may_have_begun_earlier():
+async def test_a_child_that_ends_later_may_have_begun_earlier():
     """The one whose item came first has won, however long it takes."""
     watched, _ = watched_race(stream("a", [(1, "a"), (50, "b")]), stream("b", [(1.5, "x")]))
     assert (await watched.go({}))["out"] == "a: ['a', 'b']"
@@ -171,7 +171,7 @@ async def test_of_items_in_one_moment_one_decides():
     watched.check()
 
 
-async def test_who_ends_well_without_an_item_has_won_by_that():
+async def test_a_child_that_succeeds_without_an_item_has_won():
     watched, _ = watched_race(stream("a", [(2, "a")]), sleeper("cached", 1).bind(name="b"))
     assert (await watched.go({}))["out"] == "cached"
     watched.check()
@@ -182,7 +182,7 @@ async def test_who_ends_well_without_an_item_has_won_by_that():
     watched.check()
 
 
-async def test_who_ends_well_after_another_gave_an_item_comes_too_late():
+async def test_a_child_that_succeeds_after_the_item_of_another_is_too_late():
     watched, _ = watched_race(stream("a", [(1, "a"), (3, "b")]), sleeper("b", 1), take=len)
     await watched.go({})
     (outcome,) = losers(watched)
@@ -371,7 +371,7 @@ async def test_what_runs_again_counts_its_tries_on(chain: bool):
     ]
 
 
-async def test_who_had_not_started_is_tried_for_the_first_time():
+async def test_a_child_that_had_not_started_is_tried_for_the_first_time():
     """One at a time: the first breaks off before others have begun."""
     hook = RecordingHook()
     acts = [stream("a", [(1, "a"), (1, ValueError("a"))]), stream("b", [(1, "b")])]

@@ -127,7 +127,7 @@ def test_rounding_loses_nothing(budget: float):
     assert spent + racing.granted == round(600 * budget + 1)
 
 
-def test_who_waits_is_granted_it_in_turn():
+def test_a_waiting_request_is_granted_in_turn():
     experience = HedgeStatistics(Hedge(budget=0.5))
     first_, second, third = Racing(), Racing(), Racing()
     assert experience.spend(first_)
@@ -140,7 +140,7 @@ def test_who_waits_is_granted_it_in_turn():
     assert (first_.granted, second.granted, third.granted) == (1, 0, 1)
 
 
-def test_what_was_not_spent_goes_to_who_waits():
+def test_an_unspent_hedge_goes_to_a_waiting_race():
     experience = HedgeStatistics(Hedge(budget=0.1))
     first_, second = Racing(), Racing()
     assert experience.spend(first_)

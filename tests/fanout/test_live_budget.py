@@ -45,9 +45,9 @@ class Live:
         self.now = self.peak = 0
         execute = WorkerPool._execute  # pyright: ignore[reportPrivateUsage]
 
-        async def watched(pool: WorkerPool, child: Any, worker: Any) -> bool | None:
+        async def watched(pool: WorkerPool, child: Any, *given: Any) -> bool | None:
             with self._counted():
-                return await execute(pool, child, worker)
+                return await execute(pool, child, *given)
 
         monkeypatch.setattr(WorkerPool, "_execute", watched)
 

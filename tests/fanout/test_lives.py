@@ -19,7 +19,6 @@ from shoal import (
     Done,
     Each,
     Graph,
-    Hook,
     Limits,
     MemoryStore,
     ParallelAction,
@@ -37,6 +36,8 @@ from shoal.errors import BadKey
 from shoal.events import Decision, Update
 from shoal.stores._protocol import Batch
 from shoal.types import Key
+
+from .cut_short import Cancels, Process, two_steps
 
 pytestmark = pytest.mark.anyio
 
@@ -335,45 +336,16 @@ class Dying:
     """A store whose process dies at its n-th save."""
 
     def __init__(self, store: MemoryStore, n: int) -> None:
-        self.store, self.left = store, n
+        self.store, self.process = store, Process(n)
 
     def save(self, batch: Batch) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError("the process is dead")
+        self.process.save()
         self.store.save(batch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
 
 
-class Cancels(Hook):
-    """Cancels a scope when it is told the n-th event."""
-
-    def __init__(self, n: int) -> None:
-        self.scope, self.left = anyio.CancelScope(), n
-
-    def hear(self, event: object) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.scope.cancel()
-
-    on_run_started = on_step_started = on_child_started = on_state_updated = on_step_ended = hear
-
-
-@action(reads=["x"], writes=["first"])
-async def begin(x: int) -> int:
-    await anyio.sleep(0)
-    return x
-
-
-@action(reads=["first"], writes=["y"])
-async def go_on(first: int) -> int:
-    await anyio.sleep(0)
-    return first
-
-
-two_steps = Graph.chain(begin, go_on, name="two steps")
 inner = fan_out(two_steps, over=lambda state: [1, 2], item="x", reads=[], into="in", take="y")
 
 

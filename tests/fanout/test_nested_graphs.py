@@ -95,7 +95,7 @@ async def test_it_is_one_child_whose_writes_arrive_in_one_update():
     assert first.outcome == outcome
 
 
-async def test_parent_and_child_are_told_in_order():
+async def test_parent_and_child_are_published_in_order():
     hook = RecordingHook()
     await Application(Graph.chain(inner, name="outer"), hooks=[hook]).run({"n": 1})
     assert [f"{'-' * event.depth}{type(event).__name__}" for event in hook.events] == [
@@ -347,8 +347,8 @@ async def test_a_store_that_fails_at_each_save(at: int):
     hook.assert_paired()
     assert opened is not None
     kept = [one for batch in store.batches if batch.path.parent is None for one in batch.updates]
-    told = [event.update for event in hook.of(StateUpdated) if event.depth == 0]
-    assert kept == told
+    received = [event.update for event in hook.of(StateUpdated) if event.depth == 0]
+    assert kept == received
     assert len(store.batches) == at - 1  # nothing is saved any more
     assert opened.state == {
         "n": 1 if len(kept) < 1 else 2,
@@ -489,7 +489,7 @@ async def test_what_a_failing_child_does_to_its_task_does_not_tear_the_save_of_i
 
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("fails", [False, True])
-async def test_its_end_is_told_though_it_is_cancelled_while_its_task_is_put_in_order(
+async def test_its_end_is_published_though_it_is_cancelled_while_its_task_is_put_in_order(
     turns: int, fails: bool
 ):
     if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:

@@ -139,13 +139,13 @@ ENDS: dict[str, tuple[Any, str]] = {
 def check_never_started(watched: Watched, outcomes: list[Outcome]) -> None:
     """They have ended once, as is recorded and told, and have never started."""
     started = {event.child.id for event in watched.hook.events if isinstance(event, ChildStarted)}
-    told = [event.outcome for event in watched.hook.events if isinstance(event, ChildEnded)]
+    received = [event.outcome for event in watched.hook.events if isinstance(event, ChildEnded)]
     for outcome in outcomes:
         assert isinstance(outcome, Cancelled)
         assert outcome.attempts == 0
         assert outcome.run_id not in started
         assert watched.store.child_ends[outcome.run_id] == 1
-        assert told.count(outcome) == 1
+        assert received.count(outcome) == 1
 
 
 # -- decided ---------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def failing_once(bodies: Bodies, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("where", ["action", "child"])
-async def test_who_waits_for_another_attempt(where: str):
+async def test_a_child_that_waits_for_another_attempt(where: str):
     retry = Retry(3, on=ValueError, initial=3.0, jitter=0.0)
     bodies = Bodies()
     act = failing_once(bodies, **({"retry": retry} if where == "action" else {}))
@@ -313,7 +313,7 @@ async def test_who_waits_for_another_attempt(where: str):
 
 
 @pytest.mark.parametrize("where", ["action", "child"])
-async def test_who_waits_for_another_attempt_and_is_cancelled_by_hand(where: str):
+async def test_a_child_that_waits_for_another_attempt_and_is_cancelled_by_hand(where: str):
     retry = Retry(3, on=ValueError, initial=5.0, jitter=0.0)
     bodies = Bodies()
     act = failing_once(bodies, **({"retry": retry} if where == "action" else {}))
@@ -481,7 +481,7 @@ async def test_in_the_moment_in_which_it_was_let_in():
     check_never_started(watched, losers(watched))
 
 
-async def test_a_hook_that_is_told_of_its_start():
+async def test_a_hook_that_receives_its_start():
     bodies = Bodies()
     handle = list[Any]()
 
@@ -592,9 +592,9 @@ async def test_children_that_an_action_has_started(whose: str):
     assert bodies.started == [(0, 4), (4, 2)]
     ends = {"4.0": "Done", "2.0": "Done", "3.0": "Cancelled", "1.0": "Cancelled"}
     assert watched.state["out"] == ends
-    told = [event.outcome for event in watched.of(ChildEnded)]
-    assert sorted(str(outcome.key) for outcome in told) == sorted(ends)
-    check_never_started(watched, [one for one in told if isinstance(one, Cancelled)])
+    received = [event.outcome for event in watched.of(ChildEnded)]
+    assert sorted(str(outcome.key) for outcome in received) == sorted(ends)
+    check_never_started(watched, [one for one in received if isinstance(one, Cancelled)])
 
 
 async def test_a_probe_that_never_starts_leaves_its_circuit_to_the_next():
@@ -709,8 +709,8 @@ async def test_on_what_others_give_back_that_are_cancelled(how: str):
         with suppress(RunCancelled):
             await run.result()
     assert bodies.elements == [4, 90, 91, 92]
-    told = [event for event in hook.events if isinstance(event, ChildStarted)]
-    assert [event.element for event in told if event.step == "inner"] == bodies.elements
+    received = [event for event in hook.events if isinstance(event, ChildStarted)]
+    assert [event.element for event in received if event.step == "inner"] == bodies.elements
 
 
 async def test_of_a_nested_fan_out_whose_parent_is_cancelled_alone():
@@ -732,7 +732,7 @@ async def test_of_a_nested_fan_out_whose_parent_is_cancelled_alone():
 
 @pytest.mark.parametrize("hangs", [False, True])
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=1)])
-async def test_who_is_passed_over_and_not_saved_is_told_as_cancelled(
+async def test_a_child_that_is_passed_over_and_not_saved_is_published_as_cancelled(
     hangs: bool, breaker: Breaker | None
 ):
     """Nobody is told that a child was skipped, or deferred, of whom the store knows nothing."""

@@ -30,7 +30,7 @@ def steps(version: str, calls: list[str], *, fails: bool) -> Graph:
     return Graph.chain(one, two, name="steps")
 
 
-async def test_who_was_to_run_anew_and_never_started_runs_anew_the_next_time():
+async def test_a_child_that_was_to_run_anew_and_never_started_runs_anew_the_next_time():
     """What is kept of it is of another version, and must not be gone on from."""
     store, calls = MemoryStore(), list[str]()
 
@@ -54,7 +54,7 @@ async def test_who_was_to_run_anew_and_never_started_runs_anew_the_next_time():
     assert calls == ["1 by 2", "2 by 2", "3 by 2"]
 
 
-async def test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts():
+async def test_a_void_history_is_published_though_the_child_never_starts():
     """It waits for its action's turn when the first one fails. Its old history is gone by then."""
     store, calls, hook = MemoryStore(), list[str](), RecordingHook()
 
@@ -105,7 +105,7 @@ async def test_what_an_action_has_started_and_is_done_is_not_cancelled():
     assert calls == ["1 by 1", "2 by 1"]
 
 
-async def test_who_has_run_anew_goes_on_from_that_the_next_time():
+async def test_a_child_that_has_run_anew_goes_on_from_that_the_next_time():
     store, calls = MemoryStore(), list[str]()
 
     def app(version: str, *, fails: bool) -> Application:

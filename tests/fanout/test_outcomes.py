@@ -97,13 +97,13 @@ class Witness(Hook):
     async def look(self) -> None:
         """See what the store says now."""
         records = await self.store.children(RunPath(run_id="run", act="app"))
-        told = {one.key: one.status for one in records}
+        received = {one.key: one.status for one in records}
         self.breaks += [
-            f"{key!r} was Done, and is {told[key]} in the store"
+            f"{key!r} was Done, and is {received[key]} in the store"
             for key in self.done
-            if key in told and told[key] != "succeeded"
+            if key in received and received[key] != "succeeded"
         ]
-        self.done |= {key for key, status in told.items() if status == "succeeded"}
+        self.done |= {key for key, status in received.items() if status == "succeeded"}
 
 
 Program = Callable[[Witness, list[int]], Application]
@@ -342,7 +342,7 @@ async def test_a_child_kept_nowhere_may_write_what_can_not_be_kept(tmp_path: Pat
 # -- Done, and only to be applied ---------------------------------------------------------------
 
 
-async def test_a_done_child_waits_for_nothing_and_is_told_nothing():
+async def test_a_done_child_waits_for_nothing_and_publishes_nothing():
     store, life = MemoryStore(), [1]
     began, asked = list[Any](), list[Any]()
 
@@ -392,7 +392,7 @@ async def in_the_end(app: Application, **options: Any) -> dict[str, Any]:
     return (await app.run(options)).state["all"][""]
 
 
-async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_told_once():
+async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_published_once():
     once, ran, hook = Once(0), Counter[int](), RecordingHook()
 
     @action(reads=["x"], writes=["y"])
@@ -419,14 +419,14 @@ async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_told_onc
     assert ends[0] < 1, "the delay of the retry, and no window of the rate"
     hook.assert_paired()
     ended = [event.outcome for event in hook.of(ChildEnded)]
-    told = [(type(one), one.key) for one in ended if one.path.step == "step"]
-    assert told == [(Done, 0), (Done, 1)]
+    received = [(type(one), one.key) for one in ended if one.path.step == "step"]
+    assert received == [(Done, 0), (Done, 1)]
     outcomes = [event.outcome for event in hook.of(StateUpdated)]
     applied = [one.key for one in outcomes if one is not None and one.path.step == "step"]
     assert applied == [0, 1], "what is applied later is told by the update"
 
 
-async def test_what_is_done_is_told_to_have_ended_once():
+async def test_the_end_of_a_done_child_is_published_once():
     life, hook = [1], RecordingHook()
     witness = Witness(MemoryStore())
     await fail(reduced(witness, life))
@@ -440,7 +440,7 @@ async def test_what_is_done_is_told_to_have_ended_once():
     assert ended <= {outcome.key for outcome in updates if isinstance(outcome, Done)} | {0}
 
 
-async def test_who_is_done_wins_a_race_of_streams_that_is_run_again():
+async def test_a_done_child_wins_a_race_of_streams_that_is_run_again():
     """It came to its end when another had been elected, and that one then broke off."""
     starts = Counter[str]()
     app_of: list[Any] = []
@@ -751,7 +751,7 @@ async def test_a_cancelled_source_has_not_ended():
 
 @pytest.mark.parametrize("on_error", ["fail", "collect", "ignore"])
 @pytest.mark.parametrize("what", ["reduce", "until", "reduce of a failure"])
-async def test_who_has_failed_behind_one_that_could_not_be_applied_is_not_lost(
+async def test_a_failure_behind_a_child_that_could_not_be_applied_is_not_lost(
     on_error: Any, what: str
 ):
     if what == "reduce of a failure" and on_error != "collect":
@@ -787,7 +787,7 @@ async def test_who_has_failed_behind_one_that_could_not_be_applied_is_not_lost(
     hook.assert_paired()
 
 
-async def test_the_error_names_who_has_failed_besides():
+async def test_the_error_names_other_failed_children():
     @action(reads=["x"], writes=["y"])
     async def work(x: int) -> int:
         await anyio.sleep(0.01)
@@ -810,7 +810,7 @@ async def test_the_error_names_who_has_failed_besides():
     assert "2 more" in notes[-1]
 
 
-async def test_what_counts_in_a_contest_counts_once():
+async def test_a_result_that_counts_in_a_race_counts_once():
     """The first of two that are wanted can't be applied: it is no second vote when it can."""
     once = Once(0)
 

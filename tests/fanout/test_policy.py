@@ -124,11 +124,11 @@ async def check_program(policy: OnError, fates: list[bool], times: list[int]) ->
     in_time = sorted(items, key=lambda item: item[1])
     model = Model(policy, [(number, fails) for number, _, fails in in_time])
     collects = policy not in ("fail", "ignore")
-    told: list[tuple[int, str]] = []
+    received: list[tuple[int, str]] = []
     reduced: list[tuple[int, str]] = []
 
     def grow(state: State, outcome: Outcome) -> Iterable[Any]:
-        told.append((outcome.element[0], type(outcome).__name__))
+        received.append((outcome.element[0], type(outcome).__name__))
         return []
 
     def reduce(state: State, outcome: Outcome) -> State:
@@ -142,7 +142,7 @@ async def check_program(policy: OnError, fates: list[bool], times: list[int]) ->
         graph = step(policy, errors_into="bad" if collects else None, grow=grow, **how)
         hook = RecordingHook()
         raised: list[int] = []
-        told.clear()
+        received.clear()
         try:
             result = await Application(graph, hooks=[hook]).run({"items": items})
         except ExceptionGroup as group:
@@ -170,7 +170,7 @@ async def check_program(policy: OnError, fates: list[bool], times: list[int]) ->
             found = sorted(o.element[0] for o in ends if isinstance(o, kind))
             assert found == sorted(expected), kind
         heard = [(n, "Done") for n in model.done] + [(n, "Failed") for n in model.collected]
-        assert sorted(told) == sorted(heard)
+        assert sorted(received) == sorted(heard)
         applied = [o.element[0] for o, _ in history(hook, {"items": items}) if o is not None]
         assert sorted(applied) == sorted(n for n, _ in heard)
         numbers = [e.update.number for e in hook.of(StateUpdated) if e.depth == 0]
@@ -180,7 +180,7 @@ async def check_program(policy: OnError, fates: list[bool], times: list[int]) ->
         assert failures(final) == sorted(model.collected if collects else [])
         if join == "into":
             assert list(final["out"]) == sorted(model.done)
-    assert sorted(reduced) == sorted(told)
+    assert sorted(reduced) == sorted(received)
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
@@ -251,7 +251,7 @@ async def test_what_ends_together_is_judged_one_by_one_in_input_order(
         assert list(final["out"]) == ([1, 3] if limit > 1 else applied_alone)
 
 
-async def test_the_rest_is_cancelled_awaited_and_told_why():
+async def test_the_others_are_cancelled_with_the_reason_and_awaited():
     cleaned: list[int] = []
 
     @action(reads=["item"], writes=["value"])

@@ -215,7 +215,7 @@ async def test_nobody_is_cancelled_before_the_decision_is_saved():
     watched.check()
 
 
-async def test_who_ends_while_the_decision_is_saved_comes_too_late():
+async def test_a_child_that_ends_while_the_decision_is_saved_is_too_late():
     watched = Watched(
         race(sleeper("quick", 1), sleeper("late", 1.25), sleeper("fails", 1.25, ValueError()),
              sleeper("slow", 9), into="out"),
@@ -325,7 +325,7 @@ async def test_a_false_cancellation_only_removes_a_contestant():
     watched.check()
 
 
-async def test_the_result_tells_of_the_losers():
+async def test_the_result_has_the_losers():
     app = Application(
         race(sleeper("won", 1), sleeper("slow", 9), sleeper("failed", 0, ValueError()), into="out")
     )
@@ -608,7 +608,7 @@ def retrying(attempts: int = 3, on: Any = ValueError) -> Each:
     return Each(retry=Retry(attempts, on=on, initial=1.0, jitter=0.0))
 
 
-async def test_who_waits_for_another_attempt_may_still_win():
+async def test_a_child_that_waits_for_another_attempt_may_still_win():
     """Though it is not in flight meanwhile, and nobody else is left."""
     watched = Watched(
         race(flaky("a", ValueError()), flaky("b", OSError()), into="out", each=retrying())

@@ -289,7 +289,7 @@ async def test_losers_that_nobody_could_record_have_lost_wherever_they_are_read(
     assert [(decision.winner, decision.step) for decision in decisions] == [(("act", "1.0"), "out")]
 
 
-async def test_losers_are_recorded_with_who_has_won():
+async def test_losers_are_recorded_with_the_winner():
     store = MemoryStore()
     step = fan_out(sleep, over="n", key=str, into="out", until=first())
     app = Application(step, store=store)
@@ -307,7 +307,7 @@ async def test_losers_are_recorded_with_who_has_won():
     assert loser.winner == ("sleep", "1")
 
 
-async def test_who_failed_in_a_race_is_not_retried():
+async def test_a_child_that_failed_in_a_race_is_not_retried():
     store = MemoryStore()
     step = fan_out(sleep, over="n", key=str, into="out", until=first())
     app = Application(step, store=store)

@@ -177,7 +177,7 @@ async def test_reordered_elements_keep_their_results_and_take_their_new_places()
     assert result.outcomes("out").done == 5
 
 
-async def test_who_only_moved_is_told_of_by_an_update_and_has_not_ended_again():
+async def test_a_move_alone_is_published_as_an_update_and_not_as_an_end():
     lives = Lives(mapping)
     await lives.fail("abc", "c")
     elements[:] = "cba"
@@ -297,7 +297,7 @@ async def test_an_element_that_changed_runs_anew_and_says_so():
     assert items(result) == [("a", "A1"), ("b", "B2"), ("c", "C1")]
 
 
-async def test_that_is_told_before_it_starts():
+async def test_a_rerun_is_published_before_it_starts():
     lives = Lives(mapping)
     await lives.fail(["a1", "b1", "c1"], "c1")
     elements[:] = ["a1", "b2", "c1"]
@@ -530,7 +530,7 @@ async def test_recorded_failures_count_against_what_is_tolerated():
     assert ran == ["d"]
 
 
-async def test_who_moved_counts_once_for_what_is_tolerated():
+async def test_a_moved_child_counts_once_for_what_is_tolerated():
     @action(reads=["item"], writes=["out"])
     async def at_once(item: str) -> str:
         ran.append(item)
@@ -680,7 +680,7 @@ async def test_at_most_over_three_executions():
     assert dict(items(result)) == {"a": "A", "b": "B", "c": "C", "d": "D"}
 
 
-async def test_what_was_discovered_comes_back_whoever_discovered_it():
+async def test_discovered_elements_come_back_in_every_way_to_discover_them():
     found: Mapping[str, str] = {"a": "bc", "b": "cd", "c": "ae", "d": "", "e": "f", "f": ""}
 
     def grow(_: State, outcome: Done) -> Iterable[str]:
@@ -1248,7 +1248,7 @@ async def test_a_condition_that_fails_where_a_history_ends_is_asked_again():
     assert items(result) == [("a", "A!")]
 
 
-async def test_who_was_cancelled_between_two_steps_goes_on_there():
+async def test_a_child_that_was_cancelled_between_two_steps_goes_on_there():
     """A loop that never waits passes a checkpoint now and then, and may be cancelled at it."""
     turns = list[int]()
 
@@ -1299,7 +1299,7 @@ async def test_what_changed_is_forgotten_once_however_often_it_is_tried():
     check_histories(lives.store)
 
 
-async def test_a_result_that_is_applied_by_a_later_attempt_is_saved_and_told_once():
+async def test_a_result_that_is_applied_by_a_later_attempt_is_saved_and_published_once():
     reduced = list[Any]()
 
     def reduce(state: State, outcome: Done | Failed) -> State:
@@ -1323,7 +1323,7 @@ async def test_a_result_that_is_applied_by_a_later_attempt_is_saved_and_told_onc
     assert told == [1, 2]
 
 
-async def test_a_recorded_result_that_can_not_be_applied_at_first_is_told_in_pairs():
+async def test_a_recorded_result_that_can_not_be_applied_at_first_is_published_in_pairs():
     """Its child has nothing to do any more, so it has no step."""
 
     def inner() -> Any:
@@ -1368,7 +1368,7 @@ async def test_collected_failures_count_in_later_attempts_too():
     assert list(result.state["outer"]["1"]) == ["a"]
 
 
-async def test_who_had_not_started_when_its_siblings_failed_takes_one_attempt():
+async def test_a_child_that_had_not_started_when_its_siblings_failed_takes_one_attempt():
     def inner() -> Any:
         return fan_out(
             upper, over=lambda _: list("ab"), reads=[], key=number, into="out",
@@ -1399,7 +1399,7 @@ async def test_who_had_not_started_when_its_siblings_failed_takes_one_attempt():
 
 
 @pytest.mark.parametrize("store", ["inherit", None])
-async def test_who_has_moved_stays_applied_where_the_step_fails_before_that_is_saved(store: Any):
+async def test_a_moved_child_stays_applied_though_the_step_fails_before_that_is_saved(store: Any):
     """Nothing but its place was to change."""
     options: dict[str, Any] = {} if store == "inherit" else {"store": store}
 
@@ -1432,7 +1432,7 @@ async def test_who_has_moved_stays_applied_where_the_step_fails_before_that_is_s
     assert counts(result.outcomes("out")) == (3, 0, 0, 0)
 
 
-async def test_who_has_moved_stays_applied_where_another_can_not_be_applied():
+async def test_a_moved_child_stays_applied_though_another_can_not_be_applied():
     @action(reads=["item"], writes=["out"])
     async def at_once(item: str) -> str:
         ran.append(item)
@@ -1467,7 +1467,7 @@ async def test_who_has_moved_stays_applied_where_another_can_not_be_applied():
     assert items(result) == [("d", "D"), ("b", "B"), ("a", "A")]
 
 
-async def test_who_has_moved_takes_its_place_in_the_next_attempt():
+async def test_a_moved_child_takes_its_place_in_the_next_attempt():
     given = 0
     """Elements that the source gives before it fails; the next time it gives all."""
 

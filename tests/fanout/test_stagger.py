@@ -80,7 +80,7 @@ async def test_the_next_starts_after_the_delay():
     watched.check()
 
 
-async def test_who_answers_before_the_delay_is_the_only_one_that_starts():
+async def test_a_provider_that_answers_before_the_delay_is_the_only_one_that_starts():
     watched, starts = watched_race(sleeper("a", 0.4), sleeper("b", 0), stagger=0.5)
     assert (await watched.go({}))["out"] == "a"
     assert starts == {"a": 0}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import anyio
 import pytest
 
 from shoal import (
@@ -29,22 +28,12 @@ from shoal import (
 )
 from shoal.stores._protocol import Batch
 
+from .cut_short import Cancels, Process, begin, go_on, two_steps
+
 pytestmark = pytest.mark.anyio
 
 
 MANY = 1_000_000
-
-
-class Process:
-    """Dies at its n-th save, with all of its stores."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def save(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError("the process is dead")
 
 
 class Kept:
@@ -68,33 +57,6 @@ class Kept:
         return getattr(self.store, name)
 
 
-class Cancels(Hook):
-    """Cancels a scope when it is told the n-th event."""
-
-    def __init__(self, n: int) -> None:
-        self.scope, self.left = anyio.CancelScope(), n
-
-    def hear(self, event: object) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.scope.cancel()
-
-    on_run_started = on_step_started = on_child_started = on_state_updated = on_step_ended = hear
-
-
-@action(reads=["x"], writes=["first"])
-async def begin(x: int) -> int:
-    await anyio.sleep(0)
-    return x
-
-
-@action(reads=["first"], writes=["y"])
-async def go_on(first: int) -> int:
-    await anyio.sleep(0)
-    return first
-
-
-two_steps = Graph.chain(begin, go_on, name="two steps")
 in_a_node = Graph.chain(Graph.chain(begin, go_on, name="node"), name="with a node")
 
 

@@ -171,8 +171,8 @@ async def test_what_is_refused_is_done_and_not_used():
     watched.check()
     assert [(o.element, type(o)) for o in losers(watched)] == [(1, Done), (2, Done), (4, Cancelled)]
     assert not any(outcome.used for outcome in losers(watched) if isinstance(outcome, Done))
-    told = [e.outcome for e in watched.of(ChildEnded)]
-    assert [o.used for o in told if isinstance(o, Done)] == [False, False, True]
+    received = [e.outcome for e in watched.of(ChildEnded)]
+    assert [o.used for o in received if isinstance(o, Done)] == [False, False, True]
 
 
 async def test_when_all_are_refused_or_fail_both_are_raised_in_input_order():
@@ -487,7 +487,7 @@ def votes(*values: object) -> Sequence[Act]:
     return [sleeper(f"v{at}", at + 1, value) for at, value in enumerate(values)]
 
 
-async def test_those_who_agree_decide():
+async def test_votes_that_agree_decide():
     watched = Watched(fan_out(votes("a", "b", "b", "b", "c"), into="out", until=quorum(2)))
     state = await watched.go({})
     assert anyio.current_time() == 3

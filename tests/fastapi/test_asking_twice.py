@@ -72,7 +72,7 @@ async def test_without_a_store_it_is_found_in_its_process():
         assert (done.status_code, done.json()["state"]["outs"]) == (200, {"1.0": 2.0})
 
 
-async def test_all_who_ask_at_once_are_answered_for_one_run():
+async def test_all_clients_that_ask_at_once_are_answered_for_one_run():
     starts = list[str]()
     service, runtime = service_of(jobs, store=(store := MemoryStore()))
     load = store.load
@@ -179,7 +179,7 @@ async def post_and_hang_up(service: FastAPI, runtime: Runtime, after: float) -> 
     return statuses[0]
 
 
-async def test_who_has_not_started_it_and_hangs_up_cancels_nothing():
+async def test_a_client_that_has_not_started_it_and_hangs_up_cancels_nothing():
     store = MemoryStore()
     one, here = service_of(jobs, store=store)
     other, elsewhere = service_of(jobs, store=store)
@@ -192,7 +192,7 @@ async def test_who_has_not_started_it_and_hangs_up_cancels_nothing():
         assert done.json()["status"] == "succeeded"
 
 
-async def test_those_who_wait_are_told_when_it_is_cancelled_with_who_started_it():
+async def test_waiting_tasks_learn_that_it_is_cancelled_with_the_task_that_started_it():
     store = MemoryStore()
     one, here = service_of(jobs, store=store)
     other, _ = service_of(jobs, store=store)
@@ -231,7 +231,7 @@ async def waiting_elsewhere(
         yield
 
 
-async def test_who_waits_for_another_process_is_told_when_its_own_stops():
+async def test_a_wait_for_another_process_ends_when_its_own_stops():
     store = MemoryStore()
     one, _ = service_of(jobs, store=store)
     other, runtime = service_of(jobs, store=store)
@@ -243,7 +243,7 @@ async def test_who_waits_for_another_process_is_told_when_its_own_stops():
         assert (await first.get("/jobs/a")).json()["status"] == "running"
 
 
-async def test_who_waits_sees_the_end_whoever_has_taken_it_over():
+async def test_a_waiting_client_sees_the_end_after_another_process_took_the_run_over():
     store = MemoryStore()
     one, stopped = service_of(jobs, store=store)
     other, runtime = service_of(jobs, store=store)

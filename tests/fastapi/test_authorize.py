@@ -41,11 +41,11 @@ async def test_a_run_that_is_named_in_a_body_is_decided_on_as_one_in_a_path():
         assert refused.status_code == 403
 
 
-async def test_it_is_told_what_run_the_request_is_about_and_never_by_the_query():
-    told = list[tuple[str, str, str]]()
+async def test_it_receives_the_run_of_the_request_and_never_by_the_query():
+    received = list[tuple[str, str, str]]()
 
     async def authorize(request: Request, run_id: str = "") -> None:
-        told.append((request.method, request.url.path, run_id))
+        received.append((request.method, request.url.path, run_id))
 
     service, _ = service_of(jobs, authorize=authorize)
     async with client_of(service) as client:
@@ -69,10 +69,10 @@ async def test_it_is_told_what_run_the_request_is_about_and_never_by_the_query()
         ]
         for method, path, body, expected in asked:
             await client.request(method, f"{path}?run_id=query", json=body)
-            assert told[-1] == (method, path, expected)
+            assert received[-1] == (method, path, expected)
         text = {"content-type": "text/plain"}
         refused = await client.post("/jobs", content=b"{half", headers=text)
-        assert (refused.status_code, told[-1][2]) == (422, "")
+        assert (refused.status_code, received[-1][2]) == (422, "")
 
 
 async def test_the_query_is_not_documented_to_name_a_run():
@@ -143,7 +143,7 @@ def through_its_class(
     ],
 )
 @pytest.mark.realtime  # FastAPI calls functions in threads
-async def test_every_kind_of_dependency_is_told(authorize: Any):
+async def test_every_kind_of_dependency_is_shown(authorize: Any):
     service, _ = service_of(jobs, authorize=authorize)
     eve = {"x-user": "eve"}
     async with client_of(service, headers=eve) as client:

@@ -77,7 +77,7 @@ async def test_what_is_wide_is_not_deep():
         assert (done.status_code, done.json()["state"]["m"]) == (200, wide)
 
 
-async def test_who_may_not_ask_is_told_that():
+async def test_a_client_without_the_right_is_refused():
     async def authorize() -> None:
         raise HTTPException(401, "no token")
 

@@ -133,7 +133,7 @@ async def test_an_event_is_encoded_once(many: int, monkeypatch: pytest.MonkeyPat
         assert events_in(bytes(body))[-1]["data"]["status"] == "succeeded"
 
 
-async def test_those_who_do_not_read_hold_nobody_back(monkeypatch: pytest.MonkeyPatch):
+async def test_followers_that_do_not_read_hold_nothing_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_events, "BUFFER", 10)
     encoded = counting(monkeypatch)
     service, runtime = service_of(pages)

@@ -313,11 +313,11 @@ async def test_what_headers_hold_is_in_no_refusal():
                 assert (refused.status_code, SECRET in refused.text) == (422, False), path
 
 
-async def test_authorize_is_told_only_what_can_be_an_id():
-    told = list[str]()
+async def test_authorize_receives_only_what_can_be_an_id():
+    received = list[str]()
 
     async def authorize(run_id: str = "") -> None:
-        told.append(run_id)
+        received.append(run_id)
         raise HTTPException(403, f"not yours: {run_id}", {"X-Run": run_id})
 
     service, _ = service_of(things, authorize=authorize)
@@ -328,9 +328,9 @@ async def test_authorize_is_told_only_what_can_be_an_id():
             assert refused.status_code == 403
         for path in ("a%00", "a%0d%0aX-Evil:%201", "%E2%82%AC"):
             assert (await client.get(f"/things/{path}")).status_code == 403
-        assert set(told) == {""}
+        assert set(received) == {""}
         assert (await client.get("/things/a~b")).status_code == 403
-        assert told[-1] == "a~b"
+        assert received[-1] == "a~b"
 
 
 BESIDES: tuple[Any, ...] = (
@@ -411,7 +411,7 @@ async def test_each_refusal_has_the_form_of_fastapi(what: str, path: str):
     "path", ["/things", "/things/wait", "/things/a/answers", "/things/a/cancel"]
 )
 @pytest.mark.parametrize("what", UNREADABLE)
-async def test_a_client_that_may_not_ask_is_told_that_whatever_it_sends(what: str, path: str):
+async def test_a_client_that_may_not_ask_is_refused_whatever_it_sends(what: str, path: str):
     async def authorize() -> None:
         raise HTTPException(401, "no token")
 
@@ -509,7 +509,9 @@ async def test_an_address_never_names_another_host(path: str):
 # -- how the service is ----------------------------------------------------------------------------
 
 
-async def test_only_those_who_may_ask_are_told_of_the_database(caplog: pytest.LogCaptureFixture):
+async def test_only_clients_that_may_ask_see_errors_of_the_database(
+    caplog: pytest.LogCaptureFixture,
+):
     async def allowed(request: Request) -> None:
         if request.headers.get("authorization") != "t":
             raise HTTPException(401)

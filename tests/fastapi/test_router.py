@@ -163,7 +163,7 @@ async def test_a_run_is_cancelled():
             assert (again.status_code, again.json()["reason"]) == (202, reason)
 
 
-async def test_questions_are_answered_whoever_has_run_it():
+async def test_questions_are_answered_by_any_process():
     store = MemoryStore()
     one, _ = service_of(visitors, store=store)
     other, _ = service_of(visitors, store=store)
@@ -274,7 +274,7 @@ async def test_a_client_that_comes_back_misses_nothing(slow: bool, monkeypatch: 
         assert (await client.get("/jobs/a/events", headers=nonsense)).status_code == 422
 
 
-async def test_what_happens_while_the_store_is_asked_is_told_once():
+async def test_an_event_during_a_call_of_the_store_is_delivered_once():
     store = MemoryStore()
     read = store.read
 
@@ -351,7 +351,7 @@ async def test_a_stream_ends_when_the_service_stops():
         assert (await second.get("/jobs/a")).json()["status"] == "running", "somebody goes on"
 
 
-async def test_who_waits_as_the_service_stops_is_told_where_to_ask():
+async def test_a_client_that_waits_as_the_service_stops_learns_where_to_ask():
     service, runtime = service_of(jobs)
     found = list[Response]()
     async with no_leaks(), client_of(service) as client, anyio.create_task_group() as tasks:
@@ -472,7 +472,7 @@ async def test_nothing_is_reachable_without_what_authorizes():
         assert (await client.get("/jobs", headers=allowed)).status_code == 200
 
 
-def test_whoever_wants_no_authorization_says_so():
+def test_a_service_without_authorization_has_to_say_so():
     for make in (runs_router, service_router):
         given = (jobs,) if make is runs_router else ()
         with pytest.raises(TypeError, match="authorize"):
@@ -610,7 +610,7 @@ async def test_what_ends_before_is_left_as_it_is():
             assert raised.value is error
 
 
-async def test_whoever_else_cancels_is_not_taken_for_the_client():
+async def test_another_cancellation_is_not_taken_for_the_client_s():
     async with no_leaks():
         with anyio.move_on_after(0.5) as scope:
             async with cancel_on_disconnect(request_of(GONE)):

@@ -127,7 +127,7 @@ def test_what_should_be_cancelled_is_and_what_should_go_on_does(
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_who_stops_following_a_run_does_nothing_to_it(kind: str, servers: Callable[[str], Server]):
+def test_a_follower_that_stops_does_nothing_to_the_run(kind: str, servers: Callable[[str], Server]):
     server = servers(kind)
     run_id = uuid.uuid4().hex
     state = {"name": run_id, "items": [1, 2], "seconds": 0.3}
@@ -156,7 +156,7 @@ def test_a_stream_is_taken_up_where_it_broke_off(kind: str, servers: Callable[[s
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_told_to_stop_it_does_and_the_next_process_goes_on(kind: str, tmp_path: Path):
+def test_it_stops_at_a_signal_and_the_next_process_goes_on(kind: str, tmp_path: Path):
     ids = ["first", "second"]
     given = {"STORE": str(tmp_path / "runs.db"), "WITHIN": "0.5"}
     with serving(kind, APP, **given) as server:

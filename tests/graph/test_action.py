@@ -383,7 +383,7 @@ async def test_an_action_that_takes_the_state_returns_one_made_of_it(value: obje
 
 @pytest.mark.parametrize("writes", [[], ["a"], ["a", "b"]])
 @pytest.mark.parametrize("takes_state", [False, True])
-async def test_a_plain_function_that_returns_a_coroutine_is_told_so(
+async def test_a_plain_function_that_returns_a_coroutine_is_refused(
     writes: list[str], takes_state: bool
 ):
     async def forgotten() -> None: ...

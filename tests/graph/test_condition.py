@@ -156,7 +156,7 @@ def test_what_a_predicate_raises_is_not_replaced():
     assert type(caught.value) is KeyError
 
 
-def test_a_predicate_that_returns_an_awaitable_is_told_so():
+def test_a_predicate_that_returns_an_awaitable_is_refused():
     async def later() -> bool:
         return True
 

@@ -343,7 +343,7 @@ def test_settings_that_can_not_be_are_refused(given: dict[str, Any], said: str):
         Application(spy, **given)
 
 
-def test_what_is_no_act_is_told_what_to_do():
+def test_a_value_that_is_no_act_is_refused_with_advice():
     for wrong, said in ((len, "decorate it"), (5, "give an @action"), (END, "where an edge leads")):
         with pytest.raises(DefinitionError, match=said):
             Application(wrong)  # pyright: ignore[reportArgumentType]

@@ -536,7 +536,7 @@ def test_what_comes_from_outside_is_known(graph: Graph, reads: str, needs: str, 
     assert flows(graph) == (reads, needs, sure)
 
 
-def test_who_needs_a_field_is_known():
+def test_the_act_that_needs_a_field_is_known():
     inner = Graph.chain(parse, name="inner")
     pages = fan_out(fetch, over="urls", item="url", into="pages", name="all")
     graph = Graph((a, inner, when("x")), (a, pages), name="g")

@@ -42,17 +42,17 @@ async def check(name: str, store: Store, executed: str) -> None:
     assert ran == {}, "what has ended is told, and nothing runs"
 
 
-@pytest.mark.parametrize("layout", [4])
+@pytest.mark.parametrize("layout", [4, 5])
 @pytest.mark.parametrize("name", RUNS)
 async def test_runs_of_an_earlier_version_are_resumed(name: str, layout: int, tmp_path: Path):
     file = tmp_path / "runs.db"
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript((HERE / f"sqlite-{layout}.sql").read_text())
-    await check(name, SQLiteStore(file), f"sqlite-{layout}.json")
+    await check(name, SQLiteStore(file), "sqlite-4.json")
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("layout", [3])
+@pytest.mark.parametrize("layout", [3, 4])
 @pytest.mark.parametrize("name", RUNS)
 async def test_runs_in_a_schema_of_an_earlier_version_are_resumed(
     name: str, layout: int, postgres: PostgresServer

@@ -436,7 +436,7 @@ async def test_a_ctrl_c_in_there_ends_everything(whose: str):
     hook.assert_paired()
 
 
-async def test_who_is_cancelled_stays_so_whatever_is_raised(caplog: pytest.LogCaptureFixture):
+async def test_a_cancelled_child_stays_so_whatever_is_raised(caplog: pytest.LogCaptureFixture):
     class Policy:
         def after(self, n: float, changed_at: float, ended: Ended) -> float:
             raise Buggy
@@ -496,13 +496,13 @@ def test_it_does_what_a_table_says(events: list[tuple[str, str]], failures: int)
         if not admitted:
             continue
         if what == "ok":
-            circuits.hear(key, "done")
+            circuits.on_end(key, "done")
             failed[key] = 0
             opened.pop(key, None)
         elif what == "cancel":
-            circuits.hear(key, "cancelled")
+            circuits.on_end(key, "cancelled")
         else:
-            circuits.hear(key, Down())
+            circuits.on_end(key, Down())
             failed[key] += 1
             if failed[key] >= failures:
                 opened[key] = now + 5

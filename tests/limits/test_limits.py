@@ -101,7 +101,9 @@ def gates_of(admission: AdmissionController) -> list[Gate]:
 def free(runtime: Runtime) -> bool:
     """Whether nobody holds a slot, and nobody waits for one."""
     admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-    return not admission.queue.wait_queues and not any(gate.used for gate in gates_of(admission))
+    return not admission.scheduler.wait_queues and not any(
+        gate.used for gate in gates_of(admission)
+    )
 
 
 @asynccontextmanager
@@ -138,10 +140,10 @@ class Pending:
 
 
 class Modelled:
-    """A seat, and what the model knows of it."""
+    """A permit, and what the model knows of it."""
 
-    def __init__(self, number: int, seat: AttemptPermit) -> None:
-        self.seat = seat
+    def __init__(self, number: int, permit: AttemptPermit) -> None:
+        self.permit = permit
         self.number = number  # of its last arrival
         self.ahead = False
         self.status: Literal["waiting", "granted", "running", "lent", "gone"] = "waiting"
@@ -158,32 +160,32 @@ SIZES = (1, 2, 3)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Attempts that come, wait, lend, regain, leave and are cancelled, over three limits."""
+    """Attempts that come, wait, release for children, leave and are cancelled over three limits."""
 
     tells_of_cancelled: bool
     """Whether a waiter knows that its task was cancelled before that task does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = FairScheduler(Pending, float)
+        self.scheduler = FairScheduler(Pending, float)
         self.slots = [Gate(size) for size in SIZES]
-        self.seats: list[Modelled] = []
+        self.permits: list[Modelled] = []
         self.arrivals = 0
 
     # -- the model
 
     def room(self, one: Modelled) -> bool:
         return all(
-            sum(other.holds for other in self.seats if slots in other.seat.needed)
+            sum(other.holds for other in self.permits if slots in other.permit.needed)
             < (slots.size or 0)
-            for slots in one.seat.needed
+            for slots in one.permit.needed
         )
 
     def settle(self) -> None:
         """Grant whoever can be admitted, one after the other, always the one that is due first."""
         while able := [
             one
-            for one in self.seats
+            for one in self.permits
             if one.status == "waiting"
             and not (one.doomed and self.tells_of_cancelled)
             and self.room(one)
@@ -199,7 +201,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.resume(one, at_once=True)
 
     def resume(self, one: Modelled, *, at_once: bool = False) -> None:
-        """Let the task of a seat take its next step."""
+        """Let the task of a permit take its next step."""
         try:
             one.waits.send(None)
         except StopIteration:
@@ -210,42 +212,42 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert one.status == "waiting", "it could be admitted, and waits"
 
     def those(self, *status: str) -> list[Modelled]:
-        return [one for one in self.seats if one.status in status and not one.doomed]
+        return [one for one in self.permits if one.status in status and not one.doomed]
 
     # -- what can happen
 
     @rule(wanted=st.sets(st.sampled_from(range(len(SIZES))), min_size=1))
     def enter(self, wanted: set[int]) -> None:
         needed = tuple(self.slots[index] for index in sorted(wanted))
-        one = Modelled(0, AttemptPermit(self.queue, needed))
-        self.seats.append(one)
-        self.arrive(one, one.seat.wait(), ahead=False)
+        one = Modelled(0, AttemptPermit(self.scheduler, needed))
+        self.permits.append(one)
+        self.arrive(one, one.permit.wait(), ahead=False)
 
     @precondition(lambda self: self.those("running"))
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.those("running")))
-        one.seat.leave()
+        one.permit.leave()
         one.status, one.beyond = "gone", False
         self.settle()
 
     @precondition(lambda self: self.those("running"))
     @rule(data=st.data())
-    def lend(self, data: st.DataObject) -> None:
+    def release_for_children(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.those("running")))
-        one.seat.lend()
+        one.permit.release_for_children()
         one.status, one.beyond = "lent", False
         self.settle()
 
     @precondition(lambda self: self.those("lent"))
-    @rule(data=st.data(), reclaim=st.booleans())
-    def come_back(self, data: st.DataObject, reclaim: bool) -> None:
+    @rule(data=st.data(), reacquire_nowait=st.booleans())
+    def come_back(self, data: st.DataObject, reacquire_nowait: bool) -> None:
         one = data.draw(st.sampled_from(self.those("lent")))
-        if reclaim:
-            one.seat.reclaim()
+        if reacquire_nowait:
+            one.permit.reacquire_nowait()
             one.status, one.beyond = "running", True
         else:
-            self.arrive(one, one.seat.regain(), ahead=True)
+            self.arrive(one, one.permit.reacquire(), ahead=True)
 
     @precondition(lambda self: self.those("granted"))
     @rule(data=st.data())
@@ -257,15 +259,15 @@ class AdmissionMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         one = data.draw(st.sampled_from(self.those("waiting", "granted")))
         one.doomed = True
-        waiter = one.seat.waiter
+        waiter = one.permit.waiter
         if one.status == "waiting" and self.tells_of_cancelled:
             assert isinstance(waiter, Pending)
             waiter.is_done = True
 
-    @precondition(lambda self: any(one.doomed for one in self.seats))
+    @precondition(lambda self: any(one.doomed for one in self.permits))
     @rule(data=st.data())
     def notice(self, data: st.DataObject) -> None:
-        one = data.draw(st.sampled_from([one for one in self.seats if one.doomed]))
+        one = data.draw(st.sampled_from([one for one in self.permits if one.doomed]))
         with pytest.raises(Interrupted):
             one.waits.throw(Interrupted())
         one.doomed = False
@@ -279,16 +281,16 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def is_as_in_the_model(self) -> None:
-        for one in self.seats:
-            assert one.seat.granted == one.holds
+        for one in self.permits:
+            assert one.permit.granted == one.holds
         for slots in self.slots:
-            holding = [one for one in self.seats if one.holds and slots in one.seat.needed]
+            holding = [one for one in self.permits if one.holds and slots in one.permit.needed]
             assert slots.used == len(holding)
             assert sum(not one.beyond for one in holding) <= (slots.size or 0)
 
     def teardown(self) -> None:
         """Let everybody end: nobody is forgotten, and nothing is taken then."""
-        while left := [one for one in self.seats if one.status != "gone"]:
+        while left := [one for one in self.permits if one.status != "gone"]:
             if doomed := [one for one in left if one.doomed]:
                 with pytest.raises(Interrupted):
                     doomed[0].waits.throw(Interrupted())
@@ -300,12 +302,12 @@ class AdmissionMachine(RuleBasedStateMachine):
             else:
                 able = self.those("running", "lent")
                 assert able, "all wait"
-                able[0].seat.leave()
+                able[0].permit.leave()
                 able[0].status = "gone"
             self.settle()
             self.is_as_in_the_model()
         assert [slots.used for slots in self.slots] == [0] * len(SIZES)
-        assert not self.queue.wait_queues
+        assert not self.scheduler.wait_queues
 
 
 class AsOnAsyncio(AdmissionMachine):
@@ -344,78 +346,79 @@ TestMoreAsOnAsyncio = pytest.mark.slow(as_test(MoreAsOnAsyncio, 250, 50))
 TestMoreAsOnTrio = pytest.mark.slow(as_test(MoreAsOnTrio, 250, 50))
 
 
-# -- a seat and its tasks --------------------------------------------------------------------------
+# -- a permit and its tasks
+# --------------------------------------------------------------------------
 
 
-def seat_of(queue: FairScheduler, *slots: Gate) -> AttemptPermit:
-    return AttemptPermit(queue, slots)
+def permit_of(scheduler: FairScheduler, *slots: Gate) -> AttemptPermit:
+    return AttemptPermit(scheduler, slots)
 
 
 def test_those_in_line_that_were_cancelled_are_forgotten_at_once():
-    queue, slots = FairScheduler(Pending, float), Gate(1)
-    held = seat_of(queue, slots)
-    lines = queue.wait_queues
-    first = seat_of(queue, slots)
+    scheduler, slots = FairScheduler(Pending, float), Gate(1)
+    held = permit_of(scheduler, slots)
+    lines = scheduler.wait_queues
+    first = permit_of(scheduler, slots)
     for _ in range(10):
-        waits = seat_of(queue, slots).wait()
+        waits = permit_of(scheduler, slots).wait()
         waits.send(None)
         with pytest.raises(Interrupted):
             waits.throw(Interrupted())
-    assert [len(line.claims) for line in lines.values()] == [1]
+    assert [len(line.requests) for line in lines.values()] == [1]
     held.leave()
     assert first.granted
     assert not lines
 
 
-def test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted():
-    queue, slots = FairScheduler(Pending, float), Gate(1)
-    seat = seat_of(queue, slots)
-    seat.lend()
-    other = seat_of(queue, slots)
-    regains = seat.regain()
-    regains.send(None)
-    seat.lend()  # by another task
+def test_a_permit_released_again_by_another_task_of_the_attempt_is_not_granted():
+    scheduler, slots = FairScheduler(Pending, float), Gate(1)
+    permit = permit_of(scheduler, slots)
+    permit.release_for_children()
+    other = permit_of(scheduler, slots)
+    reacquires = permit.reacquire()
+    reacquires.send(None)
+    permit.release_for_children()  # by another task
     with pytest.raises(StopIteration):
-        regains.send(None)  # goes on
+        reacquires.send(None)  # goes on
     other.leave()
-    assert not seat.granted
-    again = seat.regain()
+    assert not permit.granted
+    again = permit.reacquire()
     with pytest.raises(StopIteration):
         again.send(None)
-    assert seat.granted
+    assert permit.granted
 
 
-def test_a_seat_regained_after_its_attempt_ended_takes_nothing():
-    queue, slots = FairScheduler(Pending, float), Gate(1)
-    early, late = seat_of(queue, slots), seat_of(queue, slots)
-    early.lend()
+def test_a_permit_reacquired_after_its_attempt_ended_takes_nothing():
+    scheduler, slots = FairScheduler(Pending, float), Gate(1)
+    early, late = permit_of(scheduler, slots), permit_of(scheduler, slots)
+    early.release_for_children()
     assert late.granted
-    regains = early.regain()
-    regains.send(None)
+    reacquires = early.reacquire()
+    reacquires.send(None)
     early.leave()
     with pytest.raises(StopIteration):
-        regains.send(None)
-    late.lend()
+        reacquires.send(None)
+    late.release_for_children()
     late.leave()
     with pytest.raises(StopIteration):
-        late.regain().send(None)
-    late.lend()
-    late.reclaim()
+        late.reacquire().send(None)
+    late.release_for_children()
+    late.reacquire_nowait()
     assert slots.used == 0
 
 
-def test_a_seat_cancelled_when_it_was_regained_keeps_what_it_was_granted():
-    queue, slots = FairScheduler(Pending, float), Gate(1)
-    seat = seat_of(queue, slots)
-    seat.lend()
-    other = seat_of(queue, slots)
-    regains = seat.regain()
-    regains.send(None)
+def test_a_permit_cancelled_while_it_was_reacquired_keeps_what_it_was_granted():
+    scheduler, slots = FairScheduler(Pending, float), Gate(1)
+    permit = permit_of(scheduler, slots)
+    permit.release_for_children()
+    other = permit_of(scheduler, slots)
+    reacquires = permit.reacquire()
+    reacquires.send(None)
     other.leave()
-    third = seat_of(queue, slots)
+    third = permit_of(scheduler, slots)
     with pytest.raises(Interrupted):
-        regains.throw(Interrupted())
-    assert seat.granted
+        reacquires.throw(Interrupted())
+    assert permit.granted
     assert not third.granted
     assert slots.used == 1
 
@@ -730,7 +733,7 @@ async def test_first_come_first_served():
     assert order == list(range(20))
 
 
-async def test_who_waits_for_a_full_limit_lets_others_pass():
+async def test_a_child_that_waits_for_a_full_limit_lets_others_pass():
     gauge, ended = Gauge(), Counter[float]()
 
     @action(reads=["n"], writes=["out"], limits=Limits(1))
@@ -888,7 +891,7 @@ async def test_a_cancel_in_the_tick_of_the_grant():
     assert gauge.peak["leaf"] == 1
 
 
-async def test_who_waits_behind_a_cancelled_one_comes_next():
+async def test_a_request_behind_a_cancelled_one_is_next():
     order: list[int] = []
 
     @action(reads=["n"], writes=["out"])
@@ -1186,7 +1189,7 @@ async def test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime():
             await turn()
         gc.collect()
         assert len(admission.limiters.by_owner) == 3  # of the runtime, and of what is still there
-        assert not admission.queue.wait_queues
+        assert not admission.scheduler.wait_queues
 
 
 async def test_limits_of_one_owner_are_not_found_by_a_later_one():

@@ -457,7 +457,7 @@ async def test_one_stalled_key_of_1000_delays_no_other(where: str):
     assert max((await ends(stalled=True)).values()) <= max(without.values()) + 1
 
 
-async def test_who_waits_holds_no_place_in_flight():
+async def test_a_waiting_child_holds_no_place_in_flight():
     starts = Starts()
     gauge: Counter[str] = Counter()
     limits = Limits(1, by=by_key)
@@ -578,15 +578,15 @@ async def test_trying_later_takes_seconds():
             RetryLater(wrong)  # pyright: ignore[reportArgumentType]
 
 
-async def test_waiting_is_told():
+async def test_waiting_is_published():
     hook = RecordingHook()
     limits = Limits(rate=Rate(1), by=by_key)
     app = Application(many(noting(Starts()), limits), hooks=[hook])
     await app.run({"ns": [("a", 1), ("a", 2), ("b", 1)]})
-    (told,) = hook.of(Waiting)
-    assert told.key == "a"
-    assert told.limit == "Limits(rate=Rate(1, per=1.0), by=by_key)"
-    assert told.step == ""
+    (received,) = hook.of(Waiting)
+    assert received.key == "a"
+    assert received.limit == "Limits(rate=Rate(1, per=1.0), by=by_key)"
+    assert received.step == ""
     hook.events.clear()
     both = Application(many(noting(Starts(), seconds=1, limits=Limits(1, by=by_key))), hooks=[hook])
     await both.run({"ns": [("a", 1), ("a", 2)]})
@@ -625,7 +625,7 @@ async def test_slots_are_changed_while_running():
     assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
 
 
-async def test_who_waits_keeps_its_cost_and_its_key():
+async def test_a_waiting_request_keeps_its_cost_and_its_key():
     starts = Starts()
     leaf = noting(starts, limits=Limits(rate=Rate(1, burst=4), by=by_key, cost=lambda state: 4))
     app = Application(many(leaf))
@@ -779,7 +779,7 @@ def test_cancelled_anywhere_it_gives_everything_back(
 
             await attempt(run)
             admission: Any = runtime._admission  # pyright: ignore[reportPrivateUsage]
-            assert not admission.queue.wait_queues
+            assert not admission.scheduler.wait_queues
             for named in admission.limiters.by_owner.values():
                 for limiter in named.values():
                     for one in limiter.statistics():
@@ -932,7 +932,7 @@ async def test_memory_is_bounded_where_children_wait_for_a_rate():
 # -- cancelled between the grant and the body ------------------------------------------------------
 
 
-async def test_who_is_cancelled_before_its_body_starts_has_paid_nothing():
+async def test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing():
     """It was granted while a hook still heard that it waits."""
 
     class Slow(Hook):
@@ -1331,7 +1331,7 @@ async def test_a_policy_that_raises_gives_a_thread_back_too():
 # -- looked at -------------------------------------------------------------------------------------
 
 
-async def test_limits_tell_what_they_are_and_how_they_are_used():
+async def test_limits_show_what_they_are_and_how_they_are_used():
     limits = Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)
     assert repr(limits) == (
         "Limits(2) & Limits(rate=Rate(1, per=60, burst=3), by=by_key, cost=len)"
@@ -1364,7 +1364,7 @@ async def test_limits_tell_what_they_are_and_how_they_are_used():
             f"{slots.waiting} waiting, 2 in use, {keyed.waiting} waiting>"
         )
         admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-        assert repr(admission) == "<Admission, <Queue, 5 waiting>>"
+        assert repr(admission) == "<AdmissionController, <FairScheduler, 5 waiting>>"
         for part in limiter.parts:
             for gate in part.gates.values():
                 assert repr(gate).startswith("<Gate ")
@@ -1471,8 +1471,10 @@ async def test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead(where:
     assert len(late) == 10
     assert max(late.values()) <= 0.1 + EPSILON
     assert max(times[-1] for times in begun.values()) == pytest.approx(10.9), "no turn is lost"
-    told = [one for one in waits.events if isinstance(one, Waiting) and one.path.key == 50]
-    assert len(told) == 2, "that the child waits to start, and that it waits for its next attempt"
+    received = [one for one in waits.events if isinstance(one, Waiting) and one.path.key == 50]
+    assert len(received) == 2, (
+        "that the child waits to start, and that it waits for its next attempt"
+    )
 
 
 async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
@@ -1480,17 +1482,17 @@ async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
     calls: list[str] = []
     again = Retry(5, on=ConnectionError, initial=0.01, jitter=0)
 
-    @action(reads=["n", "who"], writes=["out"], retry=again)
-    async def work(n: int, who: str, context: Context) -> None:
-        calls.append(who)
-        if who == "failing" and context.attempt < 5:
+    @action(reads=["n", "kind"], writes=["out"], retry=again)
+    async def work(n: int, kind: str, context: Context) -> None:
+        calls.append(kind)
+        if kind == "failing" and context.attempt < 5:
             raise ConnectionError
 
     app = Application(many(work, Limits(8)))  # so 64 are read ahead
     async with Runtime(limits=Limits(rate=Rate(100))) as runtime, anyio.create_task_group() as both:
-        for who in ("failing", "plain"):
-            both.start_soon(runtime.run, app, {"ns": range(300), "who": who})
-    plain = [at for at, who in enumerate(calls) if who == "plain"]
+        for kind in ("failing", "plain"):
+            both.start_soon(runtime.run, app, {"ns": range(300), "kind": kind})
+    plain = [at for at, kind in enumerate(calls) if kind == "plain"]
     assert len(plain) == 300
     ahead = 64 * 4  # the retries of children that had their turns when the first one failed
     assert plain[-1] <= 2 * 300 + ahead, "of 1,800 calls"
@@ -1515,7 +1517,7 @@ async def test_the_rate_of_actions_is_charged_at_each_attempt(where: str):
 
 
 def test_limits_by_a_local_function_are_shown_by_its_own_name():
-    def who(item: object) -> object:
+    def kind(item: object) -> object:
         return item
 
-    assert repr(Limits(3, by=who)) == "Limits(3, by=who)"
+    assert repr(Limits(3, by=kind)) == "Limits(3, by=kind)"

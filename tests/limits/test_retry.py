@@ -287,8 +287,8 @@ async def test_an_action_is_tried_again_after_growing_delays():
         result = await Application(act, hooks=[hook]).run({"n": 1})
     assert result.state["out"] == 4
     assert flaky.delays == [1, 2, 3]
-    told = [(e.attempt, type(e.error), e.next_in, e.step) for e in hook.of(AttemptEnded)]
-    assert told == [
+    received = [(e.attempt, type(e.error), e.next_in, e.step) for e in hook.of(AttemptEnded)]
+    assert received == [
         (1, ConnectionError, 1, "flaky"),
         (2, ConnectionError, 2, "flaky"),
         (3, ConnectionError, 3, "flaky"),
@@ -321,7 +321,7 @@ async def test_other_failures_are_not_tried_again():
     assert [e.next_in for e in hook.of(AttemptEnded)] == [1, None]
 
 
-async def test_attempts_of_actions_without_retry_are_not_told():
+async def test_attempts_of_actions_without_retry_are_not_published():
     flaky, hook = Flaky(), RecordingHook()
     await Application(flaky_action(flaky, None), hooks=[hook]).run({"n": 1})
     assert not hook.of(AttemptEnded)
@@ -375,7 +375,7 @@ async def test_no_attempt_begins_after_the_total():
     assert anyio.current_time() == flaky.at[-1], "nor is it waited for"
 
 
-async def test_who_waits_for_a_slot_until_after_the_total_gives_up():
+async def test_an_attempt_that_waits_for_a_slot_until_after_the_total_gives_up():
     flaky = Flaky(ConnectionError("first"))
 
     @action(reads=["n"], writes=["out"], name="flaky", retry=evenly(9, total=5))
@@ -400,7 +400,7 @@ async def test_who_waits_for_a_slot_until_after_the_total_gives_up():
     assert len(flaky.at) == 1
 
 
-async def test_a_function_that_cannot_tell_says_so_itself():
+async def test_a_function_that_cannot_decide_raises_its_own_error():
     def on(error: Exception) -> bool:
         raise LookupError("don't know")
 
@@ -589,7 +589,7 @@ async def test_a_cancellation_is_not_tried_again():
     assert anyio.current_time() == 1
 
 
-async def test_who_fails_while_being_cancelled_is_not_tried_again():
+async def test_a_child_that_fails_while_being_cancelled_is_not_tried_again():
     calls = 0
 
     @action(retry=evenly(9, on=Exception))
@@ -1314,7 +1314,7 @@ async def test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight
     assert order == ["0.1", "1.1", "2.1", "3.1", "0.2", "4.1"]
 
 
-async def test_who_is_cancelled_while_it_waits_for_its_place_again_takes_nobody_elses():
+async def test_a_child_that_is_cancelled_while_it_waits_for_its_place_again_takes_no_other_place():
     running = most = 0
 
     @action(reads=["n"], writes=["out"])

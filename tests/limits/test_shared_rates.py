@@ -435,7 +435,7 @@ async def test_limits_are_changed_while_a_rate_is_shared():
     assert starts.times()[-1] < 2.1
 
 
-async def test_a_hook_is_told_what_is_waited_for():
+async def test_a_hook_receives_what_a_run_waits_for():
     hook = RecordingHook()
     limits = Limits(rate=SharedRate(Rate(1), "x", MemoryRates()))
     app = Application(many(noting(Starts()), limits), hooks=[hook])
@@ -540,10 +540,10 @@ def test_what_may_have_been_done_is_not_said_again_if_it_frees_units():
         ask = meter.request((1.0, 1.0))
         meter.receive(ask, RateReply(now=0.0, turns=(0.0, 0.1)), 0.0, 0.0)
         meter.return_held()
-        told = meter.request(())
-        assert told.returns == ((0.0, 1.0), (0.1, 1.0))
+        received = meter.request(())
+        assert received.returns == ((0.0, 1.0), (0.1, 1.0))
         meter.fail(ask)
-        meter.fail(told)
+        meter.fail(received)
         assert meter.request(()) == RateRequest(key="x", interval=1.0, burst=5.0, extra=again)
 
 
@@ -647,7 +647,7 @@ async def test_a_process_may_go_on_alone_until_the_backend_answers():
     assert starts[-1][0] - begun < 9 + 1 + 4.2
 
 
-async def test_who_is_alone_is_so_no_more_though_nobody_waits():
+async def test_a_client_of_its_own_is_shared_again_though_no_request_waits():
     starts = Starts()
     rates = FarRates(trouble=lambda n: "fails" if n < 5 else "fine")
     rate = SharedRate(Rate(1), "x", rates, alone=Rate(1), patience=0.1)

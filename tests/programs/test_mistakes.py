@@ -101,7 +101,7 @@ def takes_the_context_by_another_name() -> object:
     return get
 
 
-def misspells_what_it_hears() -> object:
+def misspells_its_method() -> object:
     class Progress(Hook):
         def on_child_end(self, event: object) -> None: ...
 
@@ -127,7 +127,7 @@ untyped_app: Any = Application
 REFUSED = [
     (declares_what_it_does_not_take, "it reads 'depth', but no .*; did you mean 'dept'"),
     (takes_the_context_by_another_name, "'ctx' is annotated as a Context, .*'context'"),
-    (misspells_what_it_hears, r"nothing calls Progress.on_child_end; did you mean 'on_child_ended"),
+    (misspells_its_method, r"nothing calls Progress.on_child_end; did you mean 'on_child_ended"),
     (lambda: untyped(len, over="urls", into="x"), r"'x': act= .*; if .* itself, decorate it"),
     (lambda: fan_out(fetch, over="urls", item="url", into="x", take="pag"), "did you mean 'page'"),
     (lambda: Graph.chain(fetch, fetch), "are named 'fetch': it is the same act, twice; "),

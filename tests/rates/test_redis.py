@@ -263,7 +263,7 @@ async def test_a_server_that_is_restarted_delays_only(server: Server):
     check_windows(starts, 20, 1)
 
 
-async def test_a_server_that_is_down_is_told_of(server: Server):
+async def test_a_server_that_is_down_is_reported(server: Server):
     server.kill()
     with RedisRates(server.url) as rates:
         app = many([], SharedRate(Rate(20), "openai", rates, patience=0.5))
@@ -278,7 +278,7 @@ async def test_a_server_that_is_down_is_told_of(server: Server):
     assert "ConnectionError" in str(caught.value)
 
 
-async def test_a_server_that_hangs_is_told_of_and_used_again_when_it_goes_on(server: Server):
+async def test_a_server_that_hangs_is_reported_and_used_again_when_it_goes_on(server: Server):
     starts: list[float] = []
     with RedisRates(server.url, timeout=0.3) as rates:
         app = many(starts, SharedRate(Rate(50), "x", rates, patience=0.8))
@@ -372,7 +372,7 @@ async def test_what_is_no_server_is_refused():
         RedisRates("redis://localhost", timeout=0)
 
 
-def test_a_repr_tells_where_but_no_password():
+def test_a_repr_shows_the_place_but_no_password():
     assert repr(RedisRates("redis://me:secret@far:1234/2")) == "RedisRates('redis://far:1234')"
     assert repr(RedisRates("unix:///run/it.sock")) == "RedisRates('unix:///run/it.sock')"
 
@@ -383,7 +383,7 @@ def test_without_the_extra_it_says_what_to_install():
         "try:\n    import shoal.rates.redis\n"
         "except ModuleNotFoundError as error:\n    print(error)"
     )
-    told = subprocess.run(
+    received = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
     ).stdout
-    assert "pip install 'shoal[redis]'" in told
+    assert "pip install 'shoal[redis]'" in received

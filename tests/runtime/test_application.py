@@ -164,7 +164,7 @@ async def test_inputs_are_given_by_name():
     ] == "good day, x"
 
 
-async def test_a_missing_input_is_told_before_any_action():
+async def test_a_missing_input_is_reported_before_any_action():
     hook = RecordingHook()
     called: list[int] = []
 
@@ -323,7 +323,7 @@ FAILING: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("shape", FAILING)
-async def test_what_failed_below_a_run_dies_with_whoever_caught_it(
+async def test_an_error_from_below_a_run_is_freed_with_its_handler(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ):
     """With its traceback, and so with all that the frames of the user's code hold."""
@@ -387,7 +387,7 @@ def references_to(error: BaseException) -> list[weakref.ref[BaseException]]:
 
 @pytest.mark.parametrize("how", ["run", "open", "children"])
 @pytest.mark.parametrize("what", ["hook", "store"])
-async def test_what_ended_an_execution_dies_with_whoever_caught_it(how: str, what: str):
+async def test_an_error_that_ended_an_execution_is_freed_with_its_handler(how: str, what: str):
     act = fan_out(one, over="items", into="out") if how == "children" else one
     application = Application(act, hooks=[Guard()] if what == "hook" else [])
 
@@ -523,7 +523,7 @@ def test_run_sync_runs_on_either_backend(backend: Backend):
     assert result.run_id == "mine"
 
 
-def test_run_sync_uses_asyncio_unless_told_otherwise():
+def test_run_sync_uses_asyncio_by_default():
     assert Application(which_loop).run_sync().state["loop"] == "asyncio"
 
 

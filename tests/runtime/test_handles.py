@@ -317,7 +317,7 @@ async def emits(item: int, context: Context) -> int:
 
 
 @pytest.mark.parametrize("act", [streams, emits])
-async def test_who_comes_while_an_action_is_at_work_is_told_of_its_items(act: Any):
+async def test_a_reader_that_comes_while_an_action_is_at_work_receives_its_items(act: Any):
     early, late = list[Event](), list[Event]()
     async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
         run = await runtime.start(Application(act), {"item": 4})
@@ -332,7 +332,7 @@ async def test_who_comes_while_an_action_is_at_work_is_told_of_its_items(act: An
     ]
 
 
-async def test_followers_are_told_of_what_has_hooks_of_its_own():
+async def test_followers_receive_events_of_children_with_hooks_of_their_own():
     own, followed = RecordingHook(), list[Event]()
     act = fan_out(leaf, over="items", item="item", key=str, into="outs", hooks=[own])
     async with Runtime() as runtime, anyio.create_task_group() as tasks:
@@ -363,7 +363,7 @@ async def test_a_slow_follower_loses_the_oldest_and_holds_nobody_back():
     assert isinstance(read[-1], RunEnded)
 
 
-async def test_who_has_left_is_told_nothing_and_costs_nothing():
+async def test_a_follower_that_has_left_receives_nothing_and_costs_nothing():
     async with Runtime() as runtime:
         run = await runtime.start(many, {"items": [1]})
         hooks = run._root._execution.hooks
@@ -451,7 +451,7 @@ async def test_what_takes_too_long_is_left_to_the_next_process():
     assert ran == ["10"]
 
 
-async def test_who_was_cancelled_by_somebody_stays_so():
+async def test_a_run_that_was_cancelled_by_hand_stays_so():
     store = MemoryStore()
 
     @action(writes=["out"])
@@ -522,17 +522,17 @@ async def test_draining_that_is_cancelled_cancels_no_run():
         assert await run.wait_ended() == "succeeded"
 
 
-async def test_what_never_ends_is_told_when_it_has_to():
-    told = list[str]()
+async def test_a_callback_learns_of_draining_unless_it_has_left():
+    received = list[str]()
     async with Runtime() as runtime:
-        with runtime.on_draining(lambda: told.append("left")):
+        with runtime.on_draining(lambda: received.append("left")):
             pass
-        with runtime.on_draining(lambda: told.append("stayed")):
+        with runtime.on_draining(lambda: received.append("stayed")):
             await runtime.drain()
             await runtime.drain()
-        with runtime.on_draining(lambda: told.append("late")):
+        with runtime.on_draining(lambda: received.append("late")):
             pass
-    assert told == ["stayed", "late"]
+    assert received == ["stayed", "late"]
 
 
 async def test_a_runtime_can_be_opened_again_after_it_was_drained():
@@ -665,7 +665,7 @@ async def test_some_go_on_at_once_and_the_others_after_them(monkeypatch: pytest.
         await kept_recovering(runtime, body, every=100)
 
 
-async def test_who_looks_no_more_has_cancelled_nothing():
+async def test_a_recovery_that_ends_has_cancelled_nothing():
     store = await left_behind("a")
     async with no_leaks(), Runtime(apps=[app], store=store) as runtime:
         with anyio.move_on_after(0.5):
@@ -684,7 +684,7 @@ async def test_what_can_not_go_on_is_said_once(caplog: pytest.LogCaptureFixture)
     assert "version '1' of application 'app'" in record.getMessage()
 
 
-async def test_all_runs_of_other_applications_are_told_of_once(caplog: pytest.LogCaptureFixture):
+async def test_all_runs_of_other_applications_are_reported_once(caplog: pytest.LogCaptureFixture):
     store = await left_behind(*(f"run-{n}" for n in range(150)))  # more than go on at once
     own = Application(leaf, name="own")
     async with no_leaks(), Runtime(store=store) as stopped:
@@ -741,7 +741,7 @@ async def test_draining_ends_the_looking_and_leaves_what_can_not_end():
 # -- what it says of itself ------------------------------------------------------------------------
 
 
-async def test_limits_are_told_by_the_names_of_what_they_stand_on():
+async def test_limits_are_named_after_their_owners():
     limited = leaf.bind()
     shared = fan_out(leaf, over="items", into="outs", item="item", limits=Limits(rate=Rate(9)))
     one = Application(limited, name="one", limits=Limits(2))
@@ -775,7 +775,7 @@ async def test_what_is_said_where_it_is_misused():
             pass
 
 
-async def test_a_run_whose_end_can_not_be_saved_has_failed_for_whoever_waits():
+async def test_a_run_whose_end_can_not_be_saved_has_failed_for_the_tasks_that_wait():
     store = MemoryStore()
     save = store.save
 

@@ -270,7 +270,7 @@ async def test_a_loop_that_raised_holds_nothing_back():
             assert run.status == "succeeded"
 
 
-async def test_whoever_reads_single_events_holds_the_run_back_until_it_is_waited_for():
+async def test_a_reader_of_single_events_holds_the_run_back_until_it_is_awaited():
     app = Application(ticks(5))
     async with app.open({"n": range(50)}, buffer=4) as run:
         assert isinstance(await anext(run), RunStarted)
@@ -301,7 +301,7 @@ async def test_nothing_hangs_when_the_consumer_calls_result(where: str):
         assert len((await run.result()).state["out"]) == 100
 
 
-async def test_a_reader_beside_somebody_who_waits_for_the_result_misses_nothing():
+async def test_a_reader_beside_a_task_that_waits_for_the_result_misses_nothing():
     hook = RecordingHook()
     app = Application(ticks(5), hooks=[hook])
     events = list[Event]()
@@ -318,7 +318,7 @@ async def test_a_reader_beside_somebody_who_waits_for_the_result_misses_nothing(
     assert events == hook.events
 
 
-async def test_a_reader_that_stops_releases_somebody_who_waits_for_the_result():
+async def test_a_reader_that_stops_releases_a_task_that_waits_for_the_result():
     app = Application(ticks(5))
 
     async def show(run: OpenRun) -> None:
@@ -388,7 +388,7 @@ async def test_a_failure_travels_through_the_block_bare():
                     await run.result()
 
 
-async def test_a_failure_nobody_was_told_of_is_raised_on_leaving():
+async def test_a_failure_that_was_raised_nowhere_is_raised_on_leaving():
     with pytest.raises(ValueError, match="failed"):
         async with Application(fail).open() as run:
             await anyio.sleep(2)
@@ -400,7 +400,7 @@ async def test_a_failure_nobody_was_told_of_is_raised_on_leaving():
                 break
 
 
-async def test_a_failure_somebody_was_told_of_is_not_raised_again():
+async def test_a_failure_that_was_raised_is_not_raised_again():
     async with Application(fail).open() as run:
         with suppress(ValueError):
             await run.result()
@@ -454,7 +454,7 @@ async def test_a_cleanup_that_fails_while_the_block_is_left_is_raised():
     assert scope.cancelled_caught
 
 
-async def test_a_hook_that_fails_is_the_runs_failure_and_told_in_its_place():
+async def test_a_hook_that_fails_is_the_runs_failure_and_published_in_its_place():
     class Guard(Hook):
         def on_step_ended(self, event: StepEnded) -> None:
             raise LookupError
@@ -624,15 +624,15 @@ async def test_a_block_left_in_another_task_ends_the_run_and_says_so():
     assert ends.ends[0].reason == "closed"
 
 
-async def test_a_reader_in_another_task_is_told_that_the_block_was_left():
-    told = list[str]()
+async def test_a_reader_in_another_task_learns_that_the_block_was_left():
+    received = list[str]()
 
     async def read(run: OpenRun, delay: float) -> None:
         try:
             async for _ in run:
                 await anyio.sleep(delay)
         except BadUse as error:
-            told.append(str(error))
+            received.append(str(error))
 
     for delay in (0, 1000):
         async with (
@@ -641,28 +641,28 @@ async def test_a_reader_in_another_task_is_told_that_the_block_was_left():
         ):
             tasks.start_soon(read, run, delay)
             await anyio.sleep(50)
-    assert ["block was left" in message for message in told] == [True, True]
+    assert ["block was left" in message for message in received] == [True, True]
 
 
-async def test_a_waiter_in_another_task_is_told_how_the_run_ended():
-    told = list[BaseException]()
+async def test_a_waiter_in_another_task_learns_how_the_run_ended():
+    received = list[BaseException]()
 
     async def wait(run: OpenRun) -> None:
         try:
             await run.result()
         except (RunCancelled, ValueError) as error:
-            told.append(error)
+            received.append(error)
 
     async with anyio.create_task_group() as tasks, Application(naps()).open({"n": [100]}) as run:
         tasks.start_soon(wait, run)
         await anyio.sleep(1)
-    assert "closed" in str(told.pop())
+    assert "closed" in str(received.pop())
     async with anyio.create_task_group() as tasks:
         with suppress(ValueError):
             async with Application(Graph.chain(first, fail)).open() as run:
                 tasks.start_soon(wait, run)
                 await anyio.sleep(2)
-    assert isinstance(told.pop(), ValueError | RunCancelled)
+    assert isinstance(received.pop(), ValueError | RunCancelled)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

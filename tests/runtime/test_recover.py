@@ -115,7 +115,7 @@ async def test_one_that_fails_does_nothing_to_the_others():
     assert [found[one].error for one in "ac"] == [None, None]
 
 
-async def test_unknown_and_changed_applications_are_told_of_and_left_as_they_are():
+async def test_unknown_and_changed_applications_are_reported_and_left_as_they_are():
     store = await left_behind("a")
     for options in ({"name": "apq"}, {"version": "0"}):
         left = await left_behind("x", app=application(**options))
@@ -152,7 +152,7 @@ async def asks(item: str, client: str) -> str:
     return client
 
 
-async def test_a_missing_input_is_told_of_and_the_run_left():
+async def test_a_missing_input_is_reported_and_the_run_left():
     act = fan_out(asks, over="items", item="item", key=str, into="outs")
     app = Application(act, name="asks")
     store = await left_behind("a", app=Application(act, name="asks", inputs={"client": "c"}))

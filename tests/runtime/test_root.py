@@ -483,7 +483,7 @@ async def test_steps_are_counted_over_all_executions():
     assert len(ran) == 3 + 1 + 2
 
 
-async def test_hooks_of_a_resumed_run_are_told_only_of_what_happens():
+async def test_hooks_of_a_resumed_run_receive_only_new_events():
     store, hook = MemoryStore(), RecordingHook()
     leaves = fan_out(leaf, over="items", key=str, into="outs")
     app = Application(Graph.chain(one, leaves, two), store=store)
@@ -520,7 +520,7 @@ async def test_a_guard_that_fails_leaves_the_run_resumable():
 # -- opened ----------------------------------------------------------------------------------------
 
 
-async def test_a_recorded_run_can_be_opened_and_has_nothing_to_tell():
+async def test_a_recorded_run_can_be_opened_and_has_no_events():
     store = MemoryStore()
     app = application(store)
     first = await app.run({"n": 1}, id="x")
@@ -546,7 +546,7 @@ async def test_a_recorded_run_that_is_opened_stepwise_has_no_step_left():
         assert (await run.result()).state["two"] == 3
 
 
-async def test_a_run_that_is_opened_goes_on_and_tells_so():
+async def test_a_run_that_is_opened_goes_on_and_publishes_events():
     store = MemoryStore()
     app = application(store)
     with anyio.move_on_after(1.5):
@@ -691,7 +691,7 @@ async def test_a_store_that_can_not_say_what_it_has_ends_it_before_it_begins(cal
 
 
 @pytest.mark.parametrize("listens", [False, True])
-async def test_the_end_is_saved_with_the_last_step_unless_somebody_hears_of_that_first(
+async def test_the_end_is_saved_with_the_last_step_unless_a_hook_receives_that_first(
     *, listens: bool
 ):
     saved = list[tuple[str | None, str | None]]()

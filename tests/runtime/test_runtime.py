@@ -350,7 +350,7 @@ async def test_nothing_starts_while_it_is_being_left():
 
 @pytest.mark.parametrize("how", ["raises", "is cancelled", "is cancelled while it waits"])
 async def test_a_block_that_fails_cancels_the_runs_in_it(how: str):
-    told: list[str] = []
+    received: list[str] = []
     hook = RecordingHook()
     cleaned: list[float] = []
 
@@ -367,7 +367,7 @@ async def test_a_block_that_fails_cancels_the_runs_in_it(how: str):
         try:
             await runtime.run(Application(for_ever, hooks=[hook]), {"item": item})
         except RunCancelled as error:
-            told.append(str(error))
+            received.append(str(error))
 
     async def block(tasks: TaskGroup) -> None:
         async with Runtime() as runtime:
@@ -391,8 +391,8 @@ async def test_a_block_that_fails_cancels_the_runs_in_it(how: str):
         left = anyio.current_time()
     assert left == max(cleaned)  # at once, and after all cleanup
     assert left - began == (0.5 if how == "raises" else 1) + 3
-    assert len(told) == 2
-    assert all("was cancelled: the runtime was closed" in one for one in told)
+    assert len(received) == 2
+    assert all("was cancelled: the runtime was closed" in one for one in received)
     hook.assert_paired()
 
 

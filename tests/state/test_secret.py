@@ -278,7 +278,7 @@ class Spans(Hook):
         return self._around(event)
 
 
-def told_of(events: list[Any]) -> Iterator[str]:
+def texts_of(events: list[Any]) -> Iterator[str]:
     for event in events:
         yield repr(event)
         yield pformat(event)
@@ -337,7 +337,7 @@ async def test_a_secret_is_in_nothing_that_leaves_a_run(keeper: str, tmp_path: P
         said += list(kept_in(store, path))
     retried = [event.error for event in hook.of(AttemptEnded) if event.next_in is not None]
     assert [type(error) for error in retried] == [ConnectionError] * 1, "it is what it was"
-    found = [text for text in (*said, *told_of(hook.events), *spans.seen) if traces_in(text)]
+    found = [text for text in (*said, *texts_of(hook.events), *spans.seen) if traces_in(text)]
     assert not found, found[0]
     assert any("***" in text for text in spans.seen)
 
@@ -536,7 +536,7 @@ async def test_what_holds_the_text_of_a_secret_is_refused_where_it_was_made(leak
     (leaf,) = leaves_of(caught.value)
     with pytest.raises(SecretLeaked, match=says):
         raise leaf
-    texts = [str(leaf), *told_of(hook.events), *kept_in(store, Path()), *tracing.seen]
+    texts = [str(leaf), *texts_of(hook.events), *kept_in(store, Path()), *tracing.seen]
     assert not [text for text in texts if traces_in(text)]
 
 
@@ -616,7 +616,7 @@ async def test_so_is_what_holds_it_as_what_it_is(holder: str, way: str, tmp_path
     async with SQLiteStore(tmp_path / "runs.db", codec=CODEC) as store:
         with pytest.raises(SecretLeaked):
             await Application(act, store=store, hooks=[hook]).run(secret(), id="x")
-    assert not [text for text in told_of(hook.events) if traces_in(text)]
+    assert not [text for text in texts_of(hook.events) if traces_in(text)]
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert CANARY.encode() not in kept
 
@@ -791,7 +791,7 @@ async def test_a_child_may_be_given_a_secret_of_its_own():
     hook = RecordingHook()
     result = await Application(Tasks(), hooks=[hook]).run({"token": "none"})
     assert result.state["asked"] == {"wins": "won"}
-    assert not [text for text in told_of(hook.events) if traces_in(text)]
+    assert not [text for text in texts_of(hook.events) if traces_in(text)]
     assert [event.element for event in hook.of(ChildStarted)] == [{}]
 
 
@@ -860,6 +860,7 @@ async def test_an_application_declares_it_once_for_all_runs():
 
 
 def test_so_it_does_in_synchronous_code():
+    failing.clear()
     result = Application(last, secret={"token"}).run_sync({"token": CANARY})
     assert "<secret>" in repr(result.state)
 

@@ -37,8 +37,8 @@ repeatable = settings(derandomize=True, deadline=None, max_examples=150)
 def narrowed(
     data: Mapping[str, object], *, reads: set[str] | None = None, writes: set[str] | None = None
 ) -> State:
-    permit = FieldAccess("parse", frozenset(reads or ()), frozenset(writes or ()))
-    return make_state(data, permit)
+    access = FieldAccess("parse", frozenset(reads or ()), frozenset(writes or ()))
+    return make_state(data, access)
 
 
 def in_order(mapping: Any) -> list[Any]:

@@ -71,13 +71,13 @@ async def ran(
     state: State[Any] = result.state
     first = schema.initial(given)
     assert repr(store.state(watched.name, first)) == repr(dict(state))
-    told = [
+    received = [
         operation
         for event in hook.of(StateUpdated)
         if event.path.parent is None
         for operation in event.update.operations
     ]
-    assert repr(dict(replay(State(first), told))) == repr(dict(state))
+    assert repr(dict(replay(State(first), received))) == repr(dict(state))
     return state, store, hook
 
 

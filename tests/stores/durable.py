@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -133,3 +134,11 @@ def stopped(store: DurableStore) -> Generator[list[int]]:
         yield sizes
     finally:
         go.set()
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    """Wait in this thread until ``what`` returns something true, but for 20 s at most."""
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)

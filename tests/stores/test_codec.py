@@ -749,7 +749,7 @@ def test_a_stack_that_is_all_but_used_up_is_an_error_too(codec: Codec):
         deeper(lambda: codec.decode(text))
 
 
-def test_a_long_path_is_shown_in_part_and_told_whole(codec: Codec):
+def test_a_long_path_is_shown_in_part_and_published_as_a_whole(codec: Codec):
     with pytest.raises(
         NotEncodable, match=r"^state\['a'\]\['a'\].*….*\['a'\] is a builtin"
     ) as caught:
@@ -764,7 +764,7 @@ def test_a_text_that_is_nested_deeper_than_any_that_was_written_is_refused(codec
 
 
 @pytest.mark.parametrize("digits", [0, 640, 4300, 5000])
-def test_ints_come_back_whatever_python_was_told_of_their_digits(codec: Codec, digits: int):
+def test_ints_come_back_whatever_pythons_limit_of_digits_is(codec: Codec, digits: int):
     limit = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(digits)
     try:
@@ -872,7 +872,7 @@ def test_what_was_saved_before_a_type_was_registered_is_version_0(codec: Codec):
     assert codec.encode(Point(1)).startswith('{"@":"Point/1"')
 
 
-def test_what_encode_or_decode_raises_is_told_with_its_place(codec: Codec):
+def test_an_error_of_encode_or_decode_is_raised_with_its_place(codec: Codec):
     def fail(*_: Any) -> Any:
         raise LookupError("nothing there")
 
@@ -1024,7 +1024,7 @@ def test_models_and_named_tuples_change_alike(codec: Codec, module: ModuleType):
             Codec().decode(text)
 
 
-def test_a_type_that_has_moved_is_told(codec: Codec):
+def test_a_type_that_has_moved_is_reported(codec: Codec):
     text = (
         '[{"@":"dataclass","@type":"app.old:Spot","x":1},'
         '{"@":"error","@type":"app.old:E","text":"a","args":[1]}]'

@@ -268,7 +268,7 @@ def test_a_forked_process_starts_anew(kept: Kept):
 
 
 @anyio_test
-async def test_who_is_to_blame_fails_alone(kept: Kept):
+async def test_a_child_that_is_to_blame_fails_alone(kept: Kept):
     """Saves of others that stood in the same transaction are kept."""
     store = kept.store()
     other = HandMadeRun(path=type(ROOT)(run_id="other"))
@@ -778,7 +778,7 @@ async def test_a_run_that_could_not_be_given_back_is_free_when_its_lease_has_run
 
         assert store._writer is not None
         with monkeypatch.context() as patch:
-            for name in ("release", "_let_go"):
+            for name in ("release", "_discard"):
                 patch.setattr(store._writer._database, name, refuse)
             with pytest.raises(RuntimeError):
                 await store.release("root", "me")

@@ -226,10 +226,10 @@ def test_playing_back_in_two_parts_comes_to_the_same(moves: list[tuple[str, bool
     for entry in entries[cut:]:
         parts.add(entry)
 
-    def told(played: ReplayedHistory) -> Any:
+    def received(played: ReplayedHistory) -> Any:
         return played.data, played.number, played.began, played.under_way, played.undone
 
-    assert told(whole) == told(parts)
+    assert received(whole) == received(parts)
     completed = list(whole.completed_visits())
     if completed:
         step, visit, _ = completed[-1]

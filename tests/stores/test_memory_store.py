@@ -32,7 +32,7 @@ async def keys(store: MemoryStore, *where: Any) -> list[Key]:
 # -- claims ----------------------------------------------------------------------------------------
 
 
-async def test_who_has_a_run_is_told():
+async def test_the_holder_of_a_run_is_named():
     store = await begun()
     with pytest.raises(RunClaimed, match="run root is already running in this process"):
         await store.claim("root", "you")

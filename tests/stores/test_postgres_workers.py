@@ -49,11 +49,6 @@ pytestmark = pytest.mark.services
 
 
 @pytest.fixture
-def place(postgres: PostgresServer) -> InSchema:
-    return InSchema(postgres)
-
-
-@pytest.fixture
 def proxy(postgres: PostgresServer) -> Iterator[Proxy]:
     with tempfile.TemporaryDirectory(prefix="shoal-") as folder:
         proxy = Proxy(postgres, folder)
@@ -81,10 +76,10 @@ def held_in_the_middle(store: PostgresStore) -> Generator[Any]:
     data: Any = store._writer._database
     has_stopped, go, append = threading.Event(), threading.Event(), data._append
 
-    def stop(entries: Any) -> None:
+    def stop(*entries: Any) -> None:
         has_stopped.set()
         go.wait()
-        append(entries)
+        append(*entries)
 
     data._append = stop
     pending = store.save(Batch(HandMadeRun(), (update_of(1),), holder="me"))
@@ -396,16 +391,16 @@ async def wait_a_little(item: int) -> int:
 
 @pytest.mark.realtime
 @anyio_test
-@pytest.mark.parametrize("who", ["deadline", "patience", "timeout", "cancel"])
+@pytest.mark.parametrize("worker", ["deadline", "patience", "timeout", "cancel"])
 async def test_a_silent_server_holds_nobody_up(
-    place: InSchema, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, who: str
+    place: InSchema, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, worker: str
 ):
     """Neither the commit deadline nor the caller's own, however long the server is waited for."""
     monkeypatch.setattr(_durable, "CLOSING", 0.2, raising=False)
     monkeypatch.setattr(_execution, "GIVING_BACK", 0.2, raising=False)
     async with place.store():
         pass
-    patience, deadline = {"patience": (0.4, 20.0)}.get(who, (20.0, 0.4))
+    patience, deadline = {"patience": (0.4, 20.0)}.get(worker, (20.0, 0.4))
     store = place.store(proxy.address, patience=patience)
     act = fan_out(wait_a_little, over="items", key=int, into="outs", limits=Limits(4))
     app = Application(act, store=store)
@@ -415,12 +410,12 @@ async def test_a_silent_server_holds_nobody_up(
             await anyio.sleep(0.005)
         proxy.speaks.clear()
         silent_at = time.monotonic()
-        if who == "cancel":
+        if worker == "cancel":
             run.cancel("enough")
-        with anyio.move_on_after(0.1 if who == "timeout" else None) as scope:
+        with anyio.move_on_after(0.1 if worker == "timeout" else None) as scope:
             with pytest.raises((StoreFailed, CommitInDoubt, RunCancelled)):
                 await run.result()
-        assert scope.cancelled_caught == (who == "timeout")
+        assert scope.cancelled_caught == (worker == "timeout")
     # 20 s are what the server would be waited for, several times.
     assert time.monotonic() - silent_at < 6
     proxy.speaks.set()
@@ -428,7 +423,7 @@ async def test_a_silent_server_holds_nobody_up(
         run = await runtime.start(app, id="x")
         run.cancel("it goes on")
     await anyio.to_thread.run_sync(wait_for, lambda: not is_written(place))
-    if who != "patience":  # within which it was given back after all
+    if worker != "patience":  # within which it was given back after all
         assert place.rows("SELECT execution FROM claims") == [(None,)]
 
 

@@ -506,7 +506,7 @@ async def test_quick_children_are_saved_as_many_at_once_as_are_in_flight(turns: 
     assert len(sizes) <= 11
 
 
-async def test_who_ends_later_is_not_waited_for_longer_than_a_few_turns():
+async def test_children_that_end_later_are_not_awaited_for_longer_than_a_few_turns():
     store = RecordingStore(slow)
     act = fan_out(take_turns, over="items", into="out", limits=Limits(400))
     await live(act, {"items": [turns for turns in range(20, 60) for _ in range(10)]}, store)
@@ -571,10 +571,10 @@ async def test_a_save_is_not_cancelled(moment: float):
     assert scope.cancelled_caught
     assert len(store.kept) == len(store.given), "what was begun was acknowledged"
     assert store.given[-1].ended == "cancelled"
-    told = [(event.run_id, event.update) for event in hook.of(StateUpdated)]
+    received = [(event.run_id, event.update) for event in hook.of(StateUpdated)]
     for save in store.kept:
         for update in save.updates:
-            assert (save.run_id, update) in told, "and told"
+            assert (save.run_id, update) in received, "and told"
     hook.assert_paired()
 
 
@@ -735,7 +735,7 @@ async def test_an_application_raises_it():
     assert anyio.current_time() == pytest.approx(30)
 
 
-async def test_an_end_that_was_not_saved_is_not_told_as_success():
+async def test_an_end_that_was_not_saved_is_not_published_as_success():
     store, hook = RecordingStore(failing_from(2, "raises")), RecordingHook()
     run = await live(double, {"item": 1}, store, hook)
     assert isinstance(run.error, StoreFailed)
@@ -770,7 +770,7 @@ async def test_starts_and_ends_are_paired_when_the_store_refuses_a_batch(failure
 
 @all_failures
 @pytest.mark.parametrize("program", ["collect", "mapping", "nested"])
-async def test_wherever_a_store_fails_nothing_unsaved_is_seen_and_all_ends_are_told(
+async def test_wherever_a_store_fails_nothing_unsaved_is_seen_and_all_ends_are_published(
     failure: str, program: str
 ):
     number = 1

@@ -52,7 +52,7 @@ def application(path: Path, module: ModuleType, where: str) -> Application:
 
 @anyio_test
 @pytest.mark.parametrize("where", ["a value", "an element", "the state"])
-async def test_a_type_that_is_gone_is_told_by_the_documented_error(
+async def test_a_type_that_is_gone_raises_the_documented_error(
     tmp_path: Path, module: ModuleType, where: str
 ):
     app = application(tmp_path / "runs.db", module, where)

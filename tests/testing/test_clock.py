@@ -393,7 +393,7 @@ async def test_the_clock_is_exact_again_after_a_thread():
     assert anyio.current_time() - at == pytest.approx(1, abs=1e-9)
 
 
-def test_a_worker_that_was_told_to_stop_holds_nothing_back():
+def test_a_worker_that_was_stopped_holds_nothing_back():
     # It may still be there, for it ends in its own time; the loop will not hear of that.
     released = threading.Event()
     thread: Any = threading.Thread(target=released.wait, args=(5,))
@@ -481,7 +481,7 @@ def test_a_thread_of_ones_own_prevents_a_deadlock(backend: Literal["asyncio", "t
         ("trio", "_trio_clock._waits_for_outside", HOUR),
     ],
 )
-def test_the_last_call_of_a_thread_that_has_ended_is_heard(
+def test_the_last_call_of_a_thread_that_has_ended_arrives(
     backend: Literal["asyncio", "trio"],
     witness: str,
     deadline: float,
@@ -517,7 +517,7 @@ def test_a_thread_that_ends_without_a_call_leaves_a_deadlock(backend: Literal["a
 
 
 @both
-def test_a_blocking_portal_waits_for_whoever_started_it(backend: Literal["asyncio", "trio"]):
+def test_a_blocking_portal_waits_for_the_task_that_started_it(backend: Literal["asyncio", "trio"]):
     async def nap() -> float:
         await anyio.sleep(HOUR)
         return anyio.current_time()
@@ -565,7 +565,7 @@ async def test_sockets_that_are_ready_take_no_time():
     assert anyio.current_time() >= 1
 
 
-async def test_sockets_are_heard_while_tasks_run():
+async def test_sockets_are_served_while_tasks_run():
     left, right = socket.socketpair()
     heard = False
 
@@ -589,7 +589,7 @@ async def test_sockets_are_heard_while_tasks_run():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="asyncio has no signal handlers there")
-async def test_signals_are_heard_before_time_jumps():
+async def test_signals_are_handled_before_time_jumps():
     with anyio.open_signal_receiver(signal.SIGUSR1) as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         async with anyio.create_task_group() as tasks:

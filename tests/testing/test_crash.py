@@ -116,7 +116,7 @@ def test_any_single_call_may_go_wrong(backend: Backend, how: Literal["fails", "h
     raised = list[str]()
     calls = SAVES + 3  # claim, load, release
 
-    async def told(store: Store) -> Any:
+    async def received(store: Store) -> Any:
         since = anyio.current_time()
         try:
             return await run(store)
@@ -125,7 +125,7 @@ def test_any_single_call_may_go_wrong(backend: Backend, how: Literal["fails", "h
             raised.append(type(error).__name__)
             raise
 
-    assert crash_everywhere(told, how=how, backend=backend) == 2 * calls
+    assert crash_everywhere(received, how=how, backend=backend) == 2 * calls
     of_saves = "CommitInDoubt" if how == "hangs" else "StoreFailed"
     assert raised == ["StoreFailed"] * 4 + [of_saves] * 2 * SAVES  # and none at the release
 
@@ -307,13 +307,13 @@ def test_the_same_seed_tries_the_same_places():
     def places(seed: int) -> list[str]:
         stories = list[str]()
 
-        async def told(store: Any) -> Any:
+        async def received(store: Any) -> Any:
             try:
                 return await run(store)
             finally:
                 stories.append(store.story)
 
-        crash_everywhere(told, seed=seed, delay=0.5)
+        crash_everywhere(received, seed=seed, delay=0.5)
         return stories
 
     assert places(3) == places(3)

@@ -351,7 +351,7 @@ def test_what_fails_uncancelled_fails_at_once(sweep: Sweep):
 
 
 @in_every_way
-def test_tells_how_each_attempt_ended(sweep: Sweep):
+def test_publishes_how_each_attempt_ended(sweep: Sweep):
     async def scenario(attempt: Attempt) -> None:
         async def answer() -> int:
             await anyio.sleep(1)
@@ -577,7 +577,7 @@ def test_eager_tasks_have_places_too():
 
 
 @in_every_way
-def test_a_check_is_told_how_each_attempt_ended(sweep: Sweep):
+def test_a_check_receives_how_each_attempt_ended(sweep: Sweep):
     endings: list[Ending[str]] = []
 
     async def nap() -> str:

@@ -10,6 +10,7 @@ that is marked as an error has none.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -46,6 +47,7 @@ from shoal import (
     Limits,
     MapActions,
     MapStates,
+    MemoryStore,
     NobodyAccepted,
     Outcome,
     ParallelAction,
@@ -59,6 +61,7 @@ from shoal import (
     RunResult,
     Runtime,
     Skipped,
+    SQLiteStore,
     State,
     StateList,
     StateMap,
@@ -115,6 +118,9 @@ from shoal.types import (
     RunEvents,
     Until,
 )
+from shoal.watch import draw
+from shoal.watch.logging import LogContext
+from shoal.watch.telemetry import OpenTelemetry
 
 
 @dataclass
@@ -815,3 +821,24 @@ def errors(result: RunResult) -> None:
         shoal.errors.BadKey,
         shoal.StoreFailed,
     ]
+
+
+def drawings(
+    graph: Graph, application: Application[Any], counts: dict[str, dict[str, int]]
+) -> None:
+    assert_type(draw.mermaid(graph), str)
+    assert_type(draw.dot(application, depth=2), str)
+    assert_type(draw.svg(graph, counts, styled=False), str)
+    by_path: dict[tuple[str, ...], dict[str, int]] = {("pages", "fetch"): {"done": 1}}
+    both: dict[str | tuple[str, ...], dict[str, int]] = {**counts, **by_path}
+    draw.svg(graph, by_path)
+    draw.svg(graph, both)
+    draw.svg("graph")  # pyright: ignore[reportArgumentType]
+
+
+def telemetry(store: SQLiteStore, logger: logging.Handler) -> None:
+    context = LogContext()
+    logger.addFilter(context)
+    hooks: Sequence[Hook] = [OpenTelemetry(children="off", store=store), context]
+    OpenTelemetry(children="some")  # pyright: ignore[reportArgumentType]
+    OpenTelemetry(store=MemoryStore())

@@ -23,6 +23,8 @@ def make_report(run_id: str, spent: Mapping[Any, float], **more: Any) -> Report:
 class Reporting(Inspection):
     """A memory store, and the reports that a test has written about its runs."""
 
+    is_shared = False
+
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(store)
         self.reports = dict[str, StoredReport]()

@@ -213,7 +213,7 @@ def served(directory: Path) -> Generator[str]:
     ) as process:
         address = f"http://127.0.0.1:{port}"
         try:
-            until = time.monotonic() + 50
+            until = time.monotonic() + 90
             while True:
                 assert process.poll() is None, "the server has ended"
                 try:
@@ -228,6 +228,7 @@ def served(directory: Path) -> Generator[str]:
 
 
 @pytest.mark.services
+@pytest.mark.timeout(120)  # its server imports a dozen frameworks before it answers
 @pytest.mark.skipif(
     importlib.util.find_spec("burr") is None, reason="needs Burr: pip install 'apache-burr[start]'"
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,7 @@ from shoal._drawing.lettering import label_width
 from shoal._drawing.routes import Rect
 from shoal._drawing.svg import svg as svg_of
 from shoal._graph.picture import figure_of
+from shoal._graph.sketch import named_by
 from shoal.errors import DefinitionError
 from shoal.types import Act
 from shoal.watch import draw
@@ -432,6 +434,49 @@ def test_classes_show_the_acts_that_their_code_names(act: Act, kind: str, inside
     assert [one.name for one in figure.inside] == inside
 
 
+class Choosing:
+    def __init__(self, act: Act) -> None:
+        self.act = act
+
+    def __call__(self, state: State) -> Act:
+        return self.act
+
+    def choose(self, state: State) -> Act:
+        return self.act
+
+
+def chosen(act: Act, state: State) -> Act:
+    return act
+
+
+@functools.wraps(chosen)
+def inner(*arguments: Any) -> Act:
+    raise AssertionError
+
+
+CHOICES: list[tuple[Callable[[Any], Any], list[str]]] = [
+    (Choosing(fetch), ["fetch"]),
+    (Choosing(fetch).choose, ["fetch"]),
+    (functools.partial(chosen, fetch), ["fetch"]),
+    (lambda state: (fetch, parse), ["fetch", "parse"]),
+    (lambda state: {"a": fetch}["a"], ["fetch"]),
+    (lambda state: [one.bind() for one in (fetch, parse)], ["fetch", "parse"]),
+    (lambda state: state["act"], []),
+    (max, []),
+    (inner, []),
+]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    CHOICES,
+    ids=lambda one: getattr(one, "__name__", type(one).__name__) if callable(one) else str(one),
+)
+def test_acts_are_named_by_code_of_any_kind(choice: Any, names: list[str]):
+    found = [one for one in named_by(choice) if isinstance(one, Act)]
+    assert [one.name for one in found] == names
+
+
 def test_an_application_that_is_run_by_hand_is_drawn_in_its_action():
     app = Application(page)
 
@@ -544,6 +589,31 @@ def figures_of_any_shape(draw: Any, depth: int = 2) -> Figure:
 def test_no_boxes_overlap_and_all_lines_end_at_borders(figure: Figure):
     check_layout(laid_out(figure, None))
     check_document(svg_of(figure))
+
+
+def test_lines_upwards_go_through_no_label():
+    a, b, c, d, e = (fetch.bind(name=name) for name in "abcde")
+    tangle = Graph(
+        (a, b, when("x")),
+        (a, c, when("y")),
+        (a, e),
+        (b, d),
+        (c, d, when("z")),
+        (c, a),
+        (d, b, when("again")),
+        (d, e, when("on")),
+        (d, a),
+        (e, d, when("back")),
+        (e, END),
+        entry=a,
+    )
+    box = laid_out(figure_of(tangle), None)
+    check_layout(box)
+    for text in box.texts:
+        width = label_width(text.text, 11.0)
+        x = text.x - width / 2 if text.anchor == "middle" else text.x
+        label = Rect(x, text.y - 6, width, 12)
+        assert not any(passes(line, label) for line in box.lines if line.shape == "corners")
 
 
 def test_a_graph_of_a_thousand_acts_is_drawn():

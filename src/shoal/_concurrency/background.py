@@ -69,9 +69,9 @@ class BackgroundTask:
         """The KeyboardInterrupt, or the like, that the work raised."""
         self._has_begun = False
         self._start_again = start_again
-        start(self._live)
+        start(self._run)
 
-    async def _live(self) -> None:
+    async def _run(self) -> None:
         """Do the work, unless another task has begun it."""
         if self._has_begun:
             return
@@ -110,7 +110,7 @@ class BackgroundTask:
 
     def see_to_begin(self) -> None:
         """Start another task if the work has not begun, because its task may never begin."""
-        self._start_again(self._live)
+        self._start_again(self._run)
 
     @property
     def is_cancelled(self) -> bool:

@@ -105,7 +105,7 @@ async def _close(
             if _is_over(iterator):
                 break
             try:
-                if not await _told_to_exit(iterator):
+                if not await _throw_exit(iterator):
                     break
             except (GeneratorExit, StopAsyncIteration):  # the generator has ended
                 break
@@ -139,7 +139,7 @@ async def _close(
         del ended_by
 
 
-async def _told_to_exit(iterator: Any) -> bool:
+async def _throw_exit(iterator: Any) -> bool:
     """Call ``aclose``, or throw GeneratorExit into a generator; return whether that yielded."""
     if isinstance(iterator, AsyncGeneratorType):
         # Not aclose(): a generator that yields in it can't be resumed by any later call.

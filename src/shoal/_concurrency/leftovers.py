@@ -32,7 +32,7 @@ def mark_tasks() -> object:
     return mark
 
 
-def tell_leftovers(run_id: str, mark: object) -> None:
+def report_leftovers(run_id: str, mark: object) -> None:
     """Warn of the tasks with this mark that still run. Call it in the run's task, at its end."""
     aio: Any = sys.modules.get("asyncio")  # not imported: programs on trio don't load it
     if aio is None:

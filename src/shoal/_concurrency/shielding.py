@@ -19,7 +19,7 @@ from anyio import CancelScope, current_time
 from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadUse, brief
 
-from .leftovers import mark_tasks, tell_leftovers
+from .leftovers import mark_tasks, report_leftovers
 from .watchdog import GRACE, place_of_users
 
 logger = logging.getLogger("shoal")
@@ -125,4 +125,4 @@ async def lived_within(grace: float, run_id: str, work: Callable[[], Awaitable[N
     try:
         await work()
     finally:
-        tell_leftovers(run_id, mark)
+        report_leftovers(run_id, mark)

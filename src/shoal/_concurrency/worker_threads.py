@@ -144,7 +144,7 @@ class Thread:
             self._ended = True
             if self._waiting:
                 with suppress(RuntimeError):  # the loop is closed
-                    self._call_soon(self._tell)
+                    self._call_soon(self._notify)
 
     @property
     def is_running(self) -> bool:
@@ -178,9 +178,9 @@ class Thread:
         """Call ``call`` in the event loop as soon as the function has ended."""
         self._waiting.append(call)
         if self._ended:  # it may have ended before `call` was appended, and not have seen it
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         while self._waiting:
             self._waiting.pop()()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, final
 
 from .layers import Edge, Place, Ranked
@@ -20,6 +21,8 @@ LABELLED = 18.0
 """The height of a rank with labels."""
 LANE = 16.0
 """The width of a lane in the gutter, and the height of one between two ranks."""
+STEP = 4.0
+"""How far a label beside a line is moved at a time, to get out of the way of another line."""
 APART = 12.0
 """The distance between two ends of lines at one border."""
 
@@ -190,6 +193,7 @@ class _Routes:
 
     def _draw_up(self) -> None:
         edges = self._extents()
+        labels: list[tuple[Text, float, float]] = []
         used_below = dict.fromkeys(range(len(self._tops)), 0)
         used_above = dict.fromkeys(range(len(self._tops)), 0)
         for edge in self._upwards:
@@ -216,7 +220,26 @@ class _Routes:
             points.append(end)
             self._lines.append(Line(points, "corners"))
             if edge.label:
-                self._texts.append(Text(lane + 6, (y_low + y_high) / 2, edge.label, "start"))
+                labels.append((Text(lane + 6, 0.0, edge.label, "start"), y_high, y_low))
+        for text, y_high, y_low in labels:
+            text.y = self._free(text, y_high, y_low)
+            self._texts.append(text)
+
+    def _free(self, text: Text, top: float, bottom: float) -> float:
+        """Return a height at which no line goes through a label, as near the middle as can be."""
+        right = text.x + label_width(text.text, self._size)
+        taken = [
+            y0
+            for line in self._lines
+            for (x0, y0), (x1, y1) in pairwise(line.points)
+            if y0 == y1 and min(x0, x1) < right and max(x0, x1) > text.x
+        ]
+        middle = (top + bottom) / 2
+        steps = range(int((bottom - top) / 2 / STEP))
+        for height in (middle + sign * STEP * step for step in steps for sign in (-1, 1)):
+            if all(abs(height - y) > LABELLED / 2 for y in taken):
+                return height
+        return middle
 
     def _extents(self) -> list[float]:
         """Return how far each rank reaches to the right."""

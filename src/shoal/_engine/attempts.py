@@ -203,7 +203,7 @@ def _is_for(retry: Retry, error: Exception) -> bool:
 
 @ki_protected
 async def try_again(
-    run: Run, tries: Tries, attempt: Callable[[], Awaitable[T]], *, tells_last: bool
+    run: Run, tries: Tries, attempt: Callable[[], Awaitable[T]], *, publishes_last: bool
 ) -> T:
     """Make attempts until one succeeds, or fails and isn't retried.
 
@@ -211,7 +211,7 @@ async def try_again(
         run: The run that is retried, or whose step is.
         tries: Counts the attempts. Each attempt calls ``tries.begin`` once it holds its permit.
         attempt: Makes one attempt.
-        tells_last: Whether the end of an attempt that isn't retried is published as well.
+        publishes_last: Whether the end of an attempt that isn't retried is published as well.
 
     Raises:
         BaseException: The last attempt raised it.
@@ -226,7 +226,7 @@ async def try_again(
             pause = None if failure is None else tries.pause(failure)
             if pause is None:
                 # `tries.last` is raised again by `begin`; its attempt's end is published already.
-                if failure is not None and failure is not tries.last and tells_last:
+                if failure is not None and failure is not tries.last and publishes_last:
                     await publish_attempt_ended(run, failure, None)
                 if failure is None or failure is raised:
                     raise
@@ -256,6 +256,6 @@ async def try_step(
     tries = Tries(retry, run)
     try:
         # `walk` publishes the last attempt of a step, since it knows hooks around the step.
-        return await try_again(run, tries, partial(attempt, tries.begin), tells_last=False)
+        return await try_again(run, tries, partial(attempt, tries.begin), publishes_last=False)
     finally:
         tries.last = None  # breaks the traceback cycle

@@ -44,7 +44,7 @@ from .attempts import try_step, within
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
-from .publish import publish_grace_exceeded, publish_waiting
+from .publish import publish_grace_exceeded, publish_wait_ended, publish_waiting
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
@@ -114,11 +114,11 @@ async def _call_suspect(
         await turn
     else:
         # The child that is at work may wait for the very permit that this one holds; see
-        # test_who_waits_for_a_turn_holds_no_slot.
+        # test_a_child_that_waits_for_a_turn_holds_no_slot.
         permits = run.permits
-        if permits is not None and permits.seat is not None:
-            permits.seat.cancel()
-            permits.seat = None
+        if permits is not None and permits.first_permit is not None:
+            permits.first_permit.cancel()
+            permits.first_permit = None
         await wait_turn_without_slot(run, turn)
     try:
         if not retries.is_suspect:
@@ -147,15 +147,15 @@ async def hand_blame_to_children(run: Run) -> None:
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
     # Most actions have no retry and no limits: nothing is awaited in between for those.
     if action.retry is not None:
-        return try_step(run, action.retry, partial(_call_seated, run, action))
+        return try_step(run, action.retry, partial(_call_admitted, run, action))
     if run.config.scopes or action.is_governed:
-        return _call_seated(run, action)
+        return _call_admitted(run, action)
     return _call(run, action, is_free=True)
 
 
 @stands_for("again")
 @ki_protected
-async def _call_seated(
+async def _call_admitted(
     run: Run,
     action: FunctionAction[..., object],
     on_admitted: Callable[[], None] | None = None,
@@ -180,9 +180,9 @@ async def _call_seated(
             await absorb_stray_cancel(run.config.services.native_cancels)
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
-        seat = take_permit(run, action)
+        permit = take_permit(run, action)
         try:
-            return await _attempt(run, action, seat, on_admitted, paused)
+            return await _attempt(run, action, permit, on_admitted, paused)
         except RetryLater as error:
             if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
@@ -195,7 +195,7 @@ async def _call_seated(
 async def _attempt(
     run: Run,
     action: FunctionAction[..., object],
-    seat: AttemptPermit | None,
+    permit: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
 ) -> Change:
@@ -210,16 +210,17 @@ async def _attempt(
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
-        if seat is not None and not seat.granted:
-            await publish_waiting(run, seat)
-            await seat.wait()
+        if permit is not None and not permit.granted:
+            waiting = await publish_waiting(run, permit)
+            await permit.wait()
+            await publish_wait_ended(run, waiting)
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.
             await checkpoint_if_cancelled()
             if action.cache is not None:
                 # The attempt that held the slot may have stored the result; see
-                # test_who_has_waited_for_a_slot_looks_again_and_pays_nothing.
+                # test_a_child_that_has_waited_for_a_slot_looks_again_and_pays_nothing.
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
@@ -231,7 +232,7 @@ async def _attempt(
             # test_the_time_begins_when_it_has_its_slots.
             on_admitted()
         if action.takes_context or action.is_streaming:
-            make_context = partial(services.context, run, action, seat)
+            make_context = partial(services.context, run, action, permit)
             attempt = partial(_call_emitting, run, action, make_context, thread=thread)
         else:
             attempt = partial(_call, run, action, thread=thread)
@@ -249,27 +250,27 @@ async def _attempt(
         failure = error
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
-            paused.append(pause_keys(run, error.after, seat))
+            paused.append(pause_keys(run, error.after, permit))
         raise
     finally:
         try:
             # A halted attempt waits for a person, which says nothing about the limited resource;
             # see test_what_waits_for_a_person_says_nothing_of_a_limit.
-            if seat is not None and begun and seat.since is not None and not run.is_halting:
-                _adapt(run, seat, failure)
+            if permit is not None and begun and permit.since is not None and not run.is_halting:
+                _adapt(run, permit, failure)
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
             failure = None  # breaks the traceback cycle
-            if seat is not None and thread is not None:
-                await _leave_thread(run, thread, seat)
-            elif seat is not None and begun:
-                seat.leave()
-            elif seat is not None:
-                seat.cancel()
+            if permit is not None and thread is not None:
+                await _leave_thread(run, thread, permit)
+            elif permit is not None and begun:
+                permit.leave()
+            elif permit is not None:
+                permit.cancel()
 
 
 @ki_protected
-def _adapt(run: Run, seat: AttemptPermit, failure: BaseException | None) -> None:
+def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> None:
     """Report how an attempt ended to the policies that adapt its limits.
 
     Raises:
@@ -277,7 +278,7 @@ def _adapt(run: Run, seat: AttemptPermit, failure: BaseException | None) -> None
             exception that must propagate.
     """
     try:
-        run.config.services.admission.adapt(seat, failure)
+        run.config.services.admission.adapt(permit, failure)
     except Exception:
         if failure is None or as_failure(failure) is not None:
             raise
@@ -287,7 +288,7 @@ def _adapt(run: Run, seat: AttemptPermit, failure: BaseException | None) -> None
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, seat: AttemptPermit) -> None:
+async def _leave_thread(run: Run, thread: Thread, permit: AttemptPermit) -> None:
     """Release the permit when the thread's function returns, without waiting for it."""
     try:
         if thread.is_running:  # the grace is over, so the thread is left behind
@@ -295,7 +296,7 @@ async def _leave_thread(run: Run, thread: Thread, seat: AttemptPermit) -> None:
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.
-        thread.leave(seat.leave)
+        thread.leave(permit.leave)
 
 
 @stands_for("context")
@@ -314,9 +315,9 @@ async def _call_emitting(
         return await _call(run, action, context=context, items=items, thread=thread)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
-        being_told = items.end()
-        if being_told is not None:
-            await being_told
+        pending = items.end()
+        if pending is not None:
+            await pending
 
 
 def _what(run: Run, name: str) -> str:
@@ -366,7 +367,7 @@ async def _call(
                 kwargs[name] = bound[name]
     base = None
     if action.takes_state:
-        base = make_state(data, action.permit)
+        base = make_state(data, action.access)
         kwargs["state"] = base
     if action.takes_context:
         kwargs["context"] = context
@@ -392,7 +393,7 @@ async def _call(
         later = error
     # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
-        return await _call_seated(run, action, later=later)
+        return await _call_admitted(run, action, later=later)
     if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
     if isinstance(result, _MISTAKES):
@@ -421,19 +422,22 @@ _MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
 
 
 def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
-    who = f"action {action.name!r}"
+    subject = f"action {action.name!r}"
     if isinstance(result, CoroutineType):
         coroutine = cast("CoroutineType[Any, Any, Any]", result)
         coroutine.close()  # else Python warns that it was never awaited, at some later time
-        msg = f"{who} returned a coroutine that nobody awaited: await {coroutine.__qualname__}(...)"
+        msg = (
+            f"{subject} returned a coroutine that nobody awaited: "
+            f"await {coroutine.__qualname__}(...)"
+        )
     elif isinstance(result, Result):
         msg = (
-            f"{who} returned a Result, which only a streaming action yields, as its last item: "
+            f"{subject} returned a Result, which only a streaming action yields, as its last item: "
             f"return the value itself"
         )
     else:
         msg = (
-            f"{who} returned an async generator; to stream, it has to be an async generator "
+            f"{subject} returned an async generator; to stream, it has to be an async generator "
             f"function itself, which yields each item and, as the last thing, Result(value)"
         )
     raise BadResult(msg)

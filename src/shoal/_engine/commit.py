@@ -232,7 +232,7 @@ async def _acquit(child: Run) -> None:
 
     The child's end says so too, but is saved in the store of its parent. If that is another store,
     or keeps nothing, the child's own store would keep the old count (see
-    test_in_a_store_of_its_own_who_has_ended_is_acquitted).
+    test_in_a_store_of_its_own_an_ended_child_is_acquitted).
 
     Raises:
         ShoalError: As ``commit``.

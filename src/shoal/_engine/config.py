@@ -210,8 +210,8 @@ class RunConfig:
                 try:
                     found = known[field] = value, named(field, value)
                 except NotData as error:
-                    who = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
-                    msg = f"{who}, would start with field {field!r}: {error}"
+                    subject = f"{self.act!r} in step {self.step!r}, key {brief(key)}"
+                    msg = f"{subject}, would start with field {field!r}: {error}"
                     raise NotData(msg) from error
             parts.append(found[1])
         return combined(parts)

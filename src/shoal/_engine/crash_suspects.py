@@ -67,22 +67,22 @@ class CrashSuspects:
         """Return whether a child with so many crashes may be at work now."""
         return not (self._alone or (self._at_work and self._is_last(crashes)))
 
-    async def wait_turn(self, who: object, crashes: int) -> None:
+    async def wait_turn(self, child: object, crashes: int) -> None:
         """Wait until a child may be at work: alone, if one more crash condemns it."""
         while not self.is_free(crashes):
             await self._change.wait()
         # No await between the test and these lines: else two could have their last chance at once.
         self._alone = self._is_last(crashes)
-        self._at_work.add(who)
+        self._at_work.add(child)
 
-    def leave(self, who: object) -> None:
+    def leave(self, child: object) -> None:
         """Note that a child is not at work any more. Its children may be, and are counted instead.
 
         Calling it again does nothing.
         """
-        if who not in self._at_work:
+        if child not in self._at_work:
             return  # `hand_blame_to_children` has called it before
-        self._at_work.remove(who)
+        self._at_work.remove(child)
         if not self._at_work:
             self._alone = False
             self._change.set()

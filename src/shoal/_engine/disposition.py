@@ -14,22 +14,26 @@ class Disposition(Enum):
     that was cancelled, for example, may have started or not.
     """
 
-    # Each row: the meaning, which errors quote; then kept, saved, final, as declared below. No
-    # child goes from a final disposition to another one.
-    LIVE = "it is executed", False, False, False
-    SKIPPED = "its key has a result already", False, False, False
-    DEFERRED = "its circuit is open: it runs when the run is resumed", False, False, False
-    NEVER_STARTED = "it was cancelled while it waited to start", False, False, False
-    DONE = "it is Done, and only has to be applied", False, True, True
-    APPLIED_BEFORE = "an earlier execution has done all there is to do", True, True, True
-    RESTING = "it would only ask a question that is still open", True, True, False
+    # Each row: the meaning, which errors quote; then counted, kept, saved, final, as declared
+    # below. No child goes from a final disposition to another one.
+    LIVE = "it is executed", False, False, False, False
+    SKIPPED = "its key has a result already", False, False, False, False
+    DEFERRED = "its circuit is open: it runs when the run is resumed", False, False, False, False
+    NEVER_STARTED = "it was cancelled while it waited to start", False, False, False, False
+    DONE = "it is Done, and only has to be applied", True, False, True, True
+    APPLIED_BEFORE = "an earlier execution has done all there is to do", True, True, True, True
+    RESTING = "it would only ask a question that is still open", False, True, True, False
 
-    def __init__(self, why: str, is_kept: bool, is_saved: bool, is_final: bool) -> None:
+    def __init__(
+        self, why: str, is_counted: bool, is_kept: bool, is_saved: bool, is_final: bool
+    ) -> None:
         """Read one row. Attributes, and not sets of members: every child is asked for them."""
         self.why: str = why
         """The meaning, for errors."""
+        self.is_counted: bool = is_counted
+        """Whether the step's ledger has counted the child before it comes to be applied."""
         self.is_kept: bool = is_kept
-        """Whether the ledger counted the child when its source gave it: not again at its end."""
+        """Whether the parent applies nothing of it: that was done before, or it has no end."""
         self.is_saved: bool = is_saved
         """Whether the child's end is saved and published already, and must not be again."""
         self.is_final: bool = is_final

@@ -17,7 +17,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 
-from .publish import publish_waiting
+from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
 
@@ -28,12 +28,12 @@ def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | N
     The permit may not be granted yet: the caller awaits ``wait``.
     """
     permits, config = run.permits, run.config
-    if permits is not None and permits.seat is not None:
+    if permits is not None and permits.first_permit is not None:
         # Admission acquired it for the child's first attempt. It is handed over once: the attempt
         # that has it releases it.
-        seat, permits.seat = permits.seat, None
-        return seat
-    return config.services.admission.seat(
+        permit, permits.first_permit = permits.first_permit, None
+        return permit
+    return config.services.admission.permit(
         config.scopes,
         run.head[1],
         run.slot_owner.held_permits(),
@@ -49,39 +49,39 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
 
     The next attempt acquires that slot again, together with its permit.
     """
-    stake = _step_aside(run)
+    slot = _step_aside(run)
     run.retry_state().next_at = run.config.services.clock() + seconds  # for watchers alone
-    if stake is not None:
+    if slot is not None:
         # Ahead of children that have not started: what is under way is finished first.
-        stake.returns = True
+        slot.returns = True
     try:
         await sleep(seconds)
         # The pause and an outer cancellation can end in the same tick; the cancellation wins.
         await checkpoint_if_cancelled()
     except BaseException:
-        if stake is not None:
-            stake.resume()
+        if slot is not None:
+            slot.resume()
         raise
 
 
 def _step_aside(run: Run) -> InFlightSlot | None:
-    stake = run.slot_owner.held_permits().make_stake()
-    if stake is not None:
-        stake.step_aside()
+    slot = run.slot_owner.held_permits().make_slot()
+    if slot is not None:
+        slot.step_aside()
         # The rate of a fan-out counts starts of children. A retry by the action's own ``retry`` is
         # a start only in the child's first step; see
         # test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out.
-        stake.is_due = run.is_starting
-    return stake
+        slot.is_due = run.is_starting
+    return slot
 
 
-def pause_keys(run: Run, seconds: float, seat: AttemptPermit | None) -> bool:
+def pause_keys(run: Run, seconds: float, permit: AttemptPermit | None) -> bool:
     """Pause the keys of an attempt for ``seconds``, so that nothing else starts with them.
 
     It is called before the attempt ends. Returns whether its limits have keys at all, which then
     keep the next attempt waiting.
     """
-    return run.config.services.admission.pause(seat, run.slot_owner.held_permits(), seconds)
+    return run.config.services.admission.pause(permit, run.slot_owner.held_permits(), seconds)
 
 
 async def wait_for_later(run: Run, seconds: float, *, is_paused: bool) -> None:
@@ -103,12 +103,12 @@ async def retake_slot(run: Run) -> None:
     If the child continues with an action that needs a permit, the slot is acquired with the permit
     and not here: a child that held a slot and waited for a permit could block others.
     """
-    stake = None if run.permits is None else run.permits.stake
-    if stake is None or stake.is_held:
+    slot = None if run.permits is None else run.permits.slot
+    if slot is None or slot.is_held:
         return
-    stake.is_due = True  # a retry of the child is a start, whichever step it continues at
+    slot.is_due = True  # a retry of the child is a start, whichever step it continues at
     # An action with a cache may need no permit, and then nothing else would acquire the slot; see
-    # test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_seat.
+    # test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_permit.
     if run.pending is None and any(
         act.name == run.step
         and isinstance(act, FunctionAction)
@@ -126,26 +126,27 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
     See test_a_suspect_that_waits_for_its_turn_holds_no_place.
     """
     owner = run.slot_owner
-    stake = owner.held_permits().make_stake()
-    if stake is None or not stake.is_held:
+    slot = owner.held_permits().make_slot()
+    if slot is None or not slot.is_held:
         await turn
         return
-    stake.step_aside()
-    stake.returns = True
+    slot.step_aside()
+    slot.returns = True
     try:
         await turn
         await _retake_place(owner)
     except BaseException:
-        stake.resume()  # the child is about to end, and ends in flight
+        slot.resume()  # the child is about to end, and ends in flight
         raise
 
 
 async def _retake_place(run: Run) -> None:
-    seat = run.config.services.admission.place(run.held_permits())
+    permit = run.config.services.admission.place(run.held_permits())
     try:
-        await publish_waiting(run, seat)
-        await seat.wait()
+        waiting = await publish_waiting(run, permit)
+        await permit.wait()
+        await publish_wait_ended(run, waiting)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.
-        seat.cancel()
+        permit.cancel()
         raise

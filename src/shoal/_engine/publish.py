@@ -32,6 +32,7 @@ from shoal._events.events import (
     Status,
     StepEnded,
     Update,
+    WaitEnded,
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
@@ -54,7 +55,7 @@ def refuse_secrets(run: Run, value: object, what: str) -> None:
         run.config.secrets.refuse(value, what)
 
 
-def is_item_heard(run: Run) -> bool:
+def has_item_listeners(run: Run) -> bool:
     """Return whether anything receives the partial items of ``run``."""
     return run.config.on_item is not None or bool(run.config.hooks.item)
 
@@ -77,15 +78,15 @@ def publish_item(
     config = run.config
     refuse_secrets(run, item, f"a partial item of action {step!r}")
     # A race decides by items, so its parent gets them first; see
-    # test_whoever_starts_a_child_hears_its_items_first.
+    # test_the_parent_of_a_child_receives_its_items_first.
     if config.on_item is not None:
         config.on_item(run, item)
     hooks = config.hooks
     if not hooks.item:
         return None
     event = Item(path=run.path, step=step, item=item, attempt=attempt, index=index)
-    told = hooks.tell_at_once(hooks.item, event)
-    return None if told is None else out_of_reach(config.services, told)
+    pending = hooks.notify_nowait(hooks.item, event)
+    return None if pending is None else out_of_reach(config.services, pending)
 
 
 async def publish_child_started(run: Run, child: Run) -> None:
@@ -99,7 +100,7 @@ async def publish_child_started(run: Run, child: Run) -> None:
         position=child.position,
         element=child.element,
     )
-    await hooks.tell(hooks.child_started, event)
+    await hooks.notify(hooks.child_started, event)
 
 
 async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
@@ -113,19 +114,38 @@ async def publish_child_rerun(run: Run, child: Run, step: str) -> None:
             position=child.position,
             element=child.element,
         )
-        await hooks.tell(hooks.child_rerun, event)
+        await hooks.notify(hooks.child_rerun, event)
 
 
-async def publish_waiting(run: Run, seat: AttemptPermit) -> None:
-    """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step."""
+async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
+    """Publish that ``run`` waits for a limit: to start, or with an attempt of its current step.
+
+    Returns the event, for ``publish_wait_ended``; None if no hook listens to either, or if the wait
+    is over already.
+    """
     hooks = run.config.hooks
-    if not hooks.waiting or seat.granted:
-        return
-    limit, key = seat.awaited
+    if not (hooks.waiting or hooks.wait_ended) or permit.granted:
+        return None
+    limit, key = permit.awaited
     event = Waiting(
         path=run.path, step=run.step or "", limit=limit, key=key, since=run.config.services.clock()
     )
-    await hooks.tell(hooks.waiting, event)
+    await hooks.notify(hooks.waiting, event)
+    return event
+
+
+async def publish_wait_ended(run: Run, waiting: Waiting | None) -> None:
+    """Publish that the wait that ``waiting`` announced is over, if it was announced."""
+    hooks = run.config.hooks
+    if waiting is not None and hooks.wait_ended:
+        event = WaitEnded(
+            path=waiting.path,
+            step=waiting.step,
+            limit=waiting.limit,
+            key=waiting.key,
+            seconds=run.config.services.clock() - waiting.since,
+        )
+        await hooks.notify(hooks.wait_ended, event)
 
 
 async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:
@@ -137,7 +157,7 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
         event = AttemptEnded(
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
-        await hooks.tell(hooks.attempt_ended, event)
+        await hooks.notify(hooks.attempt_ended, event)
 
 
 async def publish_grace_exceeded(
@@ -162,20 +182,20 @@ async def publish_grace_exceeded(
         # The failure is noted in `hooks.failures`, which ends the execution. Raised here, it would
         # replace the cancellation under way.
         with suppress(HookFailed):
-            await hooks.tell(hooks.grace_exceeded, event)
+            await hooks.notify(hooks.grace_exceeded, event)
 
 
-async def _publish_child_ended(run: Run, telling: _Telling, child: Run) -> None:
-    listeners = telling.hooks.child_ended
+async def _publish_child_ended(run: Run, publication: _Publication, child: Run) -> None:
+    listeners = publication.hooks.child_ended
     if child.status == "halted":
-        listeners = telling.hooks.child_halted
+        listeners = publication.hooks.child_halted
         if listeners:
             halted = ChildHalted(path=run.path, step=run.step or "", halted=_halted(child))
-            await telling.tell(listeners, halted)
+            await publication.publish(listeners, halted)
         return
     if listeners:
         event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
-        await telling.tell(listeners, event)
+        await publication.publish(listeners, event)
 
 
 def _halted(child: Run) -> Halted:
@@ -200,7 +220,7 @@ async def publish_step_ended(run: Run, status: Status) -> None:
         event = StepEnded(
             path=run.path, step=step, status=status, error=run.error, cached=run.is_cached
         )
-        await run.config.hooks.tell(listeners, event)
+        await run.config.hooks.notify(listeners, event)
 
 
 async def publish_run_ended(run: Run) -> None:
@@ -208,25 +228,25 @@ async def publish_run_ended(run: Run) -> None:
     if not run.began:
         return  # its start was not published, so neither is its end
     assert run.status is not None, "only the end of a run that has ended is published"
-    telling = _Telling(run.config.hooks)
-    hooks, path, status, error = telling.hooks, run.path, run.status, run.error
+    publication = _Publication(run.config.hooks)
+    hooks, path, status, error = publication.hooks, run.path, run.status, run.error
     update = run.last_update
     if update is not None and hooks.state_updated:
-        await telling.tell(hooks.state_updated, StateUpdated(path=path, update=update))
+        await publication.publish(hooks.state_updated, StateUpdated(path=path, update=update))
     if run.step is not None and hooks.step_ended:
         step_ended = StepEnded(
             path=path, step=run.step, status=status, error=error, cached=run.is_cached
         )
-        await telling.tell(hooks.step_ended, step_ended)
+        await publication.publish(hooks.step_ended, step_ended)
     if hooks.run_ended:
         reason = run.reason if status == "cancelled" else ""
         questions = run.open_questions if status == "halted" else ()
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
-        await telling.tell(hooks.run_ended, ended)
+        await publication.publish(hooks.run_ended, ended)
     if status == "halted":
         # If it is cancelled while it waits for answers, its parent publishes that and nothing here.
         run.began = False
-    telling.close()
+    publication.close()
 
 
 async def publish_commit(
@@ -245,29 +265,29 @@ async def publish_commit(
         unapplied: Other children that have ended.
         rerun: Children among ``unapplied`` whose saved history became void though they never
             started; see
-            test_it_is_told_that_what_was_kept_of_a_child_is_void_though_it_never_starts.
+            test_a_void_history_is_published_though_the_child_never_starts.
     """
-    telling = _Telling(run.config.hooks)
+    publication = _Publication(run.config.hooks)
     for child in rerun:
-        await telling.listen(publish_child_rerun(run, child, child.config.step))
+        await publication.include(publish_child_rerun(run, child, child.config.step))
     for update, child in zip_longest(updates, applied):
         if child is not None:
-            await telling.listen(publish_run_ended(child))
-        if telling.hooks.state_updated:
+            await publication.include(publish_run_ended(child))
+        if publication.hooks.state_updated:
             outcome = None if child is None or child.disposition.is_kept else child.outcome
             event = StateUpdated(path=run.path, update=update, outcome=outcome)
-            await telling.tell(telling.hooks.state_updated, event)
+            await publication.publish(publication.hooks.state_updated, event)
         # The end of a child that is Done was published when it was saved; see
-        # test_what_is_done_is_told_to_have_ended_once.
+        # test_the_end_of_a_done_child_is_published_once.
         if child is not None and not child.disposition.is_saved:
-            await _publish_child_ended(run, telling, child)
+            await _publish_child_ended(run, publication, child)
     for child in unapplied:
-        await telling.listen(publish_run_ended(child))
-        await _publish_child_ended(run, telling, child)
-    telling.close()
+        await publication.include(publish_run_ended(child))
+        await _publish_child_ended(run, publication, child)
+    publication.close()
 
 
-class _Telling:
+class _Publication:
     """Publishes several events in a row: all of them, also if a guarding hook raises at one."""
 
     __slots__ = ("_failure", "hooks")
@@ -276,12 +296,12 @@ class _Telling:
         self.hooks = hooks
         self._failure: HookFailed | None = None  # the first; `close` raises it
 
-    async def tell(self, listeners: Listeners, event: Event) -> None:
-        await self.listen(self.hooks.tell(listeners, event))
+    async def publish(self, listeners: Listeners, event: Event) -> None:
+        await self.include(self.hooks.notify(listeners, event))
 
-    async def listen(self, told: Awaitable[None]) -> None:
+    async def include(self, publishing: Awaitable[None]) -> None:
         try:
-            await told
+            await publishing
         except HookFailed as error:
             self._failure = first_of(self._failure, error)
 
@@ -303,7 +323,7 @@ def is_listening(children: Sequence[Run]) -> bool:
 async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
     """Await ``work`` in another task, out of reach of native cancels of the action that runs.
 
-    See test_a_native_timeout_of_the_action_does_not_reach_who_is_told.
+    See test_a_native_timeout_of_the_action_does_not_reach_hooks.
     """
     failure: Exception | None = None
 

@@ -57,12 +57,12 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         BadUse: The run has no store, or the attempt has asked another question by that name.
     """
     await checkpoint_if_cancelled()
-    who = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
-    _refuse_unsaved(run, who, name)
+    subject = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
+    _refuse_unsaved(run, subject, name)
     pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
-            f"{who} asks {name!r} twice, and for different things: an answer belongs to the "
+            f"{subject} asks {name!r} twice, and for different things: an answer belongs to the "
             f"name, so give each question its own"
         )
         raise BadUse(msg)
@@ -84,11 +84,11 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.config.services, _pose(run, asked))
     except NotData as error:
-        msg = f"{who} asks {name!r} with a question that can't be kept: {error}"
+        msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
     pending.posed[name] = question
     pending.is_halting = True
-    raise Halting(f"{who} waits for the answer to {name!r}")
+    raise Halting(f"{subject} waits for the answer to {name!r}")
 
 
 def _question_id(run: Run, step: str, name: str, question: object) -> str:
@@ -118,7 +118,7 @@ async def _pose(run: Run, asked: QuestionAsked) -> None:
     pending.is_halting = True
 
 
-def _refuse_unsaved(run: Run, who: str, name: str) -> None:
+def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
     config = run.config
     for store, why, where in (
         (config.execution.store, "this run has no store", "Application(..., store=...)"),
@@ -126,7 +126,7 @@ def _refuse_unsaved(run: Run, who: str, name: str) -> None:
     ):
         if isinstance(store, NullStore):
             msg = (
-                f"{who} asks {name!r}, and {why}: nothing would remember the question until "
+                f"{subject} asks {name!r}, and {why}: nothing would remember the question until "
                 f"it is answered. Give it one: {where}"
             )
             raise BadUse(msg)
@@ -139,7 +139,7 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
         Halting: Always.
     """
     # By position and not by time, so that callers see one order; see
-    # test_questions_come_in_order_of_positions_whoever_asked_first.
+    # test_questions_come_in_order_of_positions_and_not_of_time.
     ordered = sorted(children, key=lambda child: child.position)
     questions = run.pending_questions()
     questions.below[step] = tuple(

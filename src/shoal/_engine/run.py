@@ -589,7 +589,7 @@ class Run:
         if self.steps is not None:
             # The errors of children are not raised any more, and their frames lead back here.
             for ledger in self.steps.all_ledgers():
-                ledger.let_go()
+                ledger.release_errors()
         self.reason = self.config.secrets.mask(reason)
         self.winner = winner
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import CodeType, CoroutineType, GeneratorType
-from typing import Any, Literal, NamedTuple, TypeVar, final
+from typing import Any, Literal, NamedTuple, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import drive
 from shoal._events.report import Doing
@@ -32,7 +32,7 @@ Mark = Literal[
 _marked: dict[Callable[..., Any], Mark] = {
     drive: "relay",
     AttemptPermit.wait: "permit",
-    AttemptPermit.regain: "permit",
+    AttemptPermit.reacquire: "permit",
 }
 
 
@@ -85,7 +85,9 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
     is_in_group = False
     at: Any = awaitable
     while True:
-        kind: object = type(at)  # apart from the tests, or pyright narrows what it knows of `at`
+        kind = cast(
+            "object", type(at)
+        )  # apart from the tests, or pyright narrows what it knows of `at`
         if kind is CoroutineType:
             code, following = at.cr_code, at.cr_await
         elif kind is GeneratorType:

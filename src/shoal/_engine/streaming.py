@@ -25,7 +25,7 @@ from shoal._concurrency.closing import closed_after
 from shoal._errors.exceptions import BadUse, IncompleteStream, RunCancelled, brief
 from shoal._graph.action import Result
 
-from .publish import is_item_heard, publish_item
+from .publish import has_item_listeners, publish_item
 from .run import Run
 
 logger = logging.getLogger("shoal")
@@ -79,13 +79,13 @@ class Items:
             BadUse: The attempt has ended.
         """
         # Asked at each item: a reader may begin to follow the run at any time.
-        if is_item_heard(self._run):
-            return self._tell(item)
+        if has_item_listeners(self._run):
+            return self._publish(item)
         self._next()
         return self._pause() if self.count % ITEMS == 0 else None
 
     @ki_protected
-    async def _tell(self, item: object) -> None:
+    async def _publish(self, item: object) -> None:
         """Publish an item, and wait until all hooks have received it.
 
         Raises:
@@ -98,7 +98,7 @@ class Items:
         turn = self._turn
         # Without a checkpoint if the lock is free: a cancellation would lose the item. One that
         # waits may be cancelled before its turn, and then no hook receives the item; see
-        # test_one_that_is_cancelled_before_its_turn_is_not_told.
+        # test_an_item_that_is_cancelled_before_its_turn_is_not_published.
         if turn.locked():
             await turn.acquire()
         else:

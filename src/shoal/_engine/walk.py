@@ -169,7 +169,7 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
             resumed = resumed and replayed is not None
             spawned_by = config.execution.spawned_by if config.parent is None else None
             event = RunStarted(path=run.path, resumed=resumed, spawned_by=spawned_by)
-            await hooks.tell(hooks.run_started, event)
+            await hooks.notify(hooks.run_started, event)
     if begins and record is not None and (suspects or record.crashes):
         run.retry_state().noted = record.crashes
         if suspects is not None:
@@ -269,7 +269,7 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
     hooks, each = run.config.hooks, run.config.each
     event = StepStarted(path=run.path, step=act.name)
     if hooks.step_started and not is_open:
-        await hooks.tell(hooks.step_started, event)
+        await hooks.notify(hooks.step_started, event)
     # Attempts are those of the child's retry if it has one, which publishes their failures, or
     # else of the act's. Without any retry no attempts are published.
     is_childs = each is not None and each.retry is not None
@@ -388,7 +388,7 @@ async def live_child(child: Run, each: Each) -> None:
         if tries is None:
             await walk(child)
         else:
-            await try_again(child, tries, attempt, tells_last=True)
+            await try_again(child, tries, attempt, publishes_last=True)
 
     async def attempt() -> None:
         assert tries is not None

@@ -80,7 +80,7 @@ def without(error: BaseException, kinds: Kinds) -> BaseException | None:
     return made
 
 
-def let_go_of_frames(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Drop the tracebacks of an error, of the errors in it, and of its causes and contexts."""
     seen: set[int] = set()
     left: list[BaseException | None] = [error]

@@ -348,6 +348,25 @@ class Waiting(Event, hook="on_waiting"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitEnded(Event, hook="on_wait_ended"):
+    """An attempt of an action has waited for a limit, which now has room for it.
+
+    It follows the attempt's ``Waiting``, unless the wait was cancelled. For a child that has
+    waited, ``ChildStarted`` says the same.
+    """
+
+    step: str
+    """The action."""
+    limit: str
+    """The limit, as in ``Waiting``; the attempt may have waited for others too."""
+    key: object
+    """The key of the limit, if it has ``by=``."""
+    seconds: float
+    """How long it has waited, for all limits together."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item(Event, hook="on_item"):
     """An action gave a partial item: it yielded the item, or called ``context.emit``.
 

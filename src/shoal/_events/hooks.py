@@ -41,11 +41,12 @@ from .events import (
     StateUpdated,
     StepEnded,
     StepStarted,
+    WaitEnded,
     Waiting,
 )
 
 logger = logging.getLogger("shoal.hooks")
-Told = Awaitable[None] | None
+HookResult = Awaitable[None] | None
 
 HOOK_DEADLINE = 30.0
 """Seconds an asynchronous hook may take for one event. A cancellation around it can't stop it, so
@@ -81,58 +82,62 @@ class Hook:
                 msg = f"nothing calls {cls.__name__}.{name}; did you mean {meant!r}?"
                 raise DefinitionError(msg)
 
-    def on_event(self, event: Event) -> Told:
+    def on_event(self, event: Event) -> HookResult:
         """Receive any event that the class has no method of its own for."""
 
-    def on_run_started(self, event: RunStarted) -> Told:
+    def on_run_started(self, event: RunStarted) -> HookResult:
         """Called when an execution of a run has begun."""
         return self.on_event(event)
 
-    def on_step_started(self, event: StepStarted) -> Told:
+    def on_step_started(self, event: StepStarted) -> HookResult:
         """Called when a run is about to execute an action."""
         return self.on_event(event)
 
-    def on_waiting(self, event: Waiting) -> Told:
+    def on_waiting(self, event: Waiting) -> HookResult:
         """Called when a child or an attempt of an action begins to wait for a limit."""
         return self.on_event(event)
 
-    def on_item(self, event: Item) -> Told:
+    def on_wait_ended(self, event: WaitEnded) -> HookResult:
+        """Called when the limit that an attempt of an action waited for has room for it."""
+        return self.on_event(event)
+
+    def on_item(self, event: Item) -> HookResult:
         """Called with each partial item of an action at work. Items are not saved."""
         return self.on_event(event)
 
-    def on_attempt_ended(self, event: AttemptEnded) -> Told:
+    def on_attempt_ended(self, event: AttemptEnded) -> HookResult:
         """Called when an attempt of a step with a ``retry`` ended; says when the next begins."""
         return self.on_event(event)
 
-    def on_state_updated(self, event: StateUpdated) -> Told:
+    def on_state_updated(self, event: StateUpdated) -> HookResult:
         """Called when a run's state has changed; the event has the update."""
         return self.on_event(event)
 
-    def on_child_started(self, event: ChildStarted) -> Told:
+    def on_child_started(self, event: ChildStarted) -> HookResult:
         """Called when a fan-out has started a child."""
         return self.on_event(event)
 
-    def on_child_rerun(self, event: ChildRerun) -> Told:
+    def on_child_rerun(self, event: ChildRerun) -> HookResult:
         """Called when a child runs again from its start because its input has changed."""
         return self.on_event(event)
 
-    def on_child_halted(self, event: ChildHalted) -> Told:
+    def on_child_halted(self, event: ChildHalted) -> HookResult:
         """Called when a child waits for answers; its siblings go on."""
         return self.on_event(event)
 
-    def on_child_ended(self, event: ChildEnded) -> Told:
+    def on_child_ended(self, event: ChildEnded) -> HookResult:
         """Called when a child ended, after the parent's update that applies its result."""
         return self.on_event(event)
 
-    def on_step_ended(self, event: StepEnded) -> Told:
+    def on_step_ended(self, event: StepEnded) -> HookResult:
         """Called when an action ended, successfully or not."""
         return self.on_event(event)
 
-    def on_run_ended(self, event: RunEnded) -> Told:
+    def on_run_ended(self, event: RunEnded) -> HookResult:
         """Called when an execution of a run ended, successfully or not."""
         return self.on_event(event)
 
-    def on_grace_exceeded(self, event: GraceExceeded) -> Told:
+    def on_grace_exceeded(self, event: GraceExceeded) -> HookResult:
         """Called when an action still runs long after it was cancelled; says where it stands."""
         return self.on_event(event)
 
@@ -153,7 +158,7 @@ class Hook:
 
 E_contra = TypeVar("E_contra", bound=Event, contravariant=True)
 Managers = Sequence[tuple[Hook, Callable[[E_contra], AbstractContextManager[object]]]]
-Listener = tuple[Hook, Callable[[Any], Told]]
+Listener = tuple[Hook, Callable[[Any], HookResult]]
 Listeners = tuple[Listener, ...]
 
 
@@ -250,17 +255,19 @@ class Hooks:
                 listeners.append((hook, hook.on_event))
         return tuple(listeners)
 
-    async def tell(self, listeners: Listeners, event: Event) -> None:
+    async def notify(self, listeners: Listeners, event: Event) -> None:
         """Call each listener with ``event``, one after the other, even if the task is cancelled.
 
-        All listeners are called, also if a guard raises.
+        All listeners are called, also if a guard raises, or a Ctrl-C arrives.
 
         Raises:
             HookFailed: A guarding hook raised, or took longer than 30 seconds.
+            BaseException: A KeyboardInterrupt or the like was raised in a hook.
         """
         # Raised only after the last listener: the hooks behind a failing one must also receive the
-        # event, or they would see a start without an end.
-        failed: HookFailed | None = None
+        # event, or they would see a start without an end; see
+        # test_a_ctrl_c_in_a_hook_keeps_the_event_from_no_other.
+        failed: BaseException | None = None
         for hook, method in listeners:
             if self._detached and id(hook) in self._detached:
                 continue
@@ -269,14 +276,14 @@ class Hooks:
                 if pending is not None:
                     await _finish(pending, hook._deadline)
             except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-                failed = self.blame(hook, event, error) or failed
+                failed = self._worse(failed, hook, event, error)
         try:
             if failed is not None:
                 raise failed
         finally:
             del failed  # breaks the traceback cycle
 
-    def tell_at_once(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
+    def notify_nowait(self, listeners: Listeners, event: Event) -> Coroutine[Any, Any, None] | None:
         """Call each listener with ``event``, as long as none has to be awaited.
 
         Returns a coroutine that awaits the first one that has to be, and calls the others; None if
@@ -284,8 +291,9 @@ class Hooks:
 
         Raises:
             HookFailed: All were called, and a guarding hook raised.
+            BaseException: All were called, and a KeyboardInterrupt or the like was raised.
         """
-        failed: HookFailed | None = None
+        failed: BaseException | None = None
         try:
             for place, (hook, method) in enumerate(listeners):
                 if self._detached and id(hook) in self._detached:
@@ -293,34 +301,50 @@ class Hooks:
                 try:
                     pending = method(event)
                 except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-                    failed = self.blame(hook, event, error) or failed
+                    failed = self._worse(failed, hook, event, error)
                     continue
                 if pending is not None:
-                    return self._tell_rest(hook, pending, listeners[place + 1 :], event, failed)
+                    return self._notify_rest(hook, pending, listeners[place + 1 :], event, failed)
             if failed is not None:
                 raise failed
             return None
         finally:
             del failed  # breaks the traceback cycle
 
-    async def _tell_rest(
+    async def _notify_rest(
         self,
         hook: Hook,
         pending: Awaitable[None],
         others: Listeners,
         event: Event,
-        failed: HookFailed | None,
+        failed: BaseException | None,
     ) -> None:
         try:
             await _finish(pending, hook._deadline)
         except BaseException as error:  # noqa: BLE001 # raised again if it is no failure
-            failed = self.blame(hook, event, error) or failed
+            failed = self._worse(failed, hook, event, error)
         try:
-            await self.tell(others, event)
+            await self.notify(others, event)
             if failed is not None:
                 raise failed
         finally:
             del failed  # breaks the traceback cycle
+
+    def _worse(
+        self, failed: BaseException | None, hook: Hook, event: Event, error: BaseException
+    ) -> BaseException | None:
+        """Blame ``hook`` for ``error``; return what to raise once all hooks were called.
+
+        The first interruption outranks every failure; of failures, the last one is raised.
+        """
+        failure: BaseException | None
+        try:
+            failure = self.blame(hook, event, error)
+        except BaseException as interruption:  # noqa: BLE001 # raised by the caller
+            failure = interruption
+        if failure is None or (failed is not None and not isinstance(failed, Exception)):
+            return failed
+        return failure
 
     def blame(self, hook: Hook, event: Event, error: BaseException) -> HookFailed | None:
         """Detach a hook that raised: log the error of an observer, return a guard's failure.

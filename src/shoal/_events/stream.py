@@ -27,7 +27,7 @@ from shoal._concurrency.backend import Waiter
 from shoal._errors.exceptions import BadUse
 
 from .events import Event, Missed
-from .hooks import Hook, Told
+from .hooks import Hook, HookResult
 from .identity import RunPath
 
 
@@ -68,12 +68,12 @@ class Stream(Hook):
 
     # -- the run's side -------------------------------------------------------------------------
 
-    def on_event(self, event: Event) -> Told:
+    def on_event(self, event: Event) -> HookResult:
         """Keep the event; return what waits for the reader if the run is held back."""
         if self._closed:
             return None
         self._events.append(event)
-        self._tell_arrival()
+        self._notify_arrival()
         if len(self._events) <= self._buffer:
             return None
         if not self._holds():
@@ -86,9 +86,9 @@ class Stream(Hook):
     def end(self) -> None:
         """Take note that no more events will come."""
         self._ended = True
-        self._tell_arrival()
+        self._notify_arrival()
 
-    def _tell_arrival(self) -> None:
+    def _notify_arrival(self) -> None:
         wake(self._arrival)
 
     # -- readers --------------------------------------------------------------------------------
@@ -200,11 +200,11 @@ class Stream(Hook):
         self._release()
         self._events.clear()
         self._missed = 0
-        self._tell_arrival()
+        self._notify_arrival()
 
 
 async def _wait(waiter: Waiter) -> None:
-    # `Hooks.tell` shields this wait. So a cancellation that arrives here was left on the engine's
+    # `Hooks.notify` shields this wait. So a cancellation that arrives here was left on the engine's
     # task by user code. The event is already kept, so the run may as well go on.
     with suppress(get_cancelled_exc_class()):
         await waiter

@@ -374,7 +374,7 @@ class FunctionAction(Act, Generic[P, R_co]):
                 self._refuse(f"it reads {field!r}, but no parameter has that name{meant}")
         self.takes_state: bool = "state" in special
         self.takes_context: bool = "context" in special
-        self.permit: FieldAccess = FieldAccess(
+        self.access: FieldAccess = FieldAccess(
             self.name, frozenset(self.reads), frozenset(self.writes)
         )
         self.sure_writes: Collection[str] = () if self.takes_state else self.writes
@@ -426,7 +426,7 @@ class FunctionAction(Act, Generic[P, R_co]):
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
         self.bound = {**inputs, **self.bound}
-        self.permit = FieldAccess(name, self.permit.reads, self.permit.writes)
+        self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
             taken: Input(name, need.required and taken not in self.bound)
             for taken, need in self._takes.items()

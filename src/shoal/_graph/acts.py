@@ -48,9 +48,13 @@ def _is_list(found: object) -> TypeGuard[Sequence[object]]:
 
 
 def check_acts(
-    graphs: Iterable[Graph], brought: Collection[str], take: Take | None, into: str | None, who: str
+    graphs: Iterable[Graph],
+    brought: Collection[str],
+    take: Take | None,
+    into: str | None,
+    subject: str,
 ) -> None:
-    """Check that the children of the fan-out ``who`` can execute each of ``graphs``.
+    """Check that the children of the fan-out ``subject`` can execute each of ``graphs``.
 
     Raises:
         DefinitionError: A graph writes a field in ``brought``, or has no value to take.
@@ -59,25 +63,25 @@ def check_acts(
         for field in brought:
             if field in graph.writes:
                 msg = (
-                    f"fan_out {who!r}: {graph.name!r} writes {field!r}, the field that holds its "
-                    f"element"
+                    f"fan_out {subject!r}: {graph.name!r} writes {field!r}, the field that holds "
+                    f"its element"
                 )
                 raise DefinitionError(msg)
-        resolve_take(take, into, graph, who)
+        resolve_take(take, into, graph, subject)
 
 
-def check_wanted(who: str, until: EndCondition, count: int) -> None:
+def check_wanted(subject: str, until: EndCondition, count: int) -> None:
     """Check that ``until`` needs no more results than there can be children.
 
     Raises:
         DefinitionError: It needs more than ``count``.
     """
     if until.wanted is not None and until.wanted > count:
-        msg = f"{who}: until={until} can't be reached by at most {count} children"
+        msg = f"{subject}: until={until} can't be reached by at most {count} children"
         raise DefinitionError(msg)
 
 
-def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) -> Take | None:
+def resolve_take(take: Take | None, into: str | None, graph: Graph, subject: str) -> Take | None:
     """Return what to take from a child's final state; None if neither take nor into is given.
 
     Raises:
@@ -92,15 +96,15 @@ def resolve_take(take: Take | None, into: str | None, graph: Graph, who: str) ->
         if len(graph.writes) == 1:
             return next(iter(graph.writes))
         msg = (
-            f"fan_out {who!r}: which of the fields that {graph.name!r} writes ({writes}) goes into "
-            f"{into!r}? give take=..."
+            f"fan_out {subject!r}: which of the fields that {graph.name!r} writes ({writes}) "
+            f"goes into {into!r}? give take=..."
         )
         raise DefinitionError(msg)
     fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
     for field in fields:
         if field not in graph.writes and field not in graph.reads:
             msg = (
-                f"fan_out {who!r}: take={field!r} is no field that {graph.name!r} writes "
+                f"fan_out {subject!r}: take={field!r} is no field that {graph.name!r} writes "
                 f"(it writes: {writes}){did_you_mean(str(field), graph.writes)}"
             )
             raise DefinitionError(msg)

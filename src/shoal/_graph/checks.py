@@ -18,7 +18,7 @@ from .until import EndCondition
 
 
 def check_policies(
-    who: str,
+    subject: str,
     *,
     on_error: object,
     at_most: object,
@@ -32,23 +32,26 @@ def check_policies(
     """Check the policies of a parallel act.
 
     Raises:
-        DefinitionError: One is invalid; the message names ``who``, the act.
+        DefinitionError: One is invalid; the message names ``subject``, the act.
     """
-    check_cascade(who, store, hooks)
+    check_cascade(subject, store, hooks)
     if not isinstance(limits, Limits):
-        msg = f"{who}: limits= takes Limits(n), not {limits!r}"
+        msg = f"{subject}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
     if at_most is not None and (type(at_most) is not int or at_most < 0):
-        msg = f"{who}: at_most= takes a number of children, not {at_most!r}"
+        msg = f"{subject}: at_most= takes a number of children, not {at_most!r}"
         raise DefinitionError(msg)
     if on_error not in ("fail", "collect", "ignore") and not isinstance(on_error, Tolerate):
-        msg = f"{who}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), not {on_error!r}"
+        msg = (
+            f"{subject}: on_error= is 'fail', 'collect', 'ignore' or Tolerate(...), "
+            f"not {on_error!r}"
+        )
         raise DefinitionError(msg)
     if each is not None and not isinstance(each, Each):
-        msg = f"{who}: each= takes Each(timeout=..., retry=...), not {each!r}"
+        msg = f"{subject}: each= takes Each(timeout=..., retry=...), not {each!r}"
         raise DefinitionError(msg)
-    check_timeout(f"{who}: timeout=", timeout)
-    check_title(f"{who}: title=", title)
+    check_timeout(f"{subject}: timeout=", timeout)
+    check_title(f"{subject}: title=", title)
 
 
 def check_title(what: str, title: object) -> None:
@@ -69,42 +72,46 @@ def check_title(what: str, title: object) -> None:
     require_plain(title, what)
 
 
-def check_stagger(who: str, stagger: object, until: EndCondition) -> None:
+def check_stagger(subject: str, stagger: object, until: EndCondition) -> None:
     """Check a user's ``stagger=``.
 
     Raises:
-        DefinitionError: It is invalid, or doesn't go with ``until``; the message names ``who``.
+        DefinitionError: It is invalid, or doesn't go with ``until``; the message names ``subject``.
     """
     if isinstance(stagger, Hedge):
         if not until.is_race:
             msg = (
-                f"{who}: stagger=Hedge(...) starts more children than are needed, but here all "
+                f"{subject}: stagger=Hedge(...) starts more children than are needed, but here all "
                 f"are needed: give until=first(); or, to hedge each child, fan out a race of its "
                 f"act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
             )
             raise DefinitionError(msg)
     elif stagger is not None and not (is_number(stagger) and stagger >= 0):
         msg = (
-            f"{who}: stagger= takes seconds from one start to the next, math.inf for one at a "
+            f"{subject}: stagger= takes seconds from one start to the next, math.inf for one at a "
             f"time, or Hedge(...), not {brief(stagger)}"
         )
         raise DefinitionError(msg)
 
 
-def check_cascade(who: str, store: object, hooks: object) -> None:
+def check_cascade(subject: str, store: object, hooks: object) -> None:
     """Check the ``store=`` and ``hooks=`` that replace those of the parent.
 
     Raises:
-        DefinitionError: One is invalid; the message names ``who``.
+        DefinitionError: One is invalid; the message names ``subject``.
     """
     if store is not None and store is not INHERIT:
-        check_store(store, f"{who}: store=")
+        check_store(store, f"{subject}: store=")
     if hooks is not INHERIT:
         Hooks(cast("Iterable[Hook]", hooks))
 
 
 def check_reads(
-    who: str, graph: Graph, declared: Collection[str], given: Collection[str], data: Collection[str]
+    subject: str,
+    graph: Graph,
+    declared: Collection[str],
+    given: Collection[str],
+    data: Collection[str],
 ) -> None:
     """Check that a step declares all fields that a graph chosen at run time reads.
 
@@ -112,7 +119,7 @@ def check_reads(
     graph doesn't need, and that is missing, need not be declared.
 
     Args:
-        who: The step, for messages.
+        subject: The step, for messages.
         graph: The graph that was chosen.
         declared: The fields that the step declares to read.
         given: Fields that the step itself gives to the children.
@@ -128,7 +135,7 @@ def check_reads(
     ]
     if unread:
         msg = (
-            f"{who}: {graph.name!r} reads {', '.join(unread)}, which {who} does not declare; "
-            f"add it to reads=[...]"
+            f"{subject}: {graph.name!r} reads {', '.join(unread)}, which {subject} does not "
+            f"declare; add it to reads=[...]"
         )
         raise UndeclaredRead(msg)

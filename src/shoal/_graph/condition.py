@@ -223,13 +223,13 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
     required = [field for field, is_required in parameters.items() if is_required]
     optional = [field for field, is_required in parameters.items() if not is_required]
     fields = declared.union(required, optional)
-    permit = FieldAccess(code, fields, frozenset())
+    access = FieldAccess(code, fields, frozenset())
 
     def test(data: Data) -> bool:
         values: dict[str, Any] = {field: _field(data, field, code) for field in required}
         values.update((field, reveal(data[field])) for field in optional if field in data)
         if takes_state:
-            values["state"] = make_state(data, permit)
+            values["state"] = make_state(data, access)
         result = predicate(**values)
         refuse_awaitable(result, code)
         return bool(result)

@@ -140,9 +140,9 @@ class _Trace:
     def _needed_by(self) -> dict[str, str]:
         needed: dict[str, str] = {}
         for act in self._acts:
-            for field, who in act.needed_by.items():
+            for field, reader in act.needed_by.items():
                 if not self._may_be_written(field, act.name):
-                    needed.setdefault(field, who)
+                    needed.setdefault(field, reader)
             for number, condition in enumerate(self._tried(act.name)):
                 edge = self._leaving[act.name][number]
                 for field in sorted(condition.needs.difference(act.writes)):

@@ -74,7 +74,7 @@ class FanOut(Parallel):
         self._is_keyed: bool | None = None if over is None else key is not None
         self._bound: Mapping[str, object] = {}
         self.reads: Collection[str] = reads
-        self.writes: Collection[str] = join.permit.writes
+        self.writes: Collection[str] = join.access.writes
         self.continues: Collection[str] = join.continues
         self.sure_writes: Collection[str] = frozenset(
             f for f in (join.into, join.errors_into) if f is not None
@@ -111,9 +111,9 @@ class FanOut(Parallel):
     def needed_by(self) -> Mapping[str, str]:
         """The field that it runs over, if it is one, and the fields that its children need."""
         needed = {
-            field: f"{who} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
+            field: f"{reader} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
             for graph in self._graphs
-            for field, who in graph.needed_by.items()
+            for field, reader in graph.needed_by.items()
             if field not in self._brought
         }
         if isinstance(self.over, str):
@@ -144,8 +144,8 @@ class FanOut(Parallel):
         return (take,) if isinstance(take, str) else () if take is None or callable(take) else take
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        permit = self.join.permit
-        self.join = replace(self.join, name=name, permit=replace(permit, action=name))
+        access = self.join.access
+        self.join = replace(self.join, name=name, access=replace(access, action=name))
         self.name = name
         self._bound = {**inputs, **self._bound}
         if not callable(self.acts):
@@ -419,7 +419,7 @@ def fan_out(
     readable = readable.union(*(graph.reads - brought for graph in known))
     join = JoinSpec(
         name=label,
-        permit=FieldAccess(label, readable | writable, writable),
+        access=FieldAccess(label, readable | writable, writable),
         into=into,
         errors_into=errors_into,
         shape=shape_of(over, key, ends, several=several),
@@ -455,11 +455,11 @@ class _Checks(NamedTuple):
     name: str
 
     def refuse(self, why: str) -> NoReturn:
-        msg = f"{self.who}: {why}"
+        msg = f"{self.subject}: {why}"
         raise DefinitionError(msg)
 
     @property
-    def who(self) -> str:
+    def subject(self) -> str:
         return f"fan_out {self.name!r}" if self.name else "fan_out"
 
     def acts(
@@ -508,7 +508,7 @@ class _Checks(NamedTuple):
     def functions(self, **given: object) -> None:
         for parameter, value in given.items():
             if value is not None:
-                require_plain(value, f"{self.who}: {parameter}=")
+                require_plain(value, f"{self.subject}: {parameter}=")
 
     def names(self, **given: object) -> None:
         for parameter, value in given.items():

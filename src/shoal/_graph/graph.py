@@ -99,7 +99,7 @@ class Graph(Act):
             msg = "Graph() needs an edge: Graph((a, b)); of a single act make Graph.chain(a)"
             raise DefinitionError(msg)
         checked = tuple(_checked(edge) for edge in edges)
-        acts = _told_apart(checked, entry)
+        acts = _acts_by_name(checked, entry)
         start = _entry(acts, checked, entry)
         _refuse_never_tried(checked)
         self._wire(checked, acts, start)
@@ -304,7 +304,9 @@ class Graph(Act):
 
     def missing(self, fields: Collection[str]) -> Mapping[str, str]:
         """Return the needed fields that are not among ``fields``; see ``Flow.needed_by``."""
-        return {field: who for field, who in self._flow.needed_by.items() if field not in fields}
+        return {
+            field: reader for field, reader in self._flow.needed_by.items() if field not in fields
+        }
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
@@ -341,11 +343,13 @@ class Graph(Act):
                     f"which {schema.why_undeclared(field)}"
                 )
                 raise DefinitionError(msg)
-        who = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
-        wanted = dict.fromkeys(sorted(schema.required - self.writes), who)
+        reader = f"the model {schema.name} of graph {self.name!r}, which has no default for it,"
+        wanted = dict.fromkeys(sorted(schema.required - self.writes), reader)
         flow = self._flow
         defaults = schema.fields - schema.required
-        needed = {field: who for field, who in flow.needed_by.items() if field not in defaults}
+        needed = {
+            field: reader for field, reader in flow.needed_by.items() if field not in defaults
+        }
         self._let_flow(
             flow._replace(reads=flow.reads | wanted.keys(), needed_by={**wanted, **needed})
         )
@@ -436,7 +440,7 @@ def _check_act(found: object, where: str) -> Act:
     raise DefinitionError(no_act(found, where))
 
 
-def _told_apart(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
+def _acts_by_name(edges: Iterable[Edge], entry: object) -> dict[str, Act]:
     """Return the acts of some edges by name.
 
     Raises:

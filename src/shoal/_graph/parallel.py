@@ -50,7 +50,7 @@ class JoinSpec:
 
     name: str
     """The name of the step."""
-    permit: FieldAccess
+    access: FieldAccess
     """The fields of the parent's state that ``reduce`` and ``grow`` may read and write."""
     into: str | None = None
     errors_into: str | None = None

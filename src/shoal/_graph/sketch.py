@@ -154,14 +154,17 @@ def _named_by(function: object) -> Iterator[object]:
         partial = cast("functools.partial[Any]", function)
         yield from (*partial.args, *partial.keywords.values())
         function = partial.func
-    if inspect.ismethod(function):
-        own: Mapping[str, object] = getattr(function.__self__, "__dict__", {})
-        for name in _names_in(function.__func__.__code__, "LOAD_ATTR", "LOAD_METHOD"):
-            if name in own:
-                yield own[name]
-        function = function.__func__
+    if callable(function) and not inspect.isroutine(function):
+        call: Any = type(function).__call__  # an object with a method __call__
+        function = call.__get__(function)
+    owner: object = getattr(function, "__self__", None)
+    function = inspect.unwrap(cast("Any", getattr(function, "__func__", function)))
     if not inspect.isfunction(function):
         return
+    own: Mapping[str, object] = getattr(owner, "__dict__", {})
+    for name in _names_in(function.__code__, "LOAD_ATTR", "LOAD_METHOD") if own else ():
+        if name in own:
+            yield own[name]
     yield from _around(function)
 
 

@@ -133,9 +133,9 @@ class ParallelAction(Parallel):
                     f"which yields them one by one"
                 )
                 raise DefinitionError(msg)
-        who = f"class {cls.__name__}"
+        subject = f"class {cls.__name__}"
         check_policies(
-            who,
+            subject,
             on_error=cls.on_error,
             at_most=cls.at_most,
             limits=cls.limits,
@@ -145,12 +145,12 @@ class ParallelAction(Parallel):
             timeout=cls.timeout,
             title=cls.title,
         )
-        until = as_condition(who, cls.until)
-        check_stagger(who, cls.stagger, until)
+        until = as_condition(subject, cls.until)
+        check_stagger(subject, cls.stagger, until)
         if until.is_race and _says(cls, "on_error"):
             msg = (
-                f"{who}: with such an until a failure only removes a contestant, so on_error can't "
-                f"be given; result.outcomes(name) has the failures"
+                f"{subject}: with such an until a failure only removes a contestant, so on_error "
+                "can't be given; result.outcomes(name) has the failures"
             )
             raise DefinitionError(msg)
 
@@ -207,7 +207,7 @@ class ParallelAction(Parallel):
         bind_instance(self, name, {**inputs, **self._bound})
 
     @property
-    def _permit(self) -> FieldAccess:
+    def _access(self) -> FieldAccess:
         writes = frozenset(self.writes)
         return FieldAccess(self.name, frozenset(self.reads) | writes, writes)
 
@@ -215,7 +215,7 @@ class ParallelAction(Parallel):
         until = as_condition(self.name, self.until)
         return JoinSpec(
             name=self.name,
-            permit=self._permit,
+            access=self._access,
             reduce=self.reduce,
             on_error="ignore" if until.is_race else self.on_error,
             until=until,

@@ -203,7 +203,7 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
     """End a fan-out with its first ``n`` accepted results, and cancel the rest.
 
     The rest are awaited, their ``finally`` blocks included; see ``shielded`` for those that await.
-    Children that fail, or whose result is refused, only leave the contest. As soon as too few are
+    Children that fail, or whose result is refused, only leave the race. As soon as too few are
     left, the step raises ``NobodyAccepted``. Of children that end at the same moment, those with
     lower positions come first. ``into`` holds the winning value itself; with ``n`` above 1, a
     collection, as without ``until=``.
@@ -232,7 +232,7 @@ def first(n: int = 1, *, accept: Callable[[Any], object] | None = None) -> First
 def quorum(n: int, *, by: Callable[[Any], object] | None = None) -> Quorum:
     """End a fan-out as soon as ``n`` of its results agree, and cancel the rest.
 
-    Children that fail only leave the contest. As soon as ``n`` can't agree any more, the step
+    Children that fail only leave the race. As soon as ``n`` can't agree any more, the step
     raises ``NobodyAccepted``. ``into`` holds the value that was agreed on; of several values that
     count as equal, the one with the lowest position. Each vote that was counted is ``used``, the
     outvoted ones as well, so the ledger, which iterates over losers, has none of them.
@@ -266,7 +266,7 @@ def first_item(
     The first child that yields an item wins and continues to stream. That is saved, and the other
     children are cancelled. When the winner ends, its result is applied; ``into`` holds the value
     itself. Items of several children can't be confused: each event names its child. A child that
-    succeeds without an item wins as well. Children that fail before only leave the contest. If none
+    succeeds without an item wins as well. Children that fail before only leave the race. If none
     is left, the step raises ``NobodyAccepted``. After a crash only the winner runs again, from its
     start.
 
@@ -298,26 +298,26 @@ def first_item(
     return FirstItem(when, on_break)
 
 
-def as_condition(who: str, until: object) -> EndCondition:
+def as_condition(subject: str, until: object) -> EndCondition:
     """Check a user's ``until=``; return the condition, which is made of a function if it is one.
 
     Raises:
-        DefinitionError: It is invalid; the message names ``who``, the act.
+        DefinitionError: It is invalid; the message names ``subject``, the act.
     """
     if isinstance(until, EndCondition):
         return until
     for makes in (all_, first, quorum, first_item):
         if until is makes:
             name = makes.__name__
-            msg = f"{who}: until= takes the result of {name}(...); call it: until={name}()"
+            msg = f"{subject}: until= takes the result of {name}(...); call it: until={name}()"
             raise DefinitionError(msg)
     if not callable(until):
         msg = (
-            f"{who}: until= takes all_(), first(n), quorum(n), first_item() or a function "
+            f"{subject}: until= takes all_(), first(n), quorum(n), first_item() or a function "
             f"(state, outcome) -> bool, not {brief(until)}"
         )
         raise DefinitionError(msg)
-    require_plain(until, f"{who}: until=")
+    require_plain(until, f"{subject}: until=")
     return ByFunction(cast("Asked", until))
 
 

@@ -11,7 +11,7 @@ once, or it waits:
 - ``admission``: the controller, which binds the others together.
 - ``limiters``: the gates of each owner of limits, by key.
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
-- ``scheduler``: the queue in front of the gates, with fair shares.
+- ``scheduler``: the scheduler in front of the gates, with fair shares.
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.

@@ -1,8 +1,8 @@
-"""Admission control of a runtime: one queue, and the limits of all owners in front of it.
+"""Admission control of a runtime: one scheduler, and the limits of all owners in front of it.
 
 The path of an attempt: its *limiters*, one for each owner of limits that apply, have *gates*, one
 for each key. The attempt acquires a *permit* for all of these gates together, or waits for it in
-the *queue*. The children of a fan-out are admitted through the same parts, by the engine.
+the *scheduler*. The children of a fan-out are admitted through the same parts, by the engine.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class AdmissionController:
             threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
-        self.queue: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
-        self.limiters: Limiters = Limiters(self.queue, threads, takes_foreign=takes_foreign)
+        self.scheduler: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
+        self.limiters: Limiters = Limiters(self.scheduler, threads, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Return the limiter of ``owner``, creating it on first use; see ``Limiters.of``."""
         return self.limiters.of(owner, limits, name)
 
-    def seat(
+    def permit(
         self,
         scopes: tuple[Limiter, ...],
         data: Mapping[str, object],
@@ -64,7 +64,7 @@ class AdmissionController:
         limits: Limits | None,
         in_thread: bool,
     ) -> AttemptPermit | None:
-        """Return a permit for an attempt: granted if there is room, else waiting in the queue.
+        """Return a permit for an attempt: granted if there is room, else waiting in the scheduler.
 
         Args:
             scopes: The limiters of the runtime and the application that the run belongs to.
@@ -76,41 +76,43 @@ class AdmissionController:
 
         Returns None if nothing limits the attempt.
         """
-        stake = None if holder is None else holder.stake
+        slot = None if holder is None else holder.slot
         limiters = self.limiters.of_attempt(scopes, owner, limits)
         thread = self.limiters.threads if in_thread else None
         # An in-flight slot that was released while the child waited is reacquired with the permit.
-        if not limiters and thread is None and (stake is None or stake.is_held):
+        if not limiters and thread is None and (slot is None or slot.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return AttemptPermit(self.queue, needed, costs, holder, stake=stake, thread=thread)
+        return AttemptPermit(self.scheduler, needed, costs, holder, slot=slot, thread=thread)
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
-        return AttemptPermit(self.queue, (), None, holder, stake=holder.stake)
+        return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot)
 
-    def charge(self, seat: AttemptPermit | None, stake: InFlightSlot | None, actual: float) -> None:
+    def charge(
+        self, permit: AttemptPermit | None, slot: InFlightSlot | None, actual: float
+    ) -> None:
         """Replace the units that ``cost=`` functions charged an attempt and its child."""
-        for held in (seat, stake):
+        for held in (permit, slot):
             if held is not None:
-                self.queue.charge(held, actual)
+                self.scheduler.charge(held, actual)
 
-    def pause(self, seat: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
+    def pause(self, permit: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
 
         Returns whether the pause also delays the next attempt of this one. The keys of the permit
         and of the child do. Those of enclosing children only delay other children, because the
         enclosing children are in flight already.
         """
-        until = self.queue.clock() + seconds
+        until = self.scheduler.clock() + seconds
         # A list, not a generator: `any` would stop at the first, and all must be paused.
         paused = [
-            self.queue.pause(held, until) for held in (seat, holder.stake) if held is not None
+            self.scheduler.pause(held, until) for held in (permit, holder.slot) if held is not None
         ]
         above = holder.above
         while above is not None:
-            if above.stake is not None:
-                self.queue.pause(above.stake, until)
+            if above.slot is not None:
+                self.scheduler.pause(above.slot, until)
             above = above.above
         return any(paused)
 
@@ -120,11 +122,11 @@ class AdmissionController:
         Raises:
             Exception: Whatever a user's policy raises.
         """
-        self.queue.adapt(held, error)
+        self.scheduler.adapt(held, error)
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
-        self.queue.close()
+        self.scheduler.close()
 
     def __repr__(self) -> str:
-        return f"<Admission, {self.queue}>"
+        return f"<AdmissionController, {self.scheduler}>"

@@ -133,7 +133,7 @@ class Circuits:
         self._skipped = 0
 
     def admit(self, key: Hashable) -> bool:
-        """Return whether a child of ``key`` may start; its end must then be passed to ``hear``."""
+        """Return whether a child of ``key`` may start; then pass its end to ``on_end``."""
         circuit = self._failing.get(key)
         if circuit is None or circuit.open_until == -math.inf:
             return True
@@ -144,7 +144,7 @@ class Circuits:
         circuit.is_probing = True
         return True
 
-    def hear(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
+    def on_end(self, key: Hashable, end: BaseException | Literal["done", "cancelled"]) -> None:
         """Count the end of a child of ``key`` that was admitted.
 
         Raises:
@@ -156,9 +156,11 @@ class Circuits:
         # test_a_probe_that_cannot_be_judged_leaves_its_place_to_another.
         if circuit is not None:
             circuit.is_probing = False
-        if end == "cancelled":
+        if end == "cancelled":  # that says nothing about the service
             return
         if not isinstance(end, BaseException) or not self.breaker.counts(end):
+            # An error that doesn't count shows that the service answers. So the earlier failures
+            # are forgotten, which count only in a row; and healthy keys take no memory.
             self._failing.pop(key, None)
             return
         if circuit is None:

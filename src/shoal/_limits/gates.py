@@ -1,9 +1,9 @@
-"""Gates, the claims on them, and the wait queues in which claims wait.
+"""Gates, the requests made to them, and the wait queues in which requests wait.
 
 A *gate* is the semaphore and the rate meter of one part of a ``Limits``, for one key of it. An
-attempt or a child that wants to start makes a *claim* on several gates at once. Claims of the same
-execution on the same gates share a *wait queue*. It is posted at one gate that is closed to its
-first claim; the other gates don't know of it.
+attempt or a child that wants to start makes a *request* to several gates at once. Requests of the
+same execution on the same gates share a *wait queue*. It is posted at one gate that is closed to
+its first request; the other gates don't know of it.
 
 Invariants:
 - A wait queue is posted at one gate, or at none. A gate knows which of those posted at it has the
@@ -28,8 +28,8 @@ from .shared_rates import SharedMeter
 Turn = tuple[bool, float, int]
 """The position of a wait queue among others; the smallest goes first.
 
-Whether it holds new claims (attempts that reacquire their slots go before these), the round in
-which its first claim is due, and the arrival number of that claim.
+Whether it holds new requests (attempts that reacquire their slots go before these), the round in
+which its first request is due, and the arrival number of that request.
 """
 
 
@@ -77,7 +77,7 @@ class Gate:
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by Alarms alone; inf: no alarm
         self.posted: int = 0  # wait queues posted here; `_posts` may hold more
-        # A heap. A wait queue that is moved, or whose first claim changes, leaves its old entry
+        # A heap. A wait queue that is moved, or whose first request changes, leaves its old entry
         # behind, with a version that no longer matches; `first` drops it when it surfaces.
         self._posts: list[tuple[Turn, int, WaitQueue]] = []
 
@@ -88,11 +88,11 @@ class Gate:
         self.slots: float = math.inf if size is None else int(size)
 
     def opens_at(self, cost: float, *, paid: bool) -> float:
-        """Return when the gate opens to a claim of this cost.
+        """Return when the gate opens to a request of this cost.
 
         Args:
             cost: Units of the rate.
-            paid: Whether the claim was charged before, so that it needs only a slot.
+            paid: Whether the request was charged before, so that it needs only a slot.
 
         Returns -inf or a past time if the gate is open, inf if the passing of time doesn't open it.
         """
@@ -118,7 +118,7 @@ class Gate:
 
     @property
     def has_cost(self) -> bool:
-        """Whether a user's ``cost=`` function says how many units a claim takes."""
+        """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
 
     def is_new(self, now: float) -> bool:
@@ -165,20 +165,20 @@ class Gate:
         ]
 
     def waiting(self) -> int:
-        """Return the number of claims that wait here."""
-        return sum(len(wait_queue.claims) for wait_queue in self.wait_queues())
+        """Return the number of requests that wait here."""
+        return sum(len(wait_queue.requests) for wait_queue in self.wait_queues())
 
     def costs(self, most: int) -> list[float]:
-        """Return the costs of claims that wait here for the rate and for which slots are free.
+        """Return the costs of requests that wait here for the rate and for which slots are free.
 
         Args:
-            most: The most claims to look at.
+            most: The most requests to look at.
         """
         found: list[float] = []
         for wait_queue in self.wait_queues():
-            # Units for claims that no slot could take would lapse unused: see
+            # Units for requests that no slot could take would lapse unused: see
             # test_nothing_is_asked_for_that_slots_could_not_use.
-            looked_at = islice(wait_queue.claims, min(wait_queue.first().room, most - len(found)))
+            looked_at = islice(wait_queue.requests, min(wait_queue.first().room, most - len(found)))
             found += [one.cost(one.needed.index(self)) for one in looked_at if not one.paid]
         return found
 
@@ -191,11 +191,11 @@ class Gate:
 class FairShare(Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
-    Both attributes are set by the queue alone.
+    Both attributes are set by the scheduler alone.
     """
 
     turn_due: float
-    """The round in which its next claim is due. Each waiting execution has one turn a round."""
+    """The round in which its next request is due. Each waiting execution has one turn a round."""
     turns_since: float
     """The round in which it last began to wait after it had nothing waiting."""
 
@@ -229,16 +229,16 @@ class PermitRequest(Acquired):
         costs: tuple[float, ...] | None = None,
         unit: FairShare | None = None,
     ) -> None:
-        """Create a claim that is neither granted nor waiting.
+        """Create a request that is neither granted nor waiting.
 
         Args:
             needed: The gates, each once.
             costs: The units that each of them charges; None: 1 each.
-            unit: The execution that takes turns for it; None: claims go by arrival.
+            unit: The execution that takes turns for it; None: requests go by arrival.
         """
         super().__init__(needed, costs)
         self.unit: FairShare | None = unit
-        # Whether a child that has started waits for its next attempt. Such a claim goes before
+        # Whether a child that has started waits for its next attempt. Such a request goes before
         # children that have not started.
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
@@ -254,59 +254,59 @@ class PermitRequest(Acquired):
 
     @property
     def room(self) -> int:
-        """How many claims like this one would find a slot at every gate they need."""
+        """How many requests like this one would find a slot at every gate they need."""
         room = min(gate.slots - gate.used for gate in self.needed)
         return int(max(0.0, min(room, sys.maxsize)))
 
     @property
     def is_gone(self) -> bool:
-        """Whether the task that waits for this claim was cancelled and has not run since."""
+        """Whether the task that waits for this request was cancelled and has not run since."""
         return False
 
-    # The queue calls these as the claim moves on.
+    # The scheduler calls these as the request moves on.
 
     def include_slot(self) -> bool:
-        """Add the child's in-flight slot to a claim that must wait; return whether it was added."""
+        """Add the child's in-flight slot to a request that must wait; return whether it has one."""
         return False
 
     def suspend_slot(self) -> None:
-        """Release the child's in-flight slot, after the claim has joined a wait queue."""
+        """Release the child's in-flight slot, after the request has joined a wait queue."""
 
     def on_granted(self, since: float | None) -> None:
-        """Called when the claim is granted and charged for the first time."""
+        """Called when the request is granted and charged for the first time."""
         self.since = since
 
     def wake(self) -> None:
-        """Called when the claim has left its wait queue."""
+        """Called when the request has left its wait queue."""
 
     def refuse(self, error: Exception) -> None:
-        """Called instead of ``wake`` when the claim was removed because it can't be granted."""
+        """Called instead of ``wake`` when the request was removed because it can't be granted."""
 
 
 @final
 class WaitQueue:
-    """Waiting claims of one unit on the same gates, in order of arrival."""
+    """Waiting requests of one unit on the same gates, in order of arrival."""
 
-    __slots__ = ("claims", "gate", "is_behind", "key", "version")
+    __slots__ = ("requests", "gate", "is_behind", "key", "version")
 
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
-        """Create an empty queue; if ``is_behind``, it is served after those that are not."""
+        """Create an empty wait queue; if ``is_behind``, it is served after those that are not."""
         self.key: Hashable = key
         self.is_behind: bool = is_behind
-        # Claims and their arrival numbers; never empty while it is posted. A plain dict would scan
-        # over the entries deleted at its front each time the first one is looked up.
-        self.claims: OrderedDict[PermitRequest, int] = OrderedDict()
+        # Requests and their arrival numbers; never empty while it is posted. A plain dict would
+        # scan over the entries deleted at its front each time the first one is looked up.
+        self.requests: OrderedDict[PermitRequest, int] = OrderedDict()
         self.gate: Gate | None = None  # where it is posted
         self.version: int = 0  # changes with every post and unpost
 
     def first(self) -> PermitRequest:
-        """Return the first claim."""
-        return next(iter(self.claims))
+        """Return the first request."""
+        return next(iter(self.requests))
 
     def turn(self) -> Turn:
-        """Return the turn of the first claim, to be compared with those of other wait queues."""
-        claim, arrival = next(iter(self.claims.items()))
-        return self.is_behind, claim.due, arrival
+        """Return the turn of the first request, to be compared with those of other wait queues."""
+        request, arrival = next(iter(self.requests.items()))
+        return self.is_behind, request.due, arrival
 
     def __repr__(self) -> str:
-        return f"<WaitQueue of {len(self.claims)} at {self.gate}>"
+        return f"<WaitQueue of {len(self.requests)} at {self.gate}>"

@@ -50,8 +50,8 @@ class Statistics:
 class Limiter:
     """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
-    def __init__(self, limits: Limits, queue: FairScheduler) -> None:
-        self._queue: FairScheduler = queue
+    def __init__(self, limits: Limits, scheduler: FairScheduler) -> None:
+        self._scheduler: FairScheduler = scheduler
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
@@ -61,6 +61,7 @@ class Limiter:
         """
 
     def _same(self) -> tuple[Gate, ...] | None:
+        # With `by=` the gate depends on the state, and with `cost=` the charge does.
         if any(part.by is not None or part.cost is not None for part in self.limits.parts):
             return None
         return tuple([gates.the_one() for gates in self.parts])
@@ -92,15 +93,15 @@ class Limiter:
             )
             raise BadUse(msg)
         self.limits = limits
-        self.same = self._same()
-        # Served at once: with more slots, or a faster rate, waiting claims may start now.
+        self.same = self._same()  # a part may have a `cost=` now, or have none any more
+        # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
             for gate in gates.change(part):
-                self._queue.serve(gate)
+                self._scheduler.serve(gate)
 
     def statistics(self) -> tuple[Statistics, ...]:
         """Return the use of each part, in the order in which ``&`` has joined them."""
-        now = self._queue.clock()
+        now = self._scheduler.clock()
         return tuple(gates.statistics(now) for gates in self.parts)
 
     def __repr__(self) -> str:
@@ -150,6 +151,7 @@ class PartGates:
         """Replace the part, in all gates too; return the gates."""
         self.part = part
         for gate in self.gates.values():
+            # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
             meter = part.meter(gate.key)
@@ -176,16 +178,16 @@ class Limiters:
     """The limiters of all owners in a runtime."""
 
     def __init__(
-        self, queue: FairScheduler, threads: float | None = None, *, takes_foreign: bool = True
+        self, scheduler: FairScheduler, threads: float | None = None, *, takes_foreign: bool = True
     ) -> None:
         """Create the registry of a runtime.
 
         Args:
-            queue: The queue in which claims wait.
+            scheduler: The scheduler in which requests wait.
             threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
-        self._queue: FairScheduler = queue
+        self._scheduler: FairScheduler = scheduler
         self._takes_foreign: bool = takes_foreign
         self.threads: Gate = Gate(threads)
         """The gate of the worker threads."""
@@ -211,7 +213,7 @@ class Limiters:
         if found is None:
             if not self._takes_foreign:
                 _refuse_foreign(limits)
-            found = named[name] = Limiter(limits, self._queue)
+            found = named[name] = Limiter(limits, self._scheduler)
         return found
 
     def of_attempt(
@@ -241,12 +243,12 @@ class Limiters:
         else:
             return same, None
         parts = [gates for limiter in limiters for gates in limiter.parts]
-        state, now = make_state(data), self._queue.clock()
+        state, now = make_state(data), self._scheduler.clock()
         found = [gates.find(state, now) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
 
-# The queue is protected from Ctrl-C; users' functions must be interruptible all the same.
+# The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.
 
 
 @ki_unprotected

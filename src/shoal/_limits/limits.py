@@ -69,7 +69,7 @@ class SharedRate:
 
     All limits with this rate, in all processes, use up the same rate; with ``by=``, the same rate
     for each key. In any window of ``t`` seconds at most ``k * t / per + burst`` start in all
-    processes together, and while claims wait the full rate is used.
+    processes together, and while requests wait the full rate is used.
 
     To keep that promise, each start is counted as if it came 20 ms after its turn, because a
     process that isn't stuck has started it by then. The burst pays for this: it is smaller by what

@@ -1,10 +1,11 @@
 """Meters: how much of a rate is used up, for one key.
 
 Invariants:
-- In any window of t seconds at most ``t / interval + burst`` units pass. While claims wait, the
+- In any window of t seconds at most ``t / interval + burst`` units pass. While requests wait, the
   full rate passes.
-- Units are charged when a claim is granted, not before. Units that were charged too much, or for an
-  attempt that never ran, are given back as if they had never been taken, and never more than that.
+- Units are charged when a request is granted, not before. Units that were charged too much, or for
+  an attempt that never ran, are given back as if they had never been taken, and never more than
+  that.
 """
 
 from __future__ import annotations
@@ -151,8 +152,8 @@ class ForeignMeter:
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
         """Acquire ``cost`` units, for which there is room."""
-        # The coroutine is driven by hand, since the queue grants without awaiting. It returns at
-        # the first step because there is room; one that suspends breaks its promise.
+        # The coroutine is driven by hand, since the scheduler grants without awaiting. It returns
+        # at the first step because there is room; one that suspends breaks its promise.
         taking = self._rate.acquire(cost)
         try:
             cast("Any", taking).send(None)

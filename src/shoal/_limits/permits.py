@@ -35,11 +35,11 @@ class InFlightSlot(Acquired):
     moment.
     """
 
-    __slots__ = ("_on_aside", "_queue", "is_aside", "is_due", "is_held", "returns")
+    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held", "returns")
 
     def __init__(
         self,
-        queue: FairScheduler,
+        scheduler: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...],
         on_aside: Callable[[int], None],
@@ -49,14 +49,14 @@ class InFlightSlot(Acquired):
         """Create the slot of one child.
 
         Args:
-            queue: The queue that grants it.
+            scheduler: The scheduler that grants it.
             needed: The gate of the child's place, then the gates of its fan-out's limits.
             costs: The units that each of them charges.
             on_aside: Called with 1 when the child has stepped aside, with -1 when it is back.
             is_held: Whether its gates count it already.
         """
         super().__init__(needed, costs)
-        self._queue: FairScheduler = queue
+        self._scheduler: FairScheduler = scheduler
         self._on_aside: Callable[[int], None] = on_aside
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
@@ -70,18 +70,18 @@ class InFlightSlot(Acquired):
     @property
     def price(self) -> tuple[float, ...]:
         """The units that acquiring it charges at each gate; 0 if they are paid already."""
-        assert self.costs is not None, "a stake is made with its costs"
+        assert self.costs is not None, "a slot is made with its costs"
         return self.costs if self.is_due else (0.0,) * len(self.needed)
 
     def step_aside(self) -> None:
         """Release the slot while the child waits for something else."""
-        # Set before the slot is released: releasing grants other claims, which run callbacks.
+        # Set before the slot is released: releasing grants other requests, which run callbacks.
         self.is_aside = True
         self._give_back()
         self._on_aside(1)
 
     def hold(self, *, since: float | None = None, taken_at: float = -math.inf) -> None:
-        """Note that the queue has counted the slot, and charged it if that was due."""
+        """Note that the scheduler has counted the slot, and charged it if that was due."""
         if self.is_due:  # else the time of the earlier charge stays, which a refund needs
             self.taken_at = taken_at
         self.is_held = True
@@ -112,17 +112,17 @@ class InFlightSlot(Acquired):
     def refund(self) -> None:
         """Give back the units charged for a child that never started."""
         if not self.is_due:  # else nothing was charged
-            self._queue.refund(self)
+            self._scheduler.refund(self)
 
     def _give_back(self) -> None:
         if self.is_held:
             self.is_held = False
             for gate in self.needed:
                 gate.used -= 1
-            self._queue.serve(*self.needed)
+            self._scheduler.serve(*self.needed)
 
     def __repr__(self) -> str:
-        return f"<Stake {'held' if self.is_held else 'not held'}, {self.needed}>"
+        return f"<InFlightSlot {'held' if self.is_held else 'not held'}, {self.needed}>"
 
 
 def ignore_aside(by: int) -> None:
@@ -133,11 +133,11 @@ def ignore_aside(by: int) -> None:
 class InFlight:
     """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
-    __slots__ = ("_holders", "_on_aside", "_queue", "above", "place")
+    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "place")
 
     def __init__(
         self,
-        queue: FairScheduler,
+        scheduler: FairScheduler,
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
@@ -145,12 +145,12 @@ class InFlight:
         """Create the counter, with no child in flight.
 
         Args:
-            queue: The queue in which children wait.
+            scheduler: The scheduler in which children wait.
             places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
             above: The permits of the run that starts the children.
         """
-        self._queue = queue
+        self._scheduler = scheduler
         self._on_aside = on_aside
         # Slots and their holders. `close` takes them away, because a child must not keep a slot of
         # a group that is gone: if a step around it is retried, another group, with places of its
@@ -161,7 +161,7 @@ class InFlight:
         self.place: Gate = Gate(places)
         """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
-    def make_stake(
+    def make_slot(
         self,
         holder: HeldPermits,
         gates: tuple[Gate, ...] = (),
@@ -171,9 +171,9 @@ class InFlight:
     ) -> InFlightSlot:
         """Create the in-flight slot of a child: its place, and ``gates``, those of its fan-out."""
         needed = (self.place, *gates)
-        stake = InFlightSlot(self._queue, needed, (1.0, *costs), self._on_aside, is_held=is_held)
-        self._holders[stake] = holder
-        return stake
+        slot = InFlightSlot(self._scheduler, needed, (1.0, *costs), self._on_aside, is_held=is_held)
+        self._holders[slot] = holder
+        return slot
 
     def release(self, holder: HeldPermits, *, refunds: bool = False) -> None:
         """Release the in-flight slot of a child for good, if it has one.
@@ -182,30 +182,30 @@ class InFlight:
             holder: The permits of the child.
             refunds: Whether to refund its units, because the child never started.
         """
-        stake, holder.stake = holder.stake, None
-        if stake is None:
+        slot, holder.slot = holder.slot, None
+        if slot is None:
             return
-        del self._holders[stake]
+        del self._holders[slot]
         if refunds:
-            stake.refund()
-        stake.leave()
+            slot.refund()
+        slot.leave()
 
     def close(self) -> None:
         """Release the in-flight slots of all children whose results were not applied."""
         self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
         self.above = None
         while self._holders:
-            stake, holder = self._holders.popitem()
-            stake.leave()
-            if holder.stake is stake:
-                holder.stake = None
+            slot, holder = self._holders.popitem()
+            slot.leave()
+            if holder.slot is slot:
+                holder.slot = None
 
 
 @final
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "seat", "stake", "unit")
+    __slots__ = ("in_flight", "first_permit", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -216,9 +216,9 @@ class HeldPermits:
         """
         self.unit: FairShare = unit
         self.in_flight: InFlight | None = in_flight
-        self.stake: InFlightSlot | None = None
+        self.slot: InFlightSlot | None = None
         """The in-flight slot of a child; None until it is needed: the group counts the child."""
-        self.seat: AttemptPermit | None = None
+        self.first_permit: AttemptPermit | None = None
         """The permit of the first attempt, which was acquired when the child was admitted."""
 
     @property
@@ -226,11 +226,11 @@ class HeldPermits:
         """The permits of the run that started this one, if that is a child of a fan-out."""
         return None if self.in_flight is None else self.in_flight.above
 
-    def make_stake(self) -> InFlightSlot | None:
+    def make_slot(self) -> InFlightSlot | None:
         """Return the in-flight slot, creating it on first use; None outside a fan-out."""
-        if self.stake is None and self.in_flight is not None:
-            self.stake = self.in_flight.make_stake(self, is_held=True)
-        return self.stake
+        if self.slot is None and self.in_flight is not None:
+            self.slot = self.in_flight.make_slot(self, is_held=True)
+        return self.slot
 
 
 @final
@@ -240,8 +240,9 @@ class AttemptPermit(PermitRequest):
     Its life, and the attributes that tell where it stands:
 
     - waiting: ``wait_queue`` is set. ``cancel`` and ``leave`` end the wait.
-    - granted: ``granted`` is set. ``lend`` releases the slots for a time.
-    - lent: neither is set, ``_lent`` is above 0. ``regain`` waits, ``reclaim`` doesn't.
+    - granted: ``granted`` is set. ``release_for_children`` releases the slots for a time.
+    - released: neither is set, ``_released`` is above 0. ``reacquire`` waits, ``reacquire_nowait``
+      doesn't.
     - over: ``_over`` is set, by ``leave`` alone, and stays.
     """
 
@@ -249,56 +250,58 @@ class AttemptPermit(PermitRequest):
         "_has_thread",
         "_holder",
         "_includes_slot",
-        "_lent",
+        "_released",
         "_notify",
         "_over",
-        "_queue",
+        "_scheduler",
         "_thread",
         "refusal",
-        "stake",
+        "slot",
         "waiter",
     )
 
     def __init__(
         self,
-        queue: FairScheduler,
+        scheduler: FairScheduler,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
         holder: HeldPermits | None = None,
         *,
         on_granted: Callable[[], None] | None = None,
-        stake: InFlightSlot | None = None,
+        slot: InFlightSlot | None = None,
         thread: Gate | None = None,
     ) -> None:
-        """Enter the queue: granted at once if there is room, else waiting.
+        """Enter the scheduler: granted at once if there is room, else waiting.
 
         Args:
-            queue: The queue that grants it.
+            scheduler: The scheduler that grants it.
             needed: The gates, each once.
             costs: The units that each of them charges; None: 1 each.
-            holder: The permits of the run that the attempt belongs to; None: a claim without a run.
+            holder: The permits of the run that the attempt belongs to; None: a request without a
+                run.
             on_granted: Called once, when the permit is granted after a wait, or refused. None: the
                 attempt's task calls ``wait``.
-            stake: The in-flight slot of the run, if it must be held as well.
+            slot: The in-flight slot of the run, if it must be held as well.
             thread: The gate of the worker threads, if the attempt runs in one.
         """
         super().__init__(needed, costs, None if holder is None else holder.unit)
-        self.is_returning: bool = stake is not None and stake.returns
-        self._queue: FairScheduler = queue
+        self.is_returning: bool = slot is not None and slot.returns
+        self._scheduler: FairScheduler = scheduler
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
-        # Calls of `lend` that `regain` or `reclaim` has not matched yet. Several tasks of one
-        # attempt may fan out at overlapping times; the slots are needed when the last is back.
-        self._lent: int = 0
+        # Calls of `release_for_children` that `reacquire` or `reacquire_nowait` has not matched
+        # yet. Several tasks of one attempt may fan out at overlapping times; the slots are needed
+        # when the last is back.
+        self._released: int = 0
         self._over: bool = False
         # Whether `needed` and `costs` begin with those of the in-flight slot. Only between the
         # constructor and the first grant.
         self._includes_slot: bool = False
-        # The future that a task awaits in `wait` or `regain`; None while no task does. Of tasks
+        # The future that a task awaits in `wait` or `reacquire`; None while no task does. Of tasks
         # that reacquire the same permit, the last one has it.
         self.waiter: Waiter | None = None
         self.refusal: Exception | None = None  # the error of `refuse`, until `wait` raises it
-        self.stake: InFlightSlot | None = stake
+        self.slot: InFlightSlot | None = slot
         self._thread: Gate | None = thread
         self._has_thread: bool = False  # whether a slot of `_thread` is held
         for gate in needed:
@@ -308,51 +311,51 @@ class AttemptPermit(PermitRequest):
         if thread is not None:
             self.needed = (*needed, thread)
             self.costs = None if costs is None else (*costs, 1.0)
-        if stake is not None and not stake.is_held:
-            self._include(stake)
-        queue.enter(self)
+        if slot is not None and not slot.is_held:
+            self._include(slot)
+        scheduler.enter(self)
         if self.granted:
             self._notify = None
 
     # -- the in-flight slot ---------------------------------------------------------------------
 
-    def _include(self, stake: InFlightSlot) -> None:
+    def _include(self, slot: InFlightSlot) -> None:
         """Add the gates of the in-flight slot, at no cost where it is paid already."""
         own = (1.0,) * len(self.needed) if self.costs is None else self.costs
-        self.stake = stake
-        self.needed = (*stake.needed, *self.needed)
-        self.costs = (*stake.price, *own)
+        self.slot = slot
+        self.needed = (*slot.needed, *self.needed)
+        self.costs = (*slot.price, *own)
         self._includes_slot = True
 
     def _split_off_slot(self) -> InFlightSlot:
-        stake = self.stake
-        assert stake is not None, "the permit includes one"
+        slot = self.slot
+        assert slot is not None, "the permit includes one"
         assert self.costs is not None
         self._includes_slot = False
-        self.needed = self.needed[len(stake.needed) :]
-        self.costs = self.costs[len(stake.needed) :]
-        return stake
+        self.needed = self.needed[len(slot.needed) :]
+        self.costs = self.costs[len(slot.needed) :]
+        return slot
 
     def include_slot(self) -> bool:
         """Add the in-flight slot of a child that must wait for a rate or a key.
 
         Such a wait may be long, and other children should run meanwhile. A wait for a mere slot is
         as short as the attempt that holds it, so the child keeps its place for that. See
-        test_who_waits_holds_no_place_in_flight.
+        test_a_waiting_child_holds_no_place_in_flight.
         """
         if self._includes_slot or self._holder is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
             return False
-        stake = self._holder.make_stake()
-        if stake is not None:
-            self._include(stake)
-        return stake is not None
+        slot = self._holder.make_slot()
+        if slot is not None:
+            self._include(slot)
+        return slot is not None
 
     def suspend_slot(self) -> None:
         """Release the child's in-flight slot, now that the permit waits for it as well."""
-        if self._includes_slot and self.stake is not None and self.stake.is_held:
-            self.stake.step_aside()
+        if self._includes_slot and self.slot is not None and self.slot.is_held:
+            self.slot.step_aside()
 
     def on_granted(self, since: float | None) -> None:
         """Split off the thread and the in-flight slot, which are released at other times."""
@@ -370,18 +373,18 @@ class AttemptPermit(PermitRequest):
     # -- waiting --------------------------------------------------------------------------------
 
     async def wait(self) -> None:
-        """Wait until the permit is granted, or lent. If cancelled meanwhile, it holds nothing.
+        """Wait until the permit is granted or released for children. Holds nothing if cancelled.
 
         Raises:
             RateUnavailable: The backend of a shared rate can't be reached.
         """
         try:
             # The condition is looked at again after each wait: a permit that was granted may be
-            # lent before its task runs.
+            # released before its task runs.
             while self.wait_queue is not None or self.waiter is not None:
                 waiter = self.waiter
                 if waiter is None:
-                    waiter = self.waiter = self._queue.waiter()
+                    waiter = self.waiter = self._scheduler.waiter()
                 await waiter
                 self.waiter = None
         except BaseException:
@@ -448,7 +451,7 @@ class AttemptPermit(PermitRequest):
         """Release the slots of an attempt that never ran, and refund its units."""
         if self.granted and self.paid:
             self.paid = False
-            self._queue.refund(self)
+            self._scheduler.refund(self)
         self.leave()
 
     def leave(self) -> None:
@@ -456,7 +459,7 @@ class AttemptPermit(PermitRequest):
         if self._over:
             return
         self._over = True
-        self._queue.leave(self)
+        self._scheduler.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.
         if self._includes_slot:
@@ -465,67 +468,68 @@ class AttemptPermit(PermitRequest):
             self._leave_thread(self._thread)
         for gate in self.needed:
             gate.users -= 1
-        # Another task of the attempt may wait in `regain`: see
-        # test_a_seat_regained_after_its_attempt_ended_takes_nothing.
+        # Another task of the attempt may wait in `reacquire`: see
+        # test_a_permit_reacquired_after_its_attempt_ended_takes_nothing.
         self.wake()
 
     def _leave_thread(self, thread: Gate) -> None:
         if self._has_thread:
             self._has_thread = False
             thread.used -= 1
-            self._queue.serve(thread)
+            self._scheduler.serve(thread)
         else:  # never granted
             self._split_off_thread()
 
     # -- released for children ------------------------------------------------------------------
 
-    def lend(self) -> None:
+    def release_for_children(self) -> None:
         """Release the slots while the attempt's children run.
 
-        Each call is matched by one of ``regain`` or ``reclaim``. A task of the attempt that waits
-        in ``regain`` meanwhile goes on without slots; the last task to come back reacquires them.
-        See test_a_seat_lent_again_by_another_task_of_the_attempt_is_not_granted.
+        Each call is matched by one of ``reacquire`` or ``reacquire_nowait``. A task of the attempt
+        that waits in ``reacquire`` meanwhile goes on without slots; the last task to come back
+        reacquires them. See
+        test_a_permit_released_again_by_another_task_of_the_attempt_is_not_granted.
         """
-        self._lent += 1
-        self._queue.leave(self)
+        self._released += 1
+        self._scheduler.leave(self)
         self.wake()
 
-    async def regain(self) -> None:
+    async def reacquire(self) -> None:
         """Reacquire the slots, ahead of new attempts; if cancelled meanwhile, without waiting."""
-        self._lent -= 1
+        self._released -= 1
         if self._is_vacant():
-            self._queue.enter(self, ahead=True)
+            self._scheduler.enter(self, ahead=True)
             while self.wait_queue is not None:
-                self.waiter = self._queue.waiter()
+                self.waiter = self._scheduler.waiter()
                 try:
                     await self.waiter
                 except BaseException:
                     # The attempt's cleanup runs now and is counted: see
                     # test_an_attempt_interrupted_inside_its_block_is_counted_afterwards.
                     self.waiter = None
-                    self._claim()
+                    self._reacquire_now()
                     raise
                 self.waiter = None
 
-    def reclaim(self) -> None:
+    def reacquire_nowait(self) -> None:
         """Reacquire the slots at once: for an attempt that is cancelled and can't wait.
 
         The attempt runs, so it counts, even if there is no room. No new attempt starts then until
         enough others have ended.
         """
-        self._lent -= 1
-        self._claim()
+        self._released -= 1
+        self._reacquire_now()
 
     def _is_vacant(self) -> bool:
         """Whether the attempt itself runs again, without slots."""
-        return not (self.granted or self._lent or self._over)
+        return not (self.granted or self._released or self._over)
 
-    def _claim(self) -> None:
+    def _reacquire_now(self) -> None:
         if self._is_vacant():
-            # Out of the wait queue first: a claim is never granted and waiting at once.
-            self._queue.leave(self)
-            self._queue.take(self)
+            # Out of the wait queue first: a request is never granted and waiting at once.
+            self._scheduler.leave(self)
+            self._scheduler.take(self)
 
     def __repr__(self) -> str:
         state = "granted" if self.granted else "free" if self.wait_queue is None else "waiting"
-        return f"<Seat {state}, needs {self.needed}>"
+        return f"<AttemptPermit {state}, needs {self.needed}>"

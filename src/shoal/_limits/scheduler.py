@@ -1,21 +1,21 @@
-"""The queue in front of the gates: grants claims all they need at once, in fair turns.
+"""The scheduler in front of the gates: grants requests all they need at once, in fair turns.
 
 Invariants:
-- All or nothing: a claim is granted at the moment all gates it needs are open, and holds none of
+- All or nothing: a request is granted at the moment all gates it needs are open, and holds none of
   them while it waits. So two limits can't be acquired in two orders and deadlock, and a closed gate
-  delays only claims that need it.
-- Work conserving, no overtaking: a claim that could be granted never waits, and a claim that finds
-  others with an earlier turn at one of its gates waits behind them.
-- Claims of one run are served first come, first served, with one exception. A child that waits for
-  its next attempt goes before children that have not started, because a fan-out reads many of those
-  ahead.
-- Runs take turns, however many claims each has waiting (start-time fair queueing: P. Goyal, H. Vin,
-  H. Cheng, 1996). A turn that a returning child takes early counts as a turn of its run, so a run
-  whose children fail gets no more than its fair share. A run may use its first few turns
-  in one go. So small runs are served one after the other, instead of all at once and all of them
-  late; a large run only gets a few turns a little earlier.
+  delays only requests that need it.
+- Work conserving, no overtaking: a request that could be granted never waits, and a request that
+  finds others with an earlier turn at one of its gates waits behind them.
+- Requests of one run are served first come, first served, with one exception. A child that waits
+  for its next attempt goes before children that have not started, because a fan-out reads many of
+  those ahead.
+- Runs take turns, however many requests each has waiting (start-time fair queueing: P. Goyal, H.
+  Vin, H. Cheng, 1996). A turn that a returning child takes early counts as a turn of its run, so a
+  run whose children fail gets no more than its fair share. A run may use its first few turns in one
+  go. So small runs are served one after the other, instead of all at once and all of them late; a
+  large run only gets a few turns a little earlier.
 - Nothing leaks: no slot and no unit of a rate is lost when the holder fails or is cancelled, even
-  if it is cancelled in the loop iteration in which its claim is granted.
+  if it is cancelled in the loop iteration in which its request is granted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
 
 @final
 class FairScheduler:
-    """Grants claims on gates in fair turns. Belongs to one event loop."""
+    """Grants requests for gates in fair turns. Belongs to one event loop."""
 
     __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "wait_queues", "waiter")
 
@@ -63,18 +63,19 @@ class FairScheduler:
         start_task: StartTask | None = None,
         chance: Callable[[], float] = random,
     ) -> None:
-        """Create an empty queue.
+        """Create an empty scheduler.
 
         Args:
-            waiter: Makes the future that a task awaits while its claim waits.
+            waiter: Makes the future that a task awaits while its request waits.
             clock: The loop's clock.
-            set_alarm: Schedules a call at a time; None: claims wait for slots only, never for time.
+            set_alarm: Schedules a call at a time; None: requests wait for slots only, never for
+                time.
             start_task: Starts a task; None: no rate is shared with other processes.
             chance: Returns random numbers in [0, 1).
         """
         self.waiter: Callable[[], Waiter] = waiter
         self.clock: Clock = clock
-        # By what the claims of each have in common. Empty ones are removed at once, so that the
+        # By what the requests of each have in common. Empty ones are removed at once, so that the
         # fast path while nothing waits is one test of this dict.
         self.wait_queues: dict[Hashable, WaitQueue] = {}
         self._arrivals: count[int] = count()
@@ -89,61 +90,61 @@ class FairScheduler:
     # -- entering and leaving -------------------------------------------------------------------
 
     @ki_protected
-    def enter(self, claim: PermitRequest, *, ahead: bool = False) -> None:
-        """Grant ``claim`` at once if possible, else put it in a wait queue.
+    def enter(self, request: PermitRequest, *, ahead: bool = False) -> None:
+        """Grant ``request`` at once if possible, else put it in a wait queue.
 
         Args:
-            claim: Neither granted nor waiting.
-            ahead: Whether it goes before all claims that are not ``ahead``.
+            request: Neither granted nor waiting.
+            ahead: Whether it goes before all requests that are not ``ahead``.
         """
         gate: Gate | None = None
-        kind = ahead, claim.is_returning, claim.unit
-        wait_queue = self.wait_queues.get((*kind, claim.needed)) if self.wait_queues else None
-        # The turn after all those that come before this claim, whatever their arrival.
-        turn = not ahead, self._early() if claim.is_returning else math.inf, sys.maxsize
+        kind = ahead, request.is_returning, request.unit
+        wait_queue = self.wait_queues.get((*kind, request.needed)) if self.wait_queues else None
+        # The turn after all those that come before this request, whatever their arrival.
+        turn = not ahead, self._early() if request.is_returning else math.inf, sys.maxsize
         if wait_queue is None:
-            gate = self._shut(claim, turn)
+            gate = self._shut(request, turn)
             if gate is None:
-                self.take(claim)
+                self.take(request)
                 return
-        # A claim that must wait may need more gates by that, and so another wait queue. An attempt
-        # that reacquires its slots goes on holding its in-flight slot meanwhile.
-        if not ahead and claim.include_slot():
-            wait_queue = self.wait_queues.get((*kind, claim.needed))
+        # A request that must wait may need more gates by that, and so another wait queue. An
+        # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
+        if not ahead and request.include_slot():
+            wait_queue = self.wait_queues.get((*kind, request.needed))
         if wait_queue is None:
             # The gate found above stays valid: gates were only added, and this one is still closed.
-            gate = gate or self._shut(claim, turn)
+            gate = gate or self._shut(request, turn)
             assert gate is not None, "others wait in front of it"
-            key = *kind, claim.needed
+            key = *kind, request.needed
             wait_queue = self.wait_queues[key] = WaitQueue(key, is_behind=not ahead)
             # Joined before it is posted: the turn of an empty wait queue is not defined.
-            self._join(claim, wait_queue)
+            self._join(request, wait_queue)
             self._post(wait_queue, gate)
         else:
-            self._join(claim, wait_queue)
-        # Last, because it may release the in-flight slot of the claim's child, and that grants
-        # other claims: they must find this one waiting.
-        claim.suspend_slot()
+            self._join(request, wait_queue)
+        # Last, because it may release the in-flight slot of the request's child, and that grants
+        # other requests: they must find this one waiting.
+        request.suspend_slot()
 
-    def _join(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
-        unit = claim.unit
+    def _join(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
+        unit = request.unit
         if unit is not None:
             # A run that has used no turns ahead of the others begins now: turns that it didn't need
             # while nothing of it waited are not saved up.
             if unit.turn_due <= self._round:
                 unit.turns_since = unit.turn_due = self._round
             is_early = unit.turn_due < unit.turns_since + AT_ONCE
-            claim.due = unit.turns_since if is_early else unit.turn_due
-            if claim.is_returning:
-                claim.due = min(claim.due, self._early())
+            request.due = unit.turns_since if is_early else unit.turn_due
+            if request.is_returning:
+                request.due = min(request.due, self._early())
             # Counted for an early turn too: see
             # test_a_run_whose_children_are_retried_takes_no_more_than_its_share.
             unit.turn_due += 1.0
-        wait_queue.claims[claim] = next(self._arrivals)
-        claim.wait_queue = wait_queue
+        wait_queue.requests[request] = next(self._arrivals)
+        request.wait_queue = wait_queue
 
     def _early(self) -> float:
-        """Return the round of a returning child's turn: before all waiting claims of its run.
+        """Return the round of a returning child's turn: before all waiting requests of its run.
 
         The first of those is due at most ``AT_ONCE`` rounds ago, because a run has that many turns
         in one go and each grant advances the round by at most one turn. See
@@ -151,27 +152,27 @@ class FairScheduler:
         """
         return self._round - AT_ONCE
 
-    def _shut(self, claim: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
-        """Find a gate that keeps ``claim`` waiting; None if all are open.
+    def _shut(self, request: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
+        """Find a gate that keeps ``request`` waiting; None if all are open.
 
         A gate with a shared rate is returned only if all others are open, so that no units are
         requested that another closed gate would leave unused.
 
         Args:
-            claim: Is neither granted nor posted.
+            request: Is neither granted nor posted.
             turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
         shared: Gate | None = None
         now: float | None = None
-        for at, gate in enumerate(claim.needed):
+        for at, gate in enumerate(request.needed):
             if gate is but:
                 continue
             if gate.posted:
                 first = gate.first()
                 if first is not None and first.turn() < turn:  # no overtaking
                     return gate
-            opens = gate.opens_at(claim.cost(at), paid=claim.paid)
+            opens = gate.opens_at(request.cost(at), paid=request.paid)
             if opens == -math.inf:
                 continue
             now = self.clock() if now is None else now  # most gates have no rate: read it lazily
@@ -182,58 +183,58 @@ class FairScheduler:
         return shared
 
     @ki_protected
-    def take(self, claim: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
-        """Grant ``claim``, whether or not there is room.
+    def take(self, request: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
+        """Grant ``request``, whether or not there is room.
 
         Args:
-            claim: Is neither granted nor waiting.
+            request: Is neither granted nor waiting.
             at: The gate that kept it waiting...
             credit: ...and the seconds for which that gate was open before it was looked at.
         """
-        claim.granted = True
-        if claim.paid:
-            for gate in claim.needed:
+        request.granted = True
+        if request.paid:
+            for gate in request.needed:
                 gate.used += 1
             return
-        claim.paid = True
+        request.paid = True
         # One reading of the clock for all gates, and none where nothing needs it.
         now: float | None = None
         since: float | None = None
-        for index, gate in enumerate(claim.needed):
+        for index, gate in enumerate(request.needed):
             gate.used += 1
             if gate.adapt is not None:
                 since = now = self.clock() if now is None else now
             if gate.meter is not None:
-                claim.taken_at = now = self.clock() if now is None else now
-                gate.meter.take(now, claim.cost(index), credit if gate is at else 0.0)
-        claim.on_granted(since)  # after the charges, because it may remove gates from `needed`
+                request.taken_at = now = self.clock() if now is None else now
+                gate.meter.take(now, request.cost(index), credit if gate is at else 0.0)
+        request.on_granted(since)  # after the charges, because it may remove gates from `needed`
 
     @ki_protected
-    def leave(self, claim: PermitRequest) -> None:
-        """Release the slots that ``claim`` holds and grant them on; or end its wait."""
-        if claim.granted:
-            # All slots are released before any is granted on: the next claim may need several.
-            claim.granted = False
-            for gate in claim.needed:
+    def leave(self, request: PermitRequest) -> None:
+        """Release the slots that ``request`` holds and grant them on; or end its wait."""
+        if request.granted:
+            # All slots are released before any is granted on: the next request may need several.
+            request.granted = False
+            for gate in request.needed:
                 gate.used -= 1
             if self.wait_queues:
-                self.serve(*claim.needed)
-        elif claim.wait_queue is not None:
-            self._drop(claim, claim.wait_queue)
+                self.serve(*request.needed)
+        elif request.wait_queue is not None:
+            self._drop(request, request.wait_queue)
 
-    def _drop(self, claim: PermitRequest, wait_queue: WaitQueue) -> None:
-        """Remove a claim that is not granted from its wait queue."""
+    def _drop(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
+        """Remove a request that is not granted from its wait queue."""
         gate = wait_queue.gate
-        assert gate is not None, "a wait queue with claims is posted"
+        assert gate is not None, "a wait queue with requests is posted"
         gate.unpost(wait_queue)
-        del wait_queue.claims[claim]
-        claim.wait_queue = None
-        if wait_queue.claims:
-            gate.post(wait_queue)  # with the turn of the claim that is first now
+        del wait_queue.requests[request]
+        request.wait_queue = None
+        if wait_queue.requests:
+            gate.post(wait_queue)  # with the turn of the request that is first now
         else:
             self._end(wait_queue)
-        # Another wait queue may be first now, and the gate open to its claim: see
-        # test_who_waits_behind_a_cancelled_one_comes_next.
+        # Another wait queue may be first now, and the gate open to its request: see
+        # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
 
     def _end(self, wait_queue: WaitQueue) -> None:
@@ -245,7 +246,7 @@ class FairScheduler:
 
     @ki_protected
     def serve(self, *gates: Gate, due: float = math.inf) -> None:
-        """Grant the claims waiting at ``gates`` that can be granted, in their turns.
+        """Grant the requests waiting at ``gates`` that can be granted, in their turns.
 
         Args:
             gates: Gates that may have opened.
@@ -262,42 +263,42 @@ class FairScheduler:
             if wait_queue is None:
                 serving.remove(gate)
                 continue
-            claim = wait_queue.first()
-            opens = gate.opens_at(claim.cost(claim.needed.index(gate)), paid=claim.paid)
+            request = wait_queue.first()
+            opens = gate.opens_at(request.cost(request.needed.index(gate)), paid=request.paid)
             now = self.clock()
-            # A claim whose task is being cancelled is removed, not granted: the task would only
+            # A request whose task is being cancelled is removed, not granted: the task would only
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
-            is_shut = opens > now and not claim.is_gone
+            is_shut = opens > now and not request.is_gone
             other: Gate | None = None
             # A closed gate with a shared rate hands the wait queue on as well, if another gate is
             # closed: while it is posted there, no units are requested that it couldn't use.
-            if not claim.is_gone and (not is_shut or gate.shared is not None):
-                other = self._shut(claim, wait_queue.turn(), but=gate)
+            if not request.is_gone and (not is_shut or gate.shared is not None):
+                other = self._shut(request, wait_queue.turn(), but=gate)
             if is_shut and (other is None or other.shared is not None):
                 # No overtaking: the wait queues behind the first one stay as well.
-                self._set_alarm(gate, claim)
+                self._set_alarm(gate, request)
                 serving.remove(gate)
                 continue
             gate.unpost(wait_queue)
             if other is not None:
                 self._post(wait_queue, other)
                 continue
-            if not claim.is_gone:
+            if not request.is_gone:
                 # One turn, shared by all wait queues. The round never falls behind the turn that is
                 # granted.
-                self._round = max(self._round + 1.0 / len(self.wait_queues), claim.due)
+                self._round = max(self._round + 1.0 / len(self.wait_queues), request.due)
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
-                self.take(claim, at=gate, credit=credit)
-            del wait_queue.claims[claim]
-            claim.wait_queue = None
-            if wait_queue.claims:
-                gate.post(wait_queue)  # its next claim waits for its own turn
+                self.take(request, at=gate, credit=credit)
+            del wait_queue.requests[request]
+            request.wait_queue = None
+            if wait_queue.requests:
+                gate.post(wait_queue)  # its next request waits for its own turn
             else:
                 self._end(wait_queue)
-            # Last: a callback may enter the queue again, which must be consistent by then.
-            claim.wake()
+            # Last: a callback may enter a request again, which must be consistent by then.
+            request.wake()
 
     def _open(self, gate: Gate, due: float) -> None:
         self.serve(gate, due=due)
@@ -308,9 +309,9 @@ class FairScheduler:
         if gate.first() is wait_queue:
             self._set_alarm(gate, wait_queue.first())
 
-    def _set_alarm(self, gate: Gate, claim: PermitRequest) -> None:
-        at = claim.needed.index(gate)
-        opens = gate.opens_at(claim.cost(at), paid=claim.paid)
+    def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
+        at = request.needed.index(gate)
+        opens = gate.opens_at(request.cost(at), paid=request.paid)
         if gate.shared is not None:
             self._supplies.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
@@ -321,14 +322,14 @@ class FairScheduler:
 
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
-        """Fail all claims that wait at ``gate`` for its rate, each with an error of its own."""
+        """Fail all requests that wait at ``gate`` for its rate, each with an error of its own."""
         for wait_queue in gate.wait_queues():
-            for claim in list(wait_queue.claims):
-                # Claims that are paid wait for a slot. `_drop` serves the gate, so claims further
-                # on in the copy may have left the wait queue since.
-                if not claim.paid and claim.wait_queue is wait_queue:
-                    self._drop(claim, wait_queue)
-                    claim.refuse(make_error())
+            for request in list(wait_queue.requests):
+                # Requests that are paid wait for a slot. `_drop` serves the gate, so requests
+                # further on in the copy may have left the wait queue since.
+                if not request.paid and request.wait_queue is wait_queue:
+                    self._drop(request, wait_queue)
+                    request.refuse(make_error())
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
@@ -408,7 +409,8 @@ class FairScheduler:
                 self.serve(gate)
 
     def __repr__(self) -> str:
-        return f"<Queue, {sum(len(one.claims) for one in self.wait_queues.values())} waiting>"
+        waiting = sum(len(one.requests) for one in self.wait_queues.values())
+        return f"<FairScheduler, {waiting} waiting>"
 
 
 @ki_unprotected

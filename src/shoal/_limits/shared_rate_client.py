@@ -1,10 +1,10 @@
-"""Clients of shared rates: request units for waiting claims, and return units that lapse.
+"""Clients of shared rates: request units for waiting requests, and return units that lapse.
 
 For each backend one task sends the requests of all gates in one call, waits for the answer, and
 begins again. So a process has one call in progress, however many keys wait.
 
 Invariants:
-- The task runs while claims wait, units are held or messages are due; otherwise there is no task.
+- The task runs while requests wait, units are held or messages are due; otherwise there is no task.
 - The task is shielded from cancellation, because units granted by a call that is cancelled would be
   lost. It ends by itself: each call has a time limit, and at most one more follows ``close``.
 - A message that frees units is never sent twice.
@@ -70,7 +70,7 @@ class SharedRateClients:
             chance: Returns random numbers in [0, 1).
             serve: Called with a gate that may have opened.
             refuse: Called with a gate whose rate can't be had, and a function that makes an error
-                for each claim that waits there.
+                for each request that waits there.
         """
         self.clock: Clock = clock
         self.start: StartTask | None = start
@@ -82,7 +82,7 @@ class SharedRateClients:
         self._by_backend: dict[int, SharedRateClient] = {}
 
     def want(self, gate: Gate) -> None:
-        """Wake the client of a gate at which claims wait, or whose meter has a message to send."""
+        """Wake the client of a gate with waiting requests, or whose meter has a message to send."""
         meter = gate.shared
         if meter is None or self.start is None:
             return
@@ -221,7 +221,7 @@ class SharedRateClient:
             # All answers are checked before any is applied.
             for request, reply in zip(requests, replies, strict=True):
                 _check(request, reply)
-        except Exception as error:  # noqa: BLE001 # waiting claims fail with it, in the end
+        except Exception as error:  # noqa: BLE001 # waiting requests fail with it, in the end
             for _, meter, request in asked:
                 meter.fail(request)
             self._fail(error, began)
@@ -237,11 +237,11 @@ class SharedRateClient:
             self._means.serve(gate)
 
     def _fail(self, error: Exception, began: float) -> None:
-        """Schedule the next call; where patience has ended, refuse claims or go on ``alone``."""
+        """Schedule the next call; where patience has ended, refuse requests or go on ``alone``."""
         now = self._means.clock()
         since = self._failing_since = began if self._failing_since is None else self._failing_since
         if self._closing:
-            # Not called again: no claim waits, and units that were held have lapsed by then. See
+            # Not called again: no request waits, and units that were held have lapsed by then. See
             # test_closing_does_not_wait_long_for_a_backend_that_hangs.
             self._gates.clear()
             return

@@ -48,7 +48,7 @@ A chosen number: 2 % of the throughput, for starts that are late by up to 2 % of
 BATCH = 64
 """The most units requested at once.
 
-It bounds the size of a message, and the units that lapse when the claims that wanted them are
+It bounds the size of a message, and the units that lapse when the requests that wanted them are
 cancelled.
 """
 
@@ -72,7 +72,7 @@ class RateRequest:
     extra: float = 0.0
     """Units used without a grant; negative: units to be taken off the schedule."""
     costs: tuple[float, ...] = ()
-    """The units that each waiting claim requests, in order."""
+    """The units that each waiting request asks for, in order."""
 
     @property
     def slack(self) -> float:
@@ -168,7 +168,7 @@ def reckon(
         turn = max(now, tat + (cost - burst) * interval)
         if turn > now + AHEAD:
             again_in = turn - now - AHEAD
-            break  # in order: a cheaper claim further on doesn't overtake
+            break  # in order: a cheaper request further on doesn't overtake
         tat = max(tat, turn + request.slack) + cost * interval
         last = max(last, turn)
         turns.append(turn)
@@ -227,8 +227,8 @@ class Taken(NamedTuple):
 class SharedMeter:
     """Holds the units of a shared rate that this process was granted, for one key.
 
-    Claims take units that are held; ``Supply`` requests more. While the backend can't be reached,
-    claims may take from a meter ``alone`` instead.
+    Requests take units that are held; ``Supply`` requests more. While the backend can't be reached,
+    requests may take from a meter ``alone`` instead.
     """
 
     __slots__ = (
@@ -265,8 +265,8 @@ class SharedMeter:
             key: The name of the rate and key at the backend.
             interval: Seconds from one unit to the next.
             burst: How many units may pass at once.
-            patience: Seconds for which the backend may fail before waiting claims are refused.
-            alone: The meter to use instead of that; None: claims are refused.
+            patience: Seconds for which the backend may fail before waiting requests are refused.
+            alone: The meter to use instead of that; None: requests are refused.
         """
         self.backend: RateBackend = backend
         self.key: str = key
@@ -398,7 +398,7 @@ class SharedMeter:
         else the last batch, which is 1 after a lapse.
 
         Args:
-            costs: The costs of waiting claims, in order.
+            costs: The costs of waiting requests, in order.
             now: The loop's clock.
         """
         # A new request is made when half of a batch is used up, so that the answer arrives before
@@ -407,7 +407,7 @@ class SharedMeter:
             return ()
         if now - self._taken_at < HOLD:
             self.batch = min(2 * self.batch, BATCH)
-        # The units held are for the first claims, though their costs may differ: an estimate.
+        # The units held are for the first requests, though their costs may differ: an estimate.
         return tuple(costs[len(self.held) : self.batch])
 
     def request(self, costs: tuple[float, ...]) -> RateRequest:

@@ -3,7 +3,7 @@
 Invariants:
 - At most one timer of the loop is set, for the gate that opens next; none if no gate needs one.
 - A gate has at most one alarm. An earlier time replaces it. A later time doesn't: when the alarm
-  rings, the queue finds the gate closed and sets the next one.
+  rings, the scheduler finds the gate closed and sets the next one.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GateTimers:
             self._set_timer()
 
     def clear(self) -> None:
-        """Remove all alarms: no claim waits any more."""
+        """Remove all alarms: no request waits any more."""
         for _, _, gate in self._due:
             gate.alarm_at = math.inf
         self._due.clear()

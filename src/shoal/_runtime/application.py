@@ -17,7 +17,7 @@ import anyio
 from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.recorded import read_questions
+from shoal._engine.fanout.read_runs import read_questions
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
@@ -256,6 +256,7 @@ class Application(Generic[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         runtime: Runtime | None = None,
+        progress: bool = False,
     ) -> RunResult[S]:
         """Run the application to its end and return the result.
 
@@ -290,6 +291,8 @@ class Application(Generic[S]):
             halt_after: Acts of the graph, or their names, after which the run halts, unless nothing
                 follows.
             runtime: Where to run, an open one; by default one that this run has for itself.
+            progress: Whether to show the progress on stderr: as bars on a terminal and in a
+                notebook, else as a line every few seconds. Needs ``pip install shoal[progress]``.
 
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
@@ -314,7 +317,7 @@ class Application(Generic[S]):
             halt_before=halt_before,
             halt_after=halt_after,
         )
-        return await self._launcher.run(request, runtime)
+        return await self._launcher.run(request, runtime, progress=progress)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
         """Read the open questions of a run and its descendants from its store.
@@ -605,6 +608,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        progress: bool = False,
         backend: Literal["asyncio", "trio"] = "asyncio",
     ) -> RunResult[S]:
         """Run the application from synchronous code, in an event loop of its own; see ``run``.
@@ -616,6 +620,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            progress: As for ``run``.
             backend: The event loop's kind.
 
         Raises:
@@ -635,6 +640,7 @@ class Application(Generic[S]):
             answers=answers,
             halt_before=halt_before,
             halt_after=halt_after,
+            progress=progress,
         )
         return anyio.run(run, backend=backend)
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 from shoal._engine.commit import Write, commit
-from shoal._engine.fanout.recorded import recorded_asked, recorded_history
+from shoal._engine.fanout.read_runs import recorded_asked, recorded_history
 from shoal._engine.parts import read_children
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run

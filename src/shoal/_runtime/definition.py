@@ -71,29 +71,29 @@ def define(
         msg = f"Application(name=...) takes a name, not {name!r}"
         raise DefinitionError(msg)
     name = walked.name if name is None else name
-    who = f"application {name!r}"
+    subject = f"application {name!r}"
     if not isinstance(version, str):
-        _refuse(who, f"version= takes a string, not {version!r}")
+        _refuse(subject, f"version= takes a string, not {version!r}")
     if store is not None:
-        check_store(store, f"{who}: store=")
+        check_store(store, f"{subject}: store=")
     if isinstance(state, type):
-        walked = _typed(walked, state, who)
+        walked = _typed(walked, state, subject)
     all_hooks = Hooks(hooks).hooks
     if limits is not None and not isinstance(limits, Limits):
-        _refuse(who, f"limits= takes Limits(n), not {limits!r}")
+        _refuse(subject, f"limits= takes Limits(n), not {limits!r}")
     if watch not in (None, True, False):
-        _refuse(who, f"watch= takes True, False or None, not {watch!r}")
+        _refuse(subject, f"watch= takes True, False or None, not {watch!r}")
     bounds = {"max_steps": max_steps, "max_depth": max_depth, "max_live": max_live}
     for parameter, count in bounds.items():
         if type(count) is not int or count < 1:
-            _refuse(who, f"{parameter}= takes a whole number of at least 1, not {count!r}")
-    bound = _inputs(walked, inputs, who)
+            _refuse(subject, f"{parameter}= takes a whole number of at least 1, not {count!r}")
+    bound = _inputs(walked, inputs, subject)
     secret_fields = frozenset(field_names(secret, "secret"))
     why = walked.exposing(secret_fields) or _unknown_secret(walked, secret_fields)
     if why:
-        _refuse(who, f"secret=...: {why}")
+        _refuse(subject, f"secret=...: {why}")
     if state is not None and not isinstance(state, type):
-        _check_fields(walked, state, who)
+        _check_fields(walked, state, subject)
     return AppDefinition(
         name=name,
         version=version,
@@ -110,9 +110,9 @@ def define(
 
 def missing_field(graph: Graph, fields: Collection[str]) -> tuple[str, str]:
     """Return a field that ``fields`` lacks, and a sentence about it; two empty texts if none."""
-    for field, who in graph.missing(fields).items():
+    for field, reader in graph.missing(fields).items():
         return field, (
-            f"{who} reads field {field!r}, which the state does not "
+            f"{reader} reads field {field!r}, which the state does not "
             f"have (it has: {', '.join(sorted(fields)) or 'none'}) and no earlier action "
             f"writes; pass it to run(), or write it in an earlier action"
             f"{did_you_mean(field, graph.writes - {field})}"
@@ -129,23 +129,23 @@ def missing_inputs(graph: Graph, given: Collection[str]) -> str:
     )
 
 
-def _refuse(who: str, why: str) -> NoReturn:
-    msg = f"{who}: {why}"
+def _refuse(subject: str, why: str) -> NoReturn:
+    msg = f"{subject}: {why}"
     raise DefinitionError(msg)
 
 
-def _typed(graph: Graph, model: type[object], who: str) -> Graph:
+def _typed(graph: Graph, model: type[object], subject: str) -> Graph:
     schema = graph.schema
     if schema is not None and schema.model is not model:
         msg = (
-            f"{who}: its graph has a model of the state already, "
+            f"{subject}: its graph has a model of the state already, "
             f"{schema.name}; leave out state={model.__name__}"
         )
         raise DefinitionError(msg)
     return graph.typed(model)
 
 
-def _inputs(graph: Graph, inputs: object, who: str) -> Mapping[str, object]:
+def _inputs(graph: Graph, inputs: object, subject: str) -> Mapping[str, object]:
     """Check the application's inputs, and return those that it binds to values."""
     if inputs is None:
         return {}
@@ -160,9 +160,9 @@ def _inputs(graph: Graph, inputs: object, who: str) -> Mapping[str, object]:
         lacking = missing_inputs(graph, names)
     unknown = graph.unknown_input(names)
     if unknown:
-        _refuse(who, unknown)
+        _refuse(subject, unknown)
     if lacking:
-        _refuse(who, f"lacks the input {lacking}; name it in inputs=[...], or bind it")
+        _refuse(subject, f"lacks the input {lacking}; name it in inputs=[...], or bind it")
     return bound
 
 
@@ -177,15 +177,15 @@ def _unknown_secret(graph: Graph, secret: Collection[str]) -> str:
     return ""
 
 
-def _check_fields(graph: Graph, fields: object, who: str) -> None:
+def _check_fields(graph: Graph, fields: object, subject: str) -> None:
     """Hold the graph to the list of fields that every run is given."""
     if not isinstance(fields, Collection):
         _refuse(
-            who,
+            subject,
             f"state= takes a model, which is a class, or a list of field names, "
             f"not {kind_of(fields)}",
         )
     names = field_names(cast("Collection[str]", fields), "state")
     _, missing = missing_field(graph, names)
     if missing:
-        _refuse(who, missing)
+        _refuse(subject, missing)

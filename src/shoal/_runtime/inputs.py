@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast, final
 
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
-from shoal._engine.fanout.recorded import (
+from shoal._engine.fanout.read_runs import (
     note_similar,
     recorded_beginning,
     recorded_history,
@@ -368,10 +368,10 @@ class StartCheck:
         return cast("Answers | None", answers)
 
     def _check_halts(self, call: Call, before: object, after: object) -> Halts | None:
-        graph, who = self._definition.graph, f"{self._definition}: {call.where}"
+        graph, subject = self._definition.graph, f"{self._definition}: {call.where}"
         halts = Halts(
-            graph.names(before, f"{who}(halt_before=...)"),
-            graph.names(after, f"{who}(halt_after=...)"),
+            graph.names(before, f"{subject}(halt_before=...)"),
+            graph.names(after, f"{subject}(halt_after=...)"),
         )
         return halts if halts.before or halts.after else None
 

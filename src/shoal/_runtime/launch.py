@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Generic, final
 
@@ -24,6 +24,7 @@ from shoal._events.hooks import Hooks
 from shoal._state.state import S
 
 from .definition import AppDefinition
+from .display import new_display, showing
 from .handle import RunHandle
 from .open_run import Gate, OpenRun
 from .result import RunResult
@@ -94,19 +95,32 @@ class Launcher(Generic[S]):
 
         return RootRun(request, execution, make_run, wants_watch=definition.watch)
 
-    async def run(self, request: RunRequest, runtime: Runtime | None) -> RunResult[S]:
+    async def run(
+        self, request: RunRequest, runtime: Runtime | None, *, progress: bool = False
+    ) -> RunResult[S]:
         """Execute the requested run in a task of its own, await its end, and return its result.
 
+        Args:
+            request: The run.
+            runtime: Where it is executed; None: one of its own.
+            progress: Whether to show its progress.
+
         Raises:
+            DefinitionError: Its progress can't be shown: a package isn't installed.
             BaseException: What the run failed with, or what interrupted the wait.
         """
         await checkpoint_if_cancelled()  # in a cancelled scope no action starts
+        display = new_display() if progress else None  # first of all: it may refuse
         interruption: BaseException | None = None
         try:
             async with opened(runtime) as where:
                 root = self.plan(request, where)
-                task = where.begin(root)
-                interruption = await task.wait()
+                with ExitStack() as shown:
+                    if display is not None:
+                        root.wants_watch = True
+                        shown.enter_context(showing(display, where.watch_reports, root))
+                    task = where.begin(root)
+                    interruption = await task.wait()
                 interruption = first_of(task.fatal, interruption)
         except BaseException:  # of the runtime's own block
             if interruption is not None and fatal_leaf(interruption) is not None:

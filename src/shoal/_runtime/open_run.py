@@ -96,7 +96,7 @@ class OpenRun(RunHandle[S]):
         self._entered = False
         self._left = False
         # Whether a failure of the run was raised somewhere, so that leaving the block need not.
-        self._told = False
+        self._has_raised = False
 
     # -- the block ------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class OpenRun(RunHandle[S]):
 
         Raising nothing lets ``error`` go on.
         """
-        failure = None if self._told else self._root.failure
+        failure = None if self._has_raised else self._root.failure
         try:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 return
@@ -288,7 +288,7 @@ class OpenRun(RunHandle[S]):
     # -- helpers --------------------------------------------------------------------------------
 
     def _raise_failure(self) -> None:
-        self._told = self._told or self._root.failure is not None
+        self._has_raised = self._has_raised or self._root.failure is not None
         super()._raise_failure()
 
     def _check_begun(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, final
 
 from shoal._engine.fanout.ledger import Ledger
-from shoal._engine.fanout.recorded import read_outcomes
+from shoal._engine.fanout.read_runs import read_outcomes
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse
 from shoal._events.events import Failed, Outcome, Question

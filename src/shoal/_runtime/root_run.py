@@ -30,7 +30,7 @@ from shoal._engine.execution import Execution
 from shoal._engine.fanout.finish import End, settle_end
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.fanout.read_ledgers import recall_ledgers
-from shoal._engine.fanout.recorded import recorded_asked, recorded_history
+from shoal._engine.fanout.read_runs import recorded_asked, recorded_history
 from shoal._engine.fanout.takeup import refuse_left_steps, refuse_retry
 from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended

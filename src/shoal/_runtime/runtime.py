@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, final
@@ -43,6 +43,7 @@ from .answers import Answers
 from .apps import R_co, Recoverable, Runnable, Startable
 from .binding import RuntimeOptions, bind_services
 from .carry_out import carry_out
+from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
 from .limit_use import owners_of, uses_of, uses_of_breakers
@@ -98,6 +99,7 @@ class Runtime:
         max_crashes: int = MAX_CRASHES,
         seed: int | None = None,
         watch: bool | None = None,
+        progress: bool = False,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -124,6 +126,8 @@ class Runtime:
                 through a store that keeps reports. By default runs are watched if they have such a
                 store, but not under virtual time. ``Application(watch=)`` goes before it. It costs
                 nothing per child, and two percent of the loop's time at most.
+            progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
+                They are watched then.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
@@ -153,7 +157,9 @@ class Runtime:
         if watch not in (None, True, False):
             msg = f"Runtime(watch=...) takes True, False or None, not {watch!r}"
             raise DefinitionError(msg)
-        self.watch: bool | None = watch
+        self.watch: bool | None = True if progress and watch is None else watch
+        self._progress = progress
+        self._shown = ExitStack()  # the display of the progress, while the block lasts
         self._recoverables = Recoverables(apps, self.store)
         self._tasks: RuntimeTasks | None = None
         self._roots = RunRegistry()
@@ -170,6 +176,7 @@ class Runtime:
         if self._status in ("open", "closing"):
             msg = "the runtime is open already: another block needs another Runtime(...)"
             raise BadUse(msg)
+        display = new_display() if self._progress else None  # first of all: it may refuse
         self._status = "open"
         backend = current_backend()
         protect_from_ctrl_c(backend)
@@ -188,6 +195,8 @@ class Runtime:
             carry_out=self._carry_out,
         )
         self._tasks = await tasks.__aenter__()
+        if display is not None:
+            self._shown.enter_context(showing(display, self._watching.listen))
         return self
 
     async def __aexit__(
@@ -201,7 +210,8 @@ class Runtime:
         assert tasks is not None
         self._status = "closing"
         reason = "the runtime was closed"
-        interruption = await self._roots.close(reason, cancelling=error is not None)
+        with self._shown:
+            interruption = await self._roots.close(reason, cancelling=error is not None)
         self._watching.close()
         self._admission.close()
         self.services.watchdog.close()
@@ -227,7 +237,7 @@ class Runtime:
         """Return the limiters of all attempts in a run of ``owner``: its own, and the runtime's."""
         found = ((self, self.limits), (owner, limits))
         admission = self._admission
-        return tuple(admission.limiter(who, given) for who, given in found if given is not None)
+        return tuple(admission.limiter(one, given) for one, given in found if given is not None)
 
     def limiter(self, owner: object = None) -> Limiter:
         """Return the limiter of ``owner``: to look at, and to change its limits.
@@ -598,8 +608,8 @@ class Runtime:
             assert self._tasks is not None, "the block ends after them"
             self._tasks.cancel()
         elif fatal is not None:
-            told = "run %s was ended by %s, no Exception: its result() raises that"
-            logger.error(told, root.path.id, kind_of(fatal))
+            message = "run %s was ended by %s, no Exception: its result() raises that"
+            logger.error(message, root.path.id, kind_of(fatal))
 
     def _host(
         self,

@@ -96,7 +96,9 @@ def only_secrets(
     return secrets_in(boxed(fields, known.secret))
 
 
-def refuse_exposing(who: str, graph: Graph, fields: Mapping[str, object], secrets: Secrets) -> None:
+def refuse_exposing(
+    subject: str, graph: Graph, fields: Mapping[str, object], secrets: Secrets
+) -> None:
     """Refuse to start a run whose secrets would be saved or published.
 
     Raises:
@@ -107,14 +109,14 @@ def refuse_exposing(who: str, graph: Graph, fields: Mapping[str, object], secret
         return
     why = graph.exposing(secrets.names)
     if why:
-        msg = f"{who} would expose a secret field: {why}"
+        msg = f"{subject} would expose a secret field: {why}"
         raise StateError(msg)
     for name, value in without_secrets(fields).items():
-        what = f"{who}: field {name!r} of the initial state"
+        what = f"{subject}: field {name!r} of the initial state"
         secrets.refuse(value, what, ("state", name))
 
 
-def refuse_in_id(who: str, run_id: str, fields: Mapping[str, object]) -> None:
+def refuse_in_id(subject: str, run_id: str, fields: Mapping[str, object]) -> None:
     """Refuse an id that holds the text of a secret: stores, events and addresses show the id.
 
     Called before the run is claimed, because a claim is saved under the id
@@ -123,7 +125,7 @@ def refuse_in_id(who: str, run_id: str, fields: Mapping[str, object]) -> None:
     Raises:
         SecretLeaked: The id holds the text of a secret.
     """
-    Secrets.of(fields).refuse(run_id, f"{who}: the id of the run", ("id",))
+    Secrets.of(fields).refuse(run_id, f"{subject}: the id of the run", ("id",))
 
 
 def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str]) -> None:

@@ -143,8 +143,7 @@ class Watching:
 
     def _is_watched(self, store: Store) -> bool:
         # Under virtual time a timer that never ends would hide that nothing else can happen.
-        is_read = isinstance(store, KeepsReports) and not getattr(store, "is_in_memory", False)
-        return self._is_real and is_read
+        return self._is_real and isinstance(store, KeepsReports) and store.is_shared
 
     def _keeper_of(self, store: KeepsReports) -> ReportKeeper:
         for keeper in self._keepers:

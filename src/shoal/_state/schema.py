@@ -93,13 +93,13 @@ class Schema(Generic[S]):
     # -- into the state -----------------------------------------------------------------------
 
     def initial(
-        self, given: object, who: str = "the initial state", *, complete: bool = False
+        self, given: object, subject: str = "the initial state", *, complete: bool = False
     ) -> dict[str, object]:
         """Return the fields of an initial state: the given ones, checked, and the model's defaults.
 
         Args:
             given: An instance of the model, or a mapping.
-            who: The name of the state in messages.
+            subject: The name of the state in messages.
             complete: Whether every required field must be there. Otherwise missing ones stay
                 absent, for an action to write.
 
@@ -111,21 +111,21 @@ class Schema(Generic[S]):
         known = self.read(given)
         unknown = sorted((name for name in known if name not in self._fields), key=str)
         if unknown:
-            raise StateError(f"{who} has {self._unknown(unknown)}")
+            raise StateError(f"{subject} has {self._unknown(unknown)}")
         fields: dict[str, object] = {}
         for name, field in self._fields.items():
             if name in known:
                 value = known[name]
                 is_secret = type(value) is Secret
                 fit = self._fit_secret if is_secret else self._fit
-                fields[name] = fit(field.check, value, who, name)
+                fields[name] = fit(field.check, value, subject, name)
             elif field.default is not None:
                 fields[name] = field.default({one: reveal(fields[one]) for one in fields})
         if complete:
-            self._require(fields, who)
+            self._require(fields, subject)
         return fields
 
-    def checked(self, change: Change, data: Mapping[str, object], who: str) -> Change:
+    def checked(self, change: Change, data: Mapping[str, object], subject: str) -> Change:
         """Return ``change`` with every value converted to fit: nearly always ``change`` itself.
 
         If a value had to be converted, the operations hold the converted one, and so do the
@@ -136,16 +136,16 @@ class Schema(Generic[S]):
         Args:
             change: The change of ``data``.
             data: The fields before the change. They fit.
-            who: The author of the change, as messages name it: "action 'parse'".
+            subject: The author of the change, as messages name it: "action 'parse'".
 
         Raises:
             InvalidState: A value doesn't fit, a field isn't declared, or a required one is dropped.
         """
         given = change.operations
-        operations = [self._operation(each, change, data, who) for each in given]
+        operations = [self._operation(each, change, data, subject) for each in given]
         for name in change.dropped:
             if name in self.required:
-                msg = f"{who} drops field {name!r}, which {self.name} requires"
+                msg = f"{subject} drops field {name!r}, which {self.name} requires"
                 raise InvalidState(msg)
         values = change.values
         # Replayed only where a value was converted: see the docstring for what a replay costs.
@@ -159,7 +159,7 @@ class Schema(Generic[S]):
         for each in tuple(operations):
             name = each.field
             if not isinstance(each, Set | Drop) and name in values:
-                result = self._result(each, values[name], who)
+                result = self._result(each, values[name], subject)
                 if result is not values[name]:
                     # The operation itself stays: a Set behind it gives the field the fitting value.
                     operations.append(Set(name, result))
@@ -168,37 +168,37 @@ class Schema(Generic[S]):
             return change
         return Change(tuple(operations), values, change.dropped)
 
-    def item(self, field: str, value: object, who: str) -> object:
+    def item(self, field: str, value: object, subject: str) -> object:
         """Return ``value`` converted to fit the list in ``field``, or else the mapping.
 
         Raises:
             InvalidState: The value doesn't fit, or the field takes no items.
         """
-        declared = self._field(field, who)
+        declared = self._field(field, subject)
         check = declared.listed_item or declared.mapped_item
         if check is None:
             msg = (
-                f"{who} gives field {field!r} an item, and {declared.label} takes none: "
+                f"{subject} gives field {field!r} an item, and {declared.label} takes none: "
                 f"declare a list or a mapping"
             )
             raise InvalidState(msg)
-        return self._fit(check, value, who, field, "an item of ")
+        return self._fit(check, value, subject, field, "an item of ")
 
-    def entry(self, field: str, key: object, value: object, who: str) -> object:
+    def entry(self, field: str, key: object, value: object, subject: str) -> object:
         """Return ``value`` converted to fit the mapping in ``field`` under ``key``.
 
         Raises:
             InvalidState: The value doesn't fit, or the key would have to be converted: keys are
                 identities, so they stay as they are.
         """
-        declared = self._field(field, who)
-        self._hold_key(declared.key, field, key, who)
+        declared = self._field(field, subject)
+        self._hold_key(declared.key, field, key, subject)
         if declared.mapped_item is None:
-            return self.item(field, value, who)
-        return self._fit(declared.mapped_item, value, who, field, "an item of ")
+            return self.item(field, value, subject)
+        return self._fit(declared.mapped_item, value, subject, field, "an item of ")
 
     def inner_entry(
-        self, field: str, key: object, inner_key: object, value: object, who: str
+        self, field: str, key: object, inner_key: object, value: object, subject: str
     ) -> object:
         """Return ``value`` converted to fit ``inner_key`` of the mapping under ``key``.
 
@@ -207,26 +207,26 @@ class Schema(Generic[S]):
             key: A key of the field's mapping; None if the field holds a list.
             inner_key: A key of the mapping inside.
             value: The value for that key.
-            who: The author of the change, as messages name it.
+            subject: The author of the change, as messages name it.
 
         Raises:
             InvalidState: The value doesn't fit, or a key would have to be converted.
         """
-        declared = self._field(field, who)
+        declared = self._field(field, subject)
         if key is not None:
-            self._hold_key(declared.key, field, key, who)
+            self._hold_key(declared.key, field, key, subject)
         if declared.inner_item is None:
-            raise InvalidState(f"{who}: {self.why_not_grown(field, mapping=None, nested=True)}")
-        self._hold_key(declared.inner_key, field, inner_key, who)
-        return self._fit(declared.inner_item, value, who, field, "an item of an item of ")
+            raise InvalidState(f"{subject}: {self.why_not_grown(field, mapping=None, nested=True)}")
+        self._hold_key(declared.inner_key, field, inner_key, subject)
+        return self._fit(declared.inner_item, value, subject, field, "an item of an item of ")
 
-    def _hold_key(self, check: _Check | None, field: str, key: object, who: str) -> None:
+    def _hold_key(self, check: _Check | None, field: str, key: object, subject: str) -> None:
         if check is None:
             return
-        result = self._fit(check, key, who, field, "a key of ")
+        result = self._fit(check, key, subject, field, "a key of ")
         if result is not key:
             msg = (
-                f"{who} puts {shown(key)} into field {field!r} as a key, which does not fit "
+                f"{subject} puts {shown(key)} into field {field!r} as a key, which does not fit "
                 f"{self._fields[field].label}: keys stay as they are, and this one would have to "
                 f"become {shown(result)}"
             )
@@ -255,18 +255,20 @@ class Schema(Generic[S]):
         return f"it collects {wanted} into {field!r}, and {declared.label} is none"
 
     def _operation(
-        self, operation: Operation, change: Change, data: Mapping[str, object], who: str
+        self, operation: Operation, change: Change, data: Mapping[str, object], subject: str
     ) -> Operation:
         """Return an operation with its values converted to fit: itself if all fit as they are."""
         name = operation.field
-        field = self._field(name, who)
+        field = self._field(name, subject)
         match operation:
             case Set(_, value) if value is not data.get(name, _NOTHING):
-                result = self._fit(field.check, value, who, name)
+                result = self._fit(field.check, value, subject, name)
                 return operation if result is value else Set(name, result)
             case Extend(_, values) if field.listed_item is not None:
                 item = field.listed_item
-                results = tuple(self._fit(item, each, who, name, "an item of ") for each in values)
+                results = tuple(
+                    self._fit(item, each, subject, name, "an item of ") for each in values
+                )
                 if all(map(_is, values, results)):
                     return operation
                 return Extend(name, results)
@@ -275,16 +277,16 @@ class Schema(Generic[S]):
                 if _positioned(change.values.get(name)):
                     item = field.listed_item or field.mapped_item
                 elif field.key is not None:
-                    key = self._fit(field.key, key, who, name, "a key of ")
+                    key = self._fit(field.key, key, subject, name, "a key of ")
                 assert item is not None, "a field with items has at least one of the checks"
-                result = self._fit(item, value, who, name, "an item of ")
+                result = self._fit(item, value, subject, name, "an item of ")
                 if key is operation.key and result is value:
                     return operation
                 return Put(name, key, result, position)
             case _:  # checked in _result, by the value that it leads to
                 return operation
 
-    def _result(self, operation: Operation, value: object, who: str) -> object:
+    def _result(self, operation: Operation, value: object, subject: str) -> object:
         """Return the value of a field after an operation that isn't Set, converted to fit."""
         name = operation.field
         field = self._fields[name]
@@ -294,10 +296,10 @@ class Schema(Generic[S]):
             case Put() if field.key is not None or (field.listed and _positioned(value)):
                 pass
             case _:  # a number, or a collection whose items differ in type: a tuple, a TypedDict
-                return self._fit(field.check, value, who, name)
+                return self._fit(field.check, value, subject, name)
         if isinstance(value, abc.Sized) and len(value) > field.most:
             msg = (
-                f"{who} makes field {name!r} {len(value)} items long, "
+                f"{subject} makes field {name!r} {len(value)} items long, "
                 f"and {field.label} takes at most {field.most}"
             )
             raise InvalidState(msg)
@@ -339,11 +341,11 @@ class Schema(Generic[S]):
             return self._fit(self._fields[name].check, plain, "the state", name)
         return plain
 
-    def _require(self, data: Mapping[str, object], who: str) -> None:
+    def _require(self, data: Mapping[str, object], subject: str) -> None:
         missing = sorted(name for name in self.required if name not in data)
         if missing:
             msg = (
-                f"{who} has no {_fields_named(missing)}, which {self.name} requires: "
+                f"{subject} has no {_fields_named(missing)}, which {self.name} requires: "
                 f"give a value at the start, let an action write one, or declare a default"
             )
             raise StateError(msg)
@@ -369,11 +371,11 @@ class Schema(Generic[S]):
         msg = f"give {wanted} of the fields of {self.name}, not {shown(given)}"
         raise StateError(msg)
 
-    def _field(self, name: str, who: str) -> _Field:
+    def _field(self, name: str, subject: str) -> _Field:
         try:
             return self._fields[name]
         except KeyError:
-            raise InvalidState(f"{who} writes {self._unknown([name])}") from None
+            raise InvalidState(f"{subject} writes {self._unknown([name])}") from None
 
     def _unknown(self, names: list[str]) -> str:
         for name in names:
@@ -398,7 +400,7 @@ class Schema(Generic[S]):
         meant = did_you_mean(field, self.fields) or "; declare it there"
         return f"{self.name} does not declare{meant}"
 
-    def _fit(self, check: _Check, value: object, who: str, name: str, part: str = "") -> object:
+    def _fit(self, check: _Check, value: object, subject: str, name: str, part: str = "") -> object:
         try:
             return check(value)
         except ValueError as error:
@@ -406,12 +408,12 @@ class Schema(Generic[S]):
             if refusal is None:
                 raise
             msg = (
-                f"{who} gives {part}field {name!r} {shown(value)}, which does not fit "
+                f"{subject} gives {part}field {name!r} {shown(value)}, which does not fit "
                 f"{self._fields[name].label}: {_reasons(refusal, 1)}"
             )
             raise InvalidState(msg) from error
 
-    def _fit_secret(self, check: _Check, value: object, who: str, name: str) -> object:
+    def _fit_secret(self, check: _Check, value: object, subject: str, name: str) -> object:
         """Check the value in a box. If it doesn't fit, no error shows it, pydantic's included."""
         found = reveal(value)
         try:
@@ -422,7 +424,7 @@ class Schema(Generic[S]):
         else:
             return value if fitting is found else Secret(fitting)
         msg = (
-            f"{who} gives secret field {name!r} {kind_of(found)} which does not fit "
+            f"{subject} gives secret field {name!r} {kind_of(found)} which does not fit "
             f"{self._fields[name].label}"
         )
         # Raised outside of the except clause: pydantic's error, which shows the value, would else

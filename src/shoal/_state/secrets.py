@@ -198,10 +198,10 @@ class Secrets:
         attributes = attributes_of(error)
         for name, value in list(attributes.items()):
             attributes[name] = self._masked(value)  # also if its class is frozen
-        if self._is_told_by(error):
+        if self._is_exposed_by(error):
             _stand_in(error, self.mask)
 
-    def _is_told_by(self, error: BaseException) -> bool:
+    def _is_exposed_by(self, error: BaseException) -> bool:
         """Return whether a secret is still in the texts of an error, or in its data."""
         if any(secret in text for text in _said_by(error) for secret in self._texts):
             return True
@@ -229,8 +229,8 @@ class Secrets:
         return value
 
 
-def refuse_key(key: object, data: Mapping[str, object], who: str) -> None:
-    """Raise if a key that ``who`` made from the state ``data`` contains a secret.
+def refuse_key(key: object, data: Mapping[str, object], subject: str) -> None:
+    """Raise if a key that ``subject`` made from the state ``data`` contains a secret.
 
     Keys are published, and shared by children.
 
@@ -238,7 +238,7 @@ def refuse_key(key: object, data: Mapping[str, object], who: str) -> None:
         SecretLeaked: The key contains the text of a secret field.
     """
     if any(type(value) is Secret for value in data.values()):
-        Secrets.of(data).refuse(key, f"the key that {who} returned")
+        Secrets.of(data).refuse(key, f"the key that {subject} returned")
 
 
 def _written(text: str) -> Iterator[str]:

@@ -156,13 +156,13 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
     __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
 
-    __slots__ = ("_data", "_derivation", "_model", "_permit")
+    __slots__ = ("_data", "_derivation", "_model", "_access")
 
     if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
         _data: Mapping[str, object]
         _model: Model[S]  # unset unless the state's application has a model
         # None: a state outside of actions, which may read and write every field.
-        _permit: FieldAccess | None
+        _access: FieldAccess | None
         # None: a base, on which no operation was done.
         _derivation: _Derivation | None
 
@@ -188,7 +188,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         for name in data:
             _check_name(name)
         self._data = boxed(data, _secret_names(secret, data)) if secret else data
-        self._permit = None
+        self._access = None
         self._derivation = None
 
     # -- changing -----------------------------------------------------------------------------
@@ -315,11 +315,11 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
     def _check_write(self, field: str) -> None:
         _check_name(field)
-        permit = self._permit
-        if permit is not None and field not in permit.writes:
+        access = self._access
+        if access is not None and field not in access.writes:
             msg = (
-                f"action {permit.action!r} writes field {field!r}, which it does not declare; "
-                f"add it to writes=[...] (declared: {_names(permit.writes)})"
+                f"action {access.action!r} writes field {field!r}, which it does not declare; "
+                f"add it to writes=[...] (declared: {_names(access.writes)})"
             )
             raise UndeclaredWrite(msg)
 
@@ -332,12 +332,12 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             data[field] = value[0]
         else:
             data.pop(field, None)
-        permit = self._permit
-        if permit is not None and field not in permit.reads:  # an action may read its own writes
-            permit = FieldAccess(permit.action, permit.reads | {field}, permit.writes)
+        access = self._access
+        if access is not None and field not in access.reads:  # an action may read its own writes
+            access = FieldAccess(access.action, access.reads | {field}, access.writes)
         before = self._derivation
         base = self if before is None else before.base
-        derived = make_state(data, permit, _Derivation(base, operation, before))
+        derived = make_state(data, access, _Derivation(base, operation, before))
         model = getattr(self, "_model", None)
         if model is not None:
             derived._model = model
@@ -346,26 +346,26 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     # -- reading ------------------------------------------------------------------------------
 
     def __getitem__(self, field: str) -> Any:  # an untyped state holds values of any type
-        permit = self._permit
-        if permit is not None and field not in permit.reads:
+        access = self._access
+        if access is not None and field not in access.reads:
             msg = (
-                f"action {permit.action!r} reads field {field!r}, which it does not declare; "
-                f"add it to reads=[...] (declared: {_names(permit.reads)})"
+                f"action {access.action!r} reads field {field!r}, which it does not declare; "
+                f"add it to reads=[...] (declared: {_names(access.reads)})"
             )
             raise UndeclaredRead(msg)
         try:
             value = self._data[field]
         except KeyError:
-            who = "" if permit is None else f" that action {permit.action!r} reads"
-            msg = f"the state has no field {field!r}{who} (it has: {_names(self)})"
+            subject = "" if access is None else f" that action {access.action!r} reads"
+            msg = f"the state has no field {field!r}{subject} (it has: {_names(self)})"
             raise MissingField(msg) from None
         return value.value if type(value) is Secret else value
 
     def __iter__(self) -> Iterator[str]:
-        permit = self._permit
-        if permit is None:
+        access = self._access
+        if access is None:
             return iter(self._data)
-        return (field for field in self._data if field in permit.reads)
+        return (field for field in self._data if field in access.reads)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -387,10 +387,10 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             StateError: The state is narrowed to an action, or lacks a field of the model.
             InvalidState: The model's own validators refuse the fields.
         """
-        permit = self._permit
-        if permit is not None:
+        access = self._access
+        if access is not None:
             msg = (
-                f"action {permit.action!r} sees only a part of the state, and a model needs all "
+                f"action {access.action!r} sees only a part of the state, and a model needs all "
                 f"of it; read its fields: state[...]"
             )
             raise StateError(msg)
@@ -410,13 +410,13 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
 def make_state(
     data: Mapping[str, object],
-    permit: FieldAccess | None = None,
+    access: FieldAccess | None = None,
     derivation: _Derivation | None = None,
 ) -> State:
     """Make a state on ``data`` itself, without a copy: the caller must never change it again."""
     state = State.__new__(State)
     state._data = data
-    state._permit = permit
+    state._access = access
     state._derivation = derivation
     return state
 
@@ -459,16 +459,16 @@ class Change(NamedTuple):
 NO_CHANGE = Change((), {})
 
 
-def change_between(base: State, result: object, who: str) -> Change:
+def change_between(base: State, result: object, subject: str) -> Change:
     """Return the change that led from ``base`` to ``result``.
 
     Raises:
         BadResult: ``result`` is not a State made from ``base``.
     """
     if not isinstance(result, State):
-        refuse_awaitable(result, who)
+        refuse_awaitable(result, subject)
         msg = (
-            f"{who} returned {_brief(result)}, but it takes the state and so must return one: "
+            f"{subject} returned {_brief(result)}, but it takes the state and so must return one: "
             f"return state.update(...), or the state as it was"
         )
         raise BadResult(msg)
@@ -478,8 +478,8 @@ def change_between(base: State, result: object, who: str) -> Change:
     link = result._derivation
     if link is None or link.base is not base:
         msg = (
-            f"{who} returned a State that was not made from the one it was given, so its changes "
-            f"can't be known: return state.update(...) of the state passed in"
+            f"{subject} returned a State that was not made from the one it was given, so its "
+            "changes can't be known: return state.update(...) of the state passed in"
         )
         raise BadResult(msg)
     operations: list[Operation] = []
@@ -504,7 +504,7 @@ def _change_to(after: Mapping[str, object], operations: tuple[Operation, ...]) -
     )
 
 
-def refuse_awaitable(result: object, who: str) -> None:
+def refuse_awaitable(result: object, subject: str) -> None:
     """Raise if a plain function returned an awaitable; close it if it is a coroutine.
 
     Raises:
@@ -515,7 +515,7 @@ def refuse_awaitable(result: object, who: str) -> None:
             # Closed, or Python would warn that the coroutine was never awaited.
             cast("Coroutine[Any, Any, Any]", result).close()
         msg = (
-            f"{who} is a plain function and returned something to be awaited; "
+            f"{subject} is a plain function and returned something to be awaited; "
             f"only actions may be coroutine functions, declared as such with async def"
         )
         raise BadResult(msg)

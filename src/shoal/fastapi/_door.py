@@ -159,7 +159,7 @@ async def _run_id(request: Request) -> str:
     """Return the id of the run; empty if the given one is invalid, which the endpoint refuses.
 
     So ``authorize`` may use the id in a message, a header or a query of a database (see
-    test_authorize_is_told_only_what_can_be_an_id).
+    test_authorize_receives_only_what_can_be_an_id).
     """
     if RUN_ID in request.path_params:
         run_id: object = request.path_params[RUN_ID]
@@ -182,7 +182,7 @@ class CheckedRequest(Request):
     """A request that defers the refusal of an unparsable body until ``authorize`` has been called.
 
     FastAPI parses the body, with ``json`` of this class, before it calls any dependency (see
-    test_a_client_that_may_not_ask_is_told_that_whatever_it_sends).
+    test_a_client_that_may_not_ask_is_refused_whatever_it_sends).
     """
 
     unreadable: RequestValidationError | None = None

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile, islice
-from typing import Final, Literal, final
+from typing import Literal, final
 
 from anyio import current_time
 from anyio.lowlevel import RunVar
@@ -166,8 +166,8 @@ class MemoryStore:
         9
     """
 
-    is_in_memory: Final = True
-    """No other process can read it, so its runs aren't watched unless that is asked for."""
+    is_shared: bool = False
+    """Whether other processes can read it; see ``KeepsReports``."""
 
     def __init__(self) -> None:
         """Create an empty store."""

@@ -150,11 +150,12 @@ class Command:
 
 @runtime_checkable
 class KeepsReports(Protocol):
-    """An optional extension of a store: processes report about the runs that they execute.
+    """An optional extension of a store: processes report about the runs that they execute."""
 
-    The runs of such a store are watched by default, unless it has a true attribute
-    ``is_in_memory``: then no other process can read the reports.
-    """
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can read the reports; then runs are watched by default."""
+        ...
 
     async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
         """Replace the reports of root runs, and take the commands that were left for them.

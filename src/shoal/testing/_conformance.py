@@ -63,6 +63,9 @@ class StoreConformance(ApplicationConformance):
             def another(self, store):
                 return MyStore(store.path)
 
+    With ``pytest.register_assert_rewrite("shoal.testing")`` in ``conftest.py``, before the first
+    import of it, pytest shows the values of a comparison that fails.
+
     Optional protocols (``FindsOrphans``, ``ReadsInParts``, ``CachesResults``, ``Prunes``,
     ``Browses``, ``Inspects``, ``KeepsReports``) are tested if the store has
     them, and skipped otherwise.
@@ -83,7 +86,7 @@ class StoreConformance(ApplicationConformance):
         await store.claim("root", "me")
         await store.claim("other", "you")
         for holder in ("you", "me"):
-            await refused(RunClaimed, lambda who=holder: store.claim("root", who))
+            await refused(RunClaimed, lambda holder=holder: store.claim("root", holder))
         await refused(RunClaimed, lambda: self.another(store).claim("root", "you"))
         await store.release("root", "you")  # has no effect: it is claimed by "me"
         await refused(RunClaimed, lambda: store.claim("root", "you"))
@@ -123,7 +126,7 @@ class StoreConformance(ApplicationConformance):
                 lambda: save(store, HandMadeRun(path=RunPath(run_id="other")), begun=BEGINNING),
             )
 
-    async def test_who_has_not_claimed_a_run_can_not_save(self, store: Store) -> None:
+    async def test_a_run_that_was_not_claimed_can_not_be_saved(self, store: Store) -> None:
         await refused(LeaseLost, lambda: save(store, begun=BEGINNING))
         async with claimed(store):
             pass
@@ -583,7 +586,7 @@ class StoreConformance(ApplicationConformance):
                     await one
             assert list(await store.read(ROOT)) == [update_of(n) for n in range(1, 30)]
 
-    async def test_who_waits_for_a_save_may_be_cancelled(self, store: Store) -> None:
+    async def test_a_wait_for_a_save_may_be_cancelled(self, store: Store) -> None:
         """The save, and those after it, have then happened as a whole or not at all."""
         async with claimed(store):
             turns = 0
@@ -601,7 +604,7 @@ class StoreConformance(ApplicationConformance):
         await store.claim("root", "you")
         await store.release("root", "you")
 
-    async def test_who_asks_may_be_cancelled(self, store: Store) -> None:
+    async def test_a_read_may_be_cancelled(self, store: Store) -> None:
         asking: list[Callable[[], Awaitable[object]]] = [
             lambda: store.load("root"),
             lambda: store.read(ROOT),
@@ -617,7 +620,7 @@ class StoreConformance(ApplicationConformance):
 
     # -- in use ---------------------------------------------------------------------------------
 
-    async def test_it_is_known_who_was_at_work(self, store: Store) -> None:
+    async def test_children_at_work_in_a_crash_are_known(self, store: Store) -> None:
         async def crashes(key: str = "a") -> list[tuple[int, Status | str | None]]:
             found = await self.another(store).children(ROOT, "map", 0)
             return [(record.crashes, record.status) for record in found if record.key == key]

@@ -192,7 +192,7 @@ class _Round(Generic[_T]):
             while True:
                 place = self._place if len(self.lives) < self._manner.times else 0
                 is_second = len(self.lives) == 1
-                store = _Unsteady(self.kept, self._manner, place, tells_of_death=is_second)
+                store = _Unsteady(self.kept, self._manner, place, reports_death=is_second)
                 self.lives.append(store)
                 ended, result = self._call(store)
                 store.check_released()
@@ -271,10 +271,10 @@ class _Unsteady:
     """A store in front of another one, which goes wrong at one place."""
 
     def __init__(
-        self, kept: MemoryStore, manner: Manner, place: int, *, tells_of_death: bool = False
+        self, kept: MemoryStore, manner: Manner, place: int, *, reports_death: bool = False
     ) -> None:
         self._kept = kept
-        self._tells_of_death = tells_of_death
+        self._reports_death = reports_death
         self._how = manner.how
         self._delay = manner.delay
         self._at = (place + 1) // 2  # the number of the call that goes wrong
@@ -353,7 +353,7 @@ class _Unsteady:
     async def claim(self, run_id: str, holder: str) -> bool | None:
         claim = partial(self._kept.claim, run_id, holder)
         has_died = await self._ask(f"claim of run {run_id}", claim)
-        return has_died and self._tells_of_death
+        return has_died and self._reports_death
 
     async def load(self, run_id: str) -> RunRecord | None:
         return await self._ask(f"load of run {run_id}", partial(self._kept.load, run_id))

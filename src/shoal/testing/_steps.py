@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol, Self, final
 
-Told = Callable[[], None]
+Notify = Callable[[], None]
 
 
 class Steps(Protocol):
@@ -32,23 +32,23 @@ class Steps(Protocol):
         ...
 
 
-def steps_of_this_loop(told: Told, *, reason: str) -> Steps:
-    """Return the `Steps` of the running loop that call ``told`` and look for ``reason``."""
+def steps_of_this_loop(notify: Notify, *, reason: str) -> Steps:
+    """Return the `Steps` of the running loop that call ``notify`` and look for ``reason``."""
     with suppress(RuntimeError):
-        return _AsyncioSteps(asyncio.get_running_loop(), told)
-    return _TrioSteps(told, reason)
+        return _AsyncioSteps(asyncio.get_running_loop(), notify)
+    return _TrioSteps(notify, reason)
 
 
 @final
-class _ToldQueue(deque[asyncio.Handle]):
+class _NotifyingQueue(deque[asyncio.Handle]):
     """A loop's queue. The loop takes each handle off its left end just before it runs it."""
 
-    told: Told | None = None
+    notify: Notify | None = None
 
     def popleft(self) -> asyncio.Handle:
         handle = super().popleft()
-        if self.told is not None and not handle.cancelled():
-            self.told()
+        if self.notify is not None and not handle.cancelled():
+            self.notify()
         return handle
 
 
@@ -56,20 +56,20 @@ class _ToldQueue(deque[asyncio.Handle]):
 class _AsyncioSteps:
     """Steps of tasks, and callbacks, a timer's included: it marks the end of the wait before it."""
 
-    def __init__(self, loop: Any, told: Told) -> None:
+    def __init__(self, loop: Any, notify: Notify) -> None:
         self._loop = loop
-        self._told = told
+        self._notify = notify
 
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         self._requests = self._task.cancelling() if self._task is not None else 0
-        self._queue = _ToldQueue(self._loop._ready)
-        self._queue.told = self._told
+        self._queue = _NotifyingQueue(self._loop._ready)
+        self._queue.notify = self._notify
         self._loop._ready = self._queue
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.told = None  # the queue stays, because a thread may be appending to it
+        self._queue.notify = None  # the queue stays, because a thread may be appending to it
 
     def tasks(self) -> Iterator[tuple[str, object]]:
         for task in asyncio.all_tasks(self._loop):
@@ -84,9 +84,9 @@ class _AsyncioSteps:
 class _TrioSteps:
     """A trio instrument: steps of tasks, and each wait in which no task can run."""
 
-    def __init__(self, told: Told, reason: str) -> None:
+    def __init__(self, notify: Notify, reason: str) -> None:
         self._trio: Any = sys.modules["trio"]
-        self._told = told
+        self._notify = notify
         self._reason = reason
         self._hit = False
         self._idle = True  # whether the present wait is already counted
@@ -101,7 +101,7 @@ class _TrioSteps:
 
     def before_task_step(self, task: Any) -> None:
         self._idle = False
-        self._told()
+        self._notify()
         if task is self._task:
             error: Any = getattr(task._next_send, "error", None)
             if isinstance(error, self._trio.Cancelled) and error.reason == self._reason:
@@ -111,7 +111,7 @@ class _TrioSteps:
         # Once for each wait: in real time the loop returns here again and again.
         if not self._idle and not self._trio.lowlevel.current_statistics().tasks_runnable:
             self._idle = True
-            self._told()
+            self._notify()
 
     def tasks(self) -> Iterator[tuple[str, object]]:
         root, main = self._trio.lowlevel.current_root_task(), self._task

@@ -15,6 +15,11 @@ The modules, from the first that others need to the last:
   ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
+- ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a
+  notebook, or as lines.
+- ``draw``: graphs as Mermaid, DOT and SVG. ``telemetry``: OpenTelemetry. ``logging``: the run that
+  a log record comes from.
+- ``ui``: the page.
 
 Names are imported when they are first asked for.
 

@@ -11,7 +11,7 @@ In notebooks, graphs, fan-outs and applications show themselves as SVG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from shoal._drawing import dot as _dot
 from shoal._drawing import mermaid as _mermaid
@@ -24,11 +24,17 @@ from shoal._graph.graph import no_act
 from shoal._graph.picture import DEPTH, figure_of
 from shoal._runtime.application import Application
 
-__all__ = ["Counts", "Drawable", "dot", "mermaid", "style_sheet", "svg"]
+__all__ = ["Counted", "Counts", "Drawable", "dot", "mermaid", "style_sheet", "svg"]
 
 Drawable = Act | Application
 """What can be drawn: a graph, any other act, or an application, which stands for its graph."""
-Counts = Mapping[str | Sequence[str], Mapping[str, int]]
+Counted = Mapping[str, int]
+"""How many children are in which state."""
+Counts = (
+    Mapping[str, Counted]
+    | Mapping[tuple[str, ...], Counted]
+    | Mapping[str | tuple[str, ...], Counted]
+)
 """How many children are in which state, by step: ``{"pages": {"done": 8, "failed": 1}}``.
 
 A step is named by its name in the outermost graph, or by the names from there on: a fan-out, the
@@ -105,8 +111,7 @@ def svg(
     by_path = None
     if counts is not None:
         by_path = {
-            (step,) if isinstance(step, str) else tuple(step): found
-            for step, found in counts.items()
+            (step,) if isinstance(step, str) else step: found for step, found in counts.items()
         }
     return _svg.svg(_figure(drawn, depth), by_path, styled=styled)
 

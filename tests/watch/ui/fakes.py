@@ -554,6 +554,8 @@ class FakeQueries:
             notes=["The store has no times of 140 children that were skipped."],
         )
 
+    is_shared = True
+
     async def report(self, reports: Any) -> Any:
         return []
 

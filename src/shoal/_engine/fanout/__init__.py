@@ -4,15 +4,15 @@ Read ``step`` first: one execution of a parallel step follows these modules from
 
 - ``step`` executes a parallel step: it opens the group, applies batches of outcomes, and ends the
   step. ``subgraph`` does the same for a graph as a node, ``action_group`` for ``context.fan_out``.
-- ``source`` pulls elements and makes a child of each. ``elements`` is the source of a ``fan_out``,
-  ``task_source`` that of a parallel action, ``started`` that of ``context.fan_out``. ``entries``
-  has the templates of children and the protocols between a source and its group, ``keys`` the keys
-  and positions of elements, and ``children`` the configuration that all children share. ``stagger``
-  delays the start of children.
+- ``step_source`` makes the sources of a step. ``source`` pulls elements and makes a child of each.
+  ``elements`` is the source of a ``fan_out``, ``task_source`` that of a parallel action,
+  ``action_source`` that of ``context.fan_out``. ``entries`` has the templates of children and the
+  protocols between a source and its group, ``keys`` the keys and positions of elements, and
+  ``children`` the configuration that all children share. ``stagger`` delays the start of children.
 - ``group`` is the task group of the children. ``scope`` cancels it and keeps the reason,
   ``workers`` execute the children, ``admission`` bounds how many are in flight.
 - ``batch`` applies outcomes to the parent's state. ``ledger`` counts how the children ended;
-  ``read_ledgers`` reads those counts from the store.
+  ``read_ledgers`` reads those counts from the store, ``read_runs`` what the store has of a run.
 - ``race`` picks winners, ``rounds`` runs a race again, ``hedge`` starts extra children.
 - ``finish`` sorts the exceptions that came out of runs, and records ends without an update.
 - ``recorded``, ``takeup`` and ``step_resume`` continue a step that an earlier execution began.

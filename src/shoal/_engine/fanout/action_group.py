@@ -51,6 +51,7 @@ from shoal._state.secrets import without_secrets
 from shoal._state.state import held
 from shoal.stores._protocol import Store
 
+from .action_source import ActionSource, EachSource
 from .children import (
     check_depth,
     child_config,
@@ -64,8 +65,7 @@ from .entries import ChildTemplate
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
-from .recorded import recorded_children
-from .started import Started, StartedEach
+from .recorded import read_recorded_children
 
 ACTS = 64
 """Acts of one fan-out whose configuration is cached.
@@ -110,7 +110,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self,
         run: Run,
         action: FunctionAction[..., Any],
-        seat: AttemptPermit | None,
+        permit: AttemptPermit | None,
         *,
         name: str,
         limits: Limits,
@@ -123,7 +123,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Use ``context.fan_out``."""
         self._run = run
         self._action = action
-        self._seat = seat
+        self._permit = permit
         self.name: str = f"{action.name}/{name}"
         self._limits = limits
         self._limit = limits.in_flight
@@ -131,11 +131,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._each = each
         self._timeout = timeout
         self._title = title
-        self._source = Started(
+        self._source = ActionSource(
             repr(self),
             has_room=self._has_room,
             unconsumed=lambda: self._unconsumed,
-            tell=self._tell,
+            notify=self._notify,
         )
         self._ledger = Ledger()
         # By id(act): acts that compare equal may have different bound inputs. The act is in the
@@ -177,7 +177,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit, self._store)
         around = anyio.current_effective_deadline()
-        self._source.recorded = await recorded_children(
+        self._source.recorded_children = await read_recorded_children(
             self._run, self.name, self._visit, self._store
         )
         services = self._run.config.services
@@ -194,11 +194,11 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
             title=self._title,
         )
-        self._hosted = services.host(self._live, self._group.scope.cancel)
+        self._hosted = services.host(self._execute, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the
         # slots would never be acquired again.
-        if self._seat is not None:
-            self._seat.lend()
+        if self._permit is not None:
+            self._permit.release_for_children()
         return self
 
     @ki_protected
@@ -221,12 +221,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._group.engage()
         interruption = await self._hosted.wait()
         fatal = self._hosted.fatal
-        if self._seat is not None:
+        if self._permit is not None:
             going_on = interruption is None and fatal is None
             if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
-                await self._seat.regain()  # waits for slots if it must; may be cancelled there
+                await self._permit.reacquire()  # waits for slots if it must; may be cancelled there
             else:  # the action is being cancelled, and must not wait for slots
-                self._seat.reclaim()
+                self._permit.reacquire_nowait()
         failed = sorted(
             (outcome for outcome in self._ended if isinstance(outcome, Failed)),
             key=lambda outcome: outcome.position,
@@ -268,7 +268,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         halt_for(self._run, self.name, self._resting)
 
     @ki_protected
-    async def _live(self) -> None:
+    async def _execute(self) -> None:
         """Run the children. Executed by a task of the engine, not by the action's."""
         group = self._group
         assert group is not None
@@ -283,7 +283,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._wind_up(group)
         finally:
             self._over = True
-            self._tell()  # the last time: no outcome follows that could wake the action
+            self._notify()  # the last time: no outcome follows that could wake the action
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
@@ -292,7 +292,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await commit(self._run, Write(unapplied=ended))
         except HookFailed:
             # The hook raised after the save, so these ends stand, see
-            # test_outcomes_that_a_failing_guard_was_told_of_still_come.
+            # test_outcomes_that_a_failing_guard_received_are_still_delivered.
             self._deliver(batch)
             raise
         except Exception:
@@ -303,8 +303,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _wind_up(self, group: ChildTaskGroup) -> None:
         """Record the remaining ends and close the source. A first failure is not replaced."""
         if self._failure is not None:
-            who = f"fan-out {self.name!r} of run {self._run.path.id}"
-            await wind_up(self._end_all(group), self._failure, who, "fan-out")
+            subject = f"fan-out {self.name!r} of run {self._run.path.id}"
+            await wind_up(self._end_all(group), self._failure, subject, "fan-out")
             return
         try:
             await self._end_all(group)
@@ -343,10 +343,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _end_unended(self) -> None:
         """Record the end of children of an earlier execution that were not started again."""
-        config, recorded = self._run.config, self._source.recorded
-        if recorded is None or not config.execution.is_resumed or config.execution.unsaved:
+        config, recorded_children = self._run.config, self._source.recorded_children
+        if recorded_children is None or not config.execution.is_resumed or config.execution.unsaved:
             return
-        left = [Left(record, self._store) for record in recorded.rest() if is_left(record)]
+        left = [Left(record, self._store) for record in recorded_children.rest() if is_left(record)]
         if left:
             why = "its action has not started it again"
             execution, store = config.execution, config.store
@@ -382,9 +382,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             child.release_error()
             if not self._left or isinstance(outcome, Failed):
                 self._ended.append(outcome)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Wake the action if it waits for an outcome."""
         if self._news is not None:
             self._news.set()
@@ -461,8 +461,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if key is not None:
             require_plain(key, f"group.start_each(key=...) of {self.name!r}")
         kind = self._kind(act, {item: None}, inputs)
-        each = StartedEach(
-            over, who=self.name, kind=kind, item=item, key=key, started_by=self._source
+        each = EachSource(
+            over, name=self.name, kind=kind, item=item, key=key, started_by=self._source
         )
         self._source.add_each(each)
         if each.waits and group.scope.is_open:
@@ -473,7 +473,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Cancel all children that have not ended, for ``reason``. Their outcomes still arrive."""
         if self._group is not None and not self._over:
             self._group.scope.cancel(reason)
-            self._tell()
+            self._notify()
 
     def cancel_child(
         self, key: Key, reason: str = "the action cancelled it", *, act: str | None = None
@@ -495,7 +495,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None
     ) -> ChildTemplate:
-        run, permit = self._run, self._action.permit
+        run, access = self._run, self._action.access
         known = self._settings.get(id(act))
         if known is None or inputs:
             known = act, self._setting(act, inputs)
@@ -503,13 +503,13 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._settings[id(act)] = known
         config = known[1]
         graph = config.graph
-        readable = {field: run.data[field] for field in permit.reads if field in run.data}
+        readable = {field: run.data[field] for field in access.reads if field in run.data}
         base = narrowed(
             readable,
             graph,
             given,
             f"the children of fan-out {self.name!r} that execute {graph.name!r}",
-            f"give it to group.start, or add it to the reads=[...] of {permit.action!r}",
+            f"give it to group.start, or add it to the reads=[...] of {access.action!r}",
         )
         return ChildTemplate(config, base)
 

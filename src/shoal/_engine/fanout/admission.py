@@ -50,10 +50,10 @@ class ChildAdmission:
         "_governs_all",
         "_in_flight",
         "_limiters",
-        "_live",
+        "_live_count",
         "_on_refused",
         "_on_room",
-        "_queue",
+        "_scheduler",
         "_unpublished",
         "_waiting",
         "place",
@@ -86,13 +86,13 @@ class ChildAdmission:
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
         controller, shared = services.admission, limits.shared
-        self._queue = controller.queue
+        self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
         if shared is not None:
             self._limiters = (controller.limiter(owner, shared, among),)
         above = parent.slot_owner.held_permits()
-        self._in_flight = InFlight(controller.queue, limit, self._on_suspended, above)
+        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
         self.place: Gate = self._in_flight.place
         """Counts the children in flight, from their start until the parent has committed their end.
         """
@@ -110,7 +110,7 @@ class ChildAdmission:
         self._unpublished: list[tuple[Run, AttemptPermit]] = []
         # Children that ``let_in`` counted and ``let_out`` has not. All but one hold a permit of the
         # live budget.
-        self._live = 0
+        self._live_count = 0
         self._budget = execution.live
         # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
@@ -144,11 +144,11 @@ class ChildAdmission:
     @property
     def lacks_permits(self) -> bool:
         """Whether one more child has a place, but no permit of the live budget."""
-        return self.place.used < self.place.slots and self._live > 0 and self._budget.is_spent
+        return self.place.used < self.place.slots and self._live_count > 0 and self._budget.is_spent
 
     def permits(self, others: int) -> bool:
         """Whether one more child may be alive, besides the live ones and ``others``."""
-        return not (self._live or others) or not self._budget.is_spent
+        return not (self._live_count or others) or not self._budget.is_spent
 
     # -- starting and ending ----------------------------------------------------------------------
 
@@ -157,15 +157,15 @@ class ChildAdmission:
         place = self.place  # ``has_room`` repeated here, to save a call for each child
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
-        if self._live and not self._budget.take():
+        if self._live_count and not self._budget.take():
             return False
-        self._live += 1
+        self._live_count += 1
         return True
 
     def let_out(self) -> None:
         """Count one live child less, and return its permit to the live budget."""
-        self._live -= 1
-        if self._live:  # the last live child never took a permit
+        self._live_count -= 1
+        if self._live_count:  # the last live child never took a permit
             self._budget.give()
 
     def admit(self, child: Run) -> bool:
@@ -181,12 +181,12 @@ class ChildAdmission:
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
-        seat = self._request(child)
-        if seat.granted:
+        permit = self._request(child)
+        if permit.granted:
             return True
-        self._waiting[child] = seat
+        self._waiting[child] = permit
         if config.hooks.waiting:
-            self._unpublished.append((child, seat))
+            self._unpublished.append((child, permit))
         return False
 
     def _request(self, child: Run) -> AttemptPermit:
@@ -199,7 +199,7 @@ class ChildAdmission:
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
-        stake = permits.stake = in_flight.make_stake(permits, gates, costs, is_held=False)
+        slot = permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         thread: Gate | None = None
@@ -211,17 +211,17 @@ class ChildAdmission:
                 thread = limiters.threads if action.in_thread else None
             except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
                 pass
-        seat = AttemptPermit(
-            self._queue,
+        permit = AttemptPermit(
+            self._scheduler,
             needed,
             own,
             permits,
             on_granted=partial(self._on_granted, child),
-            stake=stake,
+            slot=slot,
             thread=thread,
         )
-        permits.seat = None if thread is None and not needed else seat
-        return seat
+        permits.first_permit = None if thread is None and not needed else permit
+        return permit
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.
@@ -232,24 +232,26 @@ class ChildAdmission:
         permits = child.permits
         if permits is None:
             return
-        if permits.seat is not None:  # it ended before its first attempt, which would have used it
-            permits.seat.cancel()
-            permits.seat = None
-        if permits.stake is not None:
-            permits.stake.resume()
-            self._queue.adapt(permits.stake, child.error)
+        if (
+            permits.first_permit is not None
+        ):  # it ended before its first attempt, which would have used it
+            permits.first_permit.cancel()
+            permits.first_permit = None
+        if permits.slot is not None:
+            permits.slot.resume()
+            self._scheduler.adapt(permits.slot, child.error)
 
     def committed(self, children: Sequence[Run]) -> None:
         """Release the in-flight slots of ``children``, whose ends the parent has committed."""
         in_flight, place = self._in_flight, self.place
         for child in children:
             permits = child.permits
-            if permits is None or permits.stake is None:  # most hold just a place: no call for them
+            if permits is None or permits.slot is None:  # most hold just a place: no call for them
                 place.used -= 1
             else:
                 in_flight.release(permits)
         if place.posted:
-            self._queue.serve(place)
+            self._scheduler.serve(place)
 
     def cancel_unstarted(
         self, children: Iterable[Run], reason: str, winner: ChildName | None
@@ -261,13 +263,13 @@ class ChildAdmission:
         for child in children:
             child.never_start(reason, winner)
             permits = child.permits
-            if permits is None or permits.stake is None:
+            if permits is None or permits.slot is None:
                 continue  # not admitted: the group counted it as it took it from the source
             self.place.used += 1
-            seat = self._waiting.pop(child, None) or permits.seat
-            permits.seat = None
-            if seat is not None:
-                seat.cancel()
+            permit = self._waiting.pop(child, None) or permits.first_permit
+            permits.first_permit = None
+            if permit is not None:
+                permit.cancel()
             self._in_flight.release(permits, refunds=True)
             self.let_out()
         # Some were in ``ready``, or got there by permits that others of them have just returned.
@@ -284,9 +286,9 @@ class ChildAdmission:
 
     def _on_granted(self, child: Run) -> None:
         """Move ``child`` to ``ready``, or end the group if its request was refused."""
-        seat = self._waiting[child]
-        if seat.refusal is not None:  # the group fails, not the child, which has never begun
-            self._on_refused(seat.refusal)
+        permit = self._waiting[child]
+        if permit.refusal is not None:  # the group fails, not the child, which has never begun
+            self._on_refused(permit.refusal)
             return
         del self._waiting[child]
         self.ready.append(child)
@@ -310,13 +312,13 @@ class ChildAdmission:
         """
         # Replaced before the first await: other workers append meanwhile.
         unpublished, self._unpublished = self._unpublished, []
-        for child, seat in unpublished:
+        for child, permit in unpublished:
             if child in self._waiting:  # it may have started while hooks ran
-                await publish_waiting(child, seat)
+                await publish_waiting(child, permit)
 
     def __repr__(self) -> str:
-        who = f"limited by {self._limiters}" if self._limiters else "unlimited"
-        return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {who}>"
+        limits = f"limited by {self._limiters}" if self._limiters else "unlimited"
+        return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {limits}>"
 
 
 def _ignore(_what: object = None) -> None:

@@ -63,7 +63,7 @@ class BatchJoin:
         "_errors",
         "_failed",
         "_consults",
-        "_contest",
+        "_race",
         "_join",
         "_nested",
         "_number",
@@ -87,7 +87,7 @@ class BatchJoin:
         parent: Run,
         elements: ElementSource,
         ledger: Ledger,
-        contest: Race | None = None,
+        race: Race | None = None,
         *,
         done_before: int = 0,
         reruns: AbstractSet[ChildName] = frozenset(),
@@ -98,26 +98,27 @@ class BatchJoin:
             join: Says where results and failures go.
             parent: The run whose state it is.
             elements: The source that takes the elements that ``grow`` returns.
-            ledger: Counts the children that ended in earlier batches.
-            contest: Decides which results count; None: all do.
+            ledger: Counts the children that ended in earlier batches, attempts and executions.
+            race: Decides which results count; None: all do.
             done_before: The number of children that are Done but not yet in the ledger, because
                 their source has not reached them.
             reruns: Children that run again, whose earlier results may still be in the state.
         """
         self._join = join
         self._reruns = reruns
-        self._contest = contest
+        self._race = race
         self._nested = join.is_nested
         self._consults = (
-            join.reduce is not None
-            or join.grow is not None
-            or (contest is not None and contest.consults)
+            join.reduce is not None or join.grow is not None or (race is not None and race.consults)
         )
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
         self._data = parent.data
         self._schema = parent.config.schema
         self._number = parent.number
+        # Both count all executions. What is Done and not in the ledger yet counts too: otherwise
+        # a tolerated share would depend on which children are being applied (see
+        # test_children_that_an_earlier_execution_left_done_have_ended).
         self._failed = ledger.failed
         self._ended = ledger.failed + ledger.done + done_before
         # Puts into ``into`` and ``errors_into`` that _data lacks: a whole batch of them makes one
@@ -141,13 +142,14 @@ class BatchJoin:
         Returns the error because of which that one can't be applied, with a note of its key.
         """
         # Whether the source or the race change too, and must be set back if an outcome raises.
-        tells = self._consults or self._contest is not None
+        is_undoable = self._consults or self._race is not None
         growths = found = admitted = 0
         for at, child in enumerate(batch):
             before = self._data, len(self._values), len(self._errors)
             if self._consults:
+                # The user's functions see the state, so everything placed is in it by then.
                 before = self.finished_data(), 0, 0
-            if tells:
+            if is_undoable:
                 growths, found = self._elements.growths, len(self.admitted)
                 admitted = len(self._admitted)
             try:
@@ -170,6 +172,8 @@ class BatchJoin:
                 finally:
                     del error, failure  # breaks the traceback cycle
             if self.decision is not None:
+                # Those behind it have lost, also if they succeeded: the order in which the parent
+                # takes ends decides every tie.
                 self._miss(batch[at + 1 :])
                 break
         return None
@@ -208,8 +212,8 @@ class BatchJoin:
         """Undo all but the first ``growths`` calls of ``grow`` and ``admitted`` race results."""
         self._elements.ungrow(growths)
         for child in reversed(self._admitted[admitted:]):
-            assert self._contest is not None, "it has admitted the child"
-            self._contest.withdraw(child)
+            assert self._race is not None, "it has accepted the child"
+            self._race.withdraw(child)
         del self._admitted[admitted:]
 
     def _miss(self, children: list[Run]) -> None:
@@ -236,18 +240,19 @@ class BatchJoin:
             self.unapplied.append(child)
             return
         is_kept = child.disposition.is_kept
+        # Successes count only for a tolerated share: it needs the number of all ends.
         counts = status == "failed" or (status == "succeeded" and self._tolerance is not None)
-        if counts and not is_kept:  # kept children were counted when the source gave them
+        if counts and not child.disposition.is_counted:
             self._count(failed=status == "failed")
         brings_nothing = status in ("failed", "cancelled") and not self._applies(child)
         if brings_nothing or child.disposition is DEFERRED:
             self.unapplied.append(child)
             return
-        contest = None if is_kept else self._contest
-        if contest is not None and status == "succeeded":
-            # Before the call: if `admits` raises halfway, the child must be withdrawn as well.
+        race = None if is_kept else self._race  # what is kept was judged when it was applied
+        if race is not None and status == "succeeded":
+            # Before the call: if `accepts` raises halfway, the child must be withdrawn as well.
             self._admitted.append(child)
-            if not contest.admits(child):
+            if not race.accepts(child):
                 self._admitted.pop()
                 self._refuse(child)
                 return
@@ -261,8 +266,9 @@ class BatchJoin:
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
                 discovered, at = self._grow(join.grow, outcome)
-        if contest is not None and not self.is_failing:
-            self.decision = contest.decide(child, self._state)
+        # After `reduce` and `grow`: ``until`` may be a function of the state that they led to.
+        if race is not None and not self.is_failing:
+            self.decision = race.decide(child, self._state)
             if self.decision is not None and self._reruns:
                 operations += self._without_old(child)
         self._apply(child, operations, discovered, at)
@@ -343,13 +349,13 @@ class BatchJoin:
 
     def _choosing(self, field: str) -> tuple[Operation, ...]:
         """Set ``field`` to the value of the race's winner, once there is one."""
-        assert self._contest is not None, "only a contest comes to a single value"
-        chosen = self._contest.chosen
+        assert self._race is not None, "only a race comes to a single value"
+        chosen = self._race.chosen
         if chosen is None:
             return ()
         change = Change((Set(field, chosen.value),), {field: chosen.value})
         if self._schema is not None:
-            change = self._schema.checked(change, self._data, self._who(chosen.key))
+            change = self._schema.checked(change, self._data, self._subject(chosen.key))
         self._data = change.applied_to(self._data)
         return change.operations
 
@@ -375,26 +381,26 @@ class BatchJoin:
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Return the value as the model of the parent's state accepts it."""
-        who = self._who(child.key)
+        subject = self._subject(child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
-            return schema.inner_entry(field, key, child.config.act, value, who)
+            return schema.inner_entry(field, key, child.config.act, value, subject)
         if listed:
-            return schema.item(field, value, who)
+            return schema.item(field, value, subject)
         key = child.config.act if self._join.shape == "by act" else child.key
-        return schema.entry(field, key, value, who)
+        return schema.entry(field, key, value, subject)
 
     def _refuse_too_many(self, schema: Schema[Any], field: str, child: Run, count: int) -> None:
         most = schema.most(field)
         if count > most:
             msg = (
-                f"{self._who(child.key)} makes field {field!r} {count} items long, and "
+                f"{self._subject(child.key)} makes field {field!r} {count} items long, and "
                 f"{schema.name} allows at most {most:g}"
             )
             raise InvalidState(msg)
 
-    def _who(self, key: Key) -> str:
+    def _subject(self, key: Key) -> str:
         return f"fan-out {self._join.name!r}, for key {brief(key)},"
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
@@ -407,13 +413,13 @@ class BatchJoin:
 
     def _state(self) -> State:
         """Return the state after all updates so far, as ``reduce``, ``grow`` and ``by`` see it."""
-        return make_state(self.finished_data(), self._join.permit)
+        return make_state(self.finished_data(), self._join.access)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
         base = self._state()
-        who = f"reduce of fan-out {self._join.name!r}, for key {brief(outcome.key)},"
-        change = change_between(base, reduce(base, outcome), who)
+        subject = f"reduce of fan-out {self._join.name!r}, for key {brief(outcome.key)},"
+        change = change_between(base, reduce(base, outcome), subject)
         if self._schema is not None:
-            change = self._schema.checked(change, self._data, who)
+            change = self._schema.checked(change, self._data, subject)
         self._data = change.applied_to(self._data)
         return change.operations

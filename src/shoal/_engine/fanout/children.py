@@ -153,8 +153,8 @@ def children_of(
     elif not isinstance(store, Inherit):
         kept = store
         config.execution.know_all((store,))
-    told = config.hooks if isinstance(hooks, Inherit) else config.hooks.replaced(hooks)
-    return kept, told
+    listening = config.hooks if isinstance(hooks, Inherit) else config.hooks.replaced(hooks)
+    return kept, listening
 
 
 def _hand_up(
@@ -182,7 +182,7 @@ def is_revisited(run: Run) -> bool:
 
 
 def narrowed(
-    data: Mapping[str, object], graph: Graph, given: Mapping[str, object], who: str, hint: str
+    data: Mapping[str, object], graph: Graph, given: Mapping[str, object], subject: str, hint: str
 ) -> dict[str, object]:
     """Return the fields that a child starts with: those that its graph reads.
 
@@ -190,7 +190,7 @@ def narrowed(
         data: The parent's fields.
         graph: The graph that the child executes.
         given: Fields from elsewhere. They take precedence over ``data``.
-        who: Names the children, for the error.
+        subject: Names the children, for the error.
         hint: Says how to provide a missing field, for the error.
 
     Raises:
@@ -205,8 +205,8 @@ def narrowed(
         elif field in graph.needed_by:
             has = ", ".join(sorted(data)) or "none"
             msg = (
-                f"{who} read field {field!r}, which the state does not have (it has: {has}); {hint}"
-                f"{did_you_mean(field, given)}"
+                f"{subject} read field {field!r}, which the state does not have "
+                f"(it has: {has}); {hint}{did_you_mean(field, given)}"
             )
             raise MissingField(msg)
     return base
@@ -230,7 +230,7 @@ def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
     return only_write
 
 
-def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
+def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | None:
     """Return a reader of a child's value, as ``take`` describes it; None without ``take``."""
 
     def field_of(child: Run, field: str) -> object:
@@ -238,8 +238,8 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
             return child.final_field(field)
         except KeyError:
             msg = (
-                f"fan-out {who!r} takes field {field!r} of each child, but this one never wrote "
-                f"it; where only some do, take=lambda state: state.get({field!r})"
+                f"fan-out {subject!r} takes field {field!r} of each child, but this one never "
+                f"wrote it; where only some do, take=lambda state: state.get({field!r})"
             )
             raise MissingField(msg) from None
 
@@ -251,7 +251,7 @@ def value_reader(take: Take | None, who: str) -> Callable[[Run], object] | None:
 
         def taken(child: Run) -> object:
             value: object = take(child.final_state)
-            refuse_awaitable(value, f"take= of fan-out {who!r}")
+            refuse_awaitable(value, f"take= of fan-out {subject!r}")
             return value
 
         return taken

@@ -37,11 +37,11 @@ class Context:
 
     Examples:
         >>> @action(reads=["n"], writes=["key"])
-        ... async def who(n: int, context: Context) -> str:
+        ... async def where(n: int, context: Context) -> str:
         ...     return f"{context.step} {context.key!r} at depth {context.depth}"
-        >>> many = fan_out(who, over="ns", item="n", key=str, into="keys")
+        >>> many = fan_out(where, over="ns", item="n", key=str, into="keys")
         >>> Application(many).run_sync({"ns": [7]}).state["keys"]
-        {'7': "who '7' at depth 1"}
+        {'7': "where '7' at depth 1"}
     """
 
     # What the action said last. An attribute of the class until it says something, so that an
@@ -49,12 +49,12 @@ class Context:
     _note: str = ""
 
     def __init__(
-        self, run: Run, action: FunctionAction[..., Any], seat: AttemptPermit | None, items: Items
+        self, run: Run, action: FunctionAction[..., Any], permit: AttemptPermit | None, items: Items
     ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
         self._run = run
         self._action = action
-        self._seat = seat
+        self._permit = permit
         self._items = items
         # Set if the action runs in a worker thread: it calls `emit` and `ask` through
         # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
@@ -141,8 +141,8 @@ class Context:
             msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
             raise BadUse(msg)
         permits = self._run.slot_owner.permits
-        stake = None if permits is None else permits.stake
-        self._run.config.services.admission.charge(self._seat, stake, actual)
+        slot = None if permits is None else permits.slot
+        self._run.config.services.admission.charge(self._permit, slot, actual)
 
     def note(self, text: object) -> None:
         """Say what the action is at, for people who watch it: ``context.note("page 3 of 9")``.
@@ -395,7 +395,7 @@ class Context:
         return ChildGroup(
             self._run,
             self._action,
-            self._seat,
+            self._permit,
             name=name,
             limits=limits or DEFAULT_LIMITS,
             each=each,

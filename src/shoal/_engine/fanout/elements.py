@@ -53,7 +53,7 @@ def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> Chos
     """
     graphs, several = act.acts, act._several
     if callable(graphs):
-        graphs, several = _chosen(act, graphs, make_state(data, join.permit), data)
+        graphs, several = _chosen(act, graphs, make_state(data, join.access), data)
     # The declared shape was a guess: only the function knows whether the acts are several.
     if several != act._several:
         join = replace(join, shape=shape_of(act.over, act.key, join.until, several=several))
@@ -83,7 +83,7 @@ def _chosen(
         raise BadResult(msg) from None
     graphs = [bind_where_taken(graph, act._bound) for graph in graphs]
     for graph in graphs:
-        check_reads(f"fan-out {act.name!r}", graph, act.join.permit.reads, act._brought, data)
+        check_reads(f"fan-out {act.name!r}", graph, act.join.access.reads, act._brought, data)
     return graphs, several
 
 
@@ -93,7 +93,7 @@ def make_elements(
     *,
     parent: Run,
     data: Mapping[str, object],
-    recorded: RecordedChildren | None,
+    recorded_children: RecordedChildren | None,
     make_template: MakeTemplate,
 ) -> ElementSource:
     """Make the source of a fan-out's children. No element is pulled yet.
@@ -103,7 +103,7 @@ def make_elements(
         chosen: Its acts.
         parent: The run whose step it is.
         data: The fields of that run's state when the step began.
-        recorded: The children that earlier executions recorded; None if there are none.
+        recorded_children: The children that earlier executions recorded; None if there are none.
         make_template: Makes the template of the children of one act.
 
     Raises:
@@ -113,18 +113,19 @@ def make_elements(
     """
     join = chosen.join
     # First: the templates below must have the names under which the children are recorded.
-    graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded)
+    graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded_children)
     kinds = [_kind(act, graph, data, make_template) for graph in graphs]
     return ElementSource(
-        (None,) if act.over is None else _over(act, make_state(data, join.permit), data),
-        who=act.name,
+        (None,) if act.over is None else _over(act, make_state(data, join.access), data),
+        name=act.name,
         kinds=kinds,
         item=None if act.over is None else act.item,
         key_of=_key_reader(act),
         grows=join.grow is not None,
         at_most=act.at_most,
         done_in=join.into,
-        recorded=recorded,
+        recorded_children=recorded_children,
+        finds_again=parent.playback is None,
     )
 
 
@@ -137,6 +138,7 @@ def _kind(
             f"pass it to run(), or write it in an earlier action, or, if it is what they run "
             f"over, name it so: item={act.item!r} is what they get now"
         )
+    # Each child has a value of its own for these, such as its element. None holds their places.
     comes_later = dict.fromkeys(act._brought)
     base = narrowed(data, graph, comes_later, f"the children of fan-out {act.name!r}", brought)
     take = resolve_take(act._take, act.join.into, graph, act.name)

@@ -55,12 +55,15 @@ def settle_end(
         cut_off: Why it was cancelled alone, and the child that had won; None: it wasn't.
         reason: Why it is cancelled, if it is in no group.
     """
+    # Its end was saved by an earlier execution or attempt, so nothing here may replace it.
     is_done = run.disposition is DONE
     halts = not is_done and has_halted(run, error)
     # First: cancelled alone, it ends as cancelled, also if it has asked a question meanwhile.
     if cut_off is not None and (is_cancellation(error) or (halts and cancelled())):
         run.cancel(*cut_off)
         return End.CANCELLED_ALONE
+    # A group that is being cancelled takes its halted children with it. Outside of a group,
+    # ``Run.halt`` itself looks for a cancellation.
     if halts and (scope is None or not cancelled()):
         run.halt()
         return End.HALTED
@@ -75,6 +78,7 @@ def settle_end(
         return End.FAILED
     winner = None
     if scope is not None:
+        # Before the reason is read: if the deadline has passed, this is what notices it.
         scope.interrupt(error)
         reason, winner = scope.reason, scope.winner
     if not is_done:
@@ -93,19 +97,20 @@ async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
         await commit_unapplied(parent, ended)
 
 
-async def wind_up(ending: Awaitable[None], error: BaseException, who: str, what: str) -> None:
+async def wind_up(ending: Awaitable[None], error: BaseException, subject: str, what: str) -> None:
     """Await the ``ending`` of a step that raised ``error``; add its own failure as a note.
 
     Args:
         ending: Records the children and closes the source.
         error: The error for which the step ends.
-        who: The name of the step and its run, for the log.
+        subject: The name of the step and its run, for the log.
         what: The kind of the step, for the note.
     """
     try:
         await ending
+    # Only an Exception: a cancellation, or an error that ends the program, outranks ``error``.
     except Exception as failure:
-        logger.exception("while %s ended", who)
+        logger.exception("while %s ended", subject)
         note(error, f"shoal: while the {what} ended, {brief(failure)} was raised")
 
 

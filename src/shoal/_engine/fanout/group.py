@@ -51,7 +51,8 @@ TURNS = 4
 """Turns of the event loop that a save waits for more ends, at most.
 
 The wait stops at the first turn that changes nothing. The limit is there so that a steady stream of
-ends can't put a save off: see test_who_ends_later_is_not_waited_for_longer_than_a_few_turns.
+ends can't put a save off: see
+test_children_that_end_later_are_not_awaited_for_longer_than_a_few_turns.
 """
 ENDLESS = sys.maxsize // 2
 """Estimates of at least so many elements say that the source doesn't know how many there are."""
@@ -458,7 +459,7 @@ class ChildTaskGroup:
             admission.let_out()
             if isinstance(child, Run):
                 if self._circuits is not None:
-                    self._tell_circuit(self._circuits, child)
+                    self._notify_circuit(self._circuits, child)
                 source.take_back(child)
             self.scope.fail(error)
             return None
@@ -471,7 +472,7 @@ class ChildTaskGroup:
                     self._admission.ended(child)
             finally:
                 if self._circuits is not None:
-                    self._tell_circuit(self._circuits, child)
+                    self._notify_circuit(self._circuits, child)
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by ``run``
             failure = as_failure(error)
             if failure is None:
@@ -495,15 +496,15 @@ class ChildTaskGroup:
         else:
             child.pass_over(f"breaker open: {key}")
 
-    def _tell_circuit(self, circuits: Circuits, child: Run) -> None:
+    def _notify_circuit(self, circuits: Circuits, child: Run) -> None:
         """Report the end of ``child`` to its circuit, once, if the circuit let it through."""
         if child not in self._circuit_keys:
             return
         key = self._circuit_keys.pop(child)
         if child.status == "failed" and child.error is not None:
-            circuits.hear(key, child.error)
+            circuits.on_end(key, child.error)
         else:
-            circuits.hear(key, "done" if child.status == "succeeded" else "cancelled")
+            circuits.on_end(key, "done" if child.status == "succeeded" else "cancelled")
 
     # -- the feeders' side ----------------------------------------------------------------------
 

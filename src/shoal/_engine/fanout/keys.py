@@ -22,17 +22,17 @@ from shoal._state.state import refuse_awaitable
 class KeySet:
     """The keys of the elements that a source has given."""
 
-    __slots__ = ("_grows", "_of_former", "_who", "dropped", "key_of", "seen")
+    __slots__ = ("_grows", "_of_former", "_name", "dropped", "key_of", "seen")
 
-    def __init__(self, who: str, key_of: Callable[[Any], object] | None, *, grows: bool) -> None:
+    def __init__(self, name: str, key_of: Callable[[Any], object] | None, *, grows: bool) -> None:
         """Create a set without keys.
 
         Args:
-            who: The name of the fan-out, for errors.
+            name: The name of the fan-out, for errors.
             key_of: Returns the key of an element; None: the key is the element's index.
             grows: Whether to drop repeated keys, because ``grow`` may find an element again.
         """
-        self._who = who
+        self._name = name
         self._grows = grows
         self.key_of: Callable[[Any], object] | None = key_of
         """Returns the key of an element; None: the key is the element's index."""
@@ -94,16 +94,16 @@ class KeySet:
         plain = plain_key(key)
         if plain is not None:
             return plain
-        refuse_awaitable(key, f"key= of fan-out {self._who!r}")
+        refuse_awaitable(key, f"key= of fan-out {self._name!r}")
         msg = (
-            f"fan-out {self._who!r}: the key of element {index} ({brief(element)}) is a "
+            f"fan-out {self._name!r}: the key of element {index} ({brief(element)}) is a "
             f"{type(key).__name__}; keys are str or int: make key= return one"
         )
         raise BadKey(msg)
 
     def _refuse_repeated(self, key: Key, element: object, index: int) -> NoReturn:
         msg = (
-            f"fan-out {self._who!r}: element {index} ({brief(element)}) has the key "
+            f"fan-out {self._name!r}: element {index} ({brief(element)}) has the key "
             f"{brief(key)}, which an earlier element has; make key= tell them apart, or remove "
             f"repetitions"
         )

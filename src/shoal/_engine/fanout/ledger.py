@@ -14,7 +14,7 @@ from typing import final
 
 from shoal._engine.run import Run
 from shoal._errors.exceptions import note
-from shoal._errors.inspection import let_go_of_frames
+from shoal._errors.inspection import release_frames
 from shoal._events.events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
 from shoal.stores._protocol import Store
 
@@ -76,10 +76,11 @@ class Ledger:
                 its traceback is dropped, together with the objects that its frames keep alive:
                 pages, bodies, connections.
         """
-        self.count(child)
+        if not child.disposition.is_counted:  # else ``count_done`` has counted it
+            self.count(child)
         if (child.status == "succeeded" and child.used) or child.disposition.is_kept:
             return
-        if child.status == "halted":
+        if child.status == "halted":  # it has no outcome: it goes on when it is answered
             return
         if child.status == "cancelled":
             if self._cancelled is None:
@@ -87,7 +88,7 @@ class Ledger:
             self._cancelled.append(child)
             return
         if not raised and isinstance(child.error, Exception):
-            _let_go(child.error)
+            _release_traceback(child.error)
         if self._rest is None:
             self._rest = []
         # In this order: the outcome is made of the error that the run drops next.
@@ -95,14 +96,16 @@ class Ledger:
         child.release_error()
 
     def without(self, children: Collection[Run]) -> Ledger:
-        """Return a ledger without ``children``, which have ended and run again.
+        """Return a ledger without ``children``, which have ended and come up again.
 
-        Children that were counted when their source gave them stay counted.
+        Those that are Done stay counted: they only have to be applied.
         """
+        # By name: an outcome was made of the run, and doesn't refer to it.
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
-            ledger.count(child, by=-1)
+            if child.status != "succeeded" and not child.disposition.is_counted:
+                ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
         return ledger
 
@@ -112,24 +115,21 @@ class Ledger:
             self._rest = [*(self._rest or ()), *(child.outcome for child in self._cancelled)]
             self._cancelled = None
 
-    def let_go(self) -> None:
+    def release_errors(self) -> None:
         """Drop the tracebacks of the kept failures: none of them will be raised."""
         for outcome in self._rest or ():
             if isinstance(outcome, Failed):
-                _let_go(outcome.error)
+                _release_traceback(outcome.error)
 
     def forget(self) -> None:
         """Release the outcomes. Their errors are raised, and the frames of those lead back here."""
         self._rest = self._cancelled = None
 
     def count(self, child: Run, by: int = 1) -> None:
-        """Count a child's end, unless it was counted when its source gave it."""
-        if child.status == "halted":
-            self.halted += by
-            return
-        if child.disposition.is_kept:
-            return
+        """Count a child's end."""
         match child.status:
+            case "halted":
+                self.halted += by
             case "succeeded":
                 self.done += by
             case "failed":
@@ -138,6 +138,14 @@ class Ledger:
                 self.cancelled += by
             case None:
                 self.skipped += by
+
+    def count_done(self) -> None:
+        """Count a child that is Done already, when it comes up: it has ended before.
+
+        Until it is applied it counts for a tolerated share too, see
+        test_children_that_an_earlier_execution_left_done_have_ended.
+        """
+        self.done += 1
 
     def add(self, outcome: Outcome, *, kept: bool = True) -> None:
         """Count a recorded outcome; keep it if it was not used and ``kept`` is true."""
@@ -173,7 +181,7 @@ def new_ledger(
     return ledger
 
 
-def _let_go(error: BaseException) -> None:
+def _release_traceback(error: BaseException) -> None:
     """Drop the tracebacks of an error and of its causes and members; note where it was raised.
 
     The frames are not cleared: one of them may belong to a coroutine that still runs, and clearing
@@ -183,4 +191,4 @@ def _let_go(error: BaseException) -> None:
     if places:
         code, line = places[-1]
         note(error, f"shoal: raised at {code.co_filename}:{line}, in {code.co_name}")
-    let_go_of_frames(error)
+    release_frames(error)

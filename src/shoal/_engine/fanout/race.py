@@ -1,6 +1,6 @@
 """Races: decide which results count in a fan-out that needn't await all, and when it is decided.
 
-The code also calls a race a contest, and its children contestants.
+The children of a race are called contestants.
 
 Invariants:
 - A race judges children one at a time, in the order in which the parent takes them, and none after
@@ -57,7 +57,7 @@ class Race(ABC):
         self._refused: list[tuple[Contestant, Exception | None]] = []
 
     @abstractmethod
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         """Judge the next child that succeeded; return whether its result counts."""
 
     @abstractmethod
@@ -68,8 +68,27 @@ class Race(ABC):
     def withdraw(self, child: Contestant) -> None:
         """Stop counting a child whose result could not be applied, or that runs anew.
 
-        ``admits`` may have raised for this child, and have counted it or not.
+        ``accepts`` may have raised for this child, and have counted it or not.
         """
+
+    def on_item(self, run: Run, item: object) -> bool:
+        """Note an item that ``run`` has emitted; return whether to call ``decide_by_item``.
+
+        Called in the task of ``run``, and only if items decide.
+        """
+        return False
+
+    def decide_by_item(self) -> tuple[Run, Decision] | None:
+        """Return the child that has emitted the first item, and the decision for it.
+
+        Returns None if that child has ended, if there is a winner already, or if items don't
+        decide.
+        """
+        return None
+
+    def on_ended(self, batch: Iterable[Run]) -> None:
+        """Take notice of children whose ends are saved, the winner maybe among them."""
+        return
 
     def reopen(self) -> None:
         """Prepare for another attempt: refused children run again, accepted results still count."""
@@ -96,9 +115,7 @@ class Race(ABC):
         """Whether it can't be decided any more, with at most ``possible`` children to come."""
         return possible < self.lacking
 
-    def defeat(
-        self, ended: Iterable[Outcome], count: int, possible: float
-    ) -> NobodyAccepted | None:
+    def loss(self, ended: Iterable[Outcome], count: int, possible: float) -> NobodyAccepted | None:
         """Make the error of a race that is over without a winner; None if it needs no winner.
 
         Args:
@@ -180,7 +197,7 @@ class FirstRace(Race):
         self._accept = until.accept
         self._accepted: list[Contestant] = []
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         if self._accept is not None:
             answer = self._ask(self._accept, child.value, child, "accept=")
             if answer is None:
@@ -230,13 +247,14 @@ class QuorumRace(Race):
         self._most = 0  # votes for the ballot that has most
         self._agreed: list[Contestant] = []  # empty until a ballot has ``wanted`` votes
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         return self._count(child)
 
     def recall(self, child: Done) -> None:
         self._count(child)
 
     def withdraw(self, child: Contestant) -> None:
+        # Searched, not looked up: calling ``by=`` once more may raise, or return something else.
         ballots = (*self._ballots.values(), *(votes for _, votes in self._others))
         for votes in ballots:
             _remove(child, votes)
@@ -257,8 +275,10 @@ class QuorumRace(Race):
         (votes,) = found
         votes.append(child)
         self._most = max(self._most, len(votes))
+        # Equal, not at least: further votes for the same ballot must not change the choice.
         if len(votes) == self.wanted:
             self._agreed = votes
+            # By input order, not by arrival: ``by=`` may call different values equal.
             self.chosen = min(votes, key=lambda vote: vote.position)
         return True
 
@@ -305,7 +325,7 @@ class PredicateRace(Race):
         super().__init__(name)
         self._function = until.function
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         return True
 
     def recall(self, child: Done) -> None:
@@ -326,7 +346,7 @@ class PredicateRace(Race):
     def is_lost(self, possible: float) -> bool:
         return False  # without a decision, all children are awaited
 
-    def defeat(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
+    def loss(self, ended: Iterable[Outcome], count: int, possible: float) -> None:
         """Return None: no child has to win, without a decision all are awaited."""
 
     def _why_lost(self, count: int) -> str:
@@ -340,18 +360,16 @@ class ItemRace(Race):
     If a child succeeds before any child has emitted an item, that success decides.
     """
 
-    def __init__(self, name: str, until: FirstItem, winner: ChildName | None = None) -> None:
-        """Begin a race; ``winner`` is the child by which an earlier execution has decided it."""
+    def __init__(self, name: str, until: FirstItem) -> None:
         super().__init__(name)
         self._when = until.when
-        self.winner: ChildName | None = winner
-        # The child that has emitted the first item. Set by its task, until ``elect`` in the
-        # parent's task makes it the winner.
+        self.winner: ChildName | None = None
+        # The child that has emitted the first item. Set by its task, until ``decide_by_item`` in
+        # the parent's task makes it the winner.
         self._leader: Run | None = None
         self._ended_first = False  # the winner has won by its end, before there was an item
 
-    def hear_item(self, run: Run, item: object) -> bool:
-        """Note an item that ``run`` has emitted; return whether ``elect`` has to be called."""
+    def on_item(self, run: Run, item: object) -> bool:
         if self.winner is not None or self._leader is not None:
             return False
         if self._when is not None:
@@ -362,11 +380,7 @@ class ItemRace(Race):
         self._leader = run
         return True
 
-    def elect(self) -> tuple[Run, Decision] | None:
-        """Return the child that has emitted the first item, and the decision for it.
-
-        Returns None if that child has ended, or there is a winner already.
-        """
+    def decide_by_item(self) -> tuple[Run, Decision] | None:
         leader, self._leader = self._leader, None
         if leader is None or leader.status is not None or self.winner is not None:
             return None
@@ -374,7 +388,7 @@ class ItemRace(Race):
         reason = f"{_called(leader)} gave the first item of fan-out {self.name!r}"
         return leader, Decision(self.name, self.winner, (self.winner,), reason)
 
-    def admits(self, child: Run) -> bool:
+    def accepts(self, child: Run) -> bool:
         if self.winner is None:
             self.winner, self._ended_first = _name(child), True
         if self.winner != _name(child):
@@ -394,7 +408,7 @@ class ItemRace(Race):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         return self._decision(child, (child,)) if self._ended_first else None
 
-    def lose(self, batch: Iterable[Run]) -> None:
+    def on_ended(self, batch: Iterable[Run]) -> None:
         """Mark the race as broken if its winner is in ``batch`` and has not succeeded."""
         for child in batch:
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
@@ -411,8 +425,8 @@ class ItemRace(Race):
         if self.winner is None:
             return f"fan-out {self.name!r}: none of its {_children(count)} gave an item"
         act, key = self.winner
-        who = repr(act) if key == "" else f"key {brief(key)}"
-        return f"fan-out {self.name!r}: {who} gave the first item, and then broke off"
+        subject = repr(act) if key == "" else f"key {brief(key)}"
+        return f"fan-out {self.name!r}: {subject} gave the first item, and then broke off"
 
 
 _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
@@ -425,9 +439,15 @@ _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
 """The race for each kind of condition, made of the step's name and the condition."""
 
 
-def contest(name: str, until: EndCondition) -> Race | None:
-    """Return the race for ``until`` in the step ``name``, or None if all children are awaited."""
-    return _JUDGES[type(until)](name, until)
+def make_race(name: str, until: EndCondition, winner: ChildName | None = None) -> Race | None:
+    """Return the race for ``until`` in the step ``name``, or None if all children are awaited.
+
+    ``winner`` is the child by which an earlier execution has decided the race.
+    """
+    race = _JUDGES[type(until)](name, until)
+    if race is not None and winner is not None:
+        race.winner = winner
+    return race
 
 
 def _remove(child: Contestant, of: list[Contestant]) -> bool:

@@ -13,153 +13,27 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, final
 
-from shoal._engine.execution import Execution
-from shoal._engine.parts import read_done, read_history
-from shoal._engine.progress import own_questions, recorded_questions
+from shoal._engine.parts import read_done
+from shoal._engine.progress import recorded_questions
 from shoal._engine.run import Run
-from shoal._errors.exceptions import (
-    BadUse,
-    InputChanged,
-    NotData,
-    RunConflict,
-    UnknownRun,
-    brief,
-    did_you_mean,
-    fork_advice,
-    note,
-)
-from shoal._events.events import (
-    Cancelled,
-    ChildName,
-    Decision,
-    Done,
-    Failed,
-    Outcome,
-    Question,
-    Skipped,
-    Update,
-)
+from shoal._errors.exceptions import InputChanged, NotData, RunConflict, brief, fork_advice
+from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
 from shoal._events.identity import Key, RunPath
-from shoal._graph.graph import Graph
 from shoal._state.digest import digest
 from shoal._state.state import State, make_state
-from shoal.stores._history import Entry, ReplayedHistory, Rewound, play
-from shoal.stores._protocol import (
-    Beginning,
-    Browses,
-    ChildRecord,
-    DoneChild,
-    NullStore,
-    ReadsInParts,
-    Store,
-)
+from shoal.stores._protocol import ChildRecord, DoneChild, NullStore, ReadsInParts, Store
 from shoal.stores._records import UNREAD, Conflicts, Records, was_started
 
-Fate = Literal["new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"]
-"""The decision about a child in this execution: see ``RecordedChildren.judge``."""
-
-_LATEST = 200
-"""Runs that a mistyped id is compared with: one page of a store's list, so one query."""
-
-
-async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
-    """Read the beginning of a root run from the store.
-
-    Raises:
-        StoreFailed: The store could not be read.
-        UnknownRun: The store has no run with that id.
-    """
-    record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
-    if record is None:
-        raise await unknown_run(execution, path.id)
-    return record.beginning
+ResumeDecision = Literal[
+    "new", "begins again", "goes on", "runs anew", "is done", "is kept", "rests"
+]
+"""The decision about a child in this execution: see ``RecordedChildren.resume``."""
 
 
-async def unknown_run(execution: Execution, run_id: str) -> UnknownRun:
-    """Return the error for an id that the store does not have."""
-    error = UnknownRun(f"the store has no run {run_id!r}")
-    await note_similar(error, execution, run_id)
-    return error
-
-
-async def note_similar(error: Exception, execution: Execution, run_id: str) -> None:
-    """Add a note with a similar id among the latest runs, if the store can list runs.
-
-    It is no part of the message: clients of a service may not learn the ids of other runs.
-    """
-    store = execution.store
-    if not isinstance(store, Browses):
-        return
-    with suppress(Exception):  # the note is optional: failing to make it must not hide the error
-        latest = await execution.ask(store.runs(limit=_LATEST), "the latest runs")
-        like = did_you_mean(run_id, [one.run_id for one in latest])
-        if like:
-            note(error, f"shoal: {like.removeprefix('; ')}")
-
-
-async def recorded_history(
-    execution: Execution, path: RunPath, beginning: Beginning, *, upto: int | None = None
-) -> ReplayedHistory:
-    """Replay the history of a root run.
-
-    Args:
-        execution: The execution, which has the store.
-        path: The path of the run.
-        beginning: The beginning of the run.
-        upto: The number of the last update to replay; by default, all are replayed.
-
-    Raises:
-        StoreFailed: The store could not be read.
-        UnknownRun: The run has no update of that number.
-    """
-    played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
-    upto_there = None if upto is None else _Upto(upto)
-
-    def take(entries: Sequence[Entry]) -> None:
-        for entry in entries if upto_there is None else upto_there.cut(entries):
-            played.add(entry)
-
-    await read_history(execution, execution.store, path, take)
-    if upto_there is not None and not 0 <= upto_there.number <= upto_there.last:
-        msg = (
-            f"run {path.id} has updates 1 to {upto_there.last}, so it can't be forked at "
-            f"{upto_there.number}"
-        )
-        raise UnknownRun(msg)
-    return played
-
-
-@final
-class _Upto:
-    """Cuts a history before the first update with a number above ``number``."""
-
-    def __init__(self, number: int) -> None:
-        self.number: int = number
-        self.last: int = 0
-        """The number of the last update in the history, even behind the cut."""
-        self._is_over = False  # set by the first update behind the cut, never reset
-        self._rewound: Rewound | None = None  # held back: it counts only if the next entry does
-
-    def cut(self, entries: Sequence[Entry]) -> Iterator[Entry]:
-        """Yield the next entries that are before the cut."""
-        for entry in entries:
-            if isinstance(entry, Update):
-                self.last = entry.number
-                self._is_over = self._is_over or entry.number > self.number
-            if self._is_over:
-                continue
-            if self._rewound is not None:
-                yield self._rewound
-            self._rewound = entry if isinstance(entry, Rewound) else None
-            if self._rewound is None:
-                yield entry
-
-
-async def recorded_children(
+async def read_recorded_children(
     run: Run, step: str, visit: int, store: Store, *, folds: bool = False, in_full: bool = True
 ) -> RecordedChildren | None:
     """Return the recorded children of one visit of a step; None if there are none.
@@ -184,6 +58,8 @@ async def recorded_children(
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
+    # Otherwise this execution is the first, and has saved nothing of the step: a fresh run must not
+    # pay for a question.
     if execution.is_resumed or run.attempt > 1:
         await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
@@ -239,7 +115,7 @@ class RecordedChildren:
         "_forgets",
         "_left",
         "_parent",
-        "_who",
+        "_step",
         "acts",
         "acts_done",
         "acts_in_order",
@@ -247,7 +123,7 @@ class RecordedChildren:
         "compares",
         "conflicts",
         "done_left",
-        "has_contest",
+        "has_race",
         "has_other_acts",
         "last_position",
         "renamed",
@@ -256,19 +132,25 @@ class RecordedChildren:
     )
 
     def __init__(
-        self, parent: Run, who: str, records: Records, *, folds: bool = False, forgets: bool = False
+        self,
+        parent: Run,
+        step: str,
+        records: Records,
+        *,
+        folds: bool = False,
+        forgets: bool = False,
     ) -> None:
         """Start with all ``records``.
 
         Args:
             parent: The children's parent.
-            who: The step's name, for errors.
+            step: The step's name, for errors.
             records: The records of the children. Only this object changes them from now on.
             folds: Whether ``reduce`` takes their results.
             forgets: Whether only the children's ends are saved, and no histories.
         """
         self._parent = parent
-        self._who = who
+        self._step = step
         self._forgets = forgets
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
@@ -283,7 +165,7 @@ class RecordedChildren:
         """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
         """The names of the acts that have results."""
-        # The attributes down to has_contest are set before the first child comes up.
+        # The attributes down to has_race are set before the first child comes up.
         self.acts_now: frozenset[str] | None = None
         """The names of the acts that are executed now; None: each task has its own act."""
         self.acts_in_order: tuple[Sequence[str], Sequence[str]] | None = None
@@ -296,7 +178,7 @@ class RecordedChildren:
         """Why recorded results can't be used as they are; None: all of them can."""
         self.has_other_acts: bool = False
         """Whether records may be of acts, or versions of acts, that are not executed now."""
-        self.has_contest: bool = False
+        self.has_race: bool = False
         """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
         """Children of a race that run again: an old result may be in the state. Only grows."""
@@ -339,7 +221,7 @@ class RecordedChildren:
             return records
         config, path, one = self._parent.config, self._parent.path, records[0]
         asked = config.store.children(path, one.step, one.visit)
-        found = await config.execution.ask(asked, f"the children of step {self._who!r}")
+        found = await config.execution.ask(asked, f"the children of step {self._step!r}")
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
@@ -354,12 +236,15 @@ class RecordedChildren:
         done = self._left.done if self._folds else 0
         return done, filter(self.is_folded, self._left.others)
 
-    def judge(self, child: Run) -> tuple[Fate, ChildRecord | None]:
-        """Decide what happens to ``child``, which comes up now, and return its record.
+    def resume(self, child: Run) -> tuple[ResumeDecision, ChildRecord | None]:
+        """Decide what happens to ``child``, which comes up now, and prepare it for that.
 
         "is kept": applied before; "is done": only applied; "goes on": continued after its last
         step; "rests": not executed, waits for answers; "runs anew": executed, its digest changed;
         "begins again": executed, it has no history; "new": it has no record that counts.
+
+        Returns the decision and the record. A child that "is kept" is left as it is: whether it
+        is dropped, or applied once more, depends on what asks.
 
         Raises:
             InputChanged: It would run anew, but ``reduce`` has taken its result.
@@ -371,21 +256,29 @@ class RecordedChildren:
             if self.compares:
                 self._refuse_renamed(child)
             return "new", None
-        fate = self._fate(child, record)
-        # Only now: if `_fate` has raised, the child may come up once more.
+        decision = self._decide(child, record)
+        # Only now: if `_decide` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
-        if self.has_contest and fate not in ("is done", "is kept", "new"):
+        if self.has_race and decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
-        return fate, None if fate == "new" else record
+        if decision == "goes on":
+            child.resume_state().record = record
+        elif decision == "is done":
+            child.take_over(record)
+        elif decision == "runs anew":
+            child.resume_state().is_afresh = True
+        elif decision == "rests":
+            child.rest(record)
+        return decision, None if decision == "new" else record
 
     @property
     def may_refuse(self) -> bool:
-        """Whether ``judge`` may raise for a child that has not come up yet."""
+        """Whether ``resume`` may raise for a child that has not come up yet."""
         return self.conflicts is not None or (self._folds and self.has_other_acts)
 
     def foresee(self, child: Run, record: ChildRecord, *, comes_up: bool) -> None:
-        """Raise now what ``judge`` would raise later, after other children were applied.
+        """Raise now what ``resume`` would raise later, after other children were applied.
 
         Args:
             child: The child as the source would make it.
@@ -393,13 +286,13 @@ class RecordedChildren:
             comes_up: Whether it certainly comes up. If not, a reduced result may simply stay.
 
         Raises:
-            InputChanged: As ``judge``.
-            RunConflict: As ``judge``.
+            InputChanged: As ``resume``.
+            RunConflict: As ``resume``.
         """
         if comes_up or not self.is_folded(record) or record.digest == child.digest:
-            self._fate(child, record)
+            self._decide(child, record)
 
-    def _fate(self, child: Run, record: ChildRecord) -> Fate:
+    def _decide(self, child: Run, record: ChildRecord) -> ResumeDecision:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
             return "is kept" if applied else "new"
@@ -408,8 +301,8 @@ class RecordedChildren:
                 then, now = self.renamed or (child.config.act, child.config.act)
                 was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
-                    f"fan-out {self._who!r}: what key {brief(child.key)} works on, its act{was} or "
-                    f"the act's version has changed since its result was reduced (run "
+                    f"fan-out {self._step!r}: what key {brief(child.key)} works on, its act{was} "
+                    f"or the act's version has changed since its result was reduced (run "
                     f"{child.path.id}); reduce can't be undone: "
                     f"{fork_advice(child.path.root.id, child.config.execution.forks_at)}"
                 )
@@ -420,7 +313,7 @@ class RecordedChildren:
             return "is kept"
         if record.status == "succeeded":  # before ``_forgets``: a result needs no history
             if self.conflicts is not None and self.conflicts.of_value:
-                raise conflict(self._parent, self._who, self.conflicts.of_value)
+                raise conflict(self._parent, self._step, self.conflicts.of_value)
             return "is done"
         if self._forgets:
             return "begins again"  # not "new": ``started`` counts it already
@@ -445,33 +338,33 @@ class RecordedChildren:
         """
         why = "" if self.conflicts is None else self.conflicts.of_kept(record)
         if why:
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
 
     def _refuse_renamed(self, child: Run) -> None:
         """Refuse a child that is new only because its act or its key was renamed.
 
         Raises:
-            RunConflict: The child at its position is done, and differs from it only by that name.
+            RunConflict: The child at its position has an end to lose, and only that name differs.
         """
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
-        if record.status != "succeeded":
-            return  # there is no result to lose
+        if record.status != "succeeded" and not self.is_folded(record):
+            return  # there is nothing to lose
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
                 f"now it is of {act!r} (if the act was renamed, give it its old name with name=; "
                 f"what was added stands behind what was there)"
             )
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
         if record.act == act and record.key != child.key and self._works_on_same(record, child):
             why = (
                 f"element {child.position} had the key {brief(record.key)}, and now it has "
                 f"{brief(child.key)}"
             )
-            raise conflict(self._parent, self._who, why)
+            raise conflict(self._parent, self._step, why)
 
     def _place_then(self, child: Run) -> int | None:
         """Return the position that a child had among the acts then; None if its act is new.
@@ -528,110 +421,6 @@ class RecordedChildren:
         """Return whether an update has applied the child, and was not undone."""
         number = record.applied
         return number is not None and not self._parent.is_undone(number)
-
-
-async def read_questions(
-    execution: Execution, path: RunPath, graph: Graph
-) -> tuple[Sequence[Question], ReplayedHistory]:
-    """Read the questions of a root run and its descendants in the steps under way.
-
-    Args:
-        execution: The execution, which has the store.
-        path: The path of the run.
-        graph: The graph that it walks.
-
-    Returns the questions in order, answered or not, and the replayed history of the run.
-
-    Raises:
-        StoreFailed: The store could not be read.
-        UnknownRun: The store has no run with that id.
-    """
-    played = await recorded_history(execution, path, await recorded_beginning(execution, path))
-    reading = execution.store.children(path)
-    children = await execution.ask(reading, f"the children of run {path.id}")
-    return recorded_asked(path, graph, played, children), played
-
-
-def recorded_asked(
-    path: RunPath, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
-) -> list[Question]:
-    """Return the questions of a root run and its descendants in the steps under way, in order."""
-    found = own_questions(path, played.asked.values())
-    children = list(children)
-    failed = {(one.step, one.visit, one.act, one.key) for one in children if one.status == "failed"}
-    resting = [
-        record
-        for record in children
-        if record.status == "halted"
-        and record.visit == _visit(record.step, graph, played)
-        and not _has_lost(record, played, failed)
-    ]
-    for record in sorted(resting, key=lambda one: (one.step, one.position)):
-        found += recorded_questions(record.value, path)
-    return found
-
-
-def _has_lost(
-    record: ChildRecord, played: ReplayedHistory, failed: Collection[tuple[str, int, str, Key]]
-) -> bool:
-    """Return whether a halted child has lost a race, although its end is not recorded yet.
-
-    If the winner has failed since, the race may run again, and the child still waits in it.
-    """
-    decision = played.decided.get((record.step, record.visit))
-    if decision is None:
-        return False
-    winner = decision.winner
-    has_failed = (record.step, record.visit, winner.act, winner.key) in failed
-    return winner != ChildName(record.act, record.key) and not has_failed
-
-
-def _visit(step: str, graph: Graph, played: ReplayedHistory) -> int:
-    """Return the current visit of a step; for an action's own fan-out, that of the action."""
-    action, _, _ = step.rpartition("/")
-    return played.visit(action if graph.find(step) is None else step)
-
-
-async def read_outcomes(
-    run: Run, step: str, visit: int, kept_in: Store | None = None
-) -> AsyncIterator[Outcome]:
-    """Yield the outcomes of all children of one ``visit`` of a step, in input order.
-
-    Args:
-        run: The parent, whose store has the children's ends.
-        step: The step's name.
-        visit: The number of the visit.
-        kept_in: The store of the children's histories; by default the parent's.
-
-    Raises:
-        BadUse: The run has no store.
-        StoreFailed: The store could not be read.
-    """
-    config, path = run.config, run.path
-    if isinstance(config.store, NullStore):
-        msg = (
-            f"run {path.id} has no store, so only counts are known of its children that are Done; "
-            f"their values are where into= or reduce= has put them"
-        )
-        raise BadUse(msg)
-    execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
-    records = await execution.ask(config.store.children(path, step, visit), what)
-    decision: Decision | None = None
-    if any(is_unended(record) for record in records):
-        beginning = await recorded_beginning(execution, path)
-        played = await recorded_history(execution, path, beginning)
-        decision = played.decided.get((step, visit))
-    for record in sorted(records, key=lambda one: one.position):
-        record = decided(record, decision)  # noqa: PLW2901 # the same, as it ended
-        if is_unended(record):  # started by an earlier execution, and never again
-            continue
-        outcome = outcome_of(record, path)
-        if isinstance(outcome, Done):
-            reading = (config.store if kept_in is None else kept_in).read(outcome.path)
-            entries = await execution.ask(reading, what)
-            written = make_state(play({}, entries).data)
-            outcome = outcome_of(record, path, written)
-        yield outcome
 
 
 def is_unended(record: ChildRecord) -> bool:

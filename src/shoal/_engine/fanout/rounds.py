@@ -77,7 +77,7 @@ class Rounds:
         self,
         outcomes: Sequence[Outcome],
         resting: Collection[Run],
-        contest: Race | None,
+        race: Race | None,
         former: ElementSource | None,
         *,
         among_all: bool,
@@ -87,13 +87,13 @@ class Rounds:
         Args:
             outcomes: The ends of the contestants that have ended.
             resting: The halted contestants.
-            contest: The last round's race.
+            race: The last round's race.
             former: The last round's source; None: this execution has run no round.
             among_all: Whether failed contestants take part too, as in another attempt.
         """
-        is_broken = contest is not None and contest.is_broken
-        if contest is not None and contest.winner is not None:
-            self._out.add(contest.winner)
+        is_broken = race is not None and race.is_broken
+        if race is not None and race.winner is not None:
+            self._out.add(race.winner)
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         if among_all:
             self._out.clear()
@@ -110,6 +110,10 @@ class Rounds:
         self._begun |= {ChildName(one.config.act, one.key): one for one in resting}
         self._former = former
         anew = self._begun.keys() - self._out - self._done.keys()
+        # Those have come up, so their records are gone: without this they would begin as new ones,
+        # on top of their histories. See
+        # test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history.
+        anew |= frozenset() if former is None else frozenset(former.taken_back())
         self.pick = partial(without, frozenset(self._out), frozenset(anew))
         return [one for one in outcomes if _name_of(one) in self._out]
 

@@ -91,7 +91,7 @@ class GroupScope:
         # cost for each start is constant.
         self._tidy_at = SPARE
         # As the user gave it, not the seconds that remain, because messages name it: see
-        # test_a_timeout_is_told_as_it_was_given.
+        # test_a_timeout_is_shown_as_it_was_given.
         self._timeout = timeout
         now = parent.config.services.clock()
         self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
@@ -258,8 +258,8 @@ class GroupScope:
         # test_starts_and_ends_are_paired_when_the_caller_is_cancelled.
         await checkpoint_if_cancelled()
         if self._timed_out:
-            who = f"fan-out {self._name!r} of run {self._parent.path.id}"
-            raise StepTimeout(f"{who} took longer than its {self.reason}")
+            subject = f"fan-out {self._name!r} of run {self._parent.path.id}"
+            raise StepTimeout(f"{subject} took longer than its {self.reason}")
         msg = "a fan-out was interrupted though nobody had cancelled it"
         raise SpuriousCancel(msg)
 

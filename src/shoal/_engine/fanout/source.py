@@ -46,7 +46,7 @@ from shoal.stores._protocol import ChildRecord
 
 from .entries import Backpressure, ChildTemplate, Dropped, PendingChild, entry_of
 from .keys import KeySet, Positions
-from .recorded import Fate, RecordedChildren
+from .recorded import RecordedChildren
 
 FEED_INLINE = 64
 """Elements that are pulled from an async source between two checkpoints.
@@ -72,7 +72,7 @@ class ElementSource:
         "_keys",
         "_only",
         "_positions",
-        "_recorded",
+        "_recorded_children",
         "_pulled_before",
         "_sized",
         "_started",
@@ -82,18 +82,19 @@ class ElementSource:
         "done_before",
         "given",
         "kinds",
+        "on_done",
         "on_kept",
         "pick",
         "to_come",
         "tried",
-        "who",
+        "name",
     )
 
     def __init__(
         self,
         elements: object,
         *,
-        who: str,
+        name: str,
         kinds: Sequence[ChildTemplate] = (),
         item: str | None = None,
         key_of: Callable[[Any], object] | None = None,
@@ -101,13 +102,14 @@ class ElementSource:
         at_most: int | None = None,
         done_in: str | None = None,
         given_by: str = "over",
-        recorded: RecordedChildren | None = None,
+        recorded_children: RecordedChildren | None = None,
+        finds_again: bool = False,
     ) -> None:
         """Create a source. No element is pulled yet.
 
         Args:
             elements: An iterable or async iterable.
-            who: The name of the fan-out, for errors.
+            name: The name of the fan-out, for errors.
             kinds: The templates of the acts that are executed for each element.
             item: The field that holds the element; None: no field does.
             key_of: Returns the key of an element; None: the key is the element's index.
@@ -115,21 +117,26 @@ class ElementSource:
             at_most: The number of children to start in all; None: any number.
             done_in: The field with the results of the elements that need no child.
             given_by: The argument that gave the elements, for errors.
-            recorded: The children that earlier executions recorded; None if there are none.
+            recorded_children: The children that earlier executions recorded; None if there are
+                none.
+            finds_again: Whether the parent begins again, without what ``grow`` returned then.
 
         Raises:
             BadResult: ``elements`` is not iterable.
         """
-        self.who = who
+        self.name = name
         self.kinds = kinds
         self._only = kinds[0] if len(kinds) == 1 else None  # allows the fast path of `take`
         self._item = item
-        self._keys = KeySet(who, key_of, grows=grows)
+        self._keys = KeySet(name, key_of, grows=grows)
         self._at_most = at_most
         self._done_in = done_in
-        last = -1 if recorded is None else recorded.last_position
+        # If the parent begins again, `grow` returns the same elements, and without keys only their
+        # positions tell which children they had. See
+        # test_what_grew_below_a_parent_that_is_kept_nowhere_is_found_again.
+        last = -1 if recorded_children is None or finds_again else recorded_children.last_position
         self._positions = Positions(len(kinds) or 1, last)
-        self._recorded = recorded
+        self._recorded_children = recorded_children
         # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
         # the new keys, the number of dropped elements, and the elements found again.
         self._growths: list[tuple[list[Key], int, list[Known]]] = []
@@ -153,8 +160,10 @@ class ElementSource:
         self._beyond = 0  # elements that were dropped because at_most was reached
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Called with the record of each child that needs nothing more; None: not called."""
-        if recorded is not None:
-            self._started = recorded.started
+        self.on_done: Callable[[], None] | None = None
+        """Called for each child that is made, and is Done already; None: not called."""
+        if recorded_children is not None:
+            self._started = recorded_children.started
         self._waiting: deque[PendingChild] = deque()  # pulled, with key and position, no child yet
         # At most one of these is set: _iterator until it is exhausted or closed, _feeding for good.
         self._iterator: Iterator[object] | None = None
@@ -165,10 +174,10 @@ class ElementSource:
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
-            refuse_awaitable(elements, f"{given_by}= of fan-out {who!r}")
+            refuse_awaitable(elements, f"{given_by}= of fan-out {name!r}")
             one = ", which counts as one element: give a list" if isinstance(elements, str) else ""
             msg = (
-                f"fan-out {who!r} runs over an iterable of elements, "
+                f"fan-out {name!r} runs over an iterable of elements, "
                 f"but `{given_by}` gave {kind_of(elements)}"
                 f"{one}"
             )
@@ -234,7 +243,7 @@ class ElementSource:
             more = size * self._positions.width - self._positions.next + len(self._waiting)
         if self._at_most is None:
             return more
-        recorded = 0 if self._recorded is None else self._recorded.left
+        recorded = 0 if self._recorded_children is None else self._recorded_children.left
         return min(more, self._at_most - self._started + recorded + len(self.to_come))
 
     @property
@@ -265,6 +274,13 @@ class ElementSource:
         """Put a child back as the next one; see ``ChildSource``."""
         self._started -= 1  # `take` counts it again
         self._waiting.appendleft(entry_of(child))
+
+    def taken_back(self) -> Iterator[ChildName]:
+        """Iterate over the children that were taken back, and that an earlier execution began."""
+        for entry in self._waiting:
+            child = entry.child
+            if child is not None and child.resume is not None and child.disposition is not DONE:
+                yield ChildName(child.config.act, child.key)
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
         """Remove and return the children that never begin; see ``ChildSource``."""
@@ -307,9 +323,9 @@ class ElementSource:
             return False
         # The limit counts recorded children and those of earlier rounds. As long as one of them may
         # still be pulled, the source goes on up to its position.
-        last, recorded = self._last_to_come if self.to_come else -1, self._recorded
-        if recorded is not None and recorded.left:
-            last = max(last, recorded.last_position)
+        last, children = self._last_to_come if self.to_come else -1, self._recorded_children
+        if children is not None and children.left:
+            last = max(last, children.last_position)
         return last < 0 or (not self._waiting and self._positions.next > last)
 
     def _take_only(self, element: object, kind: ChildTemplate) -> Run | Dropped:
@@ -348,13 +364,16 @@ class ElementSource:
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
+            self._started += self._recorded_children is None and not is_counted
             child.take_over(done)
-            self._started += self._recorded is None and not is_counted
+            self._count_done()
             return child
-        if self._recorded is not None:
-            fate, record = self._recorded.judge(child)
-            if record is not None:
-                return self._go_on(child, fate, record)
+        if self._recorded_children is not None:
+            decision, record = self._recorded_children.resume(child)
+            if decision == "is done":
+                self._count_done()
+            if record is not None:  # else it is new
+                return self._keep(child, record) if decision == "is kept" else child
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
         elif is_counted:
@@ -369,7 +388,8 @@ class ElementSource:
     def _done_before(self, child: Run) -> Done | None:
         """Return the outcome of a child that is Done already; None if a record says more."""
         name = ChildName(child.config.act, child.key)
-        is_recorded = self._recorded is not None and self._recorded.get(name) is not None
+        children = self._recorded_children
+        is_recorded = children is not None and children.get(name) is not None
         return None if is_recorded else self.done_before.get(name)
 
     def _go_by(
@@ -379,8 +399,8 @@ class ElementSource:
         if picked == "leave":
             return "dropped"
         name = ChildName(child.config.act, child.key)
-        if self._recorded is not None and self._recorded.get(name) is not None:
-            self._recorded.drop(name)
+        if self._recorded_children is not None and self._recorded_children.get(name) is not None:
+            self._recorded_children.drop(name)
         elif not is_counted:
             if self._started == self._at_most:
                 self._beyond += 1
@@ -395,28 +415,18 @@ class ElementSource:
         data = kind.base if item is None else {**kind.base, item: element}
         return Run(kind.config, data, key=key, position=position, element=element)
 
-    def _go_on(self, child: Run, fate: Fate, record: ChildRecord) -> Run | Dropped:
-        """Let a child continue as ``fate`` says, or drop it if it needs nothing more."""
-        if fate == "begins again":
-            return child
-        if fate == "runs anew":
-            child.resume_state().is_afresh = True
-            return child
-        if fate == "goes on":
-            child.resume_state().record = record
-            return child
-        if fate == "is done":
-            child.take_over(record)
-            return child
-        if fate == "rests":
-            child.rest(record)
-            return child
+    def _keep(self, child: Run, record: ChildRecord) -> Run | Dropped:
+        """Drop a child that was applied before, unless its position has changed."""
         if self.on_kept is not None:
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
         child.keep_recorded(record)  # applied again only to change its position
         return child
+
+    def _count_done(self) -> None:
+        if self.on_done is not None:
+            self.on_done()
 
     def _place(self, element: object) -> Sequence[PendingChild]:
         """Return the entries of a pulled element, one for each act; none if it is dropped."""
@@ -469,7 +479,7 @@ class ElementSource:
         self._waiting.extend(former._waiting)
         self._keys.go_on(former._keys)
         self._positions.go_on(former._positions)
-        self._recorded = former._recorded
+        self._recorded_children = former._recorded_children
         self._found_before = former._found_before
         self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
@@ -497,18 +507,18 @@ class ElementSource:
             BadKey: An element has a bad key.
         """
         if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
-            refuse_awaitable(elements, f"grow= of fan-out {self.who!r}")
+            refuse_awaitable(elements, f"grow= of fan-out {self.name!r}")
             msg = (
-                f"fan-out {self.who!r}: grow returned {kind_of(elements)} for key "
+                f"fan-out {self.name!r}: grow returned {kind_of(elements)} for key "
                 f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
             )
             raise BadResult(msg)
         found: list[PendingChild] = []
         start = position = self._positions.end()
-        keys, dropped, recorded = list[Key](), self._keys.dropped, self._recorded
+        keys, dropped, children = list[Key](), self._keys.dropped, self._recorded_children
         again, name = list[Known](), ChildName(cause.act, cause.key)
         # A child without a position in an earlier execution has found nothing there.
-        may_know = self._found_before and recorded and cause.position <= recorded.last_position
+        may_know = self._found_before and children and cause.position <= children.last_position
         try:
             for element in cast("Iterable[object]", elements):
                 if may_know and (known := self._found_before.find(element, name)) is not None:
@@ -517,7 +527,7 @@ class ElementSource:
                 entries = self._entries(element, position)
                 if entries:
                     keys.append(entries[0].key)
-                if entries and recorded is not None and self._are_done(entries, recorded):
+                if entries and children is not None and self._are_done(entries, children):
                     self._keys.dropped += 1  # done at the position that the source gave it
                 elif entries:
                     found += entries
@@ -543,8 +553,8 @@ class ElementSource:
             bring_back(again)
         del self._growths[count:]
 
-    def _are_done(self, entries: Iterable[PendingChild], recorded: RecordedChildren) -> bool:
-        return all(recorded.has_done(one.kind.config.act, one.key) for one in entries)
+    def _are_done(self, entries: Iterable[PendingChild], children: RecordedChildren) -> bool:
+        return all(children.has_done(one.kind.config.act, one.key) for one in entries)
 
     def rediscover(
         self, elements: Iterable[object], position: int, cause: ChildName | None
@@ -586,7 +596,7 @@ class ElementSource:
         source = self._feeding
         assert source is not None
         feed = partial(self._feed, source, group)
-        await closed_after(source, feed, f"the source of fan-out {self.who!r}", hide=self._hide)
+        await closed_after(source, feed, f"the source of fan-out {self.name!r}", hide=self._hide)
 
     @ki_unprotected
     async def _feed(
@@ -594,7 +604,7 @@ class ElementSource:
     ) -> None:
         # The elements to pull until at_most is reached. None: any number, because recorded children
         # or those of earlier rounds are counted already, and `dry` finds the end.
-        wanted = None if self._recorded is not None or self.to_come else self._at_most
+        wanted = None if self._recorded_children is not None or self.to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
             wanted = max(0, wanted - self._started - known)

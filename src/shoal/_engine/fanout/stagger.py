@@ -69,8 +69,8 @@ class StaggeredSource:
         self._extra = 0  # permits from the budget, which ``close`` returns unused
         self._due = inf  # time of the next permit; infinite until the first start
         self._news: Event | None = None  # None until ``feed`` waits; a new one for each wait
-        # Children that never took a permit, until ``hear`` is given their end: no start replaces
-        # them.
+        # Children that never took a permit, until ``on_batch`` is given their end: no start
+        # replaces them.
         self._dropped = set[Run]()
 
     @property
@@ -91,15 +91,15 @@ class StaggeredSource:
     def grant(self) -> None:
         """Take an extra permit that the budget allows now."""
         self._extra += 1
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._news is not None:
             self._news.set()
 
     # -- called by the step ---------------------------------------------------------------------
 
-    def hear(self, batch: Iterable[Run], in_flight: int, lacking: int) -> None:
+    def on_batch(self, batch: Iterable[Run], in_flight: int, lacking: int) -> None:
         """Allow the starts that are due because children have ended.
 
         Args:
@@ -125,7 +125,7 @@ class StaggeredSource:
             due = 1
         for _ in range(due):
             self._ask()
-        self._tell()
+        self._notify()
 
     def learn(self, children: Iterable[Run]) -> None:
         """Add the times that children took to the statistics.
@@ -179,7 +179,7 @@ class StaggeredSource:
             if self._learned is not None:
                 self._learned.earn()
         self._due = self._clock() + self._delay
-        self._tell()
+        self._notify()
 
     def left(self) -> int:
         """Count the children that may start now."""
@@ -213,7 +213,7 @@ class StaggeredSource:
         while True:
             now, until = self._clock(), self._due
             if self._source.dry():
-                until = inf  # ``hear`` wakes this when a child has discovered more
+                until = inf  # ``on_batch`` wakes this when a child has discovered more
             elif now >= until and not self._permits:
                 self._due = until = inf  # one permit for each delay: ``_start`` sets it again
                 self._ask()

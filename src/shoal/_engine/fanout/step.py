@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -20,31 +20,25 @@ from shoal._engine.questions import halt_for
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome, Status, Update
-from shoal._graph.fan_out import FanOut
-from shoal._graph.graph import Graph
-from shoal._graph.parallel import Parallel, stores_within
+from shoal._graph.parallel import Parallel
 from shoal._graph.policy import Tolerate
-from shoal._graph.task_classes import ParallelAction
-from shoal._graph.until import FirstItem
 from shoal._state.state import NO_CHANGE, Change, Set, make_state
 from shoal.stores._history import StepBegun
 from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import BatchJoin
-from .children import check_depth, child_config, children_of, circuits_of, is_revisited
-from .elements import ChosenActs, choose_acts, make_elements
-from .entries import ChildTemplate
+from .children import check_depth, children_of, circuits_of, is_revisited
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
-from .race import ItemRace, Race, contest
+from .race import Race, make_race
 from .recorded import RecordedChildren
 from .rounds import Rounds
 from .source import ElementSource
 from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
-from .takeup import Declared, declared, only, refuse_lost, refuse_other_decision
-from .task_source import TaskElements
+from .step_source import StepSources
+from .takeup import only, refuse_lost, refuse_other_decision
 
 
 @final
@@ -61,13 +55,16 @@ class FanOutStep:
         check_depth(run, act.name)
         self.act = act
         self.parent = run
-        self.join = act._join()
-        self._store, self._hooks = children_of(run, act.store, act.hooks)
+        self._store, hooks = children_of(run, act.store, act.hooks)
         # If an earlier execution has begun the step, all children start from the state of then.
         begun = self._begun = run.playback
         self.data: Mapping[str, object] = run.data if begun is None else begun.began.data
+        self._sources = StepSources(
+            act, run, self.data, store=self._store, hooks=hooks, on_item=self._on_item
+        )
+        self.join = self._sources.join
         self._resume: StepResume | None = None  # None: the store has nothing of this visit
-        self._contest: Race | None = None  # None: all children are awaited; anew for each round
+        self._race: Race | None = None  # None: all children are awaited; anew for each round
         # Set only after the save that has it; None again where a race is run again.
         self.decision: Decision | None = None
         self.ledger: Ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
@@ -75,8 +72,6 @@ class FanOutStep:
         self._declares: StepBegun | None = None  # saved with the first save, then None
         self._staggered: StaggeredSource | None = None
         self._rounds = Rounds()
-        self._digests: dict[str, tuple[object, bytes]] = {}
-        self._chosen: ChosenActs | None = None  # None for tasks, and before ``_make_source``
         self._is_recalled = False  # the store was asked for earlier executions; never unset
         self._is_over = False  # no child runs any more, only the change is missing; never unset
         self._has_opened = False  # the collections are started; never unset
@@ -87,86 +82,28 @@ class FanOutStep:
         self._resting: list[Run] = []  # halted children, counted in the ledger
         self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
 
-    def _kind(
-        self,
-        graph: Graph,
-        base: Mapping[str, object],
-        value_of: Callable[[Run], object] | None,
-        inputs: Mapping[str, object] | None = None,
-    ) -> ChildTemplate:
-        """Describe the children that execute ``graph``; see ``MakeTemplate``."""
-        # A function may have chosen the graph, so the execution hasn't seen its stores yet.
-        if self.parent.config.execution.is_resumed:
-            self.parent.config.execution.know_all(stores_within(graph))
-        config = child_config(
-            self.parent,
-            self.act.name,
-            graph,
-            value_of,
-            inputs,
-            store=self._store,
-            hooks=self._hooks,
-            digests=self._digests,
-            each=self.act.each,
-            on_item=self._hear_item if self.join.until.by_item else None,
-        )
-        return ChildTemplate(config, base)
-
     def _make_source(self) -> ElementSource:
-        act = self.act
-        if isinstance(act, FanOut):
-            chosen = choose_acts(act, self.join, self.data)
-            self._chosen, self.join = chosen, chosen.join
-            return make_elements(
-                act,
-                chosen,
-                parent=self.parent,
-                data=self.data,
-                recorded=self.recorded,
-                make_template=self._kind,
-            )
-        assert isinstance(act, ParallelAction), "there is no other parallel act"
-        return TaskElements(
-            act,
-            parent=self.parent,
-            permit=self.join.permit,
-            data=self.data,
-            recorded=self.recorded,
-            make_template=self._kind,
-        )
-
-    def _room_of(self, source: ElementSource) -> int:
-        return len(source.kinds) if self.act._unlimited else self.act.limits.in_flight
-
-    def _declared(self) -> Declared:
-        chosen, is_keyed = self._chosen, self.act._is_keyed
-        if chosen is None:
-            return declared(self.join, is_keyed=is_keyed)
-        return declared(
-            self.join,
-            acts=[graph.name for graph in chosen.graphs],
-            versions=[graph.version for graph in chosen.graphs],
-            is_keyed=is_keyed,
-            take=chosen.take,
-        )
+        source = self._sources.make(self.recorded_children)
+        self.join = self._sources.join  # its shape depends on the acts that a function chooses
+        return source
 
     @property
-    def recorded(self) -> RecordedChildren | None:
+    def recorded_children(self) -> RecordedChildren | None:
         """The children that earlier executions or attempts have recorded; None: none."""
-        return None if self._resume is None else self._resume.recorded
+        return None if self._resume is None else self._resume.recorded_children
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
         former = self.source
         if not self._is_recalled:
-            self._contest = contest(self.act.name, self.join.until)
+            self._race = make_race(self.act.name, self.join.until)
             resume = self._resume = await resume_of(
                 self.parent,
                 self.join,
                 self._store,
                 self._begun,
                 ledger=self.ledger,
-                contest=self._contest,
+                race=self._race,
             )
             self._is_recalled = True
             if resume is not None:
@@ -174,7 +111,7 @@ class FanOutStep:
         if former is not None and self._is_won:
             # The attempt failed after the decision was saved, so only the end is missing, see
             # test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
-            self.ledger.let_go()
+            self.ledger.release_errors()
             await self._clear_up()
             await self._end_left_behind()
             self._is_over = True
@@ -189,7 +126,7 @@ class FanOutStep:
                 await self._live_round()
             self._is_over = True
         self.ledger.is_decided = self.decision is not None
-        return self.act._finished(make_state(self.parent.data, self.join.permit))
+        return self.act._finished(make_state(self.parent.data, self.join.access))
 
     async def _live_round(
         self, former: ElementSource | None = None, *, begins: bool = False
@@ -215,7 +152,7 @@ class FanOutStep:
         act, clock = self.act, self.parent.config.services.clock
         self.source = source
         self._rounds.prepare(source)
-        lacking = 1 if self._contest is None else self._contest.lacking
+        lacking = 1 if self._race is None else self._race.lacking
         services, definition = self.parent.config.services, act.definition
         # A decided race runs only its winner, at once: see test_a_decided_race_is_not_staggered.
         how = act.stagger if self.decision is None else None
@@ -226,7 +163,7 @@ class FanOutStep:
             self.parent,
             source if staggered is None else staggered,
             act.limits,
-            limit=self._room_of(source),
+            limit=self._sources.room_of(source),
             owner=act.definition,
             name=act.name,
             timeout=act.timeout,
@@ -250,13 +187,13 @@ class FanOutStep:
             if not self._runs_again():
                 await self._clear_up()
                 await self._end_left_behind()
-                refuse_lost(self.parent, self.join, self.ledger, self.recorded)
+                refuse_lost(self.parent, self.join, self.ledger, self.recorded_children)
         except BaseException as error:
-            who = f"fan-out {act.name!r} of run {self.parent.path.id}"
-            await wind_up(self._end(group), error, who, "fan-out")
+            subject = f"fan-out {act.name!r} of run {self.parent.path.id}"
+            await wind_up(self._end(group), error, subject, "fan-out")
             self.parent.retain(act.name, self)
-            if self._contest is not None and not self.parent.config.is_resumable:
-                self._contest.forget()
+            if self._race is not None and not self.parent.config.is_resumable:
+                self._race.forget()
                 self._rounds.forget()
             raise
         finally:
@@ -264,13 +201,13 @@ class FanOutStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            source.on_kept = None  # breaks a cycle: an error's frames refer to the source
+            source.on_kept = source.on_done = None  # breaks a cycle: errors' frames refer to it
         source.close()
 
     @property
     def _decisive(self) -> Collection[Status | None]:
         """The statuses of ends that may decide that the other children are cancelled."""
-        if self._contest is not None:
+        if self._race is not None:
             return ("succeeded", "failed", "cancelled", None)
         return () if self.join.on_error in ("collect", "ignore") else ("failed",)
 
@@ -283,9 +220,9 @@ class FanOutStep:
         name, ledger = self.act.name, self.ledger.without(unfinished)
         self.ledger = new_ledger(self.parent, name, self.parent.visit(name), self._store, ledger)
         if self.join.until.by_item:  # no child leads: the race is run again
-            self._contest, self.decision = contest(name, self.join.until), None
-        elif self._contest is not None:
-            self._contest.reopen()
+            self._race, self.decision = make_race(name, self.join.until), None
+        elif self._race is not None:
+            self._race.reopen()
         for child in unfinished:
             child.reopen()
         self.source.resume(former, unfinished)
@@ -306,9 +243,10 @@ class FanOutStep:
         if decision is None:
             return
         ledger = self.ledger
-        await resume.end_losers(decision, ledger, make=self._make_source, room_of=self._room_of)
+        room_of = self._sources.room_of
+        await resume.end_losers(decision, ledger, make=self._make_source, room_of=room_of)
         if is_settled and self.decision is not None:
-            resume.refuse_changed(self._declared(), self.join)
+            resume.refuse_changed(self._sources.declared(), self.join)
             resume.count_rest(self.decision, self.ledger)
             self._is_over = True
 
@@ -319,16 +257,16 @@ class FanOutStep:
             return False
         decision = begun.decision
         refuse_other_decision(self.parent, self.join, decision, begun)
-        until, winner, recorded = self.join.until, decision.winner, resume.recorded
-        record = None if recorded is None else recorded.get(winner)
-        applied = recorded is not None and record is not None and recorded.is_applied(record)
-        if isinstance(until, FirstItem) and not applied:
+        until, winner, children = self.join.until, decision.winner, resume.recorded_children
+        record = None if children is None else children.get(winner)
+        applied = children is not None and record is not None and children.is_applied(record)
+        if until.by_item and not applied:
             if until.restarts and record is not None and record.status == "failed":
                 self.decision = decision
                 self._begin_again(())
                 return False
             # Only the winner runs, from its start unless it has ended or waits for an answer.
-            self._contest = ItemRace(self.act.name, until, winner)
+            self._race = make_race(self.act.name, until, winner)
             goes_on = record is not None and record.status in ("succeeded", "halted")
             self._rounds.pick = partial(only, winner, anew=not goes_on)
             self.decision = decision
@@ -342,9 +280,9 @@ class FanOutStep:
         It does if its winner has failed. It also does if no others are left but those that failed
         in an earlier execution, because a resumed step reruns them, here as elsewhere.
         """
-        if self._contest is None or not self.join.until.restarts:
+        if self._race is None or not self.join.until.restarts:
             return False
-        if self._contest.is_broken:
+        if self._race.is_broken:
             return True
         return self._rounds.may_readmit and not self._is_won and self._is_lost(0)
 
@@ -359,16 +297,16 @@ class FanOutStep:
         before = [outcome for record, outcome in rest if record.status != "halted"]
         ended = [*before, *ended]
         out = self._rounds.begin_again(
-            ended, self._resting, self._contest, self.source, among_all=among_all
+            ended, self._resting, self._race, self.source, among_all=among_all
         )
         self._rounds.failed_before(before)
         name, visit = self.act.name, self.parent.visit(self.act.name)
         self.ledger = new_ledger(self.parent, name, visit, self._store)
         for outcome in out:
             self.ledger.add(outcome)
-            if self.recorded is not None:
-                self.recorded.drop(ChildName(outcome.act, outcome.key))
-        self._contest, self.decision = contest(self.act.name, self.join.until), None
+            if self.recorded_children is not None:
+                self.recorded_children.drop(ChildName(outcome.act, outcome.key))
+        self._race, self.decision = make_race(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
 
@@ -379,13 +317,13 @@ class FanOutStep:
         cancelled now.
         """
         assert self.source is not None
-        recorded, decision, lost = self.recorded, self.decision, list[Run]()
+        children, decision, lost = self.recorded_children, self.decision, list[Run]()
         for one in self._rounds.left_behind(self.source):
             if isinstance(one, Run):
                 if decision is not None:
                     one.give_up(decision.reason, decision.winner)
                     lost.append(one)
-            elif recorded is None or recorded.get(ChildName(one.act, one.key)) is None:
+            elif children is None or children.get(ChildName(one.act, one.key)) is None:
                 self.ledger.add(one)
         if lost:
             await record_unapplied(self.parent, lost)
@@ -408,9 +346,10 @@ class FanOutStep:
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.config.store, NullStore):
             if resume is None:
-                self._declares = StepBegun(self.join.name, self._declared())
+                self._declares = StepBegun(self.join.name, self._sources.declared())
             else:
-                self._declares = resume.refuse_changed(self._declared(), self.join, self.decision)
+                declared = self._sources.declared()
+                self._declares = resume.refuse_changed(declared, self.join, self.decision)
                 if self.decision is None:
                     await resume.foresee(self.source)
         if resume is not None and resume.begun is not None and resume.begun.under_way:
@@ -428,7 +367,7 @@ class FanOutStep:
 
     def _leave_out_done(self) -> None:
         assert self.source is not None
-        self.source.on_kept = self._keep
+        self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
         if self._done:
             for kind in self.source.kinds:
                 kind.done = self.join.done_keys(self._done, kind.config.act)
@@ -436,29 +375,29 @@ class FanOutStep:
     def _keep(self, record: ChildRecord) -> None:
         """Count a child that an earlier execution has completed and applied."""
         assert self._resume is not None, "it has the record"
-        self._resume.count_kept(record, self.ledger, self._contest)
+        self._resume.count_kept(record, self.ledger, self._race)
 
     def _decide_by_recorded(self) -> None:
         """Decide without another child, if results accepted earlier are enough by now."""
-        contest = self._contest
+        race = self._race
         last = None if self._resume is None else self._resume.last_accepted
-        if contest is not None and last and not self.decision and contest.lacking <= 0:
+        if race is not None and last and not self.decision and race.lacking <= 0:
             self._group.stop_starting()
             self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
         """Save that a recorded result has decided; return why the others are cancelled."""
-        if self.decision is not None or self._contest is None:
+        if self.decision is not None or self._race is None:
             return None
         self._group.stop_starting()
-        run, chosen, field = self.parent, self._contest.chosen, self.join.into
-        decision = self._contest.decided_by(last)
+        run, chosen, field = self.parent, self._race.chosen, self.join.into
+        decision = self._race.decided_by(last)
         change = NO_CHANGE
         if chosen is not None and field is not None and self.join.shape == "one":
             change = Change((Set(field, chosen.value),), {field: chosen.value})
             if run.config.schema is not None:
-                who = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
-                change = run.config.schema.checked(change, run.data, who)
+                subject = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
+                change = run.config.schema.checked(change, run.data, subject)
         updates = (
             [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
         )
@@ -472,17 +411,17 @@ class FanOutStep:
     async def _apply(self, batch: list[Run]) -> str | None:
         """Commit a batch of ends; return why the other children are cancelled, or None."""
         assert self.source is not None
-        recorded = self.recorded
+        recorded_children = self.recorded_children
         if self._resume is not None:
-            self._resume.withdraw_reruns(self._contest)
-        done_before = 0 if recorded is None else recorded.done_left
-        reruns = set[ChildName]() if recorded is None else recorded.reruns
+            self._resume.withdraw_reruns(self._race)
+        done_before = 0 if recorded_children is None else recorded_children.done_left
+        reruns = set[ChildName]() if recorded_children is None else recorded_children.reruns
         draft = BatchJoin(
             self.join,
             self.parent,
             self.source,
             self.ledger,
-            self._contest,
+            self._race,
             done_before=done_before,
             reruns=reruns,
         )
@@ -516,10 +455,12 @@ class FanOutStep:
             new = (child for child in draft.applied if child.status == "succeeded")
             reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
         self.source.admit(draft.admitted)
+        # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
+        self._resting += [child for child in batch if child.status == "halted"]
         left = self._group.under_way - len(batch)
-        if isinstance(self._contest, ItemRace):
-            self._contest.lose(batch)
-        self._tell_stagger(batch, left)
+        if self._race is not None:
+            self._race.on_ended(batch)
+        self._notify_stagger(batch, left)
         if draft.decision is not None:
             self._group.scope.winner = draft.decision.winner
         reason = draft.reason_to_stop(is_lost=self._is_lost(left))
@@ -530,7 +471,6 @@ class FanOutStep:
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
         for child in batch:
             self.ledger.enter(child, raised=is_open or id(child) in fatal)
-        self._resting += [child for child in batch if child.status == "halted"]
         if self.parent.config.is_resumable:
             self._unfinished += [
                 child
@@ -544,28 +484,26 @@ class FanOutStep:
             del error  # breaks the traceback cycle
         return reason
 
-    def _tell_stagger(self, batch: Sequence[Run], left: int) -> None:
+    def _notify_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
             return
         if not self.join.until.by_item:  # else ``learn_first`` is given the time to the first item
             self._staggered.learn(batch)
         if self.decision is None:
-            lacking = 1 if self._contest is None else self._contest.lacking
-            self._staggered.hear(batch, left, lacking)
+            lacking = 1 if self._race is None else self._race.lacking
+            self._staggered.on_batch(batch, left, lacking)
 
-    def _hear_item(self, run: Run, item: object) -> None:
+    def _on_item(self, run: Run, item: object) -> None:
         """Let the parent's task decide by ``item``, which the task of ``run`` emits here."""
-        assert isinstance(self._contest, ItemRace)
-        if self._contest.hear_item(run, item):
-            self._group.run_in_parent(self._elect)
+        if self._race is not None and self._race.on_item(run, item):
+            self._group.run_in_parent(self._decide_by_item)
 
-    async def _elect(self) -> str | None:
+    async def _decide_by_item(self) -> str | None:
         """Save that the first item has decided, then cancel the other children."""
-        assert isinstance(self._contest, ItemRace)
-        elected = self._contest.elect()
-        if elected is None:
+        decided = None if self._race is None else self._race.decide_by_item()
+        if decided is None:
             return None
-        leader, decision = elected
+        leader, decision = decided
         self._group.stop_starting()  # before the save, during which others could start
         declares, self._declares = self._declares, None
         await commit(self.parent, Write(decision=decision, step_begun=declares))
@@ -580,7 +518,7 @@ class FanOutStep:
     @property
     def _is_won(self) -> bool:
         """Whether the step is decided, and the winner's result is here."""
-        chosen = None if self._contest is None else self._contest.chosen
+        chosen = None if self._race is None else self._race.chosen
         return self.decision is not None and (chosen is not None or not self.join.until.by_item)
 
     @property
@@ -590,9 +528,9 @@ class FanOutStep:
 
     def _is_lost(self, in_flight: int) -> bool:
         """Whether the race can't be won any more, with ``in_flight`` children that may win."""
-        if self._contest is None or (in_flight and self.join.grow is not None):
+        if self._race is None or (in_flight and self.join.grow is not None):
             return False
-        return self._contest.is_lost(in_flight + self._possible())
+        return self._race.is_lost(in_flight + self._possible())
 
     def _possible(self) -> float:
         """Count, at most, the children that may still succeed besides those in flight."""
@@ -604,13 +542,13 @@ class FanOutStep:
     async def _clear_up(self) -> None:
         """Count or remove recorded children of elements that have not come up again."""
         resume, source = self._resume, self.source
-        if resume is None or resume.recorded is None or source is None:
+        if resume is None or resume.recorded_children is None or source is None:
             return
         gone: list[ChildRecord] = []
         if self.decision is None:
             gone = resume.left_over(self.ledger, self.join)
         else:
-            await resume.end_losers(self.decision, self.ledger, room_of=self._room_of)
+            await resume.end_losers(self.decision, self.ledger, room_of=self._sources.room_of)
             resume.count_rest(self.decision, self.ledger)
         await self._set(resume.values_without(gone, self.ledger, self.join))
         await resume.forget(gone, source)
@@ -666,24 +604,24 @@ class FanOutStep:
         """Raise the failures if they aren't tolerated or the race is lost; halt for an answer."""
         self.ledger.settle()
         if self._is_won:
-            self.ledger.let_go()
+            self.ledger.release_errors()
             return
         if self._runs_again():
             return
         if self._resting and not self._is_failing and not self._is_lost(0):
             halt_for(self.parent, self.act.name, self._resting)
-        if self._contest is not None:
-            defeat = self._contest.defeat(self.ledger, self.ledger.total, self._possible())
+        if self._race is not None:
+            loss = self._race.loss(self.ledger, self.ledger.total, self._possible())
             try:
-                if defeat is not None:
-                    raise defeat
+                if loss is not None:
+                    raise loss
             finally:
-                del defeat  # breaks the traceback cycle
+                del loss  # breaks the traceback cycle
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
             ended = ledger.failed + ledger.done
-            if self.recorded is not None and not self.join.is_listed:
-                ended += self.recorded.done_elsewhere()
+            if self.recorded_children is not None and not self.join.is_listed:
+                ended += self.recorded_children.done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]

@@ -29,7 +29,7 @@ from shoal.stores._records import Records
 
 from .ledger import Ledger
 from .race import Race
-from .recorded import RecordedChildren, decided, outcome_of, recorded_children
+from .recorded import RecordedChildren, decided, outcome_of, read_recorded_children
 from .source import ElementSource
 from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, without_failures
 
@@ -38,7 +38,7 @@ from .takeup import Declared, end_losers, refuse_changed, refuse_lost_winner, wi
 class StepResume:
     """The records of one visit of a step that an earlier execution or attempt has begun."""
 
-    __slots__ = ("_accepted", "_name", "_parent", "_store", "begun", "recorded")
+    __slots__ = ("_accepted", "_name", "_parent", "_store", "begun", "recorded_children")
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class StepResume:
         name: str,
         store: Store,
         begun: ReplayedHistory | None,
-        recorded: RecordedChildren | None,
+        recorded_children: RecordedChildren | None,
     ) -> None:
         """Collect the records.
 
@@ -55,14 +55,14 @@ class StepResume:
             name: The step's name.
             store: The store of the children.
             begun: The step in the parent's history; None: it isn't there.
-            recorded: The recorded children; None: there are none.
+            recorded_children: The recorded children; None: there are none.
         """
         self._parent = parent
         self._name = name
         self._store = store
         self.begun: ReplayedHistory | None = begun
         """The step in the parent's history; None if it isn't there."""
-        self.recorded: RecordedChildren | None = recorded
+        self.recorded_children: RecordedChildren | None = recorded_children
         """The recorded children; None if there are none."""
         # Results that earlier executions accepted, and the race counts. Empty unless it is a race;
         # ``withdraw_reruns`` removes those whose children run anew.
@@ -70,36 +70,36 @@ class StepResume:
 
     # -- counting -------------------------------------------------------------------------------
 
-    def take_up(self, ledger: Ledger, contest: Race | None) -> None:
+    def take_up(self, ledger: Ledger, race: Race | None) -> None:
         """Count the children that count even if their elements don't come up again.
 
         These are the children whose ends ``reduce`` has taken and, in a race, all whose results
         were accepted. Otherwise others could win before the elements of these come up, see
         test_what_was_accepted_before_counts_before_its_element_comes_up.
         """
-        recorded, path = self.recorded, self._parent.path
-        if recorded is None:
+        children, path = self.recorded_children, self._parent.path
+        if children is None:
             return
-        recorded.has_contest = contest is not None
-        done, others = recorded.folded()
+        children.has_race = race is not None
+        done, others = children.folded()
         ledger.done += done
         for record in others:
             ledger.add(outcome_of(record, path))
-        if contest is None:
+        if race is None:
             return
-        for record in recorded.rest():
-            if record.status == "succeeded" and record.used and recorded.is_applied(record):
+        for record in children.rest():
+            if record.status == "succeeded" and record.used and children.is_applied(record):
                 outcome = outcome_of(record, path)
                 assert isinstance(outcome, Done)
                 self._accepted[ChildName(record.act, record.key)] = outcome
-                contest.recall(outcome)
+                race.recall(outcome)
 
-    def withdraw_reruns(self, contest: Race | None) -> None:
+    def withdraw_reruns(self, race: Race | None) -> None:
         """Withdraw accepted results whose children have come up since, and run anew."""
-        if self.recorded is None or contest is None:
+        if self.recorded_children is None or race is None:
             return
-        for name in self._accepted.keys() & self.recorded.reruns:
-            contest.withdraw(self._accepted.pop(name))
+        for name in self._accepted.keys() & self.recorded_children.reruns:
+            race.withdraw(self._accepted.pop(name))
 
     @property
     def last_accepted(self) -> Done | None:
@@ -108,13 +108,14 @@ class StepResume:
 
     def count(self, record: ChildRecord, outcome: Outcome, ledger: Ledger) -> None:
         """Count the end of a child in an earlier execution, unless ``take_up`` has counted it."""
-        if self.recorded is None or not self.recorded.is_folded(record):
+        if self.recorded_children is None or not self.recorded_children.is_folded(record):
             ledger.add(outcome)
 
-    def count_kept(self, record: ChildRecord, ledger: Ledger, contest: Race | None) -> None:
+    def count_kept(self, record: ChildRecord, ledger: Ledger, race: Race | None) -> None:
         """Count a child that comes up, and that an earlier execution completed and applied."""
-        if contest is None and is_done(record):  # as most are: saves making an outcome for each
-            ledger.done += self.recorded is None or not self.recorded.is_folded(record)
+        if race is None and is_done(record):  # as most are: saves making an outcome for each
+            children = self.recorded_children
+            ledger.done += children is None or not children.is_folded(record)
             return
         self.count(record, outcome_of(record, self._parent.path), ledger)
 
@@ -125,7 +126,7 @@ class StepResume:
 
     def rest(self, decision: Decision) -> Iterator[tuple[ChildRecord, Outcome]]:
         """Yield the records and outcomes of children that have not come up."""
-        for record in () if self.recorded is None else self.recorded.rest():
+        for record in () if self.recorded_children is None else self.recorded_children.rest():
             yield record, outcome_of(decided(record, decision), self._parent.path)
 
     # -- opening --------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ class StepResume:
             join: How results are put into the state.
             goes_on: The decision, if the stream that has decided has yet to end.
         """
-        declares = refuse_changed(self._parent, join, now, self.begun, self.recorded)
+        declares = refuse_changed(self._parent, join, now, self.begun, self.recorded_children)
         if goes_on is not None:
             refuse_lost_winner(self._parent, goes_on, self.begun, now)
         return declares
@@ -152,18 +153,20 @@ class StepResume:
         could not continue from the state that the changed program has made of them: see
         test_the_former_program_goes_on_after_a_refusal.
         """
-        recorded = self.recorded
-        if recorded is None or not recorded.may_refuse:
+        children = self.recorded_children
+        if children is None or not children.may_refuse:
             return
+        # Only of a collection: asking an iterator would use it up, and what it gives may depend on
+        # what is done.
         is_known = isinstance(source.given, Sequence | AbstractSet)
         given = cast("Iterable[object]", source.given) if is_known else ()
         with suppress(NotData):  # raised again when the element comes up
             elements = frozenset(map(digest, given))
-            for record in await recorded.in_full(recorded.rest()):
+            for record in await children.in_full(children.rest()):
                 child = source.remade(record)
                 if child is not None:
                     comes_up = digest(record.element) in elements
-                    recorded.foresee(child, record, comes_up=comes_up)
+                    children.foresee(child, record, comes_up=comes_up)
 
     def reopen(
         self, begun: ReplayedHistory, source: ElementSource, join: JoinSpec
@@ -172,10 +175,12 @@ class StepResume:
 
         Children that failed run again, unless ``reduce`` has taken their failure.
         """
+        # `grow` is asked again about a child that runs again. What it discovered before is known by
+        # the child's name, so that nothing is discovered twice.
         discovering = [update for update in begun.under_way if update.discovered]
         causes = dict[int | None, ChildName]()
-        if discovering and self.recorded is not None:
-            found = self.recorded.applied_by({update.number for update in discovering})
+        if discovering and self.recorded_children is not None:
+            found = self.recorded_children.applied_by({update.number for update in discovering})
             causes = {one.applied: ChildName(one.act, one.key) for one in found}
         for one in discovering:
             source.rediscover(one.discovered, one.discovered_at, causes.get(one.number))
@@ -199,9 +204,11 @@ class StepResume:
             make: Makes a source of the losers without a record; None: there are none.
             room_of: Returns how many children of a source were in flight, at most.
         """
-        recorded = self.recorded or RecordedChildren(self._parent, self._name, Records())
+        # A decision without any record: the process died between its save and that of the losers.
+        none = RecordedChildren(self._parent, self._name, Records())
+        children = self.recorded_children or none
         lost = await end_losers(
-            self._parent, recorded, decision, make, room_of, kept_in=self._store
+            self._parent, children, decision, make, room_of, kept_in=self._store
         )
         for outcome in lost:
             ledger.add(outcome)
@@ -214,12 +221,12 @@ class StepResume:
         results behind the last position belong to no element: their records are returned, and the
         caller removes them.
         """
-        recorded = self.recorded
+        children = self.recorded_children
         gone: list[ChildRecord] = []
-        for record in () if recorded is None else recorded.rest():
-            assert recorded is not None
-            if recorded.is_part_of_the_state(record) and not join.is_listed:
-                recorded.refuse_kept(record)
+        for record in () if children is None else children.rest():
+            assert children is not None
+            if children.is_part_of_the_state(record) and not join.is_listed:
+                children.refuse_kept(record)
                 self.count(record, outcome_of(record, self._parent.path), ledger)
             else:
                 gone.append(record)
@@ -233,7 +240,7 @@ class StepResume:
         Old results are those in ``gone``, and those of children that ran anew and failed. If there
         is one value for each key, a value that another act has put there stays.
         """
-        acts = None if self.recorded is None else self.recorded.acts_now
+        acts = None if self.recorded_children is None else self.recorded_children.acts_now
         nested = join.is_nested
         is_ours = [one for one in gone if nested or acts is None or one.act in acts]
         old = {(record.act, record.key) for record in is_ours}
@@ -242,9 +249,9 @@ class StepResume:
 
     async def forget(self, gone: Sequence[ChildRecord], source: ElementSource) -> None:
         """Delete the histories of children that don't come up any more."""
-        if self.recorded is None:
+        if self.recorded_children is None:
             return
-        for record in await self.recorded.in_full(gone):
+        for record in await self.recorded_children.in_full(gone):
             child = source.remade(record)
             if child is not None:
                 await forget_history(child)
@@ -257,7 +264,7 @@ async def resume_of(
     begun: ReplayedHistory | None,
     *,
     ledger: Ledger,
-    contest: Race | None,
+    race: Race | None,
 ) -> StepResume | None:
     """Load the records of the present visit of a step from the store; None if there are none.
 
@@ -267,20 +274,20 @@ async def resume_of(
         store: The store of the children.
         begun: The step in the parent's history; None: it isn't there.
         ledger: Counts the children that count from the start.
-        contest: The race, if the step is one; accepted results are recalled in it.
+        race: The race, if the step is one; accepted results are recalled in it.
     """
     # If several versions of the program have run, only the update of a result says which made it.
     several = begun is not None and len(begun.declarations) > 1
-    recorded = await recorded_children(
+    recorded_children = await read_recorded_children(
         parent,
         join.name,
         parent.visit(join.name),
         store,
         folds=join.reduce is not None,
-        in_full=contest is not None or several,
+        in_full=race is not None or several,
     )
-    if begun is None and recorded is None:
+    if begun is None and recorded_children is None:
         return None
-    resume = StepResume(parent, join.name, store, begun, recorded)
-    resume.take_up(ledger, contest)
+    resume = StepResume(parent, join.name, store, begun, recorded_children)
+    resume.take_up(ledger, race)
     return resume

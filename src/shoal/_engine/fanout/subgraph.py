@@ -26,7 +26,7 @@ from shoal._state.state import NO_CHANGE, Change, Drop, Set
 from .children import check_depth, child_config, narrowed
 from .finish import End, record_unapplied, settle_end, wind_up
 from .read_ledgers import recall_ledgers
-from .recorded import recorded_children
+from .recorded import read_recorded_children
 
 
 @ki_protected
@@ -39,6 +39,8 @@ async def enter(graph: Graph, run: Run) -> Change:
     """
     check_depth(run, graph.name)
     hint = "pass it to run(), or write it in an earlier action"
+    # Of the beginning of the step, as in the first execution: the child's digest is made of it, so
+    # that the child is found again.
     begun = run.playback
     data = run.data if begun is None else begun.began.data
     base = narrowed(data, graph, {}, f"the actions of {graph.name!r}", hint)
@@ -46,44 +48,43 @@ async def enter(graph: Graph, run: Run) -> Change:
     base |= {field: data[field] for field in graph.continues if field in data}
     child = Run(child_config(run, graph.name, graph, host=run.slot_owner), base)
     kept = run.take_retained(graph.name)
-    recorded = None
+    recorded_children = None
     if kept is not None:  # the child of an earlier attempt, which continues
         assert isinstance(kept, Run)
         child = kept
         child.reopen()
-    else:
+    else:  # only now: what an attempt of this execution has kept is newer than the store
         visit, store = run.visit(graph.name), run.config.store
-        recorded = await recorded_children(run, graph.name, visit, store)
-    if recorded is not None:
-        fate, record = recorded.judge(child)
-        if fate == "rests":
-            assert record is not None, "it is what says so"
-            child.rest(record)
+        recorded_children = await read_recorded_children(run, graph.name, visit, store)
+    if recorded_children is not None:
+        decision, record = recorded_children.resume(child)
+        if decision == "rests":
             halt_for(run, graph.name, (child,))
-        if fate == "runs anew":
+        if decision == "runs anew":
             await begin_anew(child, run, graph.name)
+        elif decision == "is done":
+            await load_end(child)
         elif record is not None:
-            if fate == "is done":
-                child.take_over(record)
-                await load_end(child)
-            else:
-                child.resume_state().record = record
-                await load_history(child)
-            if child.playback is not None:  # else its graph has changed, and it begins anew
-                await recall_ledgers(child)
-        if fate == "is kept":
+            child.resume_state().record = record  # also if it is kept: it has ledgers to hand up
+            await load_history(child)
+        # It is None for a child that begins anew, for instance because its graph has changed.
+        if child.playback is not None:
+            await recall_ledgers(child)
+        if decision == "is kept":
             _take_ledgers(run, child)
             return NO_CHANGE
     if child.is_live:
-        await _live(graph, run, child)
+        await _execute(graph, run, child)
     else:
         _take_ledgers(run, child)
+    # The child ran in this task: a native cancellation that it left must not interrupt the save.
     await absorb_stray_cancel(run.config.services.native_cancels)
     try:
         change = _change(graph, child)
         if run.config.schema is not None:
             change = run.config.schema.checked(change, run.data, f"graph {graph.name!r}")
     except Exception as error:
+        # Recorded as Done and unused, and retained: another attempt only takes the result again.
         child.discard_result()
         await _record(run, child, error)
         run.retain(graph.name, child)
@@ -102,7 +103,7 @@ async def enter(graph: Graph, run: Run) -> Change:
 
 
 @stands_for("graph")
-async def _live(graph: Graph, run: Run, child: Run) -> None:
+async def _execute(graph: Graph, run: Run, child: Run) -> None:
     """Execute ``child`` to its end, and raise its error if it has one."""
     executing = Executing(child)
     try:
@@ -112,6 +113,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         try:
             child.succeed()
         except Exception:
+            # The steps are done, only the value is missing: see ``complete_last``.
             await complete_last(child)
             raise
     except BaseException as error:  # noqa: BLE001 # raised again below
@@ -125,6 +127,8 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
         child.release_error()
         run.retain(graph.name, child)
         try:
+            # They differ for a false cancellation, for instance: the step fails with the failure
+            # made of it.
             if failure is not None and failure is not error:
                 raise failure from failure.__cause__
             if end is not End.HALTED:
@@ -133,6 +137,7 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
             del failure  # breaks the traceback cycle
     finally:
         executing.child = None  # user code may have kept a copy of the context, which leads here
+        # Also of a child that halted or was cancelled: the result of the run has them.
         _take_ledgers(run, child)
     if child.is_halting:
         halt_for(run, graph.name, (child,))
@@ -140,6 +145,8 @@ async def _live(graph: Graph, run: Run, child: Run) -> None:
 
 def _change(graph: Graph, child: Run) -> Change:
     """Return the child's writes, but for its model's defaults, as a change of the parent."""
+    # By identity: a field that was only read is the very same object, and comparing users' values
+    # might raise.
     first, final = child.initial, child.final_data()
     fields = sorted(graph.writes)
     written = {
@@ -167,8 +174,8 @@ def _take_ledgers(run: Run, child: Run) -> None:
 
 async def _record(run: Run, child: Run, error: BaseException) -> None:
     """Record an end that the parent doesn't apply; a failure to do so doesn't hide ``error``."""
-    who = f"{child.config.act!r} of run {run.path.id}"
-    await wind_up(record_unapplied(run, (child,)), error, who, "graph")
+    subject = f"{child.config.act!r} of run {run.path.id}"
+    await wind_up(record_unapplied(run, (child,)), error, subject, "graph")
 
 
 def _nothing() -> None:

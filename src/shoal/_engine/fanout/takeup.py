@@ -20,7 +20,7 @@ from typing import Literal, cast
 from shoal._engine.commit import record_ends
 from shoal._engine.replay import unknown_step
 from shoal._engine.run import Run
-from shoal._engine.unended import CutOff, end_below, is_left
+from shoal._engine.unended import CutOff, end_below, end_unended, is_left, may_have_children
 from shoal._errors.exceptions import BadUse, RunConflict, ShoalError, fork_advice
 from shoal._events.events import ChildName, Decision, Done, Outcome, Update
 from shoal._events.identity import Key, RunPath
@@ -88,7 +88,7 @@ def refuse_changed(
     join: JoinSpec,
     now: Declared,
     begun: ReplayedHistory | None,
-    recorded: RecordedChildren | None,
+    recorded_children: RecordedChildren | None,
 ) -> StepBegun | None:
     """Refuse a step whose results the present program puts elsewhere than the earlier one.
 
@@ -100,7 +100,7 @@ def refuse_changed(
         join: Says where results go now.
         now: The present declaration.
         begun: The history of the step under way; None: no execution has begun it.
-        recorded: The recorded children; None if there are none.
+        recorded_children: The recorded children; None if there are none.
 
     Returns the entry that saves the present declaration; None if it is saved already.
 
@@ -115,18 +115,18 @@ def refuse_changed(
     why = "" if then is None else _changed(then, now, has_grown=has_grown, is_empty=is_empty)
     if not why and begun.under_way:
         why = join.conflict(run.data)
-    if not why and recorded is not None:
-        why = _misplaced(join, recorded, begun.under_way)
+    if not why and recorded_children is not None:
+        why = _misplaced(join, recorded_children, begun.under_way)
     if why:
         raise conflict(run, join.name, why)
-    if recorded is not None:
-        recorded.compares = True
+    if recorded_children is not None:
+        recorded_children.compares = True
         if then is not None and isinstance(then["acts"], list) and isinstance(now["acts"], list):
             acts = cast("list[str]", then["acts"]), cast("list[str]", now["acts"])
-            recorded.acts_in_order = acts if acts[0] != acts[1] else None
-        recorded.conflicts = _conflicts(begun, now)
+            recorded_children.acts_in_order = acts if acts[0] != acts[1] else None
+        recorded_children.conflicts = _conflicts(begun, now)
         versions = [_versions(one.declared) for _, one in begun.declarations]
-        recorded.has_other_acts = any(one and one != _versions(now) for one in versions)
+        recorded_children.has_other_acts = any(one and one != _versions(now) for one in versions)
     return None if then == now else StepBegun(join.name, now)
 
 
@@ -282,7 +282,7 @@ def _shown(take: object) -> str:
     return repr(take) if take != "a function" else "a function"
 
 
-def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[Update]) -> str:
+def _misplaced(join: JoinSpec, children: RecordedChildren, under_way: Sequence[Update]) -> str:
     """Return where applied results or failures are, if not in the fields of ``join``; else empty.
 
     The updates that applied them show it. Stores of earlier versions of shoal have no declarations
@@ -290,7 +290,7 @@ def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[U
     """
     updates = {update.number: update for update in under_way}
     results_seen = failures_seen = False  # one of each is enough: all went to the same field
-    for record in recorded.applied_by(updates):
+    for record in children.applied_by(updates):
         update = updates[record.applied or 0]
         field = _collection(update)
         if record.status == "failed" and not failures_seen:
@@ -298,6 +298,11 @@ def _misplaced(join: JoinSpec, recorded: RecordedChildren, under_way: Sequence[U
             if field is not None and field != join.errors_into:
                 where = "none now" if join.errors_into is None else f"{join.errors_into!r} now"
                 return f"errors_into= was {field!r} and is {where}"
+            # Without ``reduce``, failed children run again, and the field begins empty.
+            is_nested = isinstance(update.operations[0], PutWithin) if field else join.is_nested
+            if join.reduce is not None and is_nested != join.is_nested:
+                how = "by key and act" if join.is_nested else "by key"
+                return f"it did not collect failures into {field!r} {how}"
         elif record.status == "succeeded" and not results_seen:
             results_seen = True
             meant = None if join.shape == "one" else join.into
@@ -327,7 +332,7 @@ def _collection(update: Update) -> str | None:
 
 
 def refuse_lost(
-    run: Run, join: JoinSpec, ledger: Ledger, recorded: RecordedChildren | None
+    run: Run, join: JoinSpec, ledger: Ledger, recorded_children: RecordedChildren | None
 ) -> None:
     """Refuse to complete a step if a result is counted as done but missing from ``into``.
 
@@ -344,7 +349,7 @@ def refuse_lost(
     found, brought = len(cast("Sized", run.data[join.into])), ledger.done - unused
     if found < brought:
         why = f"{brought} results are counted as done, while {join.into!r} has {found}"
-        if recorded is not None:
+        if recorded_children is not None:
             raise conflict(run, join.name, why)
         msg = f"fan-out {join.name!r} of run {run.path.id} is not whole: {why}"
         raise ShoalError(msg)
@@ -360,7 +365,11 @@ def _single(update: Update, into: str) -> str | None:
 
 
 def as_recorded(
-    graphs: Sequence[Graph], shape: Shape, run: Run, step: str, recorded: RecordedChildren | None
+    graphs: Sequence[Graph],
+    shape: Shape,
+    run: Run,
+    step: str,
+    recorded_children: RecordedChildren | None,
 ) -> Sequence[Graph]:
     """Return the acts of a step, under the names under which its children are recorded.
 
@@ -372,31 +381,36 @@ def as_recorded(
         shape: The shape of ``into``.
         run: The parent.
         step: The step's name.
-        recorded: The recorded children; None if there are none.
+        recorded_children: The recorded children; None if there are none.
 
     Raises:
-        RunConflict: There are results of acts that the step doesn't have any more.
+        RunConflict: There are results of acts that the step doesn't have any more, or failures of
+            theirs that ``reduce`` has taken.
     """
-    if recorded is None:
+    if recorded_children is None:
         return graphs
     names = frozenset(graph.name for graph in graphs)
-    recorded.acts_now = names
-    lost = recorded.acts - names
+    recorded_children.acts_now = names
+    lost = recorded_children.acts - names
     if not lost:
         return graphs
-    if len(graphs) == len(recorded.acts) == 1 and shape not in NAMED_SHAPES:
+    if len(graphs) == len(recorded_children.acts) == 1 and shape not in NAMED_SHAPES:
         (old,) = lost
-        recorded.renamed = old, graphs[0].name
-        recorded.acts_now = lost
+        recorded_children.renamed = old, graphs[0].name
+        recorded_children.acts_now = lost
         return [graphs[0].bind(name=old)]
-    if lost & recorded.acts_done:
-        gone, known = _names(lost & recorded.acts_done), _names(names)
+    gone = lost & recorded_children.acts_done
+    folded = lost & {one.act for one in recorded_children.folded()[1]}
+    if gone or folded:
+        # A failure that `reduce` has taken can't be removed either, see
+        # test_an_act_whose_failures_were_reduced_may_not_be_gone.
+        had = "acts with results" if gone else "acts with failures that reduce= has taken"
         why = (
-            f"it had acts with results, {gone}, which are not among its acts now, {known} (if one "
-            f"was renamed, give it its old name with name=)"
+            f"it had {had}, {_names(gone or folded)}, which are not among its acts now, "
+            f"{_names(names)} (if one was renamed, give it its old name with name=)"
         )
         raise conflict(run, step, why)
-    recorded.leave_out(lost)
+    recorded_children.leave_out(lost)
     return graphs
 
 
@@ -545,7 +559,7 @@ def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str
 
 async def end_losers(
     run: Run,
-    recorded: RecordedChildren,
+    recorded_children: RecordedChildren,
     decision: Decision,
     make: Callable[[], ElementSource] | None,
     room_of: Callable[[ElementSource], int],
@@ -556,7 +570,7 @@ async def end_losers(
 
     Args:
         run: The parent.
-        recorded: The recorded children. The losers are removed from it.
+        recorded_children: The recorded children. The losers are removed from it.
         decision: The decision of the step.
         make: Makes a source, to find children without a record; None: there are none.
         room_of: Returns how many children of that source were in flight at most.
@@ -565,16 +579,24 @@ async def end_losers(
     Raises:
         ShoalError: The ends could not be saved.
     """
-    lost: list[SavedRun] = []
-    if make is not None and not any(one.winner == decision.winner for one in recorded.rest()):
+    execution, graph = run.config.execution, run.config.graph
+    unrecorded = list[Run]()
+    if make is not None and not any(
+        one.winner == decision.winner for one in recorded_children.rest()
+    ):
         try:
             source = make()
-            lost += _unrecorded(source, recorded, decision, room_of(source))
+            unrecorded = _unrecorded(source, recorded_children, decision, room_of(source))
         except Exception:  # the step is decided: a failing source must not fail it now
-            who, run_id = decision.step, run.path.id
-            logger.exception("the losers of fan-out %r of run %s can't be made", who, run_id)
-    execution, graph = run.config.execution, run.config.graph
-    for record in recorded.rest():
+            step, run_id = decision.step, run.path.id
+            logger.exception("the losers of fan-out %r of run %s can't be made", step, run_id)
+    for child in unrecorded:
+        inner = child.config.graph
+        # A child with children of its own may have saved nothing itself, while these have.
+        if may_have_children(inner):
+            await end_unended(execution, kept_in, child, None, decision.reason, graph=inner)
+    lost: list[SavedRun] = [*unrecorded]
+    for record in recorded_children.rest():
         name = ChildName(record.act, record.key)
         if name == decision.winner:
             continue  # a winner by its first item has no end yet, and continues
@@ -583,7 +605,7 @@ async def end_losers(
         if is_left(record):
             await end_below(execution, kept_in, loser, decision.reason, graph)
         if is_unended(record):
-            recorded.drop(name)
+            recorded_children.drop(name)
             lost.append(loser)
     if lost:
         await record_ends(run, lost)
@@ -591,7 +613,7 @@ async def end_losers(
 
 
 def _unrecorded(
-    source: ElementSource, recorded: RecordedChildren, decision: Decision, room: int
+    source: ElementSource, children: RecordedChildren, decision: Decision, room: int
 ) -> list[Run]:
     """Make the children that may have been under way and have no record.
 
@@ -601,16 +623,16 @@ def _unrecorded(
 
     def pick(act: str, key: Key) -> Pick:
         name = ChildName(act, key)
-        return "leave" if name == decision.winner or recorded.get(name) is not None else "anew"
+        return "leave" if name == decision.winner or children.get(name) is not None else "anew"
 
     source.pick = pick
     # At most ``room`` children were in flight. The winner was one of them, and so were recorded
     # children without an end: the remaining ones have no record.
-    others = [one for one in recorded.rest() if (one.act, one.key) != decision.winner]
+    others = [one for one in children.rest() if (one.act, one.key) != decision.winner]
     most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
-    most = min(most, source.may_start - (recorded.get(decision.winner) is None))
+    most = min(most, source.may_start - (children.get(decision.winner) is None))
     try:
-        for _ in range(recorded.left + room):
+        for _ in range(children.left + room):
             child = None if len(lost) >= most else source.take()
             if child is None:
                 break
@@ -619,7 +641,7 @@ def _unrecorded(
                 child.never_start(decision.reason, decision.winner)
                 lost.append(child)
     except Exception:  # the step is decided: a failing source must not fail it now
-        logger.exception("while the losers of fan-out %r were looked for", source.who)
+        logger.exception("while the losers of fan-out %r were looked for", source.name)
     finally:
         source.close()
     return lost

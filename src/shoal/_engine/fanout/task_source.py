@@ -37,16 +37,16 @@ which keeps those acts alive; then it is emptied.
 class TaskElements(ElementSource):
     """The source of a fan-out over tasks."""
 
-    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_permit")
+    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_access")
 
     def __init__(
         self,
         act: ParallelAction,
         *,
         parent: Run,
-        permit: FieldAccess,
+        access: FieldAccess,
         data: Mapping[str, object],
-        recorded: RecordedChildren | None,
+        recorded_children: RecordedChildren | None,
         make_template: MakeTemplate,
     ) -> None:
         """Call the ``tasks`` method of ``act``. No task is pulled yet.
@@ -54,21 +54,26 @@ class TaskElements(ElementSource):
         Args:
             act: The parallel action.
             parent: The run whose step it is.
-            permit: The fields of the parent's state that the act may read and write.
+            access: The fields of the parent's state that the act may read and write.
             data: The fields of that state when the step began.
-            recorded: The children that earlier executions recorded; None if there are none.
+            recorded_children: The children that earlier executions recorded; None if there are
+                none.
             make_template: Makes the template of the children of one act.
 
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
-        tasks = act.tasks(make_state(data, permit), {**act._bound, **parent.config.inputs})
+        tasks = act.tasks(make_state(data, access), {**act._bound, **parent.config.inputs})
         super().__init__(
-            tasks, who=act.name, at_most=act.at_most, given_by="tasks", recorded=recorded
+            tasks,
+            name=act.name,
+            at_most=act.at_most,
+            given_by="tasks",
+            recorded_children=recorded_children,
         )
         self._act = act
         self._parent = parent
-        self._permit = permit
+        self._access = access
         self._data = data
         self._make_template = make_template
         self._keyed: bool | None = None  # whether tasks have keys; None before the first task
@@ -77,8 +82,8 @@ class TaskElements(ElementSource):
 
     def _entries(self, element: object, position: int) -> tuple[PendingChild, ...]:
         if not isinstance(element, Task):
-            refuse_awaitable(element, f"tasks of {self.who!r}")
-            msg = f"tasks of {self.who!r} yields Tasks, not {brief(element)}"
+            refuse_awaitable(element, f"tasks of {self.name!r}")
+            msg = f"tasks of {self.name!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
@@ -88,10 +93,10 @@ class TaskElements(ElementSource):
             self._data,
             graph,
             given,
-            f"the children of {self.who!r} that execute {graph.name!r}",
+            f"the children of {self.name!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
-        check_reads(repr(self.who), graph, self._permit.reads, given, self._data)
+        check_reads(repr(self.name), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
         about = element.element
         if about is None:
@@ -123,7 +128,7 @@ class TaskElements(ElementSource):
             return known[1]
         if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
-        graph = bind_where_taken(as_graph(act, f"tasks of {self.who!r}"), self._act._bound)
+        graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), self._act._bound)
         self._graphs[id(act)] = (act, graph)
         return graph
 
@@ -133,7 +138,7 @@ class TaskElements(ElementSource):
             self._keyed = keyed
         if self._keyed != keyed:
             msg = (
-                f"tasks of {self.who!r}: some have a key= and some have none, so that a position "
+                f"tasks of {self.name!r}: some have a key= and some have none, so that a position "
                 f"could be taken for a key; give all of them one, or none"
             )
             raise BadKey(msg)
@@ -142,13 +147,13 @@ class TaskElements(ElementSource):
         key = plain_key(task.key)
         if key is None:
             msg = (
-                f"tasks of {self.who!r}: the key of task {position} ({graph.name!r}) is a "
+                f"tasks of {self.name!r}: the key of task {position} ({graph.name!r}) is a "
                 f"{type(task.key).__name__}; keys are str or int"
             )
             raise BadKey(msg)
         if (graph.name, key) in self._keys.seen:
             msg = (
-                f"tasks of {self.who!r}: task {position} has the act {graph.name!r} and the "
+                f"tasks of {self.name!r}: task {position} has the act {graph.name!r} and the "
                 f"key {brief(key)}, which an earlier task has; give it another key=, or its "
                 f"act another name: act.bind(name=...)"
             )

@@ -129,6 +129,8 @@ class WorkerPool:
         if not parked and self._count >= may_have:
             return  # all workers are busy, and no more are allowed
         work = min(place.slots - place.used, self._source.left()) if admission.has_room else 0
+        # Children that have waited, and may start now, need workers besides those that `source`
+        # has. Idle workers are about to take a child each, so they are counted off.
         work += ready - self._idle
         for _ in range(min(count, int(work))):
             if not ready and not admission.permits(self._idle):
@@ -192,6 +194,7 @@ class WorkerPool:
         context = within(scope.context.copy(), worker)
         try:
             while not scope.closing:
+                # Nothing is awaited between the two: an idle worker is one that is about to take.
                 self._idle -= 1
                 child = take()
                 if child is None:
@@ -286,16 +289,16 @@ class WorkerPool:
         waited = True
         try:
             is_live = child.disposition is LIVE  # a property would be a call for each child
-            tells = is_live and bool(self._parent.config.hooks.child_started)
+            publishes = is_live and bool(self._parent.config.hooks.child_started)
             try:
                 if child.resume is not None and child.resume.is_afresh:
                     await begin_anew(child, self._parent, child.config.step)
             finally:
                 # Also if that save failed: the child's end will be published, so its start must be.
-                # See test_the_start_of_a_child_is_told_where_its_rerun_could_not_be_saved.
-                if tells:
+                # See test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved.
+                if publishes:
                     await publish_child_started(self._parent, child)
-            if tells:
+            if publishes:
                 # Cancelled while hooks ran, or by one of them: the child's work must not begin.
                 await checkpoint_if_cancelled()
             each = child.config.each
@@ -311,6 +314,7 @@ class WorkerPool:
                 try:
                     child.succeed()
                 except Exception:
+                    # The steps are done, only the value is missing: see ``complete_last``.
                     await complete_last(child)
                     raise
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by the group

@@ -248,7 +248,7 @@ class Claimant(Database):
                 statements += [free] if lease.rows.ids else [gone, free]
             self._each_alone(connection, *statements)
         for lease in leases:
-            self._let_go(lease)
+            self._discard(lease)
 
     def _take(self, lease: Lease) -> None:
         raise AssertionError("_claim_all makes claims here")

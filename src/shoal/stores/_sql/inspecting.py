@@ -45,17 +45,24 @@ _ENDED_AT = (
     "coalesce(runs.ended_at, (SELECT at FROM saves WHERE saves.run = runs.parent "
     "AND number >= applied ORDER BY number LIMIT 1))"
 )
+# In an order that an index has. Without it PostgreSQL may read the whole table to find none: most
+# rows have one parent, that of a large run, so it expects to find one soon.
+_BELOW = (
+    "SELECT below.id FROM runs AS below WHERE below.parent = {} "
+    "ORDER BY below.place, below.key LIMIT 1"
+)
 _ROW = (
     "SELECT runs.id, step, visit, act, {key}, coalesce(position, 0), coalesce(status, 'running'), "
     f"applied, coalesce(used, 1), coalesce(attempts, 1), coalesce(elapsed, 0.0), {_ENDED_AT}, "
     "coalesce(reason, ''), winner_act, winner_key, error, coalesce(failed_step, ''), "
-    "EXISTS (SELECT 1 FROM runs AS below WHERE below.parent = runs.id) "
+    f"({_BELOW.format('runs.id')}) IS NOT NULL "
     "FROM runs JOIN places ON places.id = place WHERE "
 )
 _STANDING = (
     "SELECT runs.id, coalesce(position, 0), coalesce(status, 'running'), applied, "
     f"coalesce(elapsed, 0.0), {_ENDED_AT} FROM runs"
 )
+_LAST = "ended_at DESC, runs.id DESC"
 _OF_STEP = " AND place IN (SELECT id FROM places WHERE step = ?)"
 
 FEW = 5_000
@@ -129,7 +136,7 @@ class Inspector:
         summary = _browsing.summary(self._sql, self._dialect, path.id)
         if summary is None:
             return None
-        has_children = self._sql.execute("SELECT 1 FROM runs WHERE parent = ? LIMIT 1", (run,))
+        has_children = self._sql.execute(_BELOW.format("?"), (run,))
         return row_of(path, summary, has_children=has_children.fetchone() is not None)
 
     def _rows(self, parent: RunPath, ids: Sequence[int]) -> list[Row]:
@@ -273,7 +280,7 @@ class Inspector:
                 )
             if len(found) < limit:
                 found += self._select(
-                    f"{where} AND applied > ?{some.of_step} ORDER BY applied LIMIT ?",
+                    f"{where} AND applied > ?{some.of_step} ORDER BY applied NULLS FIRST LIMIT ?",
                     *(*values, applied if at == rank else 0, *some.values, limit - len(found)),
                 )
             if len(found) >= limit:
@@ -282,61 +289,48 @@ class Inspector:
 
     def _ended_last(self, some: _Some, start: Place | None, limit: int) -> list[Standing]:
         """Merge the children by their ends: those that updates applied, and the others."""
-        group, ended, applied, last = start or (ENDED, None, None, None)
-        many = "LIMIT ?", (*some.values, limit)
-        streams: list[list[Standing]] = []
+        streams: list[list[tuple[Place, Standing]]] = []
         for status in some.statuses:
             where, values = _with_status(some, status)
-
-            def select(
-                more: str, *these: object, where: str = where, values: tuple[Any, ...] = values
-            ) -> None:
-                order = f"{more} {many[0]}"
-                streams.append(self._select(f"{where} AND {order}", *values, *these, *many[1]))
-
-            if status == "running":
-                below = BOUNDLESS if group != UNENDED or last is None else -last
-                if group <= UNENDED:
-                    select(f"runs.id < ?{some.of_step} ORDER BY runs.id DESC", below)
-                continue
-            if group == UNENDED:
-                continue
-            upto = self._last_applied(some.run, group, ended, applied)
-            select(f"applied < ?{some.of_step} ORDER BY applied DESC", upto)
-            if group == ENDED:
-                until = BOUNDLESS if ended is None else -ended
-                is_after_one = ended is not None and last is not None and not applied
-                and_id = "OR (ended_at = ? AND runs.id < ?)" if is_after_one else ""
-                same = (-ended, -last) if is_after_one and ended and last else ()
-                sign = "<" if is_after_one or ended is None else "<="
-                select(
-                    f"ended_at IS NOT NULL AND (ended_at {sign} ? {and_id}){some.of_step} "
-                    "ORDER BY ended_at DESC, runs.id DESC",
-                    until,
-                    *same,
+            for condition, order, bounds in self._streams(some.run, status, start):
+                found = self._select(
+                    f"{where} AND {condition}{some.of_step} ORDER BY {order} LIMIT ?",
+                    *(*values, *bounds, *some.values, limit),
                 )
-            below = -last if group == UNTIMED and not applied and last is not None else BOUNDLESS
-            select(
-                f"applied IS NULL AND ended_at IS NULL AND runs.id < ?{some.of_step} "
-                "ORDER BY runs.id DESC",
-                below,
-            )
-        placed = [[(one.place("ended last"), one) for one in stream] for stream in streams]
-        for stream in placed:
-            stream.sort()  # the clock may have been set back meanwhile
-        merged = (one for place, one in merge(*placed) if start is None or place > start)
+                # Sorted, because the clock may have been set back meanwhile.
+                streams.append(sorted((one.place("ended last"), one) for one in found))
+        merged = (one for place, one in merge(*streams) if start is None or place > start)
         return list(islice(merged, limit))
 
-    def _last_applied(
-        self, run: int, group: float, ended: float | None, applied: float | None
-    ) -> float:
+    def _streams(
+        self, run: int, status: ChildStatus, start: Place | None
+    ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+        """Yield how to find children with a status that come after a place in "ended last".
+
+        Yields conditions and orders, which an index has, and the values of the conditions.
+        """
+        group, ended, applied, last = start or (ENDED, -BOUNDLESS, -BOUNDLESS, -BOUNDLESS)
+        if status == "running":
+            below = -last if group == UNENDED else BOUNDLESS
+            yield "applied IS NULL AND runs.id < ?", "runs.id DESC", (below,)
+            return
+        if group == UNENDED:
+            return
+        yield "applied < ?", "applied DESC NULLS LAST", (self._upto(run, group, ended, applied),)
+        if group == ENDED and applied:
+            yield "ended_at IS NOT NULL AND ended_at <= ?", _LAST, (-ended,)
+        elif group == ENDED:
+            condition = "ended_at IS NOT NULL AND (ended_at < ? OR (ended_at = ? AND runs.id < ?))"
+            yield condition, _LAST, (-ended, -ended, -last)
+        below = -last if group == UNTIMED and not applied else BOUNDLESS
+        yield "applied IS NULL AND ended_at IS NULL AND runs.id < ?", "runs.id DESC", (below,)
+
+    def _upto(self, run: int, group: float, ended: float, applied: float) -> float:
         """Return the number below which the updates are that applied the children to come."""
         if applied:
             return -applied
-        if group == UNTIMED:
+        if group == UNTIMED:  # those that an update applied have come before
             return 0
-        if ended is None:
-            return BOUNDLESS
         (number,) = self._sql.execute(
             "SELECT coalesce(max(number), 0) FROM saves WHERE run = ? AND (at IS NULL OR at < ?)",
             (run, -ended),
@@ -425,7 +419,7 @@ class Inspector:
             where, values = _with_status(some, status)
             upto = BOUNDLESS if last == inf else int(last)
             of_status = self._select(
-                f"{where} AND applied >= ? AND applied <= ? ORDER BY applied LIMIT ?",
+                f"{where} AND applied >= ? AND applied <= ? ORDER BY applied NULLS FIRST LIMIT ?",
                 *(*values, max(from_number, 0), upto, limit + 1),
             )
             if len(of_status) > limit:
@@ -610,13 +604,13 @@ class Inspector:
             if ranges:
                 rows = ", ".join(["(?, ?, ?)"] * (len(ranges) // 3))
                 for bin_, count in self._sql.execute(
-                    f"WITH bins(bin, low, high) AS (VALUES {rows}) "
-                    "SELECT bin, count(*) FROM bins CROSS JOIN runs "
-                    "WHERE parent = ? AND status = ? AND applied > low AND applied <= high "
-                    "GROUP BY bin",
+                    f"WITH bins(bin, low, high) AS (VALUES {rows}) SELECT bin, "
+                    "(SELECT count(*) FROM runs WHERE parent = ? AND status = ? "
+                    "AND applied > low AND applied <= high) FROM bins",
                     (*ranges, run, status),
                 ):
-                    yield bin_, status, count
+                    if count:
+                        yield bin_, status, count
             for bin_, count in self._sql.execute(
                 f"SELECT {whole.format('(ended_at - ?) / ?')} AS bin, count(*) FROM runs "
                 "WHERE parent = ? AND status = ? AND ended_at IS NOT NULL GROUP BY 1",

@@ -40,7 +40,7 @@ def report(
         _REPORT,
         [
             (at, _clean(text), dialect.index_of(run_id), executions.get(run_id, ""))
-            for run_id, text in reports.items()
+            for run_id, text in sorted(reports.items())  # all lock the rows in one order
             if text
         ],
     )

@@ -30,6 +30,9 @@ T = TypeVar("T")
 class WatchedStore(ABC):
     """A store that can be watched by other processes."""
 
+    is_shared: bool = True
+    """Whether other processes can read it; see ``KeepsReports``."""
+
     _claims: dict[tuple[str, str], Lease]
 
     @abstractmethod

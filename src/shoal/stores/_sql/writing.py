@@ -90,9 +90,9 @@ def delays() -> Iterator[float]:
     return chain((0.0,), repeat(0.1))
 
 
-def log_waiting(who: str, patience: float, error: Exception) -> None:
+def log_waiting(subject: str, patience: float, error: Exception) -> None:
     """Log which calls wait, for how long, and for the end of which error."""
-    logger.warning("%s wait %g s at most: %s", who, patience, " ".join(str(error).split()))
+    logger.warning("%s wait %g s at most: %s", subject, patience, " ".join(str(error).split()))
 
 
 @final
@@ -346,9 +346,9 @@ class Database(ABC):
         if not lease.rows.ids:
             self._sql.execute(f"DELETE FROM claims WHERE {OURS} AND NOT {IS_KEPT}", (*ours, key))
         self._sql.execute(f"UPDATE claims SET execution = NULL WHERE {OURS}", ours)
-        self._let_go(lease)
+        self._discard(lease)
 
-    def _let_go(self, lease: Lease) -> None:
+    def _discard(self, lease: Lease) -> None:
         """Renew a lease no longer."""
         if self._claims.get(lease.run_id) is lease:
             del self._claims[lease.run_id]

@@ -7,7 +7,7 @@ makes the whole page, the fragment alone, and each update of a stream, so they c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
@@ -327,7 +327,7 @@ class Pages:
 
     def _drawing(self, overview: Overview) -> Markup:
         """Return the drawing of the run's graph with the counts of its fan-outs."""
-        counts: dict[str | Sequence[str], dict[str, int]] = {}
+        counts: dict[str, dict[str, int]] = {}
         for bar in overview.bars:
             of_step = counts.setdefault(bar.step, {})
             shown = {**bar.counts, "running": _running(bar)}

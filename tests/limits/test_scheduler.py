@@ -1,4 +1,4 @@
-"""The queue, against a brute-force model: logs of what was charged, and all claims looked at."""
+"""The scheduler, against a brute-force model: logs of charges, and every request."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ class Log:
 
 class Modelled:
     def __init__(
-        self, seat: AttemptPermit, needed: list[int], costs: list[float], number: int
+        self, permit: AttemptPermit, needed: list[int], costs: list[float], number: int
     ) -> None:
-        self.seat = seat
+        self.permit = permit
         self.needed = needed
         self.costs = dict(zip(needed, costs, strict=True))
         self.number = number
         self.granted = False
-        self.unit = seat.unit
-        self.due = seat.due  # of start-time fair queueing; only who waits has one
+        self.unit = permit.unit
+        self.due = permit.due  # of start-time fair queueing; only who waits has one
 
 
 class Program:
@@ -110,7 +110,7 @@ class Program:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.clock = Clock()
-        self.queue = FairScheduler(None, self.clock, self.clock.alarm)  # pyright: ignore[reportArgumentType]
+        self.scheduler = FairScheduler(None, self.clock, self.clock.alarm)  # pyright: ignore[reportArgumentType]
         parts = [limits.parts[0] for limits in self.LIMITS]
         self.gates = [Gate(part.n, part, n) for n, part in enumerate(parts)]
         self.logs = {
@@ -137,7 +137,7 @@ class Program:
                 self.leave()
                 self.settle()
             self.forward(4)
-        assert not self.queue.wait_queues
+        assert not self.scheduler.wait_queues
         assert not any(gate.used or gate.posted or gate.users for gate in self.gates)
         for log in self.logs.values():
             log.check_windows()
@@ -148,32 +148,32 @@ class Program:
         needed = sorted(self.random.sample(range(len(self.gates)), self.random.randrange(1, 4)))
         costs = [float(self.random.choice([1, 1, 2, 8])) if n == 3 else 1.0 for n in needed]
         found_others = any(self.gates[n].posted for n in needed)
-        seat = AttemptPermit(
-            self.queue,
+        permit = AttemptPermit(
+            self.scheduler,
             tuple(self.gates[n] for n in needed),
             tuple(costs),
             HeldPermits(self.random.choice(self.units)),
         )
-        assert not (found_others and seat.granted), "it overtakes"
-        one = Modelled(seat, needed, costs, next(self.arrivals))
+        assert not (found_others and permit.granted), "it overtakes"
+        one = Modelled(permit, needed, costs, next(self.arrivals))
         self.waiting.append(one)
 
     def leave(self) -> None:
         if self.running:
-            self.running.pop(self.random.randrange(len(self.running))).seat.leave()
+            self.running.pop(self.random.randrange(len(self.running))).permit.leave()
 
     def cancel(self) -> None:
         """Cancel one that waits, or one that was granted and has not begun."""
         fresh = [one for one in self.running if one.number == -1]
         if self.waiting and (not fresh or self.random.random() < 0.7):
-            self.waiting.pop(self.random.randrange(len(self.waiting))).seat.cancel()
+            self.waiting.pop(self.random.randrange(len(self.waiting))).permit.cancel()
         elif self.running:
             one = self.running.pop(self.random.randrange(len(self.running)))
             for n in one.needed:
                 if n in self.logs:
                     charges = self.logs[n].charges
                     charges[:] = [charge for charge in charges if charge[2] is not one]
-            one.seat.cancel()
+            one.permit.cancel()
 
     def charge(self) -> None:
         """Correct what was charged, down to nothing; more counts from now on."""
@@ -187,13 +187,13 @@ class Program:
             if entry[2] is one:
                 entry[1] = actual
         one.costs[3] = actual
-        self.queue.charge(one.seat, actual)
+        self.scheduler.charge(one.permit, actual)
 
     def pause(self) -> None:
         those = [one for one in self.running if 2 in one.needed]
         if those:
             one = self.random.choice(those)
-            self.queue.pause(one.seat, self.clock.now + self.random.randrange(1, 24) * TICK)
+            self.scheduler.pause(one.permit, self.clock.now + self.random.randrange(1, 24) * TICK)
 
     def forward(self, ticks: int) -> None:
         for _ in range(ticks):
@@ -212,7 +212,7 @@ class Program:
 
     def settle(self) -> None:
         """Account for what was granted, one after the other; then nobody may wait in vain."""
-        granted = [one for one in self.waiting if one.seat.granted]
+        granted = [one for one in self.waiting if one.permit.granted]
         for one in sorted(granted, key=lambda one: (one.due, one.number)):
             for n in one.needed:
                 opens = self.opens_at(n, one.costs[n])
@@ -247,7 +247,7 @@ class Program:
 @pytest.mark.parametrize(
     "seeds", [range(150), pytest.param(range(150, 4000), marks=pytest.mark.slow)]
 )
-def test_the_queue_grants_what_the_model_grants(seeds: range):
+def test_the_scheduler_grants_what_the_model_grants(seeds: range):
     for seed in seeds:
         Program(seed).run()
 
@@ -258,21 +258,21 @@ def test_the_queue_grants_what_the_model_grants(seeds: range):
 @pytest.mark.parametrize("rate", [Rate(8), None])
 @pytest.mark.parametrize("seed", range(20))
 def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
-    """However many claims each has, and whenever it came; but for its first few, at any time."""
+    """However many requests each has, and whenever it came; but for its first few, at any time."""
     random, clock = Random(seed), Clock()
-    queue = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
+    scheduler = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
     limits = Limits(1) if rate is None else Limits(rate=rate)
     gate = Gate(limits.parts[0].n, limits.parts[0])
     units = [Unit() for _ in range(4)]
-    seats: list[tuple[int, AttemptPermit]] = []
+    permits: list[tuple[int, AttemptPermit]] = []
     came: dict[int, int] = {}
     gone: list[int] = []
 
     def come(which: int) -> None:
         came[which] = len(gone)
         many = random.randrange(150, 400)
-        seats.extend(
-            (which, AttemptPermit(queue, (gate,), None, HeldPermits(units[which])))
+        permits.extend(
+            (which, AttemptPermit(scheduler, (gate,), None, HeldPermits(units[which])))
             for _ in range(many)
         )
 
@@ -282,13 +282,13 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
             come(len(came))
         if rate is not None:
             clock.forward(1 / 8)
-        for which, seat in [(which, seat) for which, seat in seats if seat.granted]:
-            seats.remove((which, seat))
+        for which, permit in [(which, permit) for which, permit in permits if permit.granted]:
+            permits.remove((which, permit))
             gone.append(which)
-            seat.leave()
+            permit.leave()
             if rate is None:
                 break
-        waiting = {which for which, _ in seats}
+        waiting = {which for which, _ in permits}
         if step % 10 == 0:
             for a in waiting:
                 for b in waiting:
@@ -297,38 +297,39 @@ def test_units_that_always_wait_get_the_same(rate: Rate | None, seed: int):
 
 
 def served(
-    queue: FairScheduler, gate: Gate, claims: list[str], units: dict[str, Unit]
+    scheduler: FairScheduler, gate: Gate, requests: list[str], units: dict[str, Unit]
 ) -> Iterator[str]:
     """Have them wait, and let one after the other have the gate; more may come meanwhile."""
-    seats: list[tuple[str, AttemptPermit]] = []
-    while claims or seats:
-        seats += [
-            (who, AttemptPermit(queue, (gate,), None, HeldPermits(units[who]))) for who in claims
+    permits: list[tuple[str, AttemptPermit]] = []
+    while requests or permits:
+        permits += [
+            (unit, AttemptPermit(scheduler, (gate,), None, HeldPermits(units[unit])))
+            for unit in requests
         ]
-        claims.clear()
-        held = next(one for one in seats if one[1].granted)
-        seats.remove(held)
+        requests.clear()
+        held = next(one for one in permits if one[1].granted)
+        permits.remove(held)
         yield held[0]
         held[1].leave()
 
 
 def test_small_units_are_served_one_after_the_other():
     clock = Clock()
-    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
-    units = {who: Unit() for who in "abc"}
-    claims = [who for who in "abc" for _ in range(AT_ONCE)]
-    assert list(served(queue, gate, claims.copy(), units)) == claims
+    scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units = {unit: Unit() for unit in "abc"}
+    requests = [unit for unit in "abc" for _ in range(AT_ONCE)]
+    assert list(served(scheduler, gate, requests.copy(), units)) == requests
 
 
 def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
     clock = Clock()
-    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
-    units, claims, gone = {"large": Unit()}, ["large"] * 300, list[str]()
-    for who in served(queue, gate, claims, units):
-        gone.append(who)
+    scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units, requests, gone = {"large": Unit()}, ["large"] * 300, list[str]()
+    for unit in served(scheduler, gate, requests, units):
+        gone.append(unit)
         if len(gone) % 4 == 0:  # as many come as are served: there is never a pause
             units[str(len(gone))] = Unit()
-            claims += [str(len(gone))] * 4
+            requests += [str(len(gone))] * 4
         if len(gone) == 800:
             break
     # There are ever more of them, since it takes some of the time that they would need.
@@ -338,12 +339,12 @@ def test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same():
 
 def test_a_small_unit_need_not_wait_for_a_large_one():
     clock = Clock()
-    queue, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
-    units, claims, gone = {"large": Unit(), "small": Unit()}, ["large"] * 300, list[str]()
-    for who in served(queue, gate, claims, units):
-        gone.append(who)
+    scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    units, requests, gone = {"large": Unit(), "small": Unit()}, ["large"] * 300, list[str]()
+    for unit in served(scheduler, gate, requests, units):
+        gone.append(unit)
         if len(gone) == 100:
-            claims += ["small"] * 4
+            requests += ["small"] * 4
     assert gone[100:106].count("small") == 4
 
 
@@ -353,12 +354,12 @@ def test_a_small_unit_need_not_wait_for_a_large_one():
 @pytest.mark.parametrize(("late", "reaches"), [(0.0, 1.0), (0.008, 1.0), (0.05, 100 / 140)])
 def test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second(late: float, reaches: float):
     clock = Clock(late=late)
-    queue = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
+    scheduler = FairScheduler(None, clock, clock.alarm)  # pyright: ignore[reportArgumentType]
     part = Limits(rate=Rate(10)).parts[0]
     gate = Gate(None, part)
-    seats = [AttemptPermit(queue, (gate,)) for _ in range(1001)]
+    permits = [AttemptPermit(scheduler, (gate,)) for _ in range(1001)]
     clock.forward(100 + late)
-    started = sum(seat.granted for seat in seats)
+    started = sum(permit.granted for permit in permits)
     assert started - 1 == pytest.approx(1000 * reaches, rel=0.01)
     assert CREDIT == 0.01
 

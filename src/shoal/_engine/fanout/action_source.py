@@ -34,45 +34,45 @@ from .source import ElementSource
 
 
 @final
-class Started:
+class ActionSource:
     """The source of an action's own fan-out: the calls of ``start`` and ``start_each``."""
 
     def __init__(
         self,
-        who: str,
+        name: str,
         *,
         has_room: Callable[[], bool],
         unconsumed: Callable[[], int],
-        tell: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         """Create a source without children.
 
         Args:
-            who: The fan-out, for errors.
+            name: The fan-out, for errors.
             has_room: Returns whether an element may be pulled.
             unconsumed: Counts the outcomes that the action has not consumed.
-            tell: Wakes the action if it waits for an outcome.
+            notify: Wakes the action if it waits for an outcome.
         """
-        self._who = who
+        self._name = name
         self._has_room = has_room
         self._unconsumed = unconsumed
-        self._tell = tell
+        self._notify = notify
         self._single: deque[PendingChild] = deque()
         # Pulled in turns, so that an infinite iterable does not starve the others, see
         # test_several_sources_take_turns_so_an_infinite_one_lets_others_pass.
-        self._each: deque[StartedEach] = deque()
+        self._each: deque[EachSource] = deque()
         self._keys: set[tuple[str, Key]] = set()  # (act, key)
         self.position = 0  # of the next child, over all calls
         self._closed = False  # set by ``close`` alone, never reset
         self.made = 0  # children handed out and not taken back, of which each has an end to deliver
         # None if no earlier execution or attempt left anything; set once, before the first take.
-        self.recorded: RecordedChildren | None = None
+        self.recorded_children: RecordedChildren | None = None
 
     def add(self, kind: ChildTemplate, key: Key | None, given: object) -> None:
         """Add one child that ``take`` makes later."""
         self._single.append(self.entry(kind, self.position if key is None else key, given))
 
-    def add_each(self, each: StartedEach) -> None:
+    def add_each(self, each: EachSource) -> None:
         """Add elements, each of which becomes a child when it is pulled."""
         self._each.append(each)
 
@@ -84,11 +84,11 @@ class Started:
         """
         position, name = self.position, plain_key(key)
         if name is None:
-            msg = f"{self._who}: keys are str or int, not {brief(key)}"
+            msg = f"{self._name}: keys are str or int, not {brief(key)}"
             raise BadKey(msg)
         if (kind.config.act, name) in self._keys:
             msg = (
-                f"{self._who}: a child of {kind.config.act!r} with the key {brief(name)} "
+                f"{self._name}: a child of {kind.config.act!r} with the key {brief(name)} "
                 f"was started before; give each its own key, or none at all"
             )
             raise BadKey(msg)
@@ -124,7 +124,7 @@ class Started:
             if child is not None:
                 self.made += child != "dropped"
                 return child
-        self.tell_exhausted()
+        self.notify_exhausted()
         return None
 
     def _child(self, entry: PendingChild) -> Run:
@@ -133,16 +133,9 @@ class Started:
 
     def _begin(self, child: Run) -> Run:
         """Let a child continue from its record, if there is one, and return it."""
-        if self.recorded is not None:
-            fate, record = self.recorded.judge(child)
-            if fate == "runs anew":
-                child.resume_state().is_afresh = True
-            elif fate == "rests" and record is not None:
-                child.rest(record)
-            elif fate == "is done" and record is not None:
-                child.take_over(record)
-            elif fate != "begins again":
-                child.resume_state().record = record
+        if self.recorded_children is not None:
+            # Never "is kept": no update applies the children of an action's own fan-out.
+            self.recorded_children.resume(child)
         return child
 
     def take_back(self, child: Run) -> None:
@@ -161,10 +154,10 @@ class Started:
                 return child if child == "dropped" else self._begin(child)
         return None
 
-    def tell_exhausted(self) -> None:
+    def notify_exhausted(self) -> None:
         """Wake the action if nothing is left: it may wait for an outcome that never arrives."""
         if self.is_exhausted:
-            self._tell()
+            self._notify()
 
     def left(self) -> int:
         return len(self._single) + sum(each.left() for each in self._each)
@@ -205,8 +198,8 @@ class Started:
 
 
 @final
-class StartedEach(ElementSource):
-    """The elements of one ``start_each``. Keys and positions come from its ``Started``."""
+class EachSource(ElementSource):
+    """The elements of one ``start_each``. Keys and positions come from its ``ActionSource``."""
 
     __slots__ = ("_key_by", "_started_by")
 
@@ -214,13 +207,13 @@ class StartedEach(ElementSource):
         self,
         over: object,
         *,
-        who: str,
+        name: str,
         kind: ChildTemplate,
         item: str,
         key: Callable[[Any], object] | None,
-        started_by: Started,
+        started_by: ActionSource,
     ) -> None:
-        super().__init__(over, who=who, kinds=[kind], item=item)
+        super().__init__(over, name=name, kinds=[kind], item=item)
         # Switches off the fast path of one act: it would use this source's own keys, and keys
         # must be unique among all started children.
         self._only = None
@@ -238,4 +231,4 @@ class StartedEach(ElementSource):
             await super().feed(group)
         finally:
             # Also after a failure or cancellation: this was maybe the last thing to wait for.
-            self._started_by.tell_exhausted()
+            self._started_by.notify_exhausted()
