@@ -286,11 +286,11 @@ def test_nothing_that_axe_finds_is_in_the_way_of_people(
     axe: Any = import_module("axe_playwright_python.sync_playwright").Axe()
     size = {"width": width, "height": 820}
     with opened(browser, address, color_scheme=theme, viewport=size) as page:
-        for place in (
-            *("/", "/limits", "/runs/crawl", "/runs/race", "/runs/review"),
-            *("/runs/crawl?view=timeline", "/runs/crawl?view=history", "/runs/crawl?view=values"),
-            "/runs/race?view=timeline",
-        ):
+        places = ["/", "/runs/crawl", "/runs/review", "/runs/race?view=timeline"]
+        if (theme, width) == ("light", 1180):  # the others differ in colours and columns alone
+            places += [f"/runs/crawl?view={view}" for view in ("timeline", "history", "values")]
+            places += ["/limits", "/runs/race", "/runs/crawl?view=time", "/runs/crawl?view=graph"]
+        for place in places:
             page.goto(place)
             found = axe.run(page)
             assert found.violations_count == 0, found.generate_report()

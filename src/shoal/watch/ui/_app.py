@@ -162,7 +162,8 @@ class UI:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
-            if self._runtime is None and self._can_execute:
+            is_ours = self._runtime is None and self._can_execute
+            if is_ours:
                 store = cast("Store", self._store)
                 self._runtime = await stack.enter_async_context(Runtime(store=store))
                 stack.callback(setattr, self, "_runtime", None)
@@ -171,6 +172,10 @@ class UI:
                 yield
             finally:
                 self.streams.close()
+                # Runs would be awaited to their ends, and be cancelled for good if their callers
+                # were cancelled first. Drained, they can be resumed.
+                if is_ours and self._runtime is not None:
+                    await self._runtime.drain(0)
                 self._tasks.cancel_scope.cancel()
                 self._tasks = None
 
