@@ -496,7 +496,7 @@ class ElementSource:
         self._positions.go_on(former._positions)
         self._recorded_children = former._recorded_children
         self._found_before = former._found_before
-        self._last_recorded = former._last_recorded
+        self._last_recorded = max(self._last_recorded, former._last_recorded)
         self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
         if former._is_keyed():
