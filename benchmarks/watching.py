@@ -7,9 +7,11 @@ microseconds are a small share. Each row is one way to watch; `nothing` has no h
 from __future__ import annotations
 
 import argparse
+import io
 import platform
 from collections.abc import Callable, Mapping, Sequence
 
+import anyio
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -18,8 +20,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from benchmarks._measure import in_turn, print_table
 from benchmarks.map import Listening, by_shoal, doubles
-from shoal import Application, Hook
+from shoal import Application, Hook, Runtime
+from shoal._runtime.display import showing
 from shoal.watch.logging import LogContext
+from shoal.watch.progress import Boards, Terminal
 from shoal.watch.telemetry import Children, OpenTelemetry
 
 BASE = "nothing"
@@ -50,8 +54,19 @@ def rows(items: int) -> Mapping[str, Callable[[], object]]:
     def watched(*hooks: Hook) -> Callable[[], object]:
         return by_shoal(Application(doubles, hooks=hooks), items)
 
+    def with_progress() -> None:
+        async def run() -> None:
+            async with Runtime(watch=True) as runtime:
+                # A terminal that throws everything away: a slow one is not what is measured.
+                with showing(Boards(Terminal(io.StringIO())), runtime.watch_reports):
+                    await runtime.run(Application(doubles), {"numbers": range(items)})
+
+        anyio.run(run)
+
     return {
         BASE: watched(),
+        "reports: watch=True": by_shoal(Application(doubles, watch=True), items),
+        "progress=True": with_progress,
         "a hook on every update": watched(Listening()),
         "logging: LogContext": watched(LogContext()),
         "OpenTelemetry without an SDK": watched(OpenTelemetry()),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shoal import Limits, Rate
-from shoal._limits.gates import Gate
+from shoal._limits.gates import Costs, Gate
 from shoal._limits.meters import CREDIT, MARKS, Meter
 from shoal._limits.permits import AttemptPermit, HeldPermits
 from shoal._limits.scheduler import AT_ONCE, FairScheduler
@@ -57,6 +57,7 @@ class Unit:
 
     def __init__(self) -> None:
         self.turn_due = self.turns_since = 0.0
+        self.costs: Costs | None = None
 
 
 class Log:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import anyio
 import pytest
 
 from shoal import (
     Application,
+    Breaker,
     Cancelled,
     Context,
+    Each,
     Limits,
     MemoryStore,
     Rate,
     RunCancelled,
     Runtime,
+    SQLiteStore,
     action,
     fan_out,
 )
 from shoal._events.report import Report
-from shoal._events.report_text import parse_report
+from shoal._events.report_text import parse_report, report_text
+from shoal._runtime import watching
+from shoal.errors import SecretLeaked
 from shoal.stores._watching import Command, StoredReport
-from shoal.testing import no_leaks
+from shoal.testing import Attempt, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +196,32 @@ async def test_the_runtimes_block_is_cancelled_in_a_report(after: float):
     assert store.under_way == 0
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["scope", "native"])
+def test_cancelled_everywhere(backend: Literal["asyncio", "trio"], how: Literal["scope", "native"]):
+    if (backend, how) == ("trio", "native"):
+        return
+
+    async def scenario(attempt: Attempt) -> None:
+        store = ReportingStore(seconds=0.05)
+        async with Runtime(store=store, watch=True) as runtime:
+
+            async def run() -> None:
+                await runtime.run(Application(many), {"items": range(2)}, id="a")
+
+            await attempt(run)
+            assert runtime.runs() == []
+            assert not store.under_way
+            reports = store.reports("a")
+            assert [one.is_over for one in reports[:-1]] == [False] * (len(reports) - 1)
+            assert not reports or reports[-1].is_over
+            result = await runtime.run(Application(many), {"items": [1]}, id="b")
+            assert result.report is not None
+            assert store.reports("b")[-1].is_over
+
+    assert cancel_everywhere(scenario, backend=backend, how=how) > 30
+
+
 def test_plain_asyncio_run():
     store = ReportingStore()
 
@@ -215,6 +247,20 @@ async def test_hundreds_of_runs_at_once_report():
     assert len(store.texts) == 200
     for run_id in store.texts:
         assert store.reports(run_id)[-1].is_over
+
+
+async def test_runs_take_turns_if_one_turn_of_the_loop_is_too_short_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(watching, "TURN", -1.0)  # one run in each turn
+    samples: dict[str, int] = {}
+    async with Runtime(watch=True) as runtime:
+        runtime.watch_reports(lambda _, one: samples.update({one.run_id: one.samples}))
+        for number in range(5):
+            await runtime.start(Application(many), {"items": range(4)}, id=f"r{number}")
+    assert len(samples) == 5
+    assert min(samples.values()) >= 3
+    assert max(samples.values()) - min(samples.values()) <= 1
 
 
 async def test_listeners_receive_each_report_and_the_last():
@@ -249,6 +295,104 @@ async def test_limits_in_use_are_told_with_their_keys():
         assert uses["fetch", 0].waits == {"a": 2, "b": 1}
         assert uses["fetch", 0].keys == 2
         assert uses["all", -1].slots == 100
+        await handle.result()
+
+
+async def test_what_was_charged_is_told_by_limit_and_run():
+    limits = Limits(rate=Rate(1000, burst=1000), cost=lambda state: 10)
+
+    @action(reads=["item"], writes=["done"], limits=limits)
+    async def paid(item: int, context: Context) -> int:
+        if item == 1:
+            context.charge(25)
+        await anyio.sleep(1)
+        return item
+
+    app = Application(fan_out(paid, over="items", into="all"))
+    async with Runtime(watch=True) as runtime:
+        one = await runtime.run(app, {"items": [0, 1, 2]})
+        two = await runtime.run(app, {"items": [0]})
+        assert one.report is not None
+        assert two.report is not None
+        assert one.report.costs == {"paid": 45}
+        assert two.report.costs == {"paid": 10}
+        (use,) = [use for use in two.report.limits if use.owner == "paid"]
+        assert use.cost == 55
+        # Another rate goes on counting.
+        changed = runtime.limiter(paid)
+        changed.change(changed.limits.with_numbers(0, rate=500))
+        three = await runtime.run(app, {"items": [0]})
+        assert three.report is not None
+        (use,) = [use for use in three.report.limits if use.owner == "paid"]
+        assert use.cost == 65
+
+
+async def test_what_a_fan_out_charges_is_corrected_and_given_back():
+    limits = Limits(1, rate=Rate(100, burst=100), cost=lambda state: 10)
+
+    @action(reads=["item"], writes=["done"])
+    async def paid(item: int, context: Context) -> int:
+        context.charge(7)
+        await anyio.sleep(1)
+        return item
+
+    app = Application(fan_out(paid, over="items", into="all", limits=limits), watch=True)
+    result = await app.run({"items": [0, 1, 2]})
+    assert result.report is not None
+    assert result.report.costs == {"all": 21}
+
+
+# -- breakers --------------------------------------------------------------------------------------
+
+
+async def test_open_breakers_are_told():
+    @action(reads=["item"], writes=["done"])
+    async def failing(item: int) -> int:
+        if item:
+            await anyio.sleep(2)
+            return item
+        raise OSError
+
+    each = Each(breaker=Breaker(failures=1, by=lambda state: "a" if state["item"] == 0 else "b"))
+    app = Application(
+        fan_out(failing, over="items", into="all", each=each, on_error="collect"), watch=True
+    )
+    async with Runtime() as runtime:
+        handle = await runtime.start(app, {"items": [0, 1]})
+        await anyio.sleep(1)
+        report = handle.report
+        assert report is not None
+        (use,) = [use for use in report.limits if use.breaker]
+        assert use.breaker == {"a": "open"}
+        assert use.owner == "all"
+        await handle.result()
+
+
+# -- secrets ---------------------------------------------------------------------------------------
+
+
+async def test_notes_and_titles_hold_no_secret():
+    secret = "hunter2-and-more"  # a test's
+
+    @action(reads=["item", "token"], writes=["done"])
+    async def leaky(item: int, token: str, context: Context) -> int:
+        with pytest.raises(SecretLeaked):
+            context.note(f"using {token}")
+        await anyio.sleep(2)
+        return item
+
+    app = Application(
+        fan_out(leaky, over="items", into="all", title=lambda state: f"with {secret}"),
+        secret={"token"},
+        watch=True,
+    )
+    async with Runtime() as runtime:
+        handle = await runtime.start(app, {"items": [1], "token": secret})
+        await anyio.sleep(1)
+        report = handle.report
+        assert report is not None
+        assert (report.longest[0].title, report.longest[0].note) == ("(it holds a secret)", "")
+        assert secret not in report_text(report)
         await handle.result()
 
 
@@ -409,3 +553,27 @@ async def test_the_end_of_a_run_waits_for_its_own_report_alone():
     assert all(store.reports(f"short-{number}")[-1].is_over for number in range(3))
     assert len(store.reports("long")) > 20, "reports went on"
     assert store.reports("long")[-1].is_over
+
+
+def test_a_watcher_with_the_same_file_reads_reports_and_leaves_commands(tmp_path: Path):
+    async def main() -> None:
+        file = tmp_path / "runs.db"
+        watcher = SQLiteStore(file)
+        app = Application(many, store=SQLiteStore(file))  # watched without being asked for
+        async with Runtime() as runtime:
+            handle = await runtime.start(app, {"items": range(100)}, id="a")
+            stored: StoredReport | None = None
+            with anyio.fail_after(30):
+                while stored is None or not parse_report(stored.text).steps:
+                    await anyio.sleep(0.05)
+                    stored = await watcher.reported("a")
+                assert parse_report(stored.text).steps[0].total == 100
+                command = Command(run_id="a", kind="cancel", arguments={"reason": "enough"})
+                await watcher.command(command)
+                assert await handle.wait_ended() == "cancelled"
+            assert handle.reason == "enough"
+            stored = await watcher.reported("a")
+            assert stored is not None
+            assert parse_report(stored.text).is_over
+
+    anyio.run(main)

@@ -34,6 +34,7 @@ from shoal._errors.exceptions import (
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
+from shoal._limits.gates import Costs
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
@@ -106,6 +107,7 @@ class Execution:
         "_refusal",
         "forks_at",
         "answers",
+        "costs",
         "deadline",
         "groups",
         "holder",
@@ -177,10 +179,12 @@ class Execution:
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
         self.deadline: float = deadline
-        # Both belong to the scheduler of limits, which alone reads and sets them.
+        # These belong to the scheduler of limits, which alone sets them.
         self.turn_due: float = 0.0
         self.turns_since: float = 0.0
         """The scheduler's notes on this execution, so that executions take turns."""
+        self.costs: Costs | None = None  # also the scheduler's
+        """What was charged to it at limits with ``cost=``; None: nothing yet."""
         # Set with `_failure`, and never reset, also when that error is released.
         self.unsaved: bool = False
         """Whether a save failed, so that nothing more can be saved."""

@@ -13,6 +13,7 @@ from typing import final
 
 from shoal._concurrency.backend import Clock, Waiter
 
+from .gates import FairShare
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
@@ -90,12 +91,23 @@ class AdmissionController:
         return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot)
 
     def charge(
-        self, permit: AttemptPermit | None, slot: InFlightSlot | None, actual: float
+        self,
+        permit: AttemptPermit | None,
+        slot: InFlightSlot | None,
+        actual: float,
+        unit: FairShare | None = None,
     ) -> None:
-        """Replace the units that ``cost=`` functions charged an attempt and its child."""
+        """Replace the units that ``cost=`` functions charged an attempt and its child.
+
+        Args:
+            permit: The permit of the attempt.
+            slot: The in-flight slot of the child.
+            actual: The units.
+            unit: The execution that pays.
+        """
         for held in (permit, slot):
             if held is not None:
-                self.scheduler.charge(held, actual)
+                self.scheduler.charge(held, actual, unit)
 
     def pause(self, permit: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.

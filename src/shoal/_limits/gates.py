@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from heapq import heappop, heappush
 from itertools import islice
 from typing import Protocol, final
@@ -191,13 +191,45 @@ class Gate:
 class FairShare(Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
-    Both attributes are set by the scheduler alone.
+    All attributes are set by the scheduler alone.
     """
 
     turn_due: float
     """The round in which its next request is due. Each waiting execution has one turn a round."""
     turns_since: float
     """The round in which it last began to wait after it had nothing waiting."""
+    costs: Costs | None
+    """What was charged to it at limits with ``cost=``; None: nothing yet."""
+
+
+@final
+class Costs:
+    """What was charged at limits with ``cost=``, by the part of the limit."""
+
+    __slots__ = ("_by_part",)
+
+    def __init__(self) -> None:
+        # By the id of a part, since parts may be equal; with the part, so that the id stays its.
+        self._by_part: dict[int, tuple[Part, float]] = {}
+
+    def add(self, part: Part, cost: float) -> None:
+        """Count a charge, or with a negative cost a refund."""
+        _, before = self._by_part.get(id(part), (part, 0.0))
+        self._by_part[id(part)] = part, before + cost
+
+    def of(self, part: Part) -> float:
+        """Return what was charged at a part."""
+        return self._by_part.get(id(part), (part, 0.0))[1]
+
+    def replace(self, old: Part, new: Part) -> None:
+        """Count on under ``new``, which has replaced ``old``."""
+        if id(old) in self._by_part and old is not new:
+            _, before = self._by_part.pop(id(old))
+            self.add(new, before)
+
+    def all(self) -> Collection[tuple[Part, float]]:
+        """Return what was charged at each part."""
+        return list(self._by_part.values())
 
 
 class Acquired:

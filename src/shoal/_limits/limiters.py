@@ -96,8 +96,13 @@ class Limiter:
         self.same = self._same()  # a part may have a `cost=` now, or have none any more
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
+            self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part):
                 self._scheduler.serve(gate)
+
+    def charged(self, part: Part) -> float | None:
+        """Return what was charged at one of its parts so far; None if that has no ``cost=``."""
+        return None if part.cost is None else self._scheduler.costs.of(part)
 
     def statistics(self) -> tuple[Statistics, ...]:
         """Return the use of each part, in the order in which ``&`` has joined them."""

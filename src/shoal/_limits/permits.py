@@ -109,10 +109,10 @@ class InFlightSlot(Acquired):
         for gate in self.needed:
             gate.users -= 1
 
-    def refund(self) -> None:
-        """Give back the units charged for a child that never started."""
+    def refund(self, unit: FairShare) -> None:
+        """Give back the units charged to ``unit`` for a child that never started."""
         if not self.is_due:  # else nothing was charged
-            self._scheduler.refund(self)
+            self._scheduler.refund(self, unit)
 
     def _give_back(self) -> None:
         if self.is_held:
@@ -187,7 +187,7 @@ class InFlight:
             return
         del self._holders[slot]
         if refunds:
-            slot.refund()
+            slot.refund(holder.unit)
         slot.leave()
 
     def close(self) -> None:
@@ -451,7 +451,7 @@ class AttemptPermit(PermitRequest):
         """Release the slots of an attempt that never ran, and refund its units."""
         if self.granted and self.paid:
             self.paid = False
-            self._scheduler.refund(self)
+            self._scheduler.refund(self, self.unit)
         self.leave()
 
     def leave(self) -> None:

@@ -33,7 +33,7 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, brief
 from shoal._state.state import refuse_awaitable
 
-from .gates import Acquired, Gate, PermitRequest, Turn, WaitQueue
+from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, Turn, WaitQueue
 from .limits import Adaptive, Ended
 from .meters import CREDIT, ForeignMeter
 from .shared_rate_client import SharedRateClients, StartTask
@@ -53,7 +53,16 @@ test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
 class FairScheduler:
     """Grants requests for gates in fair turns. Belongs to one event loop."""
 
-    __slots__ = ("_alarms", "_arrivals", "_round", "_supplies", "clock", "wait_queues", "waiter")
+    __slots__ = (
+        "_alarms",
+        "_arrivals",
+        "_round",
+        "_supplies",
+        "clock",
+        "costs",
+        "wait_queues",
+        "waiter",
+    )
 
     def __init__(
         self,
@@ -78,6 +87,8 @@ class FairScheduler:
         # By what the requests of each have in common. Empty ones are removed at once, so that the
         # fast path while nothing waits is one test of this dict.
         self.wait_queues: dict[Hashable, WaitQueue] = {}
+        self.costs: Costs = Costs()
+        """What was charged at limits with ``cost=``, by all executions."""
         self._arrivals: count[int] = count()
         # The virtual time of fair queueing: the number of turns that each waiting run has had. It
         # only grows.
@@ -207,7 +218,20 @@ class FairScheduler:
             if gate.meter is not None:
                 request.taken_at = now = self.clock() if now is None else now
                 gate.meter.take(now, request.cost(index), credit if gate is at else 0.0)
+                if request.costs is not None:
+                    self._count(gate, request.costs[index], request.unit)
         request.on_granted(since)  # after the charges, because it may remove gates from `needed`
+
+    def _count(self, gate: Gate, cost: float, unit: FairShare | None) -> None:
+        """Count what is charged at a gate, or given back, if a user's function says how much."""
+        part = gate.part
+        if part is None or part.cost is None or not cost:
+            return
+        self.costs.add(part, cost)
+        if unit is not None:
+            if unit.costs is None:
+                unit.costs = Costs()
+            unit.costs.add(part, cost)
 
     @ki_protected
     def leave(self, request: PermitRequest) -> None:
@@ -338,18 +362,27 @@ class FairScheduler:
 
     # -- corrections by holders -----------------------------------------------------------------
 
-    def correct(self, held: Acquired, by: Sequence[float]) -> None:
-        """Charge so many more units at each gate of ``held``; fewer where negative."""
+    def correct(self, held: Acquired, by: Sequence[float], unit: FairShare | None = None) -> None:
+        """Charge so many more units at each gate of ``held``; fewer where negative.
+
+        Args:
+            held: What was charged.
+            by: The units.
+            unit: The execution that pays.
+        """
         for gate, cost in zip(held.needed, by, strict=True):
             if gate.meter is not None and cost:
                 gate.meter.correct(cost, held.taken_at)
+                self._count(gate, cost, unit)
                 self._look(gate)
 
-    def refund(self, held: Acquired) -> None:
+    def refund(self, held: Acquired, unit: FairShare | None = None) -> None:
         """Give back the units charged for an attempt or a child that never started."""
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
-                gate.meter.give_back(1.0 if held.costs is None else held.costs[at], held.taken_at)
+                cost = 1.0 if held.costs is None else held.costs[at]
+                gate.meter.give_back(cost, held.taken_at)
+                self._count(gate, -cost, unit)
                 self._look(gate)
 
     def _look(self, gate: Gate) -> None:
@@ -359,7 +392,7 @@ class FairScheduler:
         if gate.shared is not None:
             self._supplies.want(gate)
 
-    def charge(self, held: Acquired, actual: float) -> None:
+    def charge(self, held: Acquired, actual: float, unit: FairShare | None = None) -> None:
         """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
         if held.costs is None:
             return
@@ -367,7 +400,7 @@ class FairScheduler:
             actual if gate.has_cost else cost
             for gate, cost in zip(held.needed, held.costs, strict=True)
         )
-        self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)])
+        self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)], unit)
         held.costs = due
 
     def pause(self, held: Acquired, until: float) -> bool:

@@ -7,7 +7,8 @@ from heapq import nlargest
 from typing import Any
 
 from shoal._engine.fanout.group import ChildTaskGroup
-from shoal._errors.exceptions import BadUse, brief
+from shoal._errors.exceptions import BadUse
+from shoal._events.paths import key_in_short
 from shoal._events.report import LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
@@ -32,19 +33,19 @@ def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
         now: The time, by the clock of the runtime.
     """
     return [
-        _use(owner or RUNTIME, number, part, now)
+        _use(owner or RUNTIME, number, part, now, limiter.charged(part.part))
         for owner, limiter in limiters.items()
         for number, part in enumerate(limiter.parts)
     ][:LIMITS]
 
 
-def _use(owner: str, number: int, part: PartGates, now: float) -> LimitUse:
+def _use(owner: str, number: int, part: PartGates, now: float, charged: float | None) -> LimitUse:
     counts = part.statistics(now)
     waits: Mapping[str, int] = {}
     if part.part.by is not None and counts.waiting:
         waiting = [(gate.waiting(), key) for key, gate in part.gates.items() if gate.posted]
         busiest = nlargest(KEYS, waiting, key=lambda one: one[0])
-        waits = {key if isinstance(key, str) else brief(key): count for count, key in busiest}
+        waits = {key_in_short(key): count for count, key in busiest}
     return LimitUse(
         owner=owner,
         part=number,
@@ -55,7 +56,18 @@ def _use(owner: str, number: int, part: PartGates, now: float) -> LimitUse:
         paused=counts.paused,
         keys=counts.keys,
         waits=waits,
+        cost=charged,
     )
+
+
+def names_of_costs(limiters: Mapping[str, Limiter]) -> Mapping[int, str]:
+    """Return the name of the owner of each limit with ``cost=``, by the id of its part."""
+    return {
+        id(part.part): owner or RUNTIME
+        for owner, limiter in limiters.items()
+        for part in limiter.parts
+        if part.part.cost is not None
+    }
 
 
 def owners_of(limiters: Mapping[str, Limiter]) -> Mapping[str, str]:
@@ -97,8 +109,7 @@ def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> list[LimitUse]
                     waiting=0,
                     keys=len(states),
                     breaker={
-                        key if isinstance(key, str) else brief(key): state
-                        for key, state in list(states.items())[:KEYS]
+                        key_in_short(key): state for key, state in list(states.items())[:KEYS]
                     },
                 )
             )

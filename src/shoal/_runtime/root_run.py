@@ -46,6 +46,7 @@ from shoal._events.identity import RunPath
 from shoal._events.report import Report
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
+from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import ReplayedHistory, Rewound, play
 from shoal.stores._protocol import ChildRecord, NullStore, RunRecord, Store
@@ -154,6 +155,12 @@ class RootRun:
     def groups(self) -> Collection[ChildTaskGroup]:
         """The groups of its descendants that are alive."""
         return cast("Collection[ChildTaskGroup]", self._execution.groups)
+
+    @property
+    def costs(self) -> Collection[tuple[LimitPart, float]]:
+        """What was charged to it at limits with ``cost=``."""
+        costs = self._execution.costs
+        return () if costs is None else costs.all()
 
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""

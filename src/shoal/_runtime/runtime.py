@@ -46,7 +46,7 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
-from .limit_use import owners_of, uses_of, uses_of_breakers
+from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -125,7 +125,7 @@ class Runtime:
                 in ``RunHandle.report`` and ``RunResult.report``, and to watchers in other processes
                 through a store that keeps reports. By default runs are watched if they have such a
                 store, but not under virtual time. ``Application(watch=)`` goes before it. It costs
-                nothing per child, and two percent of the loop's time at most.
+                nothing per child, and four percent of the loop's time at most.
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
 
@@ -591,7 +591,7 @@ class Runtime:
             for name, circuits in named.items()
         )
         uses = [*uses_of(found, self.services.clock()), *uses_of_breakers(breakers)]
-        return LimitsInUse(uses, owners_of(found))
+        return LimitsInUse(uses, owners_of(found), names_of_costs(found))
 
     def _carry_out(self, root: RootRun, command: Command) -> None:
         carry_out(root, command, self._limiters())

@@ -11,8 +11,9 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from heapq import nsmallest
+from heapq import heappush, heapreplace, nsmallest
 from itertools import islice
+from math import inf
 from typing import NamedTuple, cast, final
 
 from shoal._concurrency.watchdog import Part
@@ -20,7 +21,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.fanout.workers import Worker
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks, Standing, look
-from shoal._errors.exceptions import brief
+from shoal._events.paths import key_in_short
 from shoal._events.report import Doing
 from shoal._limits.permits import AttemptPermit
 
@@ -30,8 +31,6 @@ LOOKED_AT = 700
 A look takes three microseconds, so a sample of 20,000 runs takes some five milliseconds. The shares
 of 700 runs are mostly within two percent of those of all, and samples add up.
 """
-LOOKED_THROUGH = 5000
-"""Runs in flight among which each sample finds the oldest; of more, every fourth sample does."""
 STEPS = 50
 """Fan-outs of which a report tells the steps of the children."""
 LONGEST = 50
@@ -165,16 +164,29 @@ class Sample:
 
     def longest(self, run: Run, living: Collection[Part]) -> list[Leaf]:
         """Return the runs in flight that have been so longest; see ``Sample`` for the arguments."""
-        found = (
-            (child, worker, group)
-            for group in _groups_of(run)
-            for worker in group.workers
-            if (child := worker.lives) is not None and id(child) not in self._busy
-        )
-        oldest = nsmallest(LONGEST, found, key=lambda one: one[0].started_at)
+        busy = self._busy
+        # A heap with the youngest of the oldest in front: most children are younger than that, and
+        # cost no call and no object. Numbered, since runs can't be compared.
+        oldest: list[tuple[float, int, Run, Worker, ChildTaskGroup]] = []
+        bound, count = inf, 0
+        for group in _groups_of(run):
+            for worker in group.workers:
+                child = worker.child
+                if child is None or child.status is not None or child.started_at >= bound:
+                    continue
+                if id(child) in busy:
+                    continue
+                count += 1
+                one = -child.started_at, count, child, worker, group
+                if len(oldest) < LONGEST:
+                    heappush(oldest, one)
+                else:
+                    heapreplace(oldest, one)
+                if len(oldest) == LONGEST:
+                    bound = -oldest[0][0]
         leaves = [
             Leaf(child, look(worker.living, self._marks, has_context=True), group, worker)
-            for child, worker, group in oldest
+            for _, _, child, worker, group in sorted(oldest, key=_by_age)
         ]
         if id(run) not in self._busy:
             leaves += [Leaf(run, self._standing(run, part.coroutine)) for part in living]
@@ -194,6 +206,10 @@ class Sample:
             and leaf.worker.lives is leaf.run
             and id(leaf.run) not in self._busy
         ]
+
+
+def _by_age(one: tuple[float, int, Run, Worker, ChildTaskGroup]) -> tuple[float, int]:
+    return -one[0], one[2].position
 
 
 def _groups_of(run: Run) -> Collection[ChildTaskGroup]:
@@ -218,5 +234,5 @@ def waits_for(permit: AttemptPermit, now: float) -> tuple[Doing, Wait | None]:
     if permit.wait_queue is None:
         return "action", None  # granted: it is about to begin
     doing, limit, key = permit.held_up(now)
-    name = "" if key is None else key if isinstance(key, str) else brief(key)
+    name = "" if key is None else key_in_short(key)
     return doing, Wait(limit, name, doing)

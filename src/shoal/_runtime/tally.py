@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
-from typing import Any, Protocol, cast, final
+from typing import Any, Protocol, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.watchdog import Part
@@ -19,20 +19,34 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
+from shoal._events.identity import RunPath
 from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
-from .sampling import LOOKED_THROUGH, Leaf, Sample, Wait, waits_for
+from .sampling import LONGEST, Leaf, Sample, Wait, waits_for
 
 WAITS = 1000
 """Limits and keys that are kept. Beyond twice as many, those that took least are forgotten."""
 WAITS_TOLD = 20
 """Limits and keys of which a report tells."""
+SEARCHED = 2000
+"""Runs in flight among which each report finds the oldest anew. Ten times as many take some
+milliseconds, so of more they are sought..."""
+NOW_AND_THEN = 4
+"""...after so many samples, if half of those that were found have ended..."""
+RARELY = 20
+"""...or after so many in any case: runs may have become the oldest by losing their children."""
 LATE = 0.005
 """Seconds by which a timer of the loop may be late though the loop was idle."""
+KEYS = 50_000
+"""Characters of the keys in the paths of a report, about. Runs and fan-outs beyond are left out:
+a path that was cut would lead nowhere."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
+
+
+T = TypeVar("T")
 
 
 class Context(Protocol):
@@ -68,6 +82,7 @@ class Tally:
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
+        self._searched_at = -RARELY  # the sample at which the oldest of all runs were found
         # By the id of a run: the run, what it did when it was first told of, and when that was.
         # Only of the runs in the last report.
         self._since: dict[int, tuple[Run, object, float]] = {}
@@ -141,6 +156,7 @@ class Tally:
         *,
         limits: Sequence[LimitUse] = (),
         owners: Mapping[str, str] | None = None,
+        costs: Mapping[str, float] | None = None,
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -150,6 +166,7 @@ class Tally:
             every: Seconds between two samples, at present.
             limits: The limits in use.
             owners: The owner of each limit, by the limit as it is written.
+            costs: What was charged so far, by the name of the limit.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -158,14 +175,11 @@ class Tally:
         if self._last is not None:
             run, living, sample = self._last
             in_flight = sample.in_flight
-            steps = tuple([self._step(group, sample) for group in sample.groups])
+            groups = _within(sample.groups, lambda group: group.parent)
+            steps = tuple([self._step(group, sample) for group in groups])
             omitted = len(run.config.execution.groups) - len(steps)
-            if in_flight <= LOOKED_THROUGH or self.samples % 4 == 1 or not self._since:
-                leaves = sample.longest(run, living)
-            else:
-                leaves = sample.still(self._leaves)
-            self._leaves = leaves
-            longest = self._runs(leaves, now)
+            self._leaves = self._oldest(run, living, sample)
+            longest = self._runs(_within(self._leaves, lambda leaf: leaf.run), now)
         owned = owners or {}
         return Report(
             run_id=self._run_id,
@@ -194,7 +208,22 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            costs=costs or {},
         )
+
+    def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:
+        """Return the runs in flight that have been so longest.
+
+        Of many, those are kept that were the oldest at an earlier sample and still are in flight:
+        all others are younger.
+        """
+        since = self.samples - self._searched_at
+        if sample.in_flight > SEARCHED and since < RARELY:
+            leaves = sample.still(self._leaves)
+            if since < NOW_AND_THEN or len(leaves) > LONGEST // 2:
+                return leaves
+        self._searched_at = self.samples
+        return sample.longest(run, living)
 
     def _with_full(self, use: LimitUse, now: float) -> LimitUse:
         """Add the time for which a limit was full: counted from one report to the next."""
@@ -331,6 +360,19 @@ def shown(run: Run, text: str) -> str:
         except ShoalError:
             return "(it holds a secret)"
     return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
+    """Return as many of the first ones as have short keys enough for a report."""
+    room = KEYS
+    for place, one in enumerate(found):
+        path: RunPath | None = run_of(one).path
+        while path is not None:
+            room -= len(path.key) if isinstance(path.key, str) else path.key.bit_length() // 4
+            path = path.parent
+        if room < 0:
+            return found[:place]
+    return found
 
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:

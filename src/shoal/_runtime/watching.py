@@ -47,9 +47,12 @@ YOUNG = 1.0
 EVERY = 0.237
 """Seconds from one sample to the next, later on, and from one report to the next: what a person
 takes for "now"."""
-SHARE = 50
-"""The pause after a sample is at least so many times as long as the sample took. So watching takes
-two percent of the loop's time at most, however many runs there are."""
+SHARE = 25
+"""The pause after samples is at least so many times as long as they took. So watching takes four
+percent of the loop's time at most, however many runs there are."""
+TURN = 0.01
+"""Seconds after which no more runs are looked at in one turn of the loop: other tasks wait so long.
+The others are looked at in the next turn, so each of very many runs is sampled less often."""
 LAST = 1.0
 """Seconds that the end of a run waits until its last report is stored."""
 PATIENCE = 5.0
@@ -65,7 +68,7 @@ CarryOut = Callable[[RootRun, Command], None]
 class _Watched:
     """A root run that is watched."""
 
-    __slots__ = ("keeper", "reported_at", "root", "tally")
+    __slots__ = ("keeper", "next_at", "reported_at", "root", "tally")
 
     def __init__(self, root: RootRun, tally: Tally, keeper: ReportKeeper | None) -> None:
         self.root = root
@@ -73,6 +76,7 @@ class _Watched:
         self.keeper = keeper
         """Stores its reports; None: they stay in this process."""
         self.reported_at: float | None = None  # when the last report was made
+        self.next_at: float = 0.0  # when the next sample is due
 
 
 @final
@@ -184,42 +188,42 @@ class Watching:
 
     @ki_protected
     def _tick(self) -> None:
-        """Take a sample of each run; make and hand on the reports that are due."""
+        """Take samples, and set the timer for the next ones."""
         self._call_off = None
         if not self._watched:
             return
         due, now = self._due, self._clock()
-        is_young = False
-        for one in list(self._watched.values()):
-            root = one.root
-            is_young = is_young or now - root.started_at < YOUNG
-            try:
-                one.tally.add(root.run, root.parts(), now=now, due=due)
-            except Exception:  # noqa: BLE001 # logged: no run notices it
-                self._give_up(one)
-        pause = FIRST if is_young else EVERY
-        self._every = max(pause, SHARE * (self._clock() - now))
-        self._hand_on(now)
-        self._every = max(pause, SHARE * (self._clock() - now))
+        self._look(due, now)
+        is_young = any(now - root.started_at < YOUNG for root in self._watched)
+        self._every = max(FIRST if is_young else EVERY, SHARE * (self._clock() - now))
         self._sample_at(now + self._every)
 
-    def _hand_on(self, now: float) -> None:
+    def _look(self, due: float, now: float) -> None:
+        """Take a sample of each run whose turn it is, and hand on the reports that are due."""
         in_use: LimitsInUse | None = None
-        for one in list(self._watched.values()):
-            # In the first second there are more samples than reports.
-            is_due = one.reported_at is None or now - one.reported_at >= EVERY - FIRST / 2
-            if not (self._listeners or (is_due and one.keeper is not None)):
+        for root in list(self._watched):
+            one = self._watched.get(root)
+            if one is None or one.next_at > now + FIRST / 2:
                 continue
+            # To the end: if there are too many for one turn of the loop, the others come first.
+            self._watched[root] = self._watched.pop(root)
+            one.next_at = now + (FIRST if now - root.started_at < YOUNG else EVERY)
             try:
-                in_use = self._limits() if in_use is None else in_use
-                report = self._made(one, now, in_use)
-                if is_due:
-                    one.reported_at = now
-                    if one.keeper is not None:
-                        one.keeper.offer(report)
-                self._tell(one.root, report)
+                one.tally.add(root.run, root.parts(), now=now, due=due)
+                # In the first second there are more samples than reports.
+                is_due = one.reported_at is None or now - one.reported_at >= EVERY - FIRST / 2
+                if self._listeners or (is_due and one.keeper is not None):
+                    in_use = self._limits() if in_use is None else in_use
+                    report = self._made(one, now, in_use)
+                    if is_due:
+                        one.reported_at = now
+                        if one.keeper is not None:
+                            one.keeper.offer(root.path.id, report_text(report))
+                    self._tell(root, report)
             except Exception:  # noqa: BLE001 # logged: no run notices it
                 self._give_up(one)
+            if self._clock() - now > TURN:
+                break
 
     def _made(
         self, one: _Watched, now: float, in_use: LimitsInUse | None = None, *, is_over: bool = False
@@ -228,7 +232,13 @@ class Watching:
         run = one.root.run
         groups = () if run is None or is_over else one.tally.groups
         uses = [*uses_in_flight(groups), *found.uses]
-        return one.tally.report(now, self._every, limits=uses, owners=found.owners, is_over=is_over)
+        costs: dict[str, float] = {}
+        for part, cost in one.root.costs:
+            name = found.names.get(id(part), repr(part))
+            costs[name] = costs.get(name, 0.0) + cost
+        return one.tally.report(
+            now, self._every, limits=uses, owners=found.owners, costs=costs, is_over=is_over
+        )
 
     def _report(self, root: RootRun) -> Report | None:
         """Return a report of the last sample; None if there was none, or the run isn't watched."""
@@ -251,10 +261,13 @@ class Watching:
     async def _end(self, root: RootRun) -> None:
         """Make the last report of a run, and store it: called before its store is released."""
         one = self._watched.pop(root, None)
+        due = self._due
+        if not self._watched:
+            self._stop_timer()
         if one is None:
             return
         try:
-            one.tally.end(self._clock(), self._due)
+            one.tally.end(self._clock(), due)
             report = root.last_report = self._made(one, self._clock(), is_over=True)
             self._tell(root, report)
         except Exception:  # noqa: BLE001 # logged: no run notices it
@@ -262,7 +275,7 @@ class Watching:
             return
         # A run without a sample has stored no report, so it needs no last one.
         if one.keeper is not None and one.tally.samples:
-            await one.keeper.store_last(report)
+            await one.keeper.store_last(root.path.id, report_text(report))
 
     def _take(self, store: KeepsReports, commands: Sequence[Command]) -> None:
         """Carry out commands that a store had; one that can't be carried out is dropped."""
@@ -291,12 +304,16 @@ class Watching:
 class LimitsInUse:
     """The limits of a runtime that are in use."""
 
-    __slots__ = ("owners", "uses")
+    __slots__ = ("names", "owners", "uses")
 
-    def __init__(self, uses: Sequence[LimitUse], owners: Mapping[str, str]) -> None:
+    def __init__(
+        self, uses: Sequence[LimitUse], owners: Mapping[str, str], names: Mapping[int, str]
+    ) -> None:
         self.uses = uses
         self.owners = owners
         """The name of the owner of each limit, by the limit as it is written."""
+        self.names = names
+        """The name of the owner of each limit with ``cost=``, by the id of its part."""
 
 
 @final
@@ -329,8 +346,9 @@ class ReportKeeper:
         self._start = start
         self._take = take
         self._deadline = deadline
-        self._pending: dict[str, Report] = {}  # by the ids of the root runs
-        self._storing: dict[str, Report] = {}  # those of the call that is under way
+        # Texts of reports, by the ids of the root runs.
+        self._pending: dict[str, str] = {}
+        self._storing: dict[str, str] = {}  # those of the call that is under way
         # The scope around the call that is under way, and an event for its end.
         self._scope: CancelScope | None = None
         self._ended: Event = Event()
@@ -338,35 +356,34 @@ class ReportKeeper:
         self._rests_until = 0.0  # after a failure
         self._is_starting = False  # a task was started that will store what is pending
 
-    def offer(self, report: Report) -> None:
+    def offer(self, run_id: str, text: str) -> None:
         """Store a report soon, if the store is well."""
         if self._clock() < self._rests_until:
             return
-        self._pending[report.run_id] = report
+        self._pending[run_id] = text
         if self._scope is None and not self._is_starting:
             self._is_starting = True
             self._start(self._work)
 
-    async def store_last(self, report: Report) -> None:
+    async def store_last(self, run_id: str, text: str) -> None:
         """Store the last report of a run, and wait for that, at most ``LAST`` seconds."""
         if self._clock() < self._rests_until:
             return
-        self._pending[report.run_id] = report
+        self._pending[run_id] = text
         with move_on_after(LAST, shield=True) as scope:
             # Only for the call with this report: other runs report on and on.
-            while self._waits(report):
+            while self._waits(run_id, text):
                 if self._scope is None:
                     await shielded_wait(self._store())
                 else:
                     await self._ended.wait()
-        self._pending.pop(report.run_id, None)
+        self._pending.pop(run_id, None)
         if scope.cancelled_caught:  # so that the ends of other runs don't wait as long
-            self._fail(f"the last one of run {report.run_id} took longer than {LAST:g} s")
+            self._fail(f"the last one of run {run_id} took longer than {LAST:g} s")
 
-    def _waits(self, report: Report) -> bool:
+    def _waits(self, run_id: str, text: str) -> bool:
         """Return whether a report is neither stored nor dropped."""
-        run_id = report.run_id
-        return self._pending.get(run_id) is report or self._storing.get(run_id) is report
+        return text in (self._pending.get(run_id), self._storing.get(run_id))
 
     @ki_protected
     async def _work(self) -> None:
@@ -379,13 +396,12 @@ class ReportKeeper:
     async def _store(self) -> None:
         """Store what is pending now, with one call."""
         self._ended = Event()
-        reports, self._pending = self._pending, {}
-        self._storing = reports
+        texts, self._pending = self._pending, {}
+        self._storing = texts
         self._scope = CancelScope()
         self._scope.deadline = self._clock() + self._deadline
         try:
             with self._scope:
-                texts = {run_id: report_text(one) for run_id, one in reports.items()}
                 self._take(self.store, await self.store.report(texts))
             if self._scope.cancelled_caught:
                 self._fail(f"it took longer than {self._deadline:g} s")

@@ -142,7 +142,8 @@ class Context:
             raise BadUse(msg)
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
-        self._run.config.services.admission.charge(self._permit, slot, actual)
+        config = self._run.config
+        config.services.admission.charge(self._permit, slot, actual, config.execution)
 
     def note(self, text: object) -> None:
         """Say what the action is at, for people who watch it: ``context.note("page 3 of 9")``.
