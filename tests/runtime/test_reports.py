@@ -539,6 +539,22 @@ async def test_an_async_source_is_no_obstacle():
     assert result.report.spent["action"] == pytest.approx(5, abs=0.6)
 
 
+async def test_the_end_of_a_run_waits_for_its_own_report_alone():
+    store = ReportingStore(0.3)  # longer than the time between two samples
+    async with Runtime(watch=True) as runtime:
+        app = Application(many, store=store)
+        long = await app.start({"items": range(20)}, id="long", runtime=runtime)
+        began = anyio.current_time()
+        for number in range(3):
+            await app.run({"items": [1]}, id=f"short-{number}", runtime=runtime)
+        # A call that was under way when it ended, and the one that stores its report.
+        assert anyio.current_time() - began <= 3 * (1 + 2 * 0.3) + 0.01
+        await long.wait_ended()
+    assert all(store.reports(f"short-{number}")[-1].is_over for number in range(3))
+    assert len(store.reports("long")) > 20, "reports went on"
+    assert store.reports("long")[-1].is_over
+
+
 def test_a_watcher_with_the_same_file_reads_reports_and_leaves_commands(tmp_path: Path):
     async def main() -> None:
         file = tmp_path / "runs.db"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
-from typing import Any, Protocol, cast, final
+from typing import Any, Protocol, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.watchdog import Part
@@ -19,6 +19,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
+from shoal._events.identity import RunPath
 from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
@@ -38,8 +39,14 @@ RARELY = 20
 """...or after so many in any case: runs may have become the oldest by losing their children."""
 LATE = 0.005
 """Seconds by which a timer of the loop may be late though the loop was idle."""
+KEYS = 50_000
+"""Characters of the keys in the paths of a report, about. Runs and fan-outs beyond are left out:
+a path that was cut would lead nowhere."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
+
+
+T = TypeVar("T")
 
 
 class Context(Protocol):
@@ -168,10 +175,11 @@ class Tally:
         if self._last is not None:
             run, living, sample = self._last
             in_flight = sample.in_flight
-            steps = tuple([self._step(group, sample) for group in sample.groups])
+            groups = _within(sample.groups, lambda group: group.parent)
+            steps = tuple([self._step(group, sample) for group in groups])
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
-            longest = self._runs(self._leaves, now)
+            longest = self._runs(_within(self._leaves, lambda leaf: leaf.run), now)
         owned = owners or {}
         return Report(
             run_id=self._run_id,
@@ -352,6 +360,19 @@ def shown(run: Run, text: str) -> str:
         except ShoalError:
             return "(it holds a secret)"
     return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
+    """Return as many of the first ones as have short keys enough for a report."""
+    room = KEYS
+    for place, one in enumerate(found):
+        path: RunPath | None = run_of(one).path
+        while path is not None:
+            room -= len(path.key) if isinstance(path.key, str) else path.key.bit_length() // 4
+            path = path.parent
+        if room < 0:
+            return found[:place]
+    return found
 
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:
