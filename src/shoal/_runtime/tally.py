@@ -24,6 +24,7 @@ from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Wai
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
+from .limit_use import uses_in_flight
 from .sampling import LONGEST, Leaf, Sample, Wait, waits_for
 
 WAITS = 1000
@@ -76,9 +77,8 @@ class Tally:
         self._peak = 0
         self._spent: dict[Doing, float] = {}
         self._waited: dict[Wait, float] = {}
-        # By owner and part of a limit: until when it was looked at, how long it was full, and its
-        # use when it was full last.
-        self._full: dict[tuple[str, int], tuple[float, float, LimitUse | None]] = {}
+        # By owner and part of a limit: how long it was full, and its use when it was full last.
+        self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
@@ -87,7 +87,15 @@ class Tally:
         # Only of the runs in the last report.
         self._since: dict[int, tuple[Run, object, float]] = {}
 
-    def add(self, run: Run | None, living: Collection[Part], *, now: float, due: float) -> None:
+    def add(
+        self,
+        run: Run | None,
+        living: Collection[Part],
+        *,
+        now: float,
+        due: float,
+        limits: Sequence[LimitUse] = (),
+    ) -> None:
         """Take a sample, and count the time since the last one.
 
         Args:
@@ -95,8 +103,10 @@ class Tally:
             living: The coroutine that executes it.
             now: The time, by the clock of the runtime.
             due: When the sample was due.
+            limits: The limits of the runtime that are in use.
         """
         self.samples += 1
+        began = self._until
         sample = None
         if run is not None:
             sample = Sample(run, living, self._marks, now=now, turn=self.samples)
@@ -104,6 +114,7 @@ class Tally:
             self._last = run, living, sample
         # Before its beginning is saved the run waits for its store.
         self._count(sample, now, due, "store" if run is None else "other")
+        self._count_full((*uses_in_flight(self.groups), *limits), now - began)
 
     @property
     def groups(self) -> Sequence[ChildTaskGroup]:
@@ -201,7 +212,7 @@ class Tally:
             steps=steps,
             longest=longest,
             limits=(
-                *[self._with_full(use, now) for use in limits],
+                *[self._with_full(use) for use in limits],
                 *(self._were_full(limits) if is_over else ()),
             ),
             in_flight=in_flight,
@@ -225,14 +236,27 @@ class Tally:
         self._searched_at = self.samples
         return sample.longest(run, living)
 
-    def _with_full(self, use: LimitUse, now: float) -> LimitUse:
-        """Add the time for which a limit was full: counted from one report to the next."""
-        owner = use.owner, use.part
-        until, seconds, last = self._full.get(owner, (now, 0.0, None))
-        if use.slots is not None and use.in_use >= use.slots and use.waiting:
-            seconds, last = seconds + now - until, use
-        self._full[owner] = now, seconds, last
-        return replace(use, full=seconds) if seconds else use
+    def _count_full(self, limits: Sequence[LimitUse], interval: float) -> None:
+        """Count an interval for each limit that is full.
+
+        At each sample, not at each report: a run whose reports nobody reads makes the last one
+        alone. Fan-outs of one name count once, as if they were one.
+        """
+        if interval <= 0:
+            return
+        full = {
+            (use.owner, use.part): use
+            for use in limits
+            if use.slots is not None and use.in_use >= use.slots and use.waiting
+        }
+        for owner, use in full.items():
+            seconds = self._full[owner][0] if owner in self._full else 0.0
+            self._full[owner] = seconds + interval, use
+
+    def _with_full(self, use: LimitUse) -> LimitUse:
+        """Add the time for which a limit was full."""
+        full = self._full.get((use.owner, use.part))
+        return use if full is None else replace(use, full=full[0])
 
     def _were_full(self, limits: Sequence[LimitUse]) -> Iterator[LimitUse]:
         """Yield limits that are no longer in use, and were full: those of fan-outs that are over.
@@ -240,8 +264,8 @@ class Tally:
         The last report tells of them, so that an explanation of the run does.
         """
         told = {(use.owner, use.part) for use in limits}
-        for owner, (_, seconds, use) in self._full.items():
-            if owner not in told and seconds and use is not None:
+        for owner, (seconds, use) in self._full.items():
+            if owner not in told:
                 yield replace(use, in_use=0, waiting=0, waits={}, full=seconds)
 
     def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:

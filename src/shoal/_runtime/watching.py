@@ -209,11 +209,11 @@ class Watching:
             self._watched[root] = self._watched.pop(root)
             one.next_at = now + (FIRST if now - root.started_at < YOUNG else EVERY)
             try:
-                one.tally.add(root.run, root.parts(), now=now, due=due)
+                in_use = self._limits() if in_use is None else in_use
+                one.tally.add(root.run, root.parts(), now=now, due=due, limits=in_use.uses)
                 # In the first second there are more samples than reports.
                 is_due = one.reported_at is None or now - one.reported_at >= EVERY - FIRST / 2
                 if self._listeners or (is_due and one.keeper is not None):
-                    in_use = self._limits() if in_use is None else in_use
                     report = self._made(one, now, in_use)
                     if is_due:
                         one.reported_at = now
