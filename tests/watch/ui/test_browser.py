@@ -250,6 +250,26 @@ def test_a_run_of_another_process_is_cancelled_from_the_page(page: Any, place: P
         writer.wait()
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_form_that_cancels_a_run_is_on_the_screen(
+    browser: Any, address: str, place: Path, width: int
+):
+    name = f"asked at {width}"
+    writer = run_program(place, "crawl", "2000", "60", name)
+    try:
+        with opened(browser, address, viewport={"width": width, "height": 820}) as page:
+            page.get_by_role("link", name=name, exact=True).click(timeout=30_000)
+            page.get_by_text("Cancel …").click()
+            box = page.locator(".pop").bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            shot(page, f"cancel-{width}")
+    finally:
+        writer.kill()
+        writer.wait()
+
+
 def test_a_limit_of_another_process_is_changed_from_the_page(page: Any, place: Path):
     writer = run_program(place, "crawl", "4000", "120", "limited")
     try:
