@@ -239,7 +239,7 @@ def test_a_run_of_another_process_is_cancelled_from_the_page(page: Any, place: P
         page.get_by_text("Running longest now").wait_for(timeout=60_000)
         assert "20 running" in headline(page)
         page.get_by_text("Cancel …").click()
-        page.get_by_label("The reason").fill("enough seen")
+        page.get_by_label("Reason").fill("enough seen")
         page.wait_for_timeout(700)  # an update must neither close the form nor empty it
         page.get_by_role("button", name="Cancel the run").click()
         page.locator(".title .pill.cancelled").wait_for(timeout=60_000)
