@@ -241,12 +241,32 @@ def test_a_run_of_another_process_is_cancelled_from_the_page(page: Any, place: P
         page.get_by_text("Running longest now").wait_for(timeout=60_000)
         assert "20 running" in headline(page)
         page.get_by_text("Cancel …").click()
-        page.get_by_label("The reason").fill("enough seen")
+        page.get_by_label("Reason").fill("enough seen")
         page.wait_for_timeout(700)  # an update must neither close the form nor empty it
         page.get_by_role("button", name="Cancel the run").click()
         page.locator(".title .pill.cancelled").wait_for(timeout=60_000)
         assert "enough seen" in page.locator("main").inner_text()
         writer.wait(timeout=60)
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_form_that_cancels_a_run_is_on_the_screen(
+    browser: Any, address: str, place: Path, width: int
+):
+    name = f"asked at {width}"
+    writer = run_program(place, "crawl", "2000", "60", name)
+    try:
+        with opened(browser, address, viewport={"width": width, "height": 820}) as page:
+            page.get_by_role("link", name=name, exact=True).click(timeout=30_000)
+            page.get_by_text("Cancel …").click()
+            box = page.locator(".pop").bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            shot(page, f"cancel-{width}")
     finally:
         writer.kill()
         writer.wait()

@@ -83,6 +83,15 @@ async def test_the_first_view_of_a_run_says_how_it_is_in_the_order_of_its_import
     assert places == sorted(places)
 
 
+async def test_a_cancellation_needs_no_reason():
+    async with client_of(fake_ui().app) as client:
+        page = Page((await client.get("/runs/crawl-2026-11-30")).text)
+    [reason] = page.all("input", name="reason")
+    assert "required" not in reason
+    assert reason["placeholder"] == "by the page"
+    assert "Reason (may be left empty)" in words(page.text)
+
+
 async def test_scripts_are_not_deferred():
     # htmx begins after its own script then, perhaps before that of its extension for streams.
     async with client_of(fake_ui().app) as client:
