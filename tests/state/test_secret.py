@@ -443,6 +443,18 @@ async def spans(token: str, context: Context) -> str:
         return "never"
 
 
+@action(reads=["token"], writes=["out"])
+async def names_span(token: str, context: Context) -> str:
+    with context.span(f"call {token}"):
+        return "never"
+
+
+@action(reads=["token"], writes=["out"])
+async def emits(token: str, context: Context) -> str:
+    await context.emit([token])
+    return "never"
+
+
 @action(reads=["token"], writes=["out"], limits=Limits(1, by=lambda state: state["token"]))
 async def limited(token: str) -> str:
     return "never"
@@ -492,6 +504,8 @@ LEAKING: dict[str, tuple[Any, str]] = {
     "a question": (asks, "a question of run x, or an answer, contains"),
     "a remembered result": (knows.bind(key=CANARY), "what action 'knows' has come to"),
     "a key": (keys, "step 'keys'"),
+    "an emitted item": (emits, "a partial item of action 'emits'"),
+    "the name of a span": (names_span, "the name of a span of action 'names_span'"),
     "a span": (spans, "span 'part' of action 'spans'"),
     "a key of limits": (limited, r"the key that by= of .* returned"),
     "an element": (over_what(listed), "an element of 'outs', or its key"),
@@ -538,6 +552,16 @@ async def test_what_holds_the_text_of_a_secret_is_refused_where_it_was_made(leak
         raise leaf
     texts = [str(leaf), *texts_of(hook.events), *kept_in(store, Path()), *tracing.seen]
     assert not [text for text in texts if traces_in(text)]
+
+
+@pytest.mark.parametrize("leak", LEAKING)
+async def test_a_secret_is_refused_whether_or_not_anything_listens(leak: str):
+    act, says = LEAKING[leak]
+    with pytest.raises((SecretLeaked, ExceptionGroup)) as caught:
+        await Application(act, store=MemoryStore()).run(secret(out={}), id="x")
+    (leaf,) = leaves_of(caught.value)
+    with pytest.raises(SecretLeaked, match=says):
+        raise leaf
 
 
 class Extra(BaseModel):

@@ -55,6 +55,11 @@ def refuse_secrets(run: Run, value: object, what: str) -> None:
         run.config.secrets.refuse(value, what)
 
 
+def refuse_secrets_in_item(run: Run, item: object, step: str) -> None:
+    """Refuse a partial item of an action if it holds a secret; see ``refuse_secrets``."""
+    refuse_secrets(run, item, f"a partial item of action {step!r}")
+
+
 def has_item_listeners(run: Run) -> bool:
     """Return whether anything receives the partial items of ``run``."""
     return run.config.on_item is not None or bool(run.config.hooks.item)
@@ -76,7 +81,7 @@ def publish_item(
         SecretLeaked: The item holds a secret.
     """
     config = run.config
-    refuse_secrets(run, item, f"a partial item of action {step!r}")
+    refuse_secrets_in_item(run, item, step)
     # A race decides by items, so its parent gets them first; see
     # test_the_parent_of_a_child_receives_its_items_first.
     if config.on_item is not None:

@@ -25,7 +25,7 @@ from shoal._concurrency.closing import closed_after
 from shoal._errors.exceptions import BadUse, IncompleteStream, RunCancelled, brief
 from shoal._graph.action import Result
 
-from .publish import has_item_listeners, publish_item
+from .publish import has_item_listeners, publish_item, refuse_secrets_in_item
 from .run import Run
 
 logger = logging.getLogger("shoal")
@@ -77,11 +77,15 @@ class Items:
 
         Raises:
             BadUse: The attempt has ended.
+            SecretLeaked: The item holds a secret, whether or not anything receives it.
         """
         # Asked at each item: a reader may begin to follow the run at any time.
         if has_item_listeners(self._run):
             return self._publish(item)
         self._next()
+        # Here too, or else a run would succeed until the day that something listens to it.
+        if self._run.config.secrets.names:
+            refuse_secrets_in_item(self._run, item, self.step)
         return self._pause() if self.count % ITEMS == 0 else None
 
     @ki_protected

@@ -179,12 +179,19 @@ class Context:
         Args:
             name: The name of the part.
             attributes: Details about the part, for the hooks.
+
+        Raises:
+            SecretLeaked: The name or an attribute holds a secret of the run, whether or not a hook
+                is entered.
         """
+        if self._run.config.secrets.names:
+            where = f"of action {self._action.name!r}"
+            refuse_secrets(self._run, name, f"the name of a span {where}")
+            refuse_secrets(self._run, attributes, f"span {name!r} {where}")
         hooks = self._run.config.hooks
         if not hooks.around_span:
             yield
             return
-        refuse_secrets(self._run, attributes, f"span {name!r} of action {self._action.name!r}")
         event = SpanStarted(
             path=self._run.path, step=self._action.name, name=name, attributes=attributes
         )
@@ -218,6 +225,7 @@ class Context:
 
         Raises:
             HookFailed: A guarding hook raised, which fails the run.
+            SecretLeaked: The item holds a secret of the run, whether or not anything receives it.
             BadUse: The action has ended, or is a plain function that calls this directly.
 
         Examples:
