@@ -12,9 +12,20 @@ import anyio
 import pytest
 from httpx import AsyncClient, Response
 
-from shoal import Application, Context, Limits, MemoryStore, RunPath, Runtime, action, fan_out
+from shoal import (
+    Application,
+    Context,
+    Limits,
+    MemoryStore,
+    PostgresStore,
+    RunPath,
+    Runtime,
+    action,
+    fan_out,
+)
 from shoal.watch.ui import create_app
 from shoal.watch.ui._guard import Door
+from tests.stores.postgres import PostgresServer
 from tests.watch.ui.clients import TOKEN, Page, client_of, words
 from tests.watch.ui.program import VERDICT
 
@@ -76,6 +87,46 @@ async def test_a_failed_run_is_resumed_where_it_stood():
         finally:
             broken.add("b")
         assert await status_of(client, "r") == "succeeded"
+
+
+async def test_a_run_that_goes_on_when_the_server_ends_can_be_resumed():
+    store = MemoryStore()
+    reads = application(read, on_error="fail", limits=Limits(1))
+    reads.store = store
+    with pytest.raises(ExceptionGroup):
+        await reads.run({"files": ["b", *map(str, range(1000))]}, id="r")
+    broken.discard("b")
+    try:
+        async with page_over(store, reads) as client:
+            assert (await act(client, "resume", "r")).status_code == 303
+            await anyio.sleep(2.5)
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 1
+        summary = await store.summary("r")
+        assert summary is not None
+        assert (summary.status, summary.holder) == ("running", "")
+        result = await reads.run(id="r")
+        assert len(result.state["texts"]) == 1001
+    finally:
+        broken.add("b")
+
+
+async def test_a_secret_is_on_no_page():
+    store = MemoryStore()
+    secret = "a-secret-of-some-length"
+
+    @action(reads=["token"], writes=["page"])
+    async def sign_in(token: str) -> str:
+        raise ValueError(f"{token} was refused")
+
+    app = Application(sign_in, name="sign in", store=store, secret={"token"})
+    with pytest.raises(ValueError, match="refused"):
+        await app.run({"token": secret}, id="r")
+    async with page_over(store, app) as client:
+        for view in ("", "history", "values", "graph"):
+            page = await client.get(f"/runs/r?view={view}")
+            assert page.status_code == 200
+            assert secret not in page.text
 
 
 async def test_failed_children_are_run_again():
@@ -189,3 +240,20 @@ async def test_counts_are_those_of_the_store_at_each_look():
             seen.add(shown)
             await anyio.sleep(0.3)
     assert len(seen) > 1
+
+
+@pytest.mark.services
+@pytest.mark.realtime
+async def test_a_store_on_a_server_is_shown(postgres: PostgresServer):
+    store = PostgresStore(postgres.address(), schema=postgres.new_schema())
+    reviews, reads = application(review), application(read, on_error="collect")
+    async with store:
+        reviews.store = reads.store = store
+        await reviews.run({"files": ["a"]}, id="r")
+        await reads.run({"files": ["a", "b"]}, id="s")
+        async with client_of(create_app(store, [reviews, reads], token=TOKEN)) as client:
+            assert "Question “verdict” of a" in words((await client.get("/runs/r")).text)
+            for view in ("", "timeline", "history", "values", "time", "graph"):
+                page = await client.get(f"/runs/s?view={view}")
+                assert page.status_code == 200
+            assert "b can't be read" in words((await client.get("/runs/s")).text)

@@ -162,7 +162,8 @@ class UI:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
-            if self._runtime is None and self._can_execute:
+            is_ours = self._runtime is None and self._can_execute
+            if is_ours:
                 store = cast("Store", self._store)
                 self._runtime = await stack.enter_async_context(Runtime(store=store))
                 stack.callback(setattr, self, "_runtime", None)
@@ -171,6 +172,10 @@ class UI:
                 yield
             finally:
                 self.streams.close()
+                # Runs would be awaited to their ends, and be cancelled for good if their callers
+                # were cancelled first. Drained, they can be resumed.
+                if is_ours and self._runtime is not None:
+                    await self._runtime.drain(0)
                 self._tasks.cancel_scope.cancel()
                 self._tasks = None
 
@@ -208,19 +213,19 @@ class UI:
         await build(urls)  # an unknown run is a 404 before the stream begins
         spoken, spoken_at, status = "", 0.0, ""
 
-        async def render() -> str | None:
+        async def render() -> tuple[str | None, bool]:
             nonlocal spoken, spoken_at, status
             try:
                 page = await build(urls)
             except (UnknownRun, StoreFailed):
                 # A child may be in no report any more, and not yet in the store; and a store that
                 # can't be read may be readable later. The page keeps what it shows.
-                return None
+                return None, True
             values = self._shared(page, urls)
             now = current_time()
             if values["status_now"] != status or now - spoken_at >= SPEAKS:
                 spoken, spoken_at, status = values["spoken"], now, values["status_now"]
-            return _fragment(page, {**values, "spoken": spoken})
+            return _fragment(page, {**values, "spoken": spoken}), page.is_live
 
         return StreamingResponse(
             self.streams.stream(request, self._queries.mark, render),

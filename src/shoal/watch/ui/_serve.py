@@ -57,6 +57,11 @@ def serve(app: Starlette, listener: socket.socket) -> None:
         listener: The listening socket.
     """
     config = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+        lifespan="on",
+        ws="none",
+        server_header=False,
     )
     Server(config, app.state.streams).run(sockets=[listener])

@@ -1,0 +1,80 @@
+"""The command `shoal ui`: what it refuses before it serves. The browser's tests have it serve."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from shoal import Application, SQLiteStore, action
+from shoal.__main__ import main
+from shoal.commands import ui
+
+
+@action(writes=["n"])
+async def one() -> int:
+    return 1
+
+
+app = Application(one, name="one")
+apps = [app, Application(one, name="other")]
+HERE = "tests.commands.test_ui"
+
+
+def _serve_nothing(*_: object) -> None:
+    """Stand in for the server."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    place = tmp_path / "runs.db"
+    Application(one, store=SQLiteStore(place)).run_sync({}, id="a")
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--app", "nothing"], "takes module:name"),
+        (["--app", "nothing_there:app"], "there is no module"),
+        (["--app", f"{HERE}:nothing"], "nothing"),
+        (["--app", f"{HERE}:HERE"], "not an Application, but a str"),
+        (["--app", f"{HERE}:apps", "--app", f"{HERE}:app"], ""),
+        (["--token", "short"], "16 characters"),
+    ],
+)
+def test_what_it_refuses(
+    arguments: list[str], why: str, store: str, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr("shoal.watch.ui._serve.serve", _serve_nothing)
+    code = main(["ui", "--db", store, "--port", "0", *arguments])
+    assert code == (2 if why else 0)
+    assert why in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(store: str, capsys: pytest.CaptureFixture[str]):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["ui", "--db", store, "--port", str(port)]) == 2
+    assert f"port {port}" in capsys.readouterr().err
+
+
+def test_it_prints_an_address_with_a_token_of_its_own(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shoal.watch.ui._serve.serve", _serve_nothing)
+    assert main(["ui", "--db", store]) == 0
+    assert main(["ui", "--db", store]) == 0
+    assert main(["ui", "--db", store, "--read-only"]) == 0
+    out = capsys.readouterr().out
+    tokens = [line.partition("?token=")[2] for line in out.splitlines() if "?token=" in line]
+    assert len(set(tokens)) == len(tokens) == 2
+    assert min(map(len, tokens)) >= 32
+
+
+def test_other_names_lead_to_it_only_with_a_token():
+    assert ui._hosts("127.0.0.1", has_token=True) == ["localhost", "127.0.0.1", "::1", "127.0.0.1"]
+    assert ui._hosts("0.0.0.0", has_token=True) == ["*"]
+    assert "*" not in ui._hosts("::", has_token=False)
