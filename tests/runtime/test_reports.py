@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal._events.paths import key_data
 from shoal._events.report import Report
 from shoal._events.report_text import parse_report, report_text
 from shoal._runtime import watching
@@ -431,6 +433,17 @@ async def test_a_command_cancels_one_child():
     (lost,) = [one for one in result.outcomes("all") if isinstance(one, Cancelled)]
     assert (lost.key, lost.reason) == (1, "not this one")
     assert len(result.state["all"]) == 5
+
+
+async def test_a_command_cancels_a_child_of_any_key():
+    key = 10**5000
+    app = Application(fan_out(second, over="items", into="all", key=lambda _: key))
+    path = [["all", 0, "second", key_data(key)]]
+    json.dumps(path)
+    command = Command(run_id="a", kind="cancel child", arguments={"path": path})
+    _, handle = await run_with([command], app, {"items": [0]})
+    (lost,) = (await handle.result()).outcomes("all")
+    assert isinstance(lost, Cancelled)
 
 
 async def test_a_command_changes_the_children_in_flight():

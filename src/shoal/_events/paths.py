@@ -7,6 +7,7 @@ has a ``#`` before its digits.
 
 from __future__ import annotations
 
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 from shoal._errors.exceptions import UnknownRun, brief
@@ -19,6 +20,7 @@ path, and neither in an address nor in a shell's double quotes do they need care
 
 
 _SHORT = 200
+_MOST = 1 << 64
 _DIGITS = 18
 """Digits of a number of a visit, at most: as many as any number of 64 bits may have."""
 
@@ -47,6 +49,20 @@ def key_as_text(key: Key) -> str:
         return str(key)
     except ValueError:  # more decimal digits than Python converts
         return f"{key:#x}"
+
+
+def key_data(key: Key) -> str | int | list[str]:
+    """Return a key as JSON can have it.
+
+    A number of very many digits becomes a list with its hexadecimal digits: Python converts none of
+    more than 4300 decimal ones.
+    """
+    return key if isinstance(key, str) or -_MOST < key < _MOST else [f"{key:x}"]
+
+
+def key_of_data(data: Any) -> Key:
+    """Return the key that ``key_data`` was given."""
+    return int(cast("list[str]", data)[0], 16) if isinstance(data, list) else data
 
 
 def key_in_short(key: object) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
-from .identity import Key, RunPath
+from .identity import RunPath
+from .paths import key_data, key_of_data
 from .report import LimitUse, LiveRun, LiveStep, Report, Waited
 
 T = TypeVar("T")
@@ -86,16 +87,13 @@ def _made(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 # A path is a list: the id and the act of the root run, then `[step, visit, act, key]` of each run
-# down to the one that is meant. A key of very many digits is a list with its hexadecimal digits,
-# because Python converts no number of more than 4300 decimal ones.
-
-_MOST = 1 << 64
+# down to the one that is meant.
 
 
 def _path_data(path: RunPath) -> list[object]:
     below: list[object] = []
     while path.parent is not None:
-        below.append([path.step, path.visit, path.act, _key_data(path.key)])
+        below.append([path.step, path.visit, path.act, key_data(path.key)])
         path = path.parent
     return [path.id, path.act, *reversed(below)]
 
@@ -103,13 +101,5 @@ def _path_data(path: RunPath) -> list[object]:
 def _path_of(data: list[Any]) -> RunPath:
     path = RunPath(run_id=data[0], act=data[1])
     for step, visit, act, key in data[2:]:
-        path = RunPath(act=act, parent=path, step=step, visit=visit, key=_key_of(key))
+        path = RunPath(act=act, parent=path, step=step, visit=visit, key=key_of_data(key))
     return path
-
-
-def _key_data(key: Key) -> object:
-    return key if isinstance(key, str) or -_MOST < key < _MOST else [f"{key:x}"]
-
-
-def _key_of(data: Any) -> Key:
-    return int(cast("list[str]", data)[0], 16) if isinstance(data, list) else data

@@ -17,7 +17,8 @@ from shoal._engine.parts import read_children
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
-from shoal._events.identity import Key, RunPath
+from shoal._events.identity import RunPath
+from shoal._events.paths import key_of_data
 from shoal._limits.limiters import Limiter
 from shoal.stores._history import QuestionAnswered
 from shoal.stores._watching import Command
@@ -63,8 +64,8 @@ def _reason(arguments: Mapping[str, Any]) -> str:
 
 def _cancel_child(root: RootRun, arguments: Mapping[str, Any]) -> None:
     path = root.path
-    for step, visit, act, key in cast("list[tuple[str, int, str, Key]]", arguments["path"]):
-        path = RunPath(act=act, parent=path, step=step, visit=visit, key=key)
+    for step, visit, act, key in cast("list[tuple[str, int, str, Any]]", arguments["path"]):
+        path = RunPath(act=act, parent=path, step=step, visit=visit, key=key_of_data(key))
     if path.parent is None or not RunHandle[Any](root).cancel_child(
         path, _reason(arguments), act=path.act
     ):

@@ -133,7 +133,9 @@ class Command:
     ====================  ===========================================================
     ``"cancel"``          ``reason``
     ``"cancel child"``    ``path``: ``[step, visit, act, key]`` of each run from the
-                          root's child down to the one that is meant; ``reason``
+                          root's child down to the one that is meant (a number of
+                          more than 64 bits as a list with its hexadecimal digits);
+                          ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
                           ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its

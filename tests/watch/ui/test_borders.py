@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -101,6 +102,19 @@ async def test_a_limit_takes_no_other_numbers(name: str, number: str):
     async with client_of(ui.app) as client:
         answer = await client.post("/do/limit/crawl-2026-11-30", data=form)
     assert answer.status_code == 409
+
+
+async def test_a_child_of_any_key_can_be_cancelled():
+    queries = FakeQueries()
+    ui = fake_ui(queries)
+    assert ui._door is not None
+    child = RunPath(parent=RunPath(run_id="crawl-2026-11-30"), step="s", act="a", key=10**5000)
+    async with client_of(ui.app) as client:
+        form = {"csrf": ui._door.form_value}
+        answer = await client.post(Urls("", {}).act("cancel", child), data=form)
+    assert answer.status_code == 303
+    [command] = queries.commands
+    assert "path" in json.dumps(command.arguments)
 
 
 async def test_a_stream_outlives_a_moment_without_its_store():

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from shoal._errors.exceptions import ShoalError
 from shoal._events.identity import RunPath
+from shoal._events.paths import key_data
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
 from shoal.stores._watching import Command, KeepsReports
@@ -84,7 +85,7 @@ class Commands:
             names: list[object] = []
             at = path
             while at.parent is not None:
-                names.insert(0, [at.step, at.visit, at.act, at.key])
+                names.insert(0, [at.step, at.visit, at.act, key_data(at.key)])
                 at = at.parent
             await self._leave(path, "cancel child", {"path": names, "reason": reason})
 
