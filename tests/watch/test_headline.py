@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shoal import RunPath
-from shoal.watch import Headline, LiveStep, Report, StepTally, Waited
+from shoal.watch import Headline, LiveRun, LiveStep, Report, StepTally, Waited
 from shoal.watch._headline import headline, held_up
 from shoal.watch._overview import bars_of
 from shoal.watch._words import about, length, pace
@@ -152,3 +152,66 @@ def test_times_have_two_units_and_estimates_one():
         *("1,234/s", "41/s", "4.1/s", "30/min", "20/h")
     ]
     assert all(re.fullmatch(r"[\d,.]+/(s|min|h)", pace(2.0**n)) for n in range(-20, 20))
+
+
+def waits(*seconds: float, doing: Any = "rate") -> tuple[Waited, ...]:
+    limit = "Limits(rate=Rate(5), by=host)"
+    return tuple(
+        Waited(limit=limit, key=f"host {at}", seconds=one, doing=doing)
+        for at, one in enumerate(seconds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("waited", "text"),
+    [
+        (waits(50.0), 'rate "host 0"'),
+        (waits(12.0, 13.0, 12.5, 12.5), "rate of 4 keys"),
+        (waits(10.0, 30.0, 5.0, 5.0), 'rate "host 1"'),
+        (
+            (
+                *waits(2.0),
+                Waited(
+                    limit="Limits(rate=Rate(5), by=host)",
+                    key="",
+                    seconds=48.0,
+                    doing="rate",
+                    others=900,
+                ),
+            ),
+            "rate of 901 keys",
+        ),
+    ],
+)
+def test_a_key_is_named_if_most_waiting_is_for_it(waited: tuple[Waited, ...], text: str):
+    stuck = held_up(report({"rate": 50.0, "action": 50.0}, waited=waited))
+    assert stuck is not None
+    assert stuck.text == text
+
+
+def test_two_rates_share_the_waiting():
+    waited = (
+        *waits(30.0),
+        Waited(limit="Limits(rate=Rate(9))", key="", seconds=20.0, doing="rate"),
+    )
+    stuck = held_up(report({"rate": 50.0, "action": 50.0}, waited=waited))
+    assert stuck is not None
+    assert stuck.sentence == 'held up by rate "host 0" (60 % of waiting)'
+
+
+def test_a_few_milliseconds_hold_no_run_up():
+    assert held_up(report({"store": 0.04, "action": 0.01})) is None
+
+
+def test_a_child_is_held_up_by_its_own_waiting():
+    child = RunPath(parent=ROOT, step="pages", act="fetch", key="x")
+    other = RunPath(parent=ROOT, step="pages", act="fetch", key="y")
+    step = LiveStep(path=other, step="parts", visit=0, at={"part": {"backoff": 3, "action": 1}})
+    run = LiveRun(path=child, step="fetch", doing="rate", since=3.0, age=4.0, limit_key="openai")
+    found = report(dict(BUSY.spent), waited=BUSY.waited, longest=(run,), steps=(step,))
+    line = said(child=child, report=found)
+    assert line.text.endswith('held up by rate "openai" (100 % of waiting)')
+    line = said(child=other, report=found)
+    assert line.text.endswith("held up by backoff before further attempts (100 % of waiting)")
+    works = RunPath(parent=ROOT, step="pages", act="fetch", key="z")
+    assert said(child=works, report=found).held_up_by is None

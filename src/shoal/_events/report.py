@@ -108,6 +108,8 @@ class LimitUse:
     keys: int = 1
     full: float = 0.0
     """Seconds of the makespan in which all its slots were taken, and something waited for one."""
+    recent: float = 0.0
+    """Of that, what counts as recent; see ``Report.recent``."""
     waits: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many wait for each key, the busiest keys first."""
     holders: tuple[str, ...] = ()
@@ -132,6 +134,8 @@ class Waited:
     doing: Doing = "other"
     """What was waited for: a slot, the rate, the key or the breaker of that limit; "other" in
     reports that don't tell."""
+    others: int = 0
+    """For how many further keys of that limit it stands together; 0: for ``key`` alone."""
 
 
 @final
@@ -149,6 +153,10 @@ class Report:
     """Seconds of the makespan by what was done; they add up to ``seconds``."""
     waited: tuple[Waited, ...] = ()
     """The limits and keys that were waited for longest."""
+    recent: Mapping[Doing, float] = field(default_factory=dict[Doing, float])
+    """As ``spent``, of the last few seconds: what is older counts less, by ``exp(-age / 3 s)``."""
+    recent_waited: tuple[Waited, ...] = ()
+    """As ``waited``, of the last few seconds."""
     steps: tuple[LiveStep, ...] = ()
     """Fan-outs under way, the outermost first, at most 50."""
     longest: tuple[LiveRun, ...] = ()

@@ -15,6 +15,7 @@ T = TypeVar("T")
 _PARTS: Mapping[str, type[object]] = {
     "limits": LimitUse,
     "longest": LiveRun,
+    "recent_waited": Waited,
     "steps": LiveStep,
     "waited": Waited,
 }

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
-from typing import Any, Protocol, cast, final
+from math import exp
+from typing import Any, Protocol, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.watchdog import Part
@@ -39,6 +40,10 @@ RARELY = 20
 """...or after so many in any case: runs may have become the oldest by losing their children."""
 LATE = 0.005
 """Seconds by which a timer of the loop may be late though the loop was idle."""
+FADED = 0.001
+"""Seconds: less is not worth telling as recent."""
+RECENT = 3.0
+"""Seconds after which what was done counts a third as much in what is told to be recent."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
 
@@ -70,6 +75,10 @@ class Tally:
         self._peak = 0
         self._spent: dict[Doing, float] = {}
         self._waited: dict[Wait, float] = {}
+        # The same of the last few seconds.
+        self._recent: dict[Doing, float] = {}
+        self._recently_waited: dict[Wait, float] = {}
+        self._recently_full: dict[tuple[str, int], float] = {}
         # By owner and part of a limit: how long it was full, and its use when it was full last.
         self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
@@ -132,24 +141,23 @@ class Tally:
         late = now - max(due, self._until) - reduced
         late = 0.0 if late < LATE else min(late, interval - reduced)
         self._until = now
-        self._spend("reducer", reduced)
-        self._spend("loop", late)
         rest = interval - reduced - late
         doing = {} if sample is None else sample.doing
         count = sum(doing.values())
+        spent: dict[Doing, float] = {"reducer": reduced, "loop": late}
+        waited: dict[Wait, float] = {}
         if sample is None or not count:
-            self._spend(default, rest)
-            return
-        for what, weight in doing.items():
-            self._spend(what, rest * weight / count)
-        for wait, weight in sample.waits.items():
-            self._waited[wait] = self._waited.get(wait, 0.0) + rest * weight / count
+            spent[default] = spent.get(default, 0.0) + rest
+        else:
+            for what, weight in doing.items():
+                spent[what] = spent.get(what, 0.0) + rest * weight / count
+            waited = {wait: rest * weight / count for wait, weight in sample.waits.items()}
+        _add(self._spent, spent)
+        _add(self._waited, waited)
         if len(self._waited) > 2 * WAITS:
             self._waited = dict(_largest(self._waited, WAITS))
-
-    def _spend(self, doing: Doing, seconds: float) -> None:
-        if seconds > 0:
-            self._spent[doing] = self._spent.get(doing, 0.0) + seconds
+        _add_recent(self._recent, spent, interval)
+        _add_recent(self._recently_waited, waited, interval)
 
     # -- the report -----------------------------------------------------------------------------
 
@@ -191,16 +199,9 @@ class Tally:
             samples=self.samples,
             every=every,
             spent=dict(self._spent),
-            waited=tuple(
-                Waited(
-                    limit=wait.limit,
-                    key=wait.key,
-                    owner=owned.get(wait.limit, ""),
-                    seconds=seconds,
-                    doing=wait.doing,
-                )
-                for wait, seconds in _largest(self._waited, WAITS_TOLD)
-            ),
+            waited=_told(self._waited, owned),
+            recent=dict(self._recent),
+            recent_waited=_told(self._recently_waited, owned),
             steps=steps,
             longest=longest,
             limits=(
@@ -236,19 +237,24 @@ class Tally:
         """
         if interval <= 0:
             return
+        # Not those with keys: each key has its slots, and the runs that wait for it tell of it.
         full = {
             (use.owner, use.part): use
             for use in limits
-            if use.slots is not None and use.in_use >= use.slots and use.waiting
+            if use.slots is not None and use.in_use >= use.slots and use.waiting and not use.waits
         }
         for owner, use in full.items():
             seconds = self._full[owner][0] if owner in self._full else 0.0
             self._full[owner] = seconds + interval, use
+        _add_recent(self._recently_full, dict.fromkeys(full, interval), interval)
 
     def _with_full(self, use: LimitUse) -> LimitUse:
         """Add the time for which a limit was full."""
-        full = self._full.get((use.owner, use.part))
-        return use if full is None else replace(use, full=full[0])
+        owner = use.owner, use.part
+        full = self._full.get(owner)
+        if full is None:
+            return use
+        return replace(use, full=full[0], recent=self._recently_full.get(owner, 0.0))
 
     def _were_full(self, limits: Sequence[LimitUse]) -> Iterator[LimitUse]:
         """Yield limits that are no longer in use, and were full: those of fan-outs that are over.
@@ -376,6 +382,61 @@ def shown(run: Run, text: str) -> str:
         except ShoalError:
             return "(it holds a secret)"
     return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def _told(waited: Mapping[Wait, float], owners: Mapping[str, str]) -> tuple[Waited, ...]:
+    """Return what a report tells of waits: those that took longest, and the others by limit."""
+    told = _largest(waited, WAITS_TOLD)
+    rest: dict[tuple[str, Doing], tuple[float, int]] = {}
+    if len(waited) > len(told):
+        known = {wait for wait, _ in told}
+        for wait, seconds in waited.items():
+            if wait not in known:
+                before, count = rest.get((wait.limit, wait.doing), (0.0, 0))
+                rest[wait.limit, wait.doing] = before + seconds, count + 1
+    return (
+        *(
+            Waited(
+                limit=wait.limit,
+                key=wait.key,
+                owner=owners.get(wait.limit, ""),
+                seconds=seconds,
+                doing=wait.doing,
+            )
+            for wait, seconds in told
+        ),
+        *(
+            Waited(
+                limit=limit,
+                key="",
+                owner=owners.get(limit, ""),
+                seconds=seconds,
+                doing=doing,
+                others=count,
+            )
+            for (limit, doing), (seconds, count) in list(rest.items())[:WAITS_TOLD]
+        ),
+    )
+
+
+K = TypeVar("K")
+
+
+def _add(sums: dict[K, float], parts: Mapping[K, float]) -> None:
+    for name, seconds in parts.items():
+        if seconds > 0:
+            sums[name] = sums.get(name, 0.0) + seconds
+
+
+def _add_recent(sums: dict[K, float], parts: Mapping[K, float], interval: float) -> None:
+    """Let ``sums`` fade by an interval, and add the parts of it; what has faded away is removed."""
+    keeps = exp(-interval / RECENT)
+    for name in list(sums):
+        sums[name] *= keeps
+        if sums[name] < FADED and name not in parts:
+            del sums[name]
+    gain = RECENT * (1.0 - keeps) / interval
+    _add(sums, {name: seconds * gain for name, seconds in parts.items()})
 
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:

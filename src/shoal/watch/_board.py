@@ -16,7 +16,7 @@ from shoal._events.paths import key_as_text
 from shoal._events.report import LiveRun, LiveStep, Report
 
 from ._headline import held_up
-from ._words import about, length, pace, percent
+from ._words import about, length, pace
 
 WINDOW = 15.0
 """Seconds over which the pace is measured: long enough to be calm, short enough to be news."""
@@ -215,9 +215,7 @@ class Board:
         if self.age > OLD:
             return f"as of {length(self.age)} ago"
         stuck = None if self.report is None else held_up(self.report)
-        if stuck is None:
-            return ""
-        return f"held up by {stuck.text} ({percent(stuck.share)} of waiting)"
+        return "" if stuck is None else stuck.sentence
 
     def long_running(self) -> list[str]:
         """Return a line for each of the runs that have been in flight longest, if that is long."""

@@ -22,8 +22,8 @@ from shoal._events.report import Doing, LimitUse, Report, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
-from ._headline import WAITING, named, waited_for
-from ._words import length, many, number, percent
+from ._headline import Waiting, name_of, named, waits_of, worked
+from ._words import length, many, percent
 
 _NOTABLE = 0.1
 """A smaller part of the time is not worth a change of the program."""
@@ -123,8 +123,10 @@ def _place(path: RunPath) -> str:
 
 
 def _named(waited: Waited) -> str:
+    if waited.others:
+        return f"{many(waited.others, 'other key')} of {waited.limit}"
     if waited.doing != "other":
-        return named(waited.doing, waited)
+        return named(waited.doing, waited.limit, waited.key)
     return f'"{waited.key}" of {waited.limit}' if waited.key else waited.limit
 
 
@@ -237,7 +239,7 @@ class _Constraint(NamedTuple):
     doing: Doing
     share: float
     """The part of the time that it takes: what would be gained if it was no constraint at all."""
-    waited: Waited | None = None
+    waited: Waiting | None = None
     use: LimitUse | None = None
     taken: float = 0.0
     """The part of the time in which all slots were taken; 0 if that isn't known."""
@@ -268,56 +270,32 @@ def advice_on(report: Report) -> str:
 
 
 def _constraints(report: Report, shares: Mapping[Doing, float]) -> Sequence[_Constraint]:
-    found = list(_full(report))
+    whole = sum(report.spent.values())
+    waits = waits_of(report.spent, report.waited)
+    found = list(_full(report, waits))
     seen = {one.use.limits for one in found if one.use is not None}
-    for doing in (*WAITING, "reducer"):
-        share = shares.get(doing, 0.0)
-        if share:
-            found += [
-                one
-                for one in _waits(report, doing, share)
-                if one.waited is None or doing != "slot" or one.waited.limit not in seen
-            ]
+    uses = {use.limits: use for use in report.limits}
+    for one in waits:
+        if one.doing == "slot" and one.limit in seen:
+            continue
+        found.append(_Constraint(one.doing, one.seconds / whole, one, uses.get(one.limit)))
+    if "reducer" in shares:
+        found.append(_Constraint("reducer", shares["reducer"]))
     return found
 
 
-def _full(report: Report) -> Sequence[_Constraint]:
-    """Return the limits whose slots were all taken while something waited for one.
-
-    More slots only help the runs that worked. If those in flight waited for a rate, say, more of
-    them would wait for it.
-    """
+def _full(report: Report, waits: Sequence[Waiting]) -> Sequence[_Constraint]:
+    """Return the limits whose slots were all taken while something waited for one."""
     whole = sum(report.spent.values())
     found = list[_Constraint]()
     for use in report.limits:
         if not use.full or not use.slots:
             continue
-        waited = [one for one in waited_for(report, "slot") if one.limit == use.limits]
-        others = whole - sum(one.seconds for one in waited)
-        worked = report.spent.get("action", 0.0) / others if others > 0 else 0.0
+        waited = [one for one in waits if one.doing == "slot" and one.limit == use.limits]
         taken = min(1.0, use.full / whole)
-        share = taken * min(1.0, worked)
+        share = taken * worked(report.spent, report.waited, use)
         found.append(_Constraint("slot", share, waited[0] if waited else None, use, taken))
     return found
-
-
-def _waits(report: Report, doing: Doing, share: float) -> Sequence[_Constraint]:
-    """Divide a share among the limits that were waited for: each can be changed by itself."""
-    # Keys of one limit are one constraint, named for the key that was waited for longest, since
-    # the limit is declared once.
-    limits = dict[str, list[Waited]]()
-    for one in waited_for(report, doing):
-        limits.setdefault(one.limit, []).append(one)
-    whole = sum(one.seconds for waited in limits.values() for one in waited)
-    if not whole:
-        return (_Constraint(doing, share),)
-    uses = {use.limits: use for use in report.limits}
-    return [
-        _Constraint(
-            doing, share * sum(one.seconds for one in waited) / whole, waited[0], uses.get(limit)
-        )
-        for limit, waited in limits.items()
-    ]
 
 
 def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
@@ -378,6 +356,8 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
     if use is None or not use.slots:
         limit = one.waited.limit if one.waited is not None else ""
         what = f"raising {limit}" if limit else "more slots or children in flight"
+        if limit == "in flight":
+            what = "more children in flight, by limits= of the fan-out,"
         return f"{what} would help: {part} of the time is waiting for a slot", 2.0
     slots, factor = int(use.slots), 2.0
     if one.taken:
@@ -387,19 +367,13 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
         if working:  # as many as all that worked or waited
             factor = min(2.0, (working + one.share) / working)
     more = max(slots + 1, ceil(slots * factor))
-    return f"raising {_limit(use)} to {more:,} would help: {why}", more / slots
-
-
-def _limit(use: LimitUse) -> str:
-    """Name a limit as it is written; the children in flight of a fan-out by its ``limits=``."""
-    if use.part < 0:
-        return f"Limits({number(use.slots or 0)}) of {use.owner}"
-    return use.limits
+    return f"raising {name_of(use)} to {more:,} would help: {why}", more / slots
 
 
 def _noun(one: _Constraint) -> str:
     key = "" if one.waited is None else one.waited.key
     limit = "" if one.waited is None else one.waited.limit
+    keys = 0 if one.waited is None else one.waited.keys
     match one.doing:
         case "rate" if key:
             return f"the rate of {key}"
@@ -407,8 +381,14 @@ def _noun(one: _Constraint) -> str:
             return f"key {key!r}"
         case "breaker" if key:
             return f"breaker {key!r}"
+        case "rate" if keys:
+            return f"the rate of {keys:,} keys"
+        case "key" if keys:
+            return f"{keys:,} keys"
+        case "breaker" if keys:
+            return f"the breakers of {keys:,} keys"
         case "slot" if one.use is not None:
-            return _limit(one.use)
+            return name_of(one.use)
         case "slot" if limit:
             return limit
         case "slot":

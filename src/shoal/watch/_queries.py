@@ -207,6 +207,7 @@ class Queries:
                 age=age,
                 speed=speed,
                 costs=costs if is_root else {},
+                child=None if is_root else path,
             ),
             is_lost=is_lost,
             breadcrumbs=_ancestors(path),
