@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from shoal import Application, Graph, Limits, MemoryStore, Rate, Retry, Runtime, action, fan_out
+from shoal._events.report_text import parse_report, report_text
 from shoal.watch import Explanation, Queries, explain
 from shoal.watch._headline import held_up
 
@@ -293,3 +294,54 @@ async def test_what_held_a_run_up_before_does_not_hold_it_up_now():
 async def long(all: list[int]) -> int:  # noqa: A002 # the name of a field
     await anyio.sleep(100)
     return len(all)
+
+
+# -- stragglers ------------------------------------------------------------------------------------
+
+
+@action(reads=["n"], writes=["m"])
+async def uneven(n: int) -> int:
+    await anyio.sleep(8 if n in (0, 1000) else 0.3)
+    return n
+
+
+@pytest.mark.parametrize(
+    ("ns", "took", "helps"),
+    [
+        ([0, *range(1, 101)], "child 0 of ms took 8 s of 8 s", "making it faster would help, and"),
+        (
+            [*range(1, 501), 1000],
+            "child 1000 of ms took 8 s of 11 s",
+            "making it faster, or starting it earlier, would help",
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_store", [False, True])
+async def test_a_child_that_takes_longest_is_named(
+    ns: list[int], took: str, helps: str, *, has_store: bool
+):
+    each = fan_out(uneven, over="ns", item="n", key=int, into="ms", limits=Limits(50), name="ms")
+    store = MemoryStore() if has_store else None
+    async with Runtime(store=store, watch=True) as runtime:
+        result = await runtime.run(Application(each), {"ns": ns}, id="a" if has_store else None)
+    found = explain(result)
+    assert found.advice.startswith(took)
+    assert helps in found.advice
+    assert found.slowest[0].path.key == ns[0 if ns[0] == 0 else -1]
+    assert found.slowest[0].status == "succeeded"
+    assert found.slowest[0].elapsed == pytest.approx(8, abs=0.01)
+    assert len(found.slowest) <= 5
+    assert result.report is not None
+    assert result.report == parse_report(report_text(result.report))
+    if store is not None:
+        again = await Queries(store).explain("a")
+        assert again.slowest[0].path == found.slowest[0].path
+        assert again.critical_path[-1].row.path == found.slowest[0].path
+
+
+async def test_few_children_at_once_are_no_stragglers():
+    for limits in (1, 2, 20):
+        each = fan_out(second, over="items", into="all", limits=Limits(limits), name="all")
+        async with Runtime(watch=True) as runtime:
+            result = await runtime.run(Application(each), {"items": list(range(40))})
+        assert "child" not in explain(result).advice

@@ -140,6 +140,22 @@ class Waited:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlowRun:
+    """One of the children, at any depth, that took longest; without those that have children."""
+
+    path: RunPath
+    seconds: float
+    """From its start to its end, or to the report. Waiting for limits is included."""
+    began: float
+    """Seconds after the execution began."""
+    alone: float = 0.0
+    """Seconds of the makespan in which it worked and was the oldest of the last: its fan-out had no
+    further elements, and a tenth of those that it may have in flight, or fewer."""
+    status: Literal["running", "succeeded", "failed", "cancelled", "skipped", "halted"] = "running"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a root run and its descendants do at one moment, and did until then."""
 
@@ -161,6 +177,8 @@ class Report:
     """Fan-outs under way, the outermost first, at most 50."""
     longest: tuple[LiveRun, ...] = ()
     """The runs in flight that have been so longest, at most 50."""
+    slowest: tuple[SlowRun, ...] = ()
+    """The children that took longest of all that were sampled, ended or not; at most 5."""
     limits: tuple[LimitUse, ...] = ()
     in_flight: int = 0
     """How many runs without live children are in flight."""

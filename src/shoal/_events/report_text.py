@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 from .identity import Key, RunPath
-from .report import LimitUse, LiveRun, LiveStep, Report, Waited
+from .report import LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
 
 T = TypeVar("T")
 
@@ -16,6 +16,7 @@ _PARTS: Mapping[str, type[object]] = {
     "limits": LimitUse,
     "longest": LiveRun,
     "recent_waited": Waited,
+    "slowest": SlowRun,
     "steps": LiveStep,
     "waited": Waited,
 }

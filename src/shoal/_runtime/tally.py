@@ -20,7 +20,8 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
-from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
+from shoal._events.events import Status
+from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
@@ -44,6 +45,10 @@ FADED = 0.001
 """Seconds: less is not worth telling as recent."""
 RECENT = 3.0
 """Seconds after which what was done counts a third as much in what is told to be recent."""
+SLOWEST = 5
+"""Children of which a report tells that they took longest."""
+FEW = 10
+"""The last children of a fan-out are a part of so many of those that it may have in flight."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
 
@@ -52,6 +57,30 @@ class Context(Protocol):
     """The part of an attempt's ``Context`` that a report reads."""
 
     _note: str
+
+
+@final
+class _Slow:
+    """A child that has been in flight long."""
+
+    __slots__ = ("alone", "path", "run", "seconds", "started_at", "status")
+
+    def __init__(self, run: Run) -> None:
+        self.run: Run | None = run  # None once it has ended: its state needs no memory any more
+        self.path = run.path
+        self.started_at = run.started_at
+        self.seconds = 0.0
+        self.alone = 0.0
+        self.status: Status | None = None
+
+    def update(self, now: float) -> None:
+        run = self.run
+        if run is None:
+            return
+        self.seconds = max(0.0, now - self.started_at)
+        if run.status is not None:
+            self.status, self.run = run.status, None
+            self.seconds = run.elapsed or self.seconds
 
 
 @final
@@ -79,6 +108,7 @@ class Tally:
         self._recent: dict[Doing, float] = {}
         self._recently_waited: dict[Wait, float] = {}
         self._recently_full: dict[tuple[str, int], float] = {}
+        self._slowest: list[_Slow] = []
         # By owner and part of a limit: how long it was full, and its use when it was full last.
         self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
@@ -114,6 +144,8 @@ class Tally:
             sample = Sample(run, living, self._marks, now=now, turn=self.samples)
             self._peak = max(self._peak, sample.in_flight)
             self._last = run, living, sample
+            self._leaves = self._oldest(run, living, sample)
+            self._remember(self._leaves, sample, now, now - began)
         # Before its beginning is saved the run waits for its store.
         self._count(sample, now, due, "store" if run is None else "other")
         self._count_full((*uses_in_flight(self.groups), *limits), now - began)
@@ -126,6 +158,7 @@ class Tally:
     def end(self, now: float, due: float) -> None:
         """Count the rest: the run has ended. It did what it did in the last sample."""
         self._count(None if self._last is None else self._last[2], now, due, "other")
+        self._remember((), None, now, 0.0)
         self._last = None
         self._since = {}
 
@@ -204,6 +237,16 @@ class Tally:
             recent_waited=_told(self._recently_waited, owned),
             steps=steps,
             longest=longest,
+            slowest=tuple(
+                SlowRun(
+                    path=one.path,
+                    seconds=one.seconds,
+                    began=max(0.0, one.started_at - self._began_at),
+                    alone=one.alone,
+                    status=one.status or "running",
+                )
+                for one in self._slowest[:SLOWEST]
+            ),
             limits=(
                 *[self._with_full(use) for use in limits],
                 *(self._were_full(limits) if is_over else ()),
@@ -228,6 +271,23 @@ class Tally:
                 return leaves
         self._searched_at = self.samples
         return sample.longest(run, living)
+
+    def _remember(
+        self, leaves: Sequence[Leaf], sample: Sample | None, now: float, interval: float
+    ) -> None:
+        """Remember the children that took longest, and how long one of them was the last."""
+        oldest = [leaf for leaf in leaves if leaf.group is not None][:SLOWEST]
+        known = {id(one.run): one for one in self._slowest if one.run is not None}
+        for leaf in oldest:
+            if id(leaf.run) not in known:
+                known[id(leaf.run)] = _Slow(leaf.run)
+                self._slowest.append(known[id(leaf.run)])
+        if oldest and sample is not None and _is_last(oldest[0], sample):
+            known[id(oldest[0].run)].alone += interval
+        for one in self._slowest:
+            one.update(now)
+        self._slowest.sort(key=lambda one: -one.seconds)
+        del self._slowest[2 * SLOWEST :]
 
     def _count_full(self, limits: Sequence[LimitUse], interval: float) -> None:
         """Count an interval for each limit that is full.
@@ -327,6 +387,17 @@ class Tally:
             title="" if group is None else title_of(run, group),
             note=note,
         )
+
+
+def _is_last(leaf: Leaf, sample: Sample) -> bool:
+    """Return whether a child that works is one of the last, and nothing waits."""
+    group = leaf.group
+    if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
+        return False
+    ledger = None if group.ledger_of is None else group.ledger_of()
+    count = group.started + (0 if ledger is None else ledger.total)
+    few = max(1, int(min(count, group.slots)) // FEW)
+    return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few
 
 
 def _is_at_first(run: Run) -> bool:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, Waited
+from shoal._events.report import Doing, LimitUse, Report, SlowRun, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
@@ -193,11 +193,19 @@ def explained(
         shares=shares_of(report),
         waited=sorted(report.waited, key=lambda one: -one.seconds),
         critical_path=critical_path,
-        slowest=slowest,
+        slowest=slowest or (_slowest_of(report) if path.parent is None else ()),
         advice=advice_on(report),
         notes=tuple(notes),
         samples=report.samples,
     )
+
+
+def _slowest_of(report: Report) -> Sequence[Row]:
+    return [
+        Row(path=one.path, status=one.status, elapsed=one.seconds)
+        for one in report.slowest
+        if one.seconds
+    ]
 
 
 def unexplained(
@@ -243,6 +251,8 @@ class _Constraint(NamedTuple):
     use: LimitUse | None = None
     taken: float = 0.0
     """The part of the time in which all slots were taken; 0 if that isn't known."""
+    slow: SlowRun | None = None
+    """A child that worked on when the others had ended."""
 
 
 def advice_on(report: Report) -> str:
@@ -258,7 +268,7 @@ def advice_on(report: Report) -> str:
     if not found or found[0].share < _NOTABLE:
         return _of_actions(report, shares)
     first, *others = found
-    helps, factor = _remedy(first, shares)
+    helps, factor = _remedy(first, shares, report)
     # The time that is left after the remedy, as a part of the time now.
     left = 1.0 - first.share * (1.0 - 1.0 / factor)
     if left < _NOTABLE:
@@ -279,6 +289,9 @@ def _constraints(report: Report, shares: Mapping[Doing, float]) -> Sequence[_Con
         if one.doing == "slot" and one.limit in seen:
             continue
         found.append(_Constraint(one.doing, one.seconds / whole, one, uses.get(one.limit)))
+    found += [
+        _Constraint("action", one.alone / whole, slow=one) for one in report.slowest if one.alone
+    ]
     if "reducer" in shares:
         found.append(_Constraint("reducer", shares["reducer"]))
     return found
@@ -298,9 +311,11 @@ def _full(report: Report, waits: Sequence[Waiting]) -> Sequence[_Constraint]:
     return found
 
 
-def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
+def _remedy(one: _Constraint, shares: Mapping[Doing, float], report: Report) -> tuple[str, float]:
     """Return what would help, and by how much the constraint's part of the time is divided."""
     part = percent(one.share)
+    if one.slow is not None:
+        return _sooner(one.slow, one.share, report), inf
     match one.doing:
         case "slot":
             return _more_slots(one, shares)
@@ -346,6 +361,21 @@ def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float
     return text, inf
 
 
+def _sooner(slow: SlowRun, share: float, report: Report) -> str:
+    text = (
+        f"{_child(slow)} took {length(slow.seconds)} of {length(report.seconds)}, and for "
+        f"{percent(share)} of the time hardly anything else was left to do"
+    )
+    if slow.began < _NOTABLE * report.seconds:
+        return f"{text}: making it faster would help, and higher limits would not"
+    return f"{text}: making it faster, or starting it earlier, would help"
+
+
+def _child(slow: SlowRun) -> str:
+    path = slow.path
+    return f"child {brief(path.act if path.key == '' else path.key)} of {path.step}"
+
+
 def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
     """Return which limit to raise to what: to twice as many at most.
 
@@ -371,6 +401,8 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
 
 
 def _noun(one: _Constraint) -> str:
+    if one.slow is not None:
+        return _child(one.slow)
     key = "" if one.waited is None else one.waited.key
     limit = "" if one.waited is None else one.waited.limit
     keys = 0 if one.waited is None else one.waited.keys
