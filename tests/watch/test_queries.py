@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from shoal import (
     race,
 )
 from shoal.errors import UnknownRun
+from shoal.stores import RunSummary
+from shoal.stores._watching import Bin
 from shoal.watch import LimitUse, LiveRun, LiveStep, Queries, Report, Row, path_text
 from tests.stores.postgres import PostgresServer
 from tests.watch.reporting import Listing, Reporting, make_report
@@ -233,6 +236,52 @@ async def test_the_pace_is_that_of_the_last_seconds():
         await anyio.sleep(10)
         found = await queries.overview("a")
         assert found.headline.pace == pytest.approx(1.0, abs=0.2)
+
+
+class Resumed(Reporting):
+    """A store in which the run has begun half an hour ago, and was resumed 12 seconds ago."""
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        found = await super().summary(run_id)
+        ended_at = None if found is None or found.ended_at is None else time.time()
+        return found and found._replace(began_at=time.time() - 1800, ended_at=ended_at)
+
+    async def row(self, path: RunPath) -> Row | None:
+        found = await super().row(path)
+        return found and found._replace(
+            began_at=time.time() - 1800,
+            ended_at=None if found.status == "running" else time.time(),
+            elapsed=0.0 if found.status == "running" else 1800.0,
+        )
+
+    async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
+        now = time.time()
+        first = Bin(now - 1800, now - 1798, {"succeeded": 40})
+        return [first, Bin(now - 6, now - 4, {"succeeded": 6}), Bin(now - 2, now, {"succeeded": 6})]
+
+
+async def test_the_pace_of_a_resumed_run_is_that_of_its_last_execution():
+    async with running(Application(numbers), {"numbers": [0, 1, 2, 50]}) as memory:
+        await anyio.sleep(10)
+        store = Resumed(memory)
+        store.write(report(spent={"action": 12.0}), age=0.1)
+        found = await Queries(store).overview("a")
+        assert found.headline.pace == pytest.approx(1.2, abs=0.05), "12 in the last 10 s"
+        explained = await Queries(store).explain("a")
+    (note,) = explained.notes
+    assert note == (
+        "the run was resumed: the shares and the advice are those of its last execution, which "
+        "has taken 12 s; children that had ended before took their times then"
+    )
+    assert explained.critical_path[0].seconds == pytest.approx(12.0)
+
+
+async def test_the_pace_of_a_resumed_run_that_has_ended():
+    memory = await squared(MemoryStore())
+    kept = Resumed(memory)
+    kept.write(report(spent={"action": 12.0}, is_over=True), age=0.0)
+    found = await Queries(kept).overview("a")
+    assert found.headline.pace == pytest.approx(1.0, abs=0.05), "not 8 in half an hour"
 
 
 async def test_losers_of_a_race_are_no_failures(store: Any):

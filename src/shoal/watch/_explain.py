@@ -177,10 +177,29 @@ _NO_REPORT = (
 
 
 def explained(
-    report: Report, path: RunPath, critical_path: Sequence[Link] = (), slowest: Sequence[Row] = ()
+    report: Report,
+    path: RunPath,
+    critical_path: Sequence[Link] = (),
+    slowest: Sequence[Row] = (),
+    *,
+    is_resumed: bool = False,
 ) -> Explanation:
-    """Make an explanation of a report and of what the store knows."""
+    """Make an explanation of a report and of what the store knows.
+
+    Args:
+        report: The last report about the root run.
+        path: The run to explain.
+        critical_path: See ``Explanation``.
+        slowest: See ``Explanation``.
+        is_resumed: Whether there were executions before the one that has reported.
+    """
     notes = list[str]()
+    if is_resumed:
+        notes.append(
+            f"the run was resumed: the shares and the advice are those of its last execution, "
+            f"which {'took' if report.is_over else 'has taken'} {length(report.seconds)}; children "
+            f"that had ended before took their times then"
+        )
     if path.parent is not None:
         notes.append(f"the shares are those of the whole root run {report.run_id}")
     if report.samples < _FEW:
