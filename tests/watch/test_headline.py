@@ -53,11 +53,11 @@ def said(**more: Any) -> Headline:
 def test_the_sentence_of_a_run_under_way():
     line = said()
     assert line.text == (
-        "12,431 of 20,000 · 312 failed · 20 running · 41/s · about 3 min left · "
+        "12,431 of 20,000 · 312 failed · 119 cancelled · 20 running · 41/s · about 3 min left · "
         'held up by rate "openai" (83 % of waiting)'
     )
     assert [name for name, _ in line.parts] == [
-        *("done", "failed", "running", "pace", "left", "held up")
+        *("done", "failed", "cancelled", "running", "pace", "left", "held up")
     ]
     assert (line.done, line.total, line.failed, line.running) == (12_431, 20_000, 312, 20)
     assert line.seconds_left == pytest.approx((20_000 - 12_431) / 41.2)
@@ -73,7 +73,10 @@ def test_costs_and_the_age_of_an_old_report_are_said():
 
 def test_a_run_that_has_ended_says_how():
     line = said(status="succeeded", elapsed=192.4, report=None, age=3600.0, speed=64.6)
-    assert line.text == "succeeded after 3 min 12 s · 12,431 of 20,000 · 312 failed · 65/s"
+    assert (
+        line.text
+        == "succeeded after 3 min 12 s · 12,431 of 20,000 · 312 failed · 119 cancelled · 65/s"
+    )
     failed = said(status="failed", why="OSError: no space\nat all", report=None, bars=())
     assert failed.text == "failed: OSError: no space"
 
@@ -215,3 +218,30 @@ def test_a_child_is_held_up_by_its_own_waiting():
     assert line.text.endswith("held up by backoff before further attempts (100 % of waiting)")
     works = RunPath(parent=ROOT, step="pages", act="fetch", key="z")
     assert said(child=works, report=found).held_up_by is None
+
+
+def test_children_that_wait_for_answers_are_not_done():
+    tallies = (StepTally("ask", 0, "ask", {"succeeded": 3, "halted": 1, "cancelled": 4}, 0),)
+    line = said(status="halted", bars=bars_of(ROOT, tallies, None), report=None, speed=None)
+    assert line.text == (
+        "halted: it waits for answers · 7 done · 4 cancelled · 1 waiting for an answer"
+    )
+
+
+def test_losers_of_a_race_are_not_told_as_cancelled():
+    tallies = (StepTally("ask", 0, "slow", {"failed": 2, "cancelled": 3}, 5),)
+    (bar,) = bars_of(ROOT, tallies, None)
+    assert bar.cancelled == 0
+    tallies = (StepTally("ask", 0, "slow", {"failed": 2, "cancelled": 3}, 3),)
+    (bar,) = bars_of(ROOT, tallies, None)
+    assert bar.cancelled == 2
+
+
+def test_a_lost_run_has_the_total_and_the_children_of_its_last_report():
+    tallies = (StepTally("pages", 0, "fetch", {"succeeded": 380, "running": 3}, 0),)
+    step = LiveStep(path=ROOT, step="pages", visit=0, total=800, ended=377, in_flight=20)
+    bars = bars_of(ROOT, tallies, report({"action": 9.0}, steps=(step,)), is_lost=True)
+    (bar,) = bars
+    assert (bar.total, bar.done, bar.gone, bar.in_flight) == (800, 380, 17, 0)
+    line = said(is_lost=True, report=None, speed=None, bars=bars)
+    assert line.text == ("lost: it has no end, and no process executes it · 380 of 800 · 17 lost")

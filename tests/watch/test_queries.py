@@ -216,11 +216,14 @@ async def test_a_run_whose_process_has_died_is_lost():
     async with running(squares, {"numbers": [0, 1, 50]}) as memory:
         await anyio.sleep(10)
         store = Reporting(memory.copy())  # what a durable store has if the process dies now
-        store.write(report(steps=(LiveStep(path=path(), step="numbers", visit=0, in_flight=1),)))
+        live = LiveStep(path=path(), step="numbers", visit=0, total=3, ended=2, in_flight=1)
+        store.write(report(steps=(live,)))
         found = await Queries(store).overview("a")
     assert found.is_lost
     assert found.status == "running"
-    assert found.headline.text == "lost: it has no end, and no process executes it · 2 done"
+    assert found.headline.text == (
+        "lost: it has no end, and no process executes it · 2 of 3 · 1 lost"
+    )
     assert found.headline.running == 0
     assert found.longest == []
 

@@ -18,7 +18,19 @@ from shoal.stores._protocol import ChildStatus
 from ._words import about, length, many, number, pace, percent
 
 Part = Literal[
-    "status", "step", "done", "failed", "running", "pace", "left", "held up", "cost", "age"
+    "status",
+    "step",
+    "done",
+    "failed",
+    "cancelled",
+    "waiting",
+    "running",
+    "lost",
+    "pace",
+    "left",
+    "held up",
+    "cost",
+    "age",
 ]
 """What a part of a headline tells."""
 
@@ -91,6 +103,19 @@ class StepBar:
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many stand at each step of theirs, by what they do there; by the last report."""
     is_under_way: bool = False
+    gone: int = 0
+    """How many were in flight in a process that is gone."""
+
+    @property
+    def halted(self) -> int:
+        """How many wait for answers."""
+        return self.counts.get("halted", 0)
+
+    @property
+    def cancelled(self) -> int:
+        """How many were cancelled and are no losers of a race."""
+        failed = self.counts.get("failed", 0) - self.failed
+        return max(0, self.counts.get("cancelled", 0) - max(0, self.lost - failed))
 
     @property
     def done(self) -> int:
@@ -351,6 +376,15 @@ def headline(
         parts.append(("done", f"{done:,} done" if total is None else f"{done:,} of {total:,}"))
     if failed:
         parts.append(("failed", f"{failed:,} failed"))
+    cancelled = sum(bar.cancelled for bar in about_now)
+    if cancelled:
+        parts.append(("cancelled", f"{cancelled:,} cancelled"))
+    halted = sum(bar.halted for bar in about_now)
+    if halted:
+        parts.append(("waiting", f"{halted:,} waiting for an answer"))
+    gone = sum(bar.gone for bar in about_now)
+    if gone:
+        parts.append(("lost", f"{gone:,} lost"))
     if running:
         parts.append(("running", f"{running:,} running"))
     if speed and about_now:

@@ -184,7 +184,7 @@ class Queries:
         tallies = await inspected.tallies(path)
         is_lost = summary.status == "running" and not summary.holder and row.status == "running"
         is_live = summary.status == "running" and not is_lost
-        bars = bars_of(path, tallies, report if is_live else None)
+        bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
         counts = _counts(tallies)
         seen = self._remember(path)
         done = sum(bar.done for bar in bars)
