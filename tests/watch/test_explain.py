@@ -157,7 +157,7 @@ def test_the_text_has_a_line_for_each_share():
         "critical path",
         "  1 min 40 s  a",
         "        12 s  pages/fetch 'x'",
-        "slowest",
+        "slowest, with their waiting for limits",
         "        12 s  pages/fetch 'x'",
         f"advice: {found.advice}",
     ]

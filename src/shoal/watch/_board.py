@@ -240,7 +240,7 @@ def _depth(one: tuple[tuple[str, ...], _Chain]) -> int:
 
 def _about(run: LiveRun) -> str:
     name = run.title or named(run.path)
-    parts = [f"{name}: {run.step or run.path.act} for {length(run.age)}"]
+    parts = [f"{name}: {run.step or run.path.act} for {how_long(run)}"]
     if run.attempt > 1:
         of = "" if run.attempts is None else f"/{run.attempts}"
         parts.append(f"attempt {run.attempt}{of}")
@@ -251,6 +251,20 @@ def _about(run: LiveRun) -> str:
     if run.note:
         parts.append(run.note)
     return " · ".join(parts)
+
+
+def how_long(run: LiveRun) -> str:
+    """Return how long a run has been doing what it does now, and its age if that is longer.
+
+    The age includes its waiting for limits, from the moment that its element was read.
+    """
+    if run.age - run.since < max(_SAME, run.age / 10):
+        return length(run.age)
+    return f"{length(run.since)}, {length(run.age)} in all"
+
+
+_SAME = 0.5
+"""Seconds: when a run began what it does now is known to a sample or two."""
 
 
 def named(path: RunPath) -> str:

@@ -61,7 +61,7 @@ class Explanation:
     critical_path: Sequence[Link] = ()
     """The run, its child that ended last, that child's, and so on."""
     slowest: Sequence[Row] = ()
-    """The children that took longest; at most 5."""
+    """The children that took longest, with the time that they waited for limits; at most 5."""
     advice: str = ""
     """What would make it faster, computed from the shares; empty if there is no report."""
     notes: Sequence[str] = ()
@@ -91,7 +91,7 @@ class Explanation:
                 for link in self.critical_path
             ]
         if self.slowest:
-            lines.append("slowest")
+            lines.append("slowest, with their waiting for limits")
             lines += [f"  {length(row.elapsed):>10}  {_place(row.path)}" for row in self.slowest]
         if self.advice:
             lines.append(f"advice: {self.advice}")
