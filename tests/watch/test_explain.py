@@ -157,7 +157,7 @@ def test_the_text_has_a_line_for_each_share():
         "critical path",
         "  1 min 40 s  a",
         "        12 s  pages/fetch 'x'",
-        "slowest",
+        "slowest, with their waiting for limits",
         "        12 s  pages/fetch 'x'",
         f"advice: {found.advice}",
     ]
@@ -166,3 +166,10 @@ def test_the_text_has_a_line_for_each_share():
         "would then be the next limit (29 % of what is left)"
     )
     assert explained(given, child).notes == ("the shares are those of the whole root run a",)
+
+
+def test_children_in_flight_are_named_by_the_limits_of_the_fan_out():
+    waited = (Waited(limit="in flight", key="", seconds=90.0, doing="slot"),)
+    assert advice_on(report({"slot": 90.0, "action": 10.0}, waited=waited)).startswith(
+        "more children in flight, by limits= of the fan-out, would help"
+    )

@@ -8,7 +8,9 @@ import anyio
 import pytest
 
 from shoal import Application, Graph, Limits, MemoryStore, Rate, Retry, Runtime, action, fan_out
+from shoal._events.report_text import parse_report, report_text
 from shoal.watch import Explanation, Queries, explain
+from shoal.watch._headline import held_up
 
 pytestmark = pytest.mark.anyio
 
@@ -210,3 +212,136 @@ async def test_a_live_handle_knows_how_long_a_limit_was_full():
         handle.cancel("enough")
     assert report is not None
     assert report.limits[0].full == pytest.approx(2, abs=0.3)
+
+
+# -- what holds a run up now -----------------------------------------------------------------------
+
+
+async def stuck_after(seconds: float, app: Application[Any], items: int) -> str:
+    """Return what holds a run up after so many seconds."""
+    async with Runtime(watch=True) as runtime:
+        handle = await runtime.start(app, {"items": list(range(items))})
+        await anyio.sleep(seconds)
+        report = handle.report
+        handle.cancel("enough")
+    assert report is not None
+    assert sum(report.recent.values()) == pytest.approx(3, abs=1)
+    found = held_up(report)
+    return "" if found is None else found.sentence
+
+
+async def test_a_full_limit_with_further_elements_holds_a_run_up():
+    app = Application(fan_out(second, over="items", into="all", limits=Limits(3), name="all"))
+    assert await stuck_after(9.5, app, 100) == "held up by Limits(3) of all"
+    assert await stuck_after(9.5, app, 30) == "held up by Limits(3) of all"
+    long_at_last = fan_out(last_long, over="items", into="all", limits=Limits(3), name="all")
+    assert await stuck_after(20, Application(long_at_last), 3) == "", "no element is left"
+
+
+@action(reads=["item"], writes=["done"])
+async def last_long(item: int) -> int:
+    await anyio.sleep(100 if item == 2 else 1)
+    return item
+
+
+async def test_a_rate_of_several_keys_is_one_limit():
+    @action(reads=["item"], writes=["done"], limits=Limits(rate=Rate(5, burst=1), by=host))
+    async def ask(item: int) -> int:
+        return item
+
+    app = Application(fan_out(ask, over="items", into="all", limits=Limits(100)))
+    assert await stuck_after(5, app, 200) == "held up by rate of 4 keys (100 % of waiting)"
+    found = await explained(app, 200)
+    assert found.advice.startswith("the rate of 4 keys is used up")
+
+
+def host(state: Any) -> str:
+    return "abcd"[state["item"] % 4]
+
+
+async def test_a_report_tells_of_the_keys_for_which_it_has_no_place():
+    @action(reads=["item"], writes=["done"], limits=Limits(1, by=lambda state: state["item"] % 40))
+    async def alone(item: int) -> int:
+        await anyio.sleep(2)
+        return item
+
+    async with Runtime(watch=True) as runtime:
+        app = Application(fan_out(alone, over="items", into="all", limits=Limits(80)))
+        result = await runtime.run(app, {"items": list(range(80))})
+    assert result.report is not None
+    (others,) = [one for one in result.report.waited if one.others]
+    assert (others.others, len(result.report.waited)) == (20, 21)
+    assert sum(one.seconds for one in result.report.waited) == pytest.approx(
+        result.report.spent["key"]
+    )
+    assert "waiting for 40 keys" in explain(result).advice
+
+
+async def test_what_held_a_run_up_before_does_not_hold_it_up_now():
+    @action(reads=["item"], writes=["done"], limits=Limits(1))
+    async def one_at_a_time(item: int) -> int:
+        await anyio.sleep(1)
+        return item
+
+    chain = Graph.chain(fan_out(one_at_a_time, over="items", into="all", name="slow"), long)
+    assert await stuck_after(19, Application(chain), 20) == (
+        "held up by slots of Limits(1) (100 % of waiting)"
+    )
+    assert await stuck_after(30, Application(chain), 20) == ""
+
+
+@action(reads=["all"], writes=["end"])
+async def long(all: list[int]) -> int:  # noqa: A002 # the name of a field
+    await anyio.sleep(100)
+    return len(all)
+
+
+# -- stragglers ------------------------------------------------------------------------------------
+
+
+@action(reads=["n"], writes=["m"])
+async def uneven(n: int) -> int:
+    await anyio.sleep(8 if n in (0, 1000) else 0.3)
+    return n
+
+
+@pytest.mark.parametrize(
+    ("ns", "took", "helps"),
+    [
+        ([0, *range(1, 101)], "child 0 of ms took 8 s of 8 s", "making it faster would help, and"),
+        (
+            [*range(1, 501), 1000],
+            "child 1000 of ms took 8 s of 11 s",
+            "making it faster, or starting it earlier, would help",
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_store", [False, True])
+async def test_a_child_that_takes_longest_is_named(
+    ns: list[int], took: str, helps: str, *, has_store: bool
+):
+    each = fan_out(uneven, over="ns", item="n", key=int, into="ms", limits=Limits(50), name="ms")
+    store = MemoryStore() if has_store else None
+    async with Runtime(store=store, watch=True) as runtime:
+        result = await runtime.run(Application(each), {"ns": ns}, id="a" if has_store else None)
+    found = explain(result)
+    assert found.advice.startswith(took)
+    assert helps in found.advice
+    assert found.slowest[0].path.key == ns[0 if ns[0] == 0 else -1]
+    assert found.slowest[0].status == "succeeded"
+    assert found.slowest[0].elapsed == pytest.approx(8, abs=0.01)
+    assert len(found.slowest) <= 5
+    assert result.report is not None
+    assert result.report == parse_report(report_text(result.report))
+    if store is not None:
+        again = await Queries(store).explain("a")
+        assert again.slowest[0].path == found.slowest[0].path
+        assert again.critical_path[-1].row.path == found.slowest[0].path
+
+
+async def test_few_children_at_once_are_no_stragglers():
+    for limits in (1, 2, 20):
+        each = fan_out(second, over="items", into="all", limits=Limits(limits), name="all")
+        async with Runtime(watch=True) as runtime:
+            result = await runtime.run(Application(each), {"items": list(range(40))})
+        assert "child" not in explain(result).advice

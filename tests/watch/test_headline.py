@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shoal import RunPath
-from shoal.watch import Headline, LiveStep, Report, StepTally, Waited
+from shoal.watch import Headline, LiveRun, LiveStep, Report, StepTally, Waited
 from shoal.watch._headline import headline, held_up
 from shoal.watch._overview import bars_of
 from shoal.watch._words import about, length, pace
@@ -53,11 +53,11 @@ def said(**more: Any) -> Headline:
 def test_the_sentence_of_a_run_under_way():
     line = said()
     assert line.text == (
-        "12,431 of 20,000 · 312 failed · 20 running · 41/s · about 3 min left · "
+        "12,431 of 20,000 · 312 failed · 119 cancelled · 20 running · 41/s · about 3 min left · "
         'held up by rate "openai" (83 % of waiting)'
     )
     assert [name for name, _ in line.parts] == [
-        *("done", "failed", "running", "pace", "left", "held up")
+        *("done", "failed", "cancelled", "running", "pace", "left", "held up")
     ]
     assert (line.done, line.total, line.failed, line.running) == (12_431, 20_000, 312, 20)
     assert line.seconds_left == pytest.approx((20_000 - 12_431) / 41.2)
@@ -73,7 +73,10 @@ def test_costs_and_the_age_of_an_old_report_are_said():
 
 def test_a_run_that_has_ended_says_how():
     line = said(status="succeeded", elapsed=192.4, report=None, age=3600.0, speed=64.6)
-    assert line.text == "succeeded after 3 min 12 s · 12,431 of 20,000 · 312 failed · 65/s"
+    assert (
+        line.text
+        == "succeeded after 3 min 12 s · 12,431 of 20,000 · 312 failed · 119 cancelled · 65/s"
+    )
     failed = said(status="failed", why="OSError: no space\nat all", report=None, bars=())
     assert failed.text == "failed: OSError: no space"
 
@@ -152,3 +155,93 @@ def test_times_have_two_units_and_estimates_one():
         *("1,234/s", "41/s", "4.1/s", "30/min", "20/h")
     ]
     assert all(re.fullmatch(r"[\d,.]+/(s|min|h)", pace(2.0**n)) for n in range(-20, 20))
+
+
+def waits(*seconds: float, doing: Any = "rate") -> tuple[Waited, ...]:
+    limit = "Limits(rate=Rate(5), by=host)"
+    return tuple(
+        Waited(limit=limit, key=f"host {at}", seconds=one, doing=doing)
+        for at, one in enumerate(seconds)
+    )
+
+
+@pytest.mark.parametrize(
+    ("waited", "text"),
+    [
+        (waits(50.0), 'rate "host 0"'),
+        (waits(12.0, 13.0, 12.5, 12.5), "rate of 4 keys"),
+        (waits(10.0, 30.0, 5.0, 5.0), 'rate "host 1"'),
+        (
+            (
+                *waits(2.0),
+                Waited(
+                    limit="Limits(rate=Rate(5), by=host)",
+                    key="",
+                    seconds=48.0,
+                    doing="rate",
+                    others=900,
+                ),
+            ),
+            "rate of 901 keys",
+        ),
+    ],
+)
+def test_a_key_is_named_if_most_waiting_is_for_it(waited: tuple[Waited, ...], text: str):
+    stuck = held_up(report({"rate": 50.0, "action": 50.0}, waited=waited))
+    assert stuck is not None
+    assert stuck.text == text
+
+
+def test_two_rates_share_the_waiting():
+    waited = (
+        *waits(30.0),
+        Waited(limit="Limits(rate=Rate(9))", key="", seconds=20.0, doing="rate"),
+    )
+    stuck = held_up(report({"rate": 50.0, "action": 50.0}, waited=waited))
+    assert stuck is not None
+    assert stuck.sentence == 'held up by rate "host 0" (60 % of waiting)'
+
+
+def test_a_few_milliseconds_hold_no_run_up():
+    assert held_up(report({"store": 0.04, "action": 0.01})) is None
+
+
+def test_a_child_is_held_up_by_its_own_waiting():
+    child = RunPath(parent=ROOT, step="pages", act="fetch", key="x")
+    other = RunPath(parent=ROOT, step="pages", act="fetch", key="y")
+    step = LiveStep(path=other, step="parts", visit=0, at={"part": {"backoff": 3, "action": 1}})
+    run = LiveRun(path=child, step="fetch", doing="rate", since=3.0, age=4.0, limit_key="openai")
+    found = report(dict(BUSY.spent), waited=BUSY.waited, longest=(run,), steps=(step,))
+    line = said(child=child, report=found)
+    assert line.text.endswith('held up by rate "openai" (100 % of waiting)')
+    line = said(child=other, report=found)
+    assert line.text.endswith("held up by backoff before further attempts (100 % of waiting)")
+    works = RunPath(parent=ROOT, step="pages", act="fetch", key="z")
+    assert said(child=works, report=found).held_up_by is None
+
+
+def test_children_that_wait_for_answers_are_not_done():
+    tallies = (StepTally("ask", 0, "ask", {"succeeded": 3, "halted": 1, "cancelled": 4}, 0),)
+    line = said(status="halted", bars=bars_of(ROOT, tallies, None), report=None, speed=None)
+    assert line.text == (
+        "halted: it waits for answers · 7 done · 4 cancelled · 1 waiting for an answer"
+    )
+
+
+def test_losers_of_a_race_are_not_told_as_cancelled():
+    tallies = (StepTally("ask", 0, "slow", {"failed": 2, "cancelled": 3}, 5),)
+    (bar,) = bars_of(ROOT, tallies, None)
+    assert bar.cancelled == 0
+    tallies = (StepTally("ask", 0, "slow", {"failed": 2, "cancelled": 3}, 3),)
+    (bar,) = bars_of(ROOT, tallies, None)
+    assert bar.cancelled == 2
+
+
+def test_a_lost_run_has_the_total_and_the_children_of_its_last_report():
+    tallies = (StepTally("pages", 0, "fetch", {"succeeded": 380, "running": 3}, 0),)
+    step = LiveStep(path=ROOT, step="pages", visit=0, total=800, ended=377, in_flight=20)
+    bars = bars_of(ROOT, tallies, report({"action": 9.0}, steps=(step,)), is_lost=True)
+    (bar,) = bars
+    assert (bar.total, bar.done, bar.gone, bar.in_flight) == (800, 380, 17, 0)
+    line = said(is_lost=True, report=None, speed=None, bars=bars)
+    assert line.text == ("lost: it has no end, and no process executes it · 380 of 800 · 17 lost")

@@ -148,7 +148,10 @@ def test_why_it_waits_and_what_has_run_longest():
     board.update(report(30, step(), spent={"rate": 20, "action": 10}, longest=(slow,)))
     assert "held up by rate" in board.why
     text = as_text([board])
-    assert "fetch[a.html]: fetch for 30 s · attempt 2/5 · again in 4 s · page 3 of 9" in text
+    assert "fetch[a.html]: fetch for 2 s, 30 s in all · attempt 2/5 · again in 4 s · page 3" in text
+    long = replace(slow, since=29.8, doing="action", next_in=None)
+    board.update(report(31, step(), longest=(long,)))
+    assert "fetch[a.html]: fetch for 30 s · attempt 2/5" in as_text([board])
     board.age = 12
     assert board.why == "as of 12 s ago"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from shoal import (
     race,
 )
 from shoal.errors import UnknownRun
+from shoal.stores import RunSummary
+from shoal.stores._watching import Bin
 from shoal.watch import LimitUse, LiveRun, LiveStep, Queries, Report, Row, path_text
 from tests.stores.postgres import PostgresServer
 from tests.watch.reporting import Listing, Reporting, make_report
@@ -199,7 +202,7 @@ async def test_what_runs_now_is_known_from_the_last_report():
         assert [one.path for one in found.longest] == [now]
         child = await queries.overview(now)
         assert child.status == "running"
-        assert child.headline.text.startswith("running square · held up by")
+        assert child.headline.text == "running square", "the root run waits, not the child"
         assert child.row.began_at is not None, "the store doesn't know the child yet"
         assert [one.path for one in child.longest] == [now]
         store.reports["a"] = store.reports["a"]._replace(text='{"run_id": 1}')
@@ -213,11 +216,14 @@ async def test_a_run_whose_process_has_died_is_lost():
     async with running(squares, {"numbers": [0, 1, 50]}) as memory:
         await anyio.sleep(10)
         store = Reporting(memory.copy())  # what a durable store has if the process dies now
-        store.write(report(steps=(LiveStep(path=path(), step="numbers", visit=0, in_flight=1),)))
+        live = LiveStep(path=path(), step="numbers", visit=0, total=3, ended=2, in_flight=1)
+        store.write(report(steps=(live,)))
         found = await Queries(store).overview("a")
     assert found.is_lost
     assert found.status == "running"
-    assert found.headline.text == "lost: it has no end, and no process executes it · 2 done"
+    assert found.headline.text == (
+        "lost: it has no end, and no process executes it · 2 of 3 · 1 lost"
+    )
     assert found.headline.running == 0
     assert found.longest == []
 
@@ -233,6 +239,52 @@ async def test_the_pace_is_that_of_the_last_seconds():
         await anyio.sleep(10)
         found = await queries.overview("a")
         assert found.headline.pace == pytest.approx(1.0, abs=0.2)
+
+
+class Resumed(Reporting):
+    """A store in which the run has begun half an hour ago, and was resumed 12 seconds ago."""
+
+    async def summary(self, run_id: str) -> RunSummary | None:
+        found = await super().summary(run_id)
+        ended_at = None if found is None or found.ended_at is None else time.time()
+        return found and found._replace(began_at=time.time() - 1800, ended_at=ended_at)
+
+    async def row(self, path: RunPath) -> Row | None:
+        found = await super().row(path)
+        return found and found._replace(
+            began_at=time.time() - 1800,
+            ended_at=None if found.status == "running" else time.time(),
+            elapsed=0.0 if found.status == "running" else 1800.0,
+        )
+
+    async def timeline(self, path: RunPath, *, bins: int = 60) -> Sequence[Bin]:
+        now = time.time()
+        first = Bin(now - 1800, now - 1798, {"succeeded": 40})
+        return [first, Bin(now - 6, now - 4, {"succeeded": 6}), Bin(now - 2, now, {"succeeded": 6})]
+
+
+async def test_the_pace_of_a_resumed_run_is_that_of_its_last_execution():
+    async with running(Application(numbers), {"numbers": [0, 1, 2, 50]}) as memory:
+        await anyio.sleep(10)
+        store = Resumed(memory)
+        store.write(report(spent={"action": 12.0}), age=0.1)
+        found = await Queries(store).overview("a")
+        assert found.headline.pace == pytest.approx(1.2, abs=0.05), "12 in the last 10 s"
+        explained = await Queries(store).explain("a")
+    (note,) = explained.notes
+    assert note == (
+        "the run was resumed: the shares and the advice are those of its last execution, which "
+        "has taken 12 s; children that had ended before took their times then"
+    )
+    assert explained.critical_path[0].seconds == pytest.approx(12.0)
+
+
+async def test_the_pace_of_a_resumed_run_that_has_ended():
+    memory = await squared(MemoryStore())
+    kept = Resumed(memory)
+    kept.write(report(spent={"action": 12.0}, is_over=True), age=0.0)
+    found = await Queries(kept).overview("a")
+    assert found.headline.pace == pytest.approx(1.0, abs=0.05), "not 8 in half an hour"
 
 
 async def test_losers_of_a_race_are_no_failures(store: Any):

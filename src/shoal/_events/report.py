@@ -108,6 +108,8 @@ class LimitUse:
     keys: int = 1
     full: float = 0.0
     """Seconds of the makespan in which all its slots were taken, and something waited for one."""
+    recent: float = 0.0
+    """Of that, what counts as recent; see ``Report.recent``."""
     waits: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many wait for each key, the busiest keys first."""
     holders: tuple[str, ...] = ()
@@ -132,6 +134,24 @@ class Waited:
     doing: Doing = "other"
     """What was waited for: a slot, the rate, the key or the breaker of that limit; "other" in
     reports that don't tell."""
+    others: int = 0
+    """For how many further keys of that limit it stands together; 0: for ``key`` alone."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowRun:
+    """One of the children, at any depth, that took longest; without those that have children."""
+
+    path: RunPath
+    seconds: float
+    """From its start to its end, or to the report. Waiting for limits is included."""
+    began: float
+    """Seconds after the execution began."""
+    alone: float = 0.0
+    """Seconds of the makespan in which it worked and was the oldest of the last: its fan-out had no
+    further elements, and a tenth of those that it may have in flight, or fewer."""
+    status: Literal["running", "succeeded", "failed", "cancelled", "skipped", "halted"] = "running"
 
 
 @final
@@ -149,10 +169,16 @@ class Report:
     """Seconds of the makespan by what was done; they add up to ``seconds``."""
     waited: tuple[Waited, ...] = ()
     """The limits and keys that were waited for longest."""
+    recent: Mapping[Doing, float] = field(default_factory=dict[Doing, float])
+    """As ``spent``, of the last few seconds: what is older counts less, by ``exp(-age / 3 s)``."""
+    recent_waited: tuple[Waited, ...] = ()
+    """As ``waited``, of the last few seconds."""
     steps: tuple[LiveStep, ...] = ()
     """Fan-outs under way, the outermost first, at most 50."""
     longest: tuple[LiveRun, ...] = ()
     """The runs in flight that have been so longest, at most 50."""
+    slowest: tuple[SlowRun, ...] = ()
+    """The children that took longest of all that were sampled, ended or not; at most 5."""
     limits: tuple[LimitUse, ...] = ()
     in_flight: int = 0
     """How many runs without live children are in flight."""

@@ -9,13 +9,15 @@ from typing import Any, TypeVar, cast
 
 from .identity import RunPath
 from .paths import key_data, key_of_data
-from .report import LimitUse, LiveRun, LiveStep, Report, Waited
+from .report import LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
 
 T = TypeVar("T")
 
 _PARTS: Mapping[str, type[object]] = {
     "limits": LimitUse,
     "longest": LiveRun,
+    "recent_waited": Waited,
+    "slowest": SlowRun,
     "steps": LiveStep,
     "waited": Waited,
 }

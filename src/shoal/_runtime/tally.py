@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
+from math import exp
 from typing import Any, Protocol, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import ki_unprotected
@@ -19,8 +20,9 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
+from shoal._events.events import Status
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
+from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
@@ -43,6 +45,14 @@ LATE = 0.005
 KEYS = 50_000
 """Characters of the keys in the paths of a report, about. Runs and fan-outs beyond are left out:
 a path that was cut would lead nowhere."""
+FADED = 0.001
+"""Seconds: less is not worth telling as recent."""
+RECENT = 3.0
+"""Seconds after which what was done counts a third as much in what is told to be recent."""
+SLOWEST = 5
+"""Children of which a report tells that they took longest."""
+FEW = 10
+"""The last children of a fan-out are a part of so many of those that it may have in flight."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
 
@@ -54,6 +64,30 @@ class Context(Protocol):
     """The part of an attempt's ``Context`` that a report reads."""
 
     _note: str
+
+
+@final
+class _Slow:
+    """A child that has been in flight long."""
+
+    __slots__ = ("alone", "path", "run", "seconds", "started_at", "status")
+
+    def __init__(self, run: Run) -> None:
+        self.run: Run | None = run  # None once it has ended: its state needs no memory any more
+        self.path = run.path
+        self.started_at = run.started_at
+        self.seconds = 0.0
+        self.alone = 0.0
+        self.status: Status | None = None
+
+    def update(self, now: float) -> None:
+        run = self.run
+        if run is None:
+            return
+        self.seconds = max(0.0, now - self.started_at)
+        if run.status is not None:
+            self.status, self.run = run.status, None
+            self.seconds = run.elapsed or self.seconds
 
 
 @final
@@ -77,6 +111,11 @@ class Tally:
         self._peak = 0
         self._spent: dict[Doing, float] = {}
         self._waited: dict[Wait, float] = {}
+        # The same of the last few seconds.
+        self._recent: dict[Doing, float] = {}
+        self._recently_waited: dict[Wait, float] = {}
+        self._recently_full: dict[tuple[str, int], float] = {}
+        self._slowest: list[_Slow] = []
         # By owner and part of a limit: how long it was full, and its use when it was full last.
         self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
@@ -112,6 +151,8 @@ class Tally:
             sample = Sample(run, living, self._marks, now=now, turn=self.samples)
             self._peak = max(self._peak, sample.in_flight)
             self._last = run, living, sample
+            self._leaves = self._oldest(run, living, sample)
+            self._remember(self._leaves, sample, now, now - began)
         # Before its beginning is saved the run waits for its store.
         self._count(sample, now, due, "store" if run is None else "other")
         self._count_full((*uses_in_flight(self.groups), *limits), now - began)
@@ -124,6 +165,7 @@ class Tally:
     def end(self, now: float, due: float) -> None:
         """Count the rest: the run has ended. It did what it did in the last sample."""
         self._count(None if self._last is None else self._last[2], now, due, "other")
+        self._remember((), None, now, 0.0)
         self._last = None
         self._since = {}
 
@@ -139,24 +181,23 @@ class Tally:
         late = now - max(due, self._until) - reduced
         late = 0.0 if late < LATE else min(late, interval - reduced)
         self._until = now
-        self._spend("reducer", reduced)
-        self._spend("loop", late)
         rest = interval - reduced - late
         doing = {} if sample is None else sample.doing
         count = sum(doing.values())
+        spent: dict[Doing, float] = {"reducer": reduced, "loop": late}
+        waited: dict[Wait, float] = {}
         if sample is None or not count:
-            self._spend(default, rest)
-            return
-        for what, weight in doing.items():
-            self._spend(what, rest * weight / count)
-        for wait, weight in sample.waits.items():
-            self._waited[wait] = self._waited.get(wait, 0.0) + rest * weight / count
+            spent[default] = spent.get(default, 0.0) + rest
+        else:
+            for what, weight in doing.items():
+                spent[what] = spent.get(what, 0.0) + rest * weight / count
+            waited = {wait: rest * weight / count for wait, weight in sample.waits.items()}
+        _add(self._spent, spent)
+        _add(self._waited, waited)
         if len(self._waited) > 2 * WAITS:
             self._waited = dict(_largest(self._waited, WAITS))
-
-    def _spend(self, doing: Doing, seconds: float) -> None:
-        if seconds > 0:
-            self._spent[doing] = self._spent.get(doing, 0.0) + seconds
+        _add_recent(self._recent, spent, interval)
+        _add_recent(self._recently_waited, waited, interval)
 
     # -- the report -----------------------------------------------------------------------------
 
@@ -199,18 +240,21 @@ class Tally:
             samples=self.samples,
             every=every,
             spent=dict(self._spent),
-            waited=tuple(
-                Waited(
-                    limit=wait.limit,
-                    key=wait.key,
-                    owner=owned.get(wait.limit, ""),
-                    seconds=seconds,
-                    doing=wait.doing,
-                )
-                for wait, seconds in _largest(self._waited, WAITS_TOLD)
-            ),
+            waited=_told(self._waited, owned),
+            recent=dict(self._recent),
+            recent_waited=_told(self._recently_waited, owned),
             steps=steps,
             longest=longest,
+            slowest=tuple(
+                SlowRun(
+                    path=one.path,
+                    seconds=one.seconds,
+                    began=max(0.0, one.started_at - self._began_at),
+                    alone=one.alone,
+                    status=one.status or "running",
+                )
+                for one in self._slowest[:SLOWEST]
+            ),
             limits=(
                 *[self._with_full(use) for use in limits],
                 *(self._were_full(limits) if is_over else ()),
@@ -236,6 +280,23 @@ class Tally:
         self._searched_at = self.samples
         return sample.longest(run, living)
 
+    def _remember(
+        self, leaves: Sequence[Leaf], sample: Sample | None, now: float, interval: float
+    ) -> None:
+        """Remember the children that took longest, and how long one of them was the last."""
+        oldest = [leaf for leaf in leaves if leaf.group is not None][:SLOWEST]
+        known = {id(one.run): one for one in self._slowest if one.run is not None}
+        for leaf in oldest:
+            if id(leaf.run) not in known:
+                known[id(leaf.run)] = _Slow(leaf.run)
+                self._slowest.append(known[id(leaf.run)])
+        if oldest and sample is not None and _is_last(oldest[0], sample):
+            known[id(oldest[0].run)].alone += interval
+        for one in self._slowest:
+            one.update(now)
+        self._slowest.sort(key=lambda one: -one.seconds)
+        del self._slowest[2 * SLOWEST :]
+
     def _count_full(self, limits: Sequence[LimitUse], interval: float) -> None:
         """Count an interval for each limit that is full.
 
@@ -244,19 +305,24 @@ class Tally:
         """
         if interval <= 0:
             return
+        # Not those with keys: each key has its slots, and the runs that wait for it tell of it.
         full = {
             (use.owner, use.part): use
             for use in limits
-            if use.slots is not None and use.in_use >= use.slots and use.waiting
+            if use.slots is not None and use.in_use >= use.slots and use.waiting and not use.waits
         }
         for owner, use in full.items():
             seconds = self._full[owner][0] if owner in self._full else 0.0
             self._full[owner] = seconds + interval, use
+        _add_recent(self._recently_full, dict.fromkeys(full, interval), interval)
 
     def _with_full(self, use: LimitUse) -> LimitUse:
         """Add the time for which a limit was full."""
-        full = self._full.get((use.owner, use.part))
-        return use if full is None else replace(use, full=full[0])
+        owner = use.owner, use.part
+        full = self._full.get(owner)
+        if full is None:
+            return use
+        return replace(use, full=full[0], recent=self._recently_full.get(owner, 0.0))
 
     def _were_full(self, limits: Sequence[LimitUse]) -> Iterator[LimitUse]:
         """Yield limits that are no longer in use, and were full: those of fan-outs that are over.
@@ -331,6 +397,17 @@ class Tally:
         )
 
 
+def _is_last(leaf: Leaf, sample: Sample) -> bool:
+    """Return whether a child that works is one of the last, and nothing waits."""
+    group = leaf.group
+    if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
+        return False
+    ledger = None if group.ledger_of is None else group.ledger_of()
+    count = group.started + (0 if ledger is None else ledger.total)
+    few = max(1, int(min(count, group.slots)) // FEW)
+    return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few
+
+
 def _is_at_first(run: Run) -> bool:
     """Return whether a run is in the first attempt of its first step, and waited for no limit."""
     return run.permits is None and run.steps is None and run.retries is None
@@ -397,6 +474,61 @@ def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
         if room < 0:
             return found[:place]
     return found
+
+
+def _told(waited: Mapping[Wait, float], owners: Mapping[str, str]) -> tuple[Waited, ...]:
+    """Return what a report tells of waits: those that took longest, and the others by limit."""
+    told = _largest(waited, WAITS_TOLD)
+    rest: dict[tuple[str, Doing], tuple[float, int]] = {}
+    if len(waited) > len(told):
+        known = {wait for wait, _ in told}
+        for wait, seconds in waited.items():
+            if wait not in known:
+                before, count = rest.get((wait.limit, wait.doing), (0.0, 0))
+                rest[wait.limit, wait.doing] = before + seconds, count + 1
+    return (
+        *(
+            Waited(
+                limit=wait.limit,
+                key=wait.key,
+                owner=owners.get(wait.limit, ""),
+                seconds=seconds,
+                doing=wait.doing,
+            )
+            for wait, seconds in told
+        ),
+        *(
+            Waited(
+                limit=limit,
+                key="",
+                owner=owners.get(limit, ""),
+                seconds=seconds,
+                doing=doing,
+                others=count,
+            )
+            for (limit, doing), (seconds, count) in list(rest.items())[:WAITS_TOLD]
+        ),
+    )
+
+
+K = TypeVar("K")
+
+
+def _add(sums: dict[K, float], parts: Mapping[K, float]) -> None:
+    for name, seconds in parts.items():
+        if seconds > 0:
+            sums[name] = sums.get(name, 0.0) + seconds
+
+
+def _add_recent(sums: dict[K, float], parts: Mapping[K, float], interval: float) -> None:
+    """Let ``sums`` fade by an interval, and add the parts of it; what has faded away is removed."""
+    keeps = exp(-interval / RECENT)
+    for name in list(sums):
+        sums[name] *= keeps
+        if sums[name] < FADED and name not in parts:
+            del sums[name]
+    gain = RECENT * (1.0 - keeps) / interval
+    _add(sums, {name: seconds * gain for name, seconds in parts.items()})
 
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:

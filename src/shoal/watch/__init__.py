@@ -36,7 +36,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from shoal._events.paths import parse_path, path_text
-    from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
+    from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
     from ._burr import BurrExport
@@ -80,6 +80,7 @@ _HOMES = {
     "StepTally": "shoal.stores._watching",
     "Timeline": "shoal.watch._timeline",
     "Value": "shoal.watch._values",
+    "SlowRun": "shoal._events.report",
     "Waited": "shoal._events.report",
     "explain": "shoal.watch._explain",
     "parse_path": "shoal._events.paths",
@@ -112,6 +113,7 @@ __all__ = [
     "Row",
     "RowPage",
     "RunsPage",
+    "SlowRun",
     "StepBar",
     "StepTally",
     "Timeline",

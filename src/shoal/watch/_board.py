@@ -16,7 +16,7 @@ from shoal._events.paths import key_as_text
 from shoal._events.report import LiveRun, LiveStep, Report
 
 from ._headline import held_up
-from ._words import about, length, pace, percent
+from ._words import about, length, pace
 
 WINDOW = 15.0
 """Seconds over which the pace is measured: long enough to be calm, short enough to be news."""
@@ -215,9 +215,7 @@ class Board:
         if self.age > OLD:
             return f"as of {length(self.age)} ago"
         stuck = None if self.report is None else held_up(self.report)
-        if stuck is None:
-            return ""
-        return f"held up by {stuck.text} ({percent(stuck.share)} of waiting)"
+        return "" if stuck is None else stuck.sentence
 
     def long_running(self) -> list[str]:
         """Return a line for each of the runs that have been in flight longest, if that is long."""
@@ -242,7 +240,7 @@ def _depth(one: tuple[tuple[str, ...], _Chain]) -> int:
 
 def _about(run: LiveRun) -> str:
     name = run.title or named(run.path)
-    parts = [f"{name}: {run.step or run.path.act} for {length(run.age)}"]
+    parts = [f"{name}: {run.step or run.path.act} for {how_long(run)}"]
     if run.attempt > 1:
         of = "" if run.attempts is None else f"/{run.attempts}"
         parts.append(f"attempt {run.attempt}{of}")
@@ -253,6 +251,20 @@ def _about(run: LiveRun) -> str:
     if run.note:
         parts.append(run.note)
     return " · ".join(parts)
+
+
+def how_long(run: LiveRun) -> str:
+    """Return how long a run has been doing what it does now, and its age if that is longer.
+
+    The age includes its waiting for limits, from the moment that its element was read.
+    """
+    if run.age - run.since < max(_SAME, run.age / 10):
+        return length(run.age)
+    return f"{length(run.since)}, {length(run.age)} in all"
+
+
+_SAME = 0.5
+"""Seconds: when a run began what it does now is known to a sample or two."""
 
 
 def named(path: RunPath) -> str:

@@ -18,12 +18,12 @@ from typing import NamedTuple, Protocol, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, Waited
+from shoal._events.report import Doing, LimitUse, Report, SlowRun, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
-from ._headline import WAITING, named, waited_for
-from ._words import length, many, number, percent
+from ._headline import Waiting, name_of, named, waits_of, worked
+from ._words import length, many, percent
 
 _NOTABLE = 0.1
 """A smaller part of the time is not worth a change of the program."""
@@ -61,7 +61,7 @@ class Explanation:
     critical_path: Sequence[Link] = ()
     """The run, its child that ended last, that child's, and so on."""
     slowest: Sequence[Row] = ()
-    """The children that took longest; at most 5."""
+    """The children that took longest, with the time that they waited for limits; at most 5."""
     advice: str = ""
     """What would make it faster, computed from the shares; empty if there is no report."""
     notes: Sequence[str] = ()
@@ -91,7 +91,7 @@ class Explanation:
                 for link in self.critical_path
             ]
         if self.slowest:
-            lines.append("slowest")
+            lines.append("slowest, with their waiting for limits")
             lines += [f"  {length(row.elapsed):>10}  {_place(row.path)}" for row in self.slowest]
         if self.advice:
             lines.append(f"advice: {self.advice}")
@@ -123,8 +123,10 @@ def _place(path: RunPath) -> str:
 
 
 def _named(waited: Waited) -> str:
+    if waited.others:
+        return f"{many(waited.others, 'other key')} of {waited.limit}"
     if waited.doing != "other":
-        return named(waited.doing, waited)
+        return named(waited.doing, waited.limit, waited.key)
     return f'"{waited.key}" of {waited.limit}' if waited.key else waited.limit
 
 
@@ -175,10 +177,29 @@ _NO_REPORT = (
 
 
 def explained(
-    report: Report, path: RunPath, critical_path: Sequence[Link] = (), slowest: Sequence[Row] = ()
+    report: Report,
+    path: RunPath,
+    critical_path: Sequence[Link] = (),
+    slowest: Sequence[Row] = (),
+    *,
+    is_resumed: bool = False,
 ) -> Explanation:
-    """Make an explanation of a report and of what the store knows."""
+    """Make an explanation of a report and of what the store knows.
+
+    Args:
+        report: The last report about the root run.
+        path: The run to explain.
+        critical_path: See ``Explanation``.
+        slowest: See ``Explanation``.
+        is_resumed: Whether there were executions before the one that has reported.
+    """
     notes = list[str]()
+    if is_resumed:
+        notes.append(
+            f"the run was resumed: the shares and the advice are those of its last execution, "
+            f"which {'took' if report.is_over else 'has taken'} {length(report.seconds)}; children "
+            f"that had ended before took their times then"
+        )
     if path.parent is not None:
         notes.append(f"the shares are those of the whole root run {report.run_id}")
     if report.samples < _FEW:
@@ -191,11 +212,19 @@ def explained(
         shares=shares_of(report),
         waited=sorted(report.waited, key=lambda one: -one.seconds),
         critical_path=critical_path,
-        slowest=slowest,
+        slowest=slowest or (_slowest_of(report) if path.parent is None else ()),
         advice=advice_on(report),
         notes=tuple(notes),
         samples=report.samples,
     )
+
+
+def _slowest_of(report: Report) -> Sequence[Row]:
+    return [
+        Row(path=one.path, status=one.status, elapsed=one.seconds)
+        for one in report.slowest
+        if one.seconds
+    ]
 
 
 def unexplained(
@@ -237,10 +266,12 @@ class _Constraint(NamedTuple):
     doing: Doing
     share: float
     """The part of the time that it takes: what would be gained if it was no constraint at all."""
-    waited: Waited | None = None
+    waited: Waiting | None = None
     use: LimitUse | None = None
     taken: float = 0.0
     """The part of the time in which all slots were taken; 0 if that isn't known."""
+    slow: SlowRun | None = None
+    """A child that worked on when the others had ended."""
 
 
 def advice_on(report: Report) -> str:
@@ -256,7 +287,7 @@ def advice_on(report: Report) -> str:
     if not found or found[0].share < _NOTABLE:
         return _of_actions(report, shares)
     first, *others = found
-    helps, factor = _remedy(first, shares)
+    helps, factor = _remedy(first, shares, report)
     # The time that is left after the remedy, as a part of the time now.
     left = 1.0 - first.share * (1.0 - 1.0 / factor)
     if left < _NOTABLE:
@@ -268,61 +299,42 @@ def advice_on(report: Report) -> str:
 
 
 def _constraints(report: Report, shares: Mapping[Doing, float]) -> Sequence[_Constraint]:
-    found = list(_full(report))
+    whole = sum(report.spent.values())
+    waits = waits_of(report.spent, report.waited)
+    found = list(_full(report, waits))
     seen = {one.use.limits for one in found if one.use is not None}
-    for doing in (*WAITING, "reducer"):
-        share = shares.get(doing, 0.0)
-        if share:
-            found += [
-                one
-                for one in _waits(report, doing, share)
-                if one.waited is None or doing != "slot" or one.waited.limit not in seen
-            ]
+    uses = {use.limits: use for use in report.limits}
+    for one in waits:
+        if one.doing == "slot" and one.limit in seen:
+            continue
+        found.append(_Constraint(one.doing, one.seconds / whole, one, uses.get(one.limit)))
+    found += [
+        _Constraint("action", one.alone / whole, slow=one) for one in report.slowest if one.alone
+    ]
+    if "reducer" in shares:
+        found.append(_Constraint("reducer", shares["reducer"]))
     return found
 
 
-def _full(report: Report) -> Sequence[_Constraint]:
-    """Return the limits whose slots were all taken while something waited for one.
-
-    More slots only help the runs that worked. If those in flight waited for a rate, say, more of
-    them would wait for it.
-    """
+def _full(report: Report, waits: Sequence[Waiting]) -> Sequence[_Constraint]:
+    """Return the limits whose slots were all taken while something waited for one."""
     whole = sum(report.spent.values())
     found = list[_Constraint]()
     for use in report.limits:
         if not use.full or not use.slots:
             continue
-        waited = [one for one in waited_for(report, "slot") if one.limit == use.limits]
-        others = whole - sum(one.seconds for one in waited)
-        worked = report.spent.get("action", 0.0) / others if others > 0 else 0.0
+        waited = [one for one in waits if one.doing == "slot" and one.limit == use.limits]
         taken = min(1.0, use.full / whole)
-        share = taken * min(1.0, worked)
+        share = taken * worked(report.spent, report.waited, use)
         found.append(_Constraint("slot", share, waited[0] if waited else None, use, taken))
     return found
 
 
-def _waits(report: Report, doing: Doing, share: float) -> Sequence[_Constraint]:
-    """Divide a share among the limits that were waited for: each can be changed by itself."""
-    # Keys of one limit are one constraint, named for the key that was waited for longest, since
-    # the limit is declared once.
-    limits = dict[str, list[Waited]]()
-    for one in waited_for(report, doing):
-        limits.setdefault(one.limit, []).append(one)
-    whole = sum(one.seconds for waited in limits.values() for one in waited)
-    if not whole:
-        return (_Constraint(doing, share),)
-    uses = {use.limits: use for use in report.limits}
-    return [
-        _Constraint(
-            doing, share * sum(one.seconds for one in waited) / whole, waited[0], uses.get(limit)
-        )
-        for limit, waited in limits.items()
-    ]
-
-
-def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
+def _remedy(one: _Constraint, shares: Mapping[Doing, float], report: Report) -> tuple[str, float]:
     """Return what would help, and by how much the constraint's part of the time is divided."""
     part = percent(one.share)
+    if one.slow is not None:
+        return _sooner(one.slow, one.share, report), inf
     match one.doing:
         case "slot":
             return _more_slots(one, shares)
@@ -368,6 +380,21 @@ def _remedy(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float
     return text, inf
 
 
+def _sooner(slow: SlowRun, share: float, report: Report) -> str:
+    text = (
+        f"{_child(slow)} took {length(slow.seconds)} of {length(report.seconds)}, and for "
+        f"{percent(share)} of the time hardly anything else was left to do"
+    )
+    if slow.began < _NOTABLE * report.seconds:
+        return f"{text}: making it faster would help, and higher limits would not"
+    return f"{text}: making it faster, or starting it earlier, would help"
+
+
+def _child(slow: SlowRun) -> str:
+    path = slow.path
+    return f"child {brief(path.act if path.key == '' else path.key)} of {path.step}"
+
+
 def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, float]:
     """Return which limit to raise to what: to twice as many at most.
 
@@ -378,6 +405,8 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
     if use is None or not use.slots:
         limit = one.waited.limit if one.waited is not None else ""
         what = f"raising {limit}" if limit else "more slots or children in flight"
+        if limit == "in flight":
+            what = "more children in flight, by limits= of the fan-out,"
         return f"{what} would help: {part} of the time is waiting for a slot", 2.0
     slots, factor = int(use.slots), 2.0
     if one.taken:
@@ -387,19 +416,15 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
         if working:  # as many as all that worked or waited
             factor = min(2.0, (working + one.share) / working)
     more = max(slots + 1, ceil(slots * factor))
-    return f"raising {_limit(use)} to {more:,} would help: {why}", more / slots
-
-
-def _limit(use: LimitUse) -> str:
-    """Name a limit as it is written; the children in flight of a fan-out by its ``limits=``."""
-    if use.part < 0:
-        return f"Limits({number(use.slots or 0)}) of {use.owner}"
-    return use.limits
+    return f"raising {name_of(use)} to {more:,} would help: {why}", more / slots
 
 
 def _noun(one: _Constraint) -> str:
+    if one.slow is not None:
+        return _child(one.slow)
     key = "" if one.waited is None else one.waited.key
     limit = "" if one.waited is None else one.waited.limit
+    keys = 0 if one.waited is None else one.waited.keys
     match one.doing:
         case "rate" if key:
             return f"the rate of {key}"
@@ -407,8 +432,14 @@ def _noun(one: _Constraint) -> str:
             return f"key {key!r}"
         case "breaker" if key:
             return f"breaker {key!r}"
+        case "rate" if keys:
+            return f"the rate of {keys:,} keys"
+        case "key" if keys:
+            return f"{keys:,} keys"
+        case "breaker" if keys:
+            return f"the breakers of {keys:,} keys"
         case "slot" if one.use is not None:
-            return _limit(one.use)
+            return name_of(one.use)
         case "slot" if limit:
             return limit
         case "slot":

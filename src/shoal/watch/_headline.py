@@ -6,17 +6,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
-from shoal._events.report import Doing, Report, Waited
+from shoal._events.identity import RunPath
+from shoal._events.report import Doing, LimitUse, Report, Waited
 from shoal.stores._protocol import ChildStatus
 
-from ._words import about, length, number, pace, percent
+from ._words import about, length, many, number, pace, percent
 
 Part = Literal[
-    "status", "step", "done", "failed", "running", "pace", "left", "held up", "cost", "age"
+    "status",
+    "step",
+    "done",
+    "failed",
+    "cancelled",
+    "waiting",
+    "running",
+    "lost",
+    "pace",
+    "left",
+    "held up",
+    "cost",
+    "age",
 ]
 """What a part of a headline tells."""
 
@@ -34,6 +48,8 @@ WAITING: tuple[Doing, ...] = (
 
 _NOTABLE = 0.1
 """Less waiting than this part of the time holds no run up."""
+_LEAST = 0.2
+"""Seconds: a shorter wait is over before anybody has read of it."""
 _OLD = 5.0
 """Seconds: a report is written several times per second, so an older one is worth a word."""
 
@@ -49,9 +65,18 @@ class HeldUp:
     key: str = ""
     """The key of that limit."""
     share: float = 0.0
-    """Its part of all waiting, from 0 to 1."""
+    """Its part of all waiting, from 0 to 1; of a limit that ``is_full``, its part of the time."""
     text: str = ""
     """For people: ``rate "openai"``."""
+    is_full: bool = False
+    """Whether a limit of children in flight is full, and there are further elements. These are no
+    runs yet, so nothing in flight waits for that limit."""
+
+    @property
+    def sentence(self) -> str:
+        """``held up by rate "openai" (83 % of waiting)``."""
+        part = "" if self.is_full else f" ({percent(self.share)} of waiting)"
+        return f"held up by {self.text}{part}"
 
 
 @final
@@ -78,6 +103,19 @@ class StepBar:
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many stand at each step of theirs, by what they do there; by the last report."""
     is_under_way: bool = False
+    gone: int = 0
+    """How many were in flight in a process that is gone."""
+
+    @property
+    def halted(self) -> int:
+        """How many wait for answers."""
+        return self.counts.get("halted", 0)
+
+    @property
+    def cancelled(self) -> int:
+        """How many were cancelled and are no losers of a race."""
+        failed = self.counts.get("failed", 0) - self.failed
+        return max(0, self.counts.get("cancelled", 0) - max(0, self.lost - failed))
 
     @property
     def done(self) -> int:
@@ -112,42 +150,156 @@ class Headline:
     held_up_by: HeldUp | None = None
 
 
+@final
+class Waiting(NamedTuple):
+    """The wait for one limit, whatever the keys."""
+
+    doing: Doing
+    seconds: float
+    limit: str = ""
+    owner: str = ""
+    key: str = ""
+    """The key that was waited for, or that has more than half of the waiting; else empty."""
+    keys: int = 0
+    """How many keys were waited for."""
+
+
 def held_up(report: Report) -> HeldUp | None:
-    """Return what a run waits for most; None if it waits little."""
-    spent = {doing: report.spent.get(doing, 0.0) for doing in WAITING}
-    waiting = sum(spent.values())
-    if waiting <= 0 or waiting < _NOTABLE * sum(report.spent.values()):
+    """Return what a run waits for most in these seconds; None if it waits little."""
+    spent, waited = report.spent, report.waited
+    if report.recent:
+        spent, waited = report.recent, report.recent_waited
+    whole = sum(spent.values())
+    least = max(_NOTABLE * whole, _LEAST)
+    found = list[tuple[float, HeldUp]]()
+    waiting = sum(spent.get(doing, 0.0) for doing in WAITING)
+    if waiting >= least:
+        for one in waits_of(spent, waited):
+            stuck = HeldUp(
+                doing=one.doing,
+                limit=_name_in(report, one.limit),
+                key=one.key,
+                share=one.seconds / waiting,
+                text=named(one.doing, _name_in(report, one.limit), one.key, one.keys),
+            )
+            found.append((one.seconds, stuck))
+    for use in report.limits:
+        seconds = use.recent if report.recent else use.full
+        if use.part < 0 and use.slots and seconds:
+            taken = min(1.0, seconds / whole) if whole else 0.0
+            lost = taken * worked(spent, waited, use) * whole
+            if lost >= least:
+                name = name_of(use)
+                stuck = HeldUp(doing="slot", limit=name, share=taken, text=name, is_full=True)
+                found.append((lost, stuck))
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def held_up_at(report: Report, path: RunPath) -> HeldUp | None:
+    """Return what a child waits for, or most of its own children do; None if they wait little."""
+    for run in report.longest:
+        if run.path == path:
+            if run.doing not in WAITING or run.since < _LEAST:
+                return None
+            limit = _name_in(report, run.limit)
+            return HeldUp(
+                doing=run.doing,
+                limit=limit,
+                key=run.limit_key,
+                share=1.0,
+                text=named(run.doing, limit, run.limit_key),
+            )
+    at = Counter[Doing]()
+    for step in report.steps:
+        if step.path == path:
+            for here in step.at.values():
+                at.update(here)
+    waiting = sum(at[doing] for doing in WAITING)
+    if not waiting or waiting < _NOTABLE * at.total():
         return None
-    doing = max(WAITING, key=lambda one: spent[one])
-    waited = waited_for(report, doing)
-    most = waited[0] if waited else None
-    return HeldUp(
-        doing=doing,
-        limit="" if most is None else most.limit,
-        key="" if most is None else most.key,
-        share=spent[doing] / waiting,
-        text=named(doing, most),
-    )
+    doing = max(WAITING, key=lambda one: at[one])
+    return HeldUp(doing=doing, share=at[doing] / waiting, text=named(doing))
 
 
-def waited_for(report: Report, doing: Doing) -> Sequence[Waited]:
-    """Return the limits and keys that were waited for in that way, the longest first."""
-    if doing not in ("slot", "rate", "key", "breaker"):
-        return ()
-    found = [one for one in report.waited if one.doing in (doing, "other")]
+def waits_of(spent: Mapping[Doing, float], waited: Sequence[Waited]) -> Sequence[Waiting]:
+    """Divide the waiting among the limits that were waited for, the longest first.
+
+    A limit is declared once, so it is what can be changed, not each of its keys.
+    """
+    found = list[Waiting]()
+    for doing in WAITING:
+        whole = spent.get(doing, 0.0)
+        if not whole:
+            continue
+        limits = dict[str, list[Waited]]()
+        if doing in _OF_LIMITS:
+            for one in waited:
+                if one.doing in (doing, "other"):
+                    limits.setdefault(one.limit, []).append(one)
+        told = sum(one.seconds for parts in limits.values() for one in parts)
+        if not told:
+            found.append(Waiting(doing, whole))
+            continue
+        for limit, parts in limits.items():
+            seconds = sum(one.seconds for one in parts)
+            keys = sum(one.others or bool(one.key) for one in parts)
+            first = max(parts, key=lambda one: 0.0 if one.others else one.seconds)
+            is_named = not first.others and (keys == 1 or first.seconds > seconds / 2)
+            key = first.key if is_named else ""
+            found.append(Waiting(doing, whole * seconds / told, limit, first.owner, key, keys))
     return sorted(found, key=lambda one: -one.seconds)
 
 
-def named(doing: Doing, waited: Waited | None) -> str:
-    """Name what is waited for, for people."""
+def worked(spent: Mapping[Doing, float], waited: Sequence[Waited], use: LimitUse) -> float:
+    """Return how much of the runs in flight worked, of those that had a slot of a limit.
+
+    More slots help only these. If those in flight waited for a rate, say, more of them would wait.
+    """
+    slots = [one for one in waited if one.doing == "slot" and one.limit == use.limits]
+    others = sum(spent.values()) - sum(one.seconds for one in slots)
+    return min(1.0, spent.get("action", 0.0) / others) if others > 0 else 0.0
+
+
+def name_of(use: LimitUse) -> str:
+    """Name a limit as it is written; the children in flight of a fan-out by its ``limits=``."""
+    return f"Limits({number(use.slots or 0)}) of {use.owner}" if use.part < 0 else use.limits
+
+
+_IN_FLIGHT = "in flight"
+
+
+def _name_in(report: Report, limit: str) -> str:
+    """Name a limit of a report: children that wait for a place in flight wait for ``limits=``."""
+    if limit != _IN_FLIGHT:
+        return limit
+    uses = [use for use in report.limits if use.part < 0 and use.slots]
+    fullest = max(uses, key=lambda use: (use.recent, use.full, use.waiting), default=None)
+    return "limits= of the fan-out" if fullest is None else name_of(fullest)
+
+
+_OF_LIMITS: tuple[Doing, ...] = ("slot", "rate", "key", "breaker")
+"""What limits are waited for."""
+
+
+def named(doing: Doing, limit: str = "", key: str = "", keys: int = 0) -> str:
+    """Name what is waited for, for people.
+
+    Args:
+        doing: What the wait is.
+        limit: The limit.
+        key: The key of the limit, if one has most of the waiting.
+        keys: How many keys were waited for.
+    """
     match doing:
         case "slot" | "rate" | "key" | "breaker":
-            kind = {"slot": "slots", "breaker": "breaker"}.get(doing, doing)
-            if waited is None:
-                return kind
-            if waited.key:
-                return f'{kind} "{waited.key}"'
-            return f"{kind} of {waited.limit}" if waited.limit else kind
+            kind = {"slot": "slots"}.get(doing, doing)
+            if key:
+                return f'{kind} "{key}"'
+            if keys and doing == "key":
+                return f"{keys:,} keys"
+            if keys:
+                return f"{kind} of {many(keys, 'key')}"
+            return f"{kind} of {limit}" if limit else kind
         case "backoff":
             return "backoff before further attempts"
         case "store":
@@ -176,6 +328,7 @@ def headline(
     age: float | None,
     speed: float | None,
     costs: Mapping[str, float],
+    child: RunPath | None = None,
 ) -> Headline:
     """Make the sentence about a run.
 
@@ -190,6 +343,7 @@ def headline(
         age: How old that is, in seconds.
         speed: How many children end in a second.
         costs: What was spent.
+        child: The run, if it is no root run. The report tells of the whole root run.
     """
     runs = status == "running" and not is_lost
     now = [bar for bar in bars if bar.is_under_way] if runs else []
@@ -207,7 +361,9 @@ def headline(
     left = None
     if runs and speed and total is not None and total > done:
         left = (total - done) / speed
-    stuck = held_up(report) if runs and report is not None else None
+    stuck = None
+    if runs and report is not None:
+        stuck = held_up(report) if child is None else held_up_at(report, child)
 
     parts = list[tuple[Part, str]]()
     if not runs:
@@ -220,6 +376,15 @@ def headline(
         parts.append(("done", f"{done:,} done" if total is None else f"{done:,} of {total:,}"))
     if failed:
         parts.append(("failed", f"{failed:,} failed"))
+    cancelled = sum(bar.cancelled for bar in about_now)
+    if cancelled:
+        parts.append(("cancelled", f"{cancelled:,} cancelled"))
+    halted = sum(bar.halted for bar in about_now)
+    if halted:
+        parts.append(("waiting", f"{halted:,} waiting for an answer"))
+    gone = sum(bar.gone for bar in about_now)
+    if gone:
+        parts.append(("lost", f"{gone:,} lost"))
     if running:
         parts.append(("running", f"{running:,} running"))
     if speed and about_now:
@@ -227,7 +392,7 @@ def headline(
     if left is not None:
         parts.append(("left", f"{about(left)} left"))
     if stuck is not None:
-        parts.append(("held up", f"held up by {stuck.text} ({percent(stuck.share)} of waiting)"))
+        parts.append(("held up", stuck.sentence))
     for name, cost in costs.items():
         if cost:
             parts.append(("cost", f"{number(cost)} spent at {name}"))

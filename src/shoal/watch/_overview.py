@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from shoal._events.identity import RunPath
-from shoal._events.report import LimitUse, LiveRun, Report
+from shoal._events.report import LimitUse, LiveRun, LiveStep, Report
 from shoal.stores._protocol import ChildStatus, RunSummary
 from shoal.stores._watching import Row, StepTally
 
@@ -56,7 +56,7 @@ class Overview:
 
 
 def bars_of(
-    path: RunPath, tallies: Sequence[StepTally], report: Report | None
+    path: RunPath, tallies: Sequence[StepTally], report: Report | None, *, is_lost: bool = False
 ) -> Sequence[StepBar]:
     """Combine what the store has counted with what the last report says about the same fan-outs.
 
@@ -64,6 +64,8 @@ def bars_of(
         path: The run.
         tallies: The counts of its children.
         report: The last report about its root run, if that still describes it.
+        is_lost: Whether the process that has reported is gone. Then the report tells how many
+            elements there are, and which children have gone with it.
     """
     visits = dict[tuple[str, int], list[StepTally]]()
     for tally in tallies:
@@ -95,10 +97,24 @@ def bars_of(
                 failed=sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts),
                 lost=sum(part.lost for part in parts),
                 total=total,
-                in_flight=0 if now is None else now.in_flight,
-                waiting=0 if now is None else now.waiting,
-                at={} if now is None else now.at,
-                is_under_way=now is not None,
+                in_flight=0 if now is None or is_lost else now.in_flight,
+                waiting=0 if now is None or is_lost else now.waiting,
+                at={} if now is None or is_lost else now.at,
+                is_under_way=now is not None and not is_lost,
+                gone=_gone(now, counts) if is_lost else 0,
             )
         )
     return bars
+
+
+def _gone(now: LiveStep | None, counts: Mapping[ChildStatus, int]) -> int:
+    """Return how many children a dead process had in flight.
+
+    Those that have completed a step are running to the store. Of the others only the last report
+    knows, and some of them may have ended after it.
+    """
+    running = counts.get("running", 0)
+    if now is None:
+        return running
+    ended = sum(counts.values()) - running - counts.get("halted", 0)
+    return max(running, now.in_flight - max(0, ended - now.ended))

@@ -42,6 +42,10 @@ from ._values import Value, What, value_of
 
 _WINDOW = 10.0
 """Seconds over which a pace is measured, at least."""
+_FINE = 1_000
+"""Bins of the time of a resumed run, most of which may be the time between two executions."""
+_RESUMED = 0.1
+"""If more than this part of a run's time is not in its report, it had executions before."""
 _SOON = 1.0
 """Seconds in which too little happens to tell a pace."""
 _REMEMBERED = 1_000
@@ -180,12 +184,14 @@ class Queries:
         tallies = await inspected.tallies(path)
         is_lost = summary.status == "running" and not summary.holder and row.status == "running"
         is_live = summary.status == "running" and not is_lost
-        bars = bars_of(path, tallies, report if is_live else None)
+        bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
         counts = _counts(tallies)
         seen = self._remember(path)
         done = sum(bar.done for bar in bars)
         failures = await self._failures(path, bars, summary, seen)
-        speed = await self._pace(path, row, done, seen) if done and not is_lost else None
+        speed = None
+        if done and not is_lost:
+            speed = await self._pace(path, row, done, seen, _execution(summary, report, age))
         halted: Sequence[Row] = ()
         if counts.get("halted"):
             halted = (await inspected.rows(path, status="halted", limit=50)).rows
@@ -207,6 +213,7 @@ class Queries:
                 age=age,
                 speed=speed,
                 costs=costs if is_root else {},
+                child=None if is_root else path,
             ),
             is_lost=is_lost,
             breadcrumbs=_ancestors(path),
@@ -242,10 +249,25 @@ class Queries:
             seen.state, seen.failures = state, grouped(rows, failed)
         return seen.failures
 
-    async def _pace(self, path: RunPath, row: Row, done: int, seen: _Seen) -> float | None:
-        """Return how many children of a run end in a second."""
+    async def _pace(
+        self, path: RunPath, row: Row, done: int, seen: _Seen, since: float | None
+    ) -> float | None:
+        """Return how many children of a run end in a second.
+
+        Args:
+            path: The run.
+            row: The same.
+            done: How many have ended.
+            seen: What was seen of it.
+            since: When the last execution began, if the run was resumed; else None. Between two
+                executions nothing ends.
+        """
         if row.status != "running":
-            return done / row.elapsed if row.elapsed else None
+            if since is None or row.ended_at is None or path.parent is not None:
+                return done / row.elapsed if row.elapsed else None
+            bins = await self._inspected.timeline(path, bins=_FINE)
+            ended = sum(sum(one.counts.values()) for one in bins if one.ends_at > since)
+            return ended / (row.ended_at - since) if row.ended_at > since else None
         now = anyio.current_time()
         ends = seen.ends
         if ends and (ends[-1][1] > done or now - ends[-1][0] > 6 * _WINDOW):
@@ -254,10 +276,12 @@ class Queries:
             ends.append((now, done))
         while len(ends) > 1 and now - ends[1][0] >= _WINDOW:
             ends.popleft()
-        since, then = ends[0]
-        if now - since >= _WINDOW / 4:
-            return (done - then) / (now - since)
-        return _recent(await self._inspected.timeline(path), row.began_at, time.time())
+        at, then = ends[0]
+        if now - at >= _WINDOW / 4:
+            return (done - then) / (now - at)
+        began_at = row.began_at if since is None else max(since, row.began_at or since)
+        bins = await self._inspected.timeline(path, bins=60 if since is None else _FINE)
+        return _recent(bins, began_at, time.time())
 
     async def children(
         self,
@@ -384,8 +408,12 @@ class Queries:
         root run.
         """
         path = self._path(path)
-        summary, row, report, _ = await self._find(path)
-        links = [Link(row=row, seconds=row.elapsed)]
+        summary, row, report, age = await self._find(path)
+        is_resumed = _execution(summary, report, age) is not None
+        elapsed = row.elapsed
+        if is_resumed and report is not None and path.parent is None:
+            elapsed = report.seconds  # like all else here, it is about the last execution
+        links = [Link(row=row, seconds=elapsed)]
         at = row
         while at.has_children and len(links) < _DEEPEST:
             page = await self._inspected.rows(at.path, order="ended last", limit=1)
@@ -401,7 +429,7 @@ class Queries:
         rows = [one for one in slowest.rows if one.elapsed]
         if report is None:
             return unexplained(path, row, summary, links, rows)
-        return explained(report, path, links, rows)
+        return explained(report, path, links, rows, is_resumed=is_resumed)
 
     async def diff(self, first: RunPath | str, second: RunPath | str) -> Difference:
         """Compare two runs: where they took different ways, and in what they differ.
@@ -505,6 +533,17 @@ def _is_below(path: RunPath, ancestor: RunPath) -> bool:
     while at is not None and at.depth > ancestor.depth:
         at = at.parent
     return at == ancestor
+
+
+def _execution(summary: RunSummary, report: Report | None, age: float | None) -> float | None:
+    """Return when the last execution of a run began, if there were others before; else None."""
+    if report is None or age is None:
+        return None
+    # Its last report is made just before its end is saved.
+    end = summary.ended_at if report.is_over and summary.ended_at is not None else None
+    since = (time.time() - age if end is None else end) - report.seconds
+    before = since - summary.began_at
+    return since if before > max(_SOON, _RESUMED * report.seconds) else None
 
 
 def _recent(bins: Sequence[Bin], began_at: float | None, now: float) -> float | None:

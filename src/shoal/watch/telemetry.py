@@ -77,15 +77,15 @@ try:
         type_of,
         unpacked,
     )
-except ImportError as error:
-    msg = f"shoal.watch.telemetry needs OpenTelemetry ({error}): pip install 'shoal[otel]'"
-    raise ImportError(msg) from error
+except ImportError as _missing:
+    _msg = f"shoal.watch.telemetry needs OpenTelemetry ({_missing}): pip install 'shoal[otel]'"
+    raise ImportError(_msg) from _missing
 
 from . import _telemetry_names as names
 
 __all__ = ["OpenTelemetry"]
 
-logger = logging.getLogger("shoal.watch")
+logger: logging.Logger = logging.getLogger("shoal.watch")
 
 NESTED = 100
 """Children of one step whose spans are in the trace of the step. Viewers show that many at once."""

@@ -369,6 +369,8 @@ def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
 
 
 def _running(bar: StepBar) -> int:
+    if bar.gone:
+        return 0  # the process that executed them is gone
     return bar.in_flight if bar.is_under_way else bar.counts.get("running", 0)
 
 

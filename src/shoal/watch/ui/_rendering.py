@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from shoal._events.identity import RunPath
 from shoal._events.paths import path_text
 from shoal.watch import draw
+from shoal.watch._board import how_long
 
 from . import _charts as charts
 from . import _format as form
@@ -71,6 +72,7 @@ def _environment() -> Environment:
         "doing_text": _doing_text,
         "duration": form.duration,
         "first_line": form.first_line,
+        "how_long": how_long,
         "iso": form.iso,
         "key_text": form.key_text,
         "kind_text": _kind_text,
