@@ -209,6 +209,27 @@ async def test_what_runs_now_is_known_from_the_last_report():
         assert (await queries.runs()).runs[0].status == "running"
 
 
+async def test_a_child_that_has_ended_does_nothing_by_an_old_report():
+    async with running(squares, {"numbers": [0, 1, 50]}) as memory:
+        await anyio.sleep(10)
+        store = Reporting(memory)
+        ended = path("a", ("numbers", 0, "square", "1"))
+        below = RunPath(parent=ended, step="parts", visit=0, act="part", key="x")
+        live: Any = {"step": "part", "doing": "action", "since": 9.0, "age": 9.5}
+        store.write(
+            report(
+                spent={"slot": 8.0},
+                steps=(LiveStep(path=ended, step="parts", visit=0, total=2, in_flight=1),),
+                longest=(LiveRun(path=ended, **live), LiveRun(path=below, **live)),
+            )
+        )
+        found = await Queries(store).overview(ended)
+    assert found.status == "succeeded"
+    assert found.longest == found.bars == []
+    assert found.headline.running == 0
+    assert found.headline.text == "succeeded after 1 s"
+
+
 async def test_a_run_whose_process_has_died_is_lost():
     async with running(squares, {"numbers": [0, 1, 50]}) as memory:
         await anyio.sleep(10)

@@ -179,7 +179,8 @@ class Queries:
         inspected = self._inspected
         tallies = await inspected.tallies(path)
         is_lost = summary.status == "running" and not summary.holder and row.status == "running"
-        is_live = summary.status == "running" and not is_lost
+        # The report of its root run may be one from before its end.
+        is_live = summary.status == row.status == "running" and not is_lost
         bars = bars_of(path, tallies, report if is_live else None)
         counts = _counts(tallies)
         seen = self._remember(path)
