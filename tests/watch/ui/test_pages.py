@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import pytest
 from fastapi import FastAPI
 
+from shoal import Application, MemoryStore, Runtime, action
 from shoal.watch import path_text
+from shoal.watch.ui import create_app
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
-from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, FakeQueries, page_of
+from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, REPORT, FakeQueries, failed_row, page_of
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +94,55 @@ async def test_a_cancellation_needs_no_reason():
     assert "required" not in reason
     assert reason["placeholder"] == "by the page"
     assert "Reason (may be left empty)" in words(page.text)
+
+
+async def test_what_a_child_shows_of_the_whole_run_is_called_so():
+    class Reported(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            return replace(await super().overview(path), report=REPORT)
+
+    async with client_of(fake_ui(Reported()).app) as client:
+        of_child = (await client.get(f"{address_of(3)}?view=time")).text
+        of_run = words((await client.get("/runs/crawl-2026-11-30?view=time")).text)
+    assert "of the whole run went" in words(of_child)
+    assert of_child.index("and not of this child alone") < of_child.index("<dl")
+    assert "and not of this child alone" not in of_run
+
+
+async def test_a_position_is_the_one_that_exports_have():
+    async with client_of(fake_ui().app) as client:
+        text = words((await client.get(address_of(3))).text)
+    assert f"position {failed_row(3).position}began" in text.replace(" began", "began")
+
+
+async def test_a_cancelled_run_says_its_reason_once():
+    @action(writes=["n"])
+    async def slow() -> int:
+        await anyio.sleep(9)
+        return 1
+
+    store = MemoryStore()
+    app = Application(slow, name="slow", store=store)
+    async with Runtime(store=store) as runtime:
+        handle = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        handle.cancel("enough seen")
+        await handle.wait_ended()
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = await client.get("/runs/r?as=fragment")
+    shown = page.text.replace(re.findall(r'<p class="hidden".*?</p>', page.text)[0], "")
+    assert words(shown).count("enough seen") == 1
+
+
+async def test_groups_that_are_left_out_are_behind_a_link():
+    class Many(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            return replace(found, failures=replace(found.failures, omitted=2))
+
+    async with client_of(fake_ui(Many()).app) as client:
+        page = await client.get("/runs/crawl-2026-11-30")
+    assert re.search(r'<a href="[^"]*status=failed#h-children">2 left out</a>', page.text)
 
 
 async def test_scripts_are_not_deferred():
