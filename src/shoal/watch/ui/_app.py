@@ -34,6 +34,7 @@ from ._forms import BadAnswer
 from ._guard import CSRF, LOOPBACK, Door, Guard
 from ._pages import CHARACTERS, Page, Pages
 from ._rendering import prepare, rendered, static
+from ._secrets import Secrets
 from ._streams import Streams
 from ._urls import Urls, own_address
 
@@ -125,14 +126,15 @@ class UI:
         prepare()
         self._queries = queries
         self._store = store
-        self._pages = Pages(queries, by_name)
+        secrets = Secrets(store, by_name)
+        self._pages = Pages(queries, by_name, secrets)
         self._can_execute = bool(by_name)
         self._runtime = runtime
         self._tasks: TaskGroup | None = None
         self._door = None if token is None else Door(token)
         self._name = name
         self._commands = Commands(
-            queries, store, by_name, lambda: self._runtime, lambda: self._tasks
+            queries, store, by_name, lambda: self._runtime, lambda: self._tasks, secrets=secrets
         )
         self.streams = Streams()
         routes = [

@@ -7,7 +7,7 @@ makes the whole page, the fragment alone, and each update of a stream, so they c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
@@ -31,6 +31,7 @@ from shoal.watch._values import Value, What
 from . import _charts as charts
 from ._format import STATUSES, cut, key_text, percent, plain_json
 from ._questions import open_questions
+from ._secrets import Secrets, why_not_here
 from ._urls import Urls
 
 ROWS = 25
@@ -83,13 +84,17 @@ class Page:
 class Pages:
     """The pages over one store."""
 
-    def __init__(self, queries: Queries, applications: Mapping[str, Application[Any]]) -> None:
+    def __init__(
+        self, queries: Queries, applications: Mapping[str, Application[Any]], secrets: Secrets
+    ) -> None:
         """Make pages.
 
         Args:
             queries: What they ask.
             applications: Those that can be executed here, by name.
+            secrets: Tells which runs can't be executed without their secrets.
         """
+        self._secrets = secrets
         self._queries = queries
         self._applications = applications
 
@@ -133,14 +138,19 @@ class Pages:
         winner = overview.row.winner
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
+        summary = overview.summary
+        missing: Collection[str] = ()
+        if (not summary.holder and summary.status != "succeeded") or overview.failures.total:
+            missing = await self._secrets.of(path.root.id, summary.application)
         shared: dict[str, Any] = {
+            "why_not_here": why_not_here(missing) if missing and not summary.holder else "",
             "winner": winner,
             "o": overview,
             "path": path,
             "name": _name(overview),
             "view": view,
             "views": views,
-            "can_execute": overview.summary.application in self._applications,
+            "can_execute": summary.application in self._applications and not missing,
             "is_held": bool(overview.summary.holder),
             "bar": _whole_bar(overview),
             "costs": _costs(overview),
