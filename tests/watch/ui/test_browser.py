@@ -58,7 +58,9 @@ def served(place: Path) -> Generator[Served]:
         try:
             yield Served(address.partition("/?")[0], server.pid)
         finally:
+            ended = server.poll()
             server.terminate()
+            assert ended is None, f"the server has ended by itself: {ended}"
             assert server.wait(timeout=3) in (0, -15)
 
 
