@@ -344,6 +344,18 @@ async def test_limits_of_running_runs_are_listed_once():
     assert list(await queries.limits()) == [], "the run is over"
 
 
+async def test_all_executions_of_a_fan_out_count_as_one_limit_of_their_run():
+    given: Any = {"owner": "parts", "limits": "in flight", "part": -1}
+    uses = tuple(LimitUse(in_use=n, slots=2, waiting=n, **given) for n in (2, 1, 2))
+    other = LimitUse(owner="runtime", limits="Limits(20)", in_use=3, slots=20, waiting=1)
+    async with running(squares, {"numbers": [50]}) as memory:
+        store = Reporting(memory)
+        store.write(report(limits=(*uses[:2], other, uses[2])))
+        found = await Queries(store).limits()
+    whole = LimitUse(in_use=5, slots=6, waiting=5, keys=3, holders=("a",), **given)
+    assert list(found) == [whole, replace(other, holders=("a",))]
+
+
 # -- history, values -------------------------------------------------------------------------------
 
 

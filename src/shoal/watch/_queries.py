@@ -361,15 +361,17 @@ class Queries:
         """
         if run_id is not None:
             report, _ = await self._report(run_id)
-            return () if report is None else report.limits
-        newest = dict[tuple[str, str, str], tuple[float, LimitUse]]()
-        users = dict[tuple[str, str, str], list[str]]()
+            return () if report is None else _in_flight_as_one(report.limits)
+        newest = dict[tuple[str, str, str, str], tuple[float, LimitUse]]()
+        users = dict[tuple[str, str, str, str], list[str]]()
         for run in await self._store.runs(status="running", limit=50):
             report, age = await self._report(run.run_id)
             if report is None or not run.holder:
                 continue
-            for use in report.limits:
-                name = run.holder, use.owner, use.limits
+            for use in _in_flight_as_one(report.limits):
+                # Slots of a fan-out are those of its executions in one run, others of the process.
+                whose = run.run_id if use.part < 0 else ""
+                name = run.holder, use.owner, use.limits, whose
                 users.setdefault(name, []).append(run.run_id)
                 if name not in newest or (age or 0.0) < newest[name][0]:
                     newest[name] = age or 0.0, use
@@ -468,6 +470,30 @@ class Queries:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return seen
+
+
+def _in_flight_as_one(uses: Sequence[LimitUse]) -> Sequence[LimitUse]:
+    """Add up the children in flight of the executions of a fan-out; ``keys`` counts these."""
+    found = list[LimitUse]()
+    places = dict[str, int]()
+    for use in uses:
+        if use.part >= 0 or use.owner not in places:
+            if use.part < 0:
+                places[use.owner] = len(found)
+            found.append(use)
+            continue
+        place = places[use.owner]
+        one = found[place]
+        is_bounded = one.slots is not None and use.slots is not None
+        found[place] = replace(
+            one,
+            in_use=one.in_use + use.in_use,
+            slots=(one.slots or 0) + (use.slots or 0) if is_bounded else None,
+            waiting=one.waiting + use.waiting,
+            full=max(one.full, use.full),
+            keys=one.keys + use.keys,
+        )
+    return found
 
 
 def _row_of(path: RunPath, report: Report) -> Row | None:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from shoal import Application, MemoryStore, Runtime, action
-from shoal.watch import path_text
+from shoal.watch import LimitUse, path_text
 from shoal.watch.ui import create_app
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
 from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, REPORT, FakeQueries, failed_row, page_of
@@ -143,6 +143,40 @@ async def test_groups_that_are_left_out_are_behind_a_link():
     async with client_of(fake_ui(Many()).app) as client:
         page = await client.get("/runs/crawl-2026-11-30")
     assert re.search(r'<a href="[^"]*status=failed#h-children">2 left out</a>', page.text)
+
+
+async def test_the_form_of_a_limit_has_its_numbers_and_changes_nothing_as_it_is():
+    queries = FakeQueries()
+    ui = fake_ui(queries)
+    in_flight = LimitUse(
+        owner="parts", part=-1, limits="in flight", in_use=6, slots=8, waiting=2, keys=4,
+        holders=("crawl-2026-11-30",),
+    )  # fmt: skip
+    rate = LimitUse(
+        owner="calls", limits="Limits(rate=Rate(90, per=60))", in_use=1, slots=None, waiting=0,
+        holders=("crawl-2026-11-30",),
+    )  # fmt: skip
+
+    async def limits(run_id: str | None = None) -> Any:
+        return [in_flight, rate]
+
+    queries.limits = limits
+    async with client_of(ui.app) as client:
+        page = Page((await client.get("/limits")).text)
+        [slots] = page.all("input", name="n")
+        [starts] = page.all("input", name="max_rate")
+        assert (slots["value"], starts["value"]) == ("2", "90")
+        assert "in 4 executions" in words(page.text)
+        assert "slots of each execution" in words(page.text)
+        assert "per 60 s" in words(page.text)
+        assert ui._door is not None
+        form = {"csrf": ui._door.form_value, "owner": "calls", "part": "0", "was_max_rate": "90"}
+        same = await client.post("/do/limit/crawl-2026-11-30", data=form | {"max_rate": "90"})
+        assert (same.status_code, queries.commands) == (200, [])
+        assert "Nothing was changed" in words(same.text)
+        await client.post("/do/limit/crawl-2026-11-30", data=form | {"max_rate": "80"})
+    [command] = queries.commands
+    assert command.arguments == {"owner": "calls", "part": 0, "max_rate": 80.0}
 
 
 async def test_scripts_are_not_deferred():

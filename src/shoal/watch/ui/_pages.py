@@ -7,6 +7,7 @@ makes the whole page, the fragment alone, and each update of a stream, so they c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -29,7 +30,7 @@ from shoal.watch._queries import Queries
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
-from ._format import STATUSES, cut, key_text, percent, plain_json
+from ._format import STATUSES, cut, key_text, number, percent, plain_json
 from ._questions import open_questions
 from ._secrets import Secrets, why_not_here
 from ._urls import Urls
@@ -429,14 +430,27 @@ def _omitted_longest(overview: Overview) -> int:
     return max(max(in_flight, len(overview.longest)) - LONGEST, 0)
 
 
+_RATE = re.compile(r"rate=Rate\(([\d.e+-]+)(?:, per=([\d.e+-]+))?")
+"""The numbers of a rate in a limit as it is written; a shared rate's can't be changed."""
+
+
+def _per(seconds: float) -> str:
+    return "per second" if seconds == 1 else f"per {number(seconds)} s"
+
+
 def _limit(use: LimitUse) -> dict[str, Any]:
     has_slots = use.slots is not None and isfinite(use.slots) and use.slots > 0
     share = use.in_use / use.slots if has_slots and use.slots else None
+    rate = _RATE.search(use.limits)
+    each = use.slots / use.keys if use.slots is not None and use.part < 0 else use.slots
     return {
+        "is_in_flight": use.part < 0,
+        "slots": str(int(each)) if each is not None and float(each).is_integer() else "",
+        "rate": rate[1] if rate is not None else "",
+        "per": "" if rate is None else _per(float(rate[2] or 1)),
         "use": use,
         "id": blake2b(f"{use.owner} {use.part}".encode(), digest_size=8).hexdigest(),
         "has_slots": has_slots,
-        "has_rate": "rate=" in use.limits,
         "svg": None
         if share is None
         else charts.share_bar(share, "waiting" if use.waiting else "running"),
