@@ -40,6 +40,11 @@ async def square(n: int) -> int:
     return n * n
 
 
+@action(reads=["n"], writes=["m"])
+async def same(n: int) -> int:
+    return n
+
+
 numbers = fan_out(
     square, over="numbers", item="n", key=str, into="squares", on_error="ignore", name="numbers"
 )
@@ -387,6 +392,21 @@ async def test_the_history_says_what_each_update_changed(store: Any):
             break
         page = await queries.history("a", after=page.after, limit=1)
     assert seen == list(found)
+
+
+@pytest.mark.parametrize("count", [8, 150])
+async def test_the_history_can_be_read_from_its_end(store: Any, count: int):
+    quick = fan_out(same, over="numbers", item="n", key=str, into="all", name="numbers")
+    await run(Application(quick, name="all"), store, {"numbers": [*range(count)]}, id="a")
+    queries = Queries(store)
+    whole = (await queries.history("a", limit=1000)).entries
+    page, seen = await queries.history("a", limit=50, newest_first=True), list[Any]()
+    seen += page.entries
+    while page.after is not None:
+        page = await queries.history("a", after=page.after, limit=50, newest_first=True)
+        seen += page.entries
+    assert seen == list(reversed(whole))
+    assert seen[0].number >= count
 
 
 async def test_values_are_shortened_and_their_size_is_told(store: Any):

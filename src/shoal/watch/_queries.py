@@ -25,6 +25,7 @@ from shoal.stores._watching import (
     Row,
     RowPage,
     StepTally,
+    StoredEntry,
     StoredReport,
 )
 
@@ -315,14 +316,20 @@ class Queries:
         )
 
     async def history(
-        self, path: RunPath | str, *, after: str | None = None, limit: int = 100
+        self,
+        path: RunPath | str,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
     ) -> HistoryPage:
-        """Return a page of a run's history, from its first entry on.
+        """Return a page of a run's history, from its first entry on or back from its last.
 
         Args:
             path: The run.
             after: The cursor of the page before.
             limit: About so many entries: those of one save are not divided.
+            newest_first: Whether to begin with the last entry.
 
         Raises:
             ValueError: ``after`` is not the cursor of a page.
@@ -330,13 +337,41 @@ class Queries:
         if after is not None and not (after.isdecimal() and len(after) <= _DIGITS):
             msg = f"{brief(after)} is not the cursor of a page: pass HistoryPage.after"
             raise ValueError(msg)
+        path = self._path(path)
+        if newest_first:
+            return await self._newest(path, None if after is None else int(after), limit)
         number = 0 if after is None else int(after)
-        entries, further = await self._inspected.entries(
-            self._path(path), from_number=number, limit=limit
-        )
+        entries, further = await self._inspected.entries(path, from_number=number, limit=limit)
         return HistoryPage(
             [entry_of(entry) for entry in entries], None if further is None else str(further)
         )
+
+    async def _newest(self, path: RunPath, highest: int | None, limit: int) -> HistoryPage:
+        """Return the entries up to a number, or to the last, the newest first."""
+        if highest is None:
+            highest = await self._last_number(path)
+        lowest = max(0, highest - limit + 1)
+        found = list[StoredEntry]()
+        number: int | None = lowest
+        while number is not None and number <= highest:
+            part, number = await self._inspected.entries(path, from_number=number, limit=limit)
+            found += part
+        entries = [entry_of(one) for one in found if one.number <= highest]
+        return HistoryPage(entries[::-1], str(lowest - 1) if lowest else None)
+
+    async def _last_number(self, path: RunPath) -> int:
+        """Return the number of a run's last update. Takes a few tens of reads of one entry."""
+
+        async def reaches(number: int) -> bool:
+            return bool((await self._inspected.entries(path, from_number=number, limit=1))[0])
+
+        low, high = 0, 64
+        while await reaches(high):
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if await reaches(middle) else (low, middle)
+        return low
 
     async def value(
         self, path: RunPath | str, what: What, *, characters: int | None = 10_000

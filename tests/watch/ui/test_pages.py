@@ -11,7 +11,7 @@ import anyio
 import pytest
 from fastapi import FastAPI
 
-from shoal import Application, MemoryStore, Runtime, action
+from shoal import Application, MemoryStore, Runtime, action, fan_out
 from shoal.watch import LimitUse, path_text
 from shoal.watch.ui import create_app
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
@@ -177,6 +177,31 @@ async def test_the_form_of_a_limit_has_its_numbers_and_changes_nothing_as_it_is(
         await client.post("/do/limit/crawl-2026-11-30", data=form | {"max_rate": "80"})
     [command] = queries.commands
     assert command.arguments == {"owner": "calls", "part": 0, "max_rate": 80.0}
+
+
+async def test_a_history_begins_with_its_newest_entry_and_says_errors_in_a_line():
+    @action(reads=["n"], writes=["m"])
+    async def odd(n: int) -> int:
+        if n == 58:
+            raise ValueError(f"{n} is even")
+        return n
+
+    store = MemoryStore()
+    fan = fan_out(
+        odd, over="ns", item="n", key=str, into="ms", errors_into="failed", on_error="collect"
+    )
+    await Application(fan, name="odd", store=store).run({"ns": [*range(60)]}, id="r")
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = await client.get("/runs/r?view=history")
+        [older] = [link for link in Page(page.text).links if "after=" in link]
+        second = await client.get(older)
+    shown = words(page.text)
+    assert "ValueError: 58 is even" in shown
+    assert "ErrorInfo" not in shown
+    assert shown.index('["59"]') < shown.index('["58"]') < shown.index('["20"]')
+    assert '["5"]' not in shown
+    assert '["5"]' in words(second.text)
+    assert max(len(Page(each.text).tags) for each in (page, second)) < 600
 
 
 async def test_scripts_are_not_deferred():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
@@ -25,12 +25,13 @@ from shoal._events.report import LimitUse
 from shoal._runtime.application import Application
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
+from shoal.watch._history import HistoryEntry
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
-from ._format import STATUSES, cut, key_text, number, percent, plain_json
+from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
 from ._questions import open_questions
 from ._secrets import Secrets, why_not_here
 from ._urls import Urls
@@ -47,11 +48,14 @@ GROUPS = 8
 LONGEST = 6
 """Runs in flight on the first view."""
 
-ENTRIES = 25
+ENTRIES = 50
 """Entries of a page of a history; each may have several lines."""
 
 CHANGES = 6
 """Changes of one entry that are shown; the rest is counted."""
+
+ALL_CHANGES = 60
+"""Changes on a page of a history, unless there is one for each entry. Each takes two elements."""
 
 CHARACTERS = 4_000
 """Characters of a value on a page; the rest is behind a link."""
@@ -325,12 +329,12 @@ class Pages:
     async def _history(self, path: RunPath, query: QueryParams, urls: Urls) -> dict[str, Any]:
         try:
             after = query.get("after") or None
-            page = await self._queries.history(path, after=after, limit=ENTRIES)
+            page = await self._queries.history(path, after=after, limit=ENTRIES, newest_first=True)
         except ValueError as error:
             raise _no_page(query, error) from error
         return {
-            "entries": page.entries,
-            "changes": CHANGES,
+            "entries": [_in_short(entry) for entry in page.entries],
+            "changes": _shown_changes(page.entries),
             "next": page.after and urls.run(path, view="history", after=page.after),
             "is_first": not query.get("after"),
         }
@@ -360,6 +364,30 @@ class Pages:
         application = self._applications[overview.summary.application]
         svg = draw.svg(application, counts, styled=False)
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def _shown_changes(entries: Sequence[HistoryEntry]) -> int:
+    """Return how many changes of each entry the page has room for."""
+    most = CHANGES
+    while most > 1 and sum(min(len(entry.changes), most) for entry in entries) > ALL_CHANGES:
+        most -= 1
+    return most
+
+
+def _in_short(entry: HistoryEntry) -> HistoryEntry:
+    """Return an entry with the error of a failed child as a line: its JSON has the whole trace."""
+    child = entry.child
+    if child is None or not child.error:
+        return entry
+    line = first_line(child.error)
+    changes = [
+        change._replace(value=line) if _ERROR.match(change.value) else change
+        for change in entry.changes
+    ]
+    return entry._replace(changes=changes)
+
+
+_ERROR = re.compile(r'\[?\{"@": ?"(error"|dataclass", ?"@type": ?"shoal:ErrorInfo")')
 
 
 def _no_page(query: QueryParams, error: ValueError) -> Exception:
