@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from html import unescape
 from typing import Any
 from urllib.parse import quote
 
@@ -12,8 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from shoal import Application, MemoryStore, Runtime, action, fan_out
-from shoal.watch import LimitUse, path_text
+from shoal.watch import LimitUse, LiveRun, Row, path_text
 from shoal.watch.ui import create_app
+from shoal.watch.ui._format import key_text
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
 from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, REPORT, FakeQueries, failed_row, page_of
 
@@ -202,6 +204,33 @@ async def test_a_history_begins_with_its_newest_entry_and_says_errors_in_a_line(
     assert '["5"]' not in shown
     assert '["5"]' in words(second.text)
     assert max(len(Page(each.text).tags) for each in (page, second)) < 600
+
+
+async def test_children_are_called_by_their_titles_and_say_what_they_do():
+    path = page_of(17_003)
+    doing: Any = {"step": "fetch", "doing": "rate", "since": 1.0, "age": 48.2}
+    run = LiveRun(path=path, title="Module <17>", note="page 3", **doing)
+
+    class Titled(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            report = replace(REPORT, longest=(run,))
+            return replace(await super().overview(path), report=report, longest=[run])
+
+        def _rows(self, path: Any) -> Any:
+            return [Row(path=run.path, status="running"), *super()._rows(path)]
+
+    async with client_of(fake_ui(Titled()).app) as client:
+        parent = await client.get("/runs/crawl-2026-11-30")
+        child = await client.get(address_of(17_003))
+        below = await client.get(f"{address_of(17_003)}/parse:0:parse:x")
+    [row] = re.findall(r"<tr id=.*?Module.*?</tr>", parent.text)
+    assert "Module <17>running48 sfetch: waiting for a rate · page 3" in words(row)
+    assert "<h1>Module &lt;17&gt;</h1>" in child.text
+    assert f"key {key_text(path)}" in words(child.text)
+    [way] = re.findall(r'<ol class="crumbs">.*?</ol>', below.text)
+    assert "Module <17>" in words(way)
+    error = failed_row(3).error
+    assert f'class="why" title="{error}"' in unescape(parent.text)
 
 
 async def test_scripts_are_not_deferred():

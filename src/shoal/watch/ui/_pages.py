@@ -143,6 +143,7 @@ class Pages:
         winner = overview.row.winner
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
+        called = _called(overview)
         summary = overview.summary
         missing: Collection[str] = ()
         if (not summary.holder and summary.status != "succeeded") or overview.failures.total:
@@ -152,7 +153,8 @@ class Pages:
             "winner": winner,
             "o": overview,
             "path": path,
-            "name": _name(overview),
+            "name": _name(overview, called),
+            "called": called,
             "view": view,
             "views": views,
             "can_execute": summary.application in self._applications and not missing,
@@ -173,7 +175,7 @@ class Pages:
                 more = {"drawing": self._drawing(overview)}
             case _:
                 more = await self._first_view(path, overview, query, urls)
-        label = cut(_name(overview), 40)
+        label = cut(shared["name"], 40)
         done = overview.headline.done
         total = overview.headline.total
         part = f"{percent(done / total)} · " if total and overview.status == "running" else ""
@@ -239,7 +241,6 @@ class Pages:
             "bars": [_step(bar) for bar in overview.bars[-12:]],
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
-            "titles": {bar.title for bar in overview.bars},
             "omitted_longest": _omitted_longest(overview),
             "values": values,
             **table,
@@ -270,6 +271,7 @@ class Pages:
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
             "rows": [_with_winner(row, winners) for row in page.rows],
+            "live": {run.path: run for run in overview.longest},
             "next": page.after and urls.run(path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
@@ -397,9 +399,18 @@ def _no_page(query: QueryParams, error: ValueError) -> Exception:
     return HTTPException(400, "There is no such page of the list. Begin with its first page.")
 
 
-def _name(overview: Overview) -> str:
+def _name(overview: Overview, called: Mapping[RunPath, str]) -> str:
     path = overview.path
-    return overview.summary.application if path.parent is None else key_text(path)
+    return overview.summary.application if path.parent is None else called.get(path, key_text(path))
+
+
+def _called(overview: Overview) -> Mapping[RunPath, str]:
+    """Return what runs are called by ``title=``, as far as the last report knows it."""
+    report = overview.report
+    if report is None:
+        return {}
+    common = {step.title for step in report.steps}  # one text for all children of a fan-out
+    return {run.path: run.title for run in report.longest if run.title and run.title not in common}
 
 
 def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
