@@ -13,11 +13,21 @@ import pytest
 from fastapi import FastAPI
 
 from shoal import Application, MemoryStore, Runtime, action, fan_out
-from shoal.watch import LimitUse, LiveRun, Row, path_text
+from shoal.watch import LimitUse, LiveRun, LiveStep, Row, StepBar, path_text
 from shoal.watch.ui import create_app
 from shoal.watch.ui._format import key_text
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
-from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, REPORT, FakeQueries, failed_row, page_of
+from tests.watch.ui.fakes import (
+    ASKED,
+    CRAWL,
+    HOSTILE,
+    REPORT,
+    FakeQueries,
+    child,
+    failed_row,
+    page_of,
+)
+from tests.watch.ui.program import review
 
 pytestmark = pytest.mark.anyio
 
@@ -231,6 +241,37 @@ async def test_children_are_called_by_their_titles_and_say_what_they_do():
     assert "Module <17>" in words(way)
     error = failed_row(3).error
     assert f'class="why" title="{error}"' in unescape(parent.text)
+
+
+async def test_a_drawing_counts_what_is_left_and_what_runs_in_children():
+    inner = child(CRAWL, "reviews", "a.py", act="review_file")
+    steps = (
+        LiveStep(path=CRAWL, step="reviews", visit=0, total=9, ended=2, in_flight=1),
+        LiveStep(path=inner, step="replies", visit=0, total=4, ended=2, failed=1, in_flight=1),
+    )
+
+    class Reported(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            bar = StepBar(
+                step="reviews", visit=0, counts={"failed": 1, "succeeded": 1}, failed=1, total=9,
+                in_flight=1, is_under_way=True,
+            )  # fmt: skip
+            summary = found.summary._replace(application="review")
+            report = replace(REPORT, steps=steps)
+            return replace(found, summary=summary, bars=[bar], report=report)
+
+    ui = fake_ui(Reported(), applications=[review])
+    async with client_of(ui.app) as client:
+        drawing = (await client.get("/runs/crawl-2026-11-30?view=graph")).text
+        address = "/runs/crawl-2026-11-30/reviews:0:review_file:a.py?view=graph"
+        of_child = (await client.get(address)).text
+    assert "1 succeeded · 1 failed · 1 running · 6 left" in words(drawing)
+    assert "1 succeeded · 1 failed · 1 running · 1 left" in words(drawing)
+    bars = re.findall(r'<rect class="bar (\w+)"', drawing)
+    assert bars[:4] == ["succeeded", "failed", "running", "left"]
+    assert "read_comments" in of_child
+    assert ">reviews<" not in of_child
 
 
 async def test_scripts_are_not_deferred():

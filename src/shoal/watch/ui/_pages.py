@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse
+from shoal._graph.action import Act
 from shoal._runtime.application import Application
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
@@ -217,7 +219,9 @@ class Pages:
             views |= {"values": "Values"}
         if overview.report is not None:
             views |= {"time": "Where the time went"}
-        if overview.path.parent is None and overview.summary.application in self._applications:
+        known = self._applications.get(overview.summary.application)
+        act = None if known is None else act_of(known.graph, overview.path)
+        if act is not None and (overview.path.parent is None or act.sketch().kind != "action"):
             views |= {"graph": "Graph"}
         return views
 
@@ -355,17 +359,80 @@ class Pages:
         return {"explanation": await self._queries.explain(path)}
 
     def _drawing(self, overview: Overview) -> Markup:
-        """Return the drawing of the run's graph with the counts of its fan-outs."""
-        counts: dict[str, dict[str, int]] = {}
+        """Return the drawing of what a run executes, with the counts of its fan-outs."""
+        found: dict[tuple[str, ...], Counter[str]] = {}
         for bar in overview.bars:
-            of_step = counts.setdefault(bar.step, {})
-            shown = {**bar.counts, "running": _running(bar)}
-            for status, count in shown.items():
-                if count:
-                    of_step[status] = of_step.get(status, 0) + count
-        application = self._applications[overview.summary.application]
-        svg = draw.svg(application, counts, styled=False)
+            counts = found.setdefault((bar.step,), Counter())
+            drawn = _drawn(bar)
+            counts.update({status: int(count) for status, count in drawn.items()})
+            if bar.total is not None:
+                counts["left"] += max(int(bar.total - sum(drawn.values())), 0)
+        report = overview.report
+        is_live = report is not None and overview.status == "running" and not overview.is_lost
+        for step in report.steps if report is not None and is_live else ():
+            names = _names_below(step.path, overview.path)
+            if names:  # its own fan-outs are counted above, by the store
+                counts = found.setdefault((*names, step.step), Counter())
+                counts["succeeded"] += step.ended - step.failed
+                counts["failed"] += step.failed
+                counts["running"] += step.in_flight
+                if step.total is not None:
+                    counts["left"] += max(step.total - step.ended - step.in_flight, 0)
+        ordered = {
+            names: {status: counts[status] for status in (*charts.ORDER, "left") if counts[status]}
+            for names, counts in found.items()
+        }
+        act = act_of(self._applications[overview.summary.application].graph, overview.path)
+        assert act is not None, "there is no view of it otherwise"
+        svg = draw.svg(act, ordered, styled=False)
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def act_of(graph: Act, path: RunPath) -> Act | None:
+    """Return the act that a run executes.
+
+    Args:
+        graph: The graph of its root run.
+        path: The run.
+
+    Returns:
+        The act; None if the graph has none of that name, or it is chosen by code that doesn't name
+        it.
+    """
+    act: Act | None = graph
+    for one in _way_down(path):
+        step = None if act is None else _within(act, one.step)
+        if step is None:
+            return None
+        # The run of a graph that is a node executes the node itself.
+        act = step if step.sketch().kind == "graph" else _within(step, one.act)
+    return act
+
+
+def _within(act: Act, name: str) -> Act | None:
+    for one in act.sketch().within:
+        found: object = one if isinstance(one, Act) else getattr(one, "graph", None)
+        if isinstance(found, Act) and found.name == name:
+            return found
+    return act if act.name == name and act.sketch().kind in ("fan-out", "race") else None
+
+
+def _way_down(path: RunPath) -> list[RunPath]:
+    """Return the runs from a root run's child down to a run."""
+    way: list[RunPath] = []
+    at = path
+    while at.parent is not None:
+        way.append(at)
+        at = at.parent
+    return way[::-1]
+
+
+def _names_below(path: RunPath, ancestor: RunPath) -> tuple[str, ...]:
+    """Return the names that lead down from one run to another; nothing if none do."""
+    way, above = _way_down(path), len(_way_down(ancestor))
+    if len(way) <= above or (way[above - 1] if above else path.root) != ancestor:
+        return ()
+    return tuple(name for one in way[above:] for name in (one.step, one.act))
 
 
 def _shown_changes(entries: Sequence[HistoryEntry]) -> int:
