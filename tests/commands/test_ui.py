@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from shoal import Application, SQLiteStore, action
 from shoal.__main__ import main
 from shoal.commands import ui
+from tests.watch.ui.clients import TOKEN, client_of, words
 
 
 @action(writes=["n"])
@@ -52,6 +55,40 @@ def test_what_it_refuses(
     code = main(["ui", "--db", store, "--port", "0", *arguments])
     assert code == (2 if why else 0)
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_with_an_application_it_serves_before_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_empty: bool
+):
+    served: list[Any] = []
+
+    def keep(page: Any, _: object) -> None:
+        served.append(page)
+
+    monkeypatch.setattr("shoal.watch.ui._serve.serve", keep)
+    place = tmp_path / "new.db"
+    if is_empty:
+        place.touch()
+    begin = ["ui", "--db", str(place), "--port", "0", "--token", TOKEN]
+    assert main(begin) == 2
+    assert main([*begin, "--app", f"{HERE}:app"]) == 0
+    [page] = served
+
+    async def look() -> None:
+        async with page.router.lifespan_context(page), client_of(page) as client:
+            assert "The store has no runs yet" in words((await client.get("/")).text)
+            assert (await client.get("/limits")).status_code == 200
+            assert (await client.get("/runs/a")).status_code == 404
+            await Application(one, name="one", store=SQLiteStore(place)).run({}, id="a")
+            assert (await client.get("/runs/a")).status_code == 200
+
+    anyio.run(look)
+
+
+def test_it_serves_no_new_store_in_a_folder_that_is_missing(tmp_path: Path):
+    place = tmp_path / "nowhere" / "new.db"
+    assert main(["ui", "--db", str(place), "--port", "0", "--app", f"{HERE}:app"]) == 2
 
 
 def test_a_port_that_is_taken_is_named(store: str, capsys: pytest.CaptureFixture[str]):

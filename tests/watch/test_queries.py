@@ -43,6 +43,11 @@ async def square(n: int) -> int:
     return n * n
 
 
+@action(reads=["n"], writes=["m"])
+async def same(n: int) -> int:
+    return n
+
+
 numbers = fan_out(
     square, over="numbers", item="n", key=str, into="squares", on_error="ignore", name="numbers"
 )
@@ -212,6 +217,27 @@ async def test_what_runs_now_is_known_from_the_last_report():
         assert (await queries.runs()).runs[0].status == "running"
 
 
+async def test_a_child_that_has_ended_does_nothing_by_an_old_report():
+    async with running(squares, {"numbers": [0, 1, 50]}) as memory:
+        await anyio.sleep(10)
+        store = Reporting(memory)
+        ended = path("a", ("numbers", 0, "square", "1"))
+        below = RunPath(parent=ended, step="parts", visit=0, act="part", key="x")
+        live: Any = {"step": "part", "doing": "action", "since": 9.0, "age": 9.5}
+        store.write(
+            report(
+                spent={"slot": 8.0},
+                steps=(LiveStep(path=ended, step="parts", visit=0, total=2, in_flight=1),),
+                longest=(LiveRun(path=ended, **live), LiveRun(path=below, **live)),
+            )
+        )
+        found = await Queries(store).overview(ended)
+    assert found.status == "succeeded"
+    assert found.longest == found.bars == []
+    assert found.headline.running == 0
+    assert found.headline.text == "succeeded after 1 s"
+
+
 async def test_a_run_whose_process_has_died_is_lost():
     async with running(squares, {"numbers": [0, 1, 50]}) as memory:
         await anyio.sleep(10)
@@ -375,6 +401,18 @@ async def test_limits_of_running_runs_are_listed_once():
     assert list(await queries.limits()) == [], "the run is over"
 
 
+async def test_all_executions_of_a_fan_out_count_as_one_limit_of_their_run():
+    given: Any = {"owner": "parts", "limits": "in flight", "part": -1}
+    uses = tuple(LimitUse(in_use=n, slots=2, waiting=n, **given) for n in (2, 1, 2))
+    other = LimitUse(owner="runtime", limits="Limits(20)", in_use=3, slots=20, waiting=1)
+    async with running(squares, {"numbers": [50]}) as memory:
+        store = Reporting(memory)
+        store.write(report(limits=(*uses[:2], other, uses[2])))
+        found = await Queries(store).limits()
+    whole = LimitUse(in_use=5, slots=6, waiting=5, keys=3, holders=("a",), **given)
+    assert list(found) == [whole, replace(other, holders=("a",))]
+
+
 # -- history, values -------------------------------------------------------------------------------
 
 
@@ -406,6 +444,21 @@ async def test_the_history_says_what_each_update_changed(store: Any):
             break
         page = await queries.history("a", after=page.after, limit=1)
     assert seen == list(found)
+
+
+@pytest.mark.parametrize("count", [8, 150])
+async def test_the_history_can_be_read_from_its_end(store: Any, count: int):
+    quick = fan_out(same, over="numbers", item="n", key=str, into="all", name="numbers")
+    await run(Application(quick, name="all"), store, {"numbers": [*range(count)]}, id="a")
+    queries = Queries(store)
+    whole = (await queries.history("a", limit=1000)).entries
+    page, seen = await queries.history("a", limit=50, newest_first=True), list[Any]()
+    seen += page.entries
+    while page.after is not None:
+        page = await queries.history("a", after=page.after, limit=50, newest_first=True)
+        seen += page.entries
+    assert seen == list(reversed(whole))
+    assert seen[0].number >= count
 
 
 async def test_values_are_shortened_and_their_size_is_told(store: Any):

@@ -106,6 +106,7 @@ class LimitUse:
     waiting: int
     paused: int = 0
     keys: int = 1
+    """How many keys it has; of children in flight that were added up, executions of the fan-out."""
     full: float = 0.0
     """Seconds of the makespan in which all its slots were taken, and something waited for one."""
     recent: float = 0.0

@@ -35,9 +35,9 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given_store(given: argparse.Namespace) -> Store:
+def given_store(given: argparse.Namespace, *, may_be_new: bool = False) -> Store:
     """Return the store that the command line or the environment names; see ``open_store``."""
-    return open_store(_given_name(given), given.schema)
+    return open_store(_given_name(given), given.schema, may_be_new=may_be_new)
 
 
 def shown_store(given: argparse.Namespace) -> str:
@@ -68,12 +68,13 @@ def _given_name(given: argparse.Namespace) -> str:
 _POSTGRES = ("postgresql://", "postgres://")
 
 
-def open_store(name: str, schema: str | None = None) -> Store:
+def open_store(name: str, schema: str | None = None, *, may_be_new: bool = False) -> Store:
     """Return the store of that name. Nothing is opened or created yet.
 
     Args:
         name: The path of a file, or a URL.
         schema: The schema of a PostgresStore, if it isn't the default.
+        may_be_new: Whether a file may be missing or empty, if its folder exists.
 
     Raises:
         Refused: There is no such store, or a package that it needs is not installed.
@@ -89,6 +90,8 @@ def open_store(name: str, schema: str | None = None) -> Store:
         msg = f"no store has a {scheme}:// URL: give {STORE}"
         raise Refused(msg)
     path = Path(name)
+    if may_be_new and path.parent.is_dir() and (not path.exists() or path.is_file()):
+        return _made("SQLiteStore", "sqlite", name)
     if not path.exists():
         msg = f"there is no file {name}: give {STORE}"
         raise Refused(msg)

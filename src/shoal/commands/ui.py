@@ -66,7 +66,7 @@ def _serve(given: argparse.Namespace) -> int:
         from shoal.watch.ui._serve import serve  # noqa: PLC0415 # as above
     except ImportError as error:
         raise Refused(MISSING.format(error)) from error
-    store = cast("Any", given_store(given))
+    store = cast("Any", given_store(given, may_be_new=bool(given.app)))
     applications = [each for name in given.app for each in _applications(name)]
     token: str | None = given.token
     if token is None and not given.read_only:

@@ -25,6 +25,7 @@ from shoal.stores._watching import (
     Row,
     RowPage,
     StepTally,
+    StoredEntry,
     StoredReport,
 )
 
@@ -183,7 +184,8 @@ class Queries:
         inspected = self._inspected
         tallies = await inspected.tallies(path)
         is_lost = summary.status == "running" and not summary.holder and row.status == "running"
-        is_live = summary.status == "running" and not is_lost
+        # The report of its root run may be one from before its end.
+        is_live = summary.status == row.status == "running" and not is_lost
         bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
         counts = _counts(tallies)
         seen = self._remember(path)
@@ -338,14 +340,20 @@ class Queries:
         )
 
     async def history(
-        self, path: RunPath | str, *, after: str | None = None, limit: int = 100
+        self,
+        path: RunPath | str,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        newest_first: bool = False,
     ) -> HistoryPage:
-        """Return a page of a run's history, from its first entry on.
+        """Return a page of a run's history, from its first entry on or back from its last.
 
         Args:
             path: The run.
             after: The cursor of the page before.
             limit: About so many entries: those of one save are not divided.
+            newest_first: Whether to begin with the last entry.
 
         Raises:
             ValueError: ``after`` is not the cursor of a page.
@@ -353,13 +361,41 @@ class Queries:
         if after is not None and not (after.isdecimal() and len(after) <= _DIGITS):
             msg = f"{brief(after)} is not the cursor of a page: pass HistoryPage.after"
             raise ValueError(msg)
+        path = self._path(path)
+        if newest_first:
+            return await self._newest(path, None if after is None else int(after), limit)
         number = 0 if after is None else int(after)
-        entries, further = await self._inspected.entries(
-            self._path(path), from_number=number, limit=limit
-        )
+        entries, further = await self._inspected.entries(path, from_number=number, limit=limit)
         return HistoryPage(
             [entry_of(entry) for entry in entries], None if further is None else str(further)
         )
+
+    async def _newest(self, path: RunPath, highest: int | None, limit: int) -> HistoryPage:
+        """Return the entries up to a number, or to the last, the newest first."""
+        if highest is None:
+            highest = await self._last_number(path)
+        lowest = max(0, highest - limit + 1)
+        found = list[StoredEntry]()
+        number: int | None = lowest
+        while number is not None and number <= highest:
+            part, number = await self._inspected.entries(path, from_number=number, limit=limit)
+            found += part
+        entries = [entry_of(one) for one in found if one.number <= highest]
+        return HistoryPage(entries[::-1], str(lowest - 1) if lowest else None)
+
+    async def _last_number(self, path: RunPath) -> int:
+        """Return the number of a run's last update. Takes a few tens of reads of one entry."""
+
+        async def reaches(number: int) -> bool:
+            return bool((await self._inspected.entries(path, from_number=number, limit=1))[0])
+
+        low, high = 0, 64
+        while await reaches(high):
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if await reaches(middle) else (low, middle)
+        return low
 
     async def value(
         self, path: RunPath | str, what: What, *, characters: int | None = 10_000
@@ -384,15 +420,17 @@ class Queries:
         """
         if run_id is not None:
             report, _ = await self._report(run_id)
-            return () if report is None else report.limits
-        newest = dict[tuple[str, str, str], tuple[float, LimitUse]]()
-        users = dict[tuple[str, str, str], list[str]]()
+            return () if report is None else _in_flight_as_one(report.limits)
+        newest = dict[tuple[str, str, str, str], tuple[float, LimitUse]]()
+        users = dict[tuple[str, str, str, str], list[str]]()
         for run in await self._store.runs(status="running", limit=50):
             report, age = await self._report(run.run_id)
             if report is None or not run.holder:
                 continue
-            for use in report.limits:
-                name = run.holder, use.owner, use.limits
+            for use in _in_flight_as_one(report.limits):
+                # Slots of a fan-out are those of its executions in one run, others of the process.
+                whose = run.run_id if use.part < 0 else ""
+                name = run.holder, use.owner, use.limits, whose
                 users.setdefault(name, []).append(run.run_id)
                 if name not in newest or (age or 0.0) < newest[name][0]:
                     newest[name] = age or 0.0, use
@@ -495,6 +533,30 @@ class Queries:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return seen
+
+
+def _in_flight_as_one(uses: Sequence[LimitUse]) -> Sequence[LimitUse]:
+    """Add up the children in flight of the executions of a fan-out; ``keys`` counts these."""
+    found = list[LimitUse]()
+    places = dict[str, int]()
+    for use in uses:
+        if use.part >= 0 or use.owner not in places:
+            if use.part < 0:
+                places[use.owner] = len(found)
+            found.append(use)
+            continue
+        place = places[use.owner]
+        one = found[place]
+        is_bounded = one.slots is not None and use.slots is not None
+        found[place] = replace(
+            one,
+            in_use=one.in_use + use.in_use,
+            slots=(one.slots or 0) + (use.slots or 0) if is_bounded else None,
+            waiting=one.waiting + use.waiting,
+            full=max(one.full, use.full),
+            keys=one.keys + use.keys,
+        )
+    return found
 
 
 def _row_of(path: RunPath, report: Report) -> Row | None:

@@ -466,7 +466,10 @@ class FakeQueries:
         ]
         return Timeline(begins_at=NOW - 312, ends_at=NOW, bins=made, total=20_000)
 
-    async def history(self, path: Any, *, after: Any = None, limit: int = 100) -> HistoryPage:
+    async def history(
+        self, path: Any, *, after: Any = None, limit: int = 100, newest_first: bool = False
+    ) -> HistoryPage:
+        assert newest_first
         at = int(after or 0)
         entries = (
             [

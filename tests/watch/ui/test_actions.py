@@ -20,6 +20,7 @@ from shoal import (
     PostgresStore,
     RunPath,
     Runtime,
+    State,
     action,
     fan_out,
 )
@@ -167,6 +168,26 @@ async def test_a_question_is_answered_by_the_form_of_its_schema():
         again = await act(client, "answer", path, id=id_, **fields)
         assert "no longer open" in words(again.text)
     assert (await reviews.run(id="r")).state["texts"] == {"a": "merge 3"}
+
+
+async def test_a_run_with_secrets_is_not_offered_to_be_run_again():
+    store = MemoryStore()
+    app = Application(
+        fan_out(review, over="files", item="file", key=str, into="texts", take="text"),
+        name="review",
+        store=store,
+    )
+    started = State({"files": ["a"], "token": "a-secret-of-some-length"}, secret={"token"})
+    await app.run(started, id="r")
+    async with page_over(store, app) as client:
+        page = await client.get("/runs/r")
+        answered = await act(client, "answer", "r", id="x")
+        resumed = await act(client, "resume", "r")
+    assert "a?" in words(page.text)
+    assert "the secret field token, saved nowhere" in words(page.text)
+    assert not [a for a in Page(page.text).all("form") if "/do/" in a["action"]]
+    assert resumed.status_code == answered.status_code == 409
+    assert "the secret field token" in words(resumed.text)
 
 
 async def test_a_run_of_this_server_is_cancelled_and_so_is_one_of_its_children():

@@ -325,6 +325,8 @@ def test_nothing_that_axe_finds_is_in_the_way_of_people(
             found = axe.run(page)
             assert found.violations_count == 0, found.generate_report()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            cells = "[...document.querySelectorAll('.c-took, .stack .why')]"
+            assert page.evaluate(f"{cells}.every(c => c.getBoundingClientRect().right <= {width})")
             shot(
                 page, f"{theme}-{width}-{place.strip('/').replace('/', '-').replace('?view=', '-')}"
             )

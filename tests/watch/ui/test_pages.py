@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from html import unescape
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import pytest
 from fastapi import FastAPI
 
-from shoal.watch import path_text
+from shoal import Application, MemoryStore, Runtime, action, fan_out
+from shoal.watch import LimitUse, LiveRun, LiveStep, Row, StepBar, path_text
+from shoal.watch.ui import create_app
+from shoal.watch.ui._format import key_text
 from tests.watch.ui.clients import TOKEN, Page, client_of, events, fake_ui, words
-from tests.watch.ui.fakes import ASKED, CRAWL, HOSTILE, FakeQueries, page_of
+from tests.watch.ui.fakes import (
+    ASKED,
+    CRAWL,
+    HOSTILE,
+    REPORT,
+    FakeQueries,
+    child,
+    failed_row,
+    page_of,
+)
+from tests.watch.ui.program import review
 
 pytestmark = pytest.mark.anyio
 
@@ -90,6 +106,172 @@ async def test_a_cancellation_needs_no_reason():
     assert "required" not in reason
     assert reason["placeholder"] == "by the page"
     assert "Reason (may be left empty)" in words(page.text)
+
+
+async def test_what_a_child_shows_of_the_whole_run_is_called_so():
+    class Reported(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            return replace(await super().overview(path), report=REPORT)
+
+    async with client_of(fake_ui(Reported()).app) as client:
+        of_child = (await client.get(f"{address_of(3)}?view=time")).text
+        of_run = words((await client.get("/runs/crawl-2026-11-30?view=time")).text)
+    assert "of the whole run went" in words(of_child)
+    assert of_child.index("and not of this child alone") < of_child.index("<dl")
+    assert "and not of this child alone" not in of_run
+
+
+async def test_a_position_is_the_one_that_exports_have():
+    async with client_of(fake_ui().app) as client:
+        text = words((await client.get(address_of(3))).text)
+    assert f"position {failed_row(3).position}began" in text.replace(" began", "began")
+
+
+async def test_a_cancelled_run_says_its_reason_once():
+    @action(writes=["n"])
+    async def slow() -> int:
+        await anyio.sleep(9)
+        return 1
+
+    store = MemoryStore()
+    app = Application(slow, name="slow", store=store)
+    async with Runtime(store=store) as runtime:
+        handle = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        handle.cancel("enough seen")
+        await handle.wait_ended()
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = await client.get("/runs/r?as=fragment")
+    shown = page.text.replace(re.findall(r'<p class="hidden".*?</p>', page.text)[0], "")
+    assert words(shown).count("enough seen") == 1
+
+
+async def test_groups_that_are_left_out_are_behind_a_link():
+    class Many(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            return replace(found, failures=replace(found.failures, omitted=2))
+
+    async with client_of(fake_ui(Many()).app) as client:
+        page = await client.get("/runs/crawl-2026-11-30")
+    assert re.search(r'<a href="[^"]*status=failed#h-children">2 left out</a>', page.text)
+
+
+async def test_the_form_of_a_limit_has_its_numbers_and_changes_nothing_as_it_is():
+    queries = FakeQueries()
+    ui = fake_ui(queries)
+    in_flight = LimitUse(
+        owner="parts", part=-1, limits="in flight", in_use=6, slots=8, waiting=2, keys=4,
+        holders=("crawl-2026-11-30",),
+    )  # fmt: skip
+    rate = LimitUse(
+        owner="calls", limits="Limits(rate=Rate(90, per=60))", in_use=1, slots=None, waiting=0,
+        holders=("crawl-2026-11-30",),
+    )  # fmt: skip
+
+    async def limits(run_id: str | None = None) -> Any:
+        return [in_flight, rate]
+
+    queries.limits = limits
+    async with client_of(ui.app) as client:
+        page = Page((await client.get("/limits")).text)
+        [slots] = page.all("input", name="n")
+        [starts] = page.all("input", name="max_rate")
+        assert (slots["value"], starts["value"]) == ("2", "90")
+        assert "in 4 executions" in words(page.text)
+        assert "slots of each execution" in words(page.text)
+        assert "per 60 s" in words(page.text)
+        assert ui._door is not None
+        form = {"csrf": ui._door.form_value, "owner": "calls", "part": "0", "was_max_rate": "90"}
+        same = await client.post("/do/limit/crawl-2026-11-30", data=form | {"max_rate": "90"})
+        assert (same.status_code, queries.commands) == (200, [])
+        assert "Nothing was changed" in words(same.text)
+        await client.post("/do/limit/crawl-2026-11-30", data=form | {"max_rate": "80"})
+    [command] = queries.commands
+    assert command.arguments == {"owner": "calls", "part": 0, "max_rate": 80.0}
+
+
+async def test_a_history_begins_with_its_newest_entry_and_says_errors_in_a_line():
+    @action(reads=["n"], writes=["m"])
+    async def odd(n: int) -> int:
+        if n == 58:
+            raise ValueError(f"{n} is even")
+        return n
+
+    store = MemoryStore()
+    fan = fan_out(
+        odd, over="ns", item="n", key=str, into="ms", errors_into="failed", on_error="collect"
+    )
+    await Application(fan, name="odd", store=store).run({"ns": [*range(60)]}, id="r")
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = await client.get("/runs/r?view=history")
+        [older] = [link for link in Page(page.text).links if "after=" in link]
+        second = await client.get(older)
+    shown = words(page.text)
+    assert "ValueError: 58 is even" in shown
+    assert "ErrorInfo" not in shown
+    assert shown.index('["59"]') < shown.index('["58"]') < shown.index('["20"]')
+    assert '["5"]' not in shown
+    assert '["5"]' in words(second.text)
+    assert max(len(Page(each.text).tags) for each in (page, second)) < 600
+
+
+async def test_children_are_called_by_their_titles_and_say_what_they_do():
+    path = page_of(17_003)
+    doing: Any = {"step": "fetch", "doing": "rate", "since": 1.0, "age": 48.2}
+    run = LiveRun(path=path, title="Module <17>", note="page 3", **doing)
+
+    class Titled(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            report = replace(REPORT, longest=(run,))
+            return replace(await super().overview(path), report=report, longest=[run])
+
+        def _rows(self, path: Any) -> Any:
+            return [Row(path=run.path, status="running"), *super()._rows(path)]
+
+    async with client_of(fake_ui(Titled()).app) as client:
+        parent = await client.get("/runs/crawl-2026-11-30")
+        child = await client.get(address_of(17_003))
+        below = await client.get(f"{address_of(17_003)}/parse:0:parse:x")
+    [row] = re.findall(r"<tr id=.*?Module.*?</tr>", parent.text)
+    assert "Module <17>running48 sfetch: waiting for a rate · page 3" in words(row)
+    assert "<h1>Module &lt;17&gt;</h1>" in child.text
+    assert f"key {key_text(path)}" in words(child.text)
+    [way] = re.findall(r'<ol class="crumbs">.*?</ol>', below.text)
+    assert "Module <17>" in words(way)
+    error = failed_row(3).error
+    assert f'class="why" title="{error}"' in unescape(parent.text)
+
+
+async def test_a_drawing_counts_what_is_left_and_what_runs_in_children():
+    inner = child(CRAWL, "reviews", "a.py", act="review_file")
+    steps = (
+        LiveStep(path=CRAWL, step="reviews", visit=0, total=9, ended=2, in_flight=1),
+        LiveStep(path=inner, step="replies", visit=0, total=4, ended=2, failed=1, in_flight=1),
+    )
+
+    class Reported(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            bar = StepBar(
+                step="reviews", visit=0, counts={"failed": 1, "succeeded": 1}, failed=1, total=9,
+                in_flight=1, is_under_way=True,
+            )  # fmt: skip
+            summary = found.summary._replace(application="review")
+            report = replace(REPORT, steps=steps)
+            return replace(found, summary=summary, bars=[bar], report=report)
+
+    ui = fake_ui(Reported(), applications=[review])
+    async with client_of(ui.app) as client:
+        drawing = (await client.get("/runs/crawl-2026-11-30?view=graph")).text
+        address = "/runs/crawl-2026-11-30/reviews:0:review_file:a.py?view=graph"
+        of_child = (await client.get(address)).text
+    assert "1 succeeded · 1 failed · 1 running · 6 left" in words(drawing)
+    assert "1 succeeded · 1 failed · 1 running · 1 left" in words(drawing)
+    bars = re.findall(r'<rect class="bar (\w+)"', drawing)
+    assert bars[:4] == ["succeeded", "failed", "running", "left"]
+    assert "read_comments" in of_child
+    assert ">reviews<" not in of_child
 
 
 async def test_scripts_are_not_deferred():

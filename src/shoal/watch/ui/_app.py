@@ -34,6 +34,7 @@ from ._forms import BadAnswer
 from ._guard import CSRF, LOOPBACK, Door, Guard
 from ._pages import CHARACTERS, Page, Pages
 from ._rendering import prepare, rendered, static
+from ._secrets import Secrets
 from ._streams import Streams
 from ._urls import Urls, own_address
 
@@ -125,14 +126,15 @@ class UI:
         prepare()
         self._queries = queries
         self._store = store
-        self._pages = Pages(queries, by_name)
+        secrets = Secrets(store, by_name)
+        self._pages = Pages(queries, by_name, secrets)
         self._can_execute = bool(by_name)
         self._runtime = runtime
         self._tasks: TaskGroup | None = None
         self._door = None if token is None else Door(token)
         self._name = name
         self._commands = Commands(
-            queries, store, by_name, lambda: self._runtime, lambda: self._tasks
+            queries, store, by_name, lambda: self._runtime, lambda: self._tasks, secrets=secrets
         )
         self.streams = Streams()
         routes = [
@@ -287,7 +289,11 @@ class UI:
             case "answer":
                 await self._commands.answer(path, sent.get("id", ""), sent)
             case "limit":
-                await self._commands.change_limit(path, _limit_arguments(sent))
+                arguments = _limit_arguments(sent)
+                if not arguments.keys() & {"n", "max_rate"}:
+                    text = "The form has the numbers that the limit had before."
+                    return self._message(request, "Nothing was changed", text, 200)
+                await self._commands.change_limit(path, arguments)
                 back = urls.limits()
             case verb:
                 raise HTTPException(404, f"there is no {verb!r}")
@@ -382,13 +388,12 @@ def _limit_arguments(sent: Mapping[str, str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {"owner": sent.get("owner", "")}
     try:
         arguments["part"] = int(sent.get("part", ""))
-        if sent.get("n"):
-            arguments["n"] = int(sent["n"])
-        if sent.get("max_rate"):
-            arguments["max_rate"] = float(sent["max_rate"])
+        for name, read in (("n", int), ("max_rate", float)):
+            if sent.get(name) and sent[name] != sent.get(f"was_{name}"):
+                arguments[name] = read(sent[name])
     except ValueError:
         raise BadAnswer("A limit takes numbers.") from None
     numbers = [arguments[name] for name in ("n", "max_rate") if name in arguments]
-    if not numbers or not all(0 < number <= sys.float_info.max for number in numbers):
+    if not all(0 < number <= sys.float_info.max for number in numbers):
         raise BadAnswer("A limit takes a number above 0.")
     return arguments

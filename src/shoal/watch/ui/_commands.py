@@ -24,6 +24,7 @@ from shoal.watch._queries import Queries
 
 from ._forms import answer_from, schema_of
 from ._questions import question_of
+from ._secrets import Secrets, why_not_here
 
 log = logging.getLogger("shoal.watch.ui")
 
@@ -46,6 +47,8 @@ class Commands:
         applications: Mapping[str, Application[Any]],
         runtime: Callable[[], Runtime | None],
         tasks: Callable[[], TaskGroup | None],
+        *,
+        secrets: Secrets,
     ) -> None:
         """Make the commands of an application.
 
@@ -55,7 +58,9 @@ class Commands:
             applications: Those that can be executed here, by name.
             runtime: Returns where to execute; None if there is no runtime.
             tasks: Returns a group for what outlives a request; None if there is none.
+            secrets: Tells which runs can't be executed without their secrets.
         """
+        self._secrets = secrets
         self._queries = queries
         self._store = store
         self._applications = applications
@@ -148,6 +153,9 @@ class Commands:
                 f"The application {name!r} isn't known here: start shoal ui with --app module:app, "
                 f"or give it to create_app(applications=)."
             )
+        missing = await self._secrets.of(path.root.id, name)
+        if missing:
+            raise CannotDo(why_not_here(missing))
         if runtime is None:
             raise CannotDo("Nothing can be executed here: give create_app() a runtime=.")
         return application, runtime

@@ -7,7 +7,9 @@ makes the whole page, the fragment alone, and each update of a stream, so they c
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import isfinite
@@ -21,16 +23,19 @@ from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse
+from shoal._graph.action import Act
 from shoal._runtime.application import Application
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
+from shoal.watch._history import HistoryEntry
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
-from ._format import STATUSES, cut, key_text, percent, plain_json
+from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
 from ._questions import open_questions
+from ._secrets import Secrets, why_not_here
 from ._urls import Urls
 
 ROWS = 25
@@ -45,11 +50,14 @@ GROUPS = 8
 LONGEST = 6
 """Runs in flight on the first view."""
 
-ENTRIES = 25
+ENTRIES = 50
 """Entries of a page of a history; each may have several lines."""
 
 CHANGES = 6
 """Changes of one entry that are shown; the rest is counted."""
+
+ALL_CHANGES = 60
+"""Changes on a page of a history, unless there is one for each entry. Each takes two elements."""
 
 CHARACTERS = 4_000
 """Characters of a value on a page; the rest is behind a link."""
@@ -83,13 +91,17 @@ class Page:
 class Pages:
     """The pages over one store."""
 
-    def __init__(self, queries: Queries, applications: Mapping[str, Application[Any]]) -> None:
+    def __init__(
+        self, queries: Queries, applications: Mapping[str, Application[Any]], secrets: Secrets
+    ) -> None:
         """Make pages.
 
         Args:
             queries: What they ask.
             applications: Those that can be executed here, by name.
+            secrets: Tells which runs can't be executed without their secrets.
         """
+        self._secrets = secrets
         self._queries = queries
         self._applications = applications
 
@@ -133,14 +145,21 @@ class Pages:
         winner = overview.row.winner
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
+        called = _called(overview)
+        summary = overview.summary
+        missing: Collection[str] = ()
+        if (not summary.holder and summary.status != "succeeded") or overview.failures.total:
+            missing = await self._secrets.of(path.root.id, summary.application)
         shared: dict[str, Any] = {
+            "why_not_here": why_not_here(missing) if missing and not summary.holder else "",
             "winner": winner,
             "o": overview,
             "path": path,
-            "name": _name(overview),
+            "name": _name(overview, called),
+            "called": called,
             "view": view,
             "views": views,
-            "can_execute": overview.summary.application in self._applications,
+            "can_execute": summary.application in self._applications and not missing,
             "is_held": bool(overview.summary.holder),
             "bar": _whole_bar(overview),
             "costs": _costs(overview),
@@ -158,7 +177,7 @@ class Pages:
                 more = {"drawing": self._drawing(overview)}
             case _:
                 more = await self._first_view(path, overview, query, urls)
-        label = cut(_name(overview), 40)
+        label = cut(shared["name"], 40)
         done = overview.headline.done
         total = overview.headline.total
         part = f"{percent(done / total)} · " if total and overview.status == "running" else ""
@@ -200,7 +219,9 @@ class Pages:
             views |= {"values": "Values"}
         if overview.report is not None:
             views |= {"time": "Where the time went"}
-        if overview.path.parent is None and overview.summary.application in self._applications:
+        known = self._applications.get(overview.summary.application)
+        act = None if known is None else act_of(known.graph, overview.path)
+        if act is not None and (overview.path.parent is None or act.sketch().kind != "action"):
             views |= {"graph": "Graph"}
         return views
 
@@ -224,7 +245,6 @@ class Pages:
             "bars": [_step(bar) for bar in overview.bars[-12:]],
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
-            "titles": {bar.title for bar in overview.bars},
             "omitted_longest": _omitted_longest(overview),
             "values": values,
             **table,
@@ -255,6 +275,7 @@ class Pages:
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
             "rows": [_with_winner(row, winners) for row in page.rows],
+            "live": {run.path: run for run in overview.longest},
             "next": page.after and urls.run(path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
@@ -314,12 +335,12 @@ class Pages:
     async def _history(self, path: RunPath, query: QueryParams, urls: Urls) -> dict[str, Any]:
         try:
             after = query.get("after") or None
-            page = await self._queries.history(path, after=after, limit=ENTRIES)
+            page = await self._queries.history(path, after=after, limit=ENTRIES, newest_first=True)
         except ValueError as error:
             raise _no_page(query, error) from error
         return {
-            "entries": page.entries,
-            "changes": CHANGES,
+            "entries": [_in_short(entry) for entry in page.entries],
+            "changes": _shown_changes(page.entries),
             "next": page.after and urls.run(path, view="history", after=page.after),
             "is_first": not query.get("after"),
         }
@@ -338,17 +359,104 @@ class Pages:
         return {"explanation": await self._queries.explain(path)}
 
     def _drawing(self, overview: Overview) -> Markup:
-        """Return the drawing of the run's graph with the counts of its fan-outs."""
-        counts: dict[str, dict[str, int]] = {}
+        """Return the drawing of what a run executes, with the counts of its fan-outs."""
+        found: dict[tuple[str, ...], Counter[str]] = {}
         for bar in overview.bars:
-            of_step = counts.setdefault(bar.step, {})
-            shown = {**bar.counts, "running": _running(bar)}
-            for status, count in shown.items():
-                if count:
-                    of_step[status] = of_step.get(status, 0) + count
-        application = self._applications[overview.summary.application]
-        svg = draw.svg(application, counts, styled=False)
+            counts = found.setdefault((bar.step,), Counter())
+            drawn = _drawn(bar)
+            counts.update({status: int(count) for status, count in drawn.items()})
+            if bar.total is not None:
+                counts["left"] += max(int(bar.total - sum(drawn.values())), 0)
+        report = overview.report
+        is_live = report is not None and overview.status == "running" and not overview.is_lost
+        for step in report.steps if report is not None and is_live else ():
+            names = _names_below(step.path, overview.path)
+            if names:  # its own fan-outs are counted above, by the store
+                counts = found.setdefault((*names, step.step), Counter())
+                counts["succeeded"] += step.ended - step.failed
+                counts["failed"] += step.failed
+                counts["running"] += step.in_flight
+                if step.total is not None:
+                    counts["left"] += max(step.total - step.ended - step.in_flight, 0)
+        ordered = {
+            names: {status: counts[status] for status in (*charts.ORDER, "left") if counts[status]}
+            for names, counts in found.items()
+        }
+        act = act_of(self._applications[overview.summary.application].graph, overview.path)
+        assert act is not None, "there is no view of it otherwise"
+        svg = draw.svg(act, ordered, styled=False)
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def act_of(graph: Act, path: RunPath) -> Act | None:
+    """Return the act that a run executes.
+
+    Args:
+        graph: The graph of its root run.
+        path: The run.
+
+    Returns:
+        The act; None if the graph has none of that name, or it is chosen by code that doesn't name
+        it.
+    """
+    act: Act | None = graph
+    for one in _way_down(path):
+        step = None if act is None else _within(act, one.step)
+        if step is None:
+            return None
+        # The run of a graph that is a node executes the node itself.
+        act = step if step.sketch().kind == "graph" else _within(step, one.act)
+    return act
+
+
+def _within(act: Act, name: str) -> Act | None:
+    for one in act.sketch().within:
+        found: object = one if isinstance(one, Act) else getattr(one, "graph", None)
+        if isinstance(found, Act) and found.name == name:
+            return found
+    return act if act.name == name and act.sketch().kind in ("fan-out", "race") else None
+
+
+def _way_down(path: RunPath) -> list[RunPath]:
+    """Return the runs from a root run's child down to a run."""
+    way: list[RunPath] = []
+    at = path
+    while at.parent is not None:
+        way.append(at)
+        at = at.parent
+    return way[::-1]
+
+
+def _names_below(path: RunPath, ancestor: RunPath) -> tuple[str, ...]:
+    """Return the names that lead down from one run to another; nothing if none do."""
+    way, above = _way_down(path), len(_way_down(ancestor))
+    if len(way) <= above or (way[above - 1] if above else path.root) != ancestor:
+        return ()
+    return tuple(name for one in way[above:] for name in (one.step, one.act))
+
+
+def _shown_changes(entries: Sequence[HistoryEntry]) -> int:
+    """Return how many changes of each entry the page has room for."""
+    most = CHANGES
+    while most > 1 and sum(min(len(entry.changes), most) for entry in entries) > ALL_CHANGES:
+        most -= 1
+    return most
+
+
+def _in_short(entry: HistoryEntry) -> HistoryEntry:
+    """Return an entry with the error of a failed child as a line: its JSON has the whole trace."""
+    child = entry.child
+    if child is None or not child.error:
+        return entry
+    line = first_line(child.error)
+    changes = [
+        change._replace(value=line) if _ERROR.match(change.value) else change
+        for change in entry.changes
+    ]
+    return entry._replace(changes=changes)
+
+
+_ERROR = re.compile(r'\[?\{"@": ?"(error"|dataclass", ?"@type": ?"shoal:ErrorInfo")')
 
 
 def _no_page(query: QueryParams, error: ValueError) -> Exception:
@@ -358,9 +466,18 @@ def _no_page(query: QueryParams, error: ValueError) -> Exception:
     return HTTPException(400, "There is no such page of the list. Begin with its first page.")
 
 
-def _name(overview: Overview) -> str:
+def _name(overview: Overview, called: Mapping[RunPath, str]) -> str:
     path = overview.path
-    return overview.summary.application if path.parent is None else key_text(path)
+    return overview.summary.application if path.parent is None else called.get(path, key_text(path))
+
+
+def _called(overview: Overview) -> Mapping[RunPath, str]:
+    """Return what runs are called by ``title=``, as far as the last report knows it."""
+    report = overview.report
+    if report is None:
+        return {}
+    common = {step.title for step in report.steps}  # one text for all children of a fan-out
+    return {run.path: run.title for run in report.longest if run.title and run.title not in common}
 
 
 def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
@@ -421,14 +538,27 @@ def _omitted_longest(overview: Overview) -> int:
     return max(max(in_flight, len(overview.longest)) - LONGEST, 0)
 
 
+_RATE = re.compile(r"rate=Rate\(([\d.e+-]+)(?:, per=([\d.e+-]+))?")
+"""The numbers of a rate in a limit as it is written; a shared rate's can't be changed."""
+
+
+def _per(seconds: float) -> str:
+    return "per second" if seconds == 1 else f"per {number(seconds)} s"
+
+
 def _limit(use: LimitUse) -> dict[str, Any]:
     has_slots = use.slots is not None and isfinite(use.slots) and use.slots > 0
     share = use.in_use / use.slots if has_slots and use.slots else None
+    rate = _RATE.search(use.limits)
+    each = use.slots / use.keys if use.slots is not None and use.part < 0 else use.slots
     return {
+        "is_in_flight": use.part < 0,
+        "slots": str(int(each)) if each is not None and float(each).is_integer() else "",
+        "rate": rate[1] if rate is not None else "",
+        "per": "" if rate is None else _per(float(rate[2] or 1)),
         "use": use,
         "id": blake2b(f"{use.owner} {use.part}".encode(), digest_size=8).hexdigest(),
         "has_slots": has_slots,
-        "has_rate": "rate=" in use.limits,
         "svg": None
         if share is None
         else charts.share_bar(share, "waiting" if use.waiting else "running"),
