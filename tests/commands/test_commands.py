@@ -155,7 +155,7 @@ def test_what_is_too_long_for_a_line_is_shortened(
 def test_runs_are_listed_for_programs(path: Path, capsys: Any):
     lines = [line.split("\t") for line in said(capsys, "runs", path).splitlines()]
     assert [line[:4] for line in lines] == [
-        ["left", "failing", "1", "running"],
+        ["left", "failing", "1", "lost"],
         ["bad", "failing", "1", "failed"],
         ["good", "crawl", "2", "succeeded"],
     ]
@@ -174,7 +174,38 @@ def test_runs_are_listed_as_json(path: Path, capsys: Any):
     assert [run["run_id"] for run in found] == ["left", "bad", "good"]
     assert found[0]["ended_at"] is None
     assert found[1]["error"] == "OSError: the disk is on fire"
-    assert set(found[0]) == set(shoal.stores.RunSummary._fields)
+    assert set(found[0]) == {*shoal.stores.RunSummary._fields, "is_lost"}
+    assert [(run["status"], run["is_lost"]) for run in found] == [
+        ("lost", True),
+        ("failed", False),
+        ("succeeded", False),
+    ]
+
+
+def test_a_lost_run_is_lost_in_every_form(path: Path, capsys: Any):
+    assert json.loads(said(capsys, "show", path, "left", "--json"))["status"] == "lost"
+    assert "status\tlost\n" in said(capsys, "show", path, "left")
+    ids = [line.split("\t")[0] for line in said(capsys, "runs", path).splitlines()]
+    assert ids == ["left", "bad", "good"]
+    lost = [json.loads(said(capsys, "runs", path, "--status", "lost", "--json"))]
+    assert [run["run_id"] for run in lost] == ["left"]
+    assert not said(capsys, "runs", path, "--status", "running")
+    change(path, "UPDATE claims SET execution = 'x', boot = 'other', seen_at = ?", time.time())
+    assert not said(capsys, "runs", path, "--status", "lost")
+    assert said(capsys, "runs", path, "--status", "running").startswith("left\t")
+
+
+def test_lost_runs_have_pages(path: Path, terminal: None, capsys: Any):
+    change(path, "UPDATE runs SET status = NULL WHERE key IN ('bad', 'good')")
+    change(path, "UPDATE roots SET ended_at = NULL, error = NULL")
+    assert main(line("runs", path, "--status", "lost", "--limit", "2")) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["RUN", "left", "bad"]
+    assert err == "there are more runs: --after bad, or a higher --limit\n"
+    assert main(line("runs", path, "--status", "lost", "--after", "bad")) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["RUN", "good"]
+    assert not err
 
 
 def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from ._store import Refused, shown_store
 
 if TYPE_CHECKING:
     from shoal.stores import Store
+    from shoal.watch import Queries
 
 STATUSES: tuple[RunStatus, ...] = ("running", "succeeded", "failed", "cancelled", "halted")
 LOST = "lost"
-"""The status that people see for a run that has no end and that no process executes."""
+"""The status, in all output, of a run that has no end and that no process executes."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 """The seconds of each unit of time."""
 
@@ -28,7 +30,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 def add_to(commands: Subparsers) -> None:
     """Add the command ``runs``."""
     parser = add_command(commands, "runs", _list, "list the runs of a store, the newest first")
-    parser.add_argument("--status", choices=STATUSES, help="only runs with this status")
+    parser.add_argument("--status", choices=(*STATUSES, LOST), help="only runs with this status")
     parser.add_argument("--application", metavar="NAME", help="only runs of this application")
     parser.add_argument(
         "--limit", type=count, default=50, metavar="N", help="list at most N runs (default: 50)"
@@ -45,15 +47,14 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
         return complain(f"there is no run {given.after} in {shown_store(given)}")
     from shoal.watch import Queries  # noqa: PLC0415 # most of shoal: not for `shoal --help`
 
-    runs, after = await Queries(browsed).runs(
-        status=given.status, application=given.application, limit=given.limit, after=given.after
-    )
+    runs, after = await _page(Queries(browsed), given)
     if given.json:
         for run in runs:
             write_json(as_json(run))
     elif not is_terminal(sys.stdout):
         for run in runs:
-            write_fields(run[:4], utc(run.began_at), utc(run.ended_at), run.holder, _why(run))
+            named = run.run_id, run.application, run.version, status_of(run)
+            write_fields(named, utc(run.began_at), utc(run.ended_at), run.holder, _why(run))
     elif runs:
         titles = ("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", "")
         write_table(titles, map(_row, runs), shortens=titles.index("APPLICATION"))
@@ -62,6 +63,32 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
     elif not runs:
         hint("there are no runs")
     return 0
+
+
+async def _page(
+    queries: Queries, given: argparse.Namespace
+) -> tuple[Sequence[RunSummary], str | None]:
+    """Return a page of runs, and the cursor of the next one."""
+    status, application, limit = given.status, given.application, given.limit
+    if status not in ("running", LOST):
+        return await queries.runs(
+            status=status, application=application, limit=limit, after=given.after
+        )
+    # A store takes lost runs for running: both are those without an end.
+    found, after = list[RunSummary](), given.after
+    while True:
+        page = await queries.runs(
+            status="running", application=application, limit=limit, after=after
+        )
+        for run in page.runs:
+            if len(found) == limit:
+                return found, after
+            after = run.run_id
+            if status_of(run) == status:
+                found.append(run)
+        after = page.after
+        if after is None:
+            return found, None
 
 
 def _former(arguments: list[str]) -> str:
@@ -81,7 +108,7 @@ def _row(run: RunSummary) -> tuple[str, ...]:
 
 
 def status_of(run: RunSummary) -> str:
-    """Return the status of a run for people."""
+    """Return the status of a run, also for programs: "lost" if no process executes it."""
     return LOST if run.status == "running" and not run.holder else run.status
 
 
@@ -94,6 +121,8 @@ def as_json(run: RunSummary) -> dict[str, Any]:
     spawner = run.spawned_by
     return {
         **run._asdict(),
+        "status": status_of(run),
+        "is_lost": status_of(run) == LOST,
         "began_at": utc(run.began_at),
         "ended_at": utc(run.ended_at) or None,
         "spawned_by": None if spawner is None else [path_text(spawner[0]), spawner[1]],

@@ -180,13 +180,13 @@ def _list(overview: Overview, failed: Sequence[FailedChild]) -> None:
 
 def _about(overview: Overview) -> dict[str, Any]:
     if not overview.breadcrumbs:
-        return {**as_json(overview.summary), "is_lost": overview.is_lost}
+        return as_json(overview.summary)
     row = overview.row
     return {
         "path": path_text(overview.path),
         "run_id": overview.summary.run_id,
         "application": overview.summary.application,
-        "status": row.status,
+        "status": LOST if overview.is_lost else row.status,
         "began_at": utc(row.began_at) or None,
         "ended_at": utc(row.ended_at) or None,
         "elapsed": row.elapsed,
