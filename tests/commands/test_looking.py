@@ -355,6 +355,56 @@ def test_children_are_compared_like_runs(capsys: Any):
     assert ["field", "(element)", "", "[0, 1]", "[2, 3]"] in lines
 
 
+collected = fan_out(
+    square,
+    over="numbers",
+    item="n",
+    key=str,
+    into="squares",
+    on_error="collect",
+    errors_into="errors",
+    name="numbers",
+)
+
+
+@action(writes=["pages"])
+async def load_pages() -> list[str]:
+    return ["x" * 300 + "end"]
+
+
+@action(writes=["pages"])
+async def load_others() -> list[str]:
+    return ["x" * 300 + "other"]
+
+
+def test_collected_errors_that_say_the_same_do_not_differ(
+    tmp_path: Path, terminal: None, capsys: Any
+):
+    path = tmp_path / "same.db"
+    app = Application(collected, store=SQLiteStore(path, synchronous="normal"), watch=False)
+    for run_id in ("one", "two"):
+        app.run_sync({"numbers": [1, 3, 7]}, id=run_id)
+    text = said(capsys, "diff", "one", "two", "--db", str(path))
+    assert text == "the runs took the same way to the same end: succeeded\n"
+    app.run_sync({"numbers": [1, 11]}, id="three")
+    lines = said(capsys, "diff", "one", "three", "--db", str(path))
+    assert '"message": "no square of 11"' in lines
+    assert "@type" not in lines
+    assert "Traceback" not in lines
+
+
+def test_the_part_of_a_long_value_that_differs_is_shown(tmp_path: Path, capsys: Any):
+    path = tmp_path / "long.db"
+    store = SQLiteStore(path, synchronous="normal")
+    for act, run_id in ((load_pages, "one"), (load_others, "two")):
+        Application(act, store=store, watch=False).run_sync({}, id=run_id)
+    lines = fields(said(capsys, "diff", "one", "two", "--db", str(path)))
+    (field,) = [line for line in lines if line[0] == "field"]
+    assert field[3].startswith("…xxx")
+    assert field[3].endswith('xxend"]')
+    assert field[4].endswith('xxother"]')
+
+
 # -- export ----------------------------------------------------------------------------------------
 
 
