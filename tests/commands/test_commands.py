@@ -359,7 +359,7 @@ def test_nothing_that_was_kept_acts_on_a_terminal(tmp_path: Path, terminal: None
         r"caf\udce9",
         r"\x1b[31m\x85\x7f\u202e\n\t",
     ]
-    assert "3  sizes  FileNotFoundError: [Errno <n>] gone" in text
+    assert "3  sizes  FileNotFoundError: [Errno 2] gone" in text
     assert main(line("runs", path, "--limit", "1")) == 0
     assert r"--after caf\udce9," in capsys.readouterr().err
     wrong = said(capsys, "show", path, "\x1b[31m", code=1)

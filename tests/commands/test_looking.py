@@ -136,7 +136,7 @@ def test_a_child_is_shown_like_a_run(terminal: None, capsys: Any):
     assert lines["headline"].startswith("succeeded")
     assert text.split("\n\n")[1].splitlines() == [
         "failures",
-        "1  numbers  LookupError: no square of <n>, as '3'",
+        "1  numbers  LookupError: no square of 3, as '3'",
     ]
     deepest = said(capsys, "show", "nested/outer:0:inner:2/numbers:0:square:3")
     assert "error        LookupError: no square of 3" in deepest
@@ -148,7 +148,7 @@ def test_a_child_is_shown_to_programs(capsys: Any):
     assert ["children", "failed", "1"] in lines
     assert ["step", "numbers", "0", "2", "", "1", "0", "0", "0"] in lines
     assert [
-        *("failures", "1", "numbers", "LookupError", "no square of <n>"),
+        *("failures", "1", "numbers", "LookupError", "no square of 3"),
         "nested/outer:0:inner:2/numbers:0:square:3",
     ] in lines
     shown = json.loads(said(capsys, "show", "nested/outer:0:inner:2", "--json"))
