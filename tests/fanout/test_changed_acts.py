@@ -11,10 +11,13 @@ import pytest
 
 from shoal import (
     Application,
+    Each,
+    Graph,
     Limits,
     MemoryStore,
     Outcome,
     Result,
+    Retry,
     RunPath,
     State,
     StoreFailed,
@@ -24,7 +27,7 @@ from shoal import (
 )
 from shoal._graph.until import OnBreak
 from shoal.events import Decision
-from shoal.types import Act
+from shoal.types import Act, Key
 
 pytestmark = pytest.mark.anyio
 
@@ -208,3 +211,44 @@ async def test_the_first_item_decides_though_its_act_is_renamed_before_there_is_
     is_decided = any(isinstance(one, Decision) for one in await store.read(RunPath(run_id="x")))
     result = await application("X", store).run({"ns": NS}, id="x")
     assert result.state["out"] == f"{3 if is_decided else 5} is first"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 6])
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("change", ["A AB", "A BAY", "AB ABY", "AB A"])
+async def test_elements_have_keys_of_their_own_if_more_acts_are_chosen_in_another_attempt(
+    change: str, grows: bool, limit: int
+):
+    """The first attempt fails where element 3 is applied; without keys, their indices are keys."""
+    choices, keys = change.split(), dict[tuple[str, Key], int]()
+    ns, is_first = [1, 2, 3, 4, 5, 6], True
+
+    def choose(state: State) -> Sequence[Act]:
+        return [act(name, 0, "") for name in choices[not is_first]]
+
+    def note(state: State, outcome: Outcome) -> State:
+        nonlocal is_first
+        if is_first and outcome.element == 3:
+            is_first = False
+            raise ConnectionError
+        assert isinstance(outcome.element, int)
+        assert keys.setdefault((outcome.act, outcome.key), outcome.element) == outcome.element
+        return state.increment(done=1)
+
+    def grow(state: State, outcome: Outcome) -> list[int]:
+        return [7, 8] if (outcome.act, outcome.element) == ("A", 1) else []
+
+    inner = fan_out(
+        choose, over="ns", item="n", reduce=note, writes=["done"], reads=["ns"], name="fan",
+        grow=grow if grows else None, limits=Limits(limit),
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="inner"), over="names", key=str, into="all", take="done",
+        name="outer", each=Each(retry=Retry(attempts=2, on=ConnectionError, jitter=0)),
+    )  # fmt: skip
+    app = Application(outer, name="app", store=MemoryStore())
+    result = await app.run({"names": ["x"], "ns": ns}, id="x")
+    assert result.state["all"] == {"x": len(keys)}
+    elements = set(keys.values())
+    assert elements == {*ns, 7, 8} if grows else set(ns)
+    assert len({(name, element) for (name, _), element in keys.items()}) == len(keys)

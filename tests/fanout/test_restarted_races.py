@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,10 +17,12 @@ from shoal import (
     Limits,
     MemoryStore,
     NobodyAccepted,
+    Rate,
     Result,
     Retry,
     RunCancelled,
     RunPath,
+    State,
     StepTimeout,
     action,
     fan_out,
@@ -27,7 +30,7 @@ from shoal import (
     race,
 )
 from shoal._graph.until import OnBreak
-from shoal.events import ChildRerun, Update
+from shoal.events import ChildName, ChildRerun, Update
 from shoal.stores import Entry, QuestionAsked
 from shoal.testing import RecordingHook
 from shoal.types import Act
@@ -353,3 +356,58 @@ async def test_a_contestant_that_is_done_stays_so_though_it_is_cancelled(at_most
         result = await handle.result()
     assert ran == ["a", "b", "c", "a", "a", "b"], "c is Done"
     assert result.state["all"] == {"n": "c"}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at work", "waiting"])
+@pytest.mark.parametrize("at_most", [None, 2])
+async def test_a_contestant_that_was_put_back_unstarted_has_lost_if_it_does_not_come_up_again(
+    at_most: int | None, waits: bool
+):
+    """Asking what q costs fails in the first attempt; p wins the second one, before q is pulled."""
+    store, ran, fails = MemoryStore(), list[str](), list[Exception]()
+    elements, cancels = [["q"], ["q"], ["p", "q"]], list[Callable[[str], None]]()
+
+    @action(reads=["item"], writes=["text"])
+    async def tell(item: str, context: Context) -> AsyncIterator[str | Result[str]]:
+        ran.append(item)
+        if item == "q" and waits:
+            await context.ask("what", "What is it?")
+        for cancel in cancels:
+            cancel("by hand")
+        await anyio.sleep(1)
+        yield item
+        yield Result(item)
+
+    async def items() -> AsyncIterator[str]:
+        for item in elements.pop(0):
+            yield item
+            await anyio.sleep(9)
+
+    def cost(state: State) -> float:
+        if fails:
+            raise fails.pop()
+        return 1
+
+    given: dict[str, Any] = {} if at_most is None else {"at_most": at_most}
+    inner = fan_out(
+        tell, over=lambda state: items(), reads=[], item="item", key=str, into="out", take="text",
+        until=RESTART, name="race", limits=Limits(rate=Rate(9), cost=cost), **given,
+    )  # fmt: skip
+    outer = fan_out(
+        Graph.chain(inner, name="inner"), over="names", key=str, into="all", take="out",
+        name="outer", each=Each(retry=Retry(attempts=2, on=KeyError, jitter=0)),
+    )  # fmt: skip
+    app = Application(outer, store=store, name="app")
+    with suppress(RunCancelled):
+        async with app.open({"names": ["n"]}, id="r") as handle:
+            cancels.append(handle.cancel)
+            await handle.result()
+    cancels.clear()
+    fails.append(KeyError("q"))
+    answers = {"what": "this"} if waits else None
+    result = await app.run(id="r", answers=answers)
+    assert (result.state["all"], ran) == ({"n": "p"}, ["q", "p"])
+    around = RunPath(act="inner", parent=RunPath(run_id="r"), step="outer", key="n")
+    records = {one.key: one for one in await store.children(around, "race", 0)}
+    assert {key: one.status for key, one in records.items()} == {"p": "succeeded", "q": "cancelled"}
+    assert records["q"].winner == ChildName("tell", "p")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -20,6 +21,7 @@ from shoal import (
     Rate,
     RunCancelled,
     Runtime,
+    SQLiteStore,
     action,
     fan_out,
 )
@@ -535,3 +537,43 @@ async def test_an_async_source_is_no_obstacle():
     assert result.report is not None
     assert result.report.spent["other"] == pytest.approx(1.5, abs=0.6)
     assert result.report.spent["action"] == pytest.approx(5, abs=0.6)
+
+
+async def test_the_end_of_a_run_waits_for_its_own_report_alone():
+    store = ReportingStore(0.3)  # longer than the time between two samples
+    async with Runtime(watch=True) as runtime:
+        app = Application(many, store=store)
+        long = await app.start({"items": range(20)}, id="long", runtime=runtime)
+        began = anyio.current_time()
+        for number in range(3):
+            await app.run({"items": [1]}, id=f"short-{number}", runtime=runtime)
+        # A call that was under way when it ended, and the one that stores its report.
+        assert anyio.current_time() - began <= 3 * (1 + 2 * 0.3) + 0.01
+        await long.wait_ended()
+    assert all(store.reports(f"short-{number}")[-1].is_over for number in range(3))
+    assert len(store.reports("long")) > 20, "reports went on"
+    assert store.reports("long")[-1].is_over
+
+
+def test_a_watcher_with_the_same_file_reads_reports_and_leaves_commands(tmp_path: Path):
+    async def main() -> None:
+        file = tmp_path / "runs.db"
+        watcher = SQLiteStore(file)
+        app = Application(many, store=SQLiteStore(file))  # watched without being asked for
+        async with Runtime() as runtime:
+            handle = await runtime.start(app, {"items": range(100)}, id="a")
+            stored: StoredReport | None = None
+            with anyio.fail_after(30):
+                while stored is None or not parse_report(stored.text).steps:
+                    await anyio.sleep(0.05)
+                    stored = await watcher.reported("a")
+                assert parse_report(stored.text).steps[0].total == 100
+                command = Command(run_id="a", kind="cancel", arguments={"reason": "enough"})
+                await watcher.command(command)
+                assert await handle.wait_ended() == "cancelled"
+            assert handle.reason == "enough"
+            stored = await watcher.reported("a")
+            assert stored is not None
+            assert parse_report(stored.text).is_over
+
+    anyio.run(main)

@@ -32,6 +32,7 @@ from shoal import (
     race,
 )
 from shoal._events.report import Report
+from shoal._events.report_text import report_text
 
 pytestmark = pytest.mark.anyio
 
@@ -392,3 +393,20 @@ async def test_the_last_note_is_told() -> None:
     app = Application(fan_out(pages, over="items", into="all"))
     report = await report_after(2.5, app, {"items": [1]})
     assert report.longest[0].note == "page 3 of 9"
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_a_report_is_small_whatever_keys_there_are(size: int) -> None:
+    items = [f"{number:03}{'x' * size}" for number in range(60)]
+    limits = Limits(1, by=lambda state: state["item"][:-1] if size > 10 else "a")
+    app = Application(
+        fan_out(second, over="items", into="all", key=lambda item: item, limits=limits)
+    )
+    report = await report_after(0.5, app, {"items": [*items, *[item + "y" for item in items]]})
+    assert len(report_text(report)) < 100_000
+    assert report.in_flight > 0
+    assert len(report.limits) > 0
+    assert bool(report.longest) == (size == 10)

@@ -168,3 +168,45 @@ async def test_a_run_that_is_not_watched_says_so():
     app = Application(fan_out(second, over="items", into="all"))
     result = await app.run({"items": [1]})
     assert "there is no report" in explain(result).notes[0]
+
+
+@action(reads=["n"], writes=["m"])
+async def short(n: int) -> int:
+    await anyio.sleep(0.2)
+    return n
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize(
+    ("limits", "items", "words"),
+    [
+        (Limits(3), 60, "raising Limits(3) of ms to 6 would help"),
+        (Limits(1), 20, "raising Limits(1) of ms to 2 would help"),
+        (Limits(3) & Limits(1000), 60, "raising Limits(3) of ms to 6 would help"),
+        (None, 1000, "raising Limits(100) of ms to 200 would help"),
+    ],
+)
+async def test_the_advice_is_the_same_if_nobody_reads_the_reports(
+    limits: Limits | None, items: int, words: str, *, is_read: bool
+):
+    given: dict[str, Any] = {} if limits is None else {"limits": limits}
+    each = fan_out(short, over="ns", item="n", into="ms", name="ms", **given)
+    async with Runtime(watch=True) as runtime:
+        if is_read:  # as if a store kept the reports
+            runtime.watch_reports(lambda root, report: None)
+        result = await runtime.run(Application(each), {"ns": list(range(items))})
+    assert explain(result).advice.startswith(words)
+    assert result.report is not None
+    (use,) = [one for one in result.report.limits if one.part < 0]
+    assert use.full == pytest.approx(result.report.seconds, abs=0.5)
+
+
+async def test_a_live_handle_knows_how_long_a_limit_was_full():
+    each = fan_out(short, over="ns", item="n", into="ms", limits=Limits(3), name="ms")
+    async with Runtime(watch=True) as runtime:
+        handle = await runtime.start(Application(each), {"ns": list(range(100))})
+        await anyio.sleep(2)
+        report = handle.report
+        handle.cancel("enough")
+    assert report is not None
+    assert report.limits[0].full == pytest.approx(2, abs=0.3)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -153,12 +154,14 @@ def test_why_it_waits_and_what_has_run_longest():
 
 
 def test_users_texts_cannot_act_on_the_terminal():
-    board = Board("crawl")
-    board.update(report(1, step(title="a\x1b[31mb\u202ec")))
+    board = Board("crawl\x1b]0;title\x07")
+    at: Mapping[str, Mapping[Doing, int]] = {"b\x1b[31m": {"action": 3}, "c\u202e": {"slot": 2}}
+    board.update(report(1, replace(step(title="a\x1b[31mb\u202ec"), at=at), step("next")))
     assert "a?[31mb?c" in as_text([board])
+    assert not {"\x1b", "\x07", "\u202e"} & set(as_text([board, board]))
     console = pytest.importorskip("rich.console").Console(file=io.StringIO(), width=100)
-    console.print(drawn([board]))
-    assert "\x1b" not in console.file.getvalue()
+    console.print(drawn([board], names=True))
+    assert not {"\x1b", "\x07", "\u202e"} & set(console.file.getvalue())
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
@@ -373,6 +376,36 @@ def test_a_terminal_is_left_as_it_was(how: str, backend: str):
     assert "things" in text
     assert re.search("9/9" if how == "-1 9" else "[0369]/9", text)
     assert ("and on" in text) == ("4" not in how.split(maxsplit=1)[0])
+
+
+def test_runs_at_once_share_one_display_of_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Screen()
+    monkeypatch.setattr("sys.stderr", out)
+    first = progress.new_display()
+    first.start()
+    first.update("r1", "one", report(1, step(ended=50)))
+    second = progress.new_display()
+    second.start()
+    second.update("r2", "two", report(1, step(ended=7)))
+    first.stop()
+    assert "\x1b[?25h" not in out.getvalue(), "the other run goes on"
+    second.update("r2", "two", report(2, step(ended=9)))
+    drawn_last = out.getvalue().rpartition("\x1b[2K")[2]
+    assert "50/100" in drawn_last
+    assert "9/100" in drawn_last
+    second.stop()
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
+    assert sys.stderr is out
+
+    third = progress.new_display()  # of a later run: the earlier ones are history
+    third.start()
+    third.update("r3", "three", report(1, step(ended=3)))
+    third.stop()
+    assert "50/100" not in out.getvalue().rpartition("\x1b[?25l")[2]
 
 
 def test_a_terminal_display_uses_its_own_stream():

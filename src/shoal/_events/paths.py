@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
-from shoal._errors.exceptions import UnknownRun
+from shoal._errors.exceptions import UnknownRun, brief
 
 from .identity import Key, RunPath
 
@@ -18,6 +18,7 @@ _PLAIN = "-._~@+=,!$()*"
 path, and neither in an address nor in a shell's double quotes do they need care."""
 
 
+_SHORT = 200
 _DIGITS = 18
 """Digits of a number of a visit, at most: as many as any number of 64 bits may have."""
 
@@ -46,6 +47,12 @@ def key_as_text(key: Key) -> str:
         return str(key)
     except ValueError:  # more decimal digits than Python converts
         return f"{key:#x}"
+
+
+def key_in_short(key: object) -> str:
+    """Return the key of a limit as reports tell it: they are rewritten a few times per second."""
+    text = key if isinstance(key, str) else brief(key)
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
 def parse_path(text: str) -> RunPath:

@@ -58,8 +58,8 @@ def showing(display: Display, listen: Listen, only: RootRun | None = None) -> Ge
             name = f"{root.path.act} {root.path.id}"
             display.update(root.path.id, name, report, has_failed=has_failed)
 
-    display.start()
     try:
+        display.start()  # within: Ctrl-C may come in the middle of it
         stop = listen(show)
         try:
             yield

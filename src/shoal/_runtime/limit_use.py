@@ -7,7 +7,8 @@ from heapq import nlargest
 from typing import Any
 
 from shoal._engine.fanout.group import ChildTaskGroup
-from shoal._errors.exceptions import BadUse, brief
+from shoal._errors.exceptions import BadUse
+from shoal._events.paths import key_in_short
 from shoal._events.report import LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
@@ -44,7 +45,7 @@ def _use(owner: str, number: int, part: PartGates, now: float, charged: float | 
     if part.part.by is not None and counts.waiting:
         waiting = [(gate.waiting(), key) for key, gate in part.gates.items() if gate.posted]
         busiest = nlargest(KEYS, waiting, key=lambda one: one[0])
-        waits = {key if isinstance(key, str) else brief(key): count for count, key in busiest}
+        waits = {key_in_short(key): count for count, key in busiest}
     return LimitUse(
         owner=owner,
         part=number,
@@ -108,8 +109,7 @@ def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> list[LimitUse]
                     waiting=0,
                     keys=len(states),
                     breaker={
-                        key if isinstance(key, str) else brief(key): state
-                        for key, state in list(states.items())[:KEYS]
+                        key_in_short(key): state for key, state in list(states.items())[:KEYS]
                     },
                 )
             )

@@ -21,7 +21,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.fanout.workers import Worker
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks, Standing, look
-from shoal._errors.exceptions import brief
+from shoal._events.paths import key_in_short
 from shoal._events.report import Doing
 from shoal._limits.permits import AttemptPermit
 
@@ -234,5 +234,5 @@ def waits_for(permit: AttemptPermit, now: float) -> tuple[Doing, Wait | None]:
     if permit.wait_queue is None:
         return "action", None  # granted: it is about to begin
     doing, limit, key = permit.held_up(now)
-    name = "" if key is None else key if isinstance(key, str) else brief(key)
+    name = "" if key is None else key_in_short(key)
     return doing, Wait(limit, name, doing)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
-from typing import Any, Protocol, cast, final
+from typing import Any, Protocol, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.watchdog import Part
@@ -19,10 +19,12 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
+from shoal._events.identity import RunPath
 from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, Waited
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
+from .limit_use import uses_in_flight
 from .sampling import LONGEST, Leaf, Sample, Wait, waits_for
 
 WAITS = 1000
@@ -38,8 +40,14 @@ RARELY = 20
 """...or after so many in any case: runs may have become the oldest by losing their children."""
 LATE = 0.005
 """Seconds by which a timer of the loop may be late though the loop was idle."""
+KEYS = 50_000
+"""Characters of the keys in the paths of a report, about. Runs and fan-outs beyond are left out:
+a path that was cut would lead nowhere."""
 TEXT = 200
 """Characters of a note or a title. A report is rewritten a few times per second."""
+
+
+T = TypeVar("T")
 
 
 class Context(Protocol):
@@ -69,9 +77,8 @@ class Tally:
         self._peak = 0
         self._spent: dict[Doing, float] = {}
         self._waited: dict[Wait, float] = {}
-        # By owner and part of a limit: until when it was looked at, how long it was full, and its
-        # use when it was full last.
-        self._full: dict[tuple[str, int], tuple[float, float, LimitUse | None]] = {}
+        # By owner and part of a limit: how long it was full, and its use when it was full last.
+        self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
@@ -80,7 +87,15 @@ class Tally:
         # Only of the runs in the last report.
         self._since: dict[int, tuple[Run, object, float]] = {}
 
-    def add(self, run: Run | None, living: Collection[Part], *, now: float, due: float) -> None:
+    def add(
+        self,
+        run: Run | None,
+        living: Collection[Part],
+        *,
+        now: float,
+        due: float,
+        limits: Sequence[LimitUse] = (),
+    ) -> None:
         """Take a sample, and count the time since the last one.
 
         Args:
@@ -88,8 +103,10 @@ class Tally:
             living: The coroutine that executes it.
             now: The time, by the clock of the runtime.
             due: When the sample was due.
+            limits: The limits of the runtime that are in use.
         """
         self.samples += 1
+        began = self._until
         sample = None
         if run is not None:
             sample = Sample(run, living, self._marks, now=now, turn=self.samples)
@@ -97,6 +114,7 @@ class Tally:
             self._last = run, living, sample
         # Before its beginning is saved the run waits for its store.
         self._count(sample, now, due, "store" if run is None else "other")
+        self._count_full((*uses_in_flight(self.groups), *limits), now - began)
 
     @property
     def groups(self) -> Sequence[ChildTaskGroup]:
@@ -168,10 +186,11 @@ class Tally:
         if self._last is not None:
             run, living, sample = self._last
             in_flight = sample.in_flight
-            steps = tuple([self._step(group, sample) for group in sample.groups])
+            groups = _within(sample.groups, lambda group: group.parent)
+            steps = tuple([self._step(group, sample) for group in groups])
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
-            longest = self._runs(self._leaves, now)
+            longest = self._runs(_within(self._leaves, lambda leaf: leaf.run), now)
         owned = owners or {}
         return Report(
             run_id=self._run_id,
@@ -193,7 +212,7 @@ class Tally:
             steps=steps,
             longest=longest,
             limits=(
-                *[self._with_full(use, now) for use in limits],
+                *[self._with_full(use) for use in limits],
                 *(self._were_full(limits) if is_over else ()),
             ),
             in_flight=in_flight,
@@ -217,14 +236,27 @@ class Tally:
         self._searched_at = self.samples
         return sample.longest(run, living)
 
-    def _with_full(self, use: LimitUse, now: float) -> LimitUse:
-        """Add the time for which a limit was full: counted from one report to the next."""
-        owner = use.owner, use.part
-        until, seconds, last = self._full.get(owner, (now, 0.0, None))
-        if use.slots is not None and use.in_use >= use.slots and use.waiting:
-            seconds, last = seconds + now - until, use
-        self._full[owner] = now, seconds, last
-        return replace(use, full=seconds) if seconds else use
+    def _count_full(self, limits: Sequence[LimitUse], interval: float) -> None:
+        """Count an interval for each limit that is full.
+
+        At each sample, not at each report: a run whose reports nobody reads makes the last one
+        alone. Fan-outs of one name count once, as if they were one.
+        """
+        if interval <= 0:
+            return
+        full = {
+            (use.owner, use.part): use
+            for use in limits
+            if use.slots is not None and use.in_use >= use.slots and use.waiting
+        }
+        for owner, use in full.items():
+            seconds = self._full[owner][0] if owner in self._full else 0.0
+            self._full[owner] = seconds + interval, use
+
+    def _with_full(self, use: LimitUse) -> LimitUse:
+        """Add the time for which a limit was full."""
+        full = self._full.get((use.owner, use.part))
+        return use if full is None else replace(use, full=full[0])
 
     def _were_full(self, limits: Sequence[LimitUse]) -> Iterator[LimitUse]:
         """Yield limits that are no longer in use, and were full: those of fan-outs that are over.
@@ -232,8 +264,8 @@ class Tally:
         The last report tells of them, so that an explanation of the run does.
         """
         told = {(use.owner, use.part) for use in limits}
-        for owner, (_, seconds, use) in self._full.items():
-            if owner not in told and seconds and use is not None:
+        for owner, (seconds, use) in self._full.items():
+            if owner not in told:
                 yield replace(use, in_use=0, waiting=0, waits={}, full=seconds)
 
     def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
@@ -352,6 +384,19 @@ def shown(run: Run, text: str) -> str:
         except ShoalError:
             return "(it holds a secret)"
     return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
+
+
+def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
+    """Return as many of the first ones as have short keys enough for a report."""
+    room = KEYS
+    for place, one in enumerate(found):
+        path: RunPath | None = run_of(one).path
+        while path is not None:
+            room -= len(path.key) if isinstance(path.key, str) else path.key.bit_length() // 4
+            path = path.parent
+        if room < 0:
+            return found[:place]
+    return found
 
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:

@@ -209,11 +209,11 @@ class Watching:
             self._watched[root] = self._watched.pop(root)
             one.next_at = now + (FIRST if now - root.started_at < YOUNG else EVERY)
             try:
-                one.tally.add(root.run, root.parts(), now=now, due=due)
+                in_use = self._limits() if in_use is None else in_use
+                one.tally.add(root.run, root.parts(), now=now, due=due, limits=in_use.uses)
                 # In the first second there are more samples than reports.
                 is_due = one.reported_at is None or now - one.reported_at >= EVERY - FIRST / 2
                 if self._listeners or (is_due and one.keeper is not None):
-                    in_use = self._limits() if in_use is None else in_use
                     report = self._made(one, now, in_use)
                     if is_due:
                         one.reported_at = now
@@ -346,7 +346,9 @@ class ReportKeeper:
         self._start = start
         self._take = take
         self._deadline = deadline
-        self._pending: dict[str, str] = {}  # texts of reports, by the ids of the root runs
+        # Texts of reports, by the ids of the root runs.
+        self._pending: dict[str, str] = {}
+        self._storing: dict[str, str] = {}  # those of the call that is under way
         # The scope around the call that is under way, and an event for its end.
         self._scope: CancelScope | None = None
         self._ended: Event = Event()
@@ -369,33 +371,40 @@ class ReportKeeper:
             return
         self._pending[run_id] = text
         with move_on_after(LAST, shield=True) as scope:
-            while run_id in self._pending and self._clock() >= self._rests_until:
+            # Only for the call with this report: other runs report on and on.
+            while self._waits(run_id, text):
                 if self._scope is None:
-                    await shielded_wait(self._work())
+                    await shielded_wait(self._store())
                 else:
                     await self._ended.wait()
-            if self._scope is not None:  # it may be this report that is being stored
-                await self._ended.wait()
         self._pending.pop(run_id, None)
         if scope.cancelled_caught:  # so that the ends of other runs don't wait as long
             self._fail(f"the last one of run {run_id} took longer than {LAST:g} s")
 
+    def _waits(self, run_id: str, text: str) -> bool:
+        """Return whether a report is neither stored nor dropped."""
+        return text in (self._pending.get(run_id), self._storing.get(run_id))
+
     @ki_protected
     async def _work(self) -> None:
-        """Store what is pending, until nothing is."""
+        """Store what is pending, until nothing is, or another task does."""
         self._is_starting = False
-        if self._scope is not None:
-            return
+        while self._pending and self._scope is None:
+            await self._store()
+
+    @ki_protected
+    async def _store(self) -> None:
+        """Store what is pending now, with one call."""
         self._ended = Event()
+        texts, self._pending = self._pending, {}
+        self._storing = texts
+        self._scope = CancelScope()
+        self._scope.deadline = self._clock() + self._deadline
         try:
-            while self._pending:
-                texts, self._pending = self._pending, {}
-                self._scope = CancelScope()
-                self._scope.deadline = self._clock() + self._deadline
-                with self._scope:
-                    self._take(self.store, await self.store.report(texts))
-                if self._scope.cancelled_caught:
-                    self._fail(f"it took longer than {self._deadline:g} s")
+            with self._scope:
+                self._take(self.store, await self.store.report(texts))
+            if self._scope.cancelled_caught:
+                self._fail(f"it took longer than {self._deadline:g} s")
         except BaseException as error:
             failure = as_failure(error)
             if failure is None:
@@ -403,6 +412,7 @@ class ReportKeeper:
             self._fail(brief(failure))
         finally:
             self._scope = None
+            self._storing = {}
             self._ended.set()
 
     def _fail(self, why: str) -> None:

@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import takewhile
 from typing import Any, NamedTuple, cast, final
 
 from shoal._events.identity import Key, RunPath
+from shoal._events.paths import key_as_text
 from shoal.stores._protocol import ChildStatus
 from shoal.stores._watching import Inspects, Row
 
@@ -264,6 +266,8 @@ def _json(value: Any) -> str:
 
 # -- children ----------------------------------------------------------------------------------
 
+_KEY = 200
+"""Characters of a key that are kept."""
 _Name = tuple[str, int, str, str]
 
 
@@ -277,8 +281,11 @@ class _End(NamedTuple):
 
 
 def _name_of(row: Row) -> _Name:
-    key = row.path.key
-    return row.path.step, row.path.visit, row.path.act, f"{type(key).__name__}:{key!s:.200}"
+    path, key = row.path, row.path.key
+    name = f"{type(key).__name__}:{key_as_text(key)}"
+    if len(name) > _KEY:  # cut, for the memory; the hash keeps apart those that begin alike
+        name = f"{name[:_KEY]}{blake2b(name.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    return path.step, path.visit, path.act, name
 
 
 def _end_of(row: Row) -> _End:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from threading import Lock, RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, final
 from unicodedata import category
@@ -23,6 +24,7 @@ from ._board import Board, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
 
 logger = logging.getLogger("shoal")
 
@@ -72,9 +74,25 @@ def new_display(stream: TextIO | None = None) -> Display:
     out = sys.stderr if stream is None else stream
     if stream is None and _is_notebook():
         return Boards(Notebook())
-    if out.isatty():
+    if not out.isatty():
+        return Boards(Lines(out))
+    if stream is not None:
         return Boards(Terminal(out))
-    return Boards(Lines(out))
+    return _of_terminal(out)
+
+
+_displays: dict[TextIO, Boards] = {}  # at most one, of the stream that stderr is now
+_lock = Lock()
+
+
+def _of_terminal(out: Any) -> Boards:
+    """Return the one display of a terminal: several would draw over each other."""
+    out = getattr(out, "rich_proxied_file", out)  # rich has put another stream in its place
+    with _lock:
+        if out not in _displays:
+            _displays.clear()
+            _displays[out] = Boards(Terminal(out))
+        return _displays[out]
 
 
 def _is_notebook() -> bool:
@@ -101,21 +119,34 @@ class Surface(Protocol):
 
 @final
 class Boards:
-    """A display of all runs that report, the running ones and those that have just ended."""
+    """A display of all runs that report, the running ones and those that have just ended.
+
+    It may be started several times, also by other threads. It is shown until each has stopped it.
+    """
 
     def __init__(self, surface: Surface) -> None:
         """Show nothing yet."""
         self._surface = surface
         self._boards: dict[str, Board] = {}
         self._is_on = False
+        self._users = 0  # how often it was started, and not stopped
+        self._lock = RLock()
 
     def start(self) -> None:
         """Begin to show it."""
-        self._is_on = True
-        self._try(self._surface.start)
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._boards.clear()
+                self._is_on = True
+                self._try(self._surface.start)
 
     def update(self, run_id: str, name: str, report: Report, *, has_failed: bool = False) -> None:
         """Show a report about a run."""
+        with self._lock:
+            self._update(run_id, name, report, has_failed=has_failed)
+
+    def _update(self, run_id: str, name: str, report: Report, *, has_failed: bool) -> None:
         board = self._boards.get(run_id)
         if board is None or (board.is_over and not report.is_over):
             board = self._boards[run_id] = Board(plain(name))
@@ -128,10 +159,12 @@ class Boards:
 
     def stop(self) -> None:
         """Show the last state, and leave the terminal as it was."""
-        if self._is_on:
-            self._show(is_last=True)
-            self._try(self._surface.stop)
-            self._is_on = False
+        with self._lock:
+            self._users = max(0, self._users - 1)
+            if not self._users and self._is_on:
+                self._show(is_last=True)
+                self._try(self._surface.stop)
+                self._is_on = False
 
     def _show(self, *, is_last: bool) -> None:
         if self._is_on:
@@ -196,14 +229,19 @@ class Terminal:
     def __init__(self, out: TextIO) -> None:
         """Write to a terminal."""
         from rich.console import Console  # noqa: PLC0415 # optional
-        from rich.live import Live  # noqa: PLC0415
+
+        self._console = Console(file=None if out is sys.stderr else out, stderr=out is sys.stderr)
+        self._live = self._new()
+
+    def _new(self) -> Live:
+        from rich.live import Live  # noqa: PLC0415 # optional
 
         # Refreshed by reports alone: rich's own refreshing would need a thread.
-        console = Console(file=None if out is sys.stderr else out, stderr=out is sys.stderr)
-        self._live = Live(console=console, auto_refresh=False)
+        return Live(console=self._console, auto_refresh=False)
 
     def start(self) -> None:
         """Take the last lines of the terminal. What is printed meanwhile appears above them."""
+        self._live = self._new()
         self._live.start()
 
     def show(self, boards: Sequence[Board], *, is_last: bool) -> None:
@@ -268,7 +306,7 @@ def drawn(boards: Sequence[Board], *, names: bool = False, empty: str = "") -> R
         parts.append(Text(empty, style="dim"))
     for board in boards:
         if names or len(boards) > 1:
-            parts.append(Text(board.name, style="bold", no_wrap=True, overflow="ellipsis"))
+            parts.append(Text(plain(board.name), style="bold", no_wrap=True, overflow="ellipsis"))
         rows = board.rows()
         table = Table.grid(padding=(0, 1))
         # With little room the details are cut first: names and counts are what people look for.
@@ -286,7 +324,7 @@ def drawn(boards: Sequence[Board], *, names: bool = False, empty: str = "") -> R
                 pulse=not known,
                 width=WIDTH,
             )
-            details = Text(" · ".join(row.details), style="dim")
+            details = Text(plain(" · ".join(row.details)), style="dim")
             if row.failed:
                 details.stylize("red", 0, len(row.details[0]))
             table.add_row(Text(_label(row)), bar, Text(row.count), details)
@@ -304,7 +342,7 @@ def as_text(boards: Sequence[Board]) -> str:
     lines: list[str] = []
     for board in boards:
         if len(boards) > 1:
-            lines.append(board.name)
+            lines.append(plain(board.name))
         rows = board.rows()
         width = max((len(_label(row)) for row in rows), default=0)
         counts = max((len(row.count) for row in rows), default=0)
@@ -314,7 +352,7 @@ def as_text(boards: Sequence[Board]) -> str:
                 share = 1.0
             full = round(share * WIDTH)
             bar = "█" * full + "░" * (WIDTH - full)
-            details = " · ".join(row.details)
+            details = plain(" · ".join(row.details))
             lines.append(f"{_label(row):<{width}} {bar} {row.count:>{counts}} {details}".rstrip())
         lines += [f"  {plain(line)}" for line in _below(board)]
     return "\n".join(lines)

@@ -8,6 +8,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from shoal.watch.ui._forms import BadAnswer, answer_from, fields_of, schema_of
+from shoal.watch.ui._rendering import _environment
+from tests.watch.ui.clients import Page
 from tests.watch.ui.fakes import SCHEMA
 
 SENT = {
@@ -54,8 +56,59 @@ def test_what_was_sent_becomes_the_answer():
     assert answer_from(SCHEMA, {"answer.verdict": "later", "answer.severity": "1"}) == {
         "verdict": "later",
         "severity": 1,
-        "notify": False,
     }
+
+
+TEXTS = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "why": {"type": "string"},
+        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "more": {"type": "array", "items": {"type": "string"}},
+        "sure": {"type": "boolean"},
+    },
+    "required": ["name", "why", "tags", "more", "sure"],
+}
+
+
+@pytest.mark.parametrize("missing", ["name", "why", "tags"])
+def test_a_required_text_is_not_empty(missing: str):
+    sent = {f"answer.{name}": "x" for name in ("name", "why", "tags")} | {"answer.more": ""}
+    whole = {"name": "x", "why": "x", "tags": ["x"], "more": [], "sure": False}
+    assert answer_from(TEXTS, sent) == whole
+    with pytest.raises(BadAnswer, match="a value is needed"):
+        answer_from(TEXTS, sent | {f"answer.{missing}": " "})
+
+
+def test_the_browser_refuses_an_empty_required_field():
+    fields = {field.label: field for field in fields_of(TEXTS)}
+    form = "{% for f in fields %}{{ field(f) }}{% endfor %}"
+    template = _environment().from_string("{% from 'parts.html' import field %}" + form)
+    page = Page(template.render(fields=[*fields.values()]))
+    required = {a["name"] for _, a in page.tags if "required" in a}
+    assert required == {"answer.name", "answer.why", "answer.tags"}
+
+
+def test_a_group_that_is_not_required_can_be_left_empty_as_a_whole():
+    inner = {"name": {"type": "string"}, "age": {"type": "integer"}}
+    author = {"type": "object", "properties": inner, "required": ["name"]}
+    schema = {"type": "object", "properties": {"author": author}}
+    empty = {"answer.author.name": "", "answer.author.age": ""}
+    assert answer_from(schema, empty) == {}
+    [group] = fields_of(schema)
+    assert not any(field.is_forced for field in group.fields)
+    assert answer_from(schema, empty | {"answer.author.name": "Ann"}) == {"author": {"name": "Ann"}}
+    with pytest.raises(BadAnswer, match="Name: a value is needed"):
+        answer_from(schema, empty | {"answer.author.age": "3"})
+
+
+def test_what_is_not_required_can_be_left_out_and_denied():
+    needed = {"answer.verdict": "later", "answer.severity": "1"}
+    left_out: Any = answer_from(SCHEMA, needed | {"answer.notify": ""})
+    assert "notify" not in left_out
+    denied: Any = answer_from(SCHEMA, needed | {"answer.notify": "no"})
+    assert denied["notify"] is False
 
 
 @pytest.mark.parametrize(

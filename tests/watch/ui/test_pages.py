@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -80,6 +81,25 @@ async def test_the_first_view_of_a_run_says_how_it_is_in_the_order_of_its_import
     )
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
+
+
+async def test_a_cancellation_needs_no_reason():
+    async with client_of(fake_ui().app) as client:
+        page = Page((await client.get("/runs/crawl-2026-11-30")).text)
+    [reason] = page.all("input", name="reason")
+    assert "required" not in reason
+    assert reason["placeholder"] == "by the page"
+    assert "Reason (may be left empty)" in words(page.text)
+
+
+async def test_scripts_are_not_deferred():
+    # htmx begins after its own script then, perhaps before that of its extension for streams.
+    async with client_of(fake_ui().app) as client:
+        scripts = Page((await client.get("/")).text).all("script")
+    assert [script["src"].split("/")[-1].split("?")[0] for script in scripts] == [
+        *("htmx.min.js", "hx-sse.min.js", "ui.js")
+    ]
+    assert all(script.keys() == {"src"} for script in scripts)
 
 
 async def test_filters_narrow_the_table_and_stay_in_the_address():
@@ -180,6 +200,32 @@ async def test_it_can_be_mounted_under_a_prefix():
         assert (await client.get("/shoal/runs/")).status_code == 200
         fragment = found.all("main")[0]["hx-sse:connect"].replace("stream", "fragment")
         assert (await client.get(fragment)).status_code == 200
+
+
+async def test_a_page_of_200_bars_keeps_to_600_nodes():
+    queries = FakeQueries()
+    queries.bars = 200
+    async with client_of(fake_ui(queries).app) as client:
+        page = await client.get("/runs/crawl-2026-11-30?view=timeline")
+    found = Page(page.text)
+    assert len([a for a in found.all("a") if a.get("aria-label", "").startswith("https://")]) == 200
+    assert len(found.tags) < 600
+
+
+async def test_what_has_ended_is_not_made_again_and_again():
+    made: list[str] = []
+
+    class Counting(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            made.append(str(path))
+            return await super().overview(path)
+
+    async with client_of(fake_ui(Counting()).app) as client:
+        await client.get("/runs/ask-1?as=stream")
+        ended = len(made)
+        await client.get("/runs/crawl-2026-11-30?as=stream")
+    assert ended <= 3
+    assert len(made) - ended >= 15
 
 
 async def test_a_question_has_a_form_of_its_schema_where_an_answer_can_be_given():

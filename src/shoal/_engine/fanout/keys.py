@@ -155,9 +155,19 @@ class Positions:
             self.reserved.append((start, stop))
 
     def go_on(self, former: Positions) -> None:
-        """Continue with the positions of the source of an earlier attempt."""
-        self.next, self.reserved = former.free(), former.reserved
-        self._reserved_before, self._end = former._reserved_before, former._end
+        """Continue with the positions of the source of an earlier attempt.
+
+        A function may have chosen another number of acts since. The elements keep their indices,
+        see test_elements_have_keys_of_their_own_if_more_acts_are_chosen_in_another_attempt.
+        """
+        now, then = self.width, former.width
+        self.next = former.free() // then * now
+        self.reserved = former.reserved
+        if now != then:
+            places = ((start // then * now, stop // then * now) for start, stop in former.reserved)
+            self.reserved = deque(places)
+        self._reserved_before = former._reserved_before // then * now
+        self._end = -(-former._end // then) * now
 
     @property
     def pulled(self) -> int:

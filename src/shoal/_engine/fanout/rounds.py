@@ -44,7 +44,8 @@ class Rounds:
         self._tried: dict[ChildName, int] = {}  # attempts so far; never fewer in a later round
         self._done: dict[ChildName, Done] = {}  # contestants that are Done, in any round
         self._former: ElementSource | None = None  # the last round's, until ``prepare``
-        # All contestants that a round has started: their last outcome, or the halted run.
+        # All contestants that a round has started: their last outcome, or the run that has none,
+        # because it halted, or was begun by an earlier execution and taken back unstarted.
         self._begun: dict[ChildName, Outcome | Run] = {}
 
     @property
@@ -108,12 +109,13 @@ class Rounds:
             self._tried[_name_of(one)] = max(tried, one.attempts)
         self._begun |= {_name_of(one): one for one in outcomes}
         self._begun |= {ChildName(one.config.act, one.key): one for one in resting}
-        self._former = former
-        anew = self._begun.keys() - self._out - self._done.keys()
         # Those have come up, so their records are gone: without this they would begin as new ones,
         # on top of their histories. See
         # test_a_contestant_that_was_taken_back_does_not_begin_on_top_of_its_history.
-        anew |= frozenset() if former is None else frozenset(former.taken_back())
+        for one in () if former is None else former.taken_back():
+            self._begun.setdefault(ChildName(one.config.act, one.key), one)
+        self._former = former
+        anew = self._begun.keys() - self._out - self._done.keys()
         self.pick = partial(without, frozenset(self._out), frozenset(anew))
         return [one for one in outcomes if _name_of(one) in self._out]
 

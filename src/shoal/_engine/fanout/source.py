@@ -279,12 +279,12 @@ class ElementSource:
         self._started -= 1  # `take` counts it again
         self._waiting.appendleft(entry_of(child))
 
-    def taken_back(self) -> Iterator[ChildName]:
-        """Iterate over the children that were taken back, and that an earlier execution began."""
+    def taken_back(self) -> Iterator[Run]:
+        """Iterate over the children that were taken back, and that had begun before."""
         for entry in self._waiting:
             child = entry.child
             if child is not None and child.resume is not None and child.disposition is not DONE:
-                yield ChildName(child.config.act, child.key)
+                yield child
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
         """Remove and return the children that never begin; see ``ChildSource``."""
@@ -471,7 +471,8 @@ class ElementSource:
             former: The source of the previous round.
             again: The children that come up again in this round, with their positions.
         """
-        self._started = former._started
+        # Those that were taken back have begun, so `take` does not count them again.
+        self._started = former._started + sum(1 for _ in former.taken_back())
         self.to_come = set(again)
         self._last_to_come = max(again.values(), default=-1)
 
@@ -496,7 +497,7 @@ class ElementSource:
         self._positions.go_on(former._positions)
         self._recorded_children = former._recorded_children
         self._found_before = former._found_before
-        self._last_recorded = former._last_recorded
+        self._last_recorded = max(self._last_recorded, former._last_recorded)
         self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
         if former._is_keyed():

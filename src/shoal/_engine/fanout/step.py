@@ -313,15 +313,16 @@ class FanOutStep:
     async def _end_left_behind(self) -> None:
         """Count contestants that have not come up in the last round: it was decided before.
 
-        Their end is that of the round in which they came up last. If they halted there, they are
-        cancelled now.
+        Their end is that of the round in which they came up last. If they halted there, or were put
+        back, they are cancelled now.
         """
         assert self.source is not None
         children, decision, lost = self.recorded_children, self.decision, list[Run]()
         for one in self._rounds.left_behind(self.source):
             if isinstance(one, Run):
                 if decision is not None:
-                    one.give_up(decision.reason, decision.winner)
+                    end = one.give_up if one.status == "halted" else one.never_start
+                    end(decision.reason, decision.winner)
                     lost.append(one)
             elif children is None or children.get(ChildName(one.act, one.key)) is None:
                 self.ledger.add(one)

@@ -213,19 +213,19 @@ class UI:
         await build(urls)  # an unknown run is a 404 before the stream begins
         spoken, spoken_at, status = "", 0.0, ""
 
-        async def render() -> str | None:
+        async def render() -> tuple[str | None, bool]:
             nonlocal spoken, spoken_at, status
             try:
                 page = await build(urls)
             except (UnknownRun, StoreFailed):
                 # A child may be in no report any more, and not yet in the store; and a store that
                 # can't be read may be readable later. The page keeps what it shows.
-                return None
+                return None, True
             values = self._shared(page, urls)
             now = current_time()
             if values["status_now"] != status or now - spoken_at >= SPEAKS:
                 spoken, spoken_at, status = values["spoken"], now, values["status_now"]
-            return _fragment(page, {**values, "spoken": spoken})
+            return _fragment(page, {**values, "spoken": spoken}), page.is_live
 
         return StreamingResponse(
             self.streams.stream(request, self._queries.mark, render),

@@ -44,8 +44,22 @@ class Field:
     least: float | None = None
     most: float | None = None
     longest: int | None = None
+    may_be_empty: bool = False
+    """Whether a list may have no items. An empty text is none."""
     fields: Sequence[Field] = ()
     """Of a group."""
+    is_certain: bool = True
+    """Whether all groups around it are required; one that isn't may be left empty as a whole."""
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the form can't be sent without it."""
+        return self.is_required and self.is_certain
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether its field in the form can't be left empty."""
+        return self.is_required and not self.may_be_empty
 
     @property
     def shown_default(self) -> str:
@@ -85,7 +99,13 @@ def _whole(schema: Mapping[str, Any]) -> Field:
 
 
 def _field(
-    name: str, given: Mapping[str, Any], root: Mapping[str, Any], *, is_required: bool, depth: int
+    name: str,
+    given: Mapping[str, Any],
+    root: Mapping[str, Any],
+    *,
+    is_required: bool,
+    depth: int,
+    is_certain: bool = True,
 ) -> Field:
     schema, may_be_null = _resolved(given, root)
     label = str(schema.get("title") or name.rpartition(".")[2].replace("_", " "))
@@ -94,8 +114,16 @@ def _field(
     fields: Sequence[Field] = ()
     if kind == "group":
         required = schema.get("required", ())
+        is_whole = is_certain and is_required and not may_be_null
         fields = [
-            _field(f"{name}.{each}", inner, root, is_required=each in required, depth=depth + 1)
+            _field(
+                f"{name}.{each}",
+                inner,
+                root,
+                is_required=each in required,
+                depth=depth + 1,
+                is_certain=is_whole,
+            )
             for each, inner in schema["properties"].items()
         ]
     return Field(
@@ -110,7 +138,9 @@ def _field(
         least=schema.get("minimum"),
         most=most,
         longest=longest,
+        may_be_empty=kind == "list" and not schema.get("minItems"),
         fields=fields,
+        is_certain=is_certain,
     )
 
 
@@ -185,7 +215,7 @@ def _value(field: Field, sent: Mapping[str, str]) -> object:
         values = {
             inner.name.rpartition(".")[2]: _value(inner, sent)
             for inner in field.fields
-            if inner.kind == "group" or inner.is_required or _is_given(inner, sent)
+            if inner.is_required or _is_given(inner, sent)
         }
         # A field that may be null, and has no default, is null if it is left empty.
         for inner in field.fields:
@@ -193,13 +223,16 @@ def _value(field: Field, sent: Mapping[str, str]) -> object:
                 values.setdefault(inner.name.rpartition(".")[2], None)
         return values
     text = sent.get(field.name, "")
-    if field.kind == "yes or no":
-        return text == "yes"
-    if not text.strip() and field.kind not in ("list", "lines", "text"):
+    if field.kind == "yes or no" and field.is_required:
+        return text == "yes"  # a checkbox, of which nothing is sent if it isn't ticked
+    if not text.strip():
         if field.may_be_null:
             return None
-        raise BadAnswer(f"{field.label}: a value is needed")
+        if field.needs_text:
+            raise BadAnswer(f"{field.label}: a value is needed")
     match field.kind:
+        case "yes or no":
+            return text == "yes"
         case "number" | "integer":
             return _number(field, text)
         case "choice":
@@ -212,15 +245,15 @@ def _value(field: Field, sent: Mapping[str, str]) -> object:
         case "json":
             return _json(text, field.label)
         case _:
-            if not text.strip() and field.may_be_null:
-                return None
             if field.longest is not None and len(text) > field.longest:
                 raise BadAnswer(f"{field.label}: at most {field.longest} characters")
             return text.replace("\r\n", "\n")
 
 
 def _is_given(field: Field, sent: Mapping[str, str]) -> bool:
-    return field.kind == "yes or no" or bool(sent.get(field.name, "").strip())
+    if field.kind == "group":
+        return any(_is_given(inner, sent) for inner in field.fields)
+    return bool(sent.get(field.name, "").strip())
 
 
 def _number(field: Field, text: str) -> float:

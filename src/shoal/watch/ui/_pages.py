@@ -76,7 +76,7 @@ class Page:
     title: str
     values: Mapping[str, Any] = field(default_factory=dict[str, Any])
     is_live: bool = True
-    """Whether it can change by itself."""
+    """Whether it changes although nothing is saved: ages and rates do."""
 
 
 @final
@@ -105,6 +105,7 @@ class Pages:
         return Page(
             template="runs.html",
             title="Runs",
+            is_live=any(run.holder for run in page.runs),
             values={
                 "runs": page.runs,
                 "next": page.after
@@ -162,7 +163,10 @@ class Pages:
         total = overview.headline.total
         part = f"{percent(done / total)} · " if total and overview.status == "running" else ""
         return Page(
-            template=f"run-{view or 'overview'}.html", title=part + label, values={**shared, **more}
+            template=f"run-{view or 'overview'}.html",
+            title=part + label,
+            values={**shared, **more},
+            is_live=bool(overview.summary.holder),
         )
 
     async def limits(self) -> Page:

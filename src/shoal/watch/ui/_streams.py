@@ -27,10 +27,16 @@ LIFE = 20.0
 again costs one request."""
 
 AGING = 1.0
-"""Seconds after which a page is made again although nothing was saved: ages and rates change."""
+"""Seconds after which a page with something that runs is made again although nothing was saved:
+ages and rates change."""
 
 SHARE = 0.15
 """The part of one core that all streams may take. A fifth is promised; the rest is for requests."""
+
+
+Render = Callable[[], Awaitable[tuple[str | None, bool]]]
+"""Returns the live part of a page, or None if it can't be made now; and whether it changes with
+time alone, because something in it runs."""
 
 
 @final
@@ -50,17 +56,14 @@ class Streams:
             event.set()
 
     async def stream(
-        self,
-        request: Request,
-        mark: Callable[[], Awaitable[object]],
-        render: Callable[[], Awaitable[str | None]],
+        self, request: Request, mark: Callable[[], Awaitable[object]], render: Render
     ) -> AsyncIterator[str]:
         """Yield updates of a page as server-sent events, until the stream ends.
 
         Args:
             request: The client's request; the stream ends when the client has gone.
             mark: Returns a value that changes with each save.
-            render: Returns the page's live part; None if it can't be made now.
+            render: Returns the page's live part.
         """
         closing = Event()
         self._closing.add(closing)
@@ -78,10 +81,10 @@ class Streams:
         request: Request,
         closing: Event,
         mark: Callable[[], Awaitable[object]],
-        render: Callable[[], Awaitable[str | None]],
+        render: Render,
     ) -> AsyncIterator[str]:
         ends_at = current_time() + LIFE
-        seen: object = None
+        seen, ages = None, True
         rendered_at = -AGING
         sent = request.headers.get("last-event-id", "")
         while not (self._is_closed or closing.is_set()) and current_time() < ends_at:
@@ -90,9 +93,9 @@ class Streams:
                 now = await mark()
             except StoreFailed:  # it may be readable later, as in ``render``
                 now = seen
-            if now != seen or begun - rendered_at >= AGING:
+            if now != seen or (ages and begun - rendered_at >= AGING):
                 seen, rendered_at = now, begun
-                text = await render()
+                text, ages = await render()
                 id_ = sent if text is None else _digest(text)
                 if text is not None and id_ != sent:
                     sent = id_
