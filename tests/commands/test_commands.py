@@ -397,7 +397,7 @@ def test_default_ids_fit_a_terminal_of_80_columns(
     assert [line.split()[0] for line in lines] == ["RUN", ids[2], ids[1], "Oh:", ids[0]]
     assert all(runs_width(line) <= 80 for line in lines)
     assert lines[3].endswith("爬...")
-    assert "  a-name-tha...  lost" in lines[1]
+    assert "  a-name-that-...  lost" in lines[1]
     assert lines[4].split()[3].count("-") == 2, "the year, for it is another one"
     assert lines[1].split()[3].count("-") == 1, "no year, but the time of the day"
 

@@ -16,6 +16,8 @@ from shoal import Application, Graph, RunPath, Runtime, SQLiteStore, action, fan
 from shoal.__main__ import main
 from shoal._events.report_text import report_text
 from shoal.watch import LiveRun, LiveStep, Report
+from shoal.watch._words import DOING
+from shoal.watch.ui import _format
 
 
 @action(reads=["n"], writes=["square"])
@@ -215,10 +217,15 @@ def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal:
     assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
     assert (
         "\nrunning longest\n"
-        "1m 1s  'x'  fetch: backoff, attempt 2 of 3, next in 1.5s; the page; 3 of 9\n"
+        "1 min 1 s  the page ('x')  "
+        "fetch: waiting for its next attempt · attempt 2 of 3 · next in 1.5 s ·...\n"
     ) in text
     assert explained.startswith("run now has taken 1 min 40 s, looked at 400 times\n")
     assert "advice: 50 % of the time is waiting for further attempts" in explained
+
+
+def test_the_page_and_commands_use_one_language():
+    assert _format.DOING == DOING
 
 
 @action(writes=["total"])

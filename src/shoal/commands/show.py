@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal._errors.exceptions import brief
 from shoal._events.paths import path_text
+from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
 from ._lines import (
@@ -21,7 +22,7 @@ from ._lines import (
     write_named,
     write_table,
 )
-from .runs import LOST, as_json, length
+from .runs import LOST, as_json
 
 if TYPE_CHECKING:
     from shoal.stores import FailedChild, Store
@@ -93,28 +94,33 @@ def _describe(overview: Overview, most: int) -> None:
         write_table((), [_bar(bar) for bar in overview.bars])
     if overview.longest:
         write("\nrunning longest")
-        rows = [
-            (
-                length(one.age),
-                brief(one.path.key) if one.path.parent is not None else one.path.id,
-                _live(one),
-            )
-            for one in overview.longest[:most]
-        ]
+        rows = [(length(one.age), _name(one), _live(one)) for one in overview.longest[:most]]
         write_table((), rows)
     _describe_failures(overview, most)
 
 
+def _name(run: LiveRun) -> str:
+    """Name a run in flight: by its title, and by the key that its path has."""
+    if run.path.parent is None:
+        return run.title or run.path.id
+    key = brief(run.path.key)
+    return f"{run.title} ({key})" if run.title else key
+
+
 def _live(run: LiveRun) -> str:
-    """Say what a run in flight does: ``fetch: backoff, attempt 2 of 3, next in 1.5s; page 3``."""
-    what = f"{run.doing} {run.limit_key}" if run.limit_key else run.doing
+    """Say what a run in flight does, in the words of the page.
+
+    ``fetch: waiting for its next attempt · attempt 2 of 3 · next in 1.5 s · page 3 of 9``.
+    """
+    limit = run.limit_key or run.limit
+    what = f"{DOING[run.doing]}, {limit}" if limit else DOING[run.doing]
     parts = [f"{run.step}: {what}" if run.step else what]
     if run.attempt > 1:
         of = "" if run.attempts is None else f" of {run.attempts}"
         parts.append(f"attempt {run.attempt}{of}")
     if run.next_in is not None:
         parts.append(f"next in {length(run.next_in)}")
-    return "; ".join(filter(None, (", ".join(parts), run.title, run.note)))
+    return " · ".join([*parts, run.note] if run.note else parts)
 
 
 def _children(overview: Overview) -> str:
