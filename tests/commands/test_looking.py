@@ -14,6 +14,7 @@ import pytest
 
 from shoal import Application, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
 from shoal.__main__ import main
+from shoal._events.paths import parse_path, path_text
 from shoal._events.report_text import report_text
 from shoal.watch import LiveRun, LiveStep, Report
 from shoal.watch._words import DOING
@@ -169,6 +170,19 @@ def test_what_is_not_there_is_said(file: Path, capsys: Any):
         main(["show", "a/numbers"])
     assert exit_.value.code == 2
     assert "'numbers' is not step:visit:act:key" in capsys.readouterr().err
+
+
+def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
+    path = parse_path("nested/outer:0:inner:2/numbers:0:square:3")
+    why = said(capsys, "show", path.id, code=1)
+    assert why == (
+        f"shoal: there is no run {path.id} in {file}; if it is a child's id, find the child in its "
+        f"root run: shoal show RUN --child {path.id}\n"
+    )
+    shown = fields(said(capsys, "show", "nested", "--child", path.id))
+    assert ["path", path_text(path)] in shown
+    missing = said(capsys, "show", "a", "--child", path.id, code=1)
+    assert missing == f"shoal: there is no descendant {path.id} of a in {file}\n"
 
 
 def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal: None, capsys: Any):

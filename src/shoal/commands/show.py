@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from shoal._errors.exceptions import brief
+from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
 from shoal.watch._words import DOING, length
 
@@ -25,8 +26,9 @@ from ._lines import (
 from .runs import LOST, as_json
 
 if TYPE_CHECKING:
+    from shoal._events.identity import RunPath
     from shoal.stores import FailedChild, Store
-    from shoal.watch import LiveRun, Overview, StepBar
+    from shoal.watch import LiveRun, Overview, Queries, StepBar
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
@@ -40,13 +42,17 @@ def add_to(commands: Subparsers) -> None:
     parser = add_command(commands, "show", _show, what)
     add_run(parser)
     parser.add_argument(
+        "--child", metavar="ID", help="show the descendant of the run that has this id"
+    )
+    parser.add_argument(
         "--failures", type=count, default=10, metavar="N", help="show at most N (default: 10)"
     )
 
 
 async def _show(store: Store, given: argparse.Namespace) -> int:
     queries = queries_of(store, "show its runs")
-    overview = await queries.overview(given.path)
+    path = given.path if given.child is None else await _found(queries, given.path, given.child)
+    overview = await queries.overview(path)
     failed: Sequence[FailedChild] = ()
     if overview.counts.get("failed"):
         failed = await queries.store.failures(overview.path, limit=given.failures)
@@ -57,6 +63,35 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
     else:
         _list(overview, failed)
     return 0
+
+
+async def _found(queries: Queries, path: RunPath, child_id: str) -> RunPath:
+    """Return the path of a descendant, given its id: all children first, then theirs.
+
+    Raises:
+        UnknownRun: The store has no such run, or no such descendant of it.
+    """
+    await queries.row(path)  # raises if there is none
+    parents, looked_at = deque([path]), 0
+    while parents and looked_at < _LOOKED_AT:
+        parent, after = parents.popleft(), None
+        while True:
+            page = await queries.children(parent, order="position", after=after, limit=1_000)
+            for row in page.rows:
+                if row.path.id == child_id:
+                    return row.path
+            looked_at += len(page.rows)
+            parents += [row.path for row in page.rows]
+            after = page.after
+            if after is None or looked_at >= _LOOKED_AT:
+                break
+    left_out = f" among the first {looked_at:,}" if parents else ""
+    msg = f"there is no descendant {child_id} of {path_text(path)}{left_out}"
+    raise UnknownRun(msg)
+
+
+_LOOKED_AT = 100_000
+"""The most descendants that are looked at for an id: some seconds."""
 
 
 # -- for people ------------------------------------------------------------------------------------
