@@ -12,7 +12,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from shoal import Application, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
+from shoal import Application, Context, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
 from shoal.__main__ import main
 from shoal._events.paths import parse_path, path_text
 from shoal._events.report_text import report_text
@@ -246,6 +246,35 @@ def test_the_page_and_commands_use_one_language():
 async def wait_for_show() -> int:
     await anyio.sleep_forever()
     return 0
+
+
+@action(reads=["n"], writes=["square"])
+async def ask_for_square(n: int, context: Context) -> int:
+    if n == 1:
+        return 1
+    return await context.ask("square", {"of": n})
+
+
+def test_a_halted_run_shows_its_questions(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "halted.db"
+    asked = fan_out(ask_for_square, over="numbers", item="n", key=str, into="squares", name="all")
+    app = Application(asked, store=SQLiteStore(path, synchronous="normal"), watch=False)
+    app.run_sync({"numbers": [1, 2, 3]}, id="asks")
+    child = parse_path("asks/all:0:ask_for_square:2")
+    app.run_sync(id="asks", answers={(child.id, "square"): 4})
+    left = parse_path("asks/all:0:ask_for_square:3")
+    lines = fields(said(capsys, "show", "asks", "--db", str(path)))
+    (question,) = [line for line in lines if line[0] == "question"]
+    assert question[1:5] == ["square", path_text(left), left.id, '{"of": 3}']
+    (shown,) = json.loads(said(capsys, "show", "asks", "--json", "--db", str(path)))["questions"]
+    assert shown["run_id"] == left.id
+    assert shown["id"] == question[5]
+    monkeypatch.setattr(cast("Any", type(sys.stdout)), "isatty", is_one, raising=False)
+    text = said(capsys, "show", "asks", "--db", str(path))
+    assert f'\nsquare  {path_text(left)}  {{"of": 3}}\n' in text
+    assert f"run(id='asks', answers={{('{left.id}', 'square'): ...}})" in text
 
 
 # -- events ----------------------------------------------------------------------------------------

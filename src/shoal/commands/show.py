@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
@@ -27,12 +28,13 @@ from .runs import LOST, as_json
 
 if TYPE_CHECKING:
     from shoal._events.identity import RunPath
-    from shoal.stores import FailedChild, Store
+    from shoal.stores import FailedChild, Inspects, Store
+    from shoal.stores._watching import EntryKind, StoredEntry
     from shoal.watch import LiveRun, Overview, Queries, StepBar
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
-    "halted": "it waits for answers; its application lists the questions: questions()",
+    "halted": "it waits for answers",
 }
 
 
@@ -56,12 +58,18 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
     failed: Sequence[FailedChild] = ()
     if overview.counts.get("failed"):
         failed = await queries.store.failures(overview.path, limit=given.failures)
+    questions: Sequence[_Question] = ()
+    if overview.status == "halted" or overview.questions:
+        questions = await _open_questions(queries.inspected, overview.path)
     if given.json:
-        write_json(_as_json(overview, failed))
+        asked = [question.as_json() for question in questions]
+        write_json({**_as_json(overview, failed), "questions": asked})
     elif is_terminal(sys.stdout):
-        _describe(overview, given.failures)
+        _describe(overview, given.failures, questions)
     else:
         _list(overview, failed)
+        for question in questions:
+            write_fields(("question", *question.as_json().values()))
     return 0
 
 
@@ -94,10 +102,69 @@ _LOOKED_AT = 100_000
 """The most descendants that are looked at for an id: some seconds."""
 
 
+@final
+class _Question(NamedTuple):
+    """A question without an answer."""
+
+    name: str
+    path: RunPath
+    """The run that waits for the answer."""
+    question: str
+    """JSON."""
+    id: str
+
+    def as_json(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "path": path_text(self.path),
+            "run_id": self.path.id,
+            "question": self.question,
+            "id": self.id,
+        }
+
+
+async def _open_questions(store: Inspects, path: RunPath) -> Sequence[_Question]:
+    """Return the first open questions of a run and its descendants."""
+    answered = {
+        json.loads(entry.data)[0] for entry in await _entries(store, path.root, ("answered",))
+    }
+    found, waiting = list[_Question](), deque([path])
+    for _ in range(_ASKED):
+        if not waiting or len(found) >= _ASKED:
+            break
+        at = waiting.popleft()
+        asked = dict[str, _Question]()
+        for entry in await _entries(store, at, ("asked", "completed")):
+            if entry.kind == "completed":
+                asked.clear()  # the step that asked has ended, so its questions are answered
+                continue
+            name, question, id_ = json.loads(entry.data)
+            asked[id_] = _Question(name, at, json.dumps(question, ensure_ascii=False), id_)
+        found += [question for id_, question in asked.items() if id_ not in answered]
+        page = await store.rows(at, status="halted", order="position", limit=_ASKED)
+        waiting += [row.path for row in page.rows]
+    return found[:_ASKED]
+
+
+_ASKED = 50
+"""The most questions that are shown, and the most runs that are looked at for them."""
+
+
+async def _entries(
+    store: Inspects, path: RunPath, kinds: Collection[EntryKind]
+) -> Sequence[StoredEntry]:
+    found: list[StoredEntry] = []
+    number: int | None = 0
+    while number is not None:
+        part, number = await store.entries(path, kinds=kinds, from_number=number, limit=1_000)
+        found += part
+    return found
+
+
 # -- for people ------------------------------------------------------------------------------------
 
 
-def _describe(overview: Overview, most: int) -> None:
+def _describe(overview: Overview, most: int, questions: Sequence[_Question]) -> None:
     run, row = overview.summary, overview.row
     status = LOST if overview.is_lost else row.status
     is_root = not overview.breadcrumbs
@@ -131,6 +198,13 @@ def _describe(overview: Overview, most: int) -> None:
         write("\nrunning longest")
         rows = [(length(one.age), _name(one), _live(one)) for one in overview.longest[:most]]
         write_table((), rows)
+    if questions:
+        write("\nopen questions")
+        write_table((), [(one.name, path_text(one.path), one.question) for one in questions])
+        first = questions[0]
+        answers = f"{{({first.path.id!r}, {first.name!r}): ...}}"
+        write_named([("answer", "in a browser, by `shoal ui`, or by the application:")])
+        write_named([("", f"run(id={overview.path.root.id!r}, answers={answers})")])
     _describe_failures(overview, most)
 
 
