@@ -12,10 +12,13 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from shoal import Application, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
+from shoal import Application, Context, Graph, RunPath, Runtime, SQLiteStore, action, fan_out
 from shoal.__main__ import main
+from shoal._events.paths import parse_path, path_text
 from shoal._events.report_text import report_text
 from shoal.watch import LiveRun, LiveStep, Report
+from shoal.watch._words import DOING
+from shoal.watch.ui import _format
 
 
 @action(reads=["n"], writes=["square"])
@@ -136,7 +139,7 @@ def test_a_child_is_shown_like_a_run(terminal: None, capsys: Any):
     assert lines["headline"].startswith("succeeded")
     assert text.split("\n\n")[1].splitlines() == [
         "failures",
-        "1  numbers  LookupError: no square of <n>, as '3'",
+        "1  numbers  LookupError: no square of 3, as '3'",
     ]
     deepest = said(capsys, "show", "nested/outer:0:inner:2/numbers:0:square:3")
     assert "error        LookupError: no square of 3" in deepest
@@ -148,7 +151,7 @@ def test_a_child_is_shown_to_programs(capsys: Any):
     assert ["children", "failed", "1"] in lines
     assert ["step", "numbers", "0", "2", "", "1", "0", "0", "0"] in lines
     assert [
-        *("failures", "1", "numbers", "LookupError", "no square of <n>"),
+        *("failures", "1", "numbers", "LookupError", "no square of 3"),
         "nested/outer:0:inner:2/numbers:0:square:3",
     ] in lines
     shown = json.loads(said(capsys, "show", "nested/outer:0:inner:2", "--json"))
@@ -167,6 +170,19 @@ def test_what_is_not_there_is_said(file: Path, capsys: Any):
         main(["show", "a/numbers"])
     assert exit_.value.code == 2
     assert "'numbers' is not step:visit:act:key" in capsys.readouterr().err
+
+
+def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
+    path = parse_path("nested/outer:0:inner:2/numbers:0:square:3")
+    why = said(capsys, "show", path.id, code=1)
+    assert why == (
+        f"shoal: there is no run {path.id} in {file}; if it is a child's id, find the child in its "
+        f"root run: shoal show RUN --child {path.id}\n"
+    )
+    shown = fields(said(capsys, "show", "nested", "--child", path.id))
+    assert ["path", path_text(path)] in shown
+    missing = said(capsys, "show", "a", "--child", path.id, code=1)
+    assert missing == f"shoal: there is no descendant {path.id} of a in {file}\n"
 
 
 def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal: None, capsys: Any):
@@ -215,16 +231,50 @@ def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal:
     assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
     assert (
         "\nrunning longest\n"
-        "1m 1s  'x'  fetch: backoff, attempt 2 of 3, next in 1.5s; the page; 3 of 9\n"
+        "1 min 1 s  the page ('x')  "
+        "fetch: waiting for its next attempt · attempt 2 of 3 · next in 1.5 s ·...\n"
     ) in text
     assert explained.startswith("run now has taken 1 min 40 s, looked at 400 times\n")
     assert "advice: 50 % of the time is waiting for further attempts" in explained
+
+
+def test_the_page_and_commands_use_one_language():
+    assert _format.DOING == DOING
 
 
 @action(writes=["total"])
 async def wait_for_show() -> int:
     await anyio.sleep_forever()
     return 0
+
+
+@action(reads=["n"], writes=["square"])
+async def ask_for_square(n: int, context: Context) -> int:
+    if n == 1:
+        return 1
+    return await context.ask("square", {"of": n})
+
+
+def test_a_halted_run_shows_its_questions(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "halted.db"
+    asked = fan_out(ask_for_square, over="numbers", item="n", key=str, into="squares", name="all")
+    app = Application(asked, store=SQLiteStore(path, synchronous="normal"), watch=False)
+    app.run_sync({"numbers": [1, 2, 3]}, id="asks")
+    child = parse_path("asks/all:0:ask_for_square:2")
+    app.run_sync(id="asks", answers={(child.id, "square"): 4})
+    left = parse_path("asks/all:0:ask_for_square:3")
+    lines = fields(said(capsys, "show", "asks", "--db", str(path)))
+    (question,) = [line for line in lines if line[0] == "question"]
+    assert question[1:5] == ["square", path_text(left), left.id, '{"of": 3}']
+    (shown,) = json.loads(said(capsys, "show", "asks", "--json", "--db", str(path)))["questions"]
+    assert shown["run_id"] == left.id
+    assert shown["id"] == question[5]
+    monkeypatch.setattr(cast("Any", type(sys.stdout)), "isatty", is_one, raising=False)
+    text = said(capsys, "show", "asks", "--db", str(path))
+    assert f'\nsquare  {path_text(left)}  {{"of": 3}}\n' in text
+    assert f"run(id='asks', answers={{('{left.id}', 'square'): ...}})" in text
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -353,6 +403,56 @@ def test_children_are_compared_like_runs(capsys: Any):
     first, second = "nested/outer:0:inner:0", "nested/outer:0:inner:2"
     lines = fields(said(capsys, "diff", first, second))
     assert ["field", "(element)", "", "[0, 1]", "[2, 3]"] in lines
+
+
+collected = fan_out(
+    square,
+    over="numbers",
+    item="n",
+    key=str,
+    into="squares",
+    on_error="collect",
+    errors_into="errors",
+    name="numbers",
+)
+
+
+@action(writes=["pages"])
+async def load_pages() -> list[str]:
+    return ["x" * 300 + "end"]
+
+
+@action(writes=["pages"])
+async def load_others() -> list[str]:
+    return ["x" * 300 + "other"]
+
+
+def test_collected_errors_that_say_the_same_do_not_differ(
+    tmp_path: Path, terminal: None, capsys: Any
+):
+    path = tmp_path / "same.db"
+    app = Application(collected, store=SQLiteStore(path, synchronous="normal"), watch=False)
+    for run_id in ("one", "two"):
+        app.run_sync({"numbers": [1, 3, 7]}, id=run_id)
+    text = said(capsys, "diff", "one", "two", "--db", str(path))
+    assert text == "the runs took the same way to the same end: succeeded\n"
+    app.run_sync({"numbers": [1, 11]}, id="three")
+    lines = said(capsys, "diff", "one", "three", "--db", str(path))
+    assert '"message": "no square of 11"' in lines
+    assert "@type" not in lines
+    assert "Traceback" not in lines
+
+
+def test_the_part_of_a_long_value_that_differs_is_shown(tmp_path: Path, capsys: Any):
+    path = tmp_path / "long.db"
+    store = SQLiteStore(path, synchronous="normal")
+    for act, run_id in ((load_pages, "one"), (load_others, "two")):
+        Application(act, store=store, watch=False).run_sync({}, id=run_id)
+    lines = fields(said(capsys, "diff", "one", "two", "--db", str(path)))
+    (field,) = [line for line in lines if line[0] == "field"]
+    assert field[3].startswith("…xxx")
+    assert field[3].endswith('xxend"]')
+    assert field[4].endswith('xxother"]')
 
 
 # -- export ----------------------------------------------------------------------------------------

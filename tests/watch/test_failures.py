@@ -51,11 +51,48 @@ def test_failures_are_grouped_the_largest_group_first():
     found = grouped(rows, 9)
     assert [(one.step, one.error_type, one.message, one.count) for one in found.groups] == [
         ("pages/parse", "TimeoutError", "after <n> s", 2),
-        ("pages", "LookupError", "no page <n>", 1),
-        ("pages", "TimeoutError", "after <n> s", 1),
+        ("pages", "LookupError", "no page 1", 1),
+        ("pages", "TimeoutError", "after 7 s", 1),
     ]
     assert found.groups[0].example.path.key == 2, "the first of the group"
     assert (found.counted, found.total, found.omitted) == (4, 9, 0)
+
+
+def messages(*errors: str) -> list[tuple[int, str]]:
+    rows = [row(at, error) for at, error in enumerate(errors)]
+    return [(group.count, group.message) for group in grouped(rows).groups]
+
+
+def test_the_parts_that_all_members_share_are_shown():
+    timeouts = [f"StepTimeout: step 'fetch' of {at} took longer than 30 s" for at in range(3)]
+    assert messages(*timeouts) == [(3, "step 'fetch' of <n> took longer than 30 s")]
+    long = "x" * 100
+    assert messages(f"E: no '{long}' at 1") == [(1, "no <text> at 1")]
+
+
+def test_quotes_around_a_whole_message_hide_nothing():
+    found = messages(
+        *(f"KeyError: 'no <h1> in https://a.example/{at}'" for at in range(3)),
+        "KeyError: 'no title in https://a.example/1'",
+        "KeyError: 'name'",
+    )
+    assert found == [
+        (3, "no <h1> in https://a.example/<path>"),
+        (1, "no title in https://a.example/1"),
+        (1, "'name'"),
+    ]
+
+
+def test_the_same_error_of_several_hosts_is_one_group():
+    hosts = [f"OSError: GET https://me:word@{host}.example/x: 503" for host in "abcd"]
+    assert messages(*hosts) == [(4, "GET https://<host>/x: 503")]
+    assert messages(hosts[0], hosts[0]) == [(2, "GET https://a.example/x: 503")]
+
+
+def test_quoted_texts_that_many_members_share_tell_groups_apart():
+    few = ["KeyError: 'name'"] * 5 + ["KeyError: 'id'"]
+    assert messages(*few) == [(5, "'name'"), (1, "'id'")]
+    assert messages(*(f"KeyError: 'name{at}'" for at in range(9))) == [(9, "<text>")]
 
 
 def test_groups_that_are_left_out_are_counted():

@@ -22,7 +22,16 @@ from shoal._events.report import Doing, LiveRun, LiveStep, Report
 from shoal.errors import DefinitionError
 from shoal.watch import progress
 from shoal.watch._board import Board
-from shoal.watch.progress import Boards, Lines, Notebook, Terminal, as_text, drawn, new_display
+from shoal.watch.progress import (
+    WIDTH,
+    Boards,
+    Lines,
+    Notebook,
+    Terminal,
+    as_text,
+    drawn,
+    new_display,
+)
 
 pytest.importorskip("rich")
 
@@ -180,6 +189,22 @@ def test_it_is_drawn_at_any_width(width: int, total: int | None):
     if width >= 80:
         assert any("pages" in line for line in lines)
         assert as_text(boards).count("\n") >= 5
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_counts_are_whole_and_the_bar_shrinks(width: int):
+    console = pytest.importorskip("rich.console").Console(file=io.StringIO(), width=width)
+    board = Board("one")
+    many = replace(step(total=147_000, name="a-rather-long-name"), ended=12_431, failed=312)
+    board.update(report(1, replace(many, in_flight=20, waiting=1_000)))
+    console.print(drawn([board]))
+    (line, *_) = console.file.getvalue().splitlines()
+    assert "12,431/147,000" in line
+    assert line.startswith("a-rather-long-name ")
+    bar = line.index("12,431") - len("a-rather-long-name  ")
+    assert bar == {40: 6, 60: 4, 80: 6, 100: WIDTH, 120: WIDTH}[width]
+    if width >= 80:
+        assert "312 failed · 20 running · 1,000 waiting" in line
 
 
 # -- where it is shown -----------------------------------------------------------------------------

@@ -116,7 +116,7 @@ async def test_the_overview_of_a_run_that_has_ended(store: Any):
     )
     (group,) = found.failures.groups
     assert (group.step, group.error_type, group.message, group.count) == (
-        *("numbers", "LookupError", "no square of <n> in <text>", 2),
+        *("numbers", "LookupError", "no square of <n> in 'the book'", 2),
     )
     assert group.example.path == path("a", ("numbers", 0, "square", "3"))
     assert re.match("succeeded after .* m?s · 8 done · 2 failed", found.headline.text)

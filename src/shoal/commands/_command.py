@@ -7,6 +7,7 @@ with tabs between them, times in UTC, nothing shortened; with ``--json``, lines 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -57,7 +58,19 @@ def _run(do: Do, given: argparse.Namespace) -> int:
     try:
         return anyio.run(do, given_store(given), given)
     except UnknownRun as unknown:
-        return complain(f"{unknown} in {shown_store(given)}")
+        return complain(f"{unknown} in {shown_store(given)}{_advice(given)}")
+
+
+def _advice(given: argparse.Namespace) -> str:
+    """Return how to find a child, if it may be the id of one: errors and logs have these."""
+    path = getattr(given, "path", None)
+    if not isinstance(path, RunPath) or path.parent is not None or not _ID.fullmatch(path.id):
+        return ""
+    how = f"shoal show RUN --child {path.id}"
+    return f"; if it is a child's id, find the child in its root run: {how}"
+
+
+_ID = re.compile("[0-9a-f]{32}")
 
 
 def complain(why: str) -> int:

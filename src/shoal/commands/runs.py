@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal._events.paths import path_text
 from shoal.stores._protocol import Browses, RunStatus, RunSummary
+from shoal.watch._words import length
 
 from ._command import Subparsers, add_command, complain, count, that_can
 from ._lines import hint, is_terminal, shown, utc, write_fields, write_json, write_table
@@ -134,14 +135,3 @@ def _day(at: float) -> str:
     then = datetime.fromtimestamp(at)  # noqa: DTZ006 # people's local time
     is_recent = then.year == datetime.fromtimestamp(time.time()).year  # noqa: DTZ006 # as above
     return f"{then:%m-%d %H:%M}" if is_recent else f"{then:%Y-%m-%d}"
-
-
-def length(seconds: float) -> str:
-    """Show a length of time in little room, in its two largest units."""
-    if seconds < UNITS["m"]:
-        return f"{seconds:.1f}s"
-    for larger, smaller in (("d", "h"), ("h", "m"), ("m", "s")):
-        if seconds >= UNITS[larger]:
-            whole, rest = divmod(int(seconds), UNITS[larger])
-            return f"{whole}{larger} {rest // UNITS[smaller]}{smaller}"
-    raise AssertionError("shorter times have returned before")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from shoal._errors.exceptions import brief
+from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
+from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
 from ._lines import (
@@ -21,15 +24,17 @@ from ._lines import (
     write_named,
     write_table,
 )
-from .runs import LOST, as_json, length
+from .runs import LOST, as_json
 
 if TYPE_CHECKING:
-    from shoal.stores import FailedChild, Store
-    from shoal.watch import LiveRun, Overview, StepBar
+    from shoal._events.identity import RunPath
+    from shoal.stores import FailedChild, Inspects, Store
+    from shoal.stores._watching import EntryKind, StoredEntry
+    from shoal.watch import LiveRun, Overview, Queries, StepBar
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
-    "halted": "it waits for answers; its application lists the questions: questions()",
+    "halted": "it waits for answers",
 }
 
 
@@ -39,29 +44,127 @@ def add_to(commands: Subparsers) -> None:
     parser = add_command(commands, "show", _show, what)
     add_run(parser)
     parser.add_argument(
+        "--child", metavar="ID", help="show the descendant of the run that has this id"
+    )
+    parser.add_argument(
         "--failures", type=count, default=10, metavar="N", help="show at most N (default: 10)"
     )
 
 
 async def _show(store: Store, given: argparse.Namespace) -> int:
     queries = queries_of(store, "show its runs")
-    overview = await queries.overview(given.path)
+    path = given.path if given.child is None else await _found(queries, given.path, given.child)
+    overview = await queries.overview(path)
     failed: Sequence[FailedChild] = ()
     if overview.counts.get("failed"):
         failed = await queries.store.failures(overview.path, limit=given.failures)
+    questions: Sequence[_Question] = ()
+    if overview.status == "halted" or overview.questions:
+        questions = await _open_questions(queries.inspected, overview.path)
     if given.json:
-        write_json(_as_json(overview, failed))
+        asked = [question.as_json() for question in questions]
+        write_json({**_as_json(overview, failed), "questions": asked})
     elif is_terminal(sys.stdout):
-        _describe(overview, given.failures)
+        _describe(overview, given.failures, questions)
     else:
         _list(overview, failed)
+        for question in questions:
+            write_fields(("question", *question.as_json().values()))
     return 0
+
+
+async def _found(queries: Queries, path: RunPath, child_id: str) -> RunPath:
+    """Return the path of a descendant, given its id: all children first, then theirs.
+
+    Raises:
+        UnknownRun: The store has no such run, or no such descendant of it.
+    """
+    await queries.row(path)  # raises if there is none
+    parents, looked_at = deque([path]), 0
+    while parents and looked_at < _LOOKED_AT:
+        parent, after = parents.popleft(), None
+        while True:
+            page = await queries.children(parent, order="position", after=after, limit=1_000)
+            for row in page.rows:
+                if row.path.id == child_id:
+                    return row.path
+            looked_at += len(page.rows)
+            parents += [row.path for row in page.rows]
+            after = page.after
+            if after is None or looked_at >= _LOOKED_AT:
+                break
+    left_out = f" among the first {looked_at:,}" if parents else ""
+    msg = f"there is no descendant {child_id} of {path_text(path)}{left_out}"
+    raise UnknownRun(msg)
+
+
+_LOOKED_AT = 100_000
+"""The most descendants that are looked at for an id: some seconds."""
+
+
+@final
+class _Question(NamedTuple):
+    """A question without an answer."""
+
+    name: str
+    path: RunPath
+    """The run that waits for the answer."""
+    question: str
+    """JSON."""
+    id: str
+
+    def as_json(self) -> dict[str, str]:
+        return {
+            "name": self.name,
+            "path": path_text(self.path),
+            "run_id": self.path.id,
+            "question": self.question,
+            "id": self.id,
+        }
+
+
+async def _open_questions(store: Inspects, path: RunPath) -> Sequence[_Question]:
+    """Return the first open questions of a run and its descendants."""
+    answered = {
+        json.loads(entry.data)[0] for entry in await _entries(store, path.root, ("answered",))
+    }
+    found, waiting = list[_Question](), deque([path])
+    for _ in range(_ASKED):
+        if not waiting or len(found) >= _ASKED:
+            break
+        at = waiting.popleft()
+        asked = dict[str, _Question]()
+        for entry in await _entries(store, at, ("asked", "completed")):
+            if entry.kind == "completed":
+                asked.clear()  # the step that asked has ended, so its questions are answered
+                continue
+            name, question, id_ = json.loads(entry.data)
+            asked[id_] = _Question(name, at, json.dumps(question, ensure_ascii=False), id_)
+        found += [question for id_, question in asked.items() if id_ not in answered]
+        page = await store.rows(at, status="halted", order="position", limit=_ASKED)
+        waiting += [row.path for row in page.rows]
+    return found[:_ASKED]
+
+
+_ASKED = 50
+"""The most questions that are shown, and the most runs that are looked at for them."""
+
+
+async def _entries(
+    store: Inspects, path: RunPath, kinds: Collection[EntryKind]
+) -> Sequence[StoredEntry]:
+    found: list[StoredEntry] = []
+    number: int | None = 0
+    while number is not None:
+        part, number = await store.entries(path, kinds=kinds, from_number=number, limit=1_000)
+        found += part
+    return found
 
 
 # -- for people ------------------------------------------------------------------------------------
 
 
-def _describe(overview: Overview, most: int) -> None:
+def _describe(overview: Overview, most: int, questions: Sequence[_Question]) -> None:
     run, row = overview.summary, overview.row
     status = LOST if overview.is_lost else row.status
     is_root = not overview.breadcrumbs
@@ -93,28 +196,40 @@ def _describe(overview: Overview, most: int) -> None:
         write_table((), [_bar(bar) for bar in overview.bars])
     if overview.longest:
         write("\nrunning longest")
-        rows = [
-            (
-                length(one.age),
-                brief(one.path.key) if one.path.parent is not None else one.path.id,
-                _live(one),
-            )
-            for one in overview.longest[:most]
-        ]
+        rows = [(length(one.age), _name(one), _live(one)) for one in overview.longest[:most]]
         write_table((), rows)
+    if questions:
+        write("\nopen questions")
+        write_table((), [(one.name, path_text(one.path), one.question) for one in questions])
+        first = questions[0]
+        answers = f"{{({first.path.id!r}, {first.name!r}): ...}}"
+        write_named([("answer", "in a browser, by `shoal ui`, or by the application:")])
+        write_named([("", f"run(id={overview.path.root.id!r}, answers={answers})")])
     _describe_failures(overview, most)
 
 
+def _name(run: LiveRun) -> str:
+    """Name a run in flight: by its title, and by the key that its path has."""
+    if run.path.parent is None:
+        return run.title or run.path.id
+    key = brief(run.path.key)
+    return f"{run.title} ({key})" if run.title else key
+
+
 def _live(run: LiveRun) -> str:
-    """Say what a run in flight does: ``fetch: backoff, attempt 2 of 3, next in 1.5s; page 3``."""
-    what = f"{run.doing} {run.limit_key}" if run.limit_key else run.doing
+    """Say what a run in flight does, in the words of the page.
+
+    ``fetch: waiting for its next attempt · attempt 2 of 3 · next in 1.5 s · page 3 of 9``.
+    """
+    limit = run.limit_key or run.limit
+    what = f"{DOING[run.doing]}, {limit}" if limit else DOING[run.doing]
     parts = [f"{run.step}: {what}" if run.step else what]
     if run.attempt > 1:
         of = "" if run.attempts is None else f" of {run.attempts}"
         parts.append(f"attempt {run.attempt}{of}")
     if run.next_in is not None:
         parts.append(f"next in {length(run.next_in)}")
-    return "; ".join(filter(None, (", ".join(parts), run.title, run.note)))
+    return " · ".join([*parts, run.note] if run.note else parts)
 
 
 def _children(overview: Overview) -> str:

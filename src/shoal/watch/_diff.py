@@ -1,15 +1,18 @@
 """Compare two runs: where they took different ways, and in what they differ.
 
 The histories are read as they are stored, and replayed on JSON. So the types of the program needn't
-be imported, and the programs of the two runs may differ.
+be imported, and the programs of the two runs may differ. Errors are compared without their
+tracebacks and without the ids of runs in them, which differ between any two runs.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Any, NamedTuple, cast, final
 
 from shoal._events.identity import Key, RunPath
@@ -24,6 +27,9 @@ from ._words import shortened
 MOST = 50
 """The most fields and children that are listed."""
 _SHOWN = 200
+"""The characters of a value that are shown."""
+_BEFORE = 40
+"""Of these, the characters before the first difference, if that is far behind the beginning."""
 
 
 @final
@@ -48,7 +54,8 @@ class FieldDifference(NamedTuple):
     key: str
     """The key within the field, as JSON; empty if the field differs as a whole."""
     first: str | None
-    """The value in the first run as JSON, shortened; None if it has none."""
+    """The value in the first run as JSON without tags of types, shortened to where it differs; None
+    if it has none."""
     second: str | None
 
 
@@ -101,7 +108,8 @@ class Difference:
 async def difference(store: Inspects, first: Row, second: Row) -> Difference:
     """Compare two runs."""
     ways = [await _way(store, row) for row in (first, second)]
-    fields = _different_fields(ways[0].state, ways[1].state)
+    ids = _ids_in(first, second)
+    fields = _different_fields(ways[0].state, ways[1].state, ids)
     children, omitted = await _different_children(store, first.path, second.path)
     return Difference(
         first=first,
@@ -167,7 +175,15 @@ async def _way(store: Inspects, row: Row) -> _Way:
 _ABSENT = object()
 
 
-def _different_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[FieldDifference]:
+def _ids_in(first: Row, second: Row) -> re.Pattern[str]:
+    """Return a pattern of the ids of these runs, and of any child, as errors have them."""
+    roots = "|".join(re.escape(row.path.root.id) for row in (first, second))
+    return re.compile(rf"\b[0-9a-f]{{32}}\b|(?<=\brun )(?:{roots})(?!\w)")
+
+
+def _different_fields(
+    first: Mapping[str, Any], second: Mapping[str, Any], ids: re.Pattern[str]
+) -> list[FieldDifference]:
     found = list[FieldDifference]()
     for field in {**first, **second}:
         one, other = first.get(field, _ABSENT), second.get(field, _ABSENT)
@@ -177,17 +193,75 @@ def _different_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
             ones, others = cast("dict[str, Any]", one), cast("dict[str, Any]", other)
             for key in {**ones, **others}:
                 a, b = ones.get(key, _ABSENT), others.get(key, _ABSENT)
-                if a != b:
-                    found.append(FieldDifference(field, key, _shown(a), _shown(b)))
-        else:
-            found.append(FieldDifference(field, "", _shown(one), _shown(other)))
+                if not _is_same(a, b, ids):
+                    found.append(FieldDifference(field, key, *_shown(a, b)))
+        elif not _is_same(one, other, ids):
+            found.append(FieldDifference(field, "", *_shown(one, other)))
     return found
 
 
-def _shown(value: Any) -> str | None:
-    if value is _ABSENT:
-        return None
-    return shortened(json.dumps(value, ensure_ascii=False), _SHOWN)
+def _is_same(one: Any, other: Any, ids: re.Pattern[str]) -> bool:
+    return one == other or _without_noise(one, ids) == _without_noise(other, ids)
+
+
+def _without_noise(value: Any, ids: re.Pattern[str], *, is_error: bool = False) -> Any:
+    """Return a value without what differs between errors that are the same."""
+    if isinstance(value, str):
+        return ids.sub("<id>", value) if is_error else value
+    if isinstance(value, list):
+        items = cast("list[Any]", value)
+        return [_without_noise(one, ids, is_error=is_error) for one in items]
+    if not isinstance(value, dict):
+        return value
+    data = cast("dict[str, Any]", value)
+    is_error = is_error or _is_error(data)
+    return {
+        name: _without_noise(one, ids, is_error=is_error)
+        for name, one in data.items()
+        if not (is_error and name in _PLACES)
+    }
+
+
+_PLACES = ("trace", "traceback")
+"""Where an error was raised: lines move when a program changes, and its causes are objects."""
+
+
+def _is_error(data: Mapping[str, Any]) -> bool:
+    return data.get("@") == "error" or data.get("@type") == "shoal:ErrorInfo"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without the tags of types, and without the traceback of an error."""
+    if isinstance(value, list):
+        return [_plain(one) for one in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    data = cast("dict[str, Any]", value)
+    if "@" in data and "value" in data:
+        return _plain(data["value"])
+    left_out = ("@", "@type", *(_PLACES if _is_error(data) else ()))
+    return {name: _plain(one) for name, one in data.items() if name not in left_out}
+
+
+def _shown(one: Any, other: Any) -> tuple[str | None, str | None]:
+    """Return two values as JSON, shortened so that the first difference is shown."""
+    if _ABSENT not in (one, other) and _plain(one) == _plain(other):
+        texts = [_json(one), _json(other)]  # they differ in their types
+    else:
+        texts = [None if value is _ABSENT else _json(_plain(value)) for value in (one, other)]
+    known = [text for text in texts if text is not None]
+    pairs = zip(*known, strict=False) if len(known) > 1 else ()
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    start = same - _BEFORE if same > _SHOWN // 2 else 0
+    first, second = (
+        None if text is None else shortened(("…" if start else "") + text[start:], _SHOWN)
+        for text in texts
+    )
+    return first, second
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 # -- children ----------------------------------------------------------------------------------

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from shoal._events.report import Doing
+
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 _HUNDRED = 100
+
+DOING: Mapping[Doing, str] = {
+    "action": "working",
+    "slot": "waiting for a slot",
+    "rate": "waiting for a rate",
+    "key": "waiting for its key",
+    "breaker": "waiting for an open breaker",
+    "backoff": "waiting for its next attempt",
+    "store": "being saved",
+    "reducer": "being applied",
+    "question": "waiting for an answer",
+    "loop": "event loop busy",
+    "other": "between steps",
+}
+"""What a run does. The page has the same words; see test_the_page_and_commands_use_one_language."""
 
 
 def many(count: int, name: str) -> str:

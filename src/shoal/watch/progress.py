@@ -23,7 +23,7 @@ from shoal.errors import DefinitionError
 from ._board import Board, Row
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.live import Live
 
 logger = logging.getLogger("shoal")
@@ -31,7 +31,11 @@ logger = logging.getLogger("shoal")
 EVERY = 5.0
 """Seconds between two lines where there is no terminal. A log of an hour has 720 of them."""
 WIDTH = 24
-"""Columns of a bar."""
+"""Columns of a bar, if there is room for it and for all that is said beside it."""
+NARROW = 4
+"""Columns of a bar where the details are cut."""
+FEW = 8
+"""With fewer columns than that, no details are shown: they would say nothing."""
 NAME = 32
 """Columns of the name of a fan-out, at most."""
 
@@ -297,8 +301,6 @@ def drawn(boards: Sequence[Board], *, names: bool = False, empty: str = "") -> R
         empty: What to show if there is none.
     """
     from rich.console import Group  # noqa: PLC0415 # optional
-    from rich.progress_bar import ProgressBar  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     parts: list[RenderableType] = []
@@ -308,33 +310,72 @@ def drawn(boards: Sequence[Board], *, names: bool = False, empty: str = "") -> R
         if names or len(boards) > 1:
             parts.append(Text(plain(board.name), style="bold", no_wrap=True, overflow="ellipsis"))
         rows = board.rows()
-        table = Table.grid(padding=(0, 1))
-        # With little room the details are cut first: names and counts are what people look for.
-        label = min(NAME, max((len(_label(row)) for row in rows), default=0))
-        count = max((len(row.count) for row in rows), default=0)
-        table.add_column(no_wrap=True, overflow="ellipsis", width=label)
-        table.add_column(width=WIDTH)
-        table.add_column(justify="right", no_wrap=True, width=count)
-        table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
-        for row in rows:
-            known = row.total is not None
-            bar = ProgressBar(
-                total=float(row.total or 1) if known else None,
-                completed=float(row.ended) if row.total or not known else 1.0,
-                pulse=not known,
-                width=WIDTH,
-            )
-            details = Text(plain(" · ".join(row.details)), style="dim")
-            if row.failed:
-                details.stylize("red", 0, len(row.details[0]))
-            table.add_row(Text(_label(row)), bar, Text(row.count), details)
-        if table.row_count:
-            parts.append(table)
+        if rows:
+            parts.append(_Bars(rows))
         parts += [
             Text(f"  {plain(line)}", style="dim", no_wrap=True, overflow="ellipsis")
             for line in _below(board)
         ]
     return Group(*parts)
+
+
+@final
+class _Bars:
+    """A line with a bar for each row, in the width that there is.
+
+    With little room the bars are cut first, then the details, then the names; the counts stay. See
+    test_counts_are_whole_and_the_bar_shrinks.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._details = [plain(" · ".join(row.details)) for row in rows]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the rows, for rich."""
+        del console
+        from rich.cells import cell_len  # noqa: PLC0415 # optional
+        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        rows, width = self._rows, options.max_width
+        count = max(cell_len(row.count) for row in rows)
+        label = min(NAME, max(cell_len(_label(row)) for row in rows))
+        label = max(1, min(label, width - count - 1))
+        details = max(map(cell_len, self._details))
+        left = width - label - count - 2  # of the bar, a space and the details
+        bar = min(WIDTH, max(left - 1 - details, min(NARROW, left)))
+        details = min(details, left - bar - 1)
+        if details < FEW and details < max(map(cell_len, self._details)):
+            bar, details = min(WIDTH, left), 0
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True, overflow="ellipsis", width=label)
+        if bar > 0:
+            table.add_column(width=bar)
+        table.add_column(justify="right", no_wrap=True, width=count)
+        if details > 0:
+            table.add_column(overflow="ellipsis", no_wrap=True, width=details)
+        for row, told in zip(rows, self._details, strict=True):
+            cells: list[RenderableType] = [Text(_label(row))]
+            if bar > 0:
+                known = row.total is not None
+                cells.append(
+                    ProgressBar(
+                        total=float(row.total or 1) if known else None,
+                        completed=float(row.ended) if row.total or not known else 1.0,
+                        pulse=not known,
+                        width=bar,
+                    )
+                )
+            cells.append(Text(row.count))
+            if details > 0:
+                text = Text(told, style="dim")
+                if row.failed:
+                    text.stylize("red", 0, len(row.details[0]))
+                cells.append(text)
+            table.add_row(*cells)
+        yield table
 
 
 def as_text(boards: Sequence[Board]) -> str:
