@@ -223,11 +223,15 @@ async def test_children_are_called_by_their_titles_and_say_what_they_do():
 
     class Titled(FakeQueries):
         async def overview(self, path: Any) -> Any:
-            report = replace(REPORT, longest=(run,))
+            step = LiveStep(
+                path=page_of(17_004), step="links", visit=0, total=6, ended=1, in_flight=2
+            )
+            report = replace(REPORT, longest=(run,), steps=(step,))
             return replace(await super().overview(path), report=report, longest=[run])
 
         def _rows(self, path: Any) -> Any:
-            return [Row(path=run.path, status="running"), *super()._rows(path)]
+            running = [Row(path=page_of(n), status="running") for n in (17_003, 17_004)]
+            return [*running, *super()._rows(path)]
 
     async with client_of(fake_ui(Titled()).app) as client:
         parent = await client.get("/runs/crawl-2026-11-30")
@@ -235,6 +239,7 @@ async def test_children_are_called_by_their_titles_and_say_what_they_do():
         below = await client.get(f"{address_of(17_003)}/parse:0:parse:x")
     [row] = re.findall(r"<tr id=.*?Module.*?</tr>", parent.text)
     assert "Module <17>running48 sfetch: waiting for a rate · page 3" in words(row)
+    assert "links: 1 of 6, 2 running" in words(parent.text)
     assert "<h1>Module &lt;17&gt;</h1>" in child.text
     assert f"key {key_text(path)}" in words(child.text)
     [way] = re.findall(r'<ol class="crumbs">.*?</ol>', below.text)
@@ -266,12 +271,15 @@ async def test_a_drawing_counts_what_is_left_and_what_runs_in_children():
         drawing = (await client.get("/runs/crawl-2026-11-30?view=graph")).text
         address = "/runs/crawl-2026-11-30/reviews:0:review_file:a.py?view=graph"
         of_child = (await client.get(address)).text
+        below = address.replace("?", "/replies:0:answer:x?")
+        of_action = (await client.get(below)).text
     assert "1 succeeded · 1 failed · 1 running · 6 left" in words(drawing)
     assert "1 succeeded · 1 failed · 1 running · 1 left" in words(drawing)
     bars = re.findall(r'<rect class="bar (\w+)"', drawing)
     assert bars[:4] == ["succeeded", "failed", "running", "left"]
     assert "read_comments" in of_child
     assert ">reviews<" not in of_child
+    assert "shoal-drawing" not in of_action
 
 
 async def test_scripts_are_not_deferred():

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
-from shoal._events.report import LimitUse
+from shoal._events.report import LimitUse, LiveStep
 from shoal._graph.action import Act
 from shoal._runtime.application import Application
 from shoal.stores._watching import Order, Row
@@ -221,7 +221,7 @@ class Pages:
             views |= {"time": "Where the time went"}
         known = self._applications.get(overview.summary.application)
         act = None if known is None else act_of(known.graph, overview.path)
-        if act is not None and (overview.path.parent is None or act.sketch().kind != "action"):
+        if act is not None and (overview.path.parent is None or not _is_one_action(act)):
             views |= {"graph": "Graph"}
         return views
 
@@ -276,6 +276,7 @@ class Pages:
         return {
             "rows": [_with_winner(row, winners) for row in page.rows],
             "live": {run.path: run for run in overview.longest},
+            "fan_outs": _fan_outs(overview),
             "next": page.after and urls.run(path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
@@ -409,6 +410,13 @@ def act_of(graph: Act, path: RunPath) -> Act | None:
     return act
 
 
+def _is_one_action(act: Act) -> bool:
+    sketch = act.sketch()
+    inside = [one for one in sketch.within if isinstance(one, Act)]
+    is_wrapped = sketch.kind == "graph" and len(inside) == 1
+    return (inside[0] if is_wrapped else act).sketch().kind == "action"
+
+
 def _within(act: Act, name: str) -> Act | None:
     for one in act.sketch().within:
         found: object = one if isinstance(one, Act) else getattr(one, "graph", None)
@@ -469,6 +477,13 @@ def _no_page(query: QueryParams, error: ValueError) -> Exception:
 def _name(overview: Overview, called: Mapping[RunPath, str]) -> str:
     path = overview.path
     return overview.summary.application if path.parent is None else called.get(path, key_text(path))
+
+
+def _fan_outs(overview: Overview) -> Mapping[RunPath, LiveStep]:
+    """Return the fan-outs under way in a run's children: these are in no list of what runs."""
+    if overview.report is None or overview.status != "running" or overview.is_lost:
+        return {}
+    return {step.path: step for step in overview.report.steps}
 
 
 def _called(overview: Overview) -> Mapping[RunPath, str]:
