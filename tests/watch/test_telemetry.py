@@ -147,7 +147,10 @@ async def test_a_run_its_steps_and_its_children_nest():
     app = Application(Graph.chain(doubles, name="g"), name="app", hooks=[seen.hook])
     await app.run({"ns": [1, 2]}, id="one")
     assert seen.tree == ["run app", "  step doubles", *["    run double", "      step double"] * 2]
-    run, step, child, *_ = seen.spans
+    run, step, child, inner, *_ = seen.spans
+    for span in (step, inner):
+        assert attributes(span)["shoal.run.root_id"] == "one"
+    assert attributes(inner)["shoal.child.key"] == "1"
     assert attributes(run) == {
         "shoal.run.id": "one",
         "shoal.run.root_id": "one",

@@ -100,11 +100,7 @@ class Inside:
             begin_attempt(self._tracer, run, path, None, counted=True)
             return
         run.step = self._event.step
-        attributes: Attributes = {
-            names.RUN_ID: path.id,
-            names.APP: path.act,
-            names.ACTION: run.step,
-        }
+        attributes = {**identity_of(path), names.ACTION: run.step}
         current = set_span_in_context(run.span)
         run.step_span = self._tracer.start_span(
             f"step {run.step}", context=current, attributes=attributes
@@ -127,6 +123,18 @@ class Inside:
             otel_context.detach(run.tokens.pop())
 
 
+def identity_of(path: RunPath) -> Attributes:
+    """Return the attributes that say which run a span is of, so that any span leads to its run."""
+    attributes: Attributes = {
+        names.RUN_ID: path.id,
+        names.ROOT_ID: path.root.id,
+        names.APP: path.act,
+    }
+    if path.parent is not None:
+        attributes[names.KEY] = key_of(path.key)
+    return attributes
+
+
 def begin_attempt(
     tracer: trace.Tracer, run: RunInFlight, path: RunPath, at: int | None, *, counted: bool = False
 ) -> None:
@@ -136,12 +144,7 @@ def begin_attempt(
     run.attempt_span = tracer.start_span(
         "attempt",
         context=set_span_in_context(run.step_span),
-        attributes={
-            names.RUN_ID: path.id,
-            names.APP: path.act,
-            names.ACTION: run.step,
-            names.ATTEMPT: number,
-        },
+        attributes={**identity_of(path), names.ACTION: run.step, names.ATTEMPT: number},
         start_time=at,
     )
     run.tokens.append(otel_context.attach(set_span_in_context(run.attempt_span)))

@@ -72,6 +72,7 @@ try:
         described,
         end_attempt,
         end_span,
+        identity_of,
         key_of,
         plain,
         type_of,
@@ -320,14 +321,9 @@ class OpenTelemetry(Hook):
     ) -> RunInFlight:
         path = event.path
         waited = self._waited.pop(path, 0.0)
-        attributes: Attributes = {
-            names.RUN_ID: path.id,
-            names.ROOT_ID: path.root.id,
-            names.APP: path.act,
-        }
+        attributes = identity_of(path)
         if path.parent is not None:
             attributes[names.PARENT_ID] = path.parent.id
-            attributes[names.KEY] = key_of(path.key)
         elif self._gen_ai:
             attributes |= {
                 names.GEN_AI_OPERATION: names.GEN_AI_WORKFLOW,
