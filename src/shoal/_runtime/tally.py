@@ -227,22 +227,22 @@ class Tally:
         if self._last is not None:
             run, living, sample = self._last
             in_flight = sample.in_flight
-            groups = _within(sample.groups, lambda group: group.parent)
+            groups = _within(sample.groups, lambda group: group.parent.path)
             steps = tuple([self._step(group, sample) for group in groups])
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
-            longest = self._runs(_within(self._leaves, lambda leaf: leaf.run), now)
+            longest = self._runs(_within(self._leaves, lambda leaf: leaf.run.path), now)
         owned = owners or {}
         return Report(
             run_id=self._run_id,
-            # Added up in this order, so that whoever adds them up finds the very same number.
+            # Added up in the order of the mapping, so that its sum is the very same number.
             seconds=sum(self._spent.values()),
             samples=self.samples,
             every=every,
             spent=dict(self._spent),
-            waited=_told(self._waited, owned),
+            waited=_waited_of(self._waited, owned),
             recent=dict(self._recent),
-            recent_waited=_told(self._recently_waited, owned),
+            recent_waited=_waited_of(self._recently_waited, owned),
             steps=steps,
             longest=longest,
             slowest=tuple(
@@ -253,7 +253,7 @@ class Tally:
                     alone=one.alone,
                     status=one.status or "running",
                 )
-                for one in self._slowest[:SLOWEST]
+                for one in _within(self._slowest[:SLOWEST], lambda one: one.path)
             ),
             limits=(
                 *[self._with_full(use) for use in limits],
@@ -463,11 +463,11 @@ def shown(run: Run, text: str) -> str:
     return text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
 
 
-def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
+def _within(found: Sequence[T], path_of: Callable[[T], RunPath]) -> Sequence[T]:
     """Return as many of the first ones as have short keys enough for a report."""
     room = KEYS
     for place, one in enumerate(found):
-        path: RunPath | None = run_of(one).path
+        path: RunPath | None = path_of(one)
         while path is not None:
             room -= len(path.key) if isinstance(path.key, str) else path.key.bit_length() // 4
             path = path.parent
@@ -476,7 +476,7 @@ def _within(found: Sequence[T], run_of: Callable[[T], Run]) -> Sequence[T]:
     return found
 
 
-def _told(waited: Mapping[Wait, float], owners: Mapping[str, str]) -> tuple[Waited, ...]:
+def _waited_of(waited: Mapping[Wait, float], owners: Mapping[str, str]) -> tuple[Waited, ...]:
     """Return what a report tells of waits: those that took longest, and the others by limit."""
     told = _largest(waited, WAITS_TOLD)
     rest: dict[tuple[str, Doing], tuple[float, int]] = {}
