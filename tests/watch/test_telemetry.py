@@ -16,6 +16,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -53,14 +54,16 @@ class Seen:
         self.logs_out = InMemoryLogRecordExporter()
         self.reader = InMemoryMetricReader()
         sampler = options.pop("sampler", None)
-        tracers = TracerProvider() if sampler is None else TracerProvider(sampler=sampler)
+        # Named, because to find out the resource takes a thread that the event loop waits for.
+        resource = Resource.get_empty()
+        tracers = TracerProvider(resource=resource, sampler=sampler)
         tracers.add_span_processor(SimpleSpanProcessor(self.spans_out))
-        loggers = LoggerProvider()
+        loggers = LoggerProvider(resource=resource)
         loggers.add_log_record_processor(SimpleLogRecordProcessor(self.logs_out))
         self.tracers = tracers
         self.hook = OpenTelemetry(
             tracer_provider=tracers,
-            meter_provider=MeterProvider([self.reader]),
+            meter_provider=MeterProvider([self.reader], resource=resource),
             logger_provider=loggers,
             **options,
         )

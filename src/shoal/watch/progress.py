@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.live import Live
 
-logger = logging.getLogger("shoal")
+logger: logging.Logger = logging.getLogger("shoal")
 
 EVERY = 5.0
 """Seconds between two lines where there is no terminal. A log of an hour has 720 of them."""
