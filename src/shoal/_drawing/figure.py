@@ -42,7 +42,7 @@ class Figure:
     labels: tuple[str, ...] = ()
     """What is said of it besides its name, each a few words."""
     note: str = ""
-    """What a reader gets who asks for more: which fields it reads and writes."""
+    """Shown to a reader on request: which fields it reads and writes."""
     inside: tuple[Figure, ...] = ()
     links: tuple[Link, ...] = ()
     """The edges of the graph whose acts are inside; none if these are children, side by side."""

@@ -92,7 +92,7 @@ class LiveStep:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitUse:
-    """A limit in use, as ``runtime.limiter(owner).statistics()`` has it, and who waits for it."""
+    """A limit in use, as ``runtime.limiter(owner).statistics()`` has it, and its waits."""
 
     owner: str
     """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out."""

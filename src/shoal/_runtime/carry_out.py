@@ -1,6 +1,6 @@
 """Carry out commands that watchers in other processes have left for a run.
 
-A command that can't be carried out raises, and whoever took it logs that and drops it. No run fails
+A command that can't be carried out raises, and its caller logs that and drops it. No run fails
 because of a command.
 """
 
