@@ -86,7 +86,8 @@ class Life:
             path = path.parent
         visit = context._run.visit(context.step)
         effect = {"run": context.run_id, "step": context.step, "visit": visit}
-        append(self.effects, life=self.number, kind=kind, above=above, **effect)
+        key = context.idempotency_key
+        append(self.effects, life=self.number, kind=kind, above=above, key=key, **effect)
         self._is_news |= kind == "end" and name_of(effect) not in self._known
 
     def passes(self, phase: str) -> None:

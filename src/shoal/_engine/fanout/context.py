@@ -10,6 +10,7 @@ from typing import Any, final
 
 import anyio
 
+from shoal._engine.idempotency import idempotency_key
 from shoal._engine.publish import refuse_secrets
 from shoal._engine.questions import ask
 from shoal._engine.run import Run
@@ -111,6 +112,41 @@ class Context:
         if deadline is None:
             deadline = anyio.current_effective_deadline()
         return min(deadline, self._run.config.deadline)
+
+    @property
+    def idempotency_key(self) -> str:
+        """A name for the effect of this step, for services that accept such keys; 32 characters.
+
+        It is the same in each attempt, after each resume, and in each process that executes this
+        visit of this step with this input. It is another one when a loop comes back to the step,
+        and when a field that the action reads has changed. Pass it on to a payment, a ticket system
+        or a model provider: an action that was at work when its process died runs again, and the
+        service recognises what it has done already. For a second effect in the same action, append
+        a word of your own.
+
+        It is a hash of the run's id, the step, the number of the visit, and the fields in
+        ``reads``, secrets excepted. Inputs and the action's ``version`` are not part of it, so a
+        corrected program does not repeat what the faulty one has done. A run without an ``id=`` of
+        yours has a new id each time it is started anew.
+
+        Raises:
+            NotData: A field that the action reads can't be hashed, so that nothing could recognise
+                it in another process.
+
+        Examples:
+            >>> @action(reads=["order", "amount"], writes=["receipt"])
+            ... async def pay(order: str, amount: int, context: Context) -> str:
+            ...     return await charge_card(amount, key=context.idempotency_key)
+            >>> paid = {}
+            >>> async def charge_card(amount: int, key: str) -> str:
+            ...     return paid.setdefault(key, f"receipt {len(paid) + 1} for {amount}")
+            >>> app = Application(pay, store=MemoryStore())
+            >>> app.run_sync({"order": "o-1", "amount": 5}, id="o-1").state["receipt"]
+            'receipt 1 for 5'
+            >>> len(next(iter(paid)))
+            32
+        """
+        return idempotency_key(self._run, self._action)
 
     def charge(self, actual: float) -> None:
         """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.
