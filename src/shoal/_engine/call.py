@@ -357,14 +357,15 @@ async def _call(
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
     if action.input_names:
-        # Inputs of the run win over bound ones. An input that neither has is left to the
-        # parameter's default; one without a default was refused before the run began.
+        # Bound inputs win over those of the run, which other actions may take by that name. An
+        # input that neither has is left to the parameter's default; one without a default was
+        # refused before the run began.
         inputs, bound = run.config.inputs, action.bound
         for name in action.input_names:
-            if name in inputs:
-                kwargs[name] = inputs[name]
-            elif name in bound:
+            if name in bound:
                 kwargs[name] = bound[name]
+            elif name in inputs:
+                kwargs[name] = inputs[name]
     base = None
     if action.takes_state:
         base = make_state(data, action.access)

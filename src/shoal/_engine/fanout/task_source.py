@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 from shoal._engine.run import Run
@@ -63,7 +63,7 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
-        tasks = act.tasks(make_state(data, access), {**act._bound, **parent.config.inputs})
+        tasks = act.tasks(make_state(data, access), {**parent.config.inputs, **act._bound})
         super().__init__(
             tasks,
             name=act.name,
@@ -77,15 +77,16 @@ class TaskElements(ElementSource):
         self._data = data
         self._make_template = make_template
         self._keyed: bool | None = None  # whether tasks have keys; None before the first task
-        # By id(act). The act is in the value, so that its id is not used again meanwhile.
-        self._graphs: dict[int, tuple[Act, Graph]] = {}
+        # By id(act) and the names of the task's own inputs. The act is in the value, so that its id
+        # is not used again meanwhile.
+        self._graphs: dict[tuple[object, ...], tuple[Act, Graph]] = {}
 
     def _entries(self, element: object, position: int) -> tuple[PendingChild, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.name!r}")
             msg = f"tasks of {self.name!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
-        graph = self._graph(element.act)
+        graph = self._graph(element.act, element.inputs)
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
         given = self._parent.config.execution.secrets.hold(held(element.state))
@@ -121,15 +122,22 @@ class TaskElements(ElementSource):
     def _hide(self, error: BaseException) -> None:
         self._parent.config.secrets.hide(error)
 
-    def _graph(self, act: Act) -> Graph:
-        """Return the act as a graph. Cached by identity: equal acts may have different inputs."""
-        known = self._graphs.get(id(act))
+    def _graph(self, act: Act, given: Collection[str]) -> Graph:
+        """Return the act as a graph. Cached by identity: equal acts may have different inputs.
+
+        Args:
+            act: A task's act.
+            given: Names of the inputs that the task itself gives, nearer than what is bound here.
+        """
+        key = (id(act), *given)
+        known = self._graphs.get(key)
         if known is not None:
             return known[1]
         if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
-        graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), self._act._bound)
-        self._graphs[id(act)] = (act, graph)
+        bound = {name: value for name, value in self._act._bound.items() if name not in given}
+        graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), bound)
+        self._graphs[key] = (act, graph)
         return graph
 
     def _task_key(self, task: Task, graph: Graph) -> Key:
