@@ -360,7 +360,7 @@ async def _call(
         # Bound inputs win over those of the run, which other actions may take by that name. An
         # input that neither has is left to the parameter's default; one without a default was
         # refused before the run began.
-        inputs, bound = run.config.inputs, action.bound
+        inputs, bound = run.config.inputs, action.bound_inputs
         for name in action.input_names:
             if name in bound:
                 kwargs[name] = bound[name]
@@ -403,6 +403,9 @@ async def _call(
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
     if field is not None:
+        # By type and length first: this is the path of each child.
+        if type(result) is dict and len(cast("dict[str, object]", result)) == 1 and field in result:
+            _refuse_wrapped(action, field)
         return Change((Set(field, result),), {field: result})
     return _writes(action, result)
 
@@ -441,6 +444,15 @@ def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoRe
             f"{subject} returned an async generator; to stream, it has to be an async generator "
             f"function itself, which yields each item and, as the last thing, Result(value)"
         )
+    raise BadResult(msg)
+
+
+def _refuse_wrapped(action: FunctionAction[..., object], field: str) -> NoReturn:
+    msg = (
+        f"action {action.name!r} returned a mapping of its only field, {{{field!r}: ...}}; an "
+        f"action that writes one field returns the value itself. If the value is a mapping with "
+        f"that key, take `state` and return state.update({field}=...)"
+    )
     raise BadResult(msg)
 
 

@@ -127,8 +127,10 @@ class Act(ABC):
     def takes(self) -> Mapping[str, Input]:
         """The inputs that it takes, by name; those that are bound are not among them."""
 
-    bound: Collection[str] = ()
-    """Inputs that are bound, so that they can't be given."""
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound, so that they can't be given."""
+        return ()
 
     @property
     def needed_by(self) -> Mapping[str, str]:
@@ -327,8 +329,8 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.is_async: bool = is_async(function)
         self.is_streaming: bool = is_streaming(function)
         self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
-        # A mapping, where `Act` promises the names alone.
-        self.bound: Mapping[str, object] = {}
+
+        self.bound_inputs: Mapping[str, object] = {}
         self._read_signature(method=method)
         self.is_governed: bool = (
             self.takes_context
@@ -410,6 +412,11 @@ class FunctionAction(Act, Generic[P, R_co]):
         return self._takes
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self.bound_inputs
+
+    @property
     def needed_by(self) -> Mapping[str, str]:
         """The fields with a parameter of their own; those that ``state`` offers may be missing."""
         return dict.fromkeys(self.fields, f"action {self.name!r}")
@@ -441,7 +448,7 @@ class FunctionAction(Act, Generic[P, R_co]):
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         self.name = name
-        self.bound = {**self.bound, **inputs}
+        self.bound_inputs = {**self.bound_inputs, **inputs}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
             taken: Input(name, need.required)
