@@ -240,15 +240,17 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
+        if on_admitted is not None:
+            # An attempt begins once it has its permit (see
+            # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
+            # this raises the failure of the last one, and the permit is not charged; see
+            # test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it.
+            on_admitted()
         # Charged from here on, and not sooner: see
         # test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing.
         begun = True
         if action.in_thread:
             thread = services.threads.turn()
-        if on_admitted is not None:
-            # An attempt begins once it has its permit; see
-            # test_the_time_begins_when_it_has_its_slots.
-            on_admitted()
         if action.takes_context or action.is_streaming:
             make_context = partial(services.context, run, action, permit)
             attempt = partial(_call_emitting, run, action, make_context, thread=thread)
