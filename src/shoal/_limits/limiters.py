@@ -52,6 +52,8 @@ class Limiter:
 
     def __init__(self, limits: Limits, scheduler: FairScheduler) -> None:
         self._scheduler: FairScheduler = scheduler
+        # Replaced by `change` alone, which also keeps the number and order of the parts. So a
+        # part's gates stay at their index for good.
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
@@ -64,6 +66,7 @@ class Limiter:
         # With `by=` the gate depends on the state, and with `cost=` the charge does.
         if any(part.by is not None or part.cost is not None for part in self.limits.parts):
             return None
+        # Without a key there is one gate for each part, and it is never dropped.
         return tuple([gates.the_one() for gates in self.parts])
 
     def change(self, limits: Limits) -> None:
@@ -96,6 +99,7 @@ class Limiter:
         self.same = self._same()  # a part may have a `cost=` now, or have none any more
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates in zip(limits.parts, self.parts, strict=True):
+            # Before the gates change: what is charged from then on counts under the new part.
             self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part):
                 self._scheduler.serve(gate)
@@ -121,7 +125,9 @@ class PartGates:
     __slots__ = ("_sweep_at", "gates", "part")
 
     def __init__(self, part: Part) -> None:
+        # Replaced by `change`, in all gates at once. A gate made later gets the new one.
         self.part: Part = part
+        # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
         self.gates: dict[Hashable, Gate] = {}  # under None, the one of a part without `by=`
         self._sweep_at: int = SWEEP  # the number of keys at which unused ones are dropped
 
@@ -136,6 +142,8 @@ class PartGates:
         """Return the gate for a start from ``state``, and the units that it charges."""
         part = self.part
         cost = 1.0 if part.cost is None else _cost(part, state)
+        # After the cost, and both before any gate is made: what a user's function raises leaves no
+        # gate.
         key = None if part.by is None else _key(part, state)
         gate = self.gates.get(key)
         if gate is None:
@@ -194,6 +202,7 @@ class Limiters:
         """
         self._scheduler: FairScheduler = scheduler
         self._takes_foreign: bool = takes_foreign
+        # One for the whole runtime and without a key. Permits take it as the last of their gates.
         self.threads: Gate = Gate(threads)
         """The gate of the worker threads."""
         # Weak: actions made while running leave nothing behind. See
@@ -216,6 +225,7 @@ class Limiters:
             named = self.by_owner[owner] = {}
         found = named.get(name)
         if found is None:
+            # Refused at the first use, because only the runtime knows on which loop it is.
             if not self._takes_foreign:
                 _refuse_foreign(limits)
             found = named[name] = Limiter(limits, self._scheduler)
@@ -247,6 +257,8 @@ class Limiters:
             same += limiter.same
         else:
             return same, None
+        # One `by=` or `cost=` is enough: then all gates are sought in one way, so that gates and
+        # costs have one order.
         parts = [gates for limiter in limiters for gates in limiter.parts]
         state, now = make_state(data), self._scheduler.clock()
         found = [gates.find(state, now) for gates in parts]
@@ -260,6 +272,7 @@ class Limiters:
 def _cost(part: Part, state: State) -> float:
     assert part.cost is not None
     cost = part.cost(state)
+    # 0 is allowed: such a start needs a slot, and takes nothing from the rate.
     if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < math.inf:
         refuse_awaitable(cost, "Limits(cost=...)")
         msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"
