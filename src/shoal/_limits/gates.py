@@ -275,7 +275,8 @@ class PermitRequest(Acquired):
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
-        # reacquired while children run pays once. Only `AttemptPermit.cancel` clears it, with a refund.
+        # reacquired while children run pays once. Only `AttemptPermit.cancel` clears it, with a
+        # refund.
         self.paid: bool = False
         self.granted: bool = False  # never together with `wait_queue`
         self.wait_queue: WaitQueue | None = None  # where it waits
