@@ -204,8 +204,7 @@ class InFlight:
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
-            if holder.slot is slot:
-                holder.slot = None
+            holder.slot = None
 
 
 @final
