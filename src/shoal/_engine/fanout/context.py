@@ -52,8 +52,10 @@ class Context:
         self, run: Run, action: FunctionAction[..., Any], permit: AttemptPermit | None, items: Items
     ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
+        # An attempt has a context of its own, so none of these is ever replaced.
         self._run = run
         self._action = action
+        # None if nothing limits the attempt. Released and acquired again by its fan-outs.
         self._permit = permit
         self._items = items
         # Set if the action runs in a worker thread: it calls `emit` and `ask` through
@@ -110,6 +112,8 @@ class Context:
         deadline = self._fixed_deadline
         if deadline is None:
             deadline = anyio.current_effective_deadline()
+        # A run has a task of its own, which no cancel scope around `run` encloses. So the deadlines
+        # out there are handed down in the configuration.
         return min(deadline, self._run.config.deadline)
 
     def charge(self, actual: float) -> None:
@@ -140,6 +144,7 @@ class Context:
         ):
             msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
             raise BadUse(msg)
+        # Read without making the record: a child that has none was charged nothing.
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
@@ -166,10 +171,13 @@ class Context:
             >>> Application(count).run_sync({"pages": ["a b", "c"]}).state["words"]
             3
         """
+        # Made text now, because the object may change until a watcher reads the note.
         said = text if isinstance(text, str) else str(text)
         secrets = self._run.config.secrets
         if secrets.names:
             refuse_secrets(self._run, said, f"a note of action {self._action.name!r}")
+        # One assignment, since a thread may make it while the loop reads. Only after the check
+        # above: a note that holds a secret is never there to be read.
         self._note = said
 
     @contextmanager
@@ -185,6 +193,8 @@ class Context:
                 is entered.
         """
         if self._run.config.secrets.names:
+            # Before it is known whether a hook listens: else a run would succeed until the day that
+            # one does.
             where = f"of action {self._action.name!r}"
             refuse_secrets(self._run, name, f"the name of a span {where}")
             refuse_secrets(self._run, attributes, f"span {name!r} {where}")
@@ -201,6 +211,7 @@ class Context:
         except BaseException as error:
             self._run.config.secrets.hide(error)
             failure = entered.leave(error)
+            # A cancellation is never replaced by what a hook raises.
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
             raise
@@ -244,6 +255,8 @@ class Context:
             [0, 1, 3, 6]
         """
         action = self._action
+        # Now and not in the coroutine, which a plain function that calls this directly never
+        # awaits; see test_a_plain_function_is_taught_how_to_emit.
         self._refuse_plain("that an item is told", "emit, item")
         if isinstance(item, Result):
             msg = (
@@ -322,6 +335,7 @@ class Context:
             halted {'change': 'fix typo'}
             succeeded True
         """
+        # Now and not in the coroutine: see test_a_plain_function_that_asks_by_itself_gets_advice.
         self._refuse_plain("an answer", "ask, name, question")
         if not isinstance(name, str) or not name:
             msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
@@ -400,6 +414,7 @@ class Context:
             raise DefinitionError(msg)
         check_timeout("context.fan_out(timeout=...)", timeout)
         check_title("context.fan_out(title=...)", title)
+        # Last, so that a call that was refused uses up no name.
         self._names.add(name)
         return ChildGroup(
             self._run,

@@ -30,6 +30,7 @@ class Ledger:
     counts: its outcomes were given to the action, or raised when the action left the block.
     """
 
+    # Counts only: the values of these children are in the parent's state.
     done: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -61,6 +62,8 @@ class Ledger:
     def __iter__(self) -> Iterator[Outcome]:
         """Iterate over the unused outcomes, in input order."""
         self.settle()
+        # Sorted when they are read, as few programs do; they come in the order in which children
+        # end.
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
@@ -82,6 +85,7 @@ class Ledger:
             return
         if child.status == "halted":  # it has no outcome: it goes on when it is answered
             return
+        # The run itself stays for now; see `_cancelled`.
         if child.status == "cancelled":
             if self._cancelled is None:
                 self._cancelled = []
@@ -104,6 +108,7 @@ class Ledger:
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
+            # As `enter` has counted it.
             if child.status != "succeeded" and not child.disposition.is_counted:
                 ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
@@ -136,6 +141,7 @@ class Ledger:
                 self.failed += by
             case "cancelled":
                 self.cancelled += by
+            # Skipped by its key or by a breaker: only such children have no status at their end.
             case None:
                 self.skipped += by
 

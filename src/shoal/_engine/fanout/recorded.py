@@ -55,6 +55,7 @@ async def read_recorded_children(
     records = Records()
     # First the children's store: the parent's store has their ends, which replace these records.
     if store is not config.store and not isinstance(store, NullStore):
+        # Before it is read: another execution of the run could go on with the very same children.
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
@@ -81,6 +82,7 @@ async def _read_records(
         has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
         records.add_done(children, numbers)
 
+    # Without values and elements, which most children that are done don't need any more.
     if isinstance(store, ReadsInParts) and not in_full:
         await read_done(execution, store, path, step, visit, take=take)
         if not has_undone:  # otherwise children are applied again, which needs their values
@@ -152,15 +154,20 @@ class RecordedChildren:
         """
         self._parent = parent
         self._step = step
+        # Then a child that isn't done begins again, because nothing says how far it came.
         self._forgets = forgets
+        # Then an applied end stays whatever changes, or the step is refused: `reduce` can't be
+        # undone.
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
         self.last_position: int = records.last_position
         """The highest position of a recorded child, in the program that has recorded it."""
+        # Lowered by `leave_out` alone. A child that comes up stays counted.
         self.started: int = records.started
         """The number of children that were started; `at_most` counts them."""
         # Done children that were read in parts are applied: with ``folds``, they were reduced.
         done = 0 if folds else records.done
+        # Lowered whenever a record leaves `_left`, by `drop` and `resume`.
         self.done_left: int = done + sum(map(self._is_done, records.others))
         """The number of Done children that have not come up, without those that were reduced."""
         self.acts: frozenset[str] = frozenset(records.acts)
@@ -234,6 +241,7 @@ class RecordedChildren:
             return records
         config, path, one = self._parent.config, self._parent.path, records[0]
         asked = config.store.children(path, one.step, one.visit)
+        # All of them in one question, since no store can be asked for some.
         found = await config.execution.ask(asked, f"the children of step {self._step!r}")
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
@@ -266,6 +274,7 @@ class RecordedChildren:
         name = ChildName(child.config.act, child.key)
         record = self._left.get(name)
         if record is None:
+            # Only in a parallel step: the calls of `start` in an action may come in any order.
             if self.compares:
                 self._refuse_renamed(child)
             return "new", None
@@ -273,6 +282,8 @@ class RecordedChildren:
         # Only now: if `_decide` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
+        # Such a child may have a result that counts. The step withdraws it before the next
+        # judgement.
         if self.has_race and decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
         if decision == "goes on":
@@ -312,6 +323,7 @@ class RecordedChildren:
             InputChanged: As ``resume``.
             RunConflict: As ``resume``.
         """
+        # Else `_decide` would refuse a changed input that may not come up at all.
         if comes_up or not self.is_folded(record) or record.digest == child.digest:
             self._decide(child, record)
 
@@ -319,6 +331,7 @@ class RecordedChildren:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
             return "is kept" if applied else "new"
+        # Before it is looked at as applied: a result of other input must not stay.
         if record.digest != child.digest:
             if self.is_folded(record):
                 then, now = self.renamed or (child.config.act, child.config.act)
@@ -407,6 +420,7 @@ class RecordedChildren:
         if record.digest != child.digest:
             return False
         if self.acts_now is None:
+            # Each task has its own act then, so tasks may have equal input and still be several.
             if self._alike is None:
                 self._alike = Counter(one.digest for one in self._left)
             if self._alike[record.digest] > 1:
@@ -424,6 +438,7 @@ class RecordedChildren:
             return False
         answers = child.config.execution.answers
         asked = recorded_questions(record.value, child.path)
+        # One answer is enough to go on: the child asks its other questions again.
         return bool(asked) and not any(one.id in answers for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
@@ -433,6 +448,8 @@ class RecordedChildren:
 
     def is_part_of_the_state(self, record: ChildRecord) -> bool:
         """Return whether the child's result is in the state, by ``into`` or ``reduce``."""
+        # `reduce` takes failures too. Otherwise a failed child runs again, so nothing of it is
+        # there to stay.
         counts = self._folds or record.status in ("succeeded", "skipped")
         return counts and self.is_applied(record)
 
@@ -443,6 +460,7 @@ class RecordedChildren:
     def is_applied(self, record: ChildRecord) -> bool:
         """Return whether an update has applied the child, and was not undone."""
         number = record.applied
+        # Going back undoes updates, but not the records of what they applied.
         return number is not None and not self._parent.is_undone(number)
 
 

@@ -63,6 +63,7 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
+        # What was bound to the action first, so that inputs of the run win over it.
         tasks = act.tasks(make_state(data, access), {**act._bound, **parent.config.inputs})
         super().__init__(
             tasks,
@@ -86,6 +87,8 @@ class TaskElements(ElementSource):
             msg = f"tasks of {self.name!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act)
+        # Before the state is looked at: an earlier attempt has made this child, and checked all
+        # this.
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
         given = self._parent.config.execution.secrets.hold(held(element.state))
@@ -96,9 +99,13 @@ class TaskElements(ElementSource):
             f"the children of {self.name!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
+        # Against the declaration too, since a field may be in the state and not be the action's to
+        # read.
         check_reads(repr(self.name), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
         about = element.element
+        # Outcomes name what the child works on. Without an element that is its state, less the
+        # secrets.
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
@@ -126,6 +133,7 @@ class TaskElements(ElementSource):
         known = self._graphs.get(id(act))
         if known is not None:
             return known[1]
+        # Emptied as a whole: the acts that are used again and again are back at once.
         if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
         graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), self._act._bound)
@@ -135,6 +143,7 @@ class TaskElements(ElementSource):
     def _task_key(self, task: Task, graph: Graph) -> Key:
         keyed, position = task.key is not None, self._positions.next
         if self._keyed is None:
+            # The first task decides for all of them.
             self._keyed = keyed
         if self._keyed != keyed:
             msg = (
