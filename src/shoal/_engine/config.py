@@ -78,7 +78,6 @@ class RunConfig:
         "store",
         "value_of",
         "visit",
-        "wait",
     )
 
     def __init__(

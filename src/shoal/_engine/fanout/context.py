@@ -58,9 +58,6 @@ class Context:
         # None if nothing limits the attempt. Released and acquired again by its fan-outs.
         self._permit = permit
         self._items = items
-        # Set if the action runs in a worker thread: it calls `emit` and `ask` through
-        # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
-        self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
         # Read on the event loop, because a worker thread has no cancel scopes to read it from.
@@ -269,7 +266,9 @@ class Context:
     def _refuse_plain(self, what: str, call: str) -> None:
         """Refuse a direct call by a plain function, on the loop or in a thread: it can't await."""
         action = self._action
-        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        # In a worker thread, an action calls `emit` and `ask` through `anyio.from_thread.run`, so
+        # that these calls are made in the event loop's thread.
+        on_loop = action.in_thread and threading.get_ident() == self._thread
         if not (action.is_async or action.is_streaming or on_loop):
             msg = (
                 f"action {action.name!r} is a plain function, which can't await {what}: make it a "

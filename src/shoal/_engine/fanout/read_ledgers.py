@@ -91,8 +91,8 @@ async def _recall(
     # First: a run that has ended saves no completion of its last step.
     for step in _last_steps(way, graph, places):
         visits[step] = visits.get(step, 0) + 1
-    of_steps: dict[str, list[ChildRecord]] = {step: [] for step, _ in sorted(done)}
-    for record in sorted(children, key=lambda one: (one.visit, one.position)):
+    of_steps: dict[str, list[ChildRecord]] = {}
+    for record in children:
         ended = decided(record, decisions.get((record.step, record.visit)))
         # A child that is under way has no outcome, and is counted when it comes up again.
         if not is_unended(ended):

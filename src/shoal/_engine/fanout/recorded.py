@@ -192,7 +192,7 @@ class RecordedChildren:
         self.has_race: bool = False
         """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
-        """Children of a race that run again: an old result may be in the state. Only grows."""
+        """Children of a race that run again. One leaves when its new result has been applied."""
         self._alike: Counter[str] | None = None  # records per digest; made on first use
 
     def leave_out(self, acts: Collection[str]) -> None:

@@ -511,7 +511,6 @@ class ElementSource:
         # The former source is closed, so what it has may be taken over and changed here.
         self._keys.go_on(former._keys)
         self._positions.go_on(former._positions)
-        self._recorded_children = former._recorded_children
         self._found_before = former._found_before
         self._last_recorded = max(self._last_recorded, former._last_recorded)
         self._started = former._started - len(children)  # `take` counts each of them again
