@@ -305,6 +305,7 @@ class Part:
             return self._meter_of(rate)
         if not isinstance(rate, SharedRate):
             return ForeignMeter(rate)
+        # Made now though it may never be used: `SharedMeter` must not know about limits.
         alone = None if rate.alone is None else self._meter_of(rate.alone)
         # Where the gate is made, so that a key that other processes could not name is refused
         # before anything is granted for it.

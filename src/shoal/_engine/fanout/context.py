@@ -57,6 +57,7 @@ class Context:
         self._action = action
         # None if nothing limits the attempt. Released and acquired again by its fan-outs.
         self._permit = permit
+        # Of this attempt: what an action leaves behind can't give items to the next one.
         self._items = items
         self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
@@ -106,6 +107,7 @@ class Context:
         timeouts of this attempt, of the child, and of the fan-outs around it, and the cancel scopes
         around ``run`` and around the ``context.fan_out`` that started the run.
         """
+        # Asked anew each time on the loop, since the action may have opened a scope of its own.
         deadline = self._fixed_deadline
         if deadline is None:
             deadline = anyio.current_effective_deadline()

@@ -152,6 +152,7 @@ def _kind(
     # Each child has a value of its own for these, such as its element. None holds their places.
     comes_later = dict.fromkeys(act._brought)
     base = narrowed(data, graph, comes_later, f"the children of fan-out {act.name!r}", brought)
+    # For each act by itself, since without `take=` the value is the field that the act writes.
     take = resolve_take(act._take, act.join.into, graph, act.name)
     reader = only_write_reader(graph) if take is None else value_reader(take, act.name)
     return make_template(graph, base, reader, None)

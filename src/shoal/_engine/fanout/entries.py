@@ -151,11 +151,7 @@ class ChildSource(Protocol):
 def child_of(entry: PendingChild) -> Run:
     """Make the child of an entry that has none, with the initial fields of its template."""
     kind = entry.kind
+    # The element is for outcomes alone: the fields of such a child are all in its template.
     return Run(
-        # The element is for outcomes alone: the fields of such a child are all in its template.
-        kind.config,
-        kind.base,
-        key=entry.key,
-        position=entry.position,
-        element=entry.element,
+        kind.config, kind.base, key=entry.key, position=entry.position, element=entry.element
     )

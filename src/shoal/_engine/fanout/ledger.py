@@ -46,6 +46,7 @@ class Ledger:
     """Children that have no outcome yet, because they wait for answers."""
     is_decided: bool = field(default=False, repr=False)
     """Whether a race was decided. Then the unused outcomes are those of its losers."""
+    # Where outcomes are read from later, when the step and its configuration are gone.
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories; None: the parent's store."""
     # The unused outcomes, unsorted. None until there is one, since most fan-outs have none.

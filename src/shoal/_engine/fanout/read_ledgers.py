@@ -115,6 +115,7 @@ async def _recall(
         if isinstance(act, Parallel):
             ledgers[step] = counted(step, completed, kept=True)
             for ledger in ledgers[step]:
+                # As when the step was executed, so that outcomes are read from the same store.
                 ledger.kept_in, _ = children_of(run, act.store, act.hooks)
         elif isinstance(act, Graph):
             for child in await _nodes(run, path, step, completed, of_steps.get(step, ())):
@@ -123,6 +124,7 @@ async def _recall(
                     # Under the same names as `subgraph` gives them when a node is executed.
                     ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
+            # The act is an action, whose own fan-outs are no steps of the graph.
             for name, opened in _own(step, way, places):
                 # Counts only, because the action got the outcomes itself. There is a ledger for
                 # each visit up to the last one that opened the fan-out, as in `new_ledger`.
@@ -143,6 +145,7 @@ def _own(step: str, way: _Way, places: Iterable[tuple[str, int]]) -> Iterable[tu
     declared = ((name, visit) for (of, visit), own in way.own.items() if of == step for name in own)
     for name, visit in (*places, *declared):
         if name.startswith(f"{step}/"):
+            # The last visit with a child or a declaration: later ones have not opened it.
             opened[name] = max(opened.get(name, 0), visit + 1)
     return sorted(opened.items())
 
@@ -219,14 +222,17 @@ def _last_steps(way: _Way, graph: Graph, places: Iterable[tuple[str, int]]) -> C
         graph: The graph that the run walks.
         places: The steps and visits that have children.
     """
+    # A trace of the step: a change or a declaration that no completion follows.
     if way.under_way is None or way.under_way:
         return way.under_way or ()
     for name, visit in places:
         step, _, _ = name.rpartition("/")
         step = name if graph.find(name) is not None else step
+        # Children of a visit that no completion follows.
         if visit == way.visits.get(step, 0) and graph.find(step) is not None:
             return (step,)
     if way.last is None:
+        # It has completed no step before, so the last one was the first.
         return (graph.entry.name,)
     following = graph.straight.get(way.last)
     return () if following is None else (following.name,)

@@ -119,6 +119,7 @@ class _Upto:
                 continue
             if self._rewound is not None:
                 yield self._rewound
+            # If the cut comes next, the fork begins before the run has gone back.
             self._rewound = entry if isinstance(entry, Rewound) else None
             if self._rewound is None:
                 yield entry
@@ -179,6 +180,7 @@ def _has_lost(
     if decision is None:
         return False
     winner = decision.winner
+    # Only a race of streams can be decided by a child that fails later.
     has_failed = (record.step, record.visit, winner.act, winner.key) in failed
     return winner != ChildName(record.act, record.key) and not has_failed
 

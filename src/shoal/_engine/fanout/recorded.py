@@ -80,6 +80,7 @@ async def _read_records(
     def take(children: Sequence[DoneChild]) -> None:
         nonlocal has_undone
         has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
+        # Those that the step under way has applied are listed apart: their updates are compared.
         records.add_done(children, numbers)
 
     # Without values and elements, which most children that are done don't need any more.
@@ -153,6 +154,7 @@ class RecordedChildren:
             forgets: Whether only the children's ends are saved, and no histories.
         """
         self._parent = parent
+        # For messages alone; the records are those of one visit of it.
         self._step = step
         # Then a child that isn't done begins again, because nothing says how far it came.
         self._forgets = forgets
@@ -160,6 +162,8 @@ class RecordedChildren:
         # undone.
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
+        # Of all records, also of those that have come up since: new positions go behind all of
+        # them.
         self.last_position: int = records.last_position
         """The highest position of a recorded child, in the program that has recorded it."""
         # Lowered by `leave_out` alone. A child that comes up stays counted.
@@ -170,6 +174,7 @@ class RecordedChildren:
         # Lowered whenever a record leaves `_left`, by `drop` and `resume`.
         self.done_left: int = done + sum(map(self._is_done, records.others))
         """The number of Done children that have not come up, without those that were reduced."""
+        # As they were at the beginning: they don't shrink as children come up.
         self.acts: frozenset[str] = frozenset(records.acts)
         """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
@@ -193,6 +198,7 @@ class RecordedChildren:
         """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
         """Children of a race that run again. One leaves when its new result has been applied."""
+        # Only tasks need it: elements are told apart by their keys and positions.
         self._alike: Counter[str] | None = None  # records per digest; made on first use
 
     def leave_out(self, acts: Collection[str]) -> None:
@@ -243,6 +249,7 @@ class RecordedChildren:
         asked = config.store.children(path, one.step, one.visit)
         # All of them in one question, since no store can be asked for some.
         found = await config.execution.ask(asked, f"the children of step {self._step!r}")
+        # A record that the store lacks now stays as it is.
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
@@ -330,10 +337,13 @@ class RecordedChildren:
     def _decide(self, child: Run, record: ChildRecord) -> ResumeDecision:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
+            # If no update that still counts has applied it, it is looked at once more.
             return "is kept" if applied else "new"
         # Before it is looked at as applied: a result of other input must not stay.
         if record.digest != child.digest:
             if self.is_folded(record):
+                # `reduce` has taken what was made of the other input, and nothing can take that out
+                # again.
                 then, now = self.renamed or (child.config.act, child.config.act)
                 was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
@@ -382,12 +392,14 @@ class RecordedChildren:
         Raises:
             RunConflict: The child at its position has an end to lose, and only that name differs.
         """
+        # Its record, if it had another name, is one at the same position.
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
         if record.status != "succeeded" and not self.is_folded(record):
             return  # there is nothing to lose
+        # Acts of a list are compared as a whole by `as_recorded`; here it is about tasks.
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
@@ -428,6 +440,8 @@ class RecordedChildren:
         if record.element is UNREAD:
             return True  # the element is part of the digest
         try:
+            # By their digests, as saved: an element that was read back need not be equal to the
+            # given one.
             return digest(record.element) == digest(child.element)
         except NotData:
             return False
@@ -437,6 +451,7 @@ class RecordedChildren:
         if record.status != "halted":
             return False
         answers = child.config.execution.answers
+        # Its own and those of its descendants: an answer to any of them lets it go on.
         asked = recorded_questions(record.value, child.path)
         # One answer is enough to go on: the child asks its other questions again.
         return bool(asked) and not any(one.id in answers for one in asked)

@@ -178,6 +178,7 @@ class ElementSource:
         if isinstance(elements, AsyncIterable):
             self._feeding = aiter(cast("AsyncIterable[object]", elements))
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
+            # Now, so that what `__iter__` raises is raised before a child has started.
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
             refuse_awaitable(elements, f"{given_by}= of fan-out {name!r}")
@@ -322,6 +323,7 @@ class ElementSource:
         act, children = entry.kind.config.act, self._recorded_children
         if self.pick is not None and self.pick(act, entry.key) is not None:
             return False
+        # For the comparison alone, and dropped: no record is taken for it.
         child = self._run(entry.key, entry.position, entry.element, entry.kind)
         if self._done_before(child) is not None:
             return True
@@ -470,6 +472,7 @@ class ElementSource:
 
     def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         """Return the entries of an element at ``position``; none if its key was repeated."""
+        # By the index of the element and not of the child: acts of one element have one key.
         key = self._keys.key(element, position // self._positions.width)
         if key is None:
             return ()

@@ -52,6 +52,8 @@ class StepSources:
             hooks: The hooks of the children.
             on_item: Receives each partial item of a child, if items decide the step.
         """
+        # What a source is made of stays the same for all rounds; only `join` and `_chosen` are
+        # replaced.
         self._act = act
         self._parent = parent
         # The same for all rounds and attempts, though the parent's state changes meanwhile: a
@@ -75,6 +77,8 @@ class StepSources:
         """
         act = self._act
         if isinstance(act, FanOut):
+            # Asked for each source, also in another attempt: a function may look at more than the
+            # state.
             chosen = choose_acts(act, self.join, self._data)
             # Both at once: what is declared must be what this source makes.
             self._chosen, self.join = chosen, chosen.join
@@ -130,6 +134,7 @@ class StepSources:
         """Return what a store keeps of the step, by which a changed program is recognized."""
         chosen, is_keyed = self._chosen, self._act._is_keyed
         if chosen is None:
+            # Tasks bring their acts one by one, so none can be named before.
             return declared(self.join, is_keyed=is_keyed)
         return declared(
             self.join,

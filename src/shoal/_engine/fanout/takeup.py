@@ -118,7 +118,6 @@ def refuse_changed(
     # Without a declaration, of an earlier version of shoal, only the updates can tell: see
     # `_misplaced`.
     why = "" if then is None else _changed(then, now, has_grown=has_grown, is_empty=is_empty)
-    # As long as nothing is applied, nothing can be in the wrong place.
     if not why and begun.under_way:
         why = join.conflict(run.data)
     if not why and recorded_children is not None:

@@ -91,6 +91,7 @@ class TaskElements(ElementSource):
         # this.
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
+        # Before anything is made of it: from here on secrets in it are known, and are not shown.
         given = self._parent.config.execution.secrets.hold(held(element.state))
         base = narrowed(
             self._data,
