@@ -143,9 +143,8 @@ async def hand_blame_to_children(run: Run) -> None:
     if suspects is None or retries is None or not retries.is_suspect:
         return
     suspects.leave(retries)  # before the save: a child may wait to be alone at work
-    # Only the count of this execution is taken back. In earlier ones the action itself may have
-    # been at work, and then it stays to blame; see
-    # test_an_action_that_kills_before_its_own_fan_out_is_to_blame.
+    # Only the count of this execution is taken back: the action itself may have been at work in the
+    # crashes before.
     retries.clear_crashes(retries.crashes - 1)
     await commit(run, SAVE)
 
@@ -154,7 +153,7 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     # Most actions have no retry and no limits: nothing is awaited in between for those.
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_admitted, run, action))
-    # An action in a thread is governed, so it never comes to `_call` without the permit that bounds
+    # An action in a thread is governed: `_call` alone would run it without the permit that bounds
     # the threads.
     if run.config.scopes or action.is_governed:
         return _call_admitted(run, action)

@@ -543,7 +543,7 @@ class Limits:
     @property
     def adapts_in_flight(self) -> Adaptive | None:
         """The policy that adjusts ``in_flight``, if any."""
-        # Only the part with the smallest `n` can have a say: larger ones are never reached.
+        # Only the part with the smallest `n` matters: larger numbers are never reached.
         own = [part for part in self.parts if part.n == self.n and part.by is None]
         return own[0].adapt if own and self.n is not None else None
 

@@ -82,7 +82,8 @@ class InFlightSlot(Acquired):
         # Set before the slot is released: releasing grants other requests, which run callbacks.
         self.is_aside = True
         self._give_back()
-        # After the slot is released: the group starts another child for it, if there is room.
+        # After the slot is released, since the group starts another child for it here; see
+        # test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight_to_another.
         self._on_aside(1)
 
     def hold(self, *, since: float | None = None, taken_at: float = -math.inf) -> None:

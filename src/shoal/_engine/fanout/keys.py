@@ -92,7 +92,8 @@ class KeySet:
     def go_on(self, former: KeySet) -> None:
         """Continue with the keys of the source of an earlier attempt."""
         self.seen |= former.seen
-        # A copy: keys are taken out of it one by one, and stay in `seen`.
+        # A copy: keys are taken out of it one by one, and stay in `seen`; see
+        # test_a_repeated_key_is_refused_in_each_attempt.
         self._of_former = set(self.seen)
         self.dropped = former.dropped
 

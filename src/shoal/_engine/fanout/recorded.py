@@ -290,7 +290,7 @@ class RecordedChildren:
         self._left.pop(name)
         self.done_left -= self._is_done(record)
         # Such a child may have a result that counts. The step withdraws it before the next
-        # judgement.
+        # judgement; see test_what_was_accepted_before_does_not_count_where_it_runs_anew.
         if self.has_race and decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
         if decision == "goes on":

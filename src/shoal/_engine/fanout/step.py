@@ -154,8 +154,7 @@ class FanOutStep:
     ) -> None:
         act, clock = self.act, self.parent.config.services.clock
         self.source = source
-        # Before anything that may raise: if something does, the next attempt goes on from this
-        # source.
+        # The next attempt goes on from this source, wherever this one fails.
         self._rounds.prepare(source)
         lacking = 1 if self._race is None else self._race.lacking
         services, definition = self.parent.config.services, act.definition
@@ -264,7 +263,7 @@ class FanOutStep:
         # Before anything runs: whatever happens now, a decided race has losers with an end.
         await resume.end_losers(decision, ledger, make=self._make_source, room_of=room_of)
         if is_settled and self.decision is not None:
-            # Otherwise `_open` does it, which a step that is over never comes to.
+            # Otherwise `_open` does that, and a step that is over is not opened.
             resume.refuse_changed(self._sources.declared(), self.join)
             resume.count_rest(self.decision, self.ledger)
             self._is_over = True
@@ -441,7 +440,7 @@ class FanOutStep:
         recorded_children = self.recorded_children
         if self._resume is not None:
             # Before the batch is judged, so that no result of an earlier execution counts beside
-            # its new one.
+            # its new one; see test_what_was_accepted_before_does_not_count_where_it_runs_anew.
             self._resume.withdraw_reruns(self._race)
         done_before = 0 if recorded_children is None else recorded_children.done_left
         reruns = set[ChildName]() if recorded_children is None else recorded_children.reruns
@@ -546,7 +545,7 @@ class FanOutStep:
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
-        # First, or children that are cancelled below would make room for others.
+        # No further element is needed: the group ends as soon as the winner has ended.
         self.source.stop()
         self._group.cancel_others(leader, decision.reason, decision.winner)
         return None

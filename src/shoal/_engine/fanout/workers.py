@@ -274,7 +274,8 @@ class WorkerPool:
 
     def _replace_cancelled(self) -> None:
         """Let another worker take over from one that was cancelled alone."""
-        # It counts no more, so that the other worker may be a new one.
+        # It counts no more, so that the other worker may be a new one; see
+        # test_its_place_is_taken_by_the_next.
         self._count -= 1
         if not self._scope.closing:
             self.add_workers(1)
