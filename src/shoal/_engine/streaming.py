@@ -155,6 +155,7 @@ class Items:
 
     def end(self) -> Awaitable[None] | None:
         """Refuse further items; return an awaitable if an item is being published."""
+        # Before the wait for an item under way, so that none begins meanwhile.
         self._over = True
         if self._turn is None or not self._turn.locked():
             return None
@@ -206,6 +207,8 @@ async def _consume(
             if result is not None:
                 raise _incomplete(items, f"yielded {brief(item)} after its Result")
             if isinstance(item, Result):
+                # Not the end yet: the generator goes on, and runs its cleanup after the last
+                # `yield`.
                 result = cast("Result[object]", item)
                 continue
             try:

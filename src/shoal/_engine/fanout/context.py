@@ -53,13 +53,13 @@ class Context:
         self, run: Run, action: FunctionAction[..., Any], permit: AttemptPermit | None, items: Items
     ) -> None:
         """Describe one attempt of ``action`` by ``run``."""
+        # An attempt has a context of its own, so none of these is ever replaced.
         self._run = run
         self._action = action
+        # None if nothing limits the attempt. Released and acquired again by its fan-outs.
         self._permit = permit
+        # Of this attempt: what an action leaves behind can't give items to the next one.
         self._items = items
-        # Set if the action runs in a worker thread: it calls `emit` and `ask` through
-        # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
-        self._loop_thread = threading.get_ident() if action.in_thread else None
         self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
         # Read on the event loop, because a worker thread has no cancel scopes to read it from.
@@ -108,9 +108,12 @@ class Context:
         timeouts of this attempt, of the child, and of the fan-outs around it, and the cancel scopes
         around ``run`` and around the ``context.fan_out`` that started the run.
         """
+        # Asked anew each time on the loop, since the action may have opened a scope of its own.
         deadline = self._fixed_deadline
         if deadline is None:
             deadline = anyio.current_effective_deadline()
+        # A run has a task of its own, which no cancel scope around `run` encloses. So the deadlines
+        # out there are handed down in the configuration.
         return min(deadline, self._run.config.deadline)
 
     @property
@@ -176,6 +179,7 @@ class Context:
         ):
             msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
             raise BadUse(msg)
+        # Read without making the record: a child that has none was charged nothing.
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
@@ -202,10 +206,13 @@ class Context:
             >>> Application(count).run_sync({"pages": ["a b", "c"]}).state["words"]
             3
         """
+        # Made text now, because the object may change until a watcher reads the note.
         said = text if isinstance(text, str) else str(text)
         secrets = self._run.config.secrets
         if secrets.names:
             refuse_secrets(self._run, said, f"a note of action {self._action.name!r}")
+        # One assignment, since a thread may make it while the loop reads. Only after the check
+        # above: a note that holds a secret is never there to be read.
         self._note = said
 
     @contextmanager
@@ -221,6 +228,8 @@ class Context:
                 is entered.
         """
         if self._run.config.secrets.names:
+            # Before it is known whether a hook listens: else a run would succeed until the day that
+            # one does.
             where = f"of action {self._action.name!r}"
             refuse_secrets(self._run, name, f"the name of a span {where}")
             refuse_secrets(self._run, attributes, f"span {name!r} {where}")
@@ -237,6 +246,7 @@ class Context:
         except BaseException as error:
             self._run.config.secrets.hide(error)
             failure = entered.leave(error)
+            # A cancellation is never replaced by what a hook raises.
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
             raise
@@ -280,6 +290,8 @@ class Context:
             [0, 1, 3, 6]
         """
         action = self._action
+        # Now and not in the coroutine, which a plain function that calls this directly never
+        # awaits; see test_a_plain_function_is_taught_how_to_emit.
         self._refuse_plain("that an item is told", "emit, item")
         if isinstance(item, Result):
             msg = (
@@ -292,7 +304,9 @@ class Context:
     def _refuse_plain(self, what: str, call: str) -> None:
         """Refuse a direct call by a plain function, on the loop or in a thread: it can't await."""
         action = self._action
-        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        # In a worker thread, an action calls `emit` and `ask` through `anyio.from_thread.run`, so
+        # that these calls are made in the event loop's thread.
+        on_loop = action.in_thread and threading.get_ident() == self._thread
         if not (action.is_async or action.is_streaming or on_loop):
             msg = (
                 f"action {action.name!r} is a plain function, which can't await {what}: make it a "
@@ -358,6 +372,7 @@ class Context:
             halted {'change': 'fix typo'}
             succeeded True
         """
+        # Now and not in the coroutine: see test_a_plain_function_that_asks_by_itself_gets_advice.
         self._refuse_plain("an answer", "ask, name, question")
         if not isinstance(name, str) or not name:
             msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
@@ -436,6 +451,7 @@ class Context:
             raise DefinitionError(msg)
         check_timeout("context.fan_out(timeout=...)", timeout)
         check_title("context.fan_out(title=...)", title)
+        # Last, so that a call that was refused uses up no name.
         self._names.add(name)
         return ChildGroup(
             self._run,

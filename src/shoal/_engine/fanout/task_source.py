@@ -63,6 +63,7 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
+        # What was bound to the action last, so that it wins over inputs of the run.
         tasks = act.tasks(make_state(data, access), {**parent.config.inputs, **act._bound})
         super().__init__(
             tasks,
@@ -87,8 +88,11 @@ class TaskElements(ElementSource):
             msg = f"tasks of {self.name!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
         graph = self._graph(element.act, element.inputs)
+        # Before the state is looked at: an earlier attempt has made this child, and checked all
+        # this.
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
+        # Before anything is made of it: from here on secrets in it are known, and are not shown.
         given = self._parent.config.execution.secrets.hold(held(element.state))
         base = narrowed(
             self._data,
@@ -97,9 +101,13 @@ class TaskElements(ElementSource):
             f"the children of {self.name!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
+        # Against the declaration too, since a field may be in the state and not be the action's to
+        # read.
         check_reads(repr(self.name), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
         about = element.element
+        # Outcomes name what the child works on. Without an element that is its state, less the
+        # secrets.
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
@@ -133,6 +141,7 @@ class TaskElements(ElementSource):
         known = self._graphs.get(key)
         if known is not None:
             return known[1]
+        # Emptied as a whole: the acts that are used again and again are back at once.
         if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
         bound = {name: value for name, value in self._act._bound.items() if name not in given}
@@ -143,6 +152,7 @@ class TaskElements(ElementSource):
     def _task_key(self, task: Task, graph: Graph) -> Key:
         keyed, position = task.key is not None, self._positions.next
         if self._keyed is None:
+            # The first task decides for all of them.
             self._keyed = keyed
         if self._keyed != keyed:
             msg = (
