@@ -16,7 +16,9 @@ from shoal import (
     Breaker,
     Cancelled,
     Context,
+    Done,
     Each,
+    Graph,
     Limits,
     MemoryStore,
     Rate,
@@ -25,6 +27,7 @@ from shoal import (
     SQLiteStore,
     action,
     fan_out,
+    first,
 )
 from shoal._events.paths import key_data
 from shoal._events.report import Report
@@ -32,7 +35,8 @@ from shoal._events.report_text import parse_report, report_text
 from shoal._runtime import watching
 from shoal.errors import SecretLeaked
 from shoal.stores._watching import Command, StoredReport
-from shoal.testing import Attempt, cancel_everywhere, no_leaks
+from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
 
@@ -506,28 +510,146 @@ async def test_a_command_is_for_a_run_of_its_store():
     assert (first.status, second.status) == ("succeeded", "cancelled")
 
 
-async def test_an_answer_is_saved_while_siblings_go_on():
-    @action(reads=["item"], writes=["done"])
-    async def ask(item: int, context: Context) -> int:
-        if item:
-            await anyio.sleep(3)
-            return item
-        return await context.ask("how many", {"of": "them"})
+async def answered_while_it_runs(
+    app: Application[Any], state: dict[str, Any], *, hooks: Sequence[RecordingHook] = ()
+) -> tuple[ReportingStore, Any]:
+    """Answer the first question that a run asks, while it runs; return its result."""
+    store = ReportingStore()
+    async with no_leaks(), Runtime(store=store, watch=True) as runtime:
+        handle = await app.start(state, id="a", runtime=runtime)
+        await anyio.sleep(1)
+        (question,) = (await Queries(store).questions("a")).open
+        arguments = {"question": question.id, "answer": 42}
+        await store.command(Command(run_id="a", kind="answer", arguments=arguments))
+        result = await handle.result()
+    for hook in hooks:
+        hook.assert_paired()
+    return store, result
+
+
+asked = list[int]()
+
+
+@action(reads=["item"], writes=["done"])
+async def ask(item: int, context: Context) -> int:
+    asked.append(item)
+    if item:
+        await anyio.sleep(3)
+        return item
+    return await context.ask("how many", {"of": "them"})
+
+
+asking = fan_out(ask, over="items", into="all")
+
+
+async def test_a_child_goes_on_when_it_is_answered_while_siblings_run():
+    hook = RecordingHook()
+    began = anyio.current_time()
+    asked.clear()
+    app = Application(asking, hooks=[hook])
+    store, result = await answered_while_it_runs(app, {"items": [0, 1]}, hooks=[hook])
+    assert result.status == "succeeded"
+    assert list(result.state["all"]) == [42, 1]
+    assert anyio.current_time() - began == pytest.approx(3, abs=0.1), "beside its sibling"
+    assert asked == [0, 1, 0]
+    [*_, last] = [one for one in store.reports("a") if one.steps]
+    assert last.steps[0].total == 2
+    again = await Application(asking, store=store).run(id="a")
+    assert list(again.state["all"]) == [42, 1]
+
+
+async def test_a_child_of_several_steps_goes_on_at_the_step_that_has_asked():
+    counted = list[int]()
+
+    @action(reads=["item"], writes=["ready"])
+    async def prepare(item: int) -> bool:
+        counted.append(item)
+        return True
+
+    chain = Graph.chain(prepare, ask, name="both")
+    app = Application(fan_out(chain, over="items", item="item", take="done", into="all"))
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert list(result.state["all"]) == [42, 1]
+    assert counted == [0, 1]
+
+
+async def test_a_grandchild_goes_on_while_its_siblings_run():
+    app = Application(fan_out(asking, over="groups", item="items", take="all", into="found"))
+    _, result = await answered_while_it_runs(app, {"groups": [[0, 1], [2]]})
+    assert result.status == "succeeded"
+    assert [[*one] for one in result.state["found"]] == [[42, 1], [2]]
+
+
+async def test_a_child_of_an_action_goes_on_while_its_siblings_run():
+    @action(writes=["found"])
+    async def both(context: Context) -> list[int]:
+        async with context.fan_out(name="own") as group:
+            group.start_each(ask, over=[0, 1], item="item")
+            return [one.value async for one in group if isinstance(one, Done)]
+
+    _, result = await answered_while_it_runs(Application(both), {})
+    assert result.status == "succeeded"
+    assert [*result.state["found"]] == [42, 1]
+
+
+async def test_a_contestant_that_is_answered_may_win():
+    app = Application(fan_out(ask, over="items", into="all", until=first()))
+    began = anyio.current_time()
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert anyio.current_time() - began == pytest.approx(1.3, abs=0.3)
+    assert result.state["all"] == 42
+
+
+async def test_an_answer_that_cannot_be_kept_is_dropped_and_the_run_goes_on(
+    caplog: pytest.LogCaptureFixture,
+):
+    @action(reads=["token"], writes=["signed_in"])
+    async def sign_in(token: str) -> bool:
+        return bool(token)
 
     store = ReportingStore()
-    app = Application(fan_out(ask, over="items", into="all"), store=store, watch=True)
+    graph = Graph.chain(sign_in, asking)
+    app = Application(graph, store=store, secret={"token"}, watch=True)
     async with Runtime() as runtime:
-        handle = await runtime.start(app, {"items": [0, 1]}, id="a")
+        state = {"items": [0, 1], "token": "hunter2-and-more"}
+        handle = await app.start(state, id="a", runtime=runtime)
         await anyio.sleep(1)
-        (question,) = await app.questions("a", runtime=runtime)
+        (question,) = (await Queries(store).questions("a")).open
+        for id_ in (question.id, ["no", "id"], "another"):
+            arguments = {"question": id_, "answer": "hunter2-and-more"}
+            await store.command(Command(run_id="a", kind="answer", arguments=arguments))
+        result = await handle.result()
+    assert result.status == "halted"
+    assert len(caplog.records) == 3
+    assert "hunter2" not in caplog.text
+
+
+async def test_a_child_that_is_answered_too_late_goes_on_when_the_run_is_resumed():
+    # Its parent has halted: nothing else was left in it to do.
+    @action(reads=["n"], writes=["done"])
+    async def slow(n: int) -> int:
+        await anyio.sleep(3)
+        return n
+
+    inner = fan_out(ask, over="items", into="all", name="inner")
+    graph = Graph.chain(inner, name="halting")
+    outer = fan_out(graph, over="groups", item="items", take="all", into="found")
+    app = Application(Graph.chain(outer, name="root"))
+    store = ReportingStore()
+    async with Runtime(store=store, watch=True) as runtime:
+        handle = await app.start({"groups": [[0], [1]]}, id="a", runtime=runtime)
+        await anyio.sleep(1)
+        queries = Queries(store)
+        (question,) = (await queries.questions("a")).open
         arguments = {"question": question.id, "answer": 42}
         await store.command(Command(run_id="a", kind="answer", arguments=arguments))
         result = await handle.result()
         assert result.status == "halted"
         assert result.questions == ()  # it was answered
+        found = await queries.questions("a")
+        assert (found.open, found.answered) == ([], [question.path])
         result = await runtime.run(app, id="a")
-    assert result.status == "succeeded"
-    assert list(result.state["all"]) == [42, 1]
+    assert [[*one] for one in result.state["found"]] == [[42], [1]]
 
 
 async def test_an_async_source_is_no_obstacle():

@@ -81,6 +81,8 @@ class LiveStep:
     """How many of its children have ended, or were done before."""
     failed: int = 0
     """How many of those have failed."""
+    halted: int = 0
+    """How many wait for an answer. They have not ended, and are not in flight."""
     in_flight: int = 0
     """How many have started, and their end is not saved."""
     waiting: int = 0

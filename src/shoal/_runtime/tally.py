@@ -337,7 +337,7 @@ class Tally:
     def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
-        ended = 0 if ledger is None else ledger.total
+        ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
         title = group.title
         return LiveStep(
@@ -345,9 +345,10 @@ class Tally:
             step=group.name,
             visit=parent.visit(parent.step or ""),
             title=shown(parent, title) if isinstance(title, str) else "",
-            total=None if to_come is None else ended + started + unstarted + to_come,
+            total=None if to_come is None else ended + halted + started + unstarted + to_come,
             ended=ended,
             failed=0 if ledger is None else ledger.failed,
+            halted=halted,
             in_flight=started,
             waiting=unstarted,
             at={

@@ -53,6 +53,13 @@ class Overview:
     """What was charged so far in the whole root run, by the name of the limit."""
     questions: Sequence[RunPath] = ()
     """Its halted children; at most 50."""
+    asking: Sequence[RunPath] = ()
+    """Its descendants under way whose own fan-outs have halted children, by the last report."""
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether it is halted, or descendants of it are."""
+        return self.status == "halted" or bool(self.questions or self.asking)
 
 
 def bars_of(

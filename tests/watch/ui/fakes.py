@@ -21,6 +21,7 @@ from shoal.watch._headline import Headline, HeldUp
 from shoal.watch._history import FieldChange, HistoryEntry, HistoryPage
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries, RunsPage
+from shoal.watch._questions import Questions, questions_of
 from shoal.watch._timeline import Timeline
 from shoal.watch._values import Value
 
@@ -232,6 +233,15 @@ class FakeQueries:
 
     async def mark(self) -> object:
         return self.marks, self.done
+
+    async def questions(self, path: RunPath, *, limit: int = 50) -> Questions:
+        return await questions_of(cast("Any", self), path, limit=limit)
+
+    async def row(self, path: RunPath) -> Row:
+        return (await self.overview(path)).row
+
+    async def rows(self, path: RunPath, **filters: Any) -> Any:
+        return await self.children(path, **filters)
 
     async def runs(
         self, *, status: Any = None, application: Any = None, after: Any = None, limit: int = 50
