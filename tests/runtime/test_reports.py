@@ -351,26 +351,46 @@ async def test_what_a_fan_out_charges_is_corrected_and_given_back():
 # -- breakers --------------------------------------------------------------------------------------
 
 
-async def test_open_breakers_are_told():
+async def test_breakers_are_told_with_the_states_of_their_circuits():
     @action(reads=["item"], writes=["done"])
-    async def failing(item: int) -> int:
-        if item:
-            await anyio.sleep(2)
-            return item
-        raise OSError
+    async def failing(item: str) -> str:
+        await anyio.sleep(0.5)
+        if item[0] in "ab":
+            raise OSError
+        await anyio.sleep(20)
+        return item
 
-    each = Each(breaker=Breaker(failures=1, by=lambda state: "a" if state["item"] == 0 else "b"))
+    breaker = Breaker(failures=2, cool_down=10, by=lambda state: state["item"][0])
+    items = ["a1", "a2", "b1", "c1", "a3"]
     app = Application(
-        fan_out(failing, over="items", into="all", each=each, on_error="collect"), watch=True
+        fan_out(
+            failing,
+            over="items",
+            into="all",
+            limits=Limits(4),
+            each=Each(breaker=breaker),
+            on_error="collect",
+        )
     )
-    async with Runtime() as runtime:
-        handle = await runtime.start(app, {"items": [0, 1]})
-        await anyio.sleep(1)
-        report = handle.report
-        assert report is not None
-        (use,) = [use for use in report.limits if use.breaker]
-        assert use.breaker == {"a": "open"}
-        assert use.owner == "all"
+    store = ReportingStore()
+    async with Runtime(watch=True, store=store) as runtime:
+        handle = await runtime.start(app, {"items": items}, id="a")
+        await anyio.sleep(0.3)
+        assert handle.report is not None
+        (use,) = handle.report.breakers
+        assert (use.owner, use.breaker, use.failing) == ("all", repr(breaker), 0)
+        assert (use.open, use.skipped, use.circuits) == (0, 0, ())
+        await anyio.sleep(1.2)
+        (use,) = await Queries(store).breakers()
+        assert (use.failing, use.open, use.skipped) == (2, 1, 1)
+        one, other = use.circuits
+        assert (one.key, one.state, one.failures) == ("a", "open", 2)
+        assert one.next_in == pytest.approx(9.2, abs=0.3)
+        assert (other.key, other.state, other.failures, other.next_in) == ("b", "closed", 1, None)
+        assert use.holders == ("a",)
+        await anyio.sleep(10)
+        assert handle.report is not None
+        assert handle.report.breakers[0].circuits[0].state == "half open"
         await handle.result()
 
 

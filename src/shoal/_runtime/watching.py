@@ -23,7 +23,7 @@ from shoal._concurrency.background import Work
 from shoal._concurrency.cancellation import as_failure, ki_protected, shielded_wait
 from shoal._engine.standing import Marks, marks
 from shoal._errors.exceptions import brief
-from shoal._events.report import LimitUse, Report
+from shoal._events.report import BreakerUse, LimitUse, Report
 from shoal._events.report_text import report_text
 from shoal._limits.timers import SetAlarm
 from shoal.stores._protocol import Store
@@ -237,7 +237,13 @@ class Watching:
             name = found.names.get(id(part), repr(part))
             costs[name] = costs.get(name, 0.0) + cost
         return one.tally.report(
-            now, self._every, limits=uses, owners=found.owners, costs=costs, is_over=is_over
+            now,
+            self._every,
+            limits=uses,
+            breakers=found.breakers,
+            owners=found.owners,
+            costs=costs,
+            is_over=is_over,
         )
 
     def _report(self, root: RootRun) -> Report | None:
@@ -304,16 +310,29 @@ class Watching:
 class LimitsInUse:
     """The limits of a runtime that are in use."""
 
-    __slots__ = ("names", "owners", "uses")
+    __slots__ = ("_breakers", "_find_breakers", "names", "owners", "uses")
 
     def __init__(
-        self, uses: Sequence[LimitUse], owners: Mapping[str, str], names: Mapping[int, str]
+        self,
+        uses: Sequence[LimitUse],
+        owners: Mapping[str, str],
+        names: Mapping[int, str],
+        breakers: Callable[[], tuple[BreakerUse, ...]],
     ) -> None:
         self.uses = uses
+        self._find_breakers = breakers
+        self._breakers: tuple[BreakerUse, ...] | None = None  # None until they are asked for
         self.owners = owners
         """The name of the owner of each limit, by the limit as it is written."""
         self.names = names
         """The name of the owner of each limit with ``cost=``, by the id of its part."""
+
+    @property
+    def breakers(self) -> tuple[BreakerUse, ...]:
+        """The breakers of the runtime. Only reports have them, and most samples make none."""
+        if self._breakers is None:
+            self._breakers = self._find_breakers()
+        return self._breakers
 
 
 @final

@@ -37,7 +37,17 @@ import typing
 
 if typing.TYPE_CHECKING:
     from shoal._events.paths import parse_path, path_text
-    from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
+    from shoal._events.report import (
+        BreakerUse,
+        CircuitUse,
+        Doing,
+        LimitUse,
+        LiveRun,
+        LiveStep,
+        Report,
+        SlowRun,
+        Waited,
+    )
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
     from ._burr import BurrExport
@@ -54,8 +64,10 @@ if typing.TYPE_CHECKING:
 
 _HOMES = {
     "Bin": "shoal.stores._watching",
+    "BreakerUse": "shoal._events.report",
     "BurrExport": "shoal.watch._burr",
     "ChildDifference": "shoal.watch._diff",
+    "CircuitUse": "shoal._events.report",
     "Difference": "shoal.watch._diff",
     "Doing": "shoal._events.report",
     "Explanation": "shoal.watch._explain",
@@ -93,8 +105,10 @@ _HOMES = {
 
 __all__ = [
     "Bin",
+    "BreakerUse",
     "BurrExport",
     "ChildDifference",
+    "CircuitUse",
     "Difference",
     "Doing",
     "Explanation",

@@ -51,6 +51,11 @@ GROUPS = 8
 LONGEST = 6
 """Runs in flight on the first view."""
 
+LIMITS = 25
+BREAKERS = 8
+"""Limits and breakers on their page: a limit takes about a dozen elements, a breaker twice as many.
+"""
+
 ENTRIES = 50
 """Entries of a page of a history; each may have several lines."""
 
@@ -192,10 +197,16 @@ class Pages:
     async def limits(self) -> Page:
         """Return the page of limits."""
         uses = await self._queries.limits()
+        breakers = await self._queries.breakers()
         return Page(
             template="limits.html",
             title="Limits",
-            values={"limits": [_limit(each) for each in uses[:40]], "omitted": len(uses[40:])},
+            values={
+                "limits": [_limit(each) for each in uses[:LIMITS]],
+                "omitted": len(uses[LIMITS:]),
+                "breakers": breakers[:BREAKERS],
+                "omitted_breakers": len(breakers[BREAKERS:]),
+            },
         )
 
     async def value(self, text: str, what: str, *, characters: int | None) -> Value | None:
