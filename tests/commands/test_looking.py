@@ -230,7 +230,10 @@ def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
     assert missing == f"shoal: there is no descendant {path.id} of a in {file}\n"
 
 
-def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal: None, capsys: Any):
+def test_a_run_under_way_is_shown_with_its_last_report(
+    tmp_path: Path, terminal: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
     path = tmp_path / "now.db"
     root = RunPath(run_id="now")
     child = RunPath(parent=root, step="pages", act="fetch", key="x")
@@ -263,6 +266,8 @@ def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal:
             async with Runtime(store=store, watch=False) as runtime:
                 handle = await runtime.start(app, {}, id="now")
                 await anyio.wait_all_tasks_blocked()
+                assert await anyio.to_thread.run_sync(main, ["show", "now", "--db", str(path)]) == 0
+                shown.append(capsys.readouterr().out)
                 await store.report({"now": report_text(report)})
                 for line in (("show", "now"), ("explain", "now"), ("show", "now", "--json")):
                     arguments = [*line, "--db", str(path)]
@@ -271,7 +276,9 @@ def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal:
                 handle.cancel("it was shown")
 
     anyio.run(report_and_show)
-    text, explained, found = shown
+    silent, text, explained, found = shown
+    assert "reports      none: the run isn't watched (watch=False)" in silent
+    assert "reports  " not in text
     (line,) = json.loads(found)["longest"]
     assert (line["path"], line["step"], line["doing"]) == (path_text(child), "fetch", "backoff")
     assert (line["since"], line["age"], line["next_in"]) == (1.0, 61.0, 1.5)

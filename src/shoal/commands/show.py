@@ -41,6 +41,9 @@ _MORE = {
 }
 
 
+_REPORTS = "none: the run isn't watched (watch=False), so pages can't steer it"
+
+
 def add_to(commands: Subparsers) -> None:
     """Add the command ``show``."""
     what = "show a run or a child: how far it is, its children, its failures"
@@ -181,6 +184,7 @@ def _describe(
         ("part of", "" if is_root else path_text(overview.breadcrumbs[-1])),
         ("status", f"{status}: {_MORE[status]}" if status in _MORE else status),
         ("executed by", run.holder if row.status == "running" else ""),
+        ("reports", _REPORTS if overview.is_silent and row.status == "running" else ""),
         ("began", "" if row.began_at is None else local(row.began_at)),
         ("ended", ended),
         ("forked from", (run.forked_from or "") if is_root else ""),
@@ -433,6 +437,7 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
             },
         },
         "report_age": overview.report_age,
+        "is_silent": overview.is_silent,
         "costs": dict(overview.costs),
         "children": dict(overview.counts),
         "steps": [

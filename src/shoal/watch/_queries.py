@@ -50,6 +50,8 @@ _RESUMED = 0.1
 """If more than this part of a run's time is not in its report, it had executions before."""
 _SOON = 1.0
 """Seconds in which too little happens to tell a pace."""
+_SILENT = 2.0
+"""Seconds after which a run that is watched has reported, also if its store is slow."""
 _REMEMBERED = 1_000
 """The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
 _SCANNED = 5_000
@@ -232,6 +234,7 @@ class Queries:
             ],
             report=report,
             report_age=age,
+            is_silent=_is_silent(summary, report),
             limits=() if report is None or not is_live else report.limits,
             costs=costs,
             questions=[one.path for one in halted],
@@ -605,6 +608,13 @@ def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
 def _is_lost(summary: RunSummary, row: Row) -> bool:
     """Return whether a run has no end, and no process executes it."""
     return summary.status == "running" and not summary.holder and row.status == "running"
+
+
+def _is_silent(summary: RunSummary, report: Report | None) -> bool:
+    """Return whether a run is executed, and its process has not reported in this execution."""
+    if not summary.holder or (report is not None and not report.is_over):
+        return False
+    return time.time() - summary.began_at > _SILENT
 
 
 def _step_of(path: RunPath, report: Report | None) -> str:

@@ -171,6 +171,46 @@ async def test_a_question_is_answered_by_the_form_of_its_schema():
     assert (await reviews.run(id="r")).state["texts"] == {"a": "merge 3"}
 
 
+@pytest.mark.parametrize("has_reported", [False, True])
+async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
+    has_reported: bool,  # a parameter
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    store = MemoryStore()
+    reads = application(read, on_error="fail", limits=Limits(1))
+    reads.store = store
+    state = {"files": ["b", *"cdef"]}
+    if has_reported:
+        async with Runtime(watch=True) as runtime:
+            with pytest.raises(ExceptionGroup):
+                await reads.run(state, id="r", runtime=runtime)
+    broken.discard("b")
+    try:
+        async with Runtime(watch=False) as runtime, page_over(store) as client:
+            handle = await reads.start(state, id="r", runtime=runtime)
+            await anyio.sleep(0.1)
+            assert "takes no requests from pages" in words((await client.get("/runs/r")).text)
+            refused = await act(client, "cancel", "r", reason="x")
+            assert refused.status_code == 409
+            assert "leave out watch=False" in words(refused.text)
+            assert (await handle.result()).status == "succeeded"
+    finally:
+        broken.add("b")
+
+
+async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    store = MemoryStore()
+    reads = application(read, on_error="collect")
+    async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
+        handle = await reads.start({"files": ["a"]}, id="r", runtime=runtime)
+        assert (await act(client, "cancel", "r", reason="x")).status_code == 303
+        assert await handle.wait_ended() == "cancelled"
+
+
 async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
     store = MemoryStore()
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, final
 
-from anyio import Event, move_on_after
+from anyio import Event, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from shoal._errors.exceptions import ShoalError
@@ -170,7 +170,19 @@ class Commands:
             raise CannotDo(
                 f"Another process executes this run, and {name} carries no commands to it."
             )
+        with move_on_after(PATIENCE):
+            while await self._is_silent(path):  # noqa: ASYNC110 # another process reports
+                await sleep(PATIENCE / 10)
+        if await self._is_silent(path):
+            raise CannotDo(
+                "The process that executes this run doesn't report about it, so it takes no "
+                "requests. It takes them if the run is watched: leave out watch=False, or set "
+                "watch=True."
+            )
         await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=arguments))
+
+    async def _is_silent(self, path: RunPath) -> bool:
+        return (await self._queries.overview(path.root)).is_silent
 
     async def _start(self, runtime: Runtime, call: Callable[[], Awaitable[object]]) -> None:
         """Call in a task that outlives the request, and raise what it raises at once."""
