@@ -153,6 +153,70 @@ async def test_a_store_that_hangs_delays_the_end_by_a_second_and_others_not_at_a
     assert "could not keep reports" in caplog.text
 
 
+class StubbornStore(ReportingStore):
+    """Its calls can't be cancelled, as those of a driver that waits in a thread."""
+
+    async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
+        with anyio.CancelScope(shield=True):
+            return await super().report(reports)
+
+
+async def test_a_store_that_cannot_be_cancelled_delays_the_end_by_a_second(
+    caplog: pytest.LogCaptureFixture,
+):
+    store = StubbornStore(seconds=100)
+    app = Application(many, store=store)
+    began = anyio.current_time()
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        for run_id, seconds in (("a", 4.0), ("b", 3.0), ("c", 6.0)):
+            start = anyio.current_time()
+            items = range(6 if run_id != "c" else 12)
+            await app.run({"items": items}, id=run_id, runtime=runtime)
+            assert anyio.current_time() - start == pytest.approx(seconds, abs=0.01)
+        assert (store.calls, store.under_way) == (1, 1)
+    # The task that it keeps is the runtime's: a block ends after all that was started in it.
+    assert anyio.current_time() - began == pytest.approx(100, abs=0.1)
+    assert len(caplog.records) == 1
+
+
+async def test_only_the_last_call_cannot_be_cancelled():
+    store = StubbornStore()
+
+    @action(writes=["done"])
+    async def work() -> int:
+        await anyio.sleep(1)
+        store.seconds = 100.0
+        return 1
+
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        began = anyio.current_time()
+        await Application(work, store=store).run({}, id="a", runtime=runtime)
+        assert anyio.current_time() - began == pytest.approx(2, abs=0.01)
+
+
+async def test_reports_go_on_when_a_call_that_hung_has_ended():
+    store = StubbornStore(seconds=10)
+    async with Runtime(watch=True) as runtime:
+        app = Application(many, store=store)
+        await app.run({"items": range(6)}, id="a", runtime=runtime)
+        store.seconds = 0.0
+        await app.run({"items": range(60)}, id="b", runtime=runtime)
+    assert store.reports("b")[-1].is_over
+    assert len(store.reports("b")) > 50
+
+
+@pytest.mark.parametrize("after", [0.047, 0.1, 0.147, 1.05])
+async def test_a_stubborn_call_is_waited_for_when_the_runtimes_block_is_cancelled(after: float):
+    store = StubbornStore(seconds=3)
+    async with no_leaks():
+        with anyio.move_on_after(after):
+            async with Runtime(store=store, watch=True) as runtime:
+                await runtime.start(Application(many), {"items": range(6)}, id="a")
+                await anyio.sleep_forever()
+    assert store.under_way == 0
+    assert store.calls == 1
+
+
 async def test_a_store_that_fails_is_logged_once_and_no_run_notices(
     caplog: pytest.LogCaptureFixture,
 ):
