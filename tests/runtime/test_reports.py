@@ -159,6 +159,7 @@ class StubbornStore(ReportingStore):
     async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
         with anyio.CancelScope(shield=True):
             return await super().report(reports)
+        raise AssertionError("the scope is never cancelled")
 
 
 async def test_a_store_that_cannot_be_cancelled_delays_the_end_by_a_second(
