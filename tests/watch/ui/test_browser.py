@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -361,5 +363,81 @@ def test_a_signal_ends_the_server_although_streams_are_open(browser: Any, place:
             wait_until(page, "document.querySelector('main')._htmx?.sse != null")
     assert page is not None
     page.get_by_role("alert").wait_for()
-    assert "no longer follows" in page.get_by_role("alert").inner_text()
+    assert "Connection lost, trying again" in page.get_by_role("alert").inner_text()
     context.close()
+
+
+STREAMS = re.compile("as=stream")
+
+
+@pytest.fixture
+def watcher(browser: Any, address: str) -> Iterator[Any]:
+    """A page that has the token, and whose console may have errors."""
+    context = browser.new_context(base_url=address)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    page.goto(f"/?token={TOKEN}")
+    yield page
+    context.close()
+
+
+def test_a_page_whose_first_connection_fails_follows_in_the_end(watcher: Any, address: str):
+    page, attempts = watcher, list[str]()
+
+    def fail(route: Any) -> None:
+        attempts.append(" ".join(page.locator(".offline p:visible").all_inner_texts()))
+        match len(attempts):
+            case 1:
+                route.abort()
+            case 2:
+                route.fulfill(status=503, content_type="text/html", body="<h1>not now</h1>")
+            case 3:
+                route.fulfill(status=404, content_type="text/html", body="<h1>gone</h1>")
+            case _:
+                route.continue_()
+
+    page.route(STREAMS, fail)
+    page.goto("/runs/crawl")
+    wait_until(page, "document.querySelector('main')._htmx?.sse != null")
+    assert page.locator("h1").inner_text() == "crawl docs"
+    assert not page.get_by_role("alert").is_visible()
+    assert attempts[0] == ""
+    assert all("Connection lost, trying again" in text for text in attempts[1:3])
+    assert "no longer gives this page" in attempts[3]
+    assert len(attempts) == 4
+
+
+def test_a_page_notices_that_nothing_comes_any_more(browser: Any, place: Path):
+    context = browser.new_context()
+    page = context.new_page()
+    with served(place) as server:
+        page.clock.install()
+        page.goto(f"{server.address}/runs/crawl?token={TOKEN}")
+        wait_until(page, "document.querySelector('main')._htmx?.sse?.reader != null")
+        os.kill(server.pid, signal.SIGSTOP)  # connections stay open, and nothing comes
+        try:
+            page.clock.run_for(50_000)
+            page.get_by_role("alert").wait_for()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for _ in range(100):
+            page.clock.run_for(1_000)
+            if not page.get_by_role("alert").is_visible():
+                break
+        assert not page.get_by_role("alert").is_visible()
+    context.close()
+
+
+def test_a_value_that_can_not_be_shown_leads_to_the_page_that_says_why(watcher: Any):
+    page = watcher
+    page.goto("/runs/crawl?status=succeeded")
+
+    def fail(route: Any) -> None:
+        if "hx-request" in route.request.headers:
+            route.fulfill(status=503, content_type="text/html", body="<h1>not now</h1>")
+        else:
+            route.continue_()
+
+    page.route(re.compile("/values/"), fail)
+    page.locator("tbody tr").nth(0).get_by_role("link", name="result").click()
+    page.wait_for_url(re.compile("/values/"))
