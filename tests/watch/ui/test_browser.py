@@ -135,6 +135,18 @@ def wait_until(page: Any, condition: str) -> None:
     pytest.fail(f"not within 30 seconds: {condition}")
 
 
+CUT = """[...document.querySelectorAll('main .card, main .card *:not(.hidden)')].filter(e => {
+  const { overflowX, textOverflow } = getComputedStyle(e);
+  return e.clientWidth > 1 && e.scrollWidth > e.clientWidth + 1
+    && !['visible', 'auto', 'scroll'].includes(overflowX) && textOverflow != 'ellipsis';
+}).map(e => e.innerText)"""
+
+
+def assert_nothing_is_cut(page: Any) -> None:
+    """Fail if something is wider than its place, and no dots say so."""
+    assert page.evaluate(CUT) == []
+
+
 def shot(page: Any, name: str) -> None:
     """Keep a picture, if somebody wants to look at it: with SHOAL_SHOTS, the folder for them."""
     if folder := os.environ.get("SHOAL_SHOTS"):
@@ -172,6 +184,14 @@ def test_filters_a_search_and_a_value_on_click(page: Any):
     page.locator("#peek pre").wait_for()
     assert "page 12" in page.locator("#peek pre").inner_text()
     shot(page, "peek")
+
+
+def test_a_bar_of_a_timeline_says_which_child_it_is(page: Any):
+    page.goto("/runs/race?view=timeline")
+    page.locator(".timeline a rect").nth(0).hover()
+    assert page.locator("#told").inner_text().startswith("tiny: failed, ")
+    page.locator(".timeline a").nth(1).focus()
+    assert page.locator("#told").inner_text().startswith(("huge: cancelled", "local: succeeded"))
 
 
 def test_pages_of_children_follow_each_other(page: Any):
@@ -227,6 +247,10 @@ def test_a_page_follows_a_run_of_20000_children_in_another_process(
         assert page.evaluate("document.activeElement.value") == "typed"
         assert page.evaluate("window.scrollY") == 300
         assert page.evaluate("document.getElementsByTagName('*').length") < 600
+        assert page.locator(".step.inner .bar").count() >= 1
+        assert_nothing_is_cut(page)
+        page.set_viewport_size({"width": 390, "height": 820})
+        assert_nothing_is_cut(page)
         shot(page, "live")
         assert writer.wait(timeout=100) == 0
         page.locator(".title .pill.succeeded").wait_for(timeout=60_000)
@@ -279,6 +303,7 @@ def test_a_limit_of_another_process_is_changed_from_the_page(page: Any, place: P
     try:
         page.get_by_role("link", name="Limits").click()
         page.get_by_text("20 of 20 in use").wait_for(timeout=60_000)
+        assert_nothing_is_cut(page)
         shot(page, "limits")
         page.get_by_text("Change", exact=True).click()
         page.get_by_label("slots").fill("7")
@@ -329,6 +354,7 @@ def test_nothing_that_axe_finds_is_in_the_way_of_people(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             cells = "[...document.querySelectorAll('.c-took, .stack .why')]"
             assert page.evaluate(f"{cells}.every(c => c.getBoundingClientRect().right <= {width})")
+            assert_nothing_is_cut(page)
             shot(
                 page, f"{theme}-{width}-{place.strip('/').replace('/', '-').replace('?view=', '-')}"
             )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 from shoal._events.identity import RunPath
 from shoal.stores._watching import EntryKind, Inspects, StoredEntry
@@ -15,6 +15,9 @@ from ._forms import Field, fields_of, schema_of
 
 MOST = 5
 """Questions that a page shows; a form has several elements."""
+
+PARTS = 8
+"""Parts of a question that are shown one by one; each takes three elements."""
 
 LOOKED_AT = 50
 """Runs that are looked at, for questions: halted runs may have halted children only."""
@@ -40,6 +43,21 @@ class OpenQuestion:
     def has_schema(self) -> bool:
         """Whether it says of what form its answer is."""
         return schema_of(self.question) is not None
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The parts of a question that is a mapping of short texts and numbers; else nothing."""
+        given: object = self.question
+        if not isinstance(given, dict) or not self.has_schema or len(given) > PARTS:  # pyright: ignore[reportUnknownArgumentType]
+            return {}
+        shown = cast("dict[str, object]", given)
+        found = {name: part for name, part in shown.items() if name != "schema"}
+        if not all(isinstance(part, str | int | float) for part in found.values()):
+            return {}
+        return {
+            name: part if isinstance(part, str) else json.dumps(part)
+            for name, part in found.items()
+        }
 
     @property
     def asked(self) -> str:
