@@ -18,6 +18,7 @@ import pytest
 import shoal
 import shoal.errors
 import shoal.events
+import shoal.executors
 import shoal.rates
 import shoal.stores
 import shoal.testing
@@ -58,7 +59,7 @@ HAVE_NO_DOCSTRING = {
     "Outcome",
     "Until",
 }
-HOMES = [shoal, shoal.errors, shoal.events, shoal.rates, shoal.stores, shoal.types]
+HOMES = [shoal, shoal.errors, shoal.events, shoal.executors, shoal.rates, shoal.stores, shoal.types]
 NAMES = {f"{home.__name__}.{name}": (home, name) for home in HOMES for name in home.__all__}
 MOVED = {name: home for home in HOMES[1:] for name in home.__all__ if name not in shoal.__all__}
 MOVED.pop("MemoryRates")  # it never was in `shoal`

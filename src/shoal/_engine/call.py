@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -35,10 +34,12 @@ from shoal._errors.exceptions import (
     kind_of,
     note,
 )
-from shoal._graph.action import FunctionAction, Result
+from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from shoal.executors._results import MISTAKES, refuse_mistake
+from shoal.executors._streams import stream
 
 from .attempts import try_step, within
 from .commit import SAVE, commit
@@ -49,7 +50,7 @@ from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
 from .standing import stands_for
-from .streaming import Items, stream
+from .streaming import Items
 
 logger = logging.getLogger("shoal")
 
@@ -396,8 +397,8 @@ async def _call(
         return await _call_admitted(run, action, later=later)
     if not (action.is_async or action.is_streaming):
         refuse_awaitable(result, f"action {action.name!r}")
-    if isinstance(result, _MISTAKES):
-        _refuse_mistake(action, cast("object", result))
+    if isinstance(result, MISTAKES):
+        refuse_mistake(action.name, cast("object", result))
     if base is not None:
         return change_between(base, result, f"action {action.name!r}")
     field = action.only_write
@@ -415,32 +416,6 @@ def _missing(
         f"pass it to run(), or write it in an earlier action"
     )
     return MissingField(msg)
-
-
-_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
-"""Types of results that are always a mistake: no state can hold them."""
-
-
-def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
-    subject = f"action {action.name!r}"
-    if isinstance(result, CoroutineType):
-        coroutine = cast("CoroutineType[Any, Any, Any]", result)
-        coroutine.close()  # else Python warns that it was never awaited, at some later time
-        msg = (
-            f"{subject} returned a coroutine that nobody awaited: "
-            f"await {coroutine.__qualname__}(...)"
-        )
-    elif isinstance(result, Result):
-        msg = (
-            f"{subject} returned a Result, which only a streaming action yields, as its last item: "
-            f"return the value itself"
-        )
-    else:
-        msg = (
-            f"{subject} returned an async generator; to stream, it has to be an async generator "
-            f"function itself, which yields each item and, as the last thing, Result(value)"
-        )
-    raise BadResult(msg)
 
 
 def _writes(action: FunctionAction[..., object], result: object) -> Change:
@@ -477,6 +452,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     for value in values.values():
-        if isinstance(value, _MISTAKES):
-            _refuse_mistake(action, cast("object", value))
+        if isinstance(value, MISTAKES):
+            refuse_mistake(action.name, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

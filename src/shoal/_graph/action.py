@@ -14,7 +14,6 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import (
     Any,
@@ -44,7 +43,6 @@ from .sketch import Sketch, named_by, of_limits, of_retry, of_timeout
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-T_co = TypeVar("T_co", covariant=True)
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -74,35 +72,6 @@ class Input(NamedTuple):
     """The name of the action that takes it."""
     required: bool
     """Whether that action needs it: the parameter has no default, and the input is not bound."""
-
-
-@final
-@dataclass(frozen=True)  # with slots, Result[int](5) would raise
-class Result(Generic[T_co]):
-    """The return value of a streaming action, which it yields last.
-
-    Its value is what a coroutine function would return: with one write the field's value, with
-    several a mapping, a state if the action takes ``state``, and None without writes.
-
-    Examples:
-        >>> from collections.abc import AsyncIterator
-        >>> @action(reads=["question"], writes=["answer"])
-        ... async def answer(question: str) -> AsyncIterator[str | Result[str]]:
-        ...     words = []
-        ...     for word in ("it", "depends"):
-        ...         words.append(word)
-        ...         yield word  # a partial item: published at once, never saved
-        ...     yield Result(" ".join(words))
-        >>> class Show(Hook):
-        ...     def on_item(self, event: Item) -> None:
-        ...         print(event.index, event.item)
-        >>> Application(answer, hooks=[Show()]).run_sync({"question": "why"}).state["answer"]
-        0 it
-        1 depends
-        'it depends'
-    """
-
-    value: T_co
 
 
 class Act(ABC):

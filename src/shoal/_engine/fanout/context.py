@@ -18,11 +18,12 @@ from shoal._errors.exceptions import BadResult, BadUse, DefinitionError
 from shoal._events.events import SpanStarted
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key, RunPath
-from shoal._graph.action import FunctionAction, Result
+from shoal._graph.action import FunctionAction
 from shoal._graph.checks import check_cascade, check_title
 from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
+from shoal._state.result import Result
 from shoal.stores._protocol import Store
 
 from .action_group import ChildGroup
