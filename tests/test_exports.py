@@ -34,6 +34,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Browses",
     "CachesResults",
     "Event",
+    "Executor",
     "FindsOrphans",
     "Hook",
     "Inspects",
