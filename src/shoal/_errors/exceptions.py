@@ -370,15 +370,17 @@ class WorkerDied(ShoalError):
     """The worker that called an action's function ended before the function did.
 
     A process was killed, or ended itself; a node of a cluster was lost. The function may have had
-    all of its effects, or none. Such a death is held against the run of the action as a crash of
-    the whole process is, and the action is called again, in another worker: see
-    ``Runtime(max_crashes=)``. So actions fail with it only where no run can be counted.
+    all of its effects, or none. The action is called again at once, in another worker, up to
+    ``Runtime(max_crashes=)`` deaths in a row. Then it fails with ``Poisoned``, whose ``__cause__``
+    is the last death.
     """
 
-    def __init__(self, message: str, worker: str = "") -> None:
+    def __init__(self, message: str, worker: str = "", others: int = 0) -> None:
         super().__init__(message)
         self.worker: str = worker
         """The worker that died, as people find it: its process id, or its name."""
+        self.others: int = others
+        """How many other calls were at work in that worker. Any of them may have killed it."""
 
 
 class NotSendable(DefinitionError):

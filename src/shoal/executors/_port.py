@@ -165,6 +165,7 @@ class Call(Protocol):
         kwargs: Mapping[str, Any],
         *,
         abandon: bool = False,
+        alone: bool = False,
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
@@ -189,6 +190,9 @@ class Call(Protocol):
                 narrowed ``State``; the function gets it whole, secret fields included, though a
                 pickle of a ``State`` leaves those out.
             abandon: Whether not to wait for the function after a cancellation: as with no grace.
+            alone: Whether no other call is at work in the same worker meanwhile: this one has its
+                last chance before it is taken for what kills workers. The call waits until there is
+                such a worker. In threads, which share a process, it means nothing.
             context: The context, if the job takes one. In this process, the function gets it as the
                 argument ``context``.
             items: Takes the items of a stream; None for other kinds.
@@ -197,11 +201,15 @@ class Call(Protocol):
 
         Raises:
             WorkerDied: The worker ended while the function was at work there. It may have had all
-                its effects, or none. If it had not begun, the call is moved to another worker, and
-                nothing is raised.
-            NotSendable: An argument, or the result, can't be sent.
+                its effects, or none. ``others`` says how many other calls were at work in the same
+                worker, any of which may have killed it. If the function had not begun, the call is
+                moved to another worker, and nothing is raised. Also raised where workers end again
+                and again before they have begun with anything.
+            NotSendable: The function, an argument or the result can't be sent. Acts that are chosen
+                at run time, and fields of the state, are found out here for the first time.
             BaseException: What the function raised: its own exception where it can be sent, else
-                ``RemoteError``. ``Halting`` and ``RetryLater`` are always sent as themselves.
+                ``RemoteError``. ``Halting`` and ``RetryLater`` are always sent as themselves. What
+                ``initializer=`` raised is raised by each call.
         """
         ...
 
@@ -303,9 +311,10 @@ class Executor(ABC):
     def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
         """Return why a function or its inputs can't be sent, and what to do; "" if they can be.
 
-        Asked before a run starts, so that nothing has happened if the answer is no; and before a
-        call of an action that only became known while the run was under way. May be asked again
-        about the same job, and so remembers what it has found out. Starts nothing.
+        Asked before a run starts, so that nothing has happened if the answer is no: about each
+        action that may be called here, as far as they are known by then. ``Call.call`` refuses the
+        others. It is asked again at each start, so it remembers, weakly, what it has found out
+        about a job. It starts nothing. Runtimes of several threads may ask at once.
 
         Args:
             job: The function.
