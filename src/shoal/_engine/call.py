@@ -3,8 +3,8 @@
 Invariants:
 - A function receives exactly the arguments that its parameters name. Its result is checked against
   the declared writes before anything else sees it.
-- An attempt holds its slots exactly while the function runs, on every way out. A thread that was
-  left behind keeps them until it returns.
+- An attempt holds its slots exactly while the function runs, on every way out. A worker that was
+  left behind keeps them until the function returns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType
 from typing import Any, NoReturn, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -24,9 +23,9 @@ from shoal._concurrency.cancellation import (
     ki_protected,
     ki_unprotected,
 )
-from shoal._concurrency.worker_threads import Thread
 from shoal._errors.exceptions import (
     BadResult,
+    DefinitionError,
     Halting,
     MissingField,
     RetryLater,
@@ -35,10 +34,13 @@ from shoal._errors.exceptions import (
     kind_of,
     note,
 )
-from shoal._graph.action import FunctionAction, Result
+from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from shoal.executors._port import Call, ContextPort, Pool
+from shoal.executors._results import MISTAKES, refuse_mistake
+from shoal.executors._streams import stream
 
 from .attempts import try_step, within
 from .commit import SAVE, commit
@@ -49,7 +51,7 @@ from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
 from .standing import stands_for
-from .streaming import Items, stream
+from .streaming import Items
 
 logger = logging.getLogger("shoal")
 
@@ -65,7 +67,7 @@ def call_action(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     """Execute ``action`` on the state of ``run``, as its current step, and return its change.
 
     The function is called once all limits that apply allow it. A cancellation reaches the function
-    at once; a function in a thread is awaited until the grace is over. A failed attempt is retried
+    at once; a function in a worker is awaited until the grace is over. A failed attempt is retried
     as ``action.retry`` says, and between attempts the run holds no permit.
 
     Raises:
@@ -151,11 +153,12 @@ async def hand_blame_to_children(run: Run) -> None:
 
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
     # Most actions have no retry and no limits: nothing is awaited in between for those.
+    config = run.config
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_admitted, run, action))
     # An action in a thread is governed: `_call` alone would run it without the permit that bounds
     # the threads.
-    if run.config.scopes or action.is_governed:
+    if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
     return _call(run, action, is_free=True)
 
@@ -176,6 +179,7 @@ async def _call_admitted(
         on_admitted: Called when the attempt begins.
         later: Raised by the attempt already, before anything limited it.
     """
+    pool = _pool_of(run, action)
     asked = 0
     # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
     # others with the same key would start. Empty if the attempt never came to that.
@@ -191,9 +195,9 @@ async def _call_admitted(
             later = None
         # No await between this and the `try` in `_attempt`, which releases the permit: a
         # cancellation in between would leave its slots taken for good.
-        permit = take_permit(run, action)
+        permit = take_permit(run, action, pool)
         try:
-            return await _attempt(run, action, permit, on_admitted, paused)
+            return await _attempt(run, action, permit, on_admitted, paused, pool=pool)
         except RetryLater as error:
             # `paused` is empty if the error is not the action's, but that of an `adapt=` policy,
             # which fails the attempt. An attempt that raised while it was cancelled has failed too:
@@ -205,6 +209,21 @@ async def _call_admitted(
         on_admitted = None  # a repetition is the same attempt, and is counted once
 
 
+def _pool_of(run: Run, action: FunctionAction[..., object]) -> Pool | None:
+    """Return where the function of ``action`` is called; None: on the event loop.
+
+    Raises:
+        DefinitionError: The action inherits the loop, where it can't be executed. Graphs that are
+            known before the run are refused before it.
+    """
+    inherited = run.config.executor
+    if inherited == "loop" and action.executor is None:
+        why = action.unfit_for(None)
+        if why:
+            raise DefinitionError(f"action {action.name!r}: {why}")
+    return run.config.pool_of(action)
+
+
 @ki_protected
 async def _attempt(
     run: Run,
@@ -212,15 +231,16 @@ async def _attempt(
     permit: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
+    *,
+    pool: Pool | None,
 ) -> Change:
-    """Make one attempt within its permit, thread and timeout. One that never began paid nothing.
+    """Make one attempt within its permit, worker and timeout. One that never began paid nothing.
 
     If the attempt raises ``RetryLater``, its keys are paused before its slots are released, and
     ``paused`` receives whether there are any. An adaptive limit receives how the attempt ended, and
     its policy may fail the attempt.
     """
-    services = run.config.services
-    thread: Thread | None = None
+    call: Call | None = None
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
@@ -248,13 +268,12 @@ async def _attempt(
         # Charged from here on, and not sooner: see
         # test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing.
         begun = True
-        if action.in_thread:
-            thread = services.threads.turn()
+        if pool is not None:
+            call = pool.call()
         if action.takes_context or action.is_streaming:
-            make_context = partial(services.context, run, action, permit)
-            attempt = partial(_call_emitting, run, action, make_context, thread=thread)
+            attempt = partial(_call_emitting, run, action, permit, call)
         else:
-            attempt = partial(_call, run, action, thread=thread)
+            attempt = partial(_call, run, action, call=call)
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
             what = partial(_what, run, action.name)
@@ -288,8 +307,8 @@ async def _attempt(
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
             failure = None  # breaks the traceback cycle
-            if permit is not None and thread is not None:
-                await _leave_thread(run, thread, permit)
+            if permit is not None and call is not None:
+                await _leave_worker(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -315,31 +334,29 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, permit: AttemptPermit) -> None:
-    """Release the permit when the thread's function returns, without waiting for it."""
+async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that."""
     try:
-        if thread.is_running:  # the grace is over, so the thread is left behind
-            await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
+        if call.is_running:  # the grace is over, so the worker is left behind
+            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.
-        thread.leave(permit.leave)
+        call.leave(permit.leave)
 
 
 @stands_for("context")
 @ki_protected
 async def _call_emitting(
-    run: Run,
-    action: FunctionAction[..., object],
-    make_context: Callable[[Items], object],
-    *,
-    thread: Thread | None,
+    run: Run, action: FunctionAction[..., object], permit: AttemptPermit | None, call: Call | None
 ) -> Change:
     """Call the function of an action that may emit partial items."""
     items = Items(run, action.name, run.attempt)
-    context = make_context(items) if action.takes_context else None
+    context: ContextPort | None = None
+    if action.takes_context:
+        context = run.config.services.context(run, action, permit, items, call is not None)
     try:
-        return await _call(run, action, context=context, items=items, thread=thread)
+        return await _call(run, action, context=context, items=items, call=call)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
         pending = items.end()
@@ -359,9 +376,9 @@ async def _call(
     run: Run,
     action: FunctionAction[..., object],
     *,
-    context: object = None,
+    context: ContextPort | None = None,
     items: Items | None = None,
-    thread: Thread | None = None,
+    call: Call | None = None,
     is_free: bool = False,
 ) -> Change:
     """Call the function and check its result.
@@ -371,7 +388,7 @@ async def _call(
         action: The step's action.
         context: The argument for its parameter ``context``.
         items: Receives the items of a streaming action.
-        thread: Where a plain function runs; None: on the event loop.
+        call: Calls the function elsewhere; None: it is called on the event loop.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
     """
     data = run.head[1]
@@ -399,22 +416,27 @@ async def _call(
         # changes.
         base = make_state(data, action.access)
         kwargs["state"] = base
-    if action.takes_context:
+    if action.takes_context and call is None:
         kwargs["context"] = context
     later: RetryLater | None = None
     result: object = None
     try:
-        if action.is_async:
+        if call is not None:
+            # A worker learns of its cancellation when it emits the next item.
+            on_cancelled = None if items is None else items.stop
+            result = await call.call(
+                action.job,
+                kwargs,
+                abandon=action.abandon,
+                context=context,
+                items=items,
+                on_cancelled=on_cancelled,
+            )
+        elif action.is_async:
             result = await cast("Any", action.function(**kwargs))
         elif action.is_streaming:
             assert items is not None
             result = await stream(cast("Any", action.function(**kwargs)), items)
-        elif thread is not None:
-            # A thread learns of its cancellation when it emits the next item.
-            on_cancelled = None if items is None else items.stop
-            result = await thread.call(
-                action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
-            )
         else:
             result = action.function(**kwargs)
     except RetryLater as error:
@@ -425,12 +447,15 @@ async def _call(
     if later is not None:
         # An action without limits or retry has nothing around this call that could repeat it.
         return await _call_admitted(run, action, later=later)
-    if not (action.is_async or action.is_streaming):
-        refuse_awaitable(result, f"action {action.name!r}")
-    if isinstance(result, _MISTAKES):
-        _refuse_mistake(action, cast("object", result))
-    if base is not None:
-        return change_between(base, result, f"action {action.name!r}")
+    if call is None:
+        if action.is_plain:
+            refuse_awaitable(result, f"action {action.name!r}")
+        if isinstance(result, MISTAKES):
+            refuse_mistake(action.name, cast("object", result))
+        if base is not None:
+            return change_between(base, result, f"action {action.name!r}")
+    elif base is not None:
+        return cast("Change", result)  # worked out where the function ran
     # The usual action writes one field and returns its value, so nothing else has to be checked.
     field = action.only_write
     if field is not None:
@@ -450,32 +475,6 @@ def _missing(
         f"pass it to run(), or write it in an earlier action"
     )
     return MissingField(msg)
-
-
-_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
-"""Types of results that are always a mistake: no state can hold them."""
-
-
-def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
-    subject = f"action {action.name!r}"
-    if isinstance(result, CoroutineType):
-        coroutine = cast("CoroutineType[Any, Any, Any]", result)
-        coroutine.close()  # else Python warns that it was never awaited, at some later time
-        msg = (
-            f"{subject} returned a coroutine that nobody awaited: "
-            f"await {coroutine.__qualname__}(...)"
-        )
-    elif isinstance(result, Result):
-        msg = (
-            f"{subject} returned a Result, which only a streaming action yields, as its last item: "
-            f"return the value itself"
-        )
-    else:
-        msg = (
-            f"{subject} returned an async generator; to stream, it has to be an async generator "
-            f"function itself, which yields each item and, as the last thing, Result(value)"
-        )
-    raise BadResult(msg)
 
 
 def _refuse_wrapped(action: FunctionAction[..., object], field: str) -> NoReturn:
@@ -524,6 +523,6 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         raise BadResult(msg)
     # The result as a whole was checked by `_call`, and that was the mapping.
     for value in values.values():
-        if isinstance(value, _MISTAKES):
-            _refuse_mistake(action, cast("object", value))
+        if isinstance(value, MISTAKES):
+            refuse_mistake(action.name, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

@@ -44,6 +44,7 @@ class Gate:
         "changed_at",
         "key",
         "meter",
+        "name",
         "part",
         "paused_until",
         "posted",
@@ -54,11 +55,23 @@ class Gate:
     )
 
     def __init__(
-        self, size: float | None = None, part: Part | None = None, key: Hashable = None
+        self,
+        size: float | None = None,
+        part: Part | None = None,
+        key: Hashable = None,
+        name: str = "in flight",
     ) -> None:
-        """Create a gate with ``size`` free slots (None: unlimited) and the rate of ``part``."""
+        """Create a gate with ``size`` free slots (None: unlimited) and the rate of ``part``.
+
+        Args:
+            size: The number of slots.
+            part: The part of a limit that it belongs to; None: a gate of the engine's own.
+            key: The key of the limit.
+            name: What people are told a request waits for, at a gate of the engine's own.
+        """
         self.resize(size)
-        # None: a gate of the engine's own, for threads or children in flight. Replaced, together
+        self.name: str = name
+        # None: a gate of the engine's own, for workers or children in flight. Replaced, together
         # with `adapt` and `meter`, when the limits of the owner are changed.
         self.part: Part | None = part
         self.key: Hashable = key
