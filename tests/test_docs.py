@@ -28,7 +28,6 @@ NAMES = {str(page.relative_to(DOCS)): page for page in PAGES}
 LANGUAGES = {"python", "text", "console", "sh", "sql", "toml", "json", "html"}
 EXCUSED = {
     "drawing.md": "its programs are parts of tests/watch/test_draw.py",
-    "services.md": "it starts servers; tests/fastapi does",
     "telemetry.md": "it needs an exporter; tests/watch/test_telemetry.py has one",
     "ui.md": "it starts servers; tests/watch/ui does",
     "watching.md": "it needs stores of other processes; tests/watch has them",
