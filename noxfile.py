@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from itertools import takewhile
+from pathlib import Path
 from subprocess import DEVNULL
 
 import nox
@@ -124,10 +125,11 @@ def examples(session: nox.Session, client: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/."""
+    """Build the documentation into site/; a broken link or a missing name fails it."""
     install(session, "docs")
-    session.env["NO_MKDOCS_2_WARNING"] = "1"  # it is about versions that our bounds exclude
-    session.run("mkdocs", "build", "--strict", *session.posargs)
+    session.run("zensical", "build", "--strict", "--clean", *session.posargs)
+    for page in Path("docs").rglob("*.md"):  # the pages that llms.txt lists, for programs that read
+        shutil.copy(page, Path("site") / page.relative_to("docs"))
 
 
 @nox.session

@@ -1268,7 +1268,7 @@ async def test_three_levels_down_only_what_failed_runs_again():
     )  # fmt: skip
     async with no_leaks():
         result = await Application(tree).run({"ns": [0, 1]})
-    assert result.state.to_plain()["outs"] == [{0: 6, 1: 22}, {2: 38, 3: 54}]
+    assert result.state.data["outs"] == [{0: 6, 1: 22}, {2: 38, 3: 54}]
     assert sorted(worked) == list(range(16))
 
 
