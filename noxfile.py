@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from itertools import takewhile
-from pathlib import Path
 from subprocess import DEVNULL
 
 import nox
@@ -128,8 +127,7 @@ def docs(session: nox.Session) -> None:
     """Build the documentation into site/; a broken link or a missing name fails it."""
     install(session, "docs")
     session.run("zensical", "build", "--strict", "--clean", *session.posargs)
-    for page in Path("docs").rglob("*.md"):  # the pages that llms.txt lists, for programs that read
-        shutil.copy(page, Path("site") / page.relative_to("docs"))
+    session.run("python", "tools/site.py")
 
 
 @nox.session
