@@ -411,6 +411,9 @@ class FanOutStep:
         """Decide without another child, if results accepted earlier are enough by now."""
         race = self._race
         last = None if self._resume is None else self._resume.last_accepted
+        # There are enough without a decision only if another `until=` has wanted more. A fan-out
+        # over elements refuses that in `foresee`; a task can't be made again there, so its step
+        # goes on.
         if race is not None and last and not self.decision and race.lacking <= 0:
             self._group.stop_starting()
             # In the parent's task, as every save of the parent.
