@@ -229,6 +229,7 @@ class ChildAdmission:
             on_granted=partial(self._on_granted, child),
             slot=slot,
             worker=worker,
+            keeps_worker=action is None or action.is_plain,
         )
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
