@@ -115,7 +115,9 @@ class FanOutStep:
             # test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
             self.ledger.release_errors()
             await self._clear_up()
-            await self._end_left_behind()
+            await self._rounds.end_left_behind(
+                former, self.parent, self.recorded_children, self.decision, self.ledger
+            )
             self._is_over = True
         if not self._is_over:
             if former is not None and self._has_opened and self.join.until.restarts:
@@ -199,7 +201,9 @@ class FanOutStep:
             self._judge()
             if not self._runs_again():
                 await self._clear_up()
-                await self._end_left_behind()
+                await self._rounds.end_left_behind(
+                    self.source, self.parent, self.recorded_children, self.decision, self.ledger
+                )
                 # Last, since `_clear_up` removes results of elements that are gone.
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded_children)
         except BaseException as error:
@@ -334,29 +338,6 @@ class FanOutStep:
         self._race, self.decision = make_race(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
-
-    async def _end_left_behind(self) -> None:
-        """Count contestants that have not come up in the last round: it was decided before.
-
-        Their end is that of the round in which they came up last. If they halted there, or were put
-        back, they are cancelled now.
-        """
-        assert self.source is not None
-        children, decision, lost = self.recorded_children, self.decision, list[Run]()
-        for one in self._rounds.left_behind(self.source):
-            if isinstance(one, Run):
-                if decision is not None:
-                    end = one.give_up if one.status == "halted" else one.never_start
-                    end(decision.reason, decision.winner)
-                    lost.append(one)
-            elif children is None or children.get(ChildName(one.act, one.key)) is None:
-                self.ledger.add(one)
-        if lost:
-            # Saved before they are counted, so that the ledger has no end that a store lacks.
-            await record_unapplied(self.parent, lost)
-        for child in lost:
-            self.ledger.enter(child, raised=False)
-        self.ledger.settle()
 
     # -- opening --------------------------------------------------------------------------------
 
