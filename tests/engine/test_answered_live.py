@@ -139,9 +139,10 @@ async def test_whatever_is_answered_meanwhile_the_results_are_the_same(seed: int
     graph, state, items = program(chance)
     store, hook = MemoryStore(), RecordingHook()
     app = Application(graph, name="answered", store=store, watch=True, hooks=[hook])
+    results: list[Any] = []
     async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
         tasks.start_soon(answer_some, store, chance)
-        results = [await app.run(state, id="r", runtime=runtime)]
+        results.append(await app.run(state, id="r", runtime=runtime))
         while results[-1].status == "halted":
             answers = {one.address: answer_to(one.name) for one in results[-1].questions}
             results.append(await app.run(id="r", answers=answers, runtime=runtime))
