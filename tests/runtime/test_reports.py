@@ -677,6 +677,13 @@ async def test_a_child_of_an_action_goes_on_while_its_siblings_run():
     assert [*result.state["found"]] == [42, 1]
 
 
+async def test_children_with_a_store_of_their_own_are_answered_too():
+    kept = MemoryStore()
+    app = Application(fan_out(ask, over="items", into="all", store=kept))
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert list(result.state["all"]) == [42, 1]
+
+
 async def test_a_contestant_that_is_answered_may_win():
     app = Application(fan_out(ask, over="items", into="all", until=first()))
     began = anyio.current_time()

@@ -1,6 +1,6 @@
 """Find the open questions of a run and its descendants, as the store has them.
 
-No value of a user is decoded: questions are JSON.
+No value of a user is decoded: questions are JSON, as the store has it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from shoal._engine.progress import recorded_questions
 from shoal._events.identity import RunPath
 from shoal.stores._watching import EntryKind, Inspects, StoredEntry
 
@@ -69,7 +70,7 @@ async def questions_of(
         if not waiting or len(found) > limit:
             break
         at = waiting.popleft()
-        asked = await _asked_by(store, at)
+        asked = await _asked_by(store, at) or (await _recorded(store, at) if at in halted else ())
         opened = [one for one in asked if one.id not in answers]
         found += opened
         if asked and not opened and at in halted:
@@ -86,7 +87,8 @@ async def question_of(store: Inspects, path: RunPath, id_: str) -> OpenQuestion 
     """Return the open question of a run that has an id; None if it is gone."""
     if id_ in await _answered(store, path.root):
         return None
-    return next((one for one in await _asked_by(store, path) if one.id == id_), None)
+    asked = await _asked_by(store, path) or await _recorded(store, path)
+    return next((one for one in asked if one.id == id_), None)
 
 
 async def _asked_by(store: Inspects, path: RunPath) -> Sequence[OpenQuestion]:
@@ -99,6 +101,23 @@ async def _asked_by(store: Inspects, path: RunPath) -> Sequence[OpenQuestion]:
             name, question, id_ = json.loads(entry.data)
             asked[id_] = OpenQuestion(path=path, name=name, question=question, id=id_)
     return [*asked.values()]
+
+
+async def _recorded(store: Inspects, path: RunPath) -> Sequence[OpenQuestion]:
+    """Return the own questions of a halted child as its parent's store has them.
+
+    A child of a fan-out with a store of its own has its history there, and that isn't asked.
+    """
+    text = None if path.parent is None else await store.text(path, "value")
+    try:
+        found = recorded_questions(None if text is None else json.loads(text), path)
+    except (AttributeError, TypeError, ValueError):  # the value of a child that isn't halted
+        return ()
+    return [
+        OpenQuestion(path=path, name=one.name, question=one.question, id=one.id)
+        for one in found
+        if one.path == path
+    ]
 
 
 async def _answered(store: Inspects, root: RunPath) -> set[str]:
