@@ -48,6 +48,19 @@ def is_blocked(run: Run) -> bool:
     return True
 
 
+def is_answered(run: Run) -> bool:
+    """Return whether a run halted in this execution, and all that it has asked is answered.
+
+    False if descendants of it have asked, and if it stops at a breakpoint.
+    """
+    questions = run.questions
+    if run.status != "halted" or not run.is_live or questions is None:
+        return False
+    if not questions.asked or questions.below:
+        return False
+    return not questions.still_open(run.config.execution.answers)
+
+
 async def ask(run: Run, step: str, name: str, question: object) -> object:
     """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
 

@@ -128,8 +128,9 @@ async def walk(run: Run) -> None:
                 await complete_step(run, change)
             act = following
     except BaseException:
-        if config.is_resumable:
-            # Also for a cancellation: a timeout of the step around may be what is retried.
+        # Also for a cancellation: a timeout of the step around may be what is retried. A run that
+        # halts may be answered in this execution, see ``FanOutStep``.
+        if config.is_resumable or run.is_halting:
             run.retry_state().at = act
         raise
     if run.pending is None:

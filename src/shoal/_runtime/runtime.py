@@ -590,8 +590,12 @@ class Runtime:
             for owner, named in self.services.circuits.items()
             for name, circuits in named.items()
         )
-        uses = [*uses_of(found, self.services.clock()), *uses_of_breakers(breakers)]
-        return LimitsInUse(uses, owners_of(found), names_of_costs(found))
+        return LimitsInUse(
+            uses_of(found, self.services.clock()),
+            owners_of(found),
+            names_of_costs(found),
+            partial(uses_of_breakers, breakers),
+        )
 
     def _carry_out(self, root: RootRun, command: Command) -> None:
         carry_out(root, command, self._limiters())

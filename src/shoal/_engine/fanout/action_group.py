@@ -32,7 +32,7 @@ from shoal._engine.call import hand_blame_to_children
 from shoal._engine.commit import Write, commit
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import RESTING
-from shoal._engine.questions import halt_for
+from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.unended import Left, end_children, is_left
@@ -276,7 +276,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             try:
                 # Before the first child: a crash from here on counts against the children.
                 await hand_blame_to_children(self._run)
-                await group.run(self._apply, lambda: self._ledger)
+                await group.run(
+                    self._apply,
+                    lambda: self._ledger,
+                    halted_of=lambda: self._resting,
+                    on_answer=self._on_answer,
+                )
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
             finally:
@@ -370,12 +375,32 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             self._deliver(left)
 
+    async def _on_answer(self) -> None:
+        """Let halted children go on in this execution, if all their questions are answered.
+
+        Not if the action has halted with them: then it leaves its block.
+        """
+        answered = [child for child in self._resting if is_answered(child)]
+        if not answered or self._halts or self._group is None:
+            return
+        self._resting = [child for child in self._resting if child not in answered]
+        # The first by position is put back last, so it is taken first.
+        for child in sorted(answered, key=lambda child: -child.position):
+            self._ledger.count(child, by=-1)
+            self._delivered -= 1
+            child.reopen(counts=False)
+            self._source.take_back(child)
+        self._group.engage()
+
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
             self._ledger.count(child)  # counts only: the action gets the outcome itself
             self._delivered += 1
             if child.status == "halted":
                 self._resting.append(child)
+                # The answer may have come while the child was halting.
+                if is_answered(child) and self._group is not None:
+                    self._group.look_for_answers()
                 continue
             # In this order: the outcome is made of the error that the run drops next.
             outcome = child.outcome

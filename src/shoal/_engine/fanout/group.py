@@ -75,9 +75,11 @@ class ChildTaskGroup:
         "_decisive",
         "_errand",
         "_feeding",
+        "_halted_of",
         "_is_held",
         "_is_judging",
         "_is_shut",
+        "_on_answer",
         "_pool",
         "_room",
         "_source",
@@ -151,6 +153,10 @@ class ChildTaskGroup:
         self._circuits = circuits
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
+        # Both only while ``run`` lasts: they return the halted children, and let those go on that
+        # have their answers.
+        self._halted_of: Callable[[], Sequence[Run]] | None = None
+        self._on_answer: Callable[[], Awaitable[None]] | None = None
         # Set by ``run_in_parent``; None again as soon as the parent's task begins with it.
         self._errand: Callable[[], Awaitable[str | None]] | None = None
         self._room: Event | None = None  # None unless a feeder waits for room
@@ -195,6 +201,11 @@ class ChildTaskGroup:
         return self._admission.place.used + self._admission.suspended
 
     @property
+    def halted(self) -> Sequence[Run]:
+        """The children that are halted, and whose halt the parent has committed."""
+        return () if self._halted_of is None else self._halted_of()
+
+    @property
     def slots(self) -> float:
         """How many children may be in flight."""
         return self._admission.place.slots
@@ -230,6 +241,9 @@ class ChildTaskGroup:
         self,
         apply: Callable[[list[Run]], Awaitable[str | None]],
         ledger_of: Callable[[], Ledger] | None = None,
+        *,
+        halted_of: Callable[[], Sequence[Run]] | None = None,
+        on_answer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Execute every child, and hand ended ones to ``apply`` in batches, sorted by position.
 
@@ -239,6 +253,9 @@ class ChildTaskGroup:
             apply: Commits a batch. If it returns a reason, the group ends: the other children are
                 cancelled for that reason, and awaited.
             ledger_of: Returns the counts of ended children, for watchers.
+            halted_of: Returns the children that are halted, for watchers.
+            on_answer: Lets those of them go on that have their answers; called in the parent's task
+                when a question of the execution was answered.
 
         Raises:
             StepTimeout: The group took longer than its timeout.
@@ -247,6 +264,7 @@ class ChildTaskGroup:
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
         self.ledger_of = ledger_of
+        self._halted_of, self._on_answer = halted_of, on_answer
         groups.add(self)
         try:
             async with create_task_group() as tasks:
@@ -269,7 +287,8 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
-            self.ledger_of = None  # breaks a cycle: it is a method of the step
+            # Breaks a cycle: these are methods of the step.
+            self.ledger_of = self._halted_of = self._on_answer = None
             # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
@@ -341,6 +360,16 @@ class ChildTaskGroup:
         earlier = self._errand
         self._errand = errand if earlier is None else partial(_both, earlier, errand)
         self.scope.wake()
+
+    def look_for_answers(self) -> None:
+        """Let halted children go on that have their answers, if the group can do that.
+
+        Not now, but in the parent's task, when the ends that it is committing are committed: a
+        child holds its place until then.
+        """
+        on_answer = self._on_answer
+        if on_answer is not None:
+            self.run_in_parent(partial(_then_go_on, on_answer))
 
     def resume_starting(self) -> None:
         """Let other children start again: the ends that held them up have decided nothing."""
@@ -554,6 +583,11 @@ class ChildTaskGroup:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+async def _then_go_on(errand: Callable[[], Awaitable[None]]) -> None:
+    """Run an errand that is no reason to end the group."""
+    await errand()
 
 
 async def _both(

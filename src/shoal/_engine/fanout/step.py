@@ -16,7 +16,7 @@ from functools import partial
 from typing import final
 
 from shoal._engine.commit import Write, commit
-from shoal._engine.questions import halt_for
+from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome, Status, Update
@@ -181,7 +181,12 @@ class FanOutStep:
             self._leave_out_done()
             if not self._is_lost(0):
                 self._decide_by_recorded()
-                await group.run(self._apply, lambda: self.ledger)
+                await group.run(
+                    self._apply,
+                    lambda: self.ledger,
+                    halted_of=lambda: self._resting,
+                    on_answer=self._on_answer,
+                )
                 await self._record_unapplied(group)
             self._judge()
             if not self._runs_again():
@@ -457,7 +462,11 @@ class FanOutStep:
             reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
         self.source.admit(draft.admitted)
         # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
-        self._resting += [child for child in batch if child.status == "halted"]
+        halted = [child for child in batch if child.status == "halted"]
+        self._resting += halted
+        # The answer may have come while the child was halting.
+        if any(is_answered(child) for child in halted):
+            self._group.look_for_answers()
         left = self._group.under_way - len(batch)
         if self._race is not None:
             self._race.on_ended(batch)
@@ -484,6 +493,25 @@ class FanOutStep:
         finally:
             del error  # breaks the traceback cycle
         return reason
+
+    async def _on_answer(self) -> None:
+        """Let halted children go on in this execution, if all their questions are answered.
+
+        Not the leader of a race that its first item decides: its items went out already.
+        """
+        answered = [child for child in self._resting if is_answered(child)]
+        if not answered or self._is_failing or self.decision is not None or self.join.until.by_item:
+            return
+        assert self.source is not None
+        source = self.source if self._staggered is None else self._staggered
+        self._resting = [child for child in self._resting if child not in answered]
+        self._unfinished = [child for child in self._unfinished if child not in answered]
+        # The first by position is put back last, so it is taken first.
+        for child in sorted(answered, key=lambda child: -child.position):
+            self.ledger.count(child, by=-1)
+            child.reopen(counts=False)
+            source.take_back(child)
+        self._group.engage()
 
     def _notify_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:

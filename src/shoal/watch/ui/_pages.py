@@ -31,11 +31,12 @@ from shoal.watch import draw
 from shoal.watch._history import HistoryEntry
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries, RunsPage
+from shoal.watch._questions import Questions
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
 from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
-from ._questions import open_questions
+from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
 from ._urls import Urls
 
@@ -53,6 +54,11 @@ INNER = 8
 
 LONGEST = 6
 """Runs in flight on the first view."""
+
+LIMITS = 25
+BREAKERS = 8
+"""Limits and breakers on their page: a limit takes about a dozen elements, a breaker twice as many.
+"""
 
 ENTRIES = 50
 """Entries of a page of a history; each may have several lines."""
@@ -221,10 +227,16 @@ class Pages:
     async def limits(self) -> Page:
         """Return the page of limits."""
         uses = await self._queries.limits()
+        breakers = await self._queries.breakers()
         return Page(
             template="limits.html",
             title="Limits",
-            values={"limits": [_limit(each) for each in uses[:40]], "omitted": len(uses[40:])},
+            values={
+                "limits": [_limit(each) for each in uses[:LIMITS]],
+                "omitted": len(uses[LIMITS:]),
+                "breakers": breakers[:BREAKERS],
+                "omitted_breakers": len(breakers[BREAKERS:]),
+            },
         )
 
     async def value(self, text: str, what: str, *, characters: int | None) -> Value | None:
@@ -258,9 +270,9 @@ class Pages:
     async def _first_view(
         self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
     ) -> dict[str, Any]:
-        questions, more_questions = [], False
-        if overview.status == "halted" or overview.questions:
-            questions, more_questions = await open_questions(self._queries, path)
+        found = Questions()
+        if overview.waits_for_answers:
+            found = await self._queries.questions(path, limit=MOST)
         values: list[Any] = []
         table: dict[str, Any] = {}
         winners = await self._winners_of(overview)
@@ -269,8 +281,9 @@ class Pages:
         else:
             values = await self._values(path)
         return {
-            "questions": questions,
-            "more_questions": more_questions,
+            "questions": [Asked(one) for one in found.open],
+            "more_questions": found.is_more,
+            "answered": _resting(found.answered, overview),
             "groups": overview.failures.groups[:GROUPS],
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
             "bars": _steps(overview.bars[-12:], winners),
@@ -609,6 +622,12 @@ def _whole_bar(overview: Overview) -> Markup:
     if not counts and not total:
         return Markup("")
     return charts.tally_bar(counts, total, css="big")
+
+
+def _resting(answered: Sequence[RunPath], overview: Overview) -> Sequence[RunPath]:
+    """Return the answered runs that don't go on: those in flight are halted to the store alone."""
+    in_flight = {run.path for run in overview.longest}
+    return [path for path in answered if path not in in_flight]
 
 
 def _omitted_longest(overview: Overview) -> int:
