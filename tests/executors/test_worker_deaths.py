@@ -172,6 +172,7 @@ async def test_a_child_that_gets_further_is_counted_anew():
         result = await runtime.run(Application(mapped(chain, take="end")), {"ns": [1]})
     assert result.state["outs"] == {"1": 10}
     assert killer.ran == {1: 3, 10: 3}
+    assert killer.fake.pool.alone == ["work", "last"], "the last chance of each, and no other call"
 
 
 async def test_a_root_run_is_counted_without_a_store_too():
@@ -185,12 +186,16 @@ async def test_a_root_run_is_counted_without_a_store_too():
 
 
 async def test_an_action_on_the_loop_may_raise_the_error_itself():
-    @action()
+    called: list[int] = []
+
+    @action(limits=Limits(1))
     async def raises() -> None:
+        called.append(1)
         raise WorkerDied("a pool of its own")
 
     with pytest.raises(WorkerDied):
         await Application(raises).run()
+    assert called == [1]
 
 
 # -- what is around it -----------------------------------------------------------------------------
@@ -230,9 +235,10 @@ async def test_a_race_is_decided_and_a_loser_s_worker_dies(loser_dies: bool):
         return 5
 
     both = race(clings, wins, into="won", take="out", name="race")
-    async with no_leaks():
+    # With one death allowed, it would be condemned if it were not cancelled.
+    async with no_leaks(), Runtime(max_crashes=1) as runtime:
         with anyio.fail_after(10):
-            result = await Application(both).run({"n": 1})
+            result = await runtime.run(Application(both), {"n": 1})
     assert result.state["won"] == 5
     assert killer.ran[1] == 1
     assert [type(one) for one in result.outcomes("race")] == [Cancelled]
@@ -396,18 +402,52 @@ async def test_a_death_is_saved_before_the_action_is_called_again():
     assert isinstance(outcome.error, Poisoned), "one crash is known of it, and one is allowed"
 
 
+async def test_a_death_among_others_condemns_none_of_them_in_the_next_life():
+    """What was saved of them is less than what condemns, also where one death does."""
+    killer, store = Killer({1: 1}, workers=1), MemoryStore()
+    keep, kept = crashing(store)
+
+    @action(reads=["n"], writes=["out"], executor=killer.fake)
+    async def work(n: int) -> int:
+        if killer.ran[n]:
+            keep()
+            await anyio.sleep_forever()
+        await anyio.sleep(n)
+        killer.strike(n)
+        return n
+
+    async with Runtime(store=store, max_crashes=1) as runtime:
+        with anyio.move_on_after(50):
+            await runtime.run(Application(mapped(work), name="app"), {"ns": [1, 2]}, id="x")
+    killer.ran.clear()
+    async with Runtime(store=kept[-1], max_crashes=1) as runtime:
+        result = await runtime.run(
+            Application(mapped(killer.plain(), **COLLECT), name="app"), {"ns": [1, 2]}, id="x"
+        )
+    assert not result.state["bad"]
+    assert len(result.state["outs"]) == 2
+
+
 @pytest.mark.parametrize("own", [False, True])
 async def test_the_count_is_down_to_nothing_once_it_has_ended(own: bool):
-    killer, store, other = Killer({1: 2, 2: MANY}), MemoryStore(), MemoryStore()
-    act = mapped(killer.plain(), store=other if own else store, **COLLECT)
+    killer, store, other = Killer({1: 2, 2: MANY, 4: 1}), MemoryStore(), MemoryStore()
+
+    @action(reads=["n"], writes=["out"], executor=killer.fake)
+    def work(n: int) -> int:
+        killer.strike(n)
+        if n == 4:
+            raise ValueError(n)
+        return n
+
+    act = mapped(work, store=other if own else store, **COLLECT)
     async with no_leaks(), Runtime(store=store) as runtime:
-        await runtime.run(Application(act, name="app"), {"ns": [1, 2, 3]}, id="x")
+        await runtime.run(Application(act, name="app"), {"ns": [1, 2, 3, 4]}, id="x")
     root = RunPath(run_id="x", act="app")
     counted = {record.key: record.crashes for record in await store.children(root, "map", 0)}
-    assert counted == {"1": 0, "2": 3, "3": 0}
-    if own:  # the children's own store has only what became of them there
+    assert counted == {"1": 0, "2": 3, "3": 0, "4": 0}
+    if own:
         counted = {record.key: record.crashes for record in await other.children(root, "map", 0)}
-        assert counted["1"] == 0
+        assert counted == {"1": 0, "2": 3, "3": 0, "4": 0}
 
 
 async def test_a_resumed_run_goes_on_with_what_others_have_done():
