@@ -14,6 +14,7 @@ The modules, from the first that others need to the last:
 - ``_questions``: the open questions of a run and its descendants.
 - ``_stored``: histories and children as they are stored; ``_diff`` compares two runs with it,
   ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
+- ``_nested``: counts of nested fan-outs.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
 - ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a

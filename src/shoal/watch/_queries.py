@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple, final
@@ -37,6 +37,7 @@ from ._export import export_lines
 from ._failures import Failures, grouped
 from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
+from ._nested import Nested, nested_of
 from ._overview import Overview, bars_of
 from ._questions import Questions, questions_of
 from ._timeline import MOST_BARS, Timeline
@@ -421,6 +422,10 @@ class Queries:
         summary, _, report, _ = await self._find(path)
         asking = _asking(path, report) if summary.holder else ()
         return await questions_of(self._inspected, path, asking=asking, limit=limit)
+
+    async def nested(self, path: RunPath, *, limit: int, without: Collection[RunPath]) -> Nested:
+        """Count the children of nested fan-outs; see ``nested_of``."""
+        return await nested_of(self._inspected, path, limit=limit, without=without)
 
     async def limits(self, run_id: str | None = None) -> Sequence[LimitUse]:
         """Return the limits in use, by the last reports.

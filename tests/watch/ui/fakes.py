@@ -19,6 +19,7 @@ from shoal.watch._explain import Explanation, Link
 from shoal.watch._failures import FailureGroup, Failures
 from shoal.watch._headline import Headline, HeldUp
 from shoal.watch._history import FieldChange, HistoryEntry, HistoryPage
+from shoal.watch._nested import Nested
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries, RunsPage
 from shoal.watch._questions import Questions, questions_of
@@ -252,6 +253,9 @@ class FakeQueries:
 
     async def breakers(self) -> list[BreakerUse]:
         return BREAKERS
+
+    async def nested(self, path: RunPath, *, limit: int, without: Any) -> Nested:
+        return Nested({}, 0, True)
 
     async def questions(self, path: RunPath, *, limit: int = 50) -> Questions:
         return await questions_of(cast("Any", self), path, limit=limit)

@@ -422,6 +422,45 @@ async def test_counts_are_those_of_the_store_at_each_look():
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_a_drawing_counts_the_children_of_nested_fan_outs(
+    is_over: bool,  # a parameter
+):
+    store = MemoryStore()
+    inner = application(read, on_error="collect").graph
+    outer = fan_out(inner, over="groups", item="files", take="texts", into="all", limits=Limits(2))
+    app = Application(outer, name="outer", store=store)
+    async with Runtime(watch=True) as runtime, page_over(store, app) as client:
+        state = {"groups": [["a", "b"], ["c"], ["d", "e", "f"]]}
+        handle = await app.start(state, id="r", runtime=runtime)
+        if is_over:
+            await handle.result()
+        else:
+            await anyio.sleep(1.5)
+        drawing = words((await client.get("/runs/r?view=graph")).text)
+        await handle.wait_ended()
+    if is_over:
+        assert "5 succeeded · 1 failed" in drawing
+    else:
+        assert "2 succeeded · 1 failed · 3 running" in drawing
+
+
+async def test_a_drawing_says_how_many_runs_it_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shoal.watch.ui._pages.NESTED", 2)
+    store = MemoryStore()
+    inner = application(read, on_error="collect").graph
+    outer = fan_out(inner, over="groups", item="files", take="texts", into="all")
+    app = Application(outer, name="outer", store=store)
+    await app.run({"groups": [["a", "b"], ["c"], ["d", "e", "f"]]}, id="r")
+    await app.run({"groups": [["a", "b"], ["c"]]}, id="s")
+    async with page_over(store, app) as client:
+        drawing = words((await client.get("/runs/r?view=graph")).text)
+        whole = words((await client.get("/runs/s?view=graph")).text)
+    assert "2 succeeded · 1 failed" in drawing
+    assert "in the first 2 runs that have any" in drawing
+    assert "runs that have any" not in whole
+
+
 @pytest.mark.services
 @pytest.mark.realtime
 async def test_a_store_on_a_server_is_shown(postgres: PostgresServer):

@@ -29,6 +29,7 @@ from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
 from shoal.watch._history import HistoryEntry
+from shoal.watch._nested import Nested
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries, RunsPage
 from shoal.watch._questions import Questions
@@ -54,6 +55,10 @@ INNER = 8
 
 LONGEST = 6
 """Runs in flight on the first view."""
+
+NESTED = 100
+"""Descendants with children whose children are counted for a drawing: each takes two calls of the
+store, a tenth of a second together."""
 
 LIMITS = 25
 BREAKERS = 8
@@ -210,7 +215,7 @@ class Pages:
             case "time":
                 more = await self._time(path)
             case "graph":
-                more = {"drawing": self._drawing(overview)}
+                more = await self._drawn(overview)
             case _:
                 more = await self._first_view(path, overview, query, urls)
         label = cut(shared["name"], 40)
@@ -416,9 +421,22 @@ class Pages:
     async def _time(self, path: RunPath) -> dict[str, Any]:
         return {"explanation": await self._queries.explain(path)}
 
-    def _drawing(self, overview: Overview) -> Markup:
+    async def _drawn(self, overview: Overview) -> dict[str, Any]:
+        """Return the drawing of what a run executes, and how many of its descendants it counts."""
+        steps = _fan_outs(overview)
+        nested = await self._queries.nested(overview.path, limit=NESTED, without=steps)
+        return {
+            "drawing": self._drawing(overview, nested),
+            "looked_at": 0 if nested.is_whole else nested.looked_at,
+        }
+
+    def _drawing(self, overview: Overview, nested: Nested) -> Markup:
         """Return the drawing of what a run executes, with the counts of its fan-outs."""
         found: dict[tuple[str, ...], Counter[str]] = {}
+        for way, bars in nested.bars.items():
+            counts = found.setdefault(way, Counter())
+            for bar in bars:
+                counts.update({status: int(count) for status, count in _drawn(bar).items()})
         for bar in overview.bars:
             counts = found.setdefault((bar.step,), Counter())
             drawn = _drawn(bar)
