@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -420,6 +421,39 @@ async def test_counts_are_those_of_the_store_at_each_look():
             seen.add(shown)
             await anyio.sleep(0.3)
     assert len(seen) > 1
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+
+
+async def test_children_that_have_ended_are_called_by_the_title_of_a_known_application():
+    store = MemoryStore()
+
+    @action(reads=["file"], writes=["text"])
+    async def show(file: File) -> str:
+        return file.name
+
+    def titled(title: Any) -> Application[Any]:
+        step = fan_out(show, over="files", item="file", into="texts", title=title, name="files")
+        return Application(step, name="shows", store=store)
+
+    app = titled(lambda state: f"the file <{state['file'].name}>")
+    await app.run({"files": [File("a"), File("b")]}, id="r")
+
+    def broken_title(state: State) -> str:
+        raise SystemExit(state["other"])
+
+    async with page_over(store, app) as client, page_over(store) as other:
+        page = await client.get("/runs/r")
+        child = await client.get("/runs/r/files:0:show:%231")
+        unknown = await other.get("/runs/r")
+    assert "the file <a>succeeded" in words(page.text)
+    assert "<h1>the file &lt;b&gt;</h1>" in child.text
+    assert "the file" not in unknown.text
+    async with page_over(store, titled(broken_title)) as client:
+        assert "the file" not in (await client.get("/runs/r")).text
 
 
 @pytest.mark.parametrize("is_over", [True, False])
