@@ -439,7 +439,11 @@ async def test_children_that_have_ended_are_called_by_the_title_of_a_known_appli
         step = fan_out(show, over="files", item="file", into="texts", title=title, name="files")
         return Application(step, name="shows", store=store)
 
-    app = titled(lambda state: f"the file <{state['file'].name}>")
+    def by_name(state: State) -> str:
+        file: Any = state["file"]
+        return f"the file <{file.name}>"
+
+    app = titled(by_name)
     await app.run({"files": [File("a"), File("b")]}, id="r")
 
     def broken_title(state: State) -> str:
