@@ -309,7 +309,7 @@ class Pages:
         titles = await self._titles.of(application, [row.path for row in page.rows])
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
-            "rows": [_with_winner(row, winners) for row in page.rows],
+            "rows": [_as_now(_with_winner(row, winners), overview) for row in page.rows],
             "called": {**called, **titles, **_called(overview)},
             "live": {run.path: run for run in overview.longest},
             "fan_outs": _fan_outs(overview),
@@ -547,6 +547,13 @@ def _whole_bar(overview: Overview) -> Markup:
     if not counts and not total:
         return Markup("")
     return charts.tally_bar(counts, total, css="big")
+
+
+def _as_now(row: Row, overview: Overview) -> Row:
+    """Return a row; an answered child that goes on is halted to the store until its next save."""
+    if row.status == "halted" and any(run.path == row.path for run in overview.longest):
+        return row._replace(status="running")
+    return row
 
 
 def _groups(overview: Overview) -> Sequence[FailureGroup]:
