@@ -23,11 +23,11 @@ from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse, LiveStep
-from shoal._graph.action import Act
 from shoal._runtime.application import Application
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
+from shoal.watch._failures import FailureGroup
 from shoal.watch._history import HistoryEntry
 from shoal.watch._nested import Nested
 from shoal.watch._overview import Overview, StepBar
@@ -36,9 +36,11 @@ from shoal.watch._questions import Questions
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
+from ._acts import act_of, is_one_action, way_down
 from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
 from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
+from ._titles import Titles
 from ._urls import Urls
 
 ROWS = 25
@@ -125,6 +127,7 @@ class Pages:
         self._secrets = secrets
         self._queries = queries
         self._applications = applications
+        self._titles = Titles(queries, applications)
 
     async def runs(self, query: QueryParams, urls: Urls) -> Page:
         """Return the list of root runs."""
@@ -186,8 +189,10 @@ class Pages:
         winner = overview.row.winner
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
-        called = _called(overview)
         summary = overview.summary
+        ways = (path, *overview.breadcrumbs, *(one.example.path for one in _groups(overview)))
+        titles = await self._titles.of(summary.application, ways)
+        called: Mapping[RunPath, str] = {**titles, **_called(overview)}
         missing: Collection[str] = ()
         if (not summary.holder and summary.status != "succeeded") or overview.failures.total:
             missing = await self._secrets.of(path.root.id, summary.application)
@@ -217,7 +222,7 @@ class Pages:
             case "graph":
                 more = await self._drawn(overview)
             case _:
-                more = await self._first_view(path, overview, query, urls)
+                more = await self._first_view(path, overview, query, urls, called)
         label = cut(shared["name"], 40)
         done = overview.headline.done
         total = overview.headline.total
@@ -268,12 +273,17 @@ class Pages:
             views |= {"time": "Where the time went"}
         known = self._applications.get(overview.summary.application)
         act = None if known is None else act_of(known.graph, overview.path)
-        if act is not None and (overview.path.parent is None or not _is_one_action(act)):
+        if act is not None and (overview.path.parent is None or not is_one_action(act)):
             views |= {"graph": "Graph"}
         return views
 
     async def _first_view(
-        self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
+        self,
+        path: RunPath,
+        overview: Overview,
+        query: QueryParams,
+        urls: Urls,
+        called: Mapping[RunPath, str],
     ) -> dict[str, Any]:
         found = Questions()
         if overview.waits_for_answers:
@@ -282,14 +292,14 @@ class Pages:
         table: dict[str, Any] = {}
         winners = await self._winners_of(overview)
         if overview.counts or overview.bars:
-            table = await self._table(path, overview, winners, query, urls)
+            table = await self._table(overview, winners, query, urls, called)
         else:
             values = await self._values(path)
         return {
             "questions": [Asked(one) for one in found.open],
             "more_questions": found.is_more,
             "answered": _resting(found.answered, overview),
-            "groups": overview.failures.groups[:GROUPS],
+            "groups": _groups(overview),
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
             "bars": _steps(overview.bars[-12:], winners),
             "omitted_bars": len(overview.bars[:-12]),
@@ -300,7 +310,12 @@ class Pages:
         }
 
     async def _table(
-        self, path: RunPath, overview: Overview, winners: Winners, query: QueryParams, urls: Urls
+        self,
+        overview: Overview,
+        winners: Winners,
+        query: QueryParams,
+        urls: Urls,
+        called: Mapping[RunPath, str],
     ) -> dict[str, Any]:
         steps = [*dict.fromkeys(bar.step for bar in overview.bars)]
         status = query.get("status") if query.get("status") in STATUSES else None
@@ -310,7 +325,7 @@ class Pages:
         key = query.get("key") or None
         try:
             page = await self._queries.children(
-                path,
+                overview.path,
                 step=step,
                 status=cast("Any", status),
                 key=key,
@@ -320,9 +335,12 @@ class Pages:
             )
         except ValueError as error:
             raise _no_page(query, error) from error
+        application = overview.summary.application
+        titles = await self._titles.of(application, [row.path for row in page.rows])
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
-            "rows": [_with_winner(row, winners) for row in page.rows],
+            "rows": [_as_now(_with_winner(row, winners), overview) for row in page.rows],
+            "called": {**called, **titles, **_called(overview)},
             "won": {
                 winners.get((bar.step, bar.visit)) for bar in overview.bars if _has_one_winner(bar)
             },
@@ -330,7 +348,7 @@ class Pages:
             or any(run.attempt > 1 for run in overview.longest),
             "live": {run.path: run for run in overview.longest},
             "fan_outs": _fan_outs(overview),
-            "next": page.after and urls.run(path, **kept, status=status, after=page.after),
+            "next": page.after and urls.run(overview.path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
             "kept": kept,
@@ -464,55 +482,9 @@ class Pages:
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
 
 
-def act_of(graph: Act, path: RunPath) -> Act | None:
-    """Return the act that a run executes.
-
-    Args:
-        graph: The graph of its root run.
-        path: The run.
-
-    Returns:
-        The act; None if the graph has none of that name, or it is chosen by code that doesn't name
-        it.
-    """
-    act: Act | None = graph
-    for one in _way_down(path):
-        step = None if act is None else _within(act, one.step)
-        if step is None:
-            return None
-        # The run of a graph that is a node executes the node itself.
-        act = step if step.sketch().kind == "graph" else _within(step, one.act)
-    return act
-
-
-def _is_one_action(act: Act) -> bool:
-    sketch = act.sketch()
-    inside = [one for one in sketch.within if isinstance(one, Act)]
-    is_wrapped = sketch.kind == "graph" and len(inside) == 1
-    return (inside[0] if is_wrapped else act).sketch().kind == "action"
-
-
-def _within(act: Act, name: str) -> Act | None:
-    for one in act.sketch().within:
-        found: object = one if isinstance(one, Act) else getattr(one, "graph", None)
-        if isinstance(found, Act) and found.name == name:
-            return found
-    return act if act.name == name and act.sketch().kind in ("fan-out", "race") else None
-
-
-def _way_down(path: RunPath) -> list[RunPath]:
-    """Return the runs from a root run's child down to a run."""
-    way: list[RunPath] = []
-    at = path
-    while at.parent is not None:
-        way.append(at)
-        at = at.parent
-    return way[::-1]
-
-
 def _names_below(path: RunPath, ancestor: RunPath) -> tuple[str, ...]:
     """Return the names that lead down from one run to another; nothing if none do."""
-    way, above = _way_down(path), len(_way_down(ancestor))
+    way, above = way_down(path), len(way_down(ancestor))
     if len(way) <= above or (way[above - 1] if above else path.root) != ancestor:
         return ()
     return tuple(name for one in way[above:] for name in (one.step, one.act))
@@ -640,6 +612,17 @@ def _whole_bar(overview: Overview) -> Markup:
     if not counts and not total:
         return Markup("")
     return charts.tally_bar(counts, total, css="big")
+
+
+def _as_now(row: Row, overview: Overview) -> Row:
+    """Return a row; an answered child that goes on is halted to the store until its next save."""
+    if row.status == "halted" and any(run.path == row.path for run in overview.longest):
+        return row._replace(status="running")
+    return row
+
+
+def _groups(overview: Overview) -> Sequence[FailureGroup]:
+    return overview.failures.groups[:GROUPS]
 
 
 def _resting(answered: Sequence[RunPath], overview: Overview) -> Sequence[RunPath]:
