@@ -30,7 +30,7 @@ from shoal.watch import draw
 from shoal.watch._failures import FailureGroup
 from shoal.watch._history import HistoryEntry
 from shoal.watch._nested import Nested
-from shoal.watch._overview import Overview, StepBar
+from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries, RunsPage
 from shoal.watch._questions import Questions
 from shoal.watch._values import Value, What
@@ -40,6 +40,7 @@ from ._acts import act_of, is_one_action, way_down
 from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
 from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
+from ._steps import Winners, drawn_counts, has_one_winner, steps_of, whole_bar
 from ._titles import Titles
 from ._urls import Urls
 
@@ -51,9 +52,6 @@ RUNS = 30
 
 GROUPS = 8
 """Groups of failures on the first view; the rest is counted."""
-
-INNER = 8
-"""Steps of children on the first view, in all; the rest is counted."""
 
 LONGEST = 6
 """Runs in flight on the first view."""
@@ -81,9 +79,6 @@ CHARACTERS = 4_000
 
 ERROR = 40_000
 """Characters of an error's JSON that are read: a shortened one can't be laid out."""
-
-Winners = Mapping[tuple[str, int], RunPath]
-"""The winners of races, by step and visit."""
 
 LOOKED_AT = 20
 """Pages of runs that one page of running or lost ones is made of; a store has them together."""
@@ -207,7 +202,7 @@ class Pages:
             "views": views,
             "can_execute": summary.application in self._applications and not missing,
             "is_held": bool(overview.summary.holder),
-            "bar": _whole_bar(overview),
+            "bar": whole_bar(overview),
             "costs": _costs(overview),
         }
         match view:
@@ -301,7 +296,7 @@ class Pages:
             "answered": _resting(found.answered, overview),
             "groups": _groups(overview),
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
-            "bars": _steps(overview.bars[-12:], winners),
+            "bars": steps_of(overview.bars[-12:], winners),
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
             "omitted_longest": _omitted_longest(overview),
@@ -342,7 +337,7 @@ class Pages:
             "rows": [_as_now(_with_winner(row, winners), overview) for row in page.rows],
             "called": {**called, **titles, **_called(overview)},
             "won": {
-                winners.get((bar.step, bar.visit)) for bar in overview.bars if _has_one_winner(bar)
+                winners.get((bar.step, bar.visit)) for bar in overview.bars if has_one_winner(bar)
             },
             "has_attempts": any(row.attempts > 1 for row in page.rows)
             or any(run.attempt > 1 for run in overview.longest),
@@ -454,10 +449,10 @@ class Pages:
         for way, bars in nested.bars.items():
             counts = found.setdefault(way, Counter())
             for bar in bars:
-                counts.update({status: int(count) for status, count in _drawn(bar).items()})
+                counts.update({status: int(count) for status, count in drawn_counts(bar).items()})
         for bar in overview.bars:
             counts = found.setdefault((bar.step,), Counter())
-            drawn = _drawn(bar)
+            drawn = drawn_counts(bar)
             counts.update({status: int(count) for status, count in drawn.items()})
             if bar.total is not None:
                 counts["left"] += max(int(bar.total - sum(drawn.values())), 0)
@@ -547,71 +542,10 @@ def _with_winner(row: Row, winners: Winners) -> Row:
     return row._replace(winner=won) if row.status == "failed" and row.winner is None else row
 
 
-def _running(bar: StepBar) -> int:
-    if bar.gone:
-        return 0  # the process that executed them is gone
-    return bar.in_flight if bar.is_under_way else bar.counts.get("running", 0)
-
-
 def _costs(overview: Overview) -> Mapping[str, float]:
     """Return what was spent, unless the headline says it."""
     is_told = any(part == "cost" for part, _ in overview.headline.parts)
     return {} if is_told else overview.costs
-
-
-def _drawn(bar: StepBar) -> dict[str, float]:
-    """Return the counts of a bar. Losers of a race are grey, even those that had failed."""
-    counts: dict[str, float] = {**bar.counts, "running": _running(bar)}
-    lost = bar.counts.get("failed", 0) - bar.failed
-    return {**counts, "failed": bar.failed, "cancelled": bar.counts.get("cancelled", 0) + lost}
-
-
-def _steps(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
-    """Return a bar for each step, and one for each step of its children under way."""
-    found: list[dict[str, Any]] = []
-    room = INNER
-    for bar in bars:
-        inner = {step: doing for step, doing in bar.at.items() if sum(doing.values())}
-        shown = list(inner.items())[:room]
-        room -= len(shown)
-        whole = sum(sum(doing.values()) for doing in inner.values())
-        waiting = bar.waiting if bar.is_under_way else 0
-        found.append(
-            {
-                "bar": bar,
-                "svg": charts.tally_bar({**_drawn(bar), "waiting": waiting}, bar.total),
-                "failed": bar.failed,
-                "running": _running(bar),
-                "winner": winners.get((bar.step, bar.visit)) if _has_one_winner(bar) else None,
-                "at": [
-                    (step, charts.doing_bar(doing, whole), _most_first(doing))
-                    for step, doing in shown
-                ],
-                "omitted": len(inner) - len(shown),
-            }
-        )
-    return found
-
-
-def _has_one_winner(bar: StepBar) -> bool:
-    return bar.lost > 0 and bar.counts.get("succeeded") == 1
-
-
-def _most_first(doing: Mapping[Any, int]) -> list[tuple[Any, int]]:
-    found = [(what, count) for what, count in doing.items() if count]
-    return sorted(found, key=lambda each: -each[1])
-
-
-def _whole_bar(overview: Overview) -> Markup:
-    counts: dict[str, float] = {**overview.counts}
-    if overview.bars:
-        drawn = [_drawn(bar) for bar in overview.bars]
-        counts = {name: sum(each.get(name, 0) for each in drawn) for name in charts.ORDER}
-    known = [bar.total for bar in overview.bars if bar.total is not None]
-    total = sum(known) if known and len(known) == len(overview.bars) else None
-    if not counts and not total:
-        return Markup("")
-    return charts.tally_bar(counts, total, css="big")
 
 
 def _as_now(row: Row, overview: Overview) -> Row:
