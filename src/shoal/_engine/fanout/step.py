@@ -465,7 +465,7 @@ class FanOutStep:
         halted = [child for child in batch if child.status == "halted"]
         self._resting += halted
         # The answer may have come while the child was halting.
-        if any(is_answered(child) for child in halted):
+        if halted and any(is_answered(child) for child in halted):
             self._group.look_for_answers()
         left = self._group.under_way - len(batch)
         if self._race is not None:
