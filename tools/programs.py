@@ -71,7 +71,7 @@ def run(program: str, folder: Path, trouble: Mapping[str, str] | None = None) ->
     log = folder / "calls.log"
     log.unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **(trouble or {})}
-    subprocess.run(  # noqa: S603 # our own programs
+    subprocess.run(  # our own programs
         [sys.executable, "-c", DRIVER, str(PROGRAMS), program],
         cwd=folder,
         env=environment,

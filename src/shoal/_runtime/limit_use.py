@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from heapq import nlargest
+from itertools import islice
 from typing import Any
 
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._errors.exceptions import BadUse
 from shoal._events.paths import key_in_short
-from shoal._events.report import LimitUse
+from shoal._events.report import BreakerUse, CircuitUse, LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
+from shoal.executors._port import Executor, Pool
 
 RUNTIME = "runtime"
 """The owner of the limits of a runtime, in reports."""
+EXECUTOR = "executor"
+"""The owner of the workers of an executor, in reports."""
 IN_FLIGHT = -1
 """The part of a fan-out that is its children in flight."""
 NUMBERS = ("n", "max_rate", "per", "burst")
@@ -60,6 +64,22 @@ def _use(owner: str, number: int, part: PartGates, now: float, charged: float | 
     )
 
 
+def uses_of_workers(pools: Mapping[Executor, Pool]) -> list[LimitUse]:
+    """Return the use of the open executors whose workers are waited for."""
+    return [
+        LimitUse(
+            owner=EXECUTOR,
+            part=number,
+            limits=executor.name,
+            in_use=pool.gate.used,
+            slots=pool.gate.slots,
+            waiting=pool.gate.waiting(),
+        )
+        for number, (executor, pool) in enumerate(pools.items())
+        if pool.gate.posted
+    ]
+
+
 def names_of_costs(limiters: Mapping[str, Limiter]) -> Mapping[int, str]:
     """Return the name of the owner of each limit with ``cost=``, by the id of its part."""
     return {
@@ -94,26 +114,29 @@ def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
     ]
 
 
-def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> list[LimitUse]:
-    """Return the breakers that have circuits which aren't closed."""
-    found: list[LimitUse] = []
-    for owner, one in circuits:
-        states = one.states()
-        if states:
-            found.append(
-                LimitUse(
-                    owner=owner,
-                    limits=repr(one.breaker),
-                    in_use=0,
-                    slots=None,
-                    waiting=0,
-                    keys=len(states),
-                    breaker={
-                        key_in_short(key): state for key, state in list(states.items())[:KEYS]
-                    },
-                )
+def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> tuple[BreakerUse, ...]:
+    """Return the state of breakers, each given with the name of its fan-out."""
+    return tuple([_breaker_use(owner, one) for owner, one in islice(circuits, LIMITS)])
+
+
+def _breaker_use(owner: str, circuits: Circuits) -> BreakerUse:
+    statistics = circuits.statistics()
+    return BreakerUse(
+        owner=owner,
+        breaker=repr(circuits.breaker),
+        failing=statistics.failing,
+        open=len(statistics.open),
+        skipped=statistics.skipped,
+        circuits=tuple(
+            CircuitUse(
+                key=key_in_short(one.key),
+                state=one.state,
+                failures=one.failed,
+                next_in=one.left if one.state == "open" else None,
             )
-    return found
+            for one in circuits.states(KEYS)
+        ),
+    )
 
 
 def change_limits(
