@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import shoal.errors
-from tools.pages import DOCS, ROOT, TUTORIAL, Block, blocks
+from tools.pages import DOCS, LISTED, ROOT, Block, blocks
 
 PAGES = sorted(DOCS.rglob("*.md"))
 NAMES = {str(page.relative_to(DOCS)): page for page in PAGES}
@@ -44,7 +44,7 @@ def chains() -> Iterator[list[Block]]:
         chain: list[Block] = []
         for block in blocks(page):
             if block.language != "python" or block.title:
-                continue  # listings of the tutorial are run by test_tutorial
+                continue  # listings are run by test_tutorial and test_programs
             if block.mark("goes on") is not None:
                 assert chain, f"{name}:{block.line}: there is no block to continue"
                 chain.append(block)
@@ -206,6 +206,7 @@ def test_the_quickstart_names_extras_that_exist() -> None:
             assert set(named.split(",")) <= extras, f"{page.name}: {named}"
 
 
-def test_listings_of_the_tutorial_are_shown() -> None:
-    shown = {block.title for page in TUTORIAL.glob("*.md") for block in blocks(page) if block.title}
-    assert shown == {path.name for path in TUTORIAL.glob("*.py")}
+@pytest.mark.parametrize("folder", LISTED, ids=lambda folder: folder.name)
+def test_all_listings_are_shown(folder: Path) -> None:
+    shown = {block.title for page in folder.glob("*.md") for block in blocks(page) if block.title}
+    assert shown == {path.name for path in folder.glob("*.py")}
