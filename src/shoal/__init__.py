@@ -209,9 +209,9 @@ _MOVED = {
     "errors": (
         "BadKey BadResult BadUse CommitInDoubt DefinitionError DepthExceeded Halting "
         "HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NotData NotDecodable NotEncodable NotSendable "
-        "Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
-        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge "
+        "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
+        "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
+        "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge "
         "WorkerDied"
     ),
     "events": (
