@@ -54,6 +54,7 @@ HAVE_NO_DOCSTRING = {
     "__version__",
     "Entry",
     "EntryKind",
+    "ExecutorName",
     "Key",
     "OnError",
     "Operation",

@@ -840,7 +840,7 @@ async def test_frozen_dataclasses_with_slots_can_be_bound_again_and_again():
 
 
 async def test_what_a_child_can_do_without_needs_no_declaration():
-    @action(reads=["turn"], writes=["turn"], run_in="loop")
+    @action(reads=["turn"], writes=["turn"], executor="loop")
     def count(state: State) -> State:
         return state.update(turn=state.get("turn", 0) + 1)
 

@@ -132,7 +132,7 @@ refused: list[tuple[Callable[[], object], str]] = [
     (lambda: action(writes="url")(plain), r"writes='url' is one string.*writes=\['url'\]"),
     (lambda: action(reads=[1])(plain), "reads= lists field names.*not 1"),  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
     (lambda: action(writes=[None])(plain), "writes= lists field names.*not None"),  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
-    (lambda: action(run_in="process")(plain), "run_in is 'thread' or 'loop', not 'process'"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    (lambda: action(executor="process")(plain), "executor= is 'loop', .*, not 'process'"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     (lambda: action(reads=plain), r"without parentheses.*@action\(\)"),  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 ]
 
@@ -277,7 +277,7 @@ CALLABLES: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("function", CALLABLES, ids=range(len(CALLABLES)))
 async def test_anything_callable_is_an_action(function: Callable[..., Any]):
-    decorate: Any = action(reads=["n"], writes=["out"], name="scale", run_in="loop")
+    decorate: Any = action(reads=["n"], writes=["out"], name="scale", executor="loop")
     assert await run(decorate(function), {"n": 2}) == {"n": 2, "out": 20}
 
 
@@ -398,7 +398,7 @@ async def test_a_plain_function_that_returns_a_coroutine_is_refused(
         return give()
 
     function: Any = give_of_state if takes_state else give
-    act = action(writes=writes, run_in="loop", name="give")(function)
+    act = action(writes=writes, executor="loop", name="give")(function)
     with pytest.raises(BadResult, match=r"action 'give' is a plain function.*awaited.*async def"):
         await run(act)
     state = inspect.getcoroutinestate(made[0])
@@ -426,7 +426,7 @@ async def test_plain_functions_run_in_threads_and_others_on_the_loop():
     def threaded() -> int:
         return threading.get_ident()
 
-    @action(writes=["out"], run_in="loop")
+    @action(writes=["out"], executor="loop")
     def looped() -> int:
         return threading.get_ident()
 

@@ -53,10 +53,10 @@ async def test_an_instance_is_an_act_with_settings_of_its_own():
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("where", ["thread", "loop"])
-async def test_a_plain_run_is_called_in_a_thread_or_on_the_loop(where: Literal["thread", "loop"]):
+@pytest.mark.parametrize("where", ["threads", "loop"])
+async def test_a_plain_run_is_called_in_a_thread_or_on_the_loop(where: Literal["threads", "loop"]):
     class Plain(Action):
-        run_in = where
+        executor = where
         writes = ("greeting",)
 
         def run(self) -> str:
@@ -312,7 +312,7 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"writes": [5]}, "class Wrong: writes= lists field names, which are strings, not 5"),
     ({"name": 5}, "class Wrong: name is a string, not 5"),
     ({"version": 2}, "class Wrong: version is a string, not 2"),
-    ({"run_in": "process"}, "action 'Wrong': run_in is 'thread' or 'loop', not 'process'"),
+    ({"executor": "process"}, "action 'Wrong': executor= is 'loop', .* not 'process'"),
     ({"limits": 5}, r"action 'Wrong': limits= takes Limits\(n\), not 5"),
     ({"run": yields}, "action 'Wrong' is a generator function"),
     ({"run": variadic}, r"action 'Wrong': parameter \*more.* can't be bound by name"),

@@ -182,7 +182,7 @@ def act(name: str, reads: str = "", writes: str = "") -> FunctionAction[..., Any
 
     source = f"lambda {', '.join(fields)}: parameters()"
     function = eval(source, {"parameters": parameters if writes else lambda: None})
-    return action(reads=fields, writes=writes.split(), name=name, run_in="loop")(function)
+    return action(reads=fields, writes=writes.split(), name=name, executor="loop")(function)
 
 
 def unsure(name: str, reads: str = "", writes: str = "") -> FunctionAction[..., Any]:

@@ -3,8 +3,8 @@
 Invariants:
 - A function receives exactly the arguments that its parameters name. Its result is checked against
   the declared writes before anything else sees it.
-- An attempt holds its slots exactly while the function runs, on every way out. A thread that was
-  left behind keeps them until it returns.
+- An attempt holds its slots exactly while the function runs, on every way out. A worker that was
+  left behind keeps them until the function returns.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from shoal._concurrency.cancellation import (
     ki_protected,
     ki_unprotected,
 )
-from shoal._concurrency.worker_threads import Thread
 from shoal._errors.exceptions import (
     BadResult,
+    DefinitionError,
     Halting,
     MissingField,
     RetryLater,
@@ -38,6 +38,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from shoal.executors._port import Call, ContextPort, Pool
 from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
 
@@ -66,7 +67,7 @@ def call_action(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     """Execute ``action`` on the state of ``run``, as its current step, and return its change.
 
     The function is called once all limits that apply allow it. A cancellation reaches the function
-    at once; a function in a thread is awaited until the grace is over. A failed attempt is retried
+    at once; a function in a worker is awaited until the grace is over. A failed attempt is retried
     as ``action.retry`` says, and between attempts the run holds no permit.
 
     Raises:
@@ -147,9 +148,10 @@ async def hand_blame_to_children(run: Run) -> None:
 
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
     # Most actions have no retry and no limits: nothing is awaited in between for those.
+    config = run.config
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_admitted, run, action))
-    if run.config.scopes or action.is_governed:
+    if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
     return _call(run, action, is_free=True)
 
@@ -170,6 +172,7 @@ async def _call_admitted(
         on_admitted: Called when the attempt begins.
         later: Raised by the attempt already, before anything limited it.
     """
+    pool = _pool_of(run, action)
     asked = 0
     # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
     # others with the same key would start. Empty if the attempt never came to that.
@@ -181,15 +184,30 @@ async def _call_admitted(
             await absorb_stray_cancel(run.config.services.native_cancels)
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
-        permit = take_permit(run, action)
+        permit = take_permit(run, action, pool)
         try:
-            return await _attempt(run, action, permit, on_admitted, paused)
+            return await _attempt(run, action, permit, on_admitted, paused, pool=pool)
         except RetryLater as error:
             if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
         on_admitted = None  # a repetition is the same attempt, and is counted once
+
+
+def _pool_of(run: Run, action: FunctionAction[..., object]) -> Pool | None:
+    """Return where the function of ``action`` is called; None: on the event loop.
+
+    Raises:
+        DefinitionError: The action inherits the loop, where it can't be executed. Graphs that are
+            known before the run are refused before it.
+    """
+    inherited = run.config.executor
+    if inherited == "loop" and action.executor is None:
+        why = action.unfit_for(None)
+        if why:
+            raise DefinitionError(f"action {action.name!r}: {why}")
+    return run.config.pool_of(action)
 
 
 @ki_protected
@@ -199,15 +217,16 @@ async def _attempt(
     permit: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
+    *,
+    pool: Pool | None,
 ) -> Change:
-    """Make one attempt within its permit, thread and timeout. One that never began paid nothing.
+    """Make one attempt within its permit, worker and timeout. One that never began paid nothing.
 
     If the attempt raises ``RetryLater``, its keys are paused before its slots are released, and
     ``paused`` receives whether there are any. An adaptive limit receives how the attempt ended, and
     its policy may fail the attempt.
     """
-    services = run.config.services
-    thread: Thread | None = None
+    call: Call | None = None
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
@@ -226,17 +245,16 @@ async def _attempt(
                 if recalled is not None:
                     return recalled
         begun = True
-        if action.in_thread:
-            thread = services.threads.turn()
+        if pool is not None:
+            call = pool.call()
         if on_admitted is not None:
             # An attempt begins once it has its permit; see
             # test_the_time_begins_when_it_has_its_slots.
             on_admitted()
         if action.takes_context or action.is_streaming:
-            make_context = partial(services.context, run, action, permit)
-            attempt = partial(_call_emitting, run, action, make_context, thread=thread)
+            attempt = partial(_call_emitting, run, action, permit, call)
         else:
-            attempt = partial(_call, run, action, thread=thread)
+            attempt = partial(_call, run, action, call=call)
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
             what = partial(_what, run, action.name)
@@ -262,8 +280,8 @@ async def _attempt(
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
             failure = None  # breaks the traceback cycle
-            if permit is not None and thread is not None:
-                await _leave_thread(run, thread, permit)
+            if permit is not None and call is not None:
+                await _leave_worker(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -289,31 +307,29 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, permit: AttemptPermit) -> None:
-    """Release the permit when the thread's function returns, without waiting for it."""
+async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that."""
     try:
-        if thread.is_running:  # the grace is over, so the thread is left behind
-            await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
+        if call.is_running:  # the grace is over, so the worker is left behind
+            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.
-        thread.leave(permit.leave)
+        call.leave(permit.leave)
 
 
 @stands_for("context")
 @ki_protected
 async def _call_emitting(
-    run: Run,
-    action: FunctionAction[..., object],
-    make_context: Callable[[Items], object],
-    *,
-    thread: Thread | None,
+    run: Run, action: FunctionAction[..., object], permit: AttemptPermit | None, call: Call | None
 ) -> Change:
     """Call the function of an action that may emit partial items."""
     items = Items(run, action.name, run.attempt)
-    context = make_context(items) if action.takes_context else None
+    context: ContextPort | None = None
+    if action.takes_context:
+        context = run.config.services.context(run, action, permit, items, call is not None)
     try:
-        return await _call(run, action, context=context, items=items, thread=thread)
+        return await _call(run, action, context=context, items=items, call=call)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
         pending = items.end()
@@ -333,9 +349,9 @@ async def _call(
     run: Run,
     action: FunctionAction[..., object],
     *,
-    context: object = None,
+    context: ContextPort | None = None,
     items: Items | None = None,
-    thread: Thread | None = None,
+    call: Call | None = None,
     is_free: bool = False,
 ) -> Change:
     """Call the function and check its result.
@@ -345,7 +361,7 @@ async def _call(
         action: The step's action.
         context: The argument for its parameter ``context``.
         items: Receives the items of a streaming action.
-        thread: Where a plain function runs; None: on the event loop.
+        call: Calls the function elsewhere; None: it is called on the event loop.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
     """
     data = run.head[1]
@@ -370,22 +386,27 @@ async def _call(
     if action.takes_state:
         base = make_state(data, action.access)
         kwargs["state"] = base
-    if action.takes_context:
+    if action.takes_context and call is None:
         kwargs["context"] = context
     later: RetryLater | None = None
     result: object = None
     try:
-        if action.is_async:
+        if call is not None:
+            # A worker learns of its cancellation when it emits the next item.
+            on_cancelled = None if items is None else items.stop
+            result = await call.call(
+                action.job,
+                kwargs,
+                abandon=action.abandon,
+                context=context,
+                items=items,
+                on_cancelled=on_cancelled,
+            )
+        elif action.is_async:
             result = await cast("Any", action.function(**kwargs))
         elif action.is_streaming:
             assert items is not None
             result = await stream(cast("Any", action.function(**kwargs)), items)
-        elif thread is not None:
-            # A thread learns of its cancellation when it emits the next item.
-            on_cancelled = None if items is None else items.stop
-            result = await thread.call(
-                action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
-            )
         else:
             result = action.function(**kwargs)
     except RetryLater as error:
@@ -395,12 +416,15 @@ async def _call(
     # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
         return await _call_admitted(run, action, later=later)
-    if not (action.is_async or action.is_streaming):
-        refuse_awaitable(result, f"action {action.name!r}")
-    if isinstance(result, MISTAKES):
-        refuse_mistake(action.name, cast("object", result))
-    if base is not None:
-        return change_between(base, result, f"action {action.name!r}")
+    if call is None:
+        if action.is_plain:
+            refuse_awaitable(result, f"action {action.name!r}")
+        if isinstance(result, MISTAKES):
+            refuse_mistake(action.name, cast("object", result))
+        if base is not None:
+            return change_between(base, result, f"action {action.name!r}")
+    elif base is not None:
+        return cast("Change", result)  # worked out where the function ran
     field = action.only_write
     if field is not None:
         return Change((Set(field, result),), {field: result})

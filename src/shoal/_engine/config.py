@@ -21,6 +21,8 @@ from shoal._limits.permits import InFlight
 from shoal._state.digest import combined, named, written
 from shoal._state.schema import Schema
 from shoal._state.secrets import Secret, Secrets
+from shoal.executors._named import Place
+from shoal.executors._port import Pool
 from shoal.stores._protocol import NullStore, Store
 
 from .execution import Execution
@@ -56,6 +58,7 @@ class RunConfig:
         "ends_itself",
         "entry",
         "execution",
+        "executor",
         "gate",
         "graph",
         "halts",
@@ -105,6 +108,7 @@ class RunConfig:
         host: Any = None,
         begins_host: bool = True,
         halts: Halts | None = None,
+        executor: Place | None = None,
     ) -> None:
         """Derive from the arguments what each child would else work out by itself.
 
@@ -136,6 +140,8 @@ class RunConfig:
                 graph.
             begins_host: Whether the host has completed no step before them.
             halts: The breakpoints of a root run.
+            executor: Where their actions are called, and those of their descendants, unless these
+                say otherwise; None: where they are called by default.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -171,6 +177,7 @@ class RunConfig:
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
+        self.executor: Place | None = executor
         # Set by the fan-out when it admits a child, before the child starts; None in a root run.
         self.in_flight: InFlight | None = None
         """Counts the children of the fan-out that are in flight."""
@@ -186,6 +193,14 @@ class RunConfig:
         """Whether ``entry`` is known and limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
         self._names = b""  # of the act and its version; empty until the first digest
+
+    def pool_of(self, action: FunctionAction[..., Any]) -> Pool | None:
+        """Return the open executor that calls an action; None: it is called on the event loop."""
+        inherited = self.executor
+        executor = action.default_executor
+        if inherited is not None:
+            executor = action.executor_below(inherited)
+        return None if executor is None else self.services.pools.of(executor)
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash the fields that a child starts with, the name of its act and the act's version.

@@ -18,7 +18,6 @@ from math import inf
 from typing import (
     Any,
     Generic,
-    Literal,
     NamedTuple,
     NoReturn,
     ParamSpec,
@@ -36,9 +35,12 @@ from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming
 from shoal._state.schema import Schema
 from shoal._state.state import Change, FieldAccess
+from shoal.executors._named import ExecutorName, Place, executor_named
+from shoal.executors._port import Executor, Job
+from shoal.executors._threads import SHARED_THREADS, Threads
 
 from .policy import check_timeout
-from .sketch import Sketch, named_by, of_limits, of_retry, of_timeout
+from .sketch import Sketch, named_by, of_executor, of_limits, of_retry, of_timeout
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -241,7 +243,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         writes: frozenset[str],
         name: str,
         version: str = "1",
-        in_thread: bool = True,
+        executor: Place | None = None,
         limits: Limits | None = None,
         timeout: float | None = None,
         retry: Retry | None = None,
@@ -257,11 +259,12 @@ class FunctionAction(Act, Generic[P, R_co]):
             writes: The fields that it writes.
             name: The name of the action.
             version: Part of the identity of its work.
-            in_thread: Whether a plain function runs in a worker thread.
+            executor: Where the function is called; None: where it is inherited from, or by
+                default.
             limits: How many attempts run at once.
             timeout: Seconds that an attempt may take.
             retry: Which failures are tried again, and how often.
-            abandon: Whether the thread is left behind at once when the action is cancelled.
+            abandon: Whether a worker is left behind at once when the action is cancelled.
             cache: Seconds for which results are cached.
             method: Whether ``function`` is an unbound method, whose first parameter is the object.
         """
@@ -280,12 +283,20 @@ class FunctionAction(Act, Generic[P, R_co]):
         """The action that this one is a bound copy of, or itself. Limits are counted by it."""
         self.is_async: bool = is_async(function)
         self.is_streaming: bool = is_streaming(function)
-        self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
+        self.is_plain: bool = not self.is_async and not self.is_streaming
+        self.executor: Place | None = executor
+        self.default_executor: Executor | None = None
+        """Where the function is called if nothing around the action has an executor; None: on the
+        event loop."""
+        if executor is None:
+            self.default_executor = SHARED_THREADS if self.is_plain else None
+        elif executor != "loop":
+            self.default_executor = executor
         self.bound: Mapping[str, object] = {}
         self._read_signature(method=method)
         self.is_governed: bool = (
             self.takes_context
-            or self.in_thread
+            or self.default_executor is not None
             or self.is_streaming
             or limits is not None
             or timeout is not None
@@ -357,6 +368,51 @@ class FunctionAction(Act, Generic[P, R_co]):
         msg = f"action {self.name!r}: {why}"
         raise DefinitionError(msg)
 
+    def executor_below(self, inherited: Place | None) -> Executor | None:
+        """Return where the function is called: its own executor, or else the inherited one.
+
+        Args:
+            inherited: The nearest executor around the action; None: there is none.
+
+        Returns None if it is called on the event loop.
+        """
+        if inherited is None or self.executor is not None:
+            return self.default_executor
+        if inherited == "loop":
+            return None
+        return inherited if self.is_plain or inherited.takes == "all" else None
+
+    @functools.cached_property
+    def job(self) -> Job:
+        """The function, as executors know it."""
+        return Job(
+            function=self.function,
+            name=self.name,
+            kind="async" if self.is_async else "stream" if self.is_streaming else "plain",
+            access=self.access if self.takes_state else None,
+            takes_context=self.takes_context,
+        )
+
+    def unfit_for(self, executor: Executor | None) -> str:
+        """Return why the action can't be executed there, and what to do; "" if it can.
+
+        Args:
+            executor: Where its function would be called; None: on the event loop.
+        """
+        if executor is not None:
+            return ""
+        if self.abandon:
+            return (
+                "only a function in a worker can be abandoned; a function on the loop is always "
+                "awaited, so leave out abandon=True"
+            )
+        if self.timeout is not None and self.is_plain:
+            return (
+                "a plain function on the loop can't be interrupted, so it can't have a timeout; "
+                "give the action another executor than 'loop'"
+            )
+        return ""
+
     @property
     def takes(self) -> Mapping[str, Input]:
         """The inputs that it takes, by name."""
@@ -380,7 +436,12 @@ class FunctionAction(Act, Generic[P, R_co]):
     def sketch(self) -> Sketch:
         """Return what drawings show of it, with the acts that its code names if it may run them."""
         more = {"streams": self.is_streaming, "cached": self.cache is not None}
-        labels = (*of_limits(self.limits), *of_retry(self.retry), *of_timeout(self.timeout))
+        labels = (
+            *of_executor(self.executor),
+            *of_limits(self.limits),
+            *of_retry(self.retry),
+            *of_timeout(self.timeout),
+        )
         # Without a context it starts no children: an act that it names it calls as a function.
         runs = [
             one for one in named_by(self.function) if self.takes_context or not isinstance(one, Act)
@@ -393,6 +454,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         return run.call(self)
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        vars(self).pop("job", None)
         self.name = name
         self.bound = {**inputs, **self.bound}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
@@ -418,7 +480,7 @@ def action(
     writes: Iterable[str] = (),
     name: str | None = None,
     version: str = "1",
-    run_in: Literal["thread", "loop"] = "thread",
+    executor: Executor | ExecutorName | None = None,
     limits: Limits | None = None,
     timeout: float | None = None,
     retry: Retry | None = None,
@@ -440,20 +502,21 @@ def action(
     return value is the new value of that field. With several, it is a mapping with a value for
     each of them; with none, it is None.
 
-    A coroutine function runs on the event loop. So does an async generator function, which makes a
-    *streaming action*: hooks and opened runs receive each value that it yields as a partial item,
-    at once. The last one is a ``Result(value)``, whose value is the return value. The generator
-    continues after a ``yield`` when all receivers of the item have returned. However the action
-    ends, its generator is closed and its cleanup awaited, for at most 5 seconds if it is suspended
-    at a ``yield``.
+    Unless ``executor`` says otherwise, a coroutine function runs on the event loop. So does an
+    async generator function, which makes a *streaming action*: hooks and opened runs receive each
+    value that it yields as a partial item, at once. The last one is a ``Result(value)``, whose
+    value is the return value. The generator continues after a ``yield`` when all receivers of the
+    item have returned. However the action ends, its generator is closed and its cleanup awaited,
+    for at most 5 seconds if it is suspended at a ``yield``.
 
     An action that is cancelled is cancelled again at each ``await``, also in a ``finally``; see
     ``shielded`` for cleanup that awaits.
 
-    A plain function runs in a worker thread, so that it can't block the loop. A cancelled action is
-    awaited, but a thread no longer than the grace of the runtime, 5 seconds by default. Then the
-    thread is left behind: it keeps its slots until the function returns, and the return value is
-    dropped. (``anyio.from_thread.check_cancelled()`` ends it sooner.)
+    Unless ``executor`` says otherwise, a plain function runs in a worker thread, so that it can't
+    block the loop. A cancelled action is awaited, but in a worker no longer than the grace of the
+    runtime, 5 seconds by default. Then a thread is left behind: it keeps its slots until the
+    function returns, and the return value is dropped. (``anyio.from_thread.check_cancelled()`` ends
+    it sooner.) A worker process is ended.
 
     With ``cache=``, the fields that the action has written are cached, under its name, its
     ``version`` and the values of the fields in ``reads``. If the store can do that, the cache is
@@ -470,15 +533,18 @@ def action(
         writes: Names of the fields that it writes.
         name: The name of the action in graphs, events and errors; by default the function's.
         version: Change it when the same input should give a different result than before.
-        run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
-            else runs until it returns.
+        executor: Where the function is called: ``"threads"``, ``"processes"``, or an ``Executor``
+            of ``shoal.executors``. ``"loop"`` calls a plain function on the event loop, for one
+            that is quick: nothing else runs until it returns. Without it, the nearest executor of
+            the fan-outs around, the application and the runtime holds, if it takes functions of
+            this kind.
         limits: How many of its attempts run at once, in all runs of a runtime together.
         timeout: Seconds that one attempt may take, from when all limits let it start. Then the
             attempt is cancelled, awaited until it has ended, and fails with ``StepTimeout``, even
             if it swallows the cancellation and returns.
         retry: Which of its failures are tried again, and how often.
-        abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
-            out, not only after the grace.
+        abandon: Whether a worker thread is left behind, or another worker ended, as soon as the
+            action is cancelled or timed out, not only after the grace.
         cache: Seconds for which a result is cached. During that time the action is not executed
             again on the same fields. ``math.inf``: for ever.
 
@@ -520,7 +586,7 @@ def action(
             reads=read_fields,
             writes=written_fields,
             version=version,
-            run_in=run_in,
+            executor=executor,
             limits=limits,
             timeout=timeout,
             retry=retry,
@@ -538,7 +604,7 @@ def make_action(
     reads: Iterable[str],
     writes: Iterable[str],
     version: str,
-    run_in: object,
+    executor: object,
     limits: object,
     timeout: Any,
     retry: object,
@@ -547,9 +613,7 @@ def make_action(
     method: bool = False,
 ) -> FunctionAction[P, R]:
     """Check the arguments that actions of functions and of classes share, and make the action."""
-    if run_in not in ("thread", "loop"):
-        msg = f"action {name!r}: run_in is 'thread' or 'loop', not {run_in!r}"
-        raise DefinitionError(msg)
+    place = executor_named(executor, f"action {name!r}")
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
@@ -563,26 +627,13 @@ def make_action(
     if retry is not None and not isinstance(retry, Retry):
         msg = f"action {name!r}: retry= takes Retry(n, on=...), not {retry!r}"
         raise DefinitionError(msg)
-    in_thread = run_in == "thread" and not is_async(function)
-    if abandon and not in_thread:
-        msg = (
-            f"action {name!r}: only a function in a worker thread can be abandoned; a function on "
-            f"the loop is always awaited, so leave out abandon=True"
-        )
-        raise DefinitionError(msg)
-    if timeout is not None and run_in == "loop" and not is_async(function):
-        msg = (
-            f"action {name!r}: a plain function on the loop can't be interrupted, so it can't have "
-            f"a timeout; leave out run_in='loop'"
-        )
-        raise DefinitionError(msg)
     made = FunctionAction(
         function,
         reads=frozenset(reads),
         writes=frozenset(writes),
         name=name,
         version=version,
-        in_thread=in_thread,
+        executor=place,
         limits=limits,
         timeout=timeout,
         retry=retry,
@@ -590,6 +641,11 @@ def make_action(
         cache=cache,
         method=method,
     )
+    why = made.unfit_for(made.default_executor)
+    if isinstance(place, Threads):  # others can tell only once the module is imported
+        why = place.refuse(made.job, {})
+    if why:
+        made._refuse(why)
     if cache is not None:
         _check_cache(made)
     return made

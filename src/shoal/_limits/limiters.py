@@ -182,20 +182,15 @@ class PartGates:
 class Limiters:
     """The limiters of all owners in a runtime."""
 
-    def __init__(
-        self, scheduler: FairScheduler, threads: float | None = None, *, takes_foreign: bool = True
-    ) -> None:
+    def __init__(self, scheduler: FairScheduler, *, takes_foreign: bool = True) -> None:
         """Create the registry of a runtime.
 
         Args:
             scheduler: The scheduler in which requests wait.
-            threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
         self._scheduler: FairScheduler = scheduler
         self._takes_foreign: bool = takes_foreign
-        self.threads: Gate = Gate(threads)
-        """The gate of the worker threads."""
         # Weak: actions made while running leave nothing behind. See
         # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
         self.by_owner: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()

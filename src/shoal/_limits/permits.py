@@ -9,7 +9,7 @@ Invariants:
   the limit, and no new attempt starts until enough others have ended.
 - A child holds its in-flight slot from its start to its end, except while it waits for something
   else. It reacquires the slot together with that, in one grant.
-- A thread is one more slot, but it isn't released for children: the thread is busy until the
+- A worker is one more slot, but it isn't released for children: the worker is busy until the
   function returns.
 - A permit that was granted and never used is refunded: its slots and the units of rates.
 """
@@ -235,7 +235,7 @@ class HeldPermits:
 
 @final
 class AttemptPermit(PermitRequest):
-    """The permit of an attempt: a slot of every limit that applies to it, and of the threads.
+    """The permit of an attempt: a slot of every limit that applies to it, and of the workers.
 
     Its life, and the attributes that tell where it stands:
 
@@ -247,14 +247,14 @@ class AttemptPermit(PermitRequest):
     """
 
     __slots__ = (
-        "_has_thread",
+        "_has_worker",
         "_holder",
         "_includes_slot",
         "_released",
         "_notify",
         "_over",
         "_scheduler",
-        "_thread",
+        "_worker",
         "refusal",
         "slot",
         "waiter",
@@ -269,7 +269,7 @@ class AttemptPermit(PermitRequest):
         *,
         on_granted: Callable[[], None] | None = None,
         slot: InFlightSlot | None = None,
-        thread: Gate | None = None,
+        worker: Gate | None = None,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -282,7 +282,7 @@ class AttemptPermit(PermitRequest):
             on_granted: Called once, when the permit is granted after a wait, or refused. None: the
                 attempt's task calls ``wait``.
             slot: The in-flight slot of the run, if it must be held as well.
-            thread: The gate of the worker threads, if the attempt runs in one.
+            worker: The gate of the workers, if the attempt runs in one.
         """
         super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning: bool = slot is not None and slot.returns
@@ -302,14 +302,14 @@ class AttemptPermit(PermitRequest):
         self.waiter: Waiter | None = None
         self.refusal: Exception | None = None  # the error of `refuse`, until `wait` raises it
         self.slot: InFlightSlot | None = slot
-        self._thread: Gate | None = thread
-        self._has_thread: bool = False  # whether a slot of `_thread` is held
+        self._worker: Gate | None = worker
+        self._has_worker: bool = False  # whether a slot of `_worker` is held
         for gate in needed:
             gate.users += 1
-        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `on_granted`
+        # The order in `needed` is: in-flight slot, the attempt's own gates, worker. `on_granted`
         # splits off both ends, so that a permit released for children keeps them.
-        if thread is not None:
-            self.needed = (*needed, thread)
+        if worker is not None:
+            self.needed = (*needed, worker)
             self.costs = None if costs is None else (*costs, 1.0)
         if slot is not None and not slot.is_held:
             self._include(slot)
@@ -358,15 +358,15 @@ class AttemptPermit(PermitRequest):
             self.slot.step_aside()
 
     def on_granted(self, since: float | None) -> None:
-        """Split off the thread and the in-flight slot, which are released at other times."""
+        """Split off the worker and the in-flight slot, which are released at other times."""
         self.since = since
-        if self._thread is not None:
-            self._split_off_thread()
-            self._has_thread = True
+        if self._worker is not None:
+            self._split_off_worker()
+            self._has_worker = True
         if self._includes_slot:
             self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
-    def _split_off_thread(self) -> None:
+    def _split_off_worker(self) -> None:
         self.needed: tuple[Gate, ...] = self.needed[:-1]
         self.costs: tuple[float, ...] | None = None if self.costs is None else self.costs[:-1]
 
@@ -439,10 +439,10 @@ class AttemptPermit(PermitRequest):
     def awaited(self) -> tuple[str, Hashable]:
         """The limit that the permit waits for, and the key."""
         gate = None if self.wait_queue is None else self.wait_queue.gate
-        if gate is not None and gate is self._thread:
-            return "threads", None
-        if gate is None or gate.part is None:
+        if gate is None:
             return "in flight", None
+        if gate.part is None:
+            return gate.name, None
         return repr(gate.part), gate.key
 
     # -- the end --------------------------------------------------------------------------------
@@ -464,21 +464,21 @@ class AttemptPermit(PermitRequest):
         # was counted for. The child needs its place again, since it goes on to its end.
         if self._includes_slot:
             self._split_off_slot().resume()
-        if self._thread is not None:
-            self._leave_thread(self._thread)
+        if self._worker is not None:
+            self._leave_worker(self._worker)
         for gate in self.needed:
             gate.users -= 1
         # Another task of the attempt may wait in `reacquire`: see
         # test_a_permit_reacquired_after_its_attempt_ended_takes_nothing.
         self.wake()
 
-    def _leave_thread(self, thread: Gate) -> None:
-        if self._has_thread:
-            self._has_thread = False
-            thread.used -= 1
-            self._scheduler.serve(thread)
+    def _leave_worker(self, worker: Gate) -> None:
+        if self._has_worker:
+            self._has_worker = False
+            worker.used -= 1
+            self._scheduler.serve(worker)
         else:  # never granted
-            self._split_off_thread()
+            self._split_off_worker()
 
     # -- released for children ------------------------------------------------------------------
 

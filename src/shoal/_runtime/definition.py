@@ -15,6 +15,7 @@ from shoal._events.hooks import Hook, Hooks
 from shoal._graph.action import Act, field_names
 from shoal._graph.graph import Graph, as_graph
 from shoal._limits.limits import Limits
+from shoal.executors._named import Place, executor_named
 from shoal.stores._protocol import Store, check_store
 
 
@@ -39,6 +40,8 @@ class AppDefinition:
     max_live: int
     watch: bool | None
     """Whether runs are watched; None: as their runtime does."""
+    executor: Place | None
+    """Where actions are called; None: where the runtime says, or by default."""
 
     def __str__(self) -> str:
         """How error messages begin."""
@@ -60,6 +63,7 @@ def define(
     max_depth: int,
     max_live: int,
     watch: bool | None = None,
+    executor: object = None,
 ) -> AppDefinition:
     """Check what ``Application`` was given, and make its definition.
 
@@ -104,6 +108,7 @@ def define(
         secret=secret_fields,
         limits=limits,
         watch=watch,
+        executor=executor_named(executor, subject),
         **bounds,
     )
 

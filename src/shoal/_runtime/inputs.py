@@ -26,6 +26,7 @@ from shoal._engine.spawning import spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.action import Act
+from shoal._graph.reach import refuse_unsendable
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
@@ -351,6 +352,10 @@ class StartCheck:
                 f"reads=[...]"
             )
             raise MissingInput(msg)
+        inherited = definition.executor
+        if inherited is None and runtime is not None:
+            inherited = runtime.executor
+        refuse_unsendable(str(definition), definition.graph, inherited, given)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=definition.name)
 
     def _check_answers(self, call: Call, answers: object) -> Answers | None:

@@ -5,9 +5,14 @@ By default, plain functions run in worker threads and all others on the event lo
 holds for an action: ``"loop"``, ``"threads"``, ``"processes"``, or one of the declarations here.
 
 Examples:
-    >>> from shoal.executors import Executor
-    >>> Executor.takes
-    'plain'
+    >>> from shoal import Application, action, fan_out
+    >>> from shoal.executors import Threads
+    >>> @action(reads=["n"], writes=["square"])
+    ... def square(n: int) -> int:
+    ...     return n * n
+    >>> squares = fan_out(square, over="ns", item="n", into="squares", executor=Threads(2))
+    >>> Application(squares).run_sync({"ns": [1, 2, 3]}).state["squares"]
+    [1, 4, 9]
 """
 
 from __future__ import annotations
@@ -16,11 +21,19 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it is first asked for
+    from ._named import ExecutorName
     from ._port import Executor
+    from ._processes import Processes
+    from ._threads import Threads
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "ExecutorName", "Processes", "Threads"]
 
-_DEFINED = {"Executor": "_port"}
+_DEFINED = {
+    "Executor": "_port",
+    "ExecutorName": "_named",
+    "Processes": "_processes",
+    "Threads": "_threads",
+}
 """The names of ``__all__``, by the module that defines them: a program loads what it uses."""
 
 if not typing.TYPE_CHECKING:  # type checkers would take any name to exist

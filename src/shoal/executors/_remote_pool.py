@@ -43,6 +43,10 @@ PLAIN, OTHER, ALONE = range(3)
 STARTS = 3
 """Workers in a row that may die before they are ready. One may be killed by chance; if three are,
 the next one would be, too."""
+PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds until workers are started again, after they couldn't be; doubled each time. Calls fail at
+once meanwhile. So a map of a million children starts a dozen workers that fail, and not a million.
+"""
 PATIENCE = 0.005
 """Seconds that a call may hold up those that were sent behind it while another worker is idle.
 Shorter than what it takes to notice, longer than most calls behind which any are sent."""
@@ -97,6 +101,11 @@ class RemotePool:
         self._queues: tuple[deque[RemoteCall], ...] = (deque(), deque(), deque())
         self._workers: list[RemoteWorker] = []  # those that were started and have not died
         self._failed_starts = 0  # in a row
+        # While no worker can be started: the error for those that wait, when to try again, and how
+        # long to pause after that.
+        self._unable: Callable[[RemoteCall], BaseException] | None = None
+        self._able_at = -math.inf
+        self._pause = PAUSE
         self._will_send = False  # whether `_send_all` is about to be called by the loop
         self._quiet: Callable[[], object] | None = None  # calls the alarm of `_even_out` off
         self._is_closed = False
@@ -302,6 +311,9 @@ class RemotePool:
         """Start workers, as many as wanted if so many are left to be started."""
         if self._is_closed:
             return
+        if self._unable is not None and self._clock() < self._able_at:
+            self._fail_waiting(self._unable)
+            return
         for _ in range(min(wanted, self._most - len(self._workers))):
             worker = RemoteWorker()
             try:
@@ -309,16 +321,23 @@ class RemotePool:
                     partial(self._on_batch, worker), partial(self._on_died, worker)
                 )
             except OSError as error:
-                self._on_not_started(partial(self._no_worker, str(error), error))
+                # Found out in no time, so every call may try.
+                self._fail_waiting(partial(self._no_worker, str(error), error))
                 return
             self._workers.append(worker)
             worker.link.listen(True)
 
     def _on_not_started(self, error_for: Callable[[RemoteCall], BaseException]) -> None:
-        """Fail the calls that wait, unless there is a worker that may take them."""
-        if any(one.is_ready for one in self._workers):
-            return
+        """Fail the calls that wait, and those that come while it is too early to try again."""
         self._failed_starts = 0
+        self._unable = error_for
+        self._able_at = self._clock() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._fail_waiting(error_for)
+
+    def _fail_waiting(self, error_for: Callable[[RemoteCall], BaseException]) -> None:
+        if any(one.is_ready for one in self._workers):
+            return  # they will be called there
         waiting = [call for queue in self._queues for call in queue]
         for queue in self._queues:
             queue.clear()
@@ -383,7 +402,7 @@ class RemotePool:
                 worker.began.update(message[1])
             elif kind == m.READY:
                 worker.is_ready = True
-                self._failed_starts = 0
+                self._failed_starts, self._pause, self._unable = 0, PAUSE, None
             elif kind == m.REFUSED:
                 worker.is_refused = True
                 self._on_not_started(partial(_refused, worker.link.name, message[1]))

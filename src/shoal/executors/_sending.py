@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pickle
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.machinery import PathFinder
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
@@ -31,6 +33,10 @@ _CAUSES = 8
 """How many causes of an exception are sent with it. Chains are short, and one might be a ring."""
 _MAIN = b"__main__"
 _INSTALL = "install cloudpickle, which can send it by value: pip install shoal[processes]"
+
+
+# Not that of `os`: detectors of blocking calls put theirs there, and this one reads no disk.
+_getcwd: Callable[[], str] = importlib.import_module(os.name).getcwd
 
 
 # -- by reference ----------------------------------------------------------------------------------
@@ -94,17 +100,41 @@ def is_importable(name: str) -> bool:
 
 
 def _is_found(name: str) -> bool:
-    spec = getattr(sys.modules.get(name), "__spec__", None)
-    parent = name.rpartition(".")[0]
+    module = sys.modules.get(name)
+    spec: Any = getattr(module, "__spec__", None)
+    parent, _, last = name.rpartition(".")
     if spec is None or (parent and not is_importable(parent)):
         return False
-    path = getattr(sys.modules[parent], "__path__", None) if parent else None
+    if spec.origin in ("built-in", "frozen"):
+        return True
+    within = cast("Any", sys.modules[parent]).__path__ if parent else sys.path
+    # By its name alone, because looking for it on disk would block the event loop.
+    expected = [f"{_absolute(folder)}/{last}" for folder in within]
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return any(
+        place == one or place.startswith((f"{one}.", f"{one}/__init__."))
+        for place in places
+        for one in expected
+    ) or _is_found_elsewhere(name, spec.origin)
+
+
+def _is_found_elsewhere(name: str, origin: str | None) -> bool:
+    """Ask the finders that look in other places than ``sys.path``, as for editable installs."""
     for finder in sys.meta_path:
+        if finder is PathFinder or not origin:
+            continue
         find: Callable[..., Any] | None = getattr(finder, "find_spec", None)
-        found = None if find is None else find(name, path)
-        if found is not None:
-            return found.origin == spec.origin
+        with suppress(Exception):  # finders of others
+            found = None if find is None else find(name, None)
+            if found is not None:
+                return found.origin == origin
     return False
+
+
+def _absolute(folder: str) -> str:
+    if not folder.startswith("/"):
+        folder = f"{_getcwd()}/{folder}"
+    return folder.rstrip("/")
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -175,9 +205,11 @@ class _ByReference(pickle.Pickler):
 
 def _reference(thing: object) -> Any:
     """Reduce what a decorator has hidden to a reference; NotImplemented for everything else."""
-    if isinstance(thing, FunctionType) or hasattr(type(thing), "perform"):  # acts, too
+    is_function = isinstance(thing, FunctionType)
+    if is_function or hasattr(type(thing), "perform"):  # acts, too
         reference = reference_of(thing)
-        if reference is not None:
+        # What is at its name is pickled so anyway, if it is a function: also `by_reference` itself.
+        if reference is not None and (reference[2] or not is_function):
             return by_reference, reference
     return NotImplemented
 

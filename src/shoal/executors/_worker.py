@@ -157,8 +157,10 @@ class WorkerCore:
                 self._send(batch)
             self._sent_at = perf_counter()
 
-    def tick(self) -> None:
-        """Send what has been collected. Call this every few milliseconds while ``is_busy``.
+    def tick(self) -> bool:
+        """Send what has been collected; return whether there was anything.
+
+        Call this every few milliseconds while ``is_busy``.
 
         The lane sends by itself when it ends a call. It can't while a long call is at work.
         """
@@ -166,8 +168,10 @@ class WorkerCore:
         if self._mark is None and call is not None and call.number != self._announced:
             self._announced = call.number
             self._out.append((m.BEGAN, [call.number]))
-        if self._out:
-            self.flush()
+        if not self._out:
+            return False
+        self.flush()
+        return True
 
     @property
     def is_busy(self) -> bool:

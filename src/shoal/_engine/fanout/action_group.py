@@ -49,6 +49,7 @@ from shoal._limits.permits import AttemptPermit
 from shoal._state.functions import require_plain
 from shoal._state.secrets import without_secrets
 from shoal._state.state import held
+from shoal.executors._named import Place
 from shoal.stores._protocol import Store
 
 from .action_source import ActionSource, EachSource
@@ -119,6 +120,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         store: Store | Inherit | None,
         hooks: Sequence[Hook] | Inherit,
         title: Title | None = None,
+        executor: Place | None = None,
     ) -> None:
         """Use ``context.fan_out``."""
         self._run = run
@@ -131,6 +133,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._each = each
         self._timeout = timeout
         self._title = title
+        self._executor: Place | None = executor
         self._source = ActionSource(
             repr(self),
             has_room=self._has_room,
@@ -528,6 +531,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             hooks=self._hooks,
             deadline=self._deadline,
             each=self._each,
+            executor=self._executor,
         )
 
     def _check_open(self, what: str) -> ChildTaskGroup:

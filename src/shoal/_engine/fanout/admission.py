@@ -202,13 +202,14 @@ class ChildAdmission:
         slot = permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
-        thread: Gate | None = None
+        worker: Gate | None = None
         action = config.entry
         if action is not None and child.begins_anew:
             try:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
-                thread = limiters.threads if action.in_thread else None
+                pool = config.pool_of(action)
+                worker = None if pool is None else pool.gate
             except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
                 pass
         permit = AttemptPermit(
@@ -218,9 +219,9 @@ class ChildAdmission:
             permits,
             on_granted=partial(self._on_granted, child),
             slot=slot,
-            thread=thread,
+            worker=worker,
         )
-        permits.first_permit = None if thread is None and not needed else permit
+        permits.first_permit = None if worker is None and not needed else permit
         return permit
 
     def ended(self, child: Run) -> None:

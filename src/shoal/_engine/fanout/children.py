@@ -22,6 +22,7 @@ from shoal._graph.parallel import Take
 from shoal._graph.policy import Each, Inherit
 from shoal._limits.breaker import Circuits
 from shoal._state.state import refuse_awaitable
+from shoal.executors._named import Place
 from shoal.stores._protocol import NullStore, Store
 
 
@@ -55,6 +56,7 @@ def child_config(
     on_item: Callable[[Run, object], None] | None = None,
     each: Each | None = None,
     host: Run | None = None,
+    executor: Place | None = None,
 ) -> RunConfig:
     """Make the configuration of the children of ``run`` that execute ``graph`` in ``step``.
 
@@ -100,6 +102,7 @@ def child_config(
         each=each,
         is_resumable=config.is_resumable,
         host=host,
+        executor=config.executor if executor is None else executor,
         begins_host=host is None or run.is_starting,
     )
 

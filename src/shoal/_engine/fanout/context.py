@@ -24,6 +24,8 @@ from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
 from shoal._state.result import Result
+from shoal.executors._named import ExecutorName, executor_named
+from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action_group import ChildGroup
@@ -50,20 +52,33 @@ class Context:
     _note: str = ""
 
     def __init__(
-        self, run: Run, action: FunctionAction[..., Any], permit: AttemptPermit | None, items: Items
+        self,
+        run: Run,
+        action: FunctionAction[..., Any],
+        permit: AttemptPermit | None,
+        items: Items,
+        is_elsewhere: bool = False,
     ) -> None:
-        """Describe one attempt of ``action`` by ``run``."""
+        """Describe one attempt of ``action`` by ``run``.
+
+        Args:
+            run: The run.
+            action: The action.
+            permit: The permit of the attempt.
+            items: The partial items of the attempt.
+            is_elsewhere: Whether the function is called elsewhere than on the event loop.
+        """
         self._run = run
         self._action = action
         self._permit = permit
         self._items = items
-        # Set if the action runs in a worker thread: it calls `emit` and `ask` through
+        # Set if the action runs in a worker: it calls `emit` and `ask` through
         # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
-        self._loop_thread = threading.get_ident() if action.in_thread else None
+        self._loop_thread = threading.get_ident() if is_elsewhere else None
         self._names: set[str] = set()  # of this attempt's fan-outs; ids of children contain them
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
         # Read on the event loop, because a worker thread has no cancel scopes to read it from.
-        self._fixed_deadline = anyio.current_effective_deadline() if action.in_thread else None
+        self._fixed_deadline = anyio.current_effective_deadline() if is_elsewhere else None
 
     @property
     def path(self) -> RunPath:
@@ -257,7 +272,7 @@ class Context:
     def _refuse_plain(self, what: str, call: str) -> None:
         """Refuse a direct call by a plain function, on the loop or in a thread: it can't await."""
         action = self._action
-        on_loop = action.in_thread and threading.get_ident() == self._loop_thread
+        on_loop = threading.get_ident() == self._loop_thread
         if not (action.is_async or action.is_streaming or on_loop):
             msg = (
                 f"action {action.name!r} is a plain function, which can't await {what}: make it a "
@@ -348,6 +363,7 @@ class Context:
         each: Each | None = None,
         timeout: float | None = None,
         title: Title | None = None,
+        executor: Executor | ExecutorName | None = None,
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
@@ -371,6 +387,7 @@ class Context:
                 ``StepTimeout`` is raised when the action next waits for an outcome, or leaves the
                 block.
             title: What watchers call the fan-out, or its children; see ``fan_out``.
+            executor: Where the actions of the children are called; see ``fan_out``.
 
         Raises:
             BadUse: Called in a worker thread, where an action that is a plain function runs.
@@ -401,6 +418,7 @@ class Context:
             raise DefinitionError(msg)
         check_timeout("context.fan_out(timeout=...)", timeout)
         check_title("context.fan_out(title=...)", title)
+        place = executor_named(executor, "context.fan_out(executor=...)")
         self._names.add(name)
         return ChildGroup(
             self._run,
@@ -413,6 +431,7 @@ class Context:
             store=store,
             hooks=hooks,
             title=title,
+            executor=place,
         )
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from shoal._graph.fan_out import FanOut
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._graph.task_classes import ParallelAction
+from shoal.executors._named import executor_named
 from shoal.stores._protocol import Store
 
 from .children import child_config
@@ -114,6 +115,7 @@ class StepSources:
             digests=self._digests,
             each=self._act.each,
             on_item=self._on_item,
+            executor=executor_named(self._act.executor, repr(self._act.name)),
         )
         return ChildTemplate(config, base)
 
