@@ -207,6 +207,7 @@ def test_a_copy_of_the_program_that_outlives_it_keeps_no_worker_alive(
 ):
     """The copy, as pre-forking servers make them, holds all sockets of its parent open."""
     program = start(
+        "-Wignore",  # Python warns of a fork with threads
         "-c",
         textwrap.dedent("""
             import os, threading, time, anyio
@@ -233,8 +234,10 @@ def test_a_copy_of_the_program_that_outlives_it_keeps_no_worker_alive(
         """),
     )
     assert program.stdout is not None
-    lines = [program.stdout.readline().split() for _ in range(2)]
-    found = dict((line[0], [int(pid) for pid in line[1:]]) for line in lines)
+    found: dict[str, list[int]] = {}
+    while len(found) < 2:
+        kind, *pids = program.stdout.readline().split()
+        found[kind] = list(map(int, pids))
     program.kill()
     try:
         for pid in found["worker"]:
