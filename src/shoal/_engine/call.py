@@ -30,6 +30,7 @@ from shoal._errors.exceptions import (
     MissingField,
     RetryLater,
     UndeclaredWrite,
+    WorkerDied,
     brief,
     kind_of,
     note,
@@ -52,6 +53,7 @@ from .result_cache import lookup, result_key, store_result
 from .run import Run
 from .standing import stands_for
 from .streaming import Items
+from .worker_deaths import outlive
 
 logger = logging.getLogger("shoal")
 
@@ -164,7 +166,7 @@ async def _call_admitted(
     on_admitted: Callable[[], None] | None = None,
     later: RetryLater | None = None,
 ) -> Change:
-    """Make one attempt, and repeat it as long as it raises ``RetryLater``.
+    """Make one attempt, and repeat it as long as it raises ``RetryLater`` or its worker dies.
 
     Args:
         run: The run whose current step this is.
@@ -173,6 +175,7 @@ async def _call_admitted(
         later: Raised by the attempt already, before anything limited it.
     """
     pool = _pool_of(run, action)
+    death: WorkerDied | None = None
     asked = 0
     # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
     # others with the same key would start. Empty if the attempt never came to that.
@@ -192,6 +195,13 @@ async def _call_admitted(
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
+        except WorkerDied as error:
+            if pool is None:  # the function has raised it, and no worker of ours has died
+                raise
+            death = error
+        if death is not None:
+            await outlive(run, death)
+            death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
 
 
@@ -398,6 +408,7 @@ async def _call(
                 action.job,
                 kwargs,
                 abandon=action.abandon,
+                alone=run.retries is not None and run.retries.needs_own_worker,
                 context=context,
                 items=items,
                 on_cancelled=on_cancelled,

@@ -98,12 +98,12 @@ async def commit(run: Run, write: Write) -> None:
         if child.config.is_forgotten and child.status == "succeeded":
             _gather(child)
             gathered.append(child)
-    if execution.is_resumed:
+    if execution.is_resumed or execution.has_lost_workers:
         # Before the ends of the children are saved: a crash in between leaves a child without an
         # end, which the next execution takes up, and not descendants that go on below an end.
         for child in (*unapplied, *applied):
             await _acquit(child)
-            if child.status in ("failed", "cancelled"):
+            if execution.is_resumed and child.status in ("failed", "cancelled"):
                 await end_below(child)
     batch = Batch(
         run,
@@ -126,7 +126,7 @@ async def commit(run: Run, write: Write) -> None:
     # one assignment, which a KeyboardInterrupt can't tear; see
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
-    if execution.is_resumed and run.retries is not None:
+    if run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:
         # Back to one change with nothing pending: the updates of its steps were published when

@@ -110,6 +110,7 @@ class Execution:
         "costs",
         "deadline",
         "groups",
+        "has_lost_workers",
         "holder",
         "hooks",
         "is_interrupted",
@@ -171,6 +172,8 @@ class Execution:
         # None unless a crash came before, so that most executions save nothing before an action.
         self.suspects: CrashSuspects | None = None
         """The children that may have crashed the process of the execution before."""
+        self.has_lost_workers: bool = False
+        """Whether workers of an executor have died, so that crashes are counted."""
         self.secrets: Secrets = Secrets()
         """The secrets of the root run and all its descendants."""
         self.answers: dict[str, object] = {}

@@ -48,6 +48,7 @@ def take_permit(
         owner=action.definition,
         limits=action.limits,
         worker=None if pool is None else pool.gate,
+        keeps_worker=action.is_plain,
     )
 
 

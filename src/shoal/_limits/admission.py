@@ -62,6 +62,7 @@ class AdmissionController:
         owner: object,
         limits: Limits | None,
         worker: Gate | None,
+        keeps_worker: bool = True,
     ) -> AttemptPermit | None:
         """Return a permit for an attempt: granted if there is room, else waiting in the scheduler.
 
@@ -72,6 +73,7 @@ class AdmissionController:
             owner: The definition of the action, by which its limits are counted.
             limits: The limits of the action, if it has any.
             worker: The gate of the workers that the attempt needs one of; None: it needs none.
+            keeps_worker: Whether the worker can do nothing else while the attempt's children run.
 
         Returns None if nothing limits the attempt.
         """
@@ -81,7 +83,15 @@ class AdmissionController:
         if not limiters and worker is None and (slot is None or slot.is_held):
             return None
         needed, costs = self.limiters.gates(limiters, data)
-        return AttemptPermit(self.scheduler, needed, costs, holder, slot=slot, worker=worker)
+        return AttemptPermit(
+            self.scheduler,
+            needed,
+            costs,
+            holder,
+            slot=slot,
+            worker=worker,
+            keeps_worker=keeps_worker,
+        )
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""

@@ -9,8 +9,8 @@ Invariants:
   the limit, and no new attempt starts until enough others have ended.
 - A child holds its in-flight slot from its start to its end, except while it waits for something
   else. It reacquires the slot together with that, in one grant.
-- A worker is one more slot, but it isn't released for children: the worker is busy until the
-  function returns.
+- A worker is one more slot. A plain function keeps it busy until it returns, so it isn't released
+  for children. A coroutine function doesn't, and its slot is released for them like the others.
 - A permit that was granted and never used is refunded: its slots and the units of rates.
 """
 
@@ -270,6 +270,7 @@ class AttemptPermit(PermitRequest):
         on_granted: Callable[[], None] | None = None,
         slot: InFlightSlot | None = None,
         worker: Gate | None = None,
+        keeps_worker: bool = True,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -283,7 +284,11 @@ class AttemptPermit(PermitRequest):
                 attempt's task calls ``wait``.
             slot: The in-flight slot of the run, if it must be held as well.
             worker: The gate of the workers, if the attempt runs in one.
+            keeps_worker: Whether the worker can do nothing else while the attempt's children run.
         """
+        if worker is not None and not keeps_worker:
+            needed, worker = (*needed, worker), None
+            costs = None if costs is None else (*costs, 1.0)
         super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning: bool = slot is not None and slot.returns
         self._scheduler: FairScheduler = scheduler

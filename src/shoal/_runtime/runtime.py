@@ -48,7 +48,7 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
-from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers
+from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers, uses_of_workers
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -602,7 +602,11 @@ class Runtime:
             for owner, named in self.services.circuits.items()
             for name, circuits in named.items()
         )
-        uses = [*uses_of(found, self.services.clock()), *uses_of_breakers(breakers)]
+        uses = [
+            *uses_of(found, self.services.clock()),
+            *uses_of_breakers(breakers),
+            *uses_of_workers(self.services.pools.opened),
+        ]
         return LimitsInUse(uses, owners_of(found), names_of_costs(found))
 
     def _carry_out(self, root: RootRun, command: Command) -> None:

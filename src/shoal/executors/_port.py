@@ -241,7 +241,12 @@ class Pool(Protocol):
         ...
 
     def call(self) -> Call:
-        """Make a call. Cheap, and starts nothing. The caller holds a slot of ``gate`` for it."""
+        """Make a call. Cheap, and starts nothing. The caller holds a slot of ``gate`` for it.
+
+        A coroutine function that waits for children of its own (``context.fan_out``) gives its slot
+        to others meanwhile, so that any depth of nesting goes on. So more calls may be open than
+        the gate has slots, and of those that are not plain none may wait for another to end.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -82,6 +82,12 @@ class ThreadPool:
         """Do nothing: idle threads end by themselves, and those left behind can't be ended."""
 
 
+def _call_and_check(job: Job, given: Mapping[str, Any]) -> object:
+    # Checked in the thread: trio lets no coroutine out of one, and says so in words of its own.
+    result = job.function(**given)
+    return finished(job, None if job.access is None else given["state"], result)
+
+
 @final
 class ThreadCall:
     """One call of a function in a thread; see ``Call``."""
@@ -110,10 +116,10 @@ class ThreadCall:
         """Call the function of ``job`` in a thread; see ``Call.call``."""
         del alone, items
         given = {**kwargs, "context": context} if job.takes_context else kwargs
-        result = await self._thread.call(
-            job.function, given, abandon=abandon, on_cancelled=on_cancelled
+        work = {"job": job, "given": given}
+        return await self._thread.call(
+            _call_and_check, work, abandon=abandon, on_cancelled=on_cancelled
         )
-        return finished(job, None if job.access is None else kwargs["state"], result)
 
     @property
     def is_running(self) -> bool:

@@ -220,6 +220,7 @@ class ChildAdmission:
             on_granted=partial(self._on_granted, child),
             slot=slot,
             worker=worker,
+            keeps_worker=action is None or action.is_plain,
         )
         permits.first_permit = None if worker is None and not needed else permit
         return permit
