@@ -104,7 +104,7 @@ cells = [
     from shoal.executors import Processes
     THRESHOLD = 1
     MODEL = None
-    def load(): 
+    def load():
         global MODEL
         MODEL = "a model"
     processes = Processes(1, initializer=load)
@@ -176,7 +176,7 @@ anyio.run(main, backend=sys.argv[2])
 def test_nothing_is_left_of_a_program_that_is_killed(
     start: Callable[..., subprocess.Popen[str]], kill: signal.Signals, started: str, backend: str
 ):
-    shared = set(os.listdir("/dev/shm"))
+    shared = set(Path("/dev/shm").iterdir())
     program = start("-c", STAYS, started, backend)
     assert program.stdout is not None
     pids = {int(pid) for _ in range(2) for pid in program.stdout.readline().split()}
@@ -186,7 +186,7 @@ def test_nothing_is_left_of_a_program_that_is_killed(
     program.communicate(timeout=30)
     for pid in pids:
         assert_gone(pid)
-    assert set(os.listdir("/dev/shm")) <= shared
+    assert set(Path("/dev/shm").iterdir()) <= shared
 
 
 def assert_gone(pid: int) -> None:

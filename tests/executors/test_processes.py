@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from shoal import Application, MemoryStore, Runtime, State, action, fan_out
-from shoal.errors import DefinitionError, NotSendable, NoWorker, RemoteError, StepTimeout
+from shoal.errors import DefinitionError, NotSendable, NoWorker, Poisoned, RemoteError, StepTimeout
 from shoal.events import Item
 from shoal.executors import Processes
 from shoal.executors._process_transport import ProcessLink, ProcessTransport
@@ -156,6 +156,28 @@ async def test_an_exit_of_a_function_is_one_of_its_run(kind: str, type_: type[Ba
         with pytest.raises(type_):
             async with Runtime() as runtime:
                 await run(runtime, work.fail, {"kind": kind})
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGSEGV"])
+async def test_a_function_that_kills_its_worker_is_poison(how: str):
+    async with runtime_of(max_crashes=2) as runtime:
+        with pytest.raises(Poisoned) as caught:
+            await run(runtime, work.die, {"how": how})
+        text = str(caught.value.__cause__)
+        assert "died while action 'die' was at work there" in text
+        assert ("exit code 7" if how == "exit" else how) in text
+
+
+async def test_a_worker_that_dies_takes_only_what_was_at_work_with_it(tmp_path: Path):
+    async with runtime_of() as runtime:
+        each = fan_out(work.die_once, over="ns", item="n", into="squares")
+        fields = {"ns": range(60), "victim": 30, "marks": str(tmp_path)}
+        state = await run(runtime, each, fields, TWO)
+        assert state["squares"] == [n * n for n in range(60)]
+        calls = {int(path.name): len(path.read_text()) for path in tmp_path.iterdir()}
+        assert calls.pop(30) == 2
+        # One that had ended when its worker died may run again: its answer may have been lost.
+        assert sum(calls.values()) <= len(calls) + 3
 
 
 async def test_a_process_is_killed_after_the_grace(tmp_path: Path):
