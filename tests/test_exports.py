@@ -18,6 +18,7 @@ import pytest
 import shoal
 import shoal.errors
 import shoal.events
+import shoal.executors
 import shoal.rates
 import shoal.stores
 import shoal.testing
@@ -33,6 +34,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Browses",
     "CachesResults",
     "Event",
+    "Executor",
     "FindsOrphans",
     "Hook",
     "Inspects",
@@ -52,13 +54,14 @@ HAVE_NO_DOCSTRING = {
     "__version__",
     "Entry",
     "EntryKind",
+    "ExecutorName",
     "Key",
     "OnError",
     "Operation",
     "Outcome",
     "Until",
 }
-HOMES = [shoal, shoal.errors, shoal.events, shoal.rates, shoal.stores, shoal.types]
+HOMES = [shoal, shoal.errors, shoal.events, shoal.executors, shoal.rates, shoal.stores, shoal.types]
 NAMES = {f"{home.__name__}.{name}": (home, name) for home in HOMES for name in home.__all__}
 MOVED = {name: home for home in HOMES[1:] for name in home.__all__ if name not in shoal.__all__}
 MOVED.pop("MemoryRates")  # it never was in `shoal`

@@ -24,6 +24,7 @@ PACKAGES = {
     "engine": "_engine",
     "fanout": "_engine/fanout",
     "runtime": "_runtime",
+    "executors": "executors",
 }
 """The page that lists all modules of a package, in a table whose first column names them."""
 

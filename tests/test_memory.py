@@ -26,7 +26,7 @@ async def echo(item: int) -> int:
     return item
 
 
-@action(reads=["item"], writes=["out"], run_in="loop")
+@action(reads=["item"], writes=["out"], executor="loop")
 def at_once(item: int) -> int:
     return item
 

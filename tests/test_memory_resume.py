@@ -34,7 +34,7 @@ def count(state: State, _: Done) -> State:
 def fan_out_of(kind: str, *, fails: bool) -> FanOut:
     """Make a step of ``n`` children, and one more that fails if it ``fails``."""
 
-    @action(reads=["item"], writes=["out"], run_in="loop")
+    @action(reads=["item"], writes=["out"], executor="loop")
     def work(item: int | str) -> int:
         if item in (-1, "-1") and fails:
             raise RuntimeError("stop")

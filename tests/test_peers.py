@@ -791,11 +791,11 @@ async def test_what_losers_wrote_is_nowhere():
 def test_the_time_per_item_is_flat(how: str):
     """LlamaIndex: the state was copied for each result; Burr: 2,000 appends took 3.2 s."""
 
-    @action(reads=["item"], writes=["out"], run_in="loop")
+    @action(reads=["item"], writes=["out"], executor="loop")
     def echo(item: int) -> int:
         return item
 
-    @action(reads=["n"], writes=["n", "outs"], run_in="loop")
+    @action(reads=["n"], writes=["n", "outs"], executor="loop")
     def one_more(state: State) -> State:
         return state.update(n=state["n"] - 1).append(outs=state["n"])
 

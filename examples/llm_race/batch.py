@@ -91,7 +91,7 @@ def prompt_of(said: object, number: int, defaults: Prompt) -> Prompt:
     )
 
 
-@action(reads=["prompt", "answer"], writes=["row"], run_in="loop")
+@action(reads=["prompt", "answer"], writes=["row"], executor="loop")
 def write_row(
     prompt: Prompt, answer: Answer, board: Scoreboard, context: Context
 ) -> dict[str, Any]:

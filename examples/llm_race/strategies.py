@@ -205,7 +205,7 @@ def asking_all(rivals: Sequence[Act], rules: Rules) -> Act:
 def keep_acceptable(rules: Rules) -> Act:
     """Make the step that keeps the acceptable answers, and one of them as `answer`."""
 
-    @action(reads=["answers"], writes=["answers", "answer"], name="accept", run_in="loop")
+    @action(reads=["answers"], writes=["answers", "answer"], name="accept", executor="loop")
     def keep(answers: Mapping[str, Answer]) -> dict[str, Any]:
         kept: dict[str, Answer] = {}
         cut: dict[str, Answer] = {}
@@ -236,7 +236,7 @@ Reply with its number alone.
 {answers}"""
 
 
-@action(reads=["prompt", "answers"], writes=["prompt"], run_in="loop")
+@action(reads=["prompt", "answers"], writes=["prompt"], executor="loop")
 def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
     """Ask for the best answer. Names are omitted, because a judge may recognise itself."""
     told = "\n\n".join(f"# {n}\n{answer.text}" for n, answer in enumerate(answers.values(), 1))
@@ -244,7 +244,7 @@ def compose(prompt: Prompt, answers: Mapping[str, Answer]) -> Prompt:
     return Prompt(text=text, earlier=prompt.earlier, max_tokens=16, may_be_cut=True)
 
 
-@action(reads=["answer", "answers"], writes=["verdict"], run_in="loop")
+@action(reads=["answer", "answers"], writes=["verdict"], executor="loop")
 def read_verdict(answer: Answer, answers: Mapping[str, Answer]) -> Answer:
     """Return the answer that the judge's reply names."""
     digits = "".join(c if c.isdigit() else " " for c in answer.text).split()

@@ -6,6 +6,7 @@ This module has the names that applications are written with. The others are at 
 - ``shoal.events``: events, for hooks and for readers of a run's events.
 - ``shoal.types``: classes that annotations name, but that programs get instead of making them.
 - ``shoal.stores``: what a store implements, for authors of stores.
+- ``shoal.executors``: where functions are called: threads, processes, clusters.
 - ``shoal.rates``: what a rate backend implements, for authors of backends.
 - ``shoal.watch``: queries about runs, for pages, commands and programs.
 - ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
@@ -58,7 +59,7 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
     )
     from shoal._events.hooks import Hook
     from shoal._events.identity import RunPath
-    from shoal._graph.action import Result, action
+    from shoal._graph.action import action
     from shoal._graph.action_class import Action
     from shoal._graph.condition import when
     from shoal._graph.dataflow import END
@@ -82,6 +83,7 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
     from shoal._runtime.result import RunResult
     from shoal._runtime.runtime import Runtime
     from shoal._state.collections import PositionedList, StateList, StateMap
+    from shoal._state.result import Result
     from shoal._state.state import State
     from shoal.stores._codec.codec import Codec
     from shoal.stores._memory import MemoryStore
@@ -90,6 +92,7 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
 
     from . import errors as errors
     from . import events as events
+    from . import executors as executors
     from . import rates as rates
     from . import stores as stores
     from . import types as types
@@ -173,7 +176,7 @@ _DEFINED = {
     "_events.events": "Cancelled Done ErrorInfo Failed Halted Outcome Question Skipped",
     "_events.hooks": "Hook",
     "_events.identity": "RunPath",
-    "_graph.action": "Result action",
+    "_graph.action": "action",
     "_graph.action_class": "Action",
     "_graph.condition": "when",
     "_graph.dataflow": "END",
@@ -191,6 +194,7 @@ _DEFINED = {
     "_runtime.result": "RunResult",
     "_runtime.runtime": "Runtime",
     "_state.collections": "PositionedList StateList StateMap",
+    "_state.result": "Result",
     "_state.state": "State",
     "stores._codec.codec": "Codec",
     "stores._memory": "MemoryStore",
@@ -205,9 +209,10 @@ _MOVED = {
     "errors": (
         "BadKey BadResult BadUse CommitInDoubt DefinitionError DepthExceeded Halting "
         "HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NotData NotDecodable NotEncodable Poisoned "
-        "RateUnavailable Rejected SavedError SecretLeaked SpuriousCancel StateError "
-        "TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge"
+        "MissingInput NoApplication NoTransition NotData NotDecodable NotEncodable NotSendable "
+        "Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
+        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge "
+        "WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
@@ -215,6 +220,7 @@ _MOVED = {
         "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
         "Waiting"
     ),
+    "executors": "Executor ExecutorName Threads",
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "

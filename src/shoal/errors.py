@@ -42,9 +42,11 @@ from shoal._errors.exceptions import (
     NotDecodable,
     NotEncodable,
     NoTransition,
+    NotSendable,
     Poisoned,
     RateUnavailable,
     Rejected,
+    RemoteError,
     RetryLater,
     RunCancelled,
     RunClaimed,
@@ -63,6 +65,7 @@ from shoal._errors.exceptions import (
     UnknownQuestion,
     UnknownRun,
     UpdateTooLarge,
+    WorkerDied,
 )
 
 __all__ = [
@@ -88,9 +91,11 @@ __all__ = [
     "NotData",
     "NotDecodable",
     "NotEncodable",
+    "NotSendable",
     "Poisoned",
     "RateUnavailable",
     "Rejected",
+    "RemoteError",
     "RetryLater",
     "RunCancelled",
     "RunClaimed",
@@ -109,4 +114,5 @@ __all__ = [
     "UnknownQuestion",
     "UnknownRun",
     "UpdateTooLarge",
+    "WorkerDied",
 ]

@@ -142,7 +142,7 @@ class Builder:
         body = wrap(bodies[row["body"]])
         options: dict[str, Any] = {}
         if row["body"] == "plain":
-            options["run_in"] = "loop"
+            options["executor"] = "loop"
         if at == 1:
             options |= self._attempts(name)
         if row["cache"] == "yes":

@@ -201,7 +201,7 @@ class Step:
                 await self.fate(read(state)).live()
             return result(state)
 
-        @action(**options, run_in="loop")
+        @action(**options, executor="loop")
         def is_quick(state: State) -> State:
             with program.running(self.name), program.at(state["item"]):
                 self.fate(read(state)).finish()

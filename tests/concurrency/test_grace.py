@@ -742,13 +742,13 @@ async def test_the_native_cancellation_of_its_own_task_waits_for_the_thread(gate
 
 
 def test_only_a_thread_can_be_left_behind():
-    with pytest.raises(DefinitionError, match="only a function in a worker thread"):
+    with pytest.raises(DefinitionError, match="only a function in a worker can be abandoned"):
 
         @action(abandon=True)
         async def act() -> None: ...
 
-    with pytest.raises(DefinitionError, match="only a function in a worker thread"):
-        action(abandon=True, run_in="loop", name="f")(lambda: None)
+    with pytest.raises(DefinitionError, match="only a function in a worker can be abandoned"):
+        action(abandon=True, executor="loop", name="f")(lambda: None)
 
     class Thread(Action):
         abandon = True

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from shoal import Application, Context, Done, Limits, Rate, action, fan_out
 from shoal._runtime.runtime import THREADS, Runtime
 from shoal.events import StateUpdated, StepEnded, Waiting
+from shoal.executors._threads import SHARED_THREADS
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
@@ -158,10 +159,10 @@ async def test_context_variables_travel_into_the_thread_and_not_out_of_it():
     assert spot.get() == "outside"
 
 
-async def test_run_in_loop_calls_the_function_on_the_loop():
+async def test_on_the_loop_a_plain_function_is_called_there():
     threads: set[int] = set()
 
-    @action(reads=["n"], writes=["out"], run_in="loop")
+    @action(reads=["n"], writes=["out"], executor="loop")
     def work(n: int) -> int:
         threads.add(threading.get_ident())
         return n
@@ -212,8 +213,7 @@ async def test_an_attempt_that_waits_for_a_thread_holds_nothing(limits: Limits, 
                 await blocked.wait()
                 tasks.start_soon(end_it_all)
                 await runtime.run(app)
-        admission = runtime._admission  # pyright: ignore[reportPrivateUsage]
-        assert admission.limiters.threads.used == 0
+        assert runtime.services.pools.of(SHARED_THREADS).gate.used == 0
     assert began == ["on the loop"]
 
 
@@ -247,7 +247,7 @@ async def test_an_action_in_a_thread_keeps_it_while_it_is_inside_of_its_fan_out(
     @action(reads=["n"], writes=["out"])
     async def child(n: int) -> int:
         nonlocal peak
-        peak = max(peak, runtime._admission.limiters.threads.used)  # pyright: ignore[reportPrivateUsage]
+        peak = max(peak, runtime.services.pools.of(SHARED_THREADS).gate.used)
         return n
 
     @action(writes=["out"], limits=Limits(1))
@@ -261,7 +261,7 @@ async def test_an_action_in_a_thread_keeps_it_while_it_is_inside_of_its_fan_out(
 
     async with Runtime(threads=1) as runtime:
         result = await runtime.run(Application(work))
-        assert runtime._admission.limiters.threads.used == 0  # pyright: ignore[reportPrivateUsage]
+        assert runtime.services.pools.of(SHARED_THREADS).gate.used == 0
     assert result.state["out"] == 5
     assert peak == 1
 

@@ -245,7 +245,7 @@ async def plus_one(leaf: int, context: Context) -> int:
     return leaf + 1
 
 
-@action(reads=["leaf"], writes=["leaf"], run_in="loop")
+@action(reads=["leaf"], writes=["leaf"], executor="loop")
 def negate(leaf: int, context: Context) -> int:
     WATCH.ran(context)
     return -leaf

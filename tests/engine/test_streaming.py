@@ -182,7 +182,7 @@ async def test_items_are_published_in_order_between_start_and_end_of_the_step():
 async def test_it_runs_on_the_loop_and_takes_no_thread():
     act = streaming(functools.partial(count_to, 1))
     assert isinstance(act, FunctionAction)
-    assert (act.is_streaming, act.is_async, act.in_thread) == (True, False, False)
+    assert (act.is_streaming, act.is_async, act.is_plain) == (True, False, False)
 
 
 async def test_it_goes_on_only_after_all_hooks_have_returned():
@@ -303,7 +303,7 @@ async def test_what_only_streams_yield_or_are_is_no_value_of_other_actions(way: 
     }[way]
     writes = ["out", "b"] if way == "mapping" else ["out"]
     with pytest.raises(BadResult, match=f"action 'stream' returned {message}"):
-        await run(function, writes=writes, run_in="loop")
+        await run(function, writes=writes, executor="loop")
 
 
 # -- incomplete streams ----------------------------------------------------------------------------
@@ -1173,13 +1173,13 @@ async def test_emitting_a_result_is_refused():
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("where", ["thread", "loop"])
-async def test_a_plain_function_is_taught_how_to_emit(where: Literal["thread", "loop"]):
+@pytest.mark.parametrize("where", ["threads", "loop"])
+async def test_a_plain_function_is_taught_how_to_emit(where: Literal["threads", "loop"]):
     def talk(context: Context) -> None:
         context.emit(5)  # pyright: ignore[reportUnusedCoroutine] # the mistake
 
     with pytest.raises(BadUse, match=r"is a plain function.*from_thread.run\(context.emit, item\)"):
-        await run(talk, run_in=where)
+        await run(talk, executor=where)
 
 
 @pytest.mark.realtime

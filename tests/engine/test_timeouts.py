@@ -391,7 +391,7 @@ async def test_a_child_that_swallows_its_timeout_has_failed(position: str, store
     acts = {
         "only": [swallower()],
         "first": [swallower(), sleeper()],
-        "last": [action(name="quick", run_in="loop")(lambda: None), swallower()],
+        "last": [action(name="quick", executor="loop")(lambda: None), swallower()],
     }[position]
     many = fan_out(
         Graph.chain(*acts, name="child"), over="ns", item="n", into="outs", take="out", key=str,
@@ -577,7 +577,7 @@ async def test_a_step_with_children_that_never_wait_is_cut_short():
     """Nobody waits, but the loop's turn comes; and the clock is virtual: it is moved by another."""
     done = 0
 
-    @action(reads=["n"], run_in="loop")
+    @action(reads=["n"], executor="loop")
     def act(n: int) -> None:
         nonlocal done
         done += 1
@@ -817,7 +817,7 @@ def test_what_is_no_timeout_is_refused(options: dict[str, Any]):
 def test_what_cannot_be_interrupted_has_no_timeout():
     with pytest.raises(DefinitionError, match="can't be interrupted"):
 
-        @action(timeout=3, run_in="loop")
+        @action(timeout=3, executor="loop")
         def act() -> None: ...
 
 

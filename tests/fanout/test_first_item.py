@@ -354,7 +354,7 @@ async def test_what_runs_again_counts_its_tries_on(chain: bool):
     acts = {
         "a": stream("a", [(1, "a"), (1, ValueError("a"))]),
         "b": stream("b", [(2, "b"), (1, ValueError("b"))]),
-        "c": Graph.chain(action(name="first", run_in="loop")(lambda: None), last, name="c"),
+        "c": Graph.chain(action(name="first", executor="loop")(lambda: None), last, name="c"),
     }
     until = first_item(when=is_content, on_break="restart")
     act = race(acts["a"], acts["b"], acts["c"] if chain else last, into="out", until=until)

@@ -69,7 +69,7 @@ async def judge(question: str, answers: Mapping[str, str], client: Client) -> st
     return await client.complete("judge", f"{question} {ballot}")
 
 
-@action(reads=["question"], writes=["variants"], run_in="loop")
+@action(reads=["question"], writes=["variants"], executor="loop")
 def rephrase(question: str, politely: Sequence[str] = ("Please, {}", "In short, {}")) -> list[str]:
     return [question, *(form.format(question) for form in politely)]
 

@@ -56,7 +56,7 @@ async def fetch(url: str, web: Web) -> str:
     return await web.get(url)
 
 
-@action(reads=["html"], writes=["title", "links"], run_in="loop")
+@action(reads=["html"], writes=["title", "links"], executor="loop")
 def parse(html: str) -> Page:
     title, *links = html.split()
     return {"title": title, "links": links}

@@ -88,7 +88,7 @@ async def patch(comment: Comment, guide: str, model: Model) -> str:
     return f"{comment.file}: {diff}"
 
 
-@action(writes=["reply"], run_in="loop")
+@action(writes=["reply"], executor="loop")
 def skip() -> str:
     return ""
 

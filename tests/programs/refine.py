@@ -53,7 +53,7 @@ async def criticise(text: str, critic: str, model: Model) -> Remark:
     return Remark(*await model.criticise(text, critic))
 
 
-@action(reads=["remarks"], writes=["score"], run_in="loop")
+@action(reads=["remarks"], writes=["score"], executor="loop")
 def weigh(remarks: Mapping[str, Remark]) -> float:
     return min(remark.score for remark in remarks.values())
 

@@ -509,7 +509,7 @@ async def here(item: int) -> tuple[int, int]:
     return item, threading.get_ident()
 
 
-@action(writes=["loop"], run_in="loop")
+@action(writes=["loop"], executor="loop")
 def which_loop() -> str:
     return anyio.get_cancelled_exc_class().__module__.partition(".")[0]
 

@@ -526,7 +526,7 @@ PROGRAM = """
 
     role = sys.argv[1]
 
-    @action(reads=["item"], writes=["out"], run_in="loop")
+    @action(reads=["item"], writes=["out"], executor="loop")
     async def work(item: int) -> str:
         if role == "stops" and item == 3:
             print("stopping", flush=True)

@@ -147,7 +147,7 @@ def parse(page: str) -> dict[str, object]:
     return {"title": page, "links": [page]}
 
 
-@action(reads=["links"], writes=["count"], run_in="loop")
+@action(reads=["links"], writes=["count"], executor="loop")
 def count(state: State) -> State:
     return state.update(count=len(state["links"]))
 
@@ -205,7 +205,7 @@ def takes_any_action(act: FunctionAction[[str], str]) -> None: ...
 takes_any_action(action(name="shout")(str.upper))
 takes_any_action(nothing)  # pyright: ignore[reportArgumentType]
 
-action(reads=["url"], run_in="process")  # pyright: ignore[reportArgumentType]
+action(reads=["url"], executor="process")  # pyright: ignore[reportArgumentType]
 action(reads=[1])  # pyright: ignore[reportArgumentType]
 action(fetch)  # pyright: ignore[reportArgumentType]
 
@@ -496,7 +496,7 @@ async def typed_applications(runtime: Runtime) -> None:
 class Fetch(Action):
     reads = ["url"]
     writes = ["page"]
-    run_in = "loop"
+    executor = "loop"
     limits = Limits(2)
 
     def __init__(self, client: Client) -> None:

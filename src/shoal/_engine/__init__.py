@@ -7,12 +7,14 @@ Functions over a run:
 
 - ``walk`` goes along the graph, step after step.
 - ``call`` executes one step; ``attempts`` bounds and retries it, ``streaming`` reads its items.
+- ``worker_deaths`` goes on after the death of a worker that an action was called in.
 - ``commit`` is the only way to change a state; ``publish`` sends events to hooks, in order.
 - ``replay`` finds the step at which an earlier execution stopped.
 - ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
+- ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.

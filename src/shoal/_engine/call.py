@@ -3,8 +3,8 @@
 Invariants:
 - A function receives exactly the arguments that its parameters name. Its result is checked against
   the declared writes before anything else sees it.
-- An attempt holds its slots exactly while the function runs, on every way out. A thread that was
-  left behind keeps them until it returns.
+- An attempt holds its slots exactly while the function runs, on every way out. A worker that was
+  left behind keeps them until the function returns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType
 from typing import Any, NoReturn, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -24,21 +23,25 @@ from shoal._concurrency.cancellation import (
     ki_protected,
     ki_unprotected,
 )
-from shoal._concurrency.worker_threads import Thread
 from shoal._errors.exceptions import (
     BadResult,
+    DefinitionError,
     Halting,
     MissingField,
     RetryLater,
     UndeclaredWrite,
+    WorkerDied,
     brief,
     kind_of,
     note,
 )
-from shoal._graph.action import FunctionAction, Result
+from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from shoal.executors._port import Call, ContextPort, Pool
+from shoal.executors._results import MISTAKES, refuse_mistake
+from shoal.executors._streams import stream
 
 from .attempts import try_step, within
 from .commit import SAVE, commit
@@ -49,7 +52,8 @@ from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
 from .standing import stands_for
-from .streaming import Items, stream
+from .streaming import Items
+from .worker_deaths import outlive
 
 logger = logging.getLogger("shoal")
 
@@ -65,7 +69,7 @@ def call_action(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     """Execute ``action`` on the state of ``run``, as its current step, and return its change.
 
     The function is called once all limits that apply allow it. A cancellation reaches the function
-    at once; a function in a thread is awaited until the grace is over. A failed attempt is retried
+    at once; a function in a worker is awaited until the grace is over. A failed attempt is retried
     as ``action.retry`` says, and between attempts the run holds no permit.
 
     Raises:
@@ -82,6 +86,8 @@ async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> 
     retries = run.retry_state()
     # Computed once, from the state before the action: `store_result` uses the same key.
     retries.result_key, retries.is_cached = result_key(action, run.head[1]), False
+    # Before a permit is requested: what is found needs no slot, no rate and no thread; see
+    # test_what_is_remembered_waits_for_no_slot_no_rate_and_no_thread.
     change = await lookup(run, action)
     return await _execute(run, action) if change is None else change
 
@@ -110,6 +116,7 @@ async def _call_suspect(
     # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
     turn = suspects.wait_turn(retries, before)
+    # No wait then, so the permit that admission has acquired for the child can stay with it.
     if suspects.is_free(before):
         await turn
     else:
@@ -140,15 +147,20 @@ async def hand_blame_to_children(run: Run) -> None:
     if suspects is None or retries is None or not retries.is_suspect:
         return
     suspects.leave(retries)  # before the save: a child may wait to be alone at work
+    # Only the count of this execution is taken back: the action itself may have been at work in the
+    # crashes before.
     retries.clear_crashes(retries.crashes - 1)
     await commit(run, SAVE)
 
 
 def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Change]:
     # Most actions have no retry and no limits: nothing is awaited in between for those.
+    config = run.config
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_admitted, run, action))
-    if run.config.scopes or action.is_governed:
+    # An action in a thread is governed: `_call` alone would run it without the permit that bounds
+    # the threads.
+    if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
     return _call(run, action, is_free=True)
 
@@ -161,7 +173,7 @@ async def _call_admitted(
     on_admitted: Callable[[], None] | None = None,
     later: RetryLater | None = None,
 ) -> Change:
-    """Make one attempt, and repeat it as long as it raises ``RetryLater``.
+    """Make one attempt, and repeat it as long as it raises ``RetryLater`` or its worker dies.
 
     Args:
         run: The run whose current step this is.
@@ -169,6 +181,8 @@ async def _call_admitted(
         on_admitted: Called when the attempt begins.
         later: Raised by the attempt already, before anything limited it.
     """
+    pool = _pool_of(run, action)
+    death: WorkerDied | None = None
     asked = 0
     # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
     # others with the same key would start. Empty if the attempt never came to that.
@@ -178,17 +192,46 @@ async def _call_admitted(
             asked += 1
             # A native cancel that the action left on this task would interrupt the wait.
             await absorb_stray_cancel(run.config.services.native_cancels)
+            # `pop` leaves the list empty for the next attempt, which fills it again if it gets that
+            # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
-        permit = take_permit(run, action)
+        # No await between this and the `try` in `_attempt`, which releases the permit: a
+        # cancellation in between would leave its slots taken for good.
+        permit = take_permit(run, action, pool)
         try:
-            return await _attempt(run, action, permit, on_admitted, paused)
+            return await _attempt(run, action, permit, on_admitted, paused, pool=pool)
         except RetryLater as error:
+            # `paused` is empty if the error is not the action's, but that of an `adapt=` policy,
+            # which fails the attempt. An attempt that raised while it was cancelled has failed too:
+            # the wait would be cut short at once, and its error would be lost.
             if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
             later = error
+        except WorkerDied as error:
+            if pool is None:  # the function has raised it, and no worker of ours has died
+                raise
+            death = error
+        if death is not None:
+            await outlive(run, death)
+            death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
+
+
+def _pool_of(run: Run, action: FunctionAction[..., object]) -> Pool | None:
+    """Return where the function of ``action`` is called; None: on the event loop.
+
+    Raises:
+        DefinitionError: The action inherits the loop, where it can't be executed. Graphs that are
+            known before the run are refused before it.
+    """
+    inherited = run.config.executor
+    if inherited == "loop" and action.executor is None:
+        why = action.unfit_for(None)
+        if why:
+            raise DefinitionError(f"action {action.name!r}: {why}")
+    return run.config.pool_of(action)
 
 
 @ki_protected
@@ -198,18 +241,20 @@ async def _attempt(
     permit: AttemptPermit | None,
     on_admitted: Callable[[], None] | None,
     paused: list[bool],
+    *,
+    pool: Pool | None,
 ) -> Change:
-    """Make one attempt within its permit, thread and timeout. One that never began paid nothing.
+    """Make one attempt within its permit, worker and timeout. One that never began paid nothing.
 
     If the attempt raises ``RetryLater``, its keys are paused before its slots are released, and
     ``paused`` receives whether there are any. An adaptive limit receives how the attempt ended, and
     its policy may fail the attempt.
     """
-    services = run.config.services
-    thread: Thread | None = None
+    call: Call | None = None
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
+        # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
             waiting = await publish_waiting(run, permit)
             await permit.wait()
@@ -224,29 +269,39 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
-        begun = True
-        if action.in_thread:
-            thread = services.threads.turn()
         if on_admitted is not None:
-            # An attempt begins once it has its permit; see
-            # test_the_time_begins_when_it_has_its_slots.
+            # An attempt begins once it has its permit (see
+            # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
+            # this raises the failure of the last one, and the permit is not charged; see
+            # test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it.
             on_admitted()
+        # Charged from here on, and not sooner: see
+        # test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing.
+        begun = True
+        if pool is not None:
+            call = pool.call()
         if action.takes_context or action.is_streaming:
-            make_context = partial(services.context, run, action, permit)
-            attempt = partial(_call_emitting, run, action, make_context, thread=thread)
+            attempt = partial(_call_emitting, run, action, permit, call)
         else:
-            attempt = partial(_call, run, action, thread=thread)
+            attempt = partial(_call, run, action, call=call)
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
             what = partial(_what, run, action.name)
+            # Around the call alone: neither the wait for the permit nor storing the result takes
+            # the action's time.
             timed = partial(within, action.timeout, attempt, run, what=what)
         if action.takes_context:
+            # Outside of the timeout, because an attempt that has asked and then times out is halted
+            # and has not failed; see test_an_attempt_that_has_asked_is_halted_however_it_ends. An
+            # action with a context has no cache: see
+            # test_what_does_more_than_to_write_can_not_have_it.
             return await halting_attempt(run, timed)
         if action.cache is not None:
             # Stored before the slot is released: the next attempt that gets the slot looks here.
             return await store_result(run, action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
+        # For the policies in `finally`, which are asked however the attempt ends.
         failure = error
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
@@ -257,12 +312,13 @@ async def _attempt(
             # A halted attempt waits for a person, which says nothing about the limited resource;
             # see test_what_waits_for_a_person_says_nothing_of_a_limit.
             if permit is not None and begun and permit.since is not None and not run.is_halting:
+                # Before the slots are released, so that a policy sees how many were in use.
                 _adapt(run, permit, failure)
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
             failure = None  # breaks the traceback cycle
-            if permit is not None and thread is not None:
-                await _leave_thread(run, thread, permit)
+            if permit is not None and call is not None:
+                await _leave_worker(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -288,31 +344,29 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_thread(run: Run, thread: Thread, permit: AttemptPermit) -> None:
-    """Release the permit when the thread's function returns, without waiting for it."""
+async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that."""
     try:
-        if thread.is_running:  # the grace is over, so the thread is left behind
-            await publish_grace_exceeded(run, thread.place, thread.grace, abandoned=True)
+        if call.is_running:  # the grace is over, so the worker is left behind
+            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.
-        thread.leave(permit.leave)
+        call.leave(permit.leave)
 
 
 @stands_for("context")
 @ki_protected
 async def _call_emitting(
-    run: Run,
-    action: FunctionAction[..., object],
-    make_context: Callable[[Items], object],
-    *,
-    thread: Thread | None,
+    run: Run, action: FunctionAction[..., object], permit: AttemptPermit | None, call: Call | None
 ) -> Change:
     """Call the function of an action that may emit partial items."""
     items = Items(run, action.name, run.attempt)
-    context = make_context(items) if action.takes_context else None
+    context: ContextPort | None = None
+    if action.takes_context:
+        context = run.config.services.context(run, action, permit, items, call is not None)
     try:
-        return await _call(run, action, context=context, items=items, thread=thread)
+        return await _call(run, action, context=context, items=items, call=call)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
         pending = items.end()
@@ -332,9 +386,9 @@ async def _call(
     run: Run,
     action: FunctionAction[..., object],
     *,
-    context: object = None,
+    context: ContextPort | None = None,
     items: Items | None = None,
-    thread: Thread | None = None,
+    call: Call | None = None,
     is_free: bool = False,
 ) -> Change:
     """Call the function and check its result.
@@ -344,7 +398,7 @@ async def _call(
         action: The step's action.
         context: The argument for its parameter ``context``.
         items: Receives the items of a streaming action.
-        thread: Where a plain function runs; None: on the event loop.
+        call: Calls the function elsewhere; None: it is called on the event loop.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
     """
     data = run.head[1]
@@ -357,34 +411,43 @@ async def _call(
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
     if action.input_names:
-        # Inputs of the run win over bound ones. An input that neither has is left to the
-        # parameter's default; one without a default was refused before the run began.
-        inputs, bound = run.config.inputs, action.bound
+        # Bound inputs win over those of the run, which other actions may take by that name. An
+        # input that neither has is left to the parameter's default; one without a default was
+        # refused before the run began.
+        inputs, bound = run.config.inputs, action.bound_inputs
         for name in action.input_names:
-            if name in inputs:
-                kwargs[name] = inputs[name]
-            elif name in bound:
+            if name in bound:
                 kwargs[name] = bound[name]
+            elif name in inputs:
+                kwargs[name] = inputs[name]
     base = None
     if action.takes_state:
+        # Kept until the function returns: only a state made from this very object tells its
+        # changes.
         base = make_state(data, action.access)
         kwargs["state"] = base
-    if action.takes_context:
+    if action.takes_context and call is None:
         kwargs["context"] = context
     later: RetryLater | None = None
     result: object = None
     try:
-        if action.is_async:
+        if call is not None:
+            # A worker learns of its cancellation when it emits the next item.
+            on_cancelled = None if items is None else items.stop
+            result = await call.call(
+                action.job,
+                kwargs,
+                abandon=action.abandon,
+                alone=run.retries is not None and run.retries.needs_own_worker,
+                context=context,
+                items=items,
+                on_cancelled=on_cancelled,
+            )
+        elif action.is_async:
             result = await cast("Any", action.function(**kwargs))
         elif action.is_streaming:
             assert items is not None
             result = await stream(cast("Any", action.function(**kwargs)), items)
-        elif thread is not None:
-            # A thread learns of its cancellation when it emits the next item.
-            on_cancelled = None if items is None else items.stop
-            result = await thread.call(
-                action.function, kwargs, abandon=action.abandon, on_cancelled=on_cancelled
-            )
         else:
             result = action.function(**kwargs)
     except RetryLater as error:
@@ -393,15 +456,23 @@ async def _call(
         later = error
     # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
+        # An action without limits or retry has nothing around this call that could repeat it.
         return await _call_admitted(run, action, later=later)
-    if not (action.is_async or action.is_streaming):
-        refuse_awaitable(result, f"action {action.name!r}")
-    if isinstance(result, _MISTAKES):
-        _refuse_mistake(action, cast("object", result))
-    if base is not None:
-        return change_between(base, result, f"action {action.name!r}")
+    if call is None:
+        if action.is_plain:
+            refuse_awaitable(result, f"action {action.name!r}")
+        if isinstance(result, MISTAKES):
+            refuse_mistake(action.name, cast("object", result))
+        if base is not None:
+            return change_between(base, result, f"action {action.name!r}")
+    elif base is not None:
+        return cast("Change", result)  # worked out where the function ran
+    # The usual action writes one field and returns its value, so nothing else has to be checked.
     field = action.only_write
     if field is not None:
+        # By type and length first: this is the path of each child.
+        if type(result) is dict and len(cast("dict[str, object]", result)) == 1 and field in result:
+            _refuse_wrapped(action, field)
         return Change((Set(field, result),), {field: result})
     return _writes(action, result)
 
@@ -417,29 +488,12 @@ def _missing(
     return MissingField(msg)
 
 
-_MISTAKES = (CoroutineType, AsyncGeneratorType, Result)
-"""Types of results that are always a mistake: no state can hold them."""
-
-
-def _refuse_mistake(action: FunctionAction[..., object], result: object) -> NoReturn:
-    subject = f"action {action.name!r}"
-    if isinstance(result, CoroutineType):
-        coroutine = cast("CoroutineType[Any, Any, Any]", result)
-        coroutine.close()  # else Python warns that it was never awaited, at some later time
-        msg = (
-            f"{subject} returned a coroutine that nobody awaited: "
-            f"await {coroutine.__qualname__}(...)"
-        )
-    elif isinstance(result, Result):
-        msg = (
-            f"{subject} returned a Result, which only a streaming action yields, as its last item: "
-            f"return the value itself"
-        )
-    else:
-        msg = (
-            f"{subject} returned an async generator; to stream, it has to be an async generator "
-            f"function itself, which yields each item and, as the last thing, Result(value)"
-        )
+def _refuse_wrapped(action: FunctionAction[..., object], field: str) -> NoReturn:
+    msg = (
+        f"action {action.name!r} returned a mapping of its only field, {{{field!r}: ...}}; an "
+        f"action that writes one field returns the value itself. If the value is a mapping with "
+        f"that key, take `state` and return state.update({field}=...)"
+    )
     raise BadResult(msg)
 
 
@@ -462,6 +516,8 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     values = dict(cast("Mapping[str, object]", result))
+    # Before the missing ones: a misspelled name is both, and the error should name what was
+    # written. Keys may be of any type, and are made text because mixed types can't be sorted.
     extra = ", ".join(sorted(map(str, values.keys() - action.writes)))
     if extra:
         msg = (
@@ -476,7 +532,8 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
             f"to write only some of its fields, take `state` and return state.update(...)"
         )
         raise BadResult(msg)
+    # The result as a whole was checked by `_call`, and that was the mapping.
     for value in values.values():
-        if isinstance(value, _MISTAKES):
-            _refuse_mistake(action, cast("object", value))
+        if isinstance(value, MISTAKES):
+            refuse_mistake(action.name, cast("object", value))
     return Change(tuple(Set(field, value) for field, value in values.items()), values)

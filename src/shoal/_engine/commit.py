@@ -98,12 +98,12 @@ async def commit(run: Run, write: Write) -> None:
         if child.config.is_forgotten and child.status == "succeeded":
             _gather(child)
             gathered.append(child)
-    if execution.is_resumed:
+    if execution.is_resumed or execution.has_lost_workers:
         # Before the ends of the children are saved: a crash in between leaves a child without an
         # end, which the next execution takes up, and not descendants that go on below an end.
         for child in (*unapplied, *applied):
             await _acquit(child)
-            if child.status in ("failed", "cancelled"):
+            if execution.is_resumed and child.status in ("failed", "cancelled"):
                 await end_below(child)
     batch = Batch(
         run,
@@ -126,7 +126,8 @@ async def commit(run: Run, write: Write) -> None:
     # one assignment, which a KeyboardInterrupt can't tear; see
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
-    if execution.is_resumed and run.retries is not None:
+    # Read by `_acquit` alone.
+    if run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:
         # Back to one change with nothing pending: the updates of its steps were published when
@@ -176,6 +177,7 @@ async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
 @ki_protected
 async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
     for child in children:
+        # Hooks must not see an end that no store has.
         child.revoke_end()
     await publish_commit(run, (), (), children)
 
@@ -250,6 +252,7 @@ async def forget_history(run: Run) -> None:
     Raises:
         ShoalError: As ``commit``.
     """
+    # By itself, so that no update of the new history can be part of the same save.
     await commit(run, Write(forgets=True))
     # After the save: if that fails, the history still has to be made void.
     if run.resume is not None:

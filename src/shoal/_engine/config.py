@@ -21,6 +21,8 @@ from shoal._limits.permits import InFlight
 from shoal._state.digest import combined, named, written
 from shoal._state.schema import Schema
 from shoal._state.secrets import Secret, Secrets
+from shoal.executors._named import Place
+from shoal.executors._port import Pool
 from shoal.stores._protocol import NullStore, Store
 
 from .execution import Execution
@@ -56,6 +58,7 @@ class RunConfig:
         "ends_itself",
         "entry",
         "execution",
+        "executor",
         "gate",
         "graph",
         "halts",
@@ -78,7 +81,6 @@ class RunConfig:
         "store",
         "value_of",
         "visit",
-        "wait",
     )
 
     def __init__(
@@ -105,6 +107,7 @@ class RunConfig:
         host: Any = None,
         begins_host: bool = True,
         halts: Halts | None = None,
+        executor: Place | None = None,
     ) -> None:
         """Derive from the arguments what each child would else work out by itself.
 
@@ -136,6 +139,8 @@ class RunConfig:
                 graph.
             begins_host: Whether the host has completed no step before them.
             halts: The breakpoints of a root run.
+            executor: Where their actions are called, and those of their descendants, unless these
+                say otherwise; None: where they are called by default.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -156,21 +161,29 @@ class RunConfig:
         # Whether the ends of the children are saved and nothing else of them: their parent has a
         # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
+        # Of scopes outside of the engine's tasks, which don't reach in here: actions read it as
+        # `context.deadline`.
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
+        # With `step`, `visit` and `act` it makes the ids of children, so none of these may change.
         self.parent: RunPath | None = parent
         self.step: str = step
         self.visit: int = visit
+        # None if nothing takes the value, as of a graph that is a node.
         self.value_of: Callable[[Any], object] | None = value_of
         self.scopes: tuple[Limiter, ...] = scopes
+        # Only of a root run that is executed step by step.
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Any, object], None] | None = on_item
         self.each: Each | None = each
+        # Then a run that raises keeps where it stood, and what its fan-outs have done.
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
+        # None unless the run is a graph as a node. `Any`, since `run` is above this module.
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
+        self.executor: Place | None = executor
         # Set by the fan-out when it admits a child, before the child starts; None in a root run.
         self.in_flight: InFlight | None = None
         """Counts the children of the fan-out that are in flight."""
@@ -182,10 +195,19 @@ class RunConfig:
         """The first action of each child, if its permit can be taken before the child starts."""
         if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
             self.entry = first
+        # Worked out once: admission asks this for every child, and most have no limits.
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether ``entry`` is known and limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
         self._names = b""  # of the act and its version; empty until the first digest
+
+    def pool_of(self, action: FunctionAction[..., Any]) -> Pool | None:
+        """Return the open executor that calls an action; None: it is called on the event loop."""
+        inherited = self.executor
+        executor = action.default_executor
+        if inherited is not None:
+            executor = action.executor_below(inherited)
+        return None if executor is None else self.services.pools.of(executor)
 
     def digest(self, data: Mapping[str, object], key: Key) -> str:
         """Hash the fields that a child starts with, the name of its act and the act's version.
@@ -200,6 +222,7 @@ class RunConfig:
         if not self._names:
             self._names = written(self.act, self.graph.version)
         parts = [self._names]
+        # By name, so that the order in which fields were written makes no difference.
         for field in sorted(data):
             value, found = data[field], known.get(field)
             if type(value) is Secret:

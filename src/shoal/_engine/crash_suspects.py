@@ -52,11 +52,12 @@ class CrashSuspects:
             return
         msg = (
             f"key {brief(path.key)} of {path.step!r} (run {path.id}, which executes {path.act!r}) "
-            f"was at work in {crashes} executions in a row whose process died, as did that of the "
-            f"execution before these ({crashes + 1} crashes in all), so it is not started again; "
-            f"find out why they died. Once that is mended: a run that has failed with this error "
-            f"tries the key again when it is resumed, and a run that has collected the error with "
-            f"retry_failed({path.root.id!r}). Runtime(max_crashes=...) gives more chances"
+            f"was at work in {crashes} executions in a row whose process died, or a worker of it, "
+            f"as did that of the execution before these ({crashes + 1} crashes in all), so it is "
+            f"not started again; find out why they died. Once that is mended: a run that has "
+            f"failed with this error tries the key again when it is resumed, and a run that has "
+            f"collected the error with retry_failed({path.root.id!r}). Runtime(max_crashes=...) "
+            f"gives more chances"
         )
         raise Poisoned(msg, crashes)
 
@@ -65,6 +66,8 @@ class CrashSuspects:
 
     def is_free(self, crashes: int) -> bool:
         """Return whether a child with so many crashes may be at work now."""
+        # Both ways: one with its last chance waits for all others, and all others wait for it; see
+        # test_a_last_chance_waits_for_all_others_and_they_for_it.
         return not (self._alone or (self._at_work and self._is_last(crashes)))
 
     async def wait_turn(self, child: object, crashes: int) -> None:
@@ -85,5 +88,7 @@ class CrashSuspects:
         self._at_work.remove(child)
         if not self._at_work:
             self._alone = False
+            # Set and replaced in one step, so that one that looks again and has to wait gets the
+            # new one.
             self._change.set()
             self._change = Event()

@@ -16,16 +16,24 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
+from shoal.executors._port import Pool
 
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
 
 
-def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | None:
+def take_permit(
+    run: Run, action: FunctionAction[..., Any], pool: Pool | None
+) -> AttemptPermit | None:
     """Return the permit for an attempt of ``action``; None if it needs none.
 
     The permit may not be granted yet: the caller awaits ``wait``.
+
+    Args:
+        run: The run that makes the attempt.
+        action: The action.
+        pool: Where its function is called; None: on the event loop.
     """
     permits, config = run.permits, run.config
     if permits is not None and permits.first_permit is not None:
@@ -39,7 +47,8 @@ def take_permit(run: Run, action: FunctionAction[..., Any]) -> AttemptPermit | N
         run.slot_owner.held_permits(),
         owner=action.definition,
         limits=action.limits,
-        in_thread=action.in_thread,
+        worker=None if pool is None else pool.gate,
+        keeps_worker=action.is_plain,
     )
 
 

@@ -31,6 +31,7 @@ class RetryState:
         "is_suspect",
         "is_undecided",
         "lacks_value",
+        "needs_own_worker",
         "next_at",
         "noted",
         "result_key",
@@ -61,10 +62,15 @@ class RetryState:
         self.abandoned: bool = False  # never reset: the thread may still run
         """Whether a thread was left behind."""
         self.crashes: int = 0
-        """Executions in a row that died while the run was at work, with this one if a suspect."""
+        """Executions and workers in a row that died while the run was at work, with this execution
+        if a suspect."""
         # Set before the save that says so, and reset with `crashes`.
         self.is_suspect: bool = False
         """Whether ``crashes`` includes the current execution, in which the run is at work."""
+        # Reset with `crashes`.
+        self.needs_own_worker: bool = False
+        """Whether one more death of a worker would be one too many, so that the action has to be
+        called in a worker without other calls."""
         # The store of the history may not have the run's end, which would reset the count there.
         self.noted: int = 0
         """The value of ``crashes`` in the store that keeps the run's history."""
@@ -80,6 +86,8 @@ class RetryState:
     def clear_crashes(self, crashes: int = 0) -> None:
         """Set the count to ``crashes``: the run has got further, so earlier crashes don't count."""
         self.crashes, self.is_suspect = crashes, False
+        if not crashes:
+            self.needs_own_worker = False
 
 
 @final

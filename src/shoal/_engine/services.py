@@ -1,4 +1,4 @@
-"""The services that all runs of a runtime share: its clock, threads, limits, retries.
+"""The services that all runs of a runtime share: its clock, executors, limits, retries.
 
 The runtime makes one ``Services``. Its functions lead to modules above the engine, which the engine
 must not import.
@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
-from shoal._concurrency.worker_threads import Threads
 from shoal._graph.action import FunctionAction
 from shoal._limits.admission import AdmissionController
 from shoal._limits.breaker import Circuits
 from shoal._limits.permits import AttemptPermit
 from shoal._limits.retry import Account, RetryBudget
 from shoal._state.state import Change
+from shoal.executors._pools import Pools
 from shoal.stores._results import Results
 
 
@@ -56,10 +56,14 @@ class Retries:
 class Services:
     """The services that all runs of a runtime share."""
 
+    # The runtime sets all of these before its first run and never replaces one, so that runs may
+    # keep what they have read here. What is mutable is inside of them.
     clock: Clock
     waiter: Callable[[], Waiter]
     """Returns a new waiter, an event for one task."""
-    threads: Threads
+    pools: Pools
+    """The executors that are open."""
+    # Names code that outlives its cancellation by the grace, and does no more than that.
     watchdog: Watchdog
     retries: Retries
     admission: AdmissionController
@@ -72,14 +76,19 @@ class Services:
     """Executes a graph that is a node of the graph of a run."""
     fan_out: Callable[[Any, Any], Awaitable[Change]]
     """Executes an act of a run whose work is children."""
-    context: Callable[[Any, FunctionAction[..., Any], AttemptPermit | None, Any], object]
-    """Returns the ``context`` of an attempt, for a run, its action, its permit and its items."""
+    context: Callable[[Any, FunctionAction[..., Any], AttemptPermit | None, Any, bool], Any]
+    """Returns the ``context`` of an attempt, for a run, its action, its permit and its items, and
+    whether the action is called elsewhere than on the event loop."""
+    # Looked up per task and not once: the count belongs to the task that calls it. 0 on trio, which
+    # has no native cancels.
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, returns a function that counts the native cancels pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save, or to answer a question."""
     max_crashes: int
     """Executions in a row that may die while a child is at work."""
+    # Belongs to the runtime, so what it has is shared by its runs and gone with it; see
+    # test_where_children_have_no_store_the_runtime_remembers.
     results: Results
     """The result cache of runs whose store has none."""
     # Both are weak: a runtime may outlive definitions that are made dynamically. See

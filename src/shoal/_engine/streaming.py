@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from functools import partial
-from types import AsyncGeneratorType
-from typing import cast, final
+from typing import final
 
 from anyio import CancelScope, Lock
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from shoal._concurrency.cancellation import cancelled, ki_protected, ki_unprotected
-from shoal._concurrency.closing import closed_after
-from shoal._errors.exceptions import BadUse, IncompleteStream, RunCancelled, brief
-from shoal._graph.action import Result
+from shoal._concurrency.cancellation import cancelled, ki_protected
+from shoal._errors.exceptions import BadUse, RunCancelled
 
 from .publish import has_item_listeners, publish_item, refuse_secrets_in_item
 from .run import Run
@@ -155,6 +151,7 @@ class Items:
 
     def end(self) -> Awaitable[None] | None:
         """Refuse further items; return an awaitable if an item is being published."""
+        # Before the wait for an item under way, so that none begins meanwhile.
         self._over = True
         if self._turn is None or not self._turn.locked():
             return None
@@ -167,80 +164,3 @@ async def _wait_for(turn: Lock) -> None:
     with CancelScope(shield=True):
         async with turn:
             pass
-
-
-@ki_protected
-async def stream(generator: AsyncGeneratorType[object, None], items: Items) -> object:
-    """Advance the generator of a streaming action to its end, and return the value of its Result.
-
-    Everything else that it yields goes to ``items``. A cancellation by the generator itself, by a
-    timeout around its ``yield`` for example, is raised at that ``yield``. If the cancellation comes
-    from outside, or an item can't be published, the generator is closed.
-
-    Raises:
-        IncompleteStream: The generator ended without a Result, or yielded something after it.
-        BaseException: The generator raised it, or a hook that received its items.
-    """
-    return await closed_after(
-        generator,
-        partial(_consume, generator, items),
-        f"streaming action {items.step!r}",
-        where=f", in run {items.run_id}",
-        hide=items.hide_secrets,
-    )
-
-
-@ki_unprotected
-async def _consume(
-    generator: AsyncGeneratorType[object, None], items: Items, scope: CancelScope
-) -> object:
-    result: Result[object] | None = None
-    thrown: BaseException | None = None  # raised in the generator at its `yield`, and then None
-    try:
-        while True:
-            try:
-                item = await (anext(generator) if thrown is None else generator.athrow(thrown))
-            except StopAsyncIteration:
-                break
-            thrown = None
-            if result is not None:
-                raise _incomplete(items, f"yielded {brief(item)} after its Result")
-            if isinstance(item, Result):
-                result = cast("Result[object]", item)
-                continue
-            try:
-                pending = items.give(item)
-                if pending is not None:
-                    await pending
-            except (Exception, GeneratorExit):
-                raise  # a hook failed: the generator can't do anything about it
-            except BaseException as interruption:
-                if _comes_from_outside(scope):
-                    raise
-                thrown = interruption
-    finally:
-        del thrown  # breaks the traceback cycle
-    if result is None:
-        # It may have swallowed its cancellation and ended: then it is cancelled, and not at fault.
-        # See test_one_that_swallows_its_cancellation_is_cancelled_all_the_same.
-        await checkpoint_if_cancelled()
-        raise _incomplete(items, f"ended without a Result, after {items.count} items")
-    return result.value
-
-
-def _comes_from_outside(scope: CancelScope) -> bool:
-    """Return whether the cancellation comes from outside ``scope``, and not from the generator."""
-    if not cancelled():
-        return False
-    # Shielding hides all that is outside for a moment. No await in between, so no task sees it.
-    scope.shield = True
-    inside = cancelled()
-    scope.shield = False
-    return not inside
-
-
-def _incomplete(items: Items, what: str) -> IncompleteStream:
-    return IncompleteStream(
-        f"streaming action {items.step!r} of run {items.run_id} {what}; it yields "
-        f"`Result(value)` once, as the last thing: what it would return if it didn't stream"
-    )

@@ -5,6 +5,7 @@ caller as it is, with a note that names the run, the step and the key. These are
 
     ShoalError
     ├── DefinitionError      an action, graph or fan-out is wrong as written
+    │   └── NotSendable          ...or a value: it can't be sent to the executor of an action
     ├── BadUse               an object was used too early, too late, or twice at once
     ├── StateError           a state was used against its declaration
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
@@ -41,6 +42,8 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks for another attempt later (users raise it)
     ├── Poisoned             each of several crashes happened while this child was at work
+    ├── WorkerDied           the worker process of an action ended before the action did
+    ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
@@ -265,8 +268,12 @@ class SavedError(ShoalError):
         """The ``str()`` of the exception."""
 
     def __str__(self) -> str:
-        name = self.type.removeprefix("builtins:").replace(":", ".")
-        return f"{name}: {self.text}" if self.text else name
+        return _named(self.type, self.text)
+
+
+def _named(type: str, text: str) -> str:  # noqa: A002 # as ErrorInfo has it
+    name = type.removeprefix("builtins:").replace(":", ".")
+    return f"{name}: {text}" if text else name
 
 
 class RunClaimed(ShoalError):
@@ -357,6 +364,49 @@ class Poisoned(ShoalError):
         self.crashes: int = crashes
         """Executions in a row that died while the child was at work. Children are counted from the
         run's first crash on, so one more execution has died before these."""
+
+
+class WorkerDied(ShoalError):
+    """The worker that called an action's function ended before the function did.
+
+    A process was killed, or ended itself; a node of a cluster was lost. The function may have had
+    all of its effects, or none. The action is called again at once, in another worker, up to
+    ``Runtime(max_crashes=)`` deaths in a row. Then it fails with ``Poisoned``, whose ``__cause__``
+    is the last death.
+    """
+
+    def __init__(self, message: str, worker: str = "", others: int = 0) -> None:
+        super().__init__(message)
+        self.worker: str = worker
+        """The worker that died, as people find it: its process id, or its name."""
+        self.others: int = others
+        """How many other calls were at work in that worker. Any of them may have killed it."""
+
+
+class NotSendable(DefinitionError):
+    """A function, or a value, can't be sent to the executor of an action.
+
+    Functions and inputs are refused before a run starts; a field of the state, and a result, fail
+    the step. The message names the action and the value, and says why and what to do.
+    """
+
+
+class RemoteError(ShoalError):
+    """Stands in for an exception that an action raised in a worker, and that can't be sent.
+
+    Its class is not importable here, or holds something that can't be pickled. The notes and the
+    traceback of the exception are in its own notes.
+    """
+
+    def __init__(self, type: str, text: str) -> None:  # noqa: A002 # as ErrorInfo has it
+        super().__init__(type, text)
+        self.type: str = type
+        """The class of the exception: ``module:Name``."""
+        self.text: str = text
+        """The ``str()`` of the exception."""
+
+    def __str__(self) -> str:
+        return _named(self.type, self.text)
 
 
 class StoreFailed(ShoalError):

@@ -339,7 +339,8 @@ class Waiting(Event, hook="on_waiting"):
     step: str
     """The action; empty for a child that has not started."""
     limit: str
-    """The limit, written as in code; else ``"threads"`` or ``"in flight"``."""
+    """The limit, written as in code; ``"in flight"``; or the name of the executor whose workers are
+    all taken, such as ``"threads"``."""
     key: object
     """The key of the limit, if it has ``by=``."""
     since: float

@@ -97,12 +97,14 @@ class LimitUse:
     """A limit in use, as ``runtime.limiter(owner).statistics()`` has it, and its waits."""
 
     owner: str
-    """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out."""
+    """Where the limit stands: ``"runtime"``, or the name of an application, action or fan-out;
+    ``"executor"`` if it is the workers of one."""
     part: int = 0
     """Which part of the owner's limits it is, counted from 0; -1: the children in flight of a
     fan-out under way."""
     limits: str
-    """The part, as it is written; ``"in flight"`` for children in flight."""
+    """The part, as it is written; ``"in flight"`` for children in flight; the name of an executor
+    for its workers."""
     in_use: int
     slots: float | None
     waiting: int

@@ -14,12 +14,10 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import (
     Any,
     Generic,
-    Literal,
     NamedTuple,
     NoReturn,
     ParamSpec,
@@ -37,14 +35,16 @@ from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming
 from shoal._state.schema import Schema
 from shoal._state.state import Change, FieldAccess
+from shoal.executors._named import ExecutorName, Place, executor_named
+from shoal.executors._port import Executor, Job
+from shoal.executors._threads import SHARED_THREADS, Threads
 
 from .policy import check_timeout
-from .sketch import Sketch, named_by, of_limits, of_retry, of_timeout
+from .sketch import Sketch, named_by, of_executor, of_limits, of_retry, of_timeout
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-T_co = TypeVar("T_co", covariant=True)
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -73,36 +73,7 @@ class Input(NamedTuple):
     by: str
     """The name of the action that takes it."""
     required: bool
-    """Whether that action needs it: the parameter has no default, and the input is not bound."""
-
-
-@final
-@dataclass(frozen=True)  # with slots, Result[int](5) would raise
-class Result(Generic[T_co]):
-    """The return value of a streaming action, which it yields last.
-
-    Its value is what a coroutine function would return: with one write the field's value, with
-    several a mapping, a state if the action takes ``state``, and None without writes.
-
-    Examples:
-        >>> from collections.abc import AsyncIterator
-        >>> @action(reads=["question"], writes=["answer"])
-        ... async def answer(question: str) -> AsyncIterator[str | Result[str]]:
-        ...     words = []
-        ...     for word in ("it", "depends"):
-        ...         words.append(word)
-        ...         yield word  # a partial item: published at once, never saved
-        ...     yield Result(" ".join(words))
-        >>> class Show(Hook):
-        ...     def on_item(self, event: Item) -> None:
-        ...         print(event.index, event.item)
-        >>> Application(answer, hooks=[Show()]).run_sync({"question": "why"}).state["answer"]
-        0 it
-        1 depends
-        'it depends'
-    """
-
-    value: T_co
+    """Whether that action needs it: the parameter has no default."""
 
 
 class Act(ABC):
@@ -125,7 +96,12 @@ class Act(ABC):
     @property
     @abstractmethod
     def takes(self) -> Mapping[str, Input]:
-        """The inputs that it takes, by name."""
+        """The inputs that it takes, by name; those that are bound are not among them."""
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound, so that they can't be given."""
+        return ()
 
     @property
     def needed_by(self) -> Mapping[str, str]:
@@ -185,15 +161,18 @@ class Act(ABC):
     def bind(self, *, name: str | None = None, **inputs: object) -> Self:
         """Return a copy of the act with another name, with some of its inputs given, or both.
 
-        A bound input is a default: the act uses it if neither the task nor the run, the application
-        or the runtime gives that input. Inputs that are bound already keep their values.
+        A bound input is settled: the act takes it from nowhere else. To give it to a run, to an
+        application, or to a further ``bind`` is refused, unless another act takes an input of that
+        name. A graph or a fan-out binds the inputs of the acts in it that have not bound them
+        themselves.
 
         Args:
             name: The name of the copy; by default the same.
             inputs: Inputs, by name.
 
         Raises:
-            DefinitionError: The act takes no input of that name, or ``name`` is no string.
+            DefinitionError: The act takes no input of that name, it is bound already, or ``name``
+                is no string.
 
         Examples:
             >>> @action(reads=["question"], writes=["answer"])
@@ -203,7 +182,7 @@ class Act(ABC):
             >>> Application(small).run_sync({"question": "why"}).state["answer"]
             'tiny-1: why!'
         """
-        check_binding(self.name, self.takes, name, inputs, takes_more=self.takes_more)
+        check_binding(self, name, inputs)
         bound = copy.copy(self)
         # `copy` of a frozen dataclass with slots copies its fields alone, and a user's subclass may
         # be one: other attributes are in `__dict__`.
@@ -213,24 +192,28 @@ class Act(ABC):
 
     @abstractmethod
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        """Set ``name``, and those of ``inputs`` that are not bound yet, on a fresh copy."""
+        """Set ``name`` and bind ``inputs`` on a fresh copy."""
 
 
-def check_binding(
-    act: str, known: Collection[str], name: object, given: Collection[str], *, takes_more: bool
-) -> None:
-    """Check the arguments of ``bind`` for the act named ``act``.
+def check_binding(act: Act, name: object, given: Collection[str]) -> None:
+    """Check the arguments of ``bind``.
 
     Raises:
-        DefinitionError: The act takes no such input, or ``name`` is no string.
+        DefinitionError: The act takes no such input, it is bound, or ``name`` is no string.
     """
     if name is not None and (not isinstance(name, str) or not name):
-        msg = f"{act!r}: bind(name=...) takes a name, not {name!r}"
+        msg = f"{act.name!r}: bind(name=...) takes a name, not {name!r}"
         raise DefinitionError(msg)
-    for one in () if takes_more else given:
-        if one not in known:
+    known = act.takes
+    for one in given:
+        if one in known:
+            continue
+        if one in act.bound:
+            msg = f"{act.name!r} has bound its input {one!r} already: bind the act it was made of"
+            raise DefinitionError(msg)
+        if not act.takes_more:
             msg = (
-                f"{act!r} takes no input {one!r} that could be bound "
+                f"{act.name!r} takes no input {one!r} that could be bound "
                 f"(it takes: {', '.join(sorted(known)) or 'none'}){did_you_mean(one, known)}"
             )
             raise DefinitionError(msg)
@@ -256,7 +239,12 @@ A = TypeVar("A", bound=Act)
 
 def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
     """Return ``act`` with those of ``inputs`` bound that it takes."""
-    taken = {name: value for name, value in inputs.items() if act.takes_more or name in act.takes}
+    takes = act.takes
+    taken = {
+        name: value
+        for name, value in inputs.items()
+        if name in takes or (act.takes_more and name not in act.bound)
+    }
     return act.bind(name=None, **taken) if taken else act
 
 
@@ -272,7 +260,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         writes: frozenset[str],
         name: str,
         version: str = "1",
-        in_thread: bool = True,
+        executor: Place | None = None,
         limits: Limits | None = None,
         timeout: float | None = None,
         retry: Retry | None = None,
@@ -288,11 +276,12 @@ class FunctionAction(Act, Generic[P, R_co]):
             writes: The fields that it writes.
             name: The name of the action.
             version: Part of the identity of its work.
-            in_thread: Whether a plain function runs in a worker thread.
+            executor: Where the function is called; None: where it is inherited from, or by
+                default.
             limits: How many attempts run at once.
             timeout: Seconds that an attempt may take.
             retry: Which failures are tried again, and how often.
-            abandon: Whether the thread is left behind at once when the action is cancelled.
+            abandon: Whether a worker is left behind at once when the action is cancelled.
             cache: Seconds for which results are cached.
             method: Whether ``function`` is an unbound method, whose first parameter is the object.
         """
@@ -311,12 +300,20 @@ class FunctionAction(Act, Generic[P, R_co]):
         """The action that this one is a bound copy of, or itself. Limits are counted by it."""
         self.is_async: bool = is_async(function)
         self.is_streaming: bool = is_streaming(function)
-        self.in_thread: bool = in_thread and not self.is_async and not self.is_streaming
-        self.bound: Mapping[str, object] = {}
+        self.is_plain: bool = not self.is_async and not self.is_streaming
+        self.executor: Place | None = executor
+        self.default_executor: Executor | None = None
+        """Where the function is called if nothing around the action has an executor; None: on the
+        event loop."""
+        if executor is None:
+            self.default_executor = SHARED_THREADS if self.is_plain else None
+        elif executor != "loop":
+            self.default_executor = executor
+        self.bound_inputs: Mapping[str, object] = {}
         self._read_signature(method=method)
         self.is_governed: bool = (
             self.takes_context
-            or self.in_thread
+            or self.default_executor is not None
             or self.is_streaming
             or limits is not None
             or timeout is not None
@@ -388,10 +385,60 @@ class FunctionAction(Act, Generic[P, R_co]):
         msg = f"action {self.name!r}: {why}"
         raise DefinitionError(msg)
 
+    def executor_below(self, inherited: Place | None) -> Executor | None:
+        """Return where the function is called: its own executor, or else the inherited one.
+
+        Args:
+            inherited: The nearest executor around the action; None: there is none.
+
+        Returns None if it is called on the event loop.
+        """
+        if inherited is None or self.executor is not None:
+            return self.default_executor
+        if inherited == "loop":
+            return None
+        return inherited if self.is_plain or inherited.takes == "all" else None
+
+    @functools.cached_property
+    def job(self) -> Job:
+        """The function, as executors know it."""
+        return Job(
+            function=self.function,
+            name=self.name,
+            kind="async" if self.is_async else "stream" if self.is_streaming else "plain",
+            access=self.access if self.takes_state else None,
+            takes_context=self.takes_context,
+        )
+
+    def unfit_for(self, executor: Executor | None) -> str:
+        """Return why the action can't be executed there, and what to do; "" if it can.
+
+        Args:
+            executor: Where its function would be called; None: on the event loop.
+        """
+        if executor is not None:
+            return ""
+        if self.abandon:
+            return (
+                "only a function in a worker can be abandoned; a function on the loop is always "
+                "awaited, so leave out abandon=True"
+            )
+        if self.timeout is not None and self.is_plain:
+            return (
+                "a plain function on the loop can't be interrupted, so it can't have a timeout; "
+                "give the action another executor than 'loop'"
+            )
+        return ""
+
     @property
     def takes(self) -> Mapping[str, Input]:
         """The inputs that it takes, by name."""
         return self._takes
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self.bound_inputs
 
     @property
     def needed_by(self) -> Mapping[str, str]:
@@ -411,7 +458,12 @@ class FunctionAction(Act, Generic[P, R_co]):
     def sketch(self) -> Sketch:
         """Return what drawings show of it, with the acts that its code names if it may run them."""
         more = {"streams": self.is_streaming, "cached": self.cache is not None}
-        labels = (*of_limits(self.limits), *of_retry(self.retry), *of_timeout(self.timeout))
+        labels = (
+            *of_executor(self.executor),
+            *of_limits(self.limits),
+            *of_retry(self.retry),
+            *of_timeout(self.timeout),
+        )
         # Without a context it starts no children: an act that it names it calls as a function.
         runs = [
             one for one in named_by(self.function) if self.takes_context or not isinstance(one, Act)
@@ -424,12 +476,14 @@ class FunctionAction(Act, Generic[P, R_co]):
         return run.call(self)
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
+        vars(self).pop("job", None)
         self.name = name
-        self.bound = {**inputs, **self.bound}
+        self.bound_inputs = {**self.bound_inputs, **inputs}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
-            taken: Input(name, need.required and taken not in self.bound)
+            taken: Input(name, need.required)
             for taken, need in self._takes.items()
+            if taken not in inputs
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -449,7 +503,7 @@ def action(
     writes: Iterable[str] = (),
     name: str | None = None,
     version: str = "1",
-    run_in: Literal["thread", "loop"] = "thread",
+    executor: Executor | ExecutorName | None = None,
     limits: Limits | None = None,
     timeout: float | None = None,
     retry: Retry | None = None,
@@ -463,28 +517,29 @@ def action(
     - A parameter named in ``reads`` gets that field.
     - ``state`` gets the state, narrowed to the fields that the action may read and write.
     - ``context`` gets the ``Context``.
-    - Every other parameter is an input. Inputs are looked up in those given to the task, the run,
-      the application and the runtime, in this order, then in those given to ``bind``; then the
-      parameter's default is used.
+    - Every other parameter is an input. It has the value given to ``bind``; else inputs are looked
+      up in those given to the task, the run, the application and the runtime, in this order; then
+      the parameter's default is used.
 
     An action that takes ``state`` returns a state made from it. Otherwise, with one write, the
     return value is the new value of that field. With several, it is a mapping with a value for
     each of them; with none, it is None.
 
-    A coroutine function runs on the event loop. So does an async generator function, which makes a
-    *streaming action*: hooks and opened runs receive each value that it yields as a partial item,
-    at once. The last one is a ``Result(value)``, whose value is the return value. The generator
-    continues after a ``yield`` when all receivers of the item have returned. However the action
-    ends, its generator is closed and its cleanup awaited, for at most 5 seconds if it is suspended
-    at a ``yield``.
+    Unless ``executor`` says otherwise, a coroutine function runs on the event loop. So does an
+    async generator function, which makes a *streaming action*: hooks and opened runs receive each
+    value that it yields as a partial item, at once. The last one is a ``Result(value)``, whose
+    value is the return value. The generator continues after a ``yield`` when all receivers of the
+    item have returned. However the action ends, its generator is closed and its cleanup awaited,
+    for at most 5 seconds if it is suspended at a ``yield``.
 
     An action that is cancelled is cancelled again at each ``await``, also in a ``finally``; see
     ``shielded`` for cleanup that awaits.
 
-    A plain function runs in a worker thread, so that it can't block the loop. A cancelled action is
-    awaited, but a thread no longer than the grace of the runtime, 5 seconds by default. Then the
-    thread is left behind: it keeps its slots until the function returns, and the return value is
-    dropped. (``anyio.from_thread.check_cancelled()`` ends it sooner.)
+    Unless ``executor`` says otherwise, a plain function runs in a worker thread, so that it can't
+    block the loop. A cancelled action is awaited, but in a worker no longer than the grace of the
+    runtime, 5 seconds by default. Then a thread is left behind: it keeps its slots until the
+    function returns, and the return value is dropped. (``anyio.from_thread.check_cancelled()`` ends
+    it sooner.) A worker process is ended.
 
     With ``cache=``, the fields that the action has written are cached, under its name, its
     ``version`` and the values of the fields in ``reads``. If the store can do that, the cache is
@@ -501,15 +556,18 @@ def action(
         writes: Names of the fields that it writes.
         name: The name of the action in graphs, events and errors; by default the function's.
         version: Change it when the same input should give a different result than before.
-        run_in: ``"loop"`` calls a plain function on the event loop, for one that is quick: nothing
-            else runs until it returns.
+        executor: Where the function is called: ``"threads"``, ``"processes"``, or an ``Executor``
+            of ``shoal.executors``. ``"loop"`` calls a plain function on the event loop, for one
+            that is quick: nothing else runs until it returns. Without it, the nearest executor of
+            the fan-outs around, the application and the runtime holds, if it takes functions of
+            this kind.
         limits: How many of its attempts run at once, in all runs of a runtime together.
         timeout: Seconds that one attempt may take, from when all limits let it start. Then the
             attempt is cancelled, awaited until it has ended, and fails with ``StepTimeout``, even
             if it swallows the cancellation and returns.
         retry: Which of its failures are tried again, and how often.
-        abandon: Whether a worker thread is left behind as soon as the action is cancelled or timed
-            out, not only after the grace.
+        abandon: Whether a worker thread is left behind, or another worker ended, as soon as the
+            action is cancelled or timed out, not only after the grace.
         cache: Seconds for which a result is cached. During that time the action is not executed
             again on the same fields. ``math.inf``: for ever.
 
@@ -551,7 +609,7 @@ def action(
             reads=read_fields,
             writes=written_fields,
             version=version,
-            run_in=run_in,
+            executor=executor,
             limits=limits,
             timeout=timeout,
             retry=retry,
@@ -569,7 +627,7 @@ def make_action(
     reads: Iterable[str],
     writes: Iterable[str],
     version: str,
-    run_in: object,
+    executor: object,
     limits: object,
     timeout: Any,
     retry: object,
@@ -578,9 +636,7 @@ def make_action(
     method: bool = False,
 ) -> FunctionAction[P, R]:
     """Check the arguments that actions of functions and of classes share, and make the action."""
-    if run_in not in ("thread", "loop"):
-        msg = f"action {name!r}: run_in is 'thread' or 'loop', not {run_in!r}"
-        raise DefinitionError(msg)
+    place = executor_named(executor, f"action {name!r}")
     if limits is not None and not isinstance(limits, Limits):
         msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
         raise DefinitionError(msg)
@@ -594,26 +650,13 @@ def make_action(
     if retry is not None and not isinstance(retry, Retry):
         msg = f"action {name!r}: retry= takes Retry(n, on=...), not {retry!r}"
         raise DefinitionError(msg)
-    in_thread = run_in == "thread" and not is_async(function)
-    if abandon and not in_thread:
-        msg = (
-            f"action {name!r}: only a function in a worker thread can be abandoned; a function on "
-            f"the loop is always awaited, so leave out abandon=True"
-        )
-        raise DefinitionError(msg)
-    if timeout is not None and run_in == "loop" and not is_async(function):
-        msg = (
-            f"action {name!r}: a plain function on the loop can't be interrupted, so it can't have "
-            f"a timeout; leave out run_in='loop'"
-        )
-        raise DefinitionError(msg)
     made = FunctionAction(
         function,
         reads=frozenset(reads),
         writes=frozenset(writes),
         name=name,
         version=version,
-        in_thread=in_thread,
+        executor=place,
         limits=limits,
         timeout=timeout,
         retry=retry,
@@ -621,6 +664,11 @@ def make_action(
         cache=cache,
         method=method,
     )
+    why = made.unfit_for(made.default_executor)
+    if isinstance(place, Threads):  # others can tell only once the module is imported
+        why = place.refuse(made.job, {})
+    if why:
+        made._refuse(why)
     if cache is not None:
         _check_cache(made)
     return made

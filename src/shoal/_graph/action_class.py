@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
 from shoal._state.state import Change
+from shoal.executors._named import ExecutorName
+from shoal.executors._port import Executor
 
 from .action import Act, FunctionAction, Input, Performer, field_names, make_action
 from .sketch import Sketch
@@ -31,7 +33,7 @@ class Action(Act):
     Instances go into graphs. An instance may have settings of its own, but must keep nothing from
     one run to the next, because many runs may execute it at once.
 
-    The class attributes ``name`` (by default the name of the class), ``version``, ``run_in``,
+    The class attributes ``name`` (by default the name of the class), ``version``, ``executor``,
     ``limits``, ``timeout``, ``retry``, ``abandon`` and ``cache`` mean the same as for ``@action``.
 
     Raises:
@@ -51,7 +53,7 @@ class Action(Act):
         'hello, shoal'
     """
 
-    run_in: Literal["thread", "loop"] = "thread"
+    executor: Executor | ExecutorName | None = None
     limits: Limits | None = None
     timeout: float | None = None
     retry: Retry | None = None
@@ -95,6 +97,11 @@ class Action(Act):
         return self._function.takes
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self._bound
+
+    @property
     def needed_by(self) -> Mapping[str, str]:
         """The fields with a parameter of their own in ``run``."""
         return self._function.needed_by
@@ -109,7 +116,7 @@ class Action(Act):
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         vars(self).pop("_function", None)
-        bind_instance(self, name, {**inputs, **self._bound})
+        bind_instance(self, name, {**self._bound, **inputs})
 
     def __repr__(self) -> str:
         return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"
@@ -124,7 +131,7 @@ def _function_of(
         reads=field_names(owner.reads, "reads"),
         writes=field_names(owner.writes, "writes"),
         version=owner.version,
-        run_in=owner.run_in,
+        executor=owner.executor,
         limits=owner.limits,
         timeout=owner.timeout,
         retry=owner.retry,

@@ -10,6 +10,7 @@ from shoal._errors.exceptions import DefinitionError, UndeclaredRead, brief
 from shoal._events.hooks import Hook, Hooks
 from shoal._limits.limits import Limits
 from shoal._state.functions import require_plain
+from shoal.executors._named import executor_named
 from shoal.stores._protocol import check_store
 
 from .graph import Graph
@@ -28,6 +29,7 @@ def check_policies(
     each: object = None,
     timeout: object = None,
     title: object = None,
+    executor: object = None,
 ) -> None:
     """Check the policies of a parallel act.
 
@@ -52,6 +54,7 @@ def check_policies(
         raise DefinitionError(msg)
     check_timeout(f"{subject}: timeout=", timeout)
     check_title(f"{subject}: title=", title)
+    executor_named(executor, subject)
 
 
 def check_title(what: str, title: object) -> None:

@@ -13,6 +13,8 @@ from shoal._events.hooks import Hook
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._state.functions import is_async, is_streaming, require_plain
 from shoal._state.state import FieldAccess, State
+from shoal.executors._named import ExecutorName
+from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
@@ -50,6 +52,7 @@ class FanOut(Parallel):
         store: Store | Inherit | None = INHERIT,
         hooks: Sequence[Hook] | Inherit = INHERIT,
         title: Title | None = None,
+        executor: Executor | ExecutorName | None = None,
     ) -> None:
         """Store the arguments of ``fan_out``, which checks them."""
         self.join: JoinSpec = join
@@ -66,6 +69,7 @@ class FanOut(Parallel):
         self.store = store
         self.hooks = hooks
         self.title = title
+        self.executor = executor
         self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
@@ -101,6 +105,12 @@ class FanOut(Parallel):
     def takes(self) -> Mapping[str, Input]:
         """The inputs that its children take, by name."""
         return merged_inputs(self._graphs)
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound, for all its children or in each act that would take them."""
+        names = {name for graph in self._graphs for name in graph.bound}
+        return names.union(self._bound).difference(self.takes)
 
     @property
     def takes_more(self) -> bool:
@@ -147,7 +157,7 @@ class FanOut(Parallel):
         access = self.join.access
         self.join = replace(self.join, name=name, access=replace(access, action=name))
         self.name = name
-        self._bound = {**inputs, **self._bound}
+        self._bound = {**self._bound, **inputs}
         if not callable(self.acts):
             self.acts = [bind_where_taken(graph, inputs) for graph in self.acts]
 
@@ -223,6 +233,7 @@ def fan_out(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
+    executor: Executor | ExecutorName | None = None,
 ) -> FanOut: ...
 
 
@@ -252,6 +263,7 @@ def fan_out(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
+    executor: Executor | ExecutorName | None = None,
 ) -> FanOut: ...
 
 
@@ -280,6 +292,7 @@ def fan_out(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
+    executor: Executor | ExecutorName | None = None,
 ) -> FanOut:
     """Make an act that runs many children at once and joins their results.
 
@@ -353,6 +366,10 @@ def fan_out(
         title: What watchers call the fan-out: progress displays, reports, pages. Or a plain
             function of the state that a child starts with, which names the child; it is called only
             for children that are shown. If it raises, that is shown instead.
+        executor: Where the actions of the children and their descendants are called: ``"loop"``,
+            ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``. It goes
+            before those of the run and the application; one of a fan-out further down, or of the
+            action itself, goes before it.
 
     Raises:
         DefinitionError: The arguments don't fit together; the message says why.
@@ -404,6 +421,7 @@ def fan_out(
         each=each,
         timeout=timeout,
         title=title,
+        executor=executor,
     )
     check_stagger(f"fan_out {label!r}", stagger, ends)
     checks.again(again, key, into, grow, is_race=ends.is_race)
@@ -446,6 +464,7 @@ def fan_out(
         store=store,
         hooks=hooks,
         title=title,
+        executor=executor,
     )
 
 

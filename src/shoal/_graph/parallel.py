@@ -23,13 +23,15 @@ from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._state.collections import PositionedList, StateMap
 from shoal._state.schema import Schema
 from shoal._state.state import NO_CHANGE, Change, FieldAccess, State
+from shoal.executors._named import ExecutorName, executor_named
+from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action import Act, Performer
 from .graph import Graph
 from .picture import drawing_of
 from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Title, Tolerate
-from .sketch import named, of_limits, of_retry, of_timeout, seconds
+from .sketch import named, of_executor, of_limits, of_retry, of_timeout, seconds
 from .until import ALL, EndCondition
 
 Reduce = Callable[[State, Done | Failed], State]
@@ -243,6 +245,8 @@ class Parallel(Act):
     """The most children to start."""
     title: Title | Callable[..., str] | None = None
     """What watchers call the fan-out, or a function of a child's first state that names it."""
+    executor: Executor | ExecutorName | None = None
+    """Where the actions of the children and their descendants are called."""
     _unlimited: bool = False
     """Whether all of its acts may be in flight at once, because no limit was given."""
     _is_keyed: bool | None = None
@@ -277,6 +281,7 @@ class Parallel(Act):
         elif self.stagger is not None:
             yield "one after another" if self.stagger == inf else f"{seconds(self.stagger)} apart"
         yield from of_limits(self.limits)
+        yield from of_executor(executor_named(self.executor, repr(self.name)))
         if self.at_most is not None:
             yield f"at most {self.at_most:,}"
         if self.each is not None:

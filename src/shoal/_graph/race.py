@@ -10,6 +10,8 @@ from shoal._events.events import Done
 from shoal._events.hooks import Hook
 from shoal._limits.limits import Limits
 from shoal._state.state import State
+from shoal.executors._named import ExecutorName
+from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action import Act
@@ -38,6 +40,7 @@ def race(
     store: Store | Inherit | None = INHERIT,
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
+    executor: Executor | ExecutorName | None = None,
 ) -> FanOut:
     """Make an act that runs several acts at once and takes the first good result.
 
@@ -75,6 +78,7 @@ def race(
         store: The store of the children; see ``fan_out``.
         hooks: The hooks that receive the children's events; see ``fan_out``.
         title: What watchers call the race, or its contestants; see ``fan_out``.
+        executor: Where the actions of the contestants are called; see ``fan_out``.
 
     Raises:
         DefinitionError: There is no contestant, or the arguments don't fit together; the message
@@ -130,4 +134,5 @@ def race(
         store=store,
         hooks=hooks,
         title=title,
+        executor=executor,
     )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast, final
 from shoal._drawing.figure import Kind
 from shoal._limits.limits import Limits, Part, Rate, SharedRate
 from shoal._limits.retry import Retry
+from shoal.executors._named import Place
 
 PERIODS = {1.0: "s", 60.0: "min", 3600.0: "h", 86400.0: "day"}
 
@@ -93,6 +94,12 @@ def seconds(length: float) -> str:
         if length >= unit and length % unit == 0:
             return f"{length / unit:g} {PERIODS[unit]}"
     return f"{length:g} s"
+
+
+def of_executor(executor: Place | None) -> Iterator[str]:
+    """Yield a label for an executor that an act has itself."""
+    if executor is not None:
+        yield "on the loop" if isinstance(executor, str) else f"in {executor.name}"
 
 
 def of_limits(limits: Limits | None) -> Iterator[str]:

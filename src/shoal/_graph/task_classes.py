@@ -87,8 +87,8 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children need), ``name`` (by
     default the name of the class), ``limits`` (how many children are in flight), ``until``,
-    ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store``, ``hooks`` and
-    ``title`` (as for ``fan_out``; ``until`` and ``title`` may also be methods).
+    ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store``, ``hooks``,
+    ``title`` and ``executor`` (as for ``fan_out``; ``until`` and ``title`` may also be methods).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -144,6 +144,7 @@ class ParallelAction(Parallel):
             each=cls.each,
             timeout=cls.timeout,
             title=cls.title,
+            executor=cls.executor,
         )
         until = as_condition(subject, cls.until)
         check_stagger(subject, cls.stagger, until)
@@ -196,7 +197,12 @@ class ParallelAction(Parallel):
     @property
     def takes(self) -> Mapping[str, Input]:
         """The inputs that it declares, by name."""
-        return {name: Input(self.name, name not in self._bound) for name in self.inputs}
+        return {name: Input(self.name, True) for name in self.inputs if name not in self._bound}
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self._bound
 
     @property
     def takes_more(self) -> bool:
@@ -204,7 +210,7 @@ class ParallelAction(Parallel):
         return True
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        bind_instance(self, name, {**inputs, **self._bound})
+        bind_instance(self, name, {**self._bound, **inputs})
 
     @property
     def _access(self) -> FieldAccess:

@@ -13,7 +13,7 @@ from typing import final
 
 from shoal._concurrency.backend import Clock, Waiter
 
-from .gates import FairShare
+from .gates import FairShare, Gate
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
@@ -34,7 +34,6 @@ class AdmissionController:
         start_task: StartTask | None = None,
         chance: Callable[[], float] = random,
         *,
-        threads: int | None = None,
         takes_foreign: bool = True,
     ) -> None:
         """Create the admission control of a runtime, with no limits yet.
@@ -45,11 +44,12 @@ class AdmissionController:
             alarm: Schedules a call at a time; None: attempts wait for slots only, never for time.
             start_task: Starts a task; None: no rate is shared with other processes.
             chance: Returns random numbers in [0, 1).
-            threads: The number of worker threads; None: unlimited.
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
+        # One for all owners: only what sees all gates that a request needs can grant them in one
+        # moment. Neither attribute is ever replaced.
         self.scheduler: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
-        self.limiters: Limiters = Limiters(self.scheduler, threads, takes_foreign=takes_foreign)
+        self.limiters: Limiters = Limiters(self.scheduler, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Return the limiter of ``owner``, creating it on first use; see ``Limiters.of``."""
@@ -63,7 +63,8 @@ class AdmissionController:
         *,
         owner: object,
         limits: Limits | None,
-        in_thread: bool,
+        worker: Gate | None,
+        keeps_worker: bool = True,
     ) -> AttemptPermit | None:
         """Return a permit for an attempt: granted if there is room, else waiting in the scheduler.
 
@@ -73,21 +74,33 @@ class AdmissionController:
             holder: The permits of the run that the attempt belongs to.
             owner: The definition of the action, by which its limits are counted.
             limits: The limits of the action, if it has any.
-            in_thread: Whether the attempt needs a worker thread.
+            worker: The gate of the workers that the attempt needs one of; None: it needs none.
+            keeps_worker: Whether the worker can do nothing else while the attempt's children run.
 
         Returns None if nothing limits the attempt.
         """
+        # None also for a child in flight that never needed one: the group counts it.
         slot = None if holder is None else holder.slot
         limiters = self.limiters.of_attempt(scopes, owner, limits)
-        thread = self.limiters.threads if in_thread else None
         # An in-flight slot that was released while the child waited is reacquired with the permit.
-        if not limiters and thread is None and (slot is None or slot.is_held):
+        if not limiters and worker is None and (slot is None or slot.is_held):
             return None
+        # Before the permit, because it may call users' functions: what they raise leaves nothing
+        # behind.
         needed, costs = self.limiters.gates(limiters, data)
-        return AttemptPermit(self.scheduler, needed, costs, holder, slot=slot, thread=thread)
+        return AttemptPermit(
+            self.scheduler,
+            needed,
+            costs,
+            holder,
+            slot=slot,
+            worker=worker,
+            keeps_worker=keeps_worker,
+        )
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
+        # No gates but those of the slot, which keeps them when the permit is granted.
         return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot)
 
     def charge(
@@ -105,6 +118,7 @@ class AdmissionController:
             actual: The units.
             unit: The execution that pays.
         """
+        # Both may have a gate with `cost=`, and each remembers what it was charged.
         for held in (permit, slot):
             if held is not None:
                 self.scheduler.charge(held, actual, unit)
@@ -121,6 +135,8 @@ class AdmissionController:
         paused = [
             self.scheduler.pause(held, until) for held in (permit, holder.slot) if held is not None
         ]
+        # All the way up, since the key may be that of a fan-out far above; see
+        # test_trying_later_pauses_the_keys_of_all_fan_outs_around_it.
         above = holder.above
         while above is not None:
             if above.slot is not None:

@@ -152,9 +152,11 @@ class Circuits:
     """The circuits of one fan-out, for all its executions in a runtime."""
 
     def __init__(self, breaker: Breaker, clock: Callable[[], float]) -> None:
+        # Neither is replaced: if a definition gets another breaker, the runtime makes new circuits.
         self.breaker: Breaker = breaker
         self._clock = clock
         self._failing: dict[Hashable, _Circuit] = {}  # a success removes a key
+        # Only grows, also over circuits that have closed since.
         self._skipped = 0
 
     def admit(self, key: Hashable) -> bool:
@@ -166,6 +168,9 @@ class Circuits:
         if circuit.is_probing or self._clock() < circuit.open_until:
             self._skipped += 1
             return False
+        # Until `on_end`, which is called for each child that was admitted, also if it is cancelled
+        # before its start. Else no further probe would ever start; see
+        # test_cancelled_everywhere_no_probe_is_lost.
         circuit.is_probing = True
         return True
 
@@ -199,6 +204,7 @@ class Circuits:
     def key(self, act: str, data: Mapping[str, object]) -> Hashable:
         """Return the key of a child that would execute ``act`` on the fields ``data``."""
         by = self.breaker.by
+        # No state is made for the default, which most breakers have.
         return act if by is None else _key(by, make_state(data))
 
     def states(self, most: int) -> list[CircuitState]:
@@ -230,6 +236,8 @@ class Circuits:
 def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
     key = by(state)
     try:
+        # Tried here, where the message can say which function returned the key, and not in a dict
+        # later.
         hash(key)
     except TypeError:
         msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"

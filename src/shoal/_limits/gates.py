@@ -44,6 +44,7 @@ class Gate:
         "changed_at",
         "key",
         "meter",
+        "name",
         "part",
         "paused_until",
         "posted",
@@ -54,11 +55,23 @@ class Gate:
     )
 
     def __init__(
-        self, size: float | None = None, part: Part | None = None, key: Hashable = None
+        self,
+        size: float | None = None,
+        part: Part | None = None,
+        key: Hashable = None,
+        name: str = "in flight",
     ) -> None:
-        """Create a gate with ``size`` free slots (None: unlimited) and the rate of ``part``."""
+        """Create a gate with ``size`` free slots (None: unlimited) and the rate of ``part``.
+
+        Args:
+            size: The number of slots.
+            part: The part of a limit that it belongs to; None: a gate of the engine's own.
+            key: The key of the limit.
+            name: What people are told a request waits for, at a gate of the engine's own.
+        """
         self.resize(size)
-        # None: a gate of the engine's own, for threads or children in flight. Replaced, together
+        self.name: str = name
+        # None: a gate of the engine's own, for workers or children in flight. Replaced, together
         # with `adapt` and `meter`, when the limits of the owner are changed.
         self.part: Part | None = part
         self.key: Hashable = key
@@ -75,7 +88,7 @@ class Gate:
         self.users: int = 0
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
-        self.alarm_at: float = math.inf  # set by Alarms alone; inf: no alarm
+        self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
         self.posted: int = 0  # wait queues posted here; `_posts` may hold more
         # A heap. A wait queue that is moved, or whose first request changes, leaves its old entry
         # behind, with a version that no longer matches; `first` drops it when it surfaces.
@@ -275,7 +288,8 @@ class PermitRequest(Acquired):
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
-        # reacquired while children run pays once. Only `Seat.cancel` clears it, with a refund.
+        # reacquired while children run pays once. Only `AttemptPermit.cancel` clears it, with a
+        # refund.
         self.paid: bool = False
         self.granted: bool = False  # never together with `wait_queue`
         self.wait_queue: WaitQueue | None = None  # where it waits
@@ -324,6 +338,7 @@ class WaitQueue:
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
         """Create an empty wait queue; if ``is_behind``, it is served after those that are not."""
         self.key: Hashable = key
+        # Neither is changed: a request that needs other gates joins another wait queue.
         self.is_behind: bool = is_behind
         # Requests and their arrival numbers; never empty while it is posted. A plain dict would
         # scan over the entries deleted at its front each time the first one is looked up.

@@ -9,8 +9,8 @@ Invariants:
   the limit, and no new attempt starts until enough others have ended.
 - A child holds its in-flight slot from its start to its end, except while it waits for something
   else. It reacquires the slot together with that, in one grant.
-- A thread is one more slot, but it isn't released for children: the thread is busy until the
-  function returns.
+- A worker is one more slot. A plain function keeps it busy until it returns, so it isn't released
+  for children. A coroutine function doesn't, and its slot is released for them like the others.
 - A permit that was granted and never used is refunded: its slots and the units of rates.
 """
 
@@ -57,10 +57,14 @@ class InFlightSlot(Acquired):
         """
         super().__init__(needed, costs)
         self._scheduler: FairScheduler = scheduler
+        # Replaced by `ignore_aside` in `leave`, and never set again.
         self._on_aside: Callable[[int], None] = on_aside
+        # Whether the gates in `needed` count the slot. Changed by `hold`, once they do, and by
+        # `_give_back`, which counts it off.
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
         """Whether acquiring it charges its rates: at the start, and at each ``Each(retry=)``."""
+        # Only while the child waits: set by `step_aside`, reset by `hold`. Both tell the group.
         self.is_aside: bool = False
         self.returns: bool = False
         """Whether a child that has started waits for it, and so goes before those that have not."""
@@ -78,6 +82,8 @@ class InFlightSlot(Acquired):
         # Set before the slot is released: releasing grants other requests, which run callbacks.
         self.is_aside = True
         self._give_back()
+        # After the slot is released, since the group starts another child for it here; see
+        # test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight_to_another.
         self._on_aside(1)
 
     def hold(self, *, since: float | None = None, taken_at: float = -math.inf) -> None:
@@ -85,6 +91,7 @@ class InFlightSlot(Acquired):
         if self.is_due:  # else the time of the earlier charge stays, which a refund needs
             self.taken_at = taken_at
         self.is_held = True
+        # For this grant only. The next one is free, unless the child steps aside for a retry.
         self.is_due = self.returns = False
         self.since = since
         if self.is_aside:
@@ -182,6 +189,7 @@ class InFlight:
             holder: The permits of the child.
             refunds: Whether to refund its units, because the child never started.
         """
+        # Taken off first, so that a second call releases nothing.
         slot, holder.slot = holder.slot, None
         if slot is None:
             return
@@ -197,8 +205,7 @@ class InFlight:
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
-            if holder.slot is slot:
-                holder.slot = None
+            holder.slot = None
 
 
 @final
@@ -235,7 +242,7 @@ class HeldPermits:
 
 @final
 class AttemptPermit(PermitRequest):
-    """The permit of an attempt: a slot of every limit that applies to it, and of the threads.
+    """The permit of an attempt: a slot of every limit that applies to it, and of the workers.
 
     Its life, and the attributes that tell where it stands:
 
@@ -247,14 +254,14 @@ class AttemptPermit(PermitRequest):
     """
 
     __slots__ = (
-        "_has_thread",
+        "_has_worker",
         "_holder",
         "_includes_slot",
         "_released",
         "_notify",
         "_over",
         "_scheduler",
-        "_thread",
+        "_worker",
         "refusal",
         "slot",
         "waiter",
@@ -269,7 +276,8 @@ class AttemptPermit(PermitRequest):
         *,
         on_granted: Callable[[], None] | None = None,
         slot: InFlightSlot | None = None,
-        thread: Gate | None = None,
+        worker: Gate | None = None,
+        keeps_worker: bool = True,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -282,8 +290,12 @@ class AttemptPermit(PermitRequest):
             on_granted: Called once, when the permit is granted after a wait, or refused. None: the
                 attempt's task calls ``wait``.
             slot: The in-flight slot of the run, if it must be held as well.
-            thread: The gate of the worker threads, if the attempt runs in one.
+            worker: The gate of the workers, if the attempt runs in one.
+            keeps_worker: Whether the worker can do nothing else while the attempt's children run.
         """
+        if worker is not None and not keeps_worker:
+            needed, worker = (*needed, worker), None
+            costs = None if costs is None else (*costs, 1.0)
         super().__init__(needed, costs, None if holder is None else holder.unit)
         self.is_returning: bool = slot is not None and slot.returns
         self._scheduler: FairScheduler = scheduler
@@ -302,18 +314,19 @@ class AttemptPermit(PermitRequest):
         self.waiter: Waiter | None = None
         self.refusal: Exception | None = None  # the error of `refuse`, until `wait` raises it
         self.slot: InFlightSlot | None = slot
-        self._thread: Gate | None = thread
-        self._has_thread: bool = False  # whether a slot of `_thread` is held
+        self._worker: Gate | None = worker
+        self._has_worker: bool = False  # whether a slot of `_worker` is held
         for gate in needed:
             gate.users += 1
-        # The order in `needed` is: in-flight slot, the attempt's own gates, thread. `on_granted`
+        # The order in `needed` is: in-flight slot, the attempt's own gates, worker. `on_granted`
         # splits off both ends, so that a permit released for children keeps them.
-        if thread is not None:
-            self.needed = (*needed, thread)
+        if worker is not None:
+            self.needed = (*needed, worker)
             self.costs = None if costs is None else (*costs, 1.0)
         if slot is not None and not slot.is_held:
             self._include(slot)
         scheduler.enter(self)
+        # The callback is for a grant after a wait, and there was none.
         if self.granted:
             self._notify = None
 
@@ -358,15 +371,17 @@ class AttemptPermit(PermitRequest):
             self.slot.step_aside()
 
     def on_granted(self, since: float | None) -> None:
-        """Split off the thread and the in-flight slot, which are released at other times."""
+        """Split off the worker and the in-flight slot, which are released at other times."""
         self.since = since
-        if self._thread is not None:
-            self._split_off_thread()
-            self._has_thread = True
+        if self._worker is not None:
+            self._split_off_worker()
+            self._has_worker = True
         if self._includes_slot:
+            # Held from the same moment as the permit, and with its time of charge: a refund needs
+            # it.
             self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
-    def _split_off_thread(self) -> None:
+    def _split_off_worker(self) -> None:
         self.needed: tuple[Gate, ...] = self.needed[:-1]
         self.costs: tuple[float, ...] | None = None if self.costs is None else self.costs[:-1]
 
@@ -393,6 +408,7 @@ class AttemptPermit(PermitRequest):
             self.waiter = None
             self.cancel()
             raise
+        # Raised once, and by this task: an error that is kept here leads back to this frame.
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
             try:
@@ -439,10 +455,11 @@ class AttemptPermit(PermitRequest):
     def awaited(self) -> tuple[str, Hashable]:
         """The limit that the permit waits for, and the key."""
         gate = None if self.wait_queue is None else self.wait_queue.gate
-        if gate is not None and gate is self._thread:
-            return "threads", None
-        if gate is None or gate.part is None:
+        if gate is None:
             return "in flight", None
+        if gate.part is None:
+            return gate.name, None
+        # The limit as its user wrote it, because hooks and watchers show this text.
         return repr(gate.part), gate.key
 
     # -- the end --------------------------------------------------------------------------------
@@ -464,21 +481,21 @@ class AttemptPermit(PermitRequest):
         # was counted for. The child needs its place again, since it goes on to its end.
         if self._includes_slot:
             self._split_off_slot().resume()
-        if self._thread is not None:
-            self._leave_thread(self._thread)
+        if self._worker is not None:
+            self._leave_worker(self._worker)
         for gate in self.needed:
             gate.users -= 1
         # Another task of the attempt may wait in `reacquire`: see
         # test_a_permit_reacquired_after_its_attempt_ended_takes_nothing.
         self.wake()
 
-    def _leave_thread(self, thread: Gate) -> None:
-        if self._has_thread:
-            self._has_thread = False
-            thread.used -= 1
-            self._scheduler.serve(thread)
+    def _leave_worker(self, worker: Gate) -> None:
+        if self._has_worker:
+            self._has_worker = False
+            worker.used -= 1
+            self._scheduler.serve(worker)
         else:  # never granted
-            self._split_off_thread()
+            self._split_off_worker()
 
     # -- released for children ------------------------------------------------------------------
 
@@ -498,6 +515,8 @@ class AttemptPermit(PermitRequest):
         """Reacquire the slots, ahead of new attempts; if cancelled meanwhile, without waiting."""
         self._released -= 1
         if self._is_vacant():
+            # The attempt has begun already: behind new ones it would wait as long as there are any.
+            # See test_an_attempt_takes_its_slot_again_ahead_of_new_ones.
             self._scheduler.enter(self, ahead=True)
             while self.wait_queue is not None:
                 self.waiter = self._scheduler.waiter()
@@ -522,6 +541,9 @@ class AttemptPermit(PermitRequest):
 
     def _is_vacant(self) -> bool:
         """Whether the attempt itself runs again, without slots."""
+        # All three matter: another task of the attempt may have reacquired the slots, may still
+        # have children at work, or may have ended the attempt. See
+        # test_tasks_of_one_attempt_that_fan_out_at_overlapping_times.
         return not (self.granted or self._released or self._over)
 
     def _reacquire_now(self) -> None:

@@ -27,6 +27,8 @@ from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
 from shoal._limits.limits import Limits
 from shoal._state.state import S
+from shoal.executors._named import ExecutorName
+from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .answers import Answers
@@ -70,6 +72,9 @@ class Application(Generic[S]):
             number for its run, and so does a race of more contestants; the default of 100 children
             in flight doesn't.
         watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
+        executor: Where actions are called that say nothing of it, and around which no fan-out does:
+            ``"loop"``, ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``.
+            It goes before ``Runtime(executor=)``.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -110,6 +115,7 @@ class Application(Generic[S]):
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
+        executor: Executor | ExecutorName | None = None,
     ) -> None: ...
 
     @overload
@@ -129,6 +135,7 @@ class Application(Generic[S]):
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
+        executor: Executor | ExecutorName | None = None,
     ) -> None: ...
 
     def __init__(
@@ -147,6 +154,7 @@ class Application(Generic[S]):
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
+        executor: Executor | ExecutorName | None = None,
     ) -> None:
         """Check the definition; see the class."""
         self._definition = define(
@@ -163,6 +171,7 @@ class Application(Generic[S]):
             max_depth=max_depth,
             max_live=max_live,
             watch=watch,
+            executor=executor,
         )
 
     # -- what it is -----------------------------------------------------------------------------
@@ -297,6 +306,8 @@ class Application(Generic[S]):
         Raises:
             MissingField: A field must come from outside and isn't given; before any action starts.
             MissingInput: An action needs an input that isn't given; before any action starts.
+            NotSendable: A function or an input can't be sent to the executor of an action; before
+                any action starts, if the action is known by then.
             MissingSecret: The run was started with secret fields that are not given again.
             SecretLeaked: Another field of ``state`` holds the text of a secret one.
             RunConflict: The store has a run of that id which was started with something else.

@@ -7,14 +7,17 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import final
+
+from anyio import CancelScope
 
 from shoal._concurrency.backend import Backend
 from shoal._concurrency.background import BackgroundTask, Work
 from shoal._concurrency.watchdog import Watchdog
-from shoal._concurrency.worker_threads import Threads
 from shoal._engine.call import call_action
 from shoal._engine.fanout.context import Context
 from shoal._engine.fanout.step import fan_out
@@ -24,9 +27,13 @@ from shoal._engine.services import Retries, Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.admission import AdmissionController
+from shoal.executors._pools import Pools
+from shoal.executors._port import PoolHost
 from shoal.stores._results import SIZE, Results
 
 from .tasks import RuntimeTasks
+
+logger = logging.getLogger("shoal")
 
 
 @final
@@ -76,10 +83,27 @@ def bind_services(
     # asyncio's loop calls a function at a time; on trio, a task of the runtime's waits for it.
     alarm = backend.alarm or tasks.alarm
     retries = Retries(backend.clock, options.seed)
+    admission = AdmissionController(
+        backend.waiter,
+        backend.clock,
+        alarm,
+        tasks.start_own,
+        retries.chance,
+        # An aiolimiter waits on asyncio's timers.
+        takes_foreign=backend.alarm is not None,
+    )
+    pool_host = PoolHost(
+        backend=backend,
+        grace=options.grace,
+        threads=options.threads,
+        set_alarm=alarm,
+        start_task=partial(_start_task_of_pool, tasks),
+        serve=admission.scheduler.serve,
+    )
     return Services(
         clock=backend.clock,
         waiter=backend.waiter,
-        threads=Threads(options.grace, backend.call_soon),
+        pools=Pools(pool_host),
         watchdog=Watchdog(
             backend.clock, options.grace, alarm, tasks.start_own, publish_grace_exceeded
         ),
@@ -88,19 +112,23 @@ def bind_services(
         commit_deadline=options.commit_deadline,
         max_crashes=options.max_crashes,
         results=Results(backend.clock, SIZE),
-        admission=AdmissionController(
-            backend.waiter,
-            backend.clock,
-            alarm,
-            tasks.start_own,
-            retries.chance,
-            threads=options.threads,
-            # An aiolimiter waits on asyncio's timers.
-            takes_foreign=backend.alarm is not None,
-        ),
+        admission=admission,
         host=host,
         call=call_action,
         enter=enter,
         fan_out=fan_out,
         context=Context,
     )
+
+
+def _start_task_of_pool(tasks: RuntimeTasks, work: Work) -> None:
+    """Start a task of a pool: only the pool ends it, and it never ends the runtime."""
+
+    async def run() -> None:
+        try:
+            with CancelScope(shield=True):
+                await work()
+        except Exception:
+            logger.exception("a task of an executor failed")
+
+    tasks.start_own(run)

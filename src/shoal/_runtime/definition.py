@@ -15,6 +15,7 @@ from shoal._events.hooks import Hook, Hooks
 from shoal._graph.action import Act, field_names
 from shoal._graph.graph import Graph, as_graph
 from shoal._limits.limits import Limits
+from shoal.executors._named import Place, executor_named
 from shoal.stores._protocol import Store, check_store
 
 
@@ -39,6 +40,8 @@ class AppDefinition:
     max_live: int
     watch: bool | None
     """Whether runs are watched; None: as their runtime does."""
+    executor: Place | None
+    """Where actions are called; None: where the runtime says, or by default."""
 
     def __str__(self) -> str:
         """How error messages begin."""
@@ -60,6 +63,7 @@ def define(
     max_depth: int,
     max_live: int,
     watch: bool | None = None,
+    executor: object = None,
 ) -> AppDefinition:
     """Check what ``Application`` was given, and make its definition.
 
@@ -104,6 +108,7 @@ def define(
         secret=secret_fields,
         limits=limits,
         watch=watch,
+        executor=executor_named(executor, subject),
         **bounds,
     )
 
@@ -127,6 +132,28 @@ def missing_inputs(graph: Graph, given: Collection[str]) -> str:
         for name, need in graph.takes.items()
         if need.required and name not in given
     )
+
+
+def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -> str:
+    """Name an input that is left to its default and has the name of a field; "" if none has.
+
+    The field was almost certainly meant: its action would go on with the default, unnoticed.
+
+    Args:
+        graph: Its actions take the inputs.
+        given: The names of the inputs that are given.
+        state: The names of the fields that the run begins with.
+    """
+    schema = graph.schema
+    known = {*state, *graph.writes, *(() if schema is None else schema.fields)}
+    for name, need in graph.takes.items():
+        if name not in given and name in known:
+            return (
+                f"action {need.by!r} has a parameter {name!r}, which is a field of the state and "
+                f"not in its reads=[...], so that it would get its default; add it to reads, or "
+                f"rename the parameter"
+            )
+    return ""
 
 
 def _refuse(subject: str, why: str) -> NoReturn:

@@ -26,12 +26,13 @@ from shoal._engine.spawning import spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.action import Act
+from shoal._graph.reach import refuse_unsendable
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
-from .definition import AppDefinition, missing_field, missing_inputs
+from .definition import AppDefinition, missing_field, missing_inputs, unread_field
 from .runtime import Runtime
 from .start import (
     OrphanStart,
@@ -82,6 +83,11 @@ class StartCheck:
         """
         first = self._first(call, state)
         given, path = self._check_inputs(call, inputs)
+        fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
+        unread = unread_field(self._definition.graph, given, fields)
+        if unread:
+            msg = f"{self._definition}: {unread}"
+            raise DefinitionError(msg)
         answered = self._check_answers(call, answers)
         halts = self._check_halts(call, halt_before, halt_after)
         return RunRequest(first, given, path, answered, halts)
@@ -351,6 +357,10 @@ class StartCheck:
                 f"reads=[...]"
             )
             raise MissingInput(msg)
+        inherited = definition.executor
+        if inherited is None and runtime is not None:
+            inherited = runtime.executor
+        refuse_unsendable(str(definition), definition.graph, inherited, given)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=definition.name)
 
     def _check_answers(self, call: Call, answers: object) -> Answers | None:

@@ -82,6 +82,7 @@ class Launcher(Generic[S]):
             act=definition.name,
             gate=gate,
             halts=request.halts,
+            executor=runtime.executor if definition.executor is None else definition.executor,
             scopes=runtime.scopes(self._owner, definition.limits),
         )
 

@@ -13,9 +13,12 @@ from shoal._events.paths import key_in_short
 from shoal._events.report import BreakerUse, CircuitUse, LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
+from shoal.executors._port import Executor, Pool
 
 RUNTIME = "runtime"
 """The owner of the limits of a runtime, in reports."""
+EXECUTOR = "executor"
+"""The owner of the workers of an executor, in reports."""
 IN_FLIGHT = -1
 """The part of a fan-out that is its children in flight."""
 NUMBERS = ("n", "max_rate", "per", "burst")
@@ -59,6 +62,22 @@ def _use(owner: str, number: int, part: PartGates, now: float, charged: float | 
         waits=waits,
         cost=charged,
     )
+
+
+def uses_of_workers(pools: Mapping[Executor, Pool]) -> list[LimitUse]:
+    """Return the use of the open executors whose workers are waited for."""
+    return [
+        LimitUse(
+            owner=EXECUTOR,
+            part=number,
+            limits=executor.name,
+            in_use=pool.gate.used,
+            slots=pool.gate.slots,
+            waiting=pool.gate.waiting(),
+        )
+        for number, (executor, pool) in enumerate(pools.items())
+        if pool.gate.posted
+    ]
 
 
 def names_of_costs(limiters: Mapping[str, Limiter]) -> Mapping[int, str]:

@@ -36,6 +36,8 @@ from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
+from shoal.executors._named import ExecutorName, Place, executor_named
+from shoal.executors._port import Executor
 from shoal.stores._protocol import NullStore, Store, check_store
 from shoal.stores._watching import Command
 
@@ -46,7 +48,7 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
-from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers
+from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers, uses_of_workers
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -100,6 +102,7 @@ class Runtime:
         seed: int | None = None,
         watch: bool | None = None,
         progress: bool = False,
+        executor: Executor | ExecutorName | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -114,12 +117,14 @@ class Runtime:
             commit_deadline: Seconds that the store has to acknowledge a save.
             grace: Seconds that cleanup may take before a warning is logged, and threads are left
                 behind.
-            max_crashes: Executions of a run that may die in a row while one of its children is at
-                work; then that child isn't started again, and fails with ``Poisoned``. Crashes are
-                counted against children only after a first one, so the process dies
-                ``max_crashes + 1`` times. A child has its last chance alone, so that it takes no
-                siblings along. Needs a store; a child that gets further is counted anew.
-                ``on_error`` treats ``Poisoned`` like any failure, but ``Retry`` does not retry it.
+            max_crashes: Executions of a run, and workers of an executor, that may die in a row
+                while one of its children is at work; then that child isn't started again, and fails
+                with ``Poisoned``. Crashes of the process are counted against children only after a
+                first one, so it dies ``max_crashes + 1`` times, and need a store; deaths of workers
+                always count, also against the actions of a root run. A child has its last chance
+                alone, so that it takes no siblings along. A child that gets further is counted
+                anew. ``on_error`` treats ``Poisoned`` like any failure, but ``Retry`` does not
+                retry it.
             seed: Makes chance, such as the delays of retries, repeatable.
             watch: Whether to sample what its runs do, a few times per second, and to report that:
                 in ``RunHandle.report`` and ``RunResult.report``, and to watchers in other processes
@@ -128,12 +133,16 @@ class Runtime:
                 nothing per child, and four percent of the loop's time at most.
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
+            executor: Where actions are called, unless their application, a fan-out around them or
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
+                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
+                action is called there, shared by all runs, and closed with the runtime.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
                 ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
-                ``max_crashes`` no count of at least 1; or ``apps`` has something that is no
-                application, or two of one name and version.
+                ``max_crashes`` no count of at least 1, ``executor`` no executor; or ``apps`` has
+                something that is no application, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -154,6 +163,7 @@ class Runtime:
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         self.store: Store = store if store is not None else NullStore()
+        self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):
             msg = f"Runtime(watch=...) takes True, False or None, not {watch!r}"
             raise DefinitionError(msg)
@@ -213,6 +223,8 @@ class Runtime:
         with self._shown:
             interruption = await self._roots.close(reason, cancelling=error is not None)
         self._watching.close()
+        if self.services.pools.must_close:
+            tasks.start_own(self.services.pools.aclose)  # the block ends after all of its tasks
         self._admission.close()
         self.services.watchdog.close()
         try:
@@ -591,7 +603,7 @@ class Runtime:
             for name, circuits in named.items()
         )
         return LimitsInUse(
-            uses_of(found, self.services.clock()),
+            [*uses_of(found, self.services.clock()), *uses_of_workers(self.services.pools.opened)],
             owners_of(found),
             names_of_costs(found),
             partial(uses_of_breakers, breakers),

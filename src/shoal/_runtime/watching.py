@@ -26,7 +26,7 @@ from shoal._errors.exceptions import brief
 from shoal._events.report import BreakerUse, LimitUse, Report
 from shoal._events.report_text import report_text
 from shoal._limits.timers import SetAlarm
-from shoal.stores._protocol import Store
+from shoal.stores._protocol import NullStore, Store
 from shoal.stores._watching import Command, KeepsReports
 
 from .limit_use import uses_in_flight
@@ -146,6 +146,9 @@ class Watching:
             self._sample_at(now + FIRST)
 
     def _is_watched(self, store: Store) -> bool:
+        # First, because it is the most frequent one, and checking a protocol takes long.
+        if type(store) is NullStore:
+            return False
         # Under virtual time a timer that never ends would hide that nothing else can happen.
         return self._is_real and isinstance(store, KeepsReports) and store.is_shared
 

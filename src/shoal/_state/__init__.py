@@ -6,5 +6,6 @@
 - ``declaration`` reads a user's model; ``schema`` holds updates to it.
 - ``secrets``: boxes that hide their value, and the refusal of texts that contain a secret.
 - ``digest``: a hash of data that is the same in every process.
+- ``result``: ``Result``, which a streaming action yields last.
 - ``functions``: checks of how a user's function is called.
 """

@@ -22,7 +22,7 @@ from shoal._events.report import Doing, LimitUse, Report, SlowRun, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
-from ._headline import Waiting, name_of, named, waits_of, worked
+from ._headline import EXECUTOR, Waiting, name_of, named, waits_of, worked
 from ._words import length, many, percent
 
 _NOTABLE = 0.1
@@ -415,6 +415,11 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
         why = f"waiting for its slots is {part} of the time"
         if working:  # as many as all that worked or waited
             factor = min(2.0, (working + one.share) / working)
+    if use.owner == EXECUTOR:
+        how = "Runtime(threads=...)" if use.limits == "threads" else "max_workers="
+        if one.taken:
+            why = f"all were taken for {percent(one.taken)} of the time"
+        return f"more {name_of(use)} would help, by {how}: {why}", factor
     more = max(slots + 1, ceil(slots * factor))
     return f"raising {name_of(use)} to {more:,} would help: {why}", more / slots
 

@@ -262,14 +262,21 @@ def worked(spent: Mapping[Doing, float], waited: Sequence[Waited], use: LimitUse
 
 def name_of(use: LimitUse) -> str:
     """Name a limit as it is written; the children in flight of a fan-out by its ``limits=``."""
+    if use.owner == EXECUTOR:
+        return f"{_WORKERS} {use.limits}"
     return f"Limits({number(use.slots or 0)}) of {use.owner}" if use.part < 0 else use.limits
 
 
 _IN_FLIGHT = "in flight"
+EXECUTOR = "executor"
+"""The owner of workers, in ``LimitUse``."""
+_WORKERS = "workers of"
 
 
 def _name_in(report: Report, limit: str) -> str:
     """Name a limit of a report: children that wait for a place in flight wait for ``limits=``."""
+    if any(use.owner == EXECUTOR and use.limits == limit for use in report.limits):
+        return f"{_WORKERS} {limit}"
     if limit != _IN_FLIGHT:
         return limit
     uses = [use for use in report.limits if use.part < 0 and use.slots]
@@ -299,6 +306,8 @@ def named(doing: Doing, limit: str = "", key: str = "", keys: int = 0) -> str:
                 return f"{keys:,} keys"
             if keys:
                 return f"{kind} of {many(keys, 'key')}"
+            if limit.startswith(_WORKERS):
+                return limit
             return f"{kind} of {limit}" if limit else kind
         case "backoff":
             return "backoff before further attempts"

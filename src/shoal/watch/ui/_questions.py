@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import cast, final
 
 from shoal._events.identity import RunPath
 from shoal.watch._questions import OpenQuestion
@@ -13,6 +13,9 @@ from ._forms import Field, fields_of, schema_of
 
 MOST = 5
 """Questions that a page shows; a form has several elements."""
+
+PARTS = 8
+"""Parts of a question that are shown one by one; each takes three elements."""
 
 
 @final
@@ -36,6 +39,21 @@ class Asked:
     def has_schema(self) -> bool:
         """Whether it says of what form its answer is."""
         return schema_of(self._question) is not None
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """The parts of a question that is a mapping of short texts and numbers; else nothing."""
+        given: object = self._question
+        if not isinstance(given, dict) or not self.has_schema or len(given) > PARTS:  # pyright: ignore[reportUnknownArgumentType]
+            return {}
+        shown = cast("dict[str, object]", given)
+        found = {name: part for name, part in shown.items() if name != "schema"}
+        if not all(isinstance(part, str | int | float) for part in found.values()):
+            return {}
+        return {
+            name: part if isinstance(part, str) else json.dumps(part)
+            for name, part in found.items()
+        }
 
     @property
     def text(self) -> str:

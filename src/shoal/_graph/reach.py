@@ -1,0 +1,70 @@
+"""The actions that a graph may call, and where: as far as they are known before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shoal._errors.exceptions import DefinitionError, NotSendable
+from shoal.executors._named import Place, executor_named
+from shoal.executors._port import Executor
+from shoal.executors._threads import SHARED_THREADS
+
+from .action import Act, FunctionAction
+from .action_class import Action
+from .graph import Graph
+from .parallel import Parallel
+
+Called = tuple[FunctionAction[..., Any], Executor | None]
+"""An action, and where its function is called; None: on the event loop."""
+
+
+def called_by(act: Act, inherited: Place | None) -> Iterator[Called]:
+    """Yield the actions that an act may call, in it and in its children, and where.
+
+    Args:
+        act: The act.
+        inherited: The nearest executor around it; None: there is none.
+    """
+    if isinstance(act, Action):
+        act = act._function
+    if isinstance(act, FunctionAction):
+        yield act, act.executor_below(inherited)
+    elif isinstance(act, Graph):
+        for one in act.acts:
+            yield from called_by(one, inherited)
+    elif isinstance(act, Parallel):
+        own = executor_named(act.executor, repr(act.name))
+        for one in act.for_children:
+            yield from called_by(one, inherited if own is None else own)
+
+
+def refuse_unsendable(
+    subject: str, graph: Graph, inherited: Place | None, inputs: Mapping[str, object]
+) -> None:
+    """Refuse to start a run with actions that can't be called where they would be.
+
+    Args:
+        subject: Begins the message.
+        graph: The graph of the run.
+        inherited: The executor of the application or of its runtime; None: there is none.
+        inputs: The inputs of the run.
+
+    Raises:
+        NotSendable: A function, or an input that it takes, can't be sent to its executor.
+        DefinitionError: An action can't be executed on the event loop, which it inherits.
+    """
+    for action, executor in called_by(graph, inherited):
+        if executor is SHARED_THREADS:  # by far the most frequent one, and it takes everything
+            continue
+        where = f"{subject}: action {action.name!r}"
+        if executor is None:
+            why = action.unfit_for(None)
+            if why:
+                raise DefinitionError(f"{where}: {why}")
+            continue
+        given = {**inputs, **action.bound_inputs}
+        taken = {name: given[name] for name in action.input_names if name in given}
+        why = executor.refuse(action.job, taken)
+        if why:
+            raise NotSendable(f"{where} can't be called in {executor!r}: {why}")
