@@ -60,7 +60,9 @@ class ContextPort(Protocol):
     """The context of one attempt, as an executor may use it for a function that is elsewhere.
 
     All of it is called on the event loop, in the task that awaits ``Call.call``. The promises and
-    errors of each member are those of ``shoal.Context``.
+    errors of each member are those of ``shoal.Context``. Its ``idempotency_key`` is a hash of what
+    ``_effects.effect_of`` returns, and of the values of fields: it is computed where the function
+    runs, if that asks for it.
     """
 
     # `Any` where the type is of a module above, which can't be imported here.
