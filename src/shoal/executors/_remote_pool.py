@@ -86,6 +86,12 @@ class RemotePool:
         self._most = workers
         self._concurrency = concurrency
         self._clock = host.backend.clock
+        # The loop's own thread need not wake the loop, as `call_soon` does for others.
+        loop: Any = host.backend.token
+        is_trio = host.backend.library == "trio"
+        self._soon: Callable[[Callable[[], None]], object] = (
+            host.backend.call_soon if is_trio else loop.call_soon
+        )
         self.grace: float = host.grace if kill_after is None else kill_after
         """Seconds that a function is waited for after a cancellation."""
         self.waiter: Callable[[], Waiter] = host.backend.waiter
@@ -285,7 +291,7 @@ class RemotePool:
         worker.out.append(message)
         if not self._will_send:
             self._will_send = True
-            self._host.backend.call_soon(self._send_all)
+            self._soon(self._send_all)
 
     @ki_protected
     def _send_all(self) -> None:

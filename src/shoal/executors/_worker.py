@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -58,6 +59,8 @@ class WorkerCore:
         *,
         initializer: bytes | None = None,
         mark: Callable[[int], None] | None = None,
+        receive: Callable[[], None] | None = None,
+        hurry: Callable[[], None] | None = None,
     ) -> None:
         """Start nothing yet.
 
@@ -67,10 +70,17 @@ class WorkerCore:
             mark: Called with the number of the call that the lane is about to begin, and with 0
                 once that has ended: for those who want to know if the worker dies. None: long
                 calls are reported by messages.
+            receive: Waits for messages and has them handled, and returns then: called by the lane
+                when it has nothing to do, so that no other thread has to wake it. None: messages
+                are handled by another thread.
+            hurry: Called by the lane before a function that will wait for replies, so that another
+                thread handles messages meanwhile.
         """
         self._send = send
         self._initializer = initializer
         self._mark = mark
+        self._receive = receive
+        self._hurry = hurry
         self._out: deque[Message] = deque()
         self._sending = threading.Lock()
         self._sent_at = 0.0
@@ -174,6 +184,14 @@ class WorkerCore:
         return True
 
     @property
+    def is_urgent(self) -> bool:
+        """Whether a function may wait for messages: a coroutine, or one that uses its context."""
+        call = cast("_WorkerCall | None", self._backend.call)
+        if call is not None and call.requests is not None:
+            return True
+        return len(self._at_work) > (call is not None)
+
+    @property
     def is_busy(self) -> bool:
         """Whether calls wait or are at work, or answers wait to be sent."""
         return bool(self._waiting or self._at_work or self._out)
@@ -213,6 +231,9 @@ class WorkerCore:
                 call = lane.get_nowait()
             except Empty:
                 self.flush()
+                if self._receive is not None:
+                    self._receive()
+                    continue
                 call = lane.get()
             if call is None:
                 return
@@ -220,6 +241,8 @@ class WorkerCore:
             # In this order: `_cancel` looks into `waiting` first, so it finds the call in one.
             at_work[number] = call
             if waiting.pop(number, None) is not None:
+                if self._out and call.job.seconds > COLLECTED:
+                    self.flush()  # or the answers would wait for the end of this one
                 if mark is not None:
                     mark(number)
                 self._backend.call = call
@@ -228,6 +251,7 @@ class WorkerCore:
                 if mark is not None:
                     mark(0)
                 self._out.append(ended)
+                call.job.seconds = ended[-1]
                 call.close()
                 if perf_counter() - self._sent_at > COLLECTED:
                     self.flush()
@@ -313,6 +337,8 @@ class WorkerCore:
             state = kwargs["state"] = make_state(boxed(data, secret), job.access)
         if job.takes_context or job.kind == "stream":
             call.requests = Requests(self, call.number)
+            if self._hurry is not None:
+                self._hurry()
         if job.takes_context:
             assert call.requests is not None
             kwargs["context"] = RemoteContext(call.requests, job, call.facts, self._is_loop)
@@ -323,11 +349,13 @@ class WorkerCore:
 class _LoadedJob:
     """A function that was sent. It is loaded by the thread that calls it first."""
 
-    __slots__ = ("_data", "_job", "_lock", "kind", "name")
+    __slots__ = ("_data", "_job", "_lock", "kind", "name", "seconds")
 
     def __init__(self, kind: Literal["plain", "async", "stream"], name: str, data: bytes) -> None:
         self.kind: Literal["plain", "async", "stream"] = kind
         self.name: str = name
+        # What its last call in the lane took. Only the lane uses it.
+        self.seconds: float = math.inf
         self._data = data
         self._job: Job | None = None
         self._lock = threading.Lock()
