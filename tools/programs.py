@@ -58,12 +58,9 @@ class Row:
     goes_on: int
 
     def cells(self) -> str:
-        """Return the row as the page's table has it."""
-        return (
-            f"| {self.lines} | {self.after_kill} of {self.calls} "
-            f"| {self.after_failure} of {self.calls} | {self.after_cancellation} of {self.calls} "
-            f"| {self.goes_on} |"
-        )
+        """Return the cells of the page's table."""
+        lost = (self.after_kill, self.after_failure, self.after_cancellation, self.goes_on)
+        return " | ".join(str(one) for one in (self.lines, self.calls, *lost))
 
 
 def run(program: str, folder: Path, trouble: Mapping[str, str] | None = None) -> list[list[str]]:
@@ -116,4 +113,4 @@ def measure(name: str, kind: str) -> Row:
 if __name__ == "__main__":
     for one in sys.argv[1:] or NAMES:
         for kind in KINDS:
-            print(f"| {one}, {kind} {measure(one, kind).cells()}")
+            print(f"| {one}, {kind} | {measure(one, kind).cells()} |")
