@@ -3,7 +3,8 @@
     python tools/pages.py
 
 writes each file under docs/tutorial/ into the block that names it in its title, and below the
-commands in ``console`` blocks what they print. tests/test_tutorial.py fails if that changes a page.
+commands in ``console`` blocks what they print; and on the page of the examples, the files that its
+blocks name by their paths in the repository. tests/test_tutorial.py fails if that changes a page.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def tutorial_pages() -> list[Path]:
     """Return the pages with listings and commands."""
-    return sorted(TUTORIAL.glob("*.md"))
+    return [*sorted(TUTORIAL.glob("*.md")), DOCS / "examples.md"]
 
 
 def filled(page: Path) -> str:
-    """Return the text of a tutorial page with its listings and outputs as they are now."""
+    """Return the text of such a page with its listings and outputs as they are now."""
     with tempfile.TemporaryDirectory() as folder:
         workshop = Path(folder) / "tutorial"
         shutil.copytree(TUTORIAL, workshop, ignore=shutil.ignore_patterns("*.md", "__pycache__"))
@@ -88,7 +89,8 @@ def filled(page: Path) -> str:
             info, body = match["info"], match["body"]
             title = TITLE.search(info)
             if title:
-                body = (TUTORIAL / title[1]).read_text("utf-8")
+                source = ROOT if "/" in title[1] else TUTORIAL
+                body = (source / title[1]).read_text("utf-8")
             elif info == "console":
                 commands = [one for one in body.splitlines() if one.startswith("$ ")]
                 body = "".join(f"{one}\n{output(one[2:], workshop)}" for one in commands)
