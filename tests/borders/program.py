@@ -47,6 +47,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "good", "spurious", "generator exit", "cancels itself", "swallows", "slow cleanup",
         "bad cleanup",
     ),
+    "executor": ("loop", "elsewhere", "worker dies"),
     # what is around it
     "outer_on_error": ("fail", "collect", "share"),
     "outer_retry": ("no", "yes"),
