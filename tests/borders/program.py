@@ -161,6 +161,9 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("cache", "yes", "kept", "no", "results are remembered in the store")
     yield no("body", "plain", "act_timeout", "yes", "refused: it can't be interrupted")
     yield no("asks", "yes", "body", "plain", "a plain function can't ask")
+    yield no(
+        "executor", "worker dies", "outer_store", "none", "cancelled ones run again: not modelled"
+    )
     yield no("asks", "yes", "store", "none", "an answer finds no question again")
     yield no("asks", "yes", "outer_store", "none", "an answer finds no question again")
     yield no("manners", "swallows|slow cleanup|cancels itself", "body", "plain", "it never waits")
