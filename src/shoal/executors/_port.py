@@ -205,8 +205,8 @@ class Call(Protocol):
             WorkerDied: The worker ended while the function was at work there. It may have had all
                 its effects, or none. ``others`` says how many other calls were at work in the same
                 worker, any of which may have killed it. If the function had not begun, the call is
-                moved to another worker, and nothing is raised. Also raised where workers end again
-                and again before they have begun with anything.
+                moved to another worker, and nothing is raised.
+            NoWorker: No worker can be started.
             NotSendable: The function, an argument or the result can't be sent. Acts that are chosen
                 at run time, and fields of the state, are found out here for the first time.
             BaseException: What the function raised: its own exception where it can be sent, else
