@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from shoal import Application, Context, Result, State, action, shielded
+from shoal import Application, Context, Done, Result, State, action, shielded
 
 
 @action(reads=["n"], writes=["square"])
@@ -229,3 +229,41 @@ def die_at_start() -> None:
 @action(writes=["loaded"])
 def loaded() -> list[int]:
     return LOADED
+
+
+@action(reads=["n"], writes=["square"])
+def square_or_fail(n: int) -> int:
+    if n == 3:
+        raise Locked("three")
+    return n * n
+
+
+@action(reads=["n"], writes=["found"])
+async def fan_out_there(n: int, context: Context) -> list[Any]:
+    found: list[Any] = []
+    async with context.fan_out(name="squares") as group:
+        group.start_each(square_or_fail, over=range(n), item="n", key=str)
+        group.start(square, {"n": 100}, key="hundred")
+        with anyio.move_on_after(0):
+            await anext(group)
+        async for outcome in group:
+            value = getattr(outcome, "value", str(getattr(outcome, "error", "")))
+            found += [(outcome.key, value)]
+    return sorted(found)
+
+
+@action(reads=["n"], writes=["found"])
+async def race_there(n: int, context: Context) -> int:
+    async with context.fan_out(name="race") as group:
+        group.start(square, {"n": n})
+        group.start(sleep_long, {"n": n})
+        async for outcome in group:
+            group.cancel("one is enough")
+            return outcome.value if isinstance(outcome, Done) else -2
+    return -1
+
+
+@action(reads=["n"], writes=["square"])
+async def sleep_long(n: int) -> int:
+    await anyio.sleep(1000)
+    return 0

@@ -36,7 +36,8 @@ from shoal._state.state import State, make_state
 
 from . import _messages as m
 from ._port import Job
-from ._remote_context import RemoteContext, RemoteItems, Requests
+from ._remote_context import RemoteContext, RemoteItems
+from ._requests import Requests
 from ._results import finished
 from ._sending import dump, dump_error, load, why
 from ._streams import stream
