@@ -267,3 +267,43 @@ async def race_there(n: int, context: Context) -> int:
 async def sleep_long(n: int) -> int:
     await anyio.sleep(1000)
     return 0
+
+
+@action(reads=["token", "n"], writes=["length"])
+async def tell_secret(token: str, n: int, context: Context) -> int:
+    if n == 0:
+        context.note(f"token {token}")
+        await anyio.sleep(1000)
+    if n == 1:
+        await context.emit(token)
+    if n == 2:
+        with context.span(token):
+            await anyio.sleep(1000)
+    return n
+
+
+@action(reads=["token", "n"], writes=["length"])
+async def close_badly(token: str, n: int) -> AsyncIterator[int | Result[int]]:
+    try:
+        yield 1
+        yield Result(1)
+    finally:
+        raise ValueError(f"closed with {token}")
+
+
+@action(reads=["n"], writes=["total"])
+async def stream_and_close(n: int) -> AsyncIterator[int | Result[int]]:
+    try:
+        for number in range(n):
+            yield number
+        yield Result(n)
+    finally:
+        CLOSED.append(n)
+
+
+CLOSED: list[int] = []
+
+
+@action(writes=["closed"])
+async def closed() -> list[int]:
+    return CLOSED

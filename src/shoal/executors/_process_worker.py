@@ -24,6 +24,7 @@ from typing import Any, NoReturn, cast, final
 
 from . import _messages as m
 from ._frames import FrameReader, encode
+from ._remote_context import forward_logs
 from ._sending import new_main
 from ._worker import WorkerCore
 
@@ -44,6 +45,7 @@ def work(descriptor: int, mark: int) -> NoReturn:
     # functions start would inherit it.
     signal.signal(signal.SIGINT, ignore)
     new_main()
+    forward_logs()
     _ProcessWorker(socket.socket(fileno=descriptor), mark).run()
 
 

@@ -13,9 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, final
@@ -36,6 +37,7 @@ SPAN_END = "span end"
 EMIT = "emit"
 ASK = "ask"
 ITEM = "item"
+LOG = "log"
 
 Facts = tuple[RunPath, str, int, float]
 """Path, step and attempt of an action, and the seconds until its deadline."""
@@ -192,4 +194,33 @@ class RemoteItems:
         return self._requests.ask_whole(ITEM, item)
 
     def hide_secrets(self, error: BaseException) -> None:
-        """Do nothing: no secret of the run is known here, and nothing is logged."""
+        """Do nothing: no secret of the run is known here, and what is logged is forwarded."""
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+speaking: ContextVar[Requests | None] = ContextVar("shoal_speaking", default=None)
+"""The requests of the call that the code belongs to, if it has any."""
+
+
+@final
+class Forward(logging.Handler):
+    """Forwards what shoal logs about a function to where the secrets of its run are known."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Forward a record, or drop it if no call leads to its run."""
+        requests = speaking.get()
+        if requests is None:
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        # The action may have ended: it has nothing more to say then.
+        with suppress(Exception):
+            dumped = None if error is None else dump_error(error)
+            requests.say(LOG, record.levelno, record.getMessage(), dumped)
+
+
+def forward_logs() -> None:
+    """In a worker process, at its start: forward what shoal logs."""
+    logger = logging.getLogger("shoal")
+    logger.handlers[:] = [Forward()]
+    logger.propagate = False

@@ -19,7 +19,7 @@ from shoal._concurrency.background import StartTask
 from shoal._errors.exceptions import BadUse, Halting
 
 from ._port import ContextPort, ItemsPort, Job
-from ._remote_context import ASK, CHARGE, EMIT, ITEM, NOTE, SPAN, SPAN_END
+from ._remote_context import ASK, CHARGE, EMIT, ITEM, LOG, NOTE, SPAN, SPAN_END
 from ._remote_group import CANCEL, CANCEL_CHILD, LEAVE, OPEN, START, START_EACH
 from ._sending import dump, dump_error, load, load_error
 
@@ -88,6 +88,9 @@ class Serving:
 
     def _say(self, what: str, arguments: tuple[Any, ...]) -> None:
         context = self._context
+        if what == LOG:
+            self._log(*arguments)
+            return
         if context is None:
             raise self._unknown(what)
         if what == NOTE:
@@ -129,6 +132,16 @@ class Serving:
             return False
         self._groups[number].group.cancel(reason)
         return True
+
+    def _log(self, level: int, text: str, error: bytes | None) -> None:
+        """Log what shoal has logged in the worker, without the secrets of the run."""
+        shown = Exception(text)
+        raised = None if error is None else load_error(error, "the worker")
+        if self._items is not None:
+            self._items.hide_secrets(shown)
+            if raised is not None:
+                self._items.hide_secrets(raised)
+        logger.log(level, "%s", shown, exc_info=raised)
 
     def _enter(
         self,

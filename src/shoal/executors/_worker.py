@@ -36,7 +36,7 @@ from shoal._state.state import State, make_state
 
 from . import _messages as m
 from ._port import Job
-from ._remote_context import RemoteContext, RemoteItems
+from ._remote_context import RemoteContext, RemoteItems, speaking
 from ._requests import Requests
 from ._results import finished
 from ._sending import dump, dump_error, load, why
@@ -303,6 +303,7 @@ class WorkerCore:
             if job.kind == "stream":
                 assert call.requests is not None
                 items = RemoteItems(call.requests, job.name, call.run_id)
+                speaking.set(call.requests)
                 result = await stream(made, items)
             else:
                 result = await made
