@@ -25,14 +25,19 @@ class InFlight:
         self.now -= 1
 
 
-def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Run every contender once per round, after one uncounted round; return seconds."""
+def in_turn(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, *, cpu: bool = False
+) -> dict[str, list[float]]:
+    """Run every contender once per round, after one uncounted round; return seconds.
+
+    Those of the processor, with ``cpu``: they depend less on what else the machine does.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for counted in range(rounds + 1):
         for name, run in contenders.items():
             took = timed(run)
             if counted:
-                seconds[name].append(took.wall)
+                seconds[name].append(took.cpu if cpu else took.wall)
     return seconds
 
 

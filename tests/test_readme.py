@@ -12,6 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
+from tools.pages import DOCS, blocks
+
 README = Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 
@@ -61,15 +63,31 @@ def site() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_the_map_fetches_real_pages(
+def test_the_map_fetches_real_pages(site: str, backend: str) -> None:
+    crawl_titles = execute(PROGRAMS[0])["crawl_titles"]
+    urls = [f"{site}/{n}" for n in range(50)]
+    state = anyio.run(crawl_titles, [*urls, f"{site}/missing"], backend=backend)
+    assert list(state["titles"].items()) == [(url, f"page /{n}") for n, url in enumerate(urls)]
+    [(url, error)] = state["failed"].items()
+    assert (url, error["type"]) == (f"{site}/missing", "httpx.HTTPStatusError")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_guide_s_map_fetches_them_too(
     site: str, backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    crawl_titles = execute(PROGRAMS[0])["crawl_titles"]
+    page = DOCS / "guides" / "maps.md"
+    program = next(one.body for one in blocks(page) if one.language == "python")
+    crawl_titles = execute(program)["crawl_titles"]
     urls = [f"{site}/{n}" for n in range(50)]
     titles = anyio.run(crawl_titles, [*urls, f"{site}/missing"], backend=backend)
     assert list(titles.items()) == [(url, f"page /{n}") for n, url in enumerate(urls)]
     assert capsys.readouterr().out == f"{site}/missing failed: httpx.HTTPStatusError\n"
 
 
-def test_it_has_programs() -> None:
-    assert len(PROGRAMS) >= 4
+def test_it_is_short() -> None:
+    assert len(PROGRAMS) == 3
+    for program in PROGRAMS:
+        lines = [line for line in program.splitlines() if line and not line.startswith("#")]
+        assert len(lines) <= 15
+    assert len(README.read_text("utf-8").splitlines()) <= 250

@@ -183,6 +183,11 @@ def test_runs_are_listed_as_json(path: Path, capsys: Any):
 
 
 def test_a_lost_run_is_lost_in_every_form(path: Path, capsys: Any):
+    differ = said(capsys, "diff", path, "left", "left")
+    assert differ == "status\tlost\tlost\n"
+    assert json.loads(said(capsys, "diff", path, "left", "left", "--json"))["first"]["status"] == (
+        "lost"
+    )
     assert json.loads(said(capsys, "show", path, "left", "--json"))["status"] == "lost"
     assert "status\tlost\n" in said(capsys, "show", path, "left")
     ids = [line.split("\t")[0] for line in said(capsys, "runs", path).splitlines()]

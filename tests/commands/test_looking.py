@@ -17,8 +17,6 @@ from shoal.__main__ import main
 from shoal._events.paths import parse_path, path_text
 from shoal._events.report_text import report_text
 from shoal.watch import LiveRun, LiveStep, Report
-from shoal.watch._words import DOING
-from shoal.watch.ui import _format
 
 
 @action(reads=["n"], writes=["square"])
@@ -161,6 +159,53 @@ def test_a_child_is_shown_to_programs(capsys: Any):
     assert shown["steps"][0]["counts"] == {"failed": 1, "succeeded": 1}
 
 
+def test_children_are_listed_page_by_page(capsys: Any):
+    assert not [line for line in fields(said(capsys, "show", "b")) if line[0] == "child"]
+    pages, after = list[list[list[str]]](), ""
+    while len(pages) < 3:
+        more = ["--after", after] if after else []
+        lines = fields(said(capsys, "show", "b", "--limit", "2", "--order", "position", *more))
+        pages.append([line[1:4] for line in lines if line[0] == "child"])
+        found = [line[1] for line in lines if line[0] == "after"]
+        if not found:
+            break
+        [after] = found
+    assert pages == [
+        [["b/numbers:0:square:1", "succeeded", "0"], ["b/numbers:0:square:3", "failed", "1"]],
+        [["b/numbers:0:square:5", "succeeded", "2"], ["b/numbers:0:square:6", "succeeded", "3"]],
+    ]
+
+
+def test_some_children_are_listed_for_programs(capsys: Any):
+    shown = json.loads(said(capsys, "show", "b", "--status", "failed", "--json"))
+    (row,) = shown["rows"]
+    assert (row["path"], row["status"]) == ("b/numbers:0:square:3", "failed")
+    assert row["error"] == "LookupError: no square of 3"
+    assert shown["after"] is None
+    assert "rows" not in json.loads(said(capsys, "show", "b", "--json"))
+    shown = json.loads(said(capsys, "show", "b", "--key", "6", "--json"))
+    assert [row["path"] for row in shown["rows"]] == ["b/numbers:0:square:6"]
+    why = said(capsys, "show", "b", "--after", "no cursor", code=2)
+    assert "begin with its first page" in why
+
+
+def test_children_are_listed_for_people(terminal: None, capsys: Any):
+    text = said(capsys, "show", "b", "--limit", "2")
+    lines = text.split("\nchildren\n")[1].splitlines()
+    assert len(lines) == 2
+    assert lines[0].split()[:2] == ["'3'", "failed"]
+    assert lines[0].endswith("numbers/square  LookupError: no square of 3")
+    text = said(capsys, "show", "b", "--status", "halted")
+    assert text.endswith("\nchildren\nno child is like that\n")
+
+
+def test_what_a_step_and_a_full_limit_have_is_told_to_programs(capsys: Any):
+    shown = json.loads(said(capsys, "show", "b", "--json"))
+    (step,) = shown["steps"]
+    assert (step["cancelled"], step["halted"], step["gone"]) == (0, 0, 0)
+    assert shown["longest"] == []
+
+
 def test_what_is_not_there_is_said(file: Path, capsys: Any):
     for command in (("show",), ("events",), ("explain",), ("diff", "a"), ("export",)):
         assert said(capsys, *command, "x", code=1) == f"shoal: there is no run x in {file}\n"
@@ -185,7 +230,10 @@ def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
     assert missing == f"shoal: there is no descendant {path.id} of a in {file}\n"
 
 
-def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal: None, capsys: Any):
+def test_a_run_under_way_is_shown_with_its_last_report(
+    tmp_path: Path, terminal: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
     path = tmp_path / "now.db"
     root = RunPath(run_id="now")
     child = RunPath(parent=root, step="pages", act="fetch", key="x")
@@ -218,28 +266,33 @@ def test_a_run_under_way_is_shown_with_its_last_report(tmp_path: Path, terminal:
             async with Runtime(store=store, watch=False) as runtime:
                 handle = await runtime.start(app, {}, id="now")
                 await anyio.wait_all_tasks_blocked()
+                assert await anyio.to_thread.run_sync(main, ["show", "now", "--db", str(path)]) == 0
+                shown.append(capsys.readouterr().out)
                 await store.report({"now": report_text(report)})
-                for line in (("show", "now"), ("explain", "now")):
+                for line in (("show", "now"), ("explain", "now"), ("show", "now", "--json")):
                     arguments = [*line, "--db", str(path)]
                     assert await anyio.to_thread.run_sync(main, arguments) == 0
                     shown.append(capsys.readouterr().out)
                 handle.cancel("it was shown")
 
     anyio.run(report_and_show)
-    text, explained = shown
+    silent, text, explained, found = shown
+    assert "reports      none: the run isn't watched (watch=False)" in silent
+    assert "reports  " not in text
+    (line,) = json.loads(found)["longest"]
+    assert (line["path"], line["step"], line["doing"]) == (path_text(child), "fetch", "backoff")
+    assert (line["since"], line["age"], line["next_in"]) == (1.0, 61.0, 1.5)
+    assert (line["attempt"], line["attempts"]) == (2, 3)
+    assert (line["title"], line["note"]) == ("the page", "3 of 9")
     assert "headline     0 of 9 · 2 running · held up by backoff before further attempts" in text
     assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
     assert (
         "\nrunning longest\n"
-        "1 min 1 s  the page ('x')  "
-        "fetch: waiting for its next attempt · attempt 2 of 3 · next in 1.5 s ·...\n"
+        "1 s, 1 min 1 s in all  the page ('x')  "
+        "fetch: waiting for its next attempt · attempt 2 of 3 · nex...\n"
     ) in text
     assert explained.startswith("run now has taken 1 min 40 s, looked at 400 times\n")
     assert "advice: 50 % of the time is waiting for further attempts" in explained
-
-
-def test_the_page_and_commands_use_one_language():
-    assert _format.DOING == DOING
 
 
 @action(writes=["total"])

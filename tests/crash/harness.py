@@ -7,6 +7,7 @@ What holds, of each round:
 
 - The run comes to what it comes to where nobody is killed, with as many updates.
 - No step ran again that the store had as completed, or that a hook was told of as such.
+- Each effect has one idempotency key, the same in all lives, which no other effect has.
 - Nothing is recorded as done without the effect of doing it.
 - Nothing was told that isn't in the store: by its port after each kill, by its tables in the end.
 """
@@ -158,6 +159,7 @@ class Round:
         effects, told = lines(self.folder / "effects"), lines(self.folder / "told")
         check_nothing_ran_again(effects, told)
         check_effects(effects, result)
+        check_keys(effects)
         check_tables(STORES[self.store].tables(self.folder), told)
 
     def __str__(self) -> str:
@@ -204,6 +206,17 @@ def check_effects(effects: Sequence[dict[str, Any]], result: dict[str, Any]) -> 
         assert step not in bodies or (run, step, visit) in ended, f"{step} of {run}: no effect"
     for run in result["succeeded"]:
         assert run in below, f"recorded without any effect: {run}"
+
+
+def check_keys(effects: Sequence[dict[str, Any]]) -> None:
+    """A service that knows keys has each effect once, however often the action was called."""
+    received = dict[str, tuple[str, str, int]]()  # what such a service has, by key
+    for line in effects:
+        if line["kind"] == "begin":
+            known = received.setdefault(line["key"], name_of(line))
+            assert known == name_of(line), f"one key for {known} and {line}"
+    sent = {name_of(line) for line in effects if line["kind"] == "begin"}
+    assert len(received) == len(sent), f"{len(sent)} effects under {len(received)} keys"
 
 
 def check_tables(tables: dict[str, Any], told: Sequence[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 import anyio
 
-from shoal import Context
+from shoal import Context, RunPath
 
 PHASES = (
     "source",  # while elements are pulled, or found by `grow`
@@ -74,6 +75,7 @@ class Life:
         self.number = number
         self.is_armed = False
         self._death = death
+        self._ends = defaultdict[tuple[str, str], anyio.Event](anyio.Event)  # by parent and act
         self._known = {name_of(line) for line in lines(self.effects) if line["kind"] == "end"}
         self._is_news = False  # whether it has had an effect that is new
 
@@ -86,8 +88,19 @@ class Life:
             path = path.parent
         visit = context._run.visit(context.step)
         effect = {"run": context.run_id, "step": context.step, "visit": visit}
-        append(self.effects, life=self.number, kind=kind, above=above, **effect)
+        key = context.idempotency_key
+        append(self.effects, life=self.number, kind=kind, above=above, key=key, **effect)
         self._is_news |= kind == "end" and name_of(effect) not in self._known
+
+    def note_end(self, path: RunPath) -> None:
+        """Let those go on that wait for the end of this child. The store has that end."""
+        assert path.parent is not None, "it is a child"
+        self._ends[path.parent.id, path.act].set()
+
+    async def wait_ended(self, act: str, *, beside: RunPath) -> None:
+        """Wait until the store has the end of a sibling."""
+        assert beside.parent is not None, "it is a child"
+        await self._ends[beside.parent.id, act].wait()
 
     def passes(self, phase: str) -> None:
         """Come by a place of this phase; die there, if that is it."""

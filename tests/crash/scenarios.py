@@ -30,7 +30,7 @@ from shoal import (
 )
 from shoal.types import Act
 
-from .life import effect, passes
+from .life import current, effect, passes
 
 
 def pulled(field: str) -> Callable[[State], Iterator[Any]]:
@@ -124,7 +124,9 @@ async def wrong(item: int, context: Context) -> int:
 @action(reads=["item"], writes=["answer"])
 async def right(item: int, context: Context) -> int:
     async with effect(context):
-        await anyio.sleep(0.02)  # by then `wrong` has ended, also where the machine is busy
+        # Otherwise `wrong` could be cancelled, and another one would have lost each time. No length
+        # of time is enough for it where the machine is busy.
+        await current().wait_ended("wrong", beside=context.path)
         return item
 
 

@@ -43,6 +43,8 @@ def killed(kills: int, capsys: pytest.CaptureFixture[str], *more: str) -> None:
     assert done.returncode == 0, done.stderr
     with capsys.disabled():
         print(f"\n{done.stdout}", file=sys.stderr)  # which xdist's workers pass on
+    # A service without keys would have these effects twice: the keys were put to the test.
+    assert int(*re.findall(r"(\d+) bodies ran again", done.stdout)) > 0
     for phase in PHASES:
         (times,) = re.findall(rf"^{phase} .* (\d+)$", done.stdout, re.MULTILINE)
         assert int(times) >= kills

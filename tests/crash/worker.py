@@ -52,6 +52,7 @@ class Tell(Hook):
         kind = type(event.outcome).__name__
         status = "succeeded" if isinstance(event.outcome, Done) else kind.lower()
         self._note("child", event.outcome.path, status=status)
+        self._life.note_end(event.outcome.path)
 
     def on_run_ended(self, event: RunEnded) -> None:
         if event.status == "succeeded":
@@ -65,6 +66,7 @@ class Census:
         self.updates = dict[tuple[str, int], Update]()
         self.completed = Counter[tuple[str, str]]()  # how often each run has completed each step
         self.records = dict[str, ChildRecord]()
+        self.paths = dict[str, RunPath]()  # of the children
         self.status: str | None = None  # of the root run
         self.visits = set[tuple[str, str, int]]()
 
@@ -98,7 +100,7 @@ class Census:
                 parent=path, step=child.step, visit=child.visit, act=child.act, key=child.key
             )
             assert at.id not in self.records, f"recorded twice: {at!r}"
-            self.records[at.id] = child
+            self.records[at.id], self.paths[at.id] = child, at
             await self._take(store, at)
 
     @property
@@ -174,6 +176,8 @@ async def _live(life: Life, name: str, store: Store) -> None:
     census.check_published(told, last=life.number - 1)
     kept = sorted(census.visits), sorted(census.succeeded)
     append(life.effects, life=life.number, kind="life", completed=kept[0], succeeded=kept[1])
+    for run in census.succeeded - {RUN}:
+        life.note_end(census.paths[run])
 
     app = Application(scenario.graph, name=name, store=store, hooks=[Tell(life)])
     async with Runtime(max_crashes=MANY) as runtime:  # no child is to blame for so many

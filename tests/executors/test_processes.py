@@ -106,6 +106,7 @@ async def test_contexts():
     async with runtime_of() as runtime:
         each = fan_out(work.use_context, over="ns", item="n", key=str, into="all")
         seen = (await run(runtime, each, {"ns": [5, 6]}, hooks=[hook]))["all"]["5"]
+        assert len(seen.pop("idempotent")) == 32
         assert seen.pop("run") in {event.path.id for event in hook.of(Item)}
         assert seen == {
             "step": "use_context",
@@ -119,6 +120,18 @@ async def test_contexts():
         hook.events.clear()
         await run(runtime, work.use_context_plainly, {"n": 7}, hooks=[hook])
         assert [event.item for event in hook.of(Item)] == [7]
+
+
+@pytest.mark.parametrize("act", [work.key_there, work.key_of_state])
+async def test_idempotency_keys_are_the_same_there(act: Any):
+    keys: list[str] = []
+    async with runtime_of() as runtime:
+        for where in (ONE, "threads"):
+            app = Application(act, executor=where)
+            fields = {"n": 1, "more": [1, 2]}
+            result = await app.run(fields, id=f"in {where}"[:2], runtime=runtime)
+            keys.append(result.state["key"])
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("act", [work.ask, work.ask_plainly])

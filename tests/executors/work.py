@@ -63,6 +63,7 @@ async def use_context(n: int, context: Context) -> dict[str, Any]:
         "attempt": context.attempt,
         "parent": context.parent is not None,
         "left": context.deadline - anyio.current_time(),
+        "idempotent": context.idempotency_key,
     }
 
 
@@ -307,3 +308,13 @@ CLOSED: list[int] = []
 @action(writes=["closed"])
 async def closed() -> list[int]:
     return CLOSED
+
+
+@action(reads=["n", "more"], writes=["key"])
+async def key_there(n: int, context: Context) -> str:
+    return context.idempotency_key
+
+
+@action(reads=["n", "more"], writes=["key"])
+def key_of_state(state: State, context: Context) -> State:
+    return state.update(key=context.idempotency_key)

@@ -383,7 +383,7 @@ def retried(step: Any, retry: int = 3, **options: Any) -> Application:
     """Something around a fan-out that is tried again."""
     outer = fan_out(
         step, over=lambda state: [""], item="o", key=str, reads=[], into="all",
-        take=lambda state: state.to_plain(), each=Each(retry=Retry(retry, on=Exception, jitter=0)),
+        take=lambda state: state.data, each=Each(retry=Retry(retry, on=Exception, jitter=0)),
     )  # fmt: skip
     return Application(outer, **options)
 

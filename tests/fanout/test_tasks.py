@@ -149,8 +149,8 @@ async def test_tasks_see_their_state_narrowed_and_all_inputs():
         return []
 
     bound = Collecting(make).bind(word="bound", more=1)
-    assert (await run(bound, {"other": 1}, word="run"))["finished"] == 0
-    assert seen == [({"numbers": [1, 2, 3], "n": 0}, {"word": "run", "more": 1})]
+    assert (await run(bound, {"other": 1}))["finished"] == 0
+    assert seen == [({"numbers": [1, 2, 3], "n": 0}, {"word": "bound", "more": 1})]
 
 
 async def test_the_element_of_an_outcome():
@@ -166,11 +166,11 @@ async def test_the_element_of_an_outcome():
     assert about == [{"n": 1}, marker]
 
 
-async def test_inputs_of_a_task_count_first_then_run_application_runtime_bind_default():
+async def test_what_is_nearest_to_a_task_counts_first():
     def make(state: State, inputs: Inputs) -> Iterator[Task]:
         yield Task(say, {"n": 0}, key="none")
         yield Task(say.bind(word="own"), {"n": 1}, key="own")
-        yield Task(say.bind(word="own"), {"n": 2}, key="task", inputs={"word": "task"})
+        yield Task(say, {"n": 2}, key="task", inputs={"word": "task"})
 
     async def words(app: Application, **given: Any) -> list[str]:
         state = (await app.run({"numbers": [], "n": 0}, **given)).state
@@ -184,11 +184,15 @@ async def test_inputs_of_a_task_count_first_then_run_application_runtime_bind_de
     assert await words(Application(bound)) == ["bound", "own", "task"]
     async with Runtime(inputs={"word": "runtime"}) as runtime:
         given: dict[str, Any] = {"runtime": runtime}
-        assert await words(Application(bound), **given) == ["runtime", "runtime", "task"]
-        app = Application(bound, inputs={"word": "app"})
-        assert await words(app, **given) == ["app", "app", "task"]
+        assert await words(Application(bound), **given) == ["bound", "own", "task"]
+        assert await words(Application(step), **given) == ["runtime", "own", "task"]
+        app = Application(step, inputs={"word": "app"})
+        assert await words(app, **given) == ["app", "own", "task"]
         given["inputs"] = {"word": "run"}
-        assert await words(app, **given) == ["run", "run", "task"]
+        assert await words(app, **given) == ["run", "own", "task"]
+    twice = Collecting(lambda s, i: [Task(say.bind(word="own"), inputs={"word": "task"})])
+    with pytest.raises(DefinitionError, match="every action that takes 'word' has it bound"):
+        await words(Application(twice))
 
 
 async def test_inputs_of_a_task_reach_its_descendants_and_nobody_else():

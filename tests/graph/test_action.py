@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.from_thread
 import anyio.lowlevel
 import pytest
 
-from shoal import Application, State, action
+from shoal import Application, Graph, State, action, fan_out
 from shoal.errors import (
     BadResult,
     DefinitionError,
@@ -315,7 +316,7 @@ async def test_one_write_is_the_value_itself():
     async def give(value: object) -> object:
         return value
 
-    for value in (5, None, {"out": 1}, [1], State()):
+    for value in (5, None, {"other": 1}, [1], State()):
         assert await run(give, value=value) == {"out": value}
 
 
@@ -532,3 +533,82 @@ async def test_a_threads_return_value_and_state_are_checked_too():
         await run(give)
     with pytest.raises(UndeclaredWrite, match="'peek' writes field 'c'"):
         await run(peek, {"a": 1})
+
+
+# -- mistakes that would go unnoticed --------------------------------------------------------------
+
+
+async def test_a_mapping_of_the_only_field_is_refused_with_the_mended_line():
+    @action(reads=["n"], writes=["out"])
+    async def wrapped(n: int) -> dict[str, int]:
+        return {"out": n}
+
+    with pytest.raises(BadResult, match=r"returns the value itself.*state\.update\(out=\.\.\.\)"):
+        await run(wrapped, {"n": 1})
+
+
+@pytest.mark.parametrize("value", [{}, {"other": 1}, {"out": 1, "other": 2}])
+async def test_other_mappings_are_values(value: dict[str, int]):
+    @action(writes=["out"])
+    async def mapping() -> dict[str, int]:
+        return value
+
+    assert (await run(mapping, {}))["out"] == value
+
+
+async def test_a_mapping_with_the_key_of_its_field_is_written_through_the_state():
+    @action(writes=["out"])
+    async def mapping(state: State[Any]) -> State[Any]:
+        return state.update(out={"out": 1})
+
+    assert (await run(mapping, {}))["out"] == {"out": 1}
+
+
+@action(reads=["n"], writes=["out"])
+async def unread(n: int, other: int = 3) -> int:
+    return n + other
+
+
+@action(writes=["other"])
+async def writes_other() -> int:
+    return 1
+
+
+@dataclass
+class Declared:
+    n: int
+    other: int = 1
+    out: int = 0
+
+
+@pytest.mark.parametrize(
+    ("act", "given"),
+    [
+        (unread, {"n": 1, "other": 2}),
+        (Graph.chain(writes_other, unread), {"n": 1}),
+        (fan_out(unread, over="ns", item="n", into="all"), {"ns": [1], "other": 2}),
+    ],
+    ids=["of the run", "of an action", "of the parent"],
+)
+async def test_a_parameter_that_is_a_field_and_not_in_reads_is_refused(act: Any, given: Any):
+    with pytest.raises(
+        DefinitionError, match=r"'unread' has a parameter 'other', which is a field.*add it to read"
+    ):
+        await Application(act).run(given)
+    # Given as an input, it is one: nothing is unclear then.
+    await Application(act).run(given, inputs={"other": 5})
+    await Application(act.bind(other=5)).run(given)
+
+
+# Made here, since a model's source is read for it, and that blocks.
+declared = Application(unread, state=Declared)
+
+
+async def test_a_parameter_that_is_a_field_of_the_model_is_refused():
+    with pytest.raises(DefinitionError, match="'unread' has a parameter 'other'"):
+        await declared.run(Declared(1))
+
+
+def test_a_parameter_that_is_the_element_is_refused_where_it_is_defined():
+    with pytest.raises(DefinitionError, match=r"'unread' has a parameter 'other'.*its element"):
+        fan_out(unread, over="ns", item="other", into="all")

@@ -767,17 +767,25 @@ async def test_bind_reaches_the_acts_that_take_it():
     step = fan_out([say, shout], over="n", into="out")
     assert step.takes["word"].required
     bound = step.bind(name="bound", word="hi", mark="!")
-    assert (step.name, bound.name, bound.takes["word"].required) == ("out", "bound", False)
+    assert (step.name, bound.name, bound.takes, set(bound.bound)) == (
+        "out",
+        "bound",
+        {},
+        {"word", "mark"},
+    )
     result = await Application(bound).run({"n": ["x"]})
     assert result.state["out"] == [{"say": "hi x", "shout": "HI x!"}]
     assert result.outcomes("bound").done == 1 + 1
-    result = await Application(bound).run({"n": ["x"]}, inputs={"word": "run"})
-    assert result.state["out"] == [{"say": "run x", "shout": "RUN x!"}]
-    rebound = bound.bind(word="later", mark="?")  # what is bound already stays
-    assert (await Application(rebound).run({"n": ["x"]})).state["out"] == result_of("hi", "!")
+    with pytest.raises(DefinitionError, match="every action that takes 'word' has it bound"):
+        await Application(bound).run({"n": ["x"]}, inputs={"word": "run"})
+    with pytest.raises(DefinitionError, match="'bound' has bound its input 'word' already"):
+        bound.bind(word="later")
     partly = fan_out([say.bind(word="own"), shout], over="n", into="out").bind(word="hi", mark="!")
     out = (await Application(partly).run({"n": ["x"]})).state["out"]
     assert out == [{"say": "own x", "shout": "HI x!"}]
+    mixed = fan_out([say.bind(word="own"), shout.bind(mark="?")], over="n", into="out")
+    out = (await Application(mixed).run({"n": ["x"]}, inputs={"word": "run"})).state["out"]
+    assert out == [{"say": "own x", "shout": "RUN x?"}]
     with pytest.raises(DefinitionError, match=r"'out' takes no input 'wort'.*did you mean 'word'"):
         step.bind(wort="hi")
     with pytest.raises(MissingInput, match="'shout'"):

@@ -228,10 +228,13 @@ class Named(Action):
 async def test_every_kind_of_class_can_be_bound_again_and_again(act: Any, name: str):
     assert act.name == name
     assert await greeting(act) == "hi, shoal"
-    bound = act.bind(mark="!").bind(name="other").bind(mark="?")
+    bound = act.bind(mark="!").bind(name="other")
     assert (bound.name, bound.word, act.name, type(bound)) == ("other", "hi", name, type(act))
     assert await greeting(bound) == "hi, shoal!"
-    assert await greeting(bound, mark="-") == "hi, shoal-"
+    with pytest.raises(DefinitionError, match="has it bound"):
+        await greeting(bound, mark="-")
+    with pytest.raises(DefinitionError, match="'other' has bound its input 'mark' already"):
+        bound.bind(mark="?")
     assert await greeting(act) == "hi, shoal"
     with pytest.raises(
         DefinitionError, match=rf"'{name}' takes no input 'marc'.*did you mean 'mark'"
@@ -267,20 +270,21 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_run_application_runtime_bind_and_default_count_in_this_order(form: str):
+async def test_bind_run_application_runtime_and_default_count_in_this_order(form: str):
     act = FORMS[form]
     assert await greeting(act) == "default"
-    bound = act.bind(mark="bound")
-    assert await greeting(bound) == "bound"
     async with Runtime(inputs={"mark": "runtime"}) as runtime:
         for inputs, given, expected in (
             ({}, {}, "runtime"),
             ({"mark": "app"}, {}, "app"),
             ({"mark": "app"}, {"mark": "run"}, "run"),
         ):
-            app = Application(bound, inputs=inputs)
+            app = Application(act, inputs=inputs)
             result = await app.run({"name": "x"}, inputs=given, runtime=runtime)
             assert result.state["greeting"] == expected
+        bound = Application(act.bind(mark="bound"))
+        result = await bound.run({"name": "x"}, runtime=runtime)
+        assert result.state["greeting"] == "bound"
     assert await greeting(act) == "default"
 
 

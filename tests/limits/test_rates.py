@@ -26,12 +26,14 @@ from shoal import (
     Retry,
     RetryLater,
     Runtime,
+    SharedRate,
     State,
     action,
     fan_out,
 )
 from shoal.errors import BadResult, BadUse, DefinitionError
 from shoal.events import Waiting
+from shoal.rates import MemoryRates
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from shoal.types import Ended
 
@@ -627,6 +629,26 @@ async def test_slots_are_changed_while_running():
     assert starts.times() == [0] * 4 + [1, 2] + [2.5] * 5 + [3]
 
 
+async def test_limits_that_are_refused_change_nothing():
+    starts = Starts()
+    key = object()
+    limits = Limits(2, by=lambda state: key) & Limits(3, rate=Rate(1000), by=lambda state: key)
+    leaf = noting(starts, seconds=1, limits=limits)
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        limiter = runtime.limiter(leaf)
+        tasks.start_soon(runtime.run, Application(many(leaf)), {"ns": range(5)})
+        await anyio.sleep(0.5)
+        shared = SharedRate(Rate(1000), "x", MemoryRates())
+        with pytest.raises(BadResult, match="all processes must compute the same key"):
+            limiter.change(
+                Limits(1, by=lambda state: key) & Limits(3, rate=shared, by=lambda state: key)
+            )
+        assert limiter.limits is limits
+        assert [one.slots for one in limiter.statistics()] == [2, 3]
+        assert [one.limits for one in limiter.statistics()] == list(map(repr, limits.parts))
+    assert starts.times() == pytest.approx([0, 0, 1, 1, 2], abs=0.1)
+
+
 async def test_a_waiting_request_keeps_its_cost_and_its_key():
     starts = Starts()
     leaf = noting(starts, limits=Limits(rate=Rate(1, burst=4), by=by_key, cost=lambda state: 4))
@@ -814,6 +836,12 @@ def test_an_aiolimiter_on_trio():
         step = many(noting(Starts()), Limits(rate=aiolimiter.AsyncLimiter(2, 1)))
         with pytest.raises(DefinitionError, match=r"asyncio.*Rate\(2, per=1\)"):
             await Application(step).run({"ns": range(6)})
+        leaf = noting(Starts(), limits=Limits(rate=Rate(2)))
+        async with Runtime() as runtime:
+            limiter = runtime.limiter(leaf)
+            with pytest.raises(DefinitionError, match=r"asyncio.*Rate\(2, per=1\)"):
+                limiter.change(Limits(rate=aiolimiter.AsyncLimiter(2, 1)))
+            await runtime.run(Application(many(leaf)), {"ns": range(2)})
 
     run_virtual(main, backend="trio")
 

@@ -60,6 +60,7 @@ from shoal.testing import (
     crash_everywhere,
     no_leaks,
 )
+from shoal.types import Ended
 
 pytestmark = pytest.mark.anyio
 
@@ -398,6 +399,39 @@ async def test_an_attempt_that_waits_for_a_slot_until_after_the_total_gives_up()
         assert any("5 s are over" in note for note in caught.value.__notes__)
     assert anyio.current_time() == 10.5
     assert len(flaky.at) == 1
+
+
+async def test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it():
+    ends: list[tuple[float, str]] = []
+    starts: list[tuple[float, int]] = []
+
+    class Seen:
+        def after(self, n: float, changed_at: float, ended: Ended) -> float:
+            ends.append((anyio.current_time(), repr(ended.error)))
+            return n
+
+    @action(reads=["n"], writes=["out"], retry=evenly(9, total=5))
+    async def act(n: int) -> int:
+        starts.append((anyio.current_time(), n))
+        if n == 1:
+            raise ConnectionError
+        await anyio.sleep(10)
+        return n
+
+    app = Application(act, limits=Limits(1, adapt=Seen()) & Limits(rate=Rate(1, per=4)))
+    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+
+        async def other(after: float, n: int) -> None:
+            await anyio.sleep(after)  # while the first waits for its second attempt
+            await runtime.run(app, {"n": n})
+
+        tasks.start_soon(other, 0.5, 2)
+        tasks.start_soon(other, 1.5, 3)
+        with pytest.raises(ConnectionError):
+            await runtime.run(app, {"n": 1})
+    # The first run is granted its slot at 14, when its attempt would come too late.
+    assert starts == [(0, 1), (4, 2), (14, 3)]
+    assert ends == [(0, "ConnectionError()"), (14, "None"), (24, "None")]
 
 
 async def test_a_function_that_cannot_decide_raises_its_own_error():
@@ -1234,7 +1268,7 @@ async def test_three_levels_down_only_what_failed_runs_again():
     )  # fmt: skip
     async with no_leaks():
         result = await Application(tree).run({"ns": [0, 1]})
-    assert result.state.to_plain()["outs"] == [{0: 6, 1: 22}, {2: 38, 3: 54}]
+    assert result.state.data["outs"] == [{0: 6, 1: 22}, {2: 38, 3: 54}]
     assert sorted(worked) == list(range(16))
 
 

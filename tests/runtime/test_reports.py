@@ -16,7 +16,9 @@ from shoal import (
     Breaker,
     Cancelled,
     Context,
+    Done,
     Each,
+    Graph,
     Limits,
     MemoryStore,
     Rate,
@@ -25,6 +27,7 @@ from shoal import (
     SQLiteStore,
     action,
     fan_out,
+    first,
 )
 from shoal._events.paths import key_data
 from shoal._events.report import Report
@@ -32,7 +35,8 @@ from shoal._events.report_text import parse_report, report_text
 from shoal._runtime import watching
 from shoal.errors import SecretLeaked
 from shoal.stores._watching import Command, StoredReport
-from shoal.testing import Attempt, cancel_everywhere, no_leaks
+from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
 
@@ -147,6 +151,71 @@ async def test_a_store_that_hangs_delays_the_end_by_a_second_and_others_not_at_a
         assert anyio.current_time() - began == pytest.approx(3, abs=0.01)
     assert [record.name for record in caplog.records] == ["shoal"]
     assert "could not keep reports" in caplog.text
+
+
+class StubbornStore(ReportingStore):
+    """Its calls can't be cancelled, as those of a driver that waits in a thread."""
+
+    async def report(self, reports: Mapping[str, str]) -> Sequence[Command]:
+        with anyio.CancelScope(shield=True):
+            return await super().report(reports)
+        raise AssertionError("the scope is never cancelled")
+
+
+async def test_a_store_that_cannot_be_cancelled_delays_the_end_by_a_second(
+    caplog: pytest.LogCaptureFixture,
+):
+    store = StubbornStore(seconds=100)
+    app = Application(many, store=store)
+    began = anyio.current_time()
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        for run_id, seconds in (("a", 4.0), ("b", 3.0), ("c", 6.0)):
+            start = anyio.current_time()
+            items = range(6 if run_id != "c" else 12)
+            await app.run({"items": items}, id=run_id, runtime=runtime)
+            assert anyio.current_time() - start == pytest.approx(seconds, abs=0.01)
+        assert (store.calls, store.under_way) == (1, 1)
+    # The task that it keeps is the runtime's: a block ends after all that was started in it.
+    assert anyio.current_time() - began == pytest.approx(100, abs=0.1)
+    assert len(caplog.records) == 1
+
+
+async def test_only_the_last_call_cannot_be_cancelled():
+    store = StubbornStore()
+
+    @action(writes=["done"])
+    async def work() -> int:
+        await anyio.sleep(1)
+        store.seconds = 100.0
+        return 1
+
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        began = anyio.current_time()
+        await Application(work, store=store).run({}, id="a", runtime=runtime)
+        assert anyio.current_time() - began == pytest.approx(2, abs=0.01)
+
+
+async def test_reports_go_on_when_a_call_that_hung_has_ended():
+    store = StubbornStore(seconds=10)
+    async with Runtime(watch=True) as runtime:
+        app = Application(many, store=store)
+        await app.run({"items": range(6)}, id="a", runtime=runtime)
+        store.seconds = 0.0
+        await app.run({"items": range(60)}, id="b", runtime=runtime)
+    assert store.reports("b")[-1].is_over
+    assert len(store.reports("b")) > 50
+
+
+@pytest.mark.parametrize("after", [0.047, 0.1, 0.147, 1.05])
+async def test_a_stubborn_call_is_waited_for_when_the_runtimes_block_is_cancelled(after: float):
+    store = StubbornStore(seconds=3)
+    async with no_leaks():
+        with anyio.move_on_after(after):
+            async with Runtime(store=store, watch=True) as runtime:
+                await runtime.start(Application(many), {"items": range(6)}, id="a")
+                await anyio.sleep_forever()
+    assert store.under_way == 0
+    assert store.calls == 1
 
 
 async def test_a_store_that_fails_is_logged_once_and_no_run_notices(
@@ -347,26 +416,46 @@ async def test_what_a_fan_out_charges_is_corrected_and_given_back():
 # -- breakers --------------------------------------------------------------------------------------
 
 
-async def test_open_breakers_are_told():
+async def test_breakers_are_told_with_the_states_of_their_circuits():
     @action(reads=["item"], writes=["done"])
-    async def failing(item: int) -> int:
-        if item:
-            await anyio.sleep(2)
-            return item
-        raise OSError
+    async def failing(item: str) -> str:
+        await anyio.sleep(0.5)
+        if item[0] in "ab":
+            raise OSError
+        await anyio.sleep(20)
+        return item
 
-    each = Each(breaker=Breaker(failures=1, by=lambda state: "a" if state["item"] == 0 else "b"))
+    breaker = Breaker(failures=2, cool_down=10, by=lambda state: state["item"][0])
+    items = ["a1", "a2", "b1", "c1", "a3"]
     app = Application(
-        fan_out(failing, over="items", into="all", each=each, on_error="collect"), watch=True
+        fan_out(
+            failing,
+            over="items",
+            into="all",
+            limits=Limits(4),
+            each=Each(breaker=breaker),
+            on_error="collect",
+        )
     )
-    async with Runtime() as runtime:
-        handle = await runtime.start(app, {"items": [0, 1]})
-        await anyio.sleep(1)
-        report = handle.report
-        assert report is not None
-        (use,) = [use for use in report.limits if use.breaker]
-        assert use.breaker == {"a": "open"}
-        assert use.owner == "all"
+    store = ReportingStore()
+    async with Runtime(watch=True, store=store) as runtime:
+        handle = await runtime.start(app, {"items": items}, id="a")
+        await anyio.sleep(0.3)
+        assert handle.report is not None
+        (use,) = handle.report.breakers
+        assert (use.owner, use.breaker, use.failing) == ("all", repr(breaker), 0)
+        assert (use.open, use.skipped, use.circuits) == (0, 0, ())
+        await anyio.sleep(1.2)
+        (use,) = await Queries(store).breakers()
+        assert (use.failing, use.open, use.skipped) == (2, 1, 1)
+        one, other = use.circuits
+        assert (one.key, one.state, one.failures) == ("a", "open", 2)
+        assert one.next_in == pytest.approx(9.2, abs=0.3)
+        assert (other.key, other.state, other.failures, other.next_in) == ("b", "closed", 1, None)
+        assert use.holders == ("a",)
+        await anyio.sleep(10)
+        assert handle.report is not None
+        assert handle.report.breakers[0].circuits[0].state == "half open"
         await handle.result()
 
 
@@ -506,28 +595,153 @@ async def test_a_command_is_for_a_run_of_its_store():
     assert (first.status, second.status) == ("succeeded", "cancelled")
 
 
-async def test_an_answer_is_saved_while_siblings_go_on():
-    @action(reads=["item"], writes=["done"])
-    async def ask(item: int, context: Context) -> int:
-        if item:
-            await anyio.sleep(3)
-            return item
-        return await context.ask("how many", {"of": "them"})
+async def answered_while_it_runs(
+    app: Application[Any], state: dict[str, Any], *, hooks: Sequence[RecordingHook] = ()
+) -> tuple[ReportingStore, Any]:
+    """Answer the first question that a run asks, while it runs; return its result."""
+    store = ReportingStore()
+    async with no_leaks(), Runtime(store=store, watch=True) as runtime:
+        handle = await app.start(state, id="a", runtime=runtime)
+        await anyio.sleep(1)
+        (question,) = (await Queries(store).questions("a")).open
+        arguments = {"question": question.id, "answer": 42}
+        await store.command(Command(run_id="a", kind="answer", arguments=arguments))
+        result = await handle.result()
+    for hook in hooks:
+        hook.assert_paired()
+    return store, result
+
+
+asked = list[int]()
+
+
+@action(reads=["item"], writes=["done"])
+async def ask(item: int, context: Context) -> int:
+    asked.append(item)
+    if item:
+        await anyio.sleep(3)
+        return item
+    return await context.ask("how many", {"of": "them"})
+
+
+asking = fan_out(ask, over="items", into="all")
+
+
+async def test_a_child_goes_on_when_it_is_answered_while_siblings_run():
+    hook = RecordingHook()
+    began = anyio.current_time()
+    asked.clear()
+    app = Application(asking, hooks=[hook])
+    store, result = await answered_while_it_runs(app, {"items": [0, 1]}, hooks=[hook])
+    assert result.status == "succeeded"
+    assert list(result.state["all"]) == [42, 1]
+    assert anyio.current_time() - began == pytest.approx(3, abs=0.1), "beside its sibling"
+    assert asked == [0, 1, 0]
+    [*_, last] = [one for one in store.reports("a") if one.steps]
+    assert last.steps[0].total == 2
+    again = await Application(asking, store=store).run(id="a")
+    assert list(again.state["all"]) == [42, 1]
+
+
+async def test_a_child_of_several_steps_goes_on_at_the_step_that_has_asked():
+    counted = list[int]()
+
+    @action(reads=["item"], writes=["ready"])
+    async def prepare(item: int) -> bool:
+        counted.append(item)
+        return True
+
+    chain = Graph.chain(prepare, ask, name="both")
+    app = Application(fan_out(chain, over="items", item="item", take="done", into="all"))
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert list(result.state["all"]) == [42, 1]
+    assert counted == [0, 1]
+
+
+async def test_a_grandchild_goes_on_while_its_siblings_run():
+    app = Application(fan_out(asking, over="groups", item="items", take="all", into="found"))
+    _, result = await answered_while_it_runs(app, {"groups": [[0, 1], [2]]})
+    assert result.status == "succeeded"
+    assert [[*one] for one in result.state["found"]] == [[42, 1], [2]]
+
+
+async def test_a_child_of_an_action_goes_on_while_its_siblings_run():
+    @action(writes=["found"])
+    async def both(context: Context) -> list[int]:
+        async with context.fan_out(name="own") as group:
+            group.start_each(ask, over=[0, 1], item="item")
+            return [one.value async for one in group if isinstance(one, Done)]
+
+    _, result = await answered_while_it_runs(Application(both), {})
+    assert result.status == "succeeded"
+    assert [*result.state["found"]] == [42, 1]
+
+
+async def test_children_with_a_store_of_their_own_are_answered_too():
+    kept = MemoryStore()
+    app = Application(fan_out(ask, over="items", into="all", store=kept))
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert list(result.state["all"]) == [42, 1]
+
+
+async def test_a_contestant_that_is_answered_may_win():
+    app = Application(fan_out(ask, over="items", into="all", until=first()))
+    began = anyio.current_time()
+    _, result = await answered_while_it_runs(app, {"items": [0, 1]})
+    assert anyio.current_time() - began == pytest.approx(1.3, abs=0.3)
+    assert result.state["all"] == 42
+
+
+async def test_an_answer_that_cannot_be_kept_is_dropped_and_the_run_goes_on(
+    caplog: pytest.LogCaptureFixture,
+):
+    @action(reads=["token"], writes=["signed_in"])
+    async def sign_in(token: str) -> bool:
+        return bool(token)
 
     store = ReportingStore()
-    app = Application(fan_out(ask, over="items", into="all"), store=store, watch=True)
+    graph = Graph.chain(sign_in, asking)
+    app = Application(graph, store=store, secret={"token"}, watch=True)
     async with Runtime() as runtime:
-        handle = await runtime.start(app, {"items": [0, 1]}, id="a")
+        state = {"items": [0, 1], "token": "hunter2-and-more"}
+        handle = await app.start(state, id="a", runtime=runtime)
         await anyio.sleep(1)
-        (question,) = await app.questions("a", runtime=runtime)
+        (question,) = (await Queries(store).questions("a")).open
+        for id_ in (question.id, ["no", "id"], "another"):
+            arguments = {"question": id_, "answer": "hunter2-and-more"}
+            await store.command(Command(run_id="a", kind="answer", arguments=arguments))
+        result = await handle.result()
+    assert result.status == "halted"
+    assert len(caplog.records) == 3
+    assert "hunter2" not in caplog.text
+
+
+async def test_a_child_that_is_answered_too_late_goes_on_when_the_run_is_resumed():
+    # Its parent has halted: nothing else was left in it to do.
+    @action(reads=["n"], writes=["done"])
+    async def slow(n: int) -> int:
+        await anyio.sleep(3)
+        return n
+
+    inner = fan_out(ask, over="items", into="all", name="inner")
+    graph = Graph.chain(inner, name="halting")
+    outer = fan_out(graph, over="groups", item="items", take="all", into="found")
+    app = Application(Graph.chain(outer, name="root"))
+    store = ReportingStore()
+    async with Runtime(store=store, watch=True) as runtime:
+        handle = await app.start({"groups": [[0], [1]]}, id="a", runtime=runtime)
+        await anyio.sleep(1)
+        queries = Queries(store)
+        (question,) = (await queries.questions("a")).open
         arguments = {"question": question.id, "answer": 42}
         await store.command(Command(run_id="a", kind="answer", arguments=arguments))
         result = await handle.result()
         assert result.status == "halted"
         assert result.questions == ()  # it was answered
+        found = await queries.questions("a")
+        assert (found.open, found.answered) == ([], [question.path])
         result = await runtime.run(app, id="a")
-    assert result.status == "succeeded"
-    assert list(result.state["all"]) == [42, 1]
+    assert [[*one] for one in result.state["found"]] == [[42], [1]]
 
 
 async def test_an_async_source_is_no_obstacle():

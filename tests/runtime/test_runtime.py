@@ -72,7 +72,7 @@ async def more_work(item: int, busy: Busy) -> int:
     return item
 
 
-# -- inputs: task > run > application > runtime > bind > default ----------------------------------
+# -- inputs: bind > task > run > application > runtime > default ----------------------------------
 
 
 @action(writes=["said"])
@@ -94,7 +94,7 @@ class Speaking(ParallelAction):
         return state.update(word=outcome.value)
 
 
-LEVELS = ["task", "run", "application", "runtime", "bind", "default"]
+LEVELS = ["task", "run", "application", "runtime", "default"]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -105,7 +105,7 @@ async def test_an_input_is_looked_up_level_by_level(level: str):
         return {"word": name} if name in below else {}
 
     act = Speaking(**at("task"))
-    act.act = speak.bind(**at("bind"))
+    act.act = speak
     application = Application(act, inputs=at("application"))
     async with no_leaks(), Runtime(inputs=at("runtime")) as runtime:
         result = await runtime.run(application, inputs=at("run"))
@@ -119,7 +119,7 @@ async def test_a_single_actions_input_is_looked_up_likewise(level: str):
     def at(name: str) -> dict[str, Any]:
         return {"word": name} if name in below else {}
 
-    application = Application(speak.bind(**at("bind")), inputs=at("application"))
+    application = Application(speak, inputs=at("application"))
     async with Runtime(inputs=at("runtime")) as runtime:
         for _ in range(2):  # what one run was given is not there for the next
             assert (await runtime.run(application, inputs=at("run"))).state["said"] == level

@@ -656,3 +656,40 @@ def test_an_interrupt_anywhere_in_an_append_leaves_every_version_whole():
         if not more:
             assert number > 10, "the interrupts reached the code"
             return
+
+
+# -- operators -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [StateList([1]), positioned([1]), [1]], ids=type)
+@pytest.mark.parametrize("second", [StateList([2, 3]), positioned([2, 3]), [2, 3]], ids=type)
+def test_lists_of_all_kinds_are_added(first: Any, second: Any):
+    before = list(first), list(second)
+    assert first + second == [1, 2, 3]
+    assert (list(first), list(second)) == before
+    for wrong in ((2,), {2: 3}, "2", 2):
+        with pytest.raises(TypeError):
+            _ = first + wrong
+        with pytest.raises(TypeError):
+            _ = wrong + first
+
+
+@pytest.mark.parametrize("first", [StateMap({"a": 1, "b": 1}), {"a": 1, "b": 1}], ids=type)
+@pytest.mark.parametrize("second", [StateMap({"b": 2, "c": 2}), {"b": 2, "c": 2}], ids=type)
+def test_maps_and_dicts_are_merged(first: Any, second: Any):
+    merged = first | second
+    assert merged == {"a": 1, "b": 2, "c": 2}
+    assert list(merged) == ["a", "b", "c"]
+    assert first == {"a": 1, "b": 1}
+    for wrong in ([("c", 1)], "c", 1):
+        with pytest.raises(TypeError):
+            _ = first | wrong
+        with pytest.raises(TypeError):
+            _ = wrong | first
+
+
+def test_what_is_added_shares_the_journal():
+    first = StateList([1])
+    more = [2]
+    assert type(first + more) is StateList
+    assert type(StateMap({"a": 1}) | {"b": 2}) is StateMap

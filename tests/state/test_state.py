@@ -8,12 +8,21 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, IntEnum
+from math import inf, nan
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from shoal import (
     Application,
@@ -252,6 +261,66 @@ def test_to_plain_makes_json_of_whatever_the_library_puts_into_a_state():
         "errors": {"a": errors, "b": {"act": errors}},
         "states": [{"inner": {"n": 1, "log": ["x"]}}],
     }
+
+
+@dataclass
+class Point:
+    x: float
+    y: tuple[int, ...] = ()
+
+
+class Model(BaseModel):
+    at: datetime
+    name: str = "m"
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ((1, (2,)), [1, [2]]),
+        ({3, 1, 2}, [1, 2, 3]),
+        (
+            {1: "a", None: "b", False: "c", (1, 2): "d"},
+            {"1": "a", "null": "b", "false": "c", "(1, 2)": "d"},
+        ),
+        ([inf, nan, -0.5], [None, None, -0.5]),
+        (Point(1.5, (2,)), {"x": 1.5, "y": [2]}),
+        (Model(at=NOON), {"at": "2026-11-30T12:00:00Z", "name": "m"}),
+        (
+            {"at": NOON, "day": NOON.date()},
+            {"at": "2026-11-30T12:00:00+00:00", "day": "2026-11-30"},
+        ),
+        (timedelta(minutes=2), 120.0),
+        ((Colour.RED, IntEnum("Level", "LOW")(1)), ["red", 1]),
+        (
+            (b"\xff", Path("a/b"), Decimal("1.50"), UUID(int=1)),
+            ["/w==", "a/b", "1.50", str(UUID(int=1))],
+        ),
+        (range(3), [0, 1, 2]),
+        (deque([1]), [1]),
+        (State, "<class 'shoal.State'>"),
+    ],
+    ids=range(13),
+)
+def test_to_plain_is_json_whatever_a_state_holds(value: object, expected: object):
+    plain = State(value=value, deep=[{"in": value}]).to_plain()
+    assert plain["deep"][0]["in"] == plain["value"]
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    if value is not State:
+        assert plain["value"] == expected
+
+
+def test_data_keeps_the_values_themselves():
+    state = State(at=NOON, pair=(1, 2), log=StateList([1]))
+    assert state.data == {"at": NOON, "pair": (1, 2), "log": [1]}
+    assert type(state.data["log"]) is list
 
 
 def test_what_fan_outs_collect_is_json():

@@ -686,3 +686,15 @@ def test_programs_that_draw_nothing_load_nothing_of_it():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.strip() == b"[]"
+
+
+def test_a_fan_out_that_children_execute_themselves_shows_its_counts():
+    @action(reads=["page"], writes=["text"])
+    async def load(page: str) -> str:
+        return page
+
+    pages = fan_out(load, over="book", item="page", into="texts", name="pages")
+    books = fan_out(pages, over="books", item="book", take="texts", into="all", name="books")
+    # The way down to it: the step and the act of the child, and the child's own step.
+    drawing = draw.svg(books, {("books", "pages", "pages"): {"done": 7, "failed": 2}})
+    assert "7 done · 2 failed" in drawing

@@ -46,6 +46,7 @@ def step(
     total: int | None = 100,
     ended: int = 0,
     failed: int = 0,
+    halted: int = 0,
     title: str = "",
 ) -> LiveStep:
     return LiveStep(
@@ -56,6 +57,7 @@ def step(
         total=total,
         ended=ended,
         failed=failed,
+        halted=halted,
         in_flight=3,
         at=WATCHED,
     )
@@ -129,8 +131,18 @@ def test_nested_fan_outs_are_folded_into_one_row():
 def test_a_run_that_failed_stays_as_it_was():
     board = Board("crawl")
     board.update(report(1, step(ended=10)))
+    assert "3 running" in board.rows()[0].details
     board.update(report(2, is_over=True), has_failed=True)
     assert board.rows()[0].count == "10/100"
+    assert board.rows()[0].details == [], "nothing runs any more"
+    assert board.headline.endswith("ended without success after 2 s")
+
+
+def test_halted_children_of_a_fan_out_that_is_gone_have_not_ended():
+    board = Board("crawl")
+    board.update(report(1, step("pages", path=inner(0), total=10, ended=9, halted=1)))
+    board.update(report(2, step("pages", path=inner(1), total=10, ended=4)))
+    assert board.rows()[0].ended == 13
 
 
 def test_fan_outs_that_a_report_leaves_out_are_not_taken_for_ended():

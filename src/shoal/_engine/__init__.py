@@ -14,6 +14,7 @@ Functions over a run:
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
+- ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.

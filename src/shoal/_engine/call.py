@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -86,6 +86,8 @@ async def _look_up_or_execute(run: Run, action: FunctionAction[..., object]) -> 
     retries = run.retry_state()
     # Computed once, from the state before the action: `store_result` uses the same key.
     retries.result_key, retries.is_cached = result_key(action, run.head[1]), False
+    # Before a permit is requested: what is found needs no slot, no rate and no thread; see
+    # test_what_is_remembered_waits_for_no_slot_no_rate_and_no_thread.
     change = await lookup(run, action)
     return await _execute(run, action) if change is None else change
 
@@ -114,6 +116,7 @@ async def _call_suspect(
     # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
     turn = suspects.wait_turn(retries, before)
+    # No wait then, so the permit that admission has acquired for the child can stay with it.
     if suspects.is_free(before):
         await turn
     else:
@@ -144,6 +147,8 @@ async def hand_blame_to_children(run: Run) -> None:
     if suspects is None or retries is None or not retries.is_suspect:
         return
     suspects.leave(retries)  # before the save: a child may wait to be alone at work
+    # Only the count of this execution is taken back: the action itself may have been at work in the
+    # crashes before.
     retries.clear_crashes(retries.crashes - 1)
     await commit(run, SAVE)
 
@@ -153,6 +158,8 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     config = run.config
     if action.retry is not None:
         return try_step(run, action.retry, partial(_call_admitted, run, action))
+    # An action in a thread is governed: `_call` alone would run it without the permit that bounds
+    # the threads.
     if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
     return _call(run, action, is_free=True)
@@ -185,12 +192,19 @@ async def _call_admitted(
             asked += 1
             # A native cancel that the action left on this task would interrupt the wait.
             await absorb_stray_cancel(run.config.services.native_cancels)
+            # `pop` leaves the list empty for the next attempt, which fills it again if it gets that
+            # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
+        # No await between this and the `try` in `_attempt`, which releases the permit: a
+        # cancellation in between would leave its slots taken for good.
         permit = take_permit(run, action, pool)
         try:
             return await _attempt(run, action, permit, on_admitted, paused, pool=pool)
         except RetryLater as error:
+            # `paused` is empty if the error is not the action's, but that of an `adapt=` policy,
+            # which fails the attempt. An attempt that raised while it was cancelled has failed too:
+            # the wait would be cut short at once, and its error would be lost.
             if asked + 1 >= LATER or not paused or run.config.execution.is_doomed or cancelled():
                 note(error, f"shoal: asked for it {asked + 1} times in a row")
                 raise
@@ -240,6 +254,7 @@ async def _attempt(
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
+        # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
             waiting = await publish_waiting(run, permit)
             await permit.wait()
@@ -254,13 +269,17 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
+        if on_admitted is not None:
+            # An attempt begins once it has its permit (see
+            # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
+            # this raises the failure of the last one, and the permit is not charged; see
+            # test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it.
+            on_admitted()
+        # Charged from here on, and not sooner: see
+        # test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing.
         begun = True
         if pool is not None:
             call = pool.call()
-        if on_admitted is not None:
-            # An attempt begins once it has its permit; see
-            # test_the_time_begins_when_it_has_its_slots.
-            on_admitted()
         if action.takes_context or action.is_streaming:
             attempt = partial(_call_emitting, run, action, permit, call)
         else:
@@ -268,14 +287,21 @@ async def _attempt(
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
             what = partial(_what, run, action.name)
+            # Around the call alone: neither the wait for the permit nor storing the result takes
+            # the action's time.
             timed = partial(within, action.timeout, attempt, run, what=what)
         if action.takes_context:
+            # Outside of the timeout, because an attempt that has asked and then times out is halted
+            # and has not failed; see test_an_attempt_that_has_asked_is_halted_however_it_ends. An
+            # action with a context has no cache: see
+            # test_what_does_more_than_to_write_can_not_have_it.
             return await halting_attempt(run, timed)
         if action.cache is not None:
             # Stored before the slot is released: the next attempt that gets the slot looks here.
             return await store_result(run, action, await timed(), action.cache)
         return await timed()
     except BaseException as error:
+        # For the policies in `finally`, which are asked however the attempt ends.
         failure = error
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
@@ -286,6 +312,7 @@ async def _attempt(
             # A halted attempt waits for a person, which says nothing about the limited resource;
             # see test_what_waits_for_a_person_says_nothing_of_a_limit.
             if permit is not None and begun and permit.since is not None and not run.is_halting:
+                # Before the slots are released, so that a policy sees how many were in use.
                 _adapt(run, permit, failure)
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
@@ -384,16 +411,19 @@ async def _call(
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
     if action.input_names:
-        # Inputs of the run win over bound ones. An input that neither has is left to the
-        # parameter's default; one without a default was refused before the run began.
-        inputs, bound = run.config.inputs, action.bound
+        # Bound inputs win over those of the run, which other actions may take by that name. An
+        # input that neither has is left to the parameter's default; one without a default was
+        # refused before the run began.
+        inputs, bound = run.config.inputs, action.bound_inputs
         for name in action.input_names:
-            if name in inputs:
-                kwargs[name] = inputs[name]
-            elif name in bound:
+            if name in bound:
                 kwargs[name] = bound[name]
+            elif name in inputs:
+                kwargs[name] = inputs[name]
     base = None
     if action.takes_state:
+        # Kept until the function returns: only a state made from this very object tells its
+        # changes.
         base = make_state(data, action.access)
         kwargs["state"] = base
     if action.takes_context and call is None:
@@ -426,6 +456,7 @@ async def _call(
         later = error
     # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
+        # An action without limits or retry has nothing around this call that could repeat it.
         return await _call_admitted(run, action, later=later)
     if call is None:
         if action.is_plain:
@@ -436,8 +467,12 @@ async def _call(
             return change_between(base, result, f"action {action.name!r}")
     elif base is not None:
         return cast("Change", result)  # worked out where the function ran
+    # The usual action writes one field and returns its value, so nothing else has to be checked.
     field = action.only_write
     if field is not None:
+        # By type and length first: this is the path of each child.
+        if type(result) is dict and len(cast("dict[str, object]", result)) == 1 and field in result:
+            _refuse_wrapped(action, field)
         return Change((Set(field, result),), {field: result})
     return _writes(action, result)
 
@@ -451,6 +486,15 @@ def _missing(
         f"pass it to run(), or write it in an earlier action"
     )
     return MissingField(msg)
+
+
+def _refuse_wrapped(action: FunctionAction[..., object], field: str) -> NoReturn:
+    msg = (
+        f"action {action.name!r} returned a mapping of its only field, {{{field!r}: ...}}; an "
+        f"action that writes one field returns the value itself. If the value is a mapping with "
+        f"that key, take `state` and return state.update({field}=...)"
+    )
+    raise BadResult(msg)
 
 
 def _writes(action: FunctionAction[..., object], result: object) -> Change:
@@ -472,6 +516,8 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
         )
         raise BadResult(msg)
     values = dict(cast("Mapping[str, object]", result))
+    # Before the missing ones: a misspelled name is both, and the error should name what was
+    # written. Keys may be of any type, and are made text because mixed types can't be sorted.
     extra = ", ".join(sorted(map(str, values.keys() - action.writes)))
     if extra:
         msg = (
@@ -486,6 +532,7 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
             f"to write only some of its fields, take `state` and return state.update(...)"
         )
         raise BadResult(msg)
+    # The result as a whole was checked by `_call`, and that was the mapping.
     for value in values.values():
         if isinstance(value, MISTAKES):
             refuse_mistake(action.name, cast("object", value))

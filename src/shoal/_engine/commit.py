@@ -126,6 +126,7 @@ async def commit(run: Run, write: Write) -> None:
     # one assignment, which a KeyboardInterrupt can't tear; see
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
+    # Read by `_acquit` alone.
     if run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:
@@ -176,6 +177,7 @@ async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:
 @ki_protected
 async def _revoke_ends(run: Run, children: Sequence[Run]) -> None:
     for child in children:
+        # Hooks must not see an end that no store has.
         child.revoke_end()
     await publish_commit(run, (), (), children)
 
@@ -250,6 +252,7 @@ async def forget_history(run: Run) -> None:
     Raises:
         ShoalError: As ``commit``.
     """
+    # By itself, so that no update of the new history can be part of the same save.
     await commit(run, Write(forgets=True))
     # After the save: if that fails, the history still has to be made void.
     if run.resume is not None:

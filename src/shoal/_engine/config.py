@@ -81,7 +81,6 @@ class RunConfig:
         "store",
         "value_of",
         "visit",
-        "wait",
     )
 
     def __init__(
@@ -162,18 +161,25 @@ class RunConfig:
         # Whether the ends of the children are saved and nothing else of them: their parent has a
         # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
+        # Of scopes outside of the engine's tasks, which don't reach in here: actions read it as
+        # `context.deadline`.
         self.deadline: float = execution.deadline if deadline is None else deadline
         self.act: str = act
+        # With `step`, `visit` and `act` it makes the ids of children, so none of these may change.
         self.parent: RunPath | None = parent
         self.step: str = step
         self.visit: int = visit
+        # None if nothing takes the value, as of a graph that is a node.
         self.value_of: Callable[[Any], object] | None = value_of
         self.scopes: tuple[Limiter, ...] = scopes
+        # Only of a root run that is executed step by step.
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Any, object], None] | None = on_item
         self.each: Each | None = each
+        # Then a run that raises keeps where it stood, and what its fan-outs have done.
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         self.schema: Schema[Any] | None = graph.schema
+        # None unless the run is a graph as a node. `Any`, since `run` is above this module.
         self.host: Any = host
         self.begins_host: bool = begins_host
         self.halts: Halts | None = halts
@@ -189,6 +195,7 @@ class RunConfig:
         """The first action of each child, if its permit can be taken before the child starts."""
         if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
             self.entry = first
+        # Worked out once: admission asks this for every child, and most have no limits.
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether ``entry`` is known and limited."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
@@ -215,6 +222,7 @@ class RunConfig:
         if not self._names:
             self._names = written(self.act, self.graph.version)
         parts = [self._names]
+        # By name, so that the order in which fields were written makes no difference.
         for field in sorted(data):
             value, found = data[field], known.get(field)
             if type(value) is Secret:

@@ -66,6 +66,8 @@ class CrashSuspects:
 
     def is_free(self, crashes: int) -> bool:
         """Return whether a child with so many crashes may be at work now."""
+        # Both ways: one with its last chance waits for all others, and all others wait for it; see
+        # test_a_last_chance_waits_for_all_others_and_they_for_it.
         return not (self._alone or (self._at_work and self._is_last(crashes)))
 
     async def wait_turn(self, child: object, crashes: int) -> None:
@@ -86,5 +88,7 @@ class CrashSuspects:
         self._at_work.remove(child)
         if not self._at_work:
             self._alone = False
+            # Set and replaced in one step, so that one that looks again and has to wait gets the
+            # new one.
             self._change.set()
             self._change = Event()

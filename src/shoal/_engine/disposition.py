@@ -19,9 +19,12 @@ class Disposition(Enum):
     LIVE = "it is executed", False, False, False, False
     SKIPPED = "its key has a result already", False, False, False, False
     DEFERRED = "its circuit is open: it runs when the run is resumed", False, False, False, False
+    # Not saved: its end is made by this execution, like that of a child that was cancelled at work.
     NEVER_STARTED = "it was cancelled while it waited to start", False, False, False, False
+    # Not kept: the parent's update is all that is missing of it.
     DONE = "it is Done, and only has to be applied", True, False, True, True
     APPLIED_BEFORE = "an earlier execution has done all there is to do", True, True, True, True
+    # Not final: it may be cancelled with its group, or lose a race.
     RESTING = "it would only ask a question that is still open", False, True, True, False
 
     def __init__(

@@ -178,6 +178,8 @@ class Execution:
         """The secrets of the root run and all its descendants."""
         self.answers: dict[str, object] = {}
         """Answers to questions of the run and its descendants, by the ids of the questions."""
+        # None of these four changes, apart from the size of `live`: a fan-out with a larger limit
+        # raises it.
         self.max_steps: int = max_steps
         self.max_depth: int = max_depth
         self.live: LiveBudget = LiveBudget(max_live)
@@ -286,6 +288,7 @@ class Execution:
         pending: Awaitable[None] | None = None
         try:
             pending = store.save(batch)
+            # For the next batch of ends: after a save that took no time it need not wait for more.
             self.saves_wait = pending is not None
             if pending is None:  # saved already, in memory or by a thread that writes behind
                 return
@@ -299,6 +302,7 @@ class Execution:
                 error,
                 f"shoal: at a save of run {batch.path.id}, which stops at its last saved state",
             )
+            # As the store has raised it: these say already what happened and what to do.
             raise self._first(error) from error.__cause__
         except Exception as error:
             # Refused before anything was written: the store works, and the value is at fault.
@@ -344,6 +348,7 @@ class Execution:
         try:
             with CancelScope(shield=True):
                 has_died = await self.ask(store.claim(run_id, self.holder), f"run {run_id}")
+                # Inside of the shield, so that an answer that has come is also remembered.
                 claim.is_had = True
         finally:
             # None first: a waiter that wakes up must not find the event that was set.
@@ -377,6 +382,8 @@ class Execution:
                 except BaseException as error:
                     if as_failure(error) is None:
                         raise
+                    # Logged and not raised: the run has ended, and its result must not be lost for
+                    # this.
                     logger.exception("run %s could not be given back to its store", run_id)
                 if scope.cancelled_caught:
                     logger.error(
@@ -427,6 +434,7 @@ class Execution:
                 note(failure, f"shoal: the store was asked for {what}")
             if isinstance(failure, RunClaimed | LeaseLost | NotDecodable | StoreFailed):
                 raise self._first(failure) from failure.__cause__
+            # Only then the deadline is to blame: a driver may raise a TimeoutError of its own.
             late = scope.cancelled_caught
             why = f"it did not answer within {deadline:g} s" if late else brief(failure)
             msg = f"the store could not be asked for {what}: {why}; the run stops"
@@ -446,6 +454,8 @@ class Execution:
     def _first(self, failure: ShoalError) -> ShoalError:
         """Return the first failure, which may be ``failure``: that one ends the execution."""
         if self._failure is None:
+            # Both in one step, and only once: later saves repeat the first failure, which says the
+            # most.
             self._failure, self.unsaved = failure, True
         return self._failure
 

@@ -32,6 +32,8 @@ async def read_history(
     """
     what = f"the history of run {path.id}"
     if not isinstance(store, ReadsInParts):
+        # One answer, which has to be in time as a whole: a store with long histories implements
+        # `ReadsInParts`.
         take(await execution.ask(store.read(path), what))
         return
     # Each part has its own deadline, so a long history may take longer than one answer may.
@@ -66,6 +68,7 @@ async def read_done(
     what = f"the children of step {step!r} of run {path.id}"
     if not isinstance(store, ReadsInParts):
         children = await execution.ask(store.children(path, step, visit), what)
+        # Callers ask for the other children apart from these.
         take([_as_done(one) for one in children if is_done(one)])
         return
     after: int | None = 0  # the update that applied the last child read; None at the end
@@ -88,12 +91,15 @@ async def read_children(
         done = await execution.ask(store.done(path), what)
         return done, await execution.ask(store.not_done(path), what)
     children = await execution.ask(store.children(path), what)
+    # By visit too, because a step in a loop has other children in each of its visits.
     counted = Counter((one.step, one.visit) for one in children if is_done(one))
     return counted, [one for one in children if not is_done(one)]
 
 
 def is_done(record: ChildRecord) -> bool:
     """Return whether a child is done, by the same definition as ``ReadsInParts.done``."""
+    # A success that isn't applied yet needs its value and state for that, and one that isn't used
+    # may take part in another round of its race. Both are read as whole records.
     return record.status == "succeeded" and record.applied is not None and record.used
 
 

@@ -52,6 +52,7 @@ def refuse_secrets(run: Run, value: object, what: str) -> None:
         SecretLeaked: It does; ``what`` names the value.
     """
     if run.config.secrets.names:
+        # Most runs have none, and don't look through their values.
         run.config.secrets.refuse(value, what)
 
 
@@ -90,6 +91,7 @@ def publish_item(
     if not hooks.item:
         return None
     event = Item(path=run.path, step=step, item=item, attempt=attempt, index=index)
+    # Without an await if all hooks are plain functions: most items are given in a loop.
     pending = hooks.notify_nowait(hooks.item, event)
     return None if pending is None else out_of_reach(config.services, pending)
 
@@ -97,6 +99,7 @@ def publish_item(
 async def publish_child_started(run: Run, child: Run) -> None:
     """Publish that a fan-out of ``run`` started ``child``."""
     hooks = run.config.hooks
+    # Set by the walk before the act, and still set: a fan-out is a step of its parent.
     assert run.step is not None
     event = ChildStarted(
         path=run.path,
@@ -129,6 +132,7 @@ async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
     is over already.
     """
     hooks = run.config.hooks
+    # A place that is taken again may have been free at once: see `_retake_place`.
     if not (hooks.waiting or hooks.wait_ended) or permit.granted:
         return None
     limit, key = permit.awaited
@@ -148,6 +152,7 @@ async def publish_wait_ended(run: Run, waiting: Waiting | None) -> None:
             step=waiting.step,
             limit=waiting.limit,
             key=waiting.key,
+            # Since the event, and not since the request: that is what a hook can have measured.
             seconds=run.config.services.clock() - waiting.since,
         )
         await hooks.notify(hooks.wait_ended, event)
@@ -199,6 +204,7 @@ async def _publish_child_ended(run: Run, publication: _Publication, child: Run) 
             await publication.publish(listeners, halted)
         return
     if listeners:
+        # The outcome is made here: without a listener, none is.
         event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
         await publication.publish(listeners, event)
 
@@ -236,6 +242,7 @@ async def publish_run_ended(run: Run) -> None:
     publication = _Publication(run.config.hooks)
     hooks, path, status, error = publication.hooks, run.path, run.status, run.error
     update = run.last_update
+    # Before the end of the step: a step's updates lie between its start and its end.
     if update is not None and hooks.state_updated:
         await publication.publish(hooks.state_updated, StateUpdated(path=path, update=update))
     if run.step is not None and hooks.step_ended:
@@ -244,6 +251,7 @@ async def publish_run_ended(run: Run) -> None:
         )
         await publication.publish(hooks.step_ended, step_ended)
     if hooks.run_ended:
+        # A root run has the reason as soon as it is cancelled, and may end otherwise all the same.
         reason = run.reason if status == "cancelled" else ""
         questions = run.open_questions if status == "halted" else ()
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
@@ -279,6 +287,7 @@ async def publish_commit(
         if child is not None:
             await publication.include(publish_run_ended(child))
         if publication.hooks.state_updated:
+            # What is kept was published with its outcome by the execution that applied it.
             outcome = None if child is None or child.disposition.is_kept else child.outcome
             event = StateUpdated(path=run.path, update=update, outcome=outcome)
             await publication.publish(publication.hooks.state_updated, event)
@@ -287,6 +296,7 @@ async def publish_commit(
         if child is not None and not child.disposition.is_saved:
             await _publish_child_ended(run, publication, child)
     for child in unapplied:
+        # After all updates, since they change nothing.
         await publication.include(publish_run_ended(child))
         await _publish_child_ended(run, publication, child)
     publication.close()
@@ -307,6 +317,7 @@ class _Publication:
     async def include(self, publishing: Awaitable[None]) -> None:
         try:
             await publishing
+        # Only that: other errors come from the engine itself, and must end the commit at once.
         except HookFailed as error:
             self._failure = first_of(self._failure, error)
 
@@ -339,6 +350,7 @@ async def out_of_reach(services: Services, work: Awaitable[None]) -> None:
         except Exception as error:  # noqa: BLE001 # raised below
             failure = error
 
+    # What `live` raises is handed over as a value, so that it is raised here and not there.
     hosted = services.host(live, _ignore)
     interruption = await hosted.wait()
     try:

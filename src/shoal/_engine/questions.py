@@ -48,6 +48,19 @@ def is_blocked(run: Run) -> bool:
     return True
 
 
+def is_answered(run: Run) -> bool:
+    """Return whether a run halted in this execution, and all that it has asked is answered.
+
+    False if descendants of it have asked, and if it stops at a breakpoint.
+    """
+    questions = run.questions
+    if run.status != "halted" or not run.is_live or questions is None:
+        return False
+    if not questions.asked or questions.below:
+        return False
+    return not questions.still_open(run.config.execution.answers)
+
+
 async def ask(run: Run, step: str, name: str, question: object) -> object:
     """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
 
@@ -58,6 +71,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     """
     await checkpoint_if_cancelled()
     subject = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
+    # Before anything is noted: a question that can't be saved could never be answered.
     _refuse_unsaved(run, subject, name)
     pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
@@ -72,9 +86,12 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             require_data(question, "question")
             id_ = _question_id(run, step, name, question)
         else:
+            # The id of the question as it was first asked, so that an answer to it still counts.
             id_ = asked.id
         if id_ in answers:
             pending.posed[name] = question
+            # Also where there is an answer, so that a second question by this name is refused in
+            # any attempt.
             return answers[id_]
         # An attempt may word the question anew: it keeps its id, and the new words are saved. See
         # test_what_is_asked_may_have_changed_in_the_next_attempt.
@@ -120,6 +137,7 @@ async def _pose(run: Run, asked: QuestionAsked) -> None:
 
 def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
     config = run.config
+    # Both are needed: the root run's store has the answers, the child's own the question.
     for store, why, where in (
         (config.execution.store, "this run has no store", "Application(..., store=...)"),
         (config.store, "this child is kept nowhere", "its fan-out another store= than None"),
@@ -146,6 +164,7 @@ def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
         one for child in ordered for one in recorded_questions(child.value, child.path)
     )
     questions.is_halting = True
+    # The halt outlives whatever the action makes of the exception.
     raise Halting(f"children of {step!r} in run {run.path.id} wait for answers")
 
 
@@ -156,6 +175,7 @@ def has_halted(run: Run, error: BaseException) -> bool:
     """
     if not run.is_halting or is_fatal(error):
         return False
+    # A cancellation that has no scope behind it is one of the action's own, which is no reason.
     return not (is_cancellation(error) and cancelled())
 
 

@@ -42,6 +42,7 @@ async def load_history(run: Run, store: Store | None = None) -> None:
     # The updates apply to the state that the model has completed with defaults.
     if config.schema is not None:
         fill_model(run, config.schema)
+    # Filled part by part below, since a long history comes in parts.
     played = play(run.initial, ())
 
     def take(entries: Sequence[Entry]) -> None:
@@ -55,6 +56,7 @@ async def load_history(run: Run, store: Store | None = None) -> None:
     is_done = resume.record is not None and resume.record.status == "succeeded"
     if not is_done and _other_way(run, played) is not None:
         resume.record = None  # its crashes are void, too
+        # Before the child begins: its new updates must not follow the old ones.
         await forget_history(run)
     else:
         stand_at(run, played)
@@ -78,7 +80,9 @@ def stand_at(run: Run, played: ReplayedHistory) -> None:
     resume = run.resume_state()
     resume.replayed = played
     resume.is_undone = played.is_undone if played.undone else None
+    # As long as the run has taken no step. From then on, only commits move it on.
     run.head = (played.number, played.data)
+    # A copy, because the run counts on in it.
     run.step_counts().visits = dict(played.began.visits)
     if played.asked:  # else the record isn't made: most runs never ask
         run.questions = PendingQuestions(dict(played.asked))
@@ -146,6 +150,7 @@ def _other_way(run: Run, played: ReplayedHistory) -> tuple[str, int | None] | No
     if under_way is None:
         return None
     following = _after(run, played)
+    # The conditions may be others now, so that another step follows than the one under way.
     if following is None or following.name != under_way:
         comes = "nothing" if following is None else f"{following.name!r}"
         why = (
@@ -168,6 +173,7 @@ def _after(run: Run, played: ReplayedHistory) -> Act | None:
 def fill_model(run: Run, schema: Schema[Any]) -> None:
     """Complete the first state of a child by its model; a root run's state is complete already."""
     if run.config.parent is not None:
+        # A child is given the fields that its graph reads, and its model may lack some of these.
         data = {name: value for name, value in run.head[1].items() if name in schema.fields}
         run.initial = schema.initial(data, f"the first state of {run.config.act!r}")
         run.head = (0, run.initial)

@@ -74,7 +74,7 @@ class Run:
     ``give_up``        halted                cancelled  its answers are not needed any more
     ``replace_end``    succeeded, failed     failed     a hook that received the end has raised
     ``revoke_end``     any, or skipped       cancelled  its end could not be saved
-    ``reopen``         any that isn't final  no end     its parent is retried
+    ``reopen``         any that isn't final  no end     its parent is retried, or it has answers
     ``take_over``      no end                succeeded  a record says so, not applied yet
     ``keep_recorded``  no end                succeeded  a record says so, applied long ago
     ``rest``           no end                halted     a record says so, no answer has come
@@ -447,10 +447,11 @@ class Run:
         retries.further = max(0, end.attempts - 1)
         retries.abandoned = end.abandoned
 
-    def reopen(self) -> None:
+    def reopen(self, *, counts: bool = True) -> None:
         """Take back the end, since the parent is retried and continues with this child.
 
-        A child that is done or skipped stays so: only the parent's update is missing.
+        A child that is done or skipped stays so: only the parent's update is missing. With
+        ``counts=False`` no attempt is counted: a halted child has its answers.
         """
         self.permits = None  # the group before has released them
         self.used = True
@@ -460,7 +461,7 @@ class Run:
         if self.status == "succeeded":
             self._stay_done()
             return
-        if self.disposition is not NEVER_STARTED:
+        if counts and self.disposition is not NEVER_STARTED:
             self.begin_attempt()  # its attempts are counted over all rounds
         self.disposition = LIVE
         # All its steps are saved, and only its value is missing: it must not walk again.

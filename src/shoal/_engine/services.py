@@ -56,11 +56,14 @@ class Retries:
 class Services:
     """The services that all runs of a runtime share."""
 
+    # The runtime sets all of these before its first run and never replaces one, so that runs may
+    # keep what they have read here. What is mutable is inside of them.
     clock: Clock
     waiter: Callable[[], Waiter]
     """Returns a new waiter, an event for one task."""
     pools: Pools
     """The executors that are open."""
+    # Names code that outlives its cancellation by the grace, and does no more than that.
     watchdog: Watchdog
     retries: Retries
     admission: AdmissionController
@@ -76,12 +79,16 @@ class Services:
     context: Callable[[Any, FunctionAction[..., Any], AttemptPermit | None, Any, bool], Any]
     """Returns the ``context`` of an attempt, for a run, its action, its permit and its items, and
     whether the action is called elsewhere than on the event loop."""
+    # Looked up per task and not once: the count belongs to the task that calls it. 0 on trio, which
+    # has no native cancels.
     native_cancels: Callable[[], Callable[[], int]]
     """Called in a task, returns a function that counts the native cancels pending on that task."""
     commit_deadline: float
     """Seconds that the store has to acknowledge a save, or to answer a question."""
     max_crashes: int
     """Executions in a row that may die while a child is at work."""
+    # Belongs to the runtime, so what it has is shared by its runs and gone with it; see
+    # test_where_children_have_no_store_the_runtime_remembers.
     results: Results
     """The result cache of runs whose store has none."""
     # Both are weak: a runtime may outlive definitions that are made dynamically. See

@@ -29,6 +29,8 @@ class Executing:
     __slots__ = ("child",)
 
     def __init__(self, run: Run) -> None:
+        # Set to None when the run has ended: tasks that outlive it keep the context, and not the
+        # run; see test_a_task_that_outlives_its_action_keeps_no_run_alive.
         self.child: Run | None = run
 
 

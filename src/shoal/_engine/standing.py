@@ -94,10 +94,12 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
             code, following = at.gi_code, at.gi_yieldfrom
         else:
             break
+        # The code in the value keeps its id from being used again; it need not be compared.
         found = known.get(id(code))
         if found is None:
             if doing == "action":
                 break  # the function of an action: whatever it awaits, it is executed
+            # A coroutine in between: a wrapper, or code of a library.
             at = following
             continue
         mark = found[1]
@@ -114,9 +116,12 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
         elif mark == "context":
             context = _variable(at, "context") if has_context else None
         elif mark == "graph":
+            # What was found so far belongs to the run around that node.
             inner, context, doing = _variable(at, "child"), None, "other"
         elif mark == "group":
             is_in_group = True
+        # The task of a parent commits what its reducers have just made: for watchers that is one
+        # thing.
         elif mark == "commit" and is_in_group:
             doing = "reducer"
         else:

@@ -151,6 +151,7 @@ class Items:
 
     def end(self) -> Awaitable[None] | None:
         """Refuse further items; return an awaitable if an item is being published."""
+        # Before the wait for an item under way, so that none begins meanwhile.
         self._over = True
         if self._turn is None or not self._turn.locked():
             return None

@@ -96,6 +96,8 @@ async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequenc
     test_in_a_store_of_its_own_nothing_goes_on_below_a_run_that_has_ended).
     """
     what = f"the children of run {path.id}"
+    # Nothing says in which stores the run has children, so all are asked. Most executions have no
+    # other.
     elsewhere = {
         _name(record): Left(record, other)
         for other in execution.stores
@@ -110,9 +112,13 @@ async def _left_of(execution: Execution, store: Store, path: RunPath) -> Sequenc
         found = await _ask(execution, store.children(path), what)
     left = list[Left]()
     for record in found:
+        # The record in the parent's store has the end, and the other one only the store of the
+        # history.
         other = elsewhere.pop(_name(record), None)
         if is_left(record):
             left.append(Left(record, store if other is None else other.store))
+    # Others in there have an end that only their own store got: it was saved there first, and the
+    # parent's process died before its own save.
     left += (one for one in elsewhere.values() if one.record.status is None)  # known there alone
     return left
 
@@ -155,6 +161,7 @@ async def end_children(
         # takes up. The other way round, descendants would stay under way below an ended parent.
         await end_below(execution, kept_in, CutOff(record, path), reason, graph)
         if record.status is not None:
+            # Its own end is saved already; only its descendants were left.
             continue
         decision = decided.get((record.step, record.visit))
         # In a decided race the losers were cancelled by the decision. The winner was not.
@@ -165,6 +172,7 @@ async def end_children(
                 status="cancelled", reason=decision.reason, winner=decision.winner
             )
         ended.append(CutOff(how, path))
+    # A NullStore keeps no end, but children below may have a store: they were ended above.
     if not ended or isinstance(store, NullStore):
         return
     # A child's store may not have been used in this execution yet, and saves need the lease.
@@ -192,6 +200,7 @@ async def end_below(
     # The act of a fan-out that an action has opened isn't in the graph, so its store is asked.
     act = None if graph is None else graph.find(record.step)
     known = (act,) if isinstance(act, Graph) else () if act is None else act.for_children
+    # None for an act that the graph lacks now, and for one that a function chose.
     inner = next((one for one in known if one.name == record.act), None)
     if isinstance(inner, Graph) and not may_have_children(inner):
         return

@@ -63,10 +63,13 @@ async def walk(run: Run) -> None:
         Exception: An act or a condition raised it.
     """
     config = run.config
+    # Read once: a step of a plain action costs little more than these lookups would.
     hooks, straight, halts = config.hooks, config.graph.straight, config.halts
     each = config.each
     is_timed = each is not None and each.timeout is not None
     act: Act | None = config.graph.entry
+    # Of this execution and earlier ones, so that a loop is found however often the run is resumed;
+    # see test_steps_are_counted_over_all_executions.
     steps = 0
     if run.pending is None and run.retries is None and run.resume is None and _is_plain(config):
         # Nearly all children start like this: with nothing to resume and no hook for the start.
@@ -128,8 +131,9 @@ async def walk(run: Run) -> None:
                 await complete_step(run, change)
             act = following
     except BaseException:
-        if config.is_resumable:
-            # Also for a cancellation: a timeout of the step around may be what is retried.
+        # Also for a cancellation: a timeout of the step around may be what is retried. A run that
+        # halts may be answered in this execution, see ``FanOutStep``.
+        if config.is_resumable or run.is_halting:
             run.retry_state().at = act
         raise
     if run.pending is None:
@@ -364,6 +368,7 @@ async def complete_last(run: Run) -> None:
         HookFailed: A guarding hook raised.
     """
     retries, step = run.retry_state(), run.step
+    # Taken back: as long as it is set, the walk counts as finished.
     change, run.pending = run.pending, None
     if step is not None and change is not None:
         try:
@@ -371,6 +376,7 @@ async def complete_last(run: Run) -> None:
         except (NotData, UpdateTooLarge, SecretLeaked):
             retries.at = run.config.graph.find(step)  # the next attempt executes the step again
             return
+    # Only after the save: a step that could not be saved has to be executed again.
     retries.lacks_value = True
 
 

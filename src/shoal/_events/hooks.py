@@ -16,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
+from sys import intern
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, final
 from weakref import WeakSet
 
@@ -161,6 +162,9 @@ Managers = Sequence[tuple[Hook, Callable[[E_contra], AbstractContextManager[obje
 Listener = tuple[Hook, Callable[[Any], HookResult]]
 Listeners = tuple[Listener, ...]
 
+NAMES = {method: intern(method.removeprefix("on_")) for method in HOOK_METHODS}
+"""The attribute of ``Hooks`` that has the listeners of each method."""
+
 
 @final
 class Hooks:
@@ -208,8 +212,8 @@ class Hooks:
     def _sort(self, always: Sequence[Hook]) -> None:
         self._always = always
         self.hooks: tuple[Hook, ...] = (*self._given, *always)
-        for method in HOOK_METHODS:
-            setattr(self, method.removeprefix("on_"), self._listeners(method))
+        for method, name in NAMES.items():
+            setattr(self, name, self._listeners(method))
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
         # Whether any hook receives the start of a step, or its attempts.
@@ -217,9 +221,7 @@ class Hooks:
             self.step_started or self.around_step or self.attempt_ended
         )
         # Whether any hook receives what a commit publishes.
-        self.listening: bool = any(
-            getattr(self, method.removeprefix("on_")) for method in COMMIT_METHODS
-        )
+        self.listening: bool = any(getattr(self, NAMES[method]) for method in COMMIT_METHODS)
 
     def replaced(self, hooks: Iterable[Hook]) -> Hooks:
         """Return an object that calls ``hooks`` instead, in the same execution."""
@@ -245,6 +247,8 @@ class Hooks:
             hooks._sort([one for one in hooks._always if one is not hook])
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
+        if not self.hooks:  # as in most executions, each of which comes here for every event
+            return ()
         own, any_event = getattr(Hook, method), Hook.on_event
         listeners: list[Listener] = []
         for hook in self.hooks:

@@ -81,6 +81,8 @@ class LiveStep:
     """How many of its children have ended, or were done before."""
     failed: int = 0
     """How many of those have failed."""
+    halted: int = 0
+    """How many wait for an answer. They have not ended, and are not in flight."""
     in_flight: int = 0
     """How many have started, and their end is not saved."""
     waiting: int = 0
@@ -117,10 +119,42 @@ class LimitUse:
     """How many wait for each key, the busiest keys first."""
     holders: tuple[str, ...] = ()
     """Ids of root runs that hold its slots."""
-    breaker: Mapping[str, str] = field(default_factory=dict[str, str])
-    """The state of each circuit that isn't closed."""
     cost: float | None = None
     """What was spent of a budget or a rate with ``cost=``."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitUse:
+    """The circuit of one key of a breaker. The key has failed since its last success."""
+
+    key: str
+    state: Literal["closed", "open", "half open"]
+    failures: int
+    """How often it has failed in a row."""
+    next_in: float | None = None
+    """Seconds until a child may start as a probe; None unless the circuit is open."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerUse:
+    """A breaker of a fan-out that has run in the process."""
+
+    owner: str
+    """The name of the fan-out."""
+    breaker: str
+    """The breaker, as it is written."""
+    failing: int = 0
+    """How many keys have failed since their last success; the circuits of all others are closed."""
+    open: int = 0
+    """How many of the circuits are open or half open."""
+    skipped: int = 0
+    """How many children it has skipped so far."""
+    circuits: tuple[CircuitUse, ...] = ()
+    """Circuits of keys that have failed, open ones first; at most 10."""
+    holders: tuple[str, ...] = ()
+    """Ids of the root runs whose reports have it."""
 
 
 @final
@@ -183,6 +217,8 @@ class Report:
     slowest: tuple[SlowRun, ...] = ()
     """The children that took longest of all that were sampled, ended or not; at most 5."""
     limits: tuple[LimitUse, ...] = ()
+    breakers: tuple[BreakerUse, ...] = ()
+    """The breakers of fan-outs that have run in the process; at most 50."""
     in_flight: int = 0
     """How many runs without live children are in flight."""
     peak: int = 0

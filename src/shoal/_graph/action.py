@@ -73,7 +73,7 @@ class Input(NamedTuple):
     by: str
     """The name of the action that takes it."""
     required: bool
-    """Whether that action needs it: the parameter has no default, and the input is not bound."""
+    """Whether that action needs it: the parameter has no default."""
 
 
 class Act(ABC):
@@ -96,7 +96,12 @@ class Act(ABC):
     @property
     @abstractmethod
     def takes(self) -> Mapping[str, Input]:
-        """The inputs that it takes, by name."""
+        """The inputs that it takes, by name; those that are bound are not among them."""
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound, so that they can't be given."""
+        return ()
 
     @property
     def needed_by(self) -> Mapping[str, str]:
@@ -156,15 +161,18 @@ class Act(ABC):
     def bind(self, *, name: str | None = None, **inputs: object) -> Self:
         """Return a copy of the act with another name, with some of its inputs given, or both.
 
-        A bound input is a default: the act uses it if neither the task nor the run, the application
-        or the runtime gives that input. Inputs that are bound already keep their values.
+        A bound input is settled: the act takes it from nowhere else. To give it to a run, to an
+        application, or to a further ``bind`` is refused, unless another act takes an input of that
+        name. A graph or a fan-out binds the inputs of the acts in it that have not bound them
+        themselves.
 
         Args:
             name: The name of the copy; by default the same.
             inputs: Inputs, by name.
 
         Raises:
-            DefinitionError: The act takes no input of that name, or ``name`` is no string.
+            DefinitionError: The act takes no input of that name, it is bound already, or ``name``
+                is no string.
 
         Examples:
             >>> @action(reads=["question"], writes=["answer"])
@@ -174,7 +182,7 @@ class Act(ABC):
             >>> Application(small).run_sync({"question": "why"}).state["answer"]
             'tiny-1: why!'
         """
-        check_binding(self.name, self.takes, name, inputs, takes_more=self.takes_more)
+        check_binding(self, name, inputs)
         bound = copy.copy(self)
         # `copy` of a frozen dataclass with slots copies its fields alone, and a user's subclass may
         # be one: other attributes are in `__dict__`.
@@ -184,24 +192,28 @@ class Act(ABC):
 
     @abstractmethod
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        """Set ``name``, and those of ``inputs`` that are not bound yet, on a fresh copy."""
+        """Set ``name`` and bind ``inputs`` on a fresh copy."""
 
 
-def check_binding(
-    act: str, known: Collection[str], name: object, given: Collection[str], *, takes_more: bool
-) -> None:
-    """Check the arguments of ``bind`` for the act named ``act``.
+def check_binding(act: Act, name: object, given: Collection[str]) -> None:
+    """Check the arguments of ``bind``.
 
     Raises:
-        DefinitionError: The act takes no such input, or ``name`` is no string.
+        DefinitionError: The act takes no such input, it is bound, or ``name`` is no string.
     """
     if name is not None and (not isinstance(name, str) or not name):
-        msg = f"{act!r}: bind(name=...) takes a name, not {name!r}"
+        msg = f"{act.name!r}: bind(name=...) takes a name, not {name!r}"
         raise DefinitionError(msg)
-    for one in () if takes_more else given:
-        if one not in known:
+    known = act.takes
+    for one in given:
+        if one in known:
+            continue
+        if one in act.bound:
+            msg = f"{act.name!r} has bound its input {one!r} already: bind the act it was made of"
+            raise DefinitionError(msg)
+        if not act.takes_more:
             msg = (
-                f"{act!r} takes no input {one!r} that could be bound "
+                f"{act.name!r} takes no input {one!r} that could be bound "
                 f"(it takes: {', '.join(sorted(known)) or 'none'}){did_you_mean(one, known)}"
             )
             raise DefinitionError(msg)
@@ -227,7 +239,12 @@ A = TypeVar("A", bound=Act)
 
 def bind_where_taken(act: A, inputs: Mapping[str, object]) -> A:
     """Return ``act`` with those of ``inputs`` bound that it takes."""
-    taken = {name: value for name, value in inputs.items() if act.takes_more or name in act.takes}
+    takes = act.takes
+    taken = {
+        name: value
+        for name, value in inputs.items()
+        if name in takes or (act.takes_more and name not in act.bound)
+    }
     return act.bind(name=None, **taken) if taken else act
 
 
@@ -292,7 +309,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             self.default_executor = SHARED_THREADS if self.is_plain else None
         elif executor != "loop":
             self.default_executor = executor
-        self.bound: Mapping[str, object] = {}
+        self.bound_inputs: Mapping[str, object] = {}
         self._read_signature(method=method)
         self.is_governed: bool = (
             self.takes_context
@@ -419,6 +436,11 @@ class FunctionAction(Act, Generic[P, R_co]):
         return self._takes
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self.bound_inputs
+
+    @property
     def needed_by(self) -> Mapping[str, str]:
         """The fields with a parameter of their own; those that ``state`` offers may be missing."""
         return dict.fromkeys(self.fields, f"action {self.name!r}")
@@ -456,11 +478,12 @@ class FunctionAction(Act, Generic[P, R_co]):
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         vars(self).pop("job", None)
         self.name = name
-        self.bound = {**inputs, **self.bound}
+        self.bound_inputs = {**self.bound_inputs, **inputs}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
-            taken: Input(name, need.required and taken not in self.bound)
+            taken: Input(name, need.required)
             for taken, need in self._takes.items()
+            if taken not in inputs
         }
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
@@ -494,9 +517,9 @@ def action(
     - A parameter named in ``reads`` gets that field.
     - ``state`` gets the state, narrowed to the fields that the action may read and write.
     - ``context`` gets the ``Context``.
-    - Every other parameter is an input. Inputs are looked up in those given to the task, the run,
-      the application and the runtime, in this order, then in those given to ``bind``; then the
-      parameter's default is used.
+    - Every other parameter is an input. It has the value given to ``bind``; else inputs are looked
+      up in those given to the task, the run, the application and the runtime, in this order; then
+      the parameter's default is used.
 
     An action that takes ``state`` returns a state made from it. Otherwise, with one write, the
     return value is the new value of that field. With several, it is a mapping with a value for

@@ -97,6 +97,11 @@ class Action(Act):
         return self._function.takes
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self._bound
+
+    @property
     def needed_by(self) -> Mapping[str, str]:
         """The fields with a parameter of their own in ``run``."""
         return self._function.needed_by
@@ -111,7 +116,7 @@ class Action(Act):
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
         vars(self).pop("_function", None)
-        bind_instance(self, name, {**inputs, **self._bound})
+        bind_instance(self, name, {**self._bound, **inputs})
 
     def __repr__(self) -> str:
         return f"<action {self.name} reads={sorted(self.reads)} writes={sorted(self.writes)}>"

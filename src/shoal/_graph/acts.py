@@ -57,7 +57,8 @@ def check_acts(
     """Check that the children of the fan-out ``subject`` can execute each of ``graphs``.
 
     Raises:
-        DefinitionError: A graph writes a field in ``brought``, or has no value to take.
+        DefinitionError: A graph writes a field in ``brought``, takes an input of that name, or has
+            no value to take.
     """
     for graph in graphs:
         for field in brought:
@@ -65,6 +66,13 @@ def check_acts(
                 msg = (
                     f"fan_out {subject!r}: {graph.name!r} writes {field!r}, the field that holds "
                     f"its element"
+                )
+                raise DefinitionError(msg)
+            need = graph.takes.get(field)
+            if need is not None:
+                msg = (
+                    f"fan_out {subject!r}: action {need.by!r} has a parameter {field!r}, which is "
+                    f"the field that holds its element and not in its reads=[...]; add it to reads"
                 )
                 raise DefinitionError(msg)
         resolve_take(take, into, graph, subject)

@@ -107,6 +107,12 @@ class FanOut(Parallel):
         return merged_inputs(self._graphs)
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound, for all its children or in each act that would take them."""
+        names = {name for graph in self._graphs for name in graph.bound}
+        return names.union(self._bound).difference(self.takes)
+
+    @property
     def takes_more(self) -> bool:
         """Whether its children may take inputs that are only known while it runs."""
         return callable(self.acts) or any(graph.takes_more for graph in self.acts)
@@ -151,7 +157,7 @@ class FanOut(Parallel):
         access = self.join.access
         self.join = replace(self.join, name=name, access=replace(access, action=name))
         self.name = name
-        self._bound = {**inputs, **self._bound}
+        self._bound = {**self._bound, **inputs}
         if not callable(self.acts):
             self.acts = [bind_where_taken(graph, inputs) for graph in self.acts]
 

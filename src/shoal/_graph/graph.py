@@ -276,6 +276,11 @@ class Graph(Act):
         return self._takes
 
     @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound wherever an act would take them."""
+        return {name for act in self.acts for name in act.bound}.difference(self.takes)
+
+    @property
     def takes_more(self) -> bool:
         """Whether one of its acts may take inputs that are only known while it runs."""
         return self._takes_more
@@ -294,6 +299,10 @@ class Graph(Act):
         takes = self.takes
         for name in () if self.takes_more else given:
             if name not in takes:
+                if name in self.bound:
+                    return (
+                        f"every action that takes {name!r} has it bound, and so it can't be given"
+                    )
                 known = ", ".join(sorted(takes)) or "none"
                 hint = "; an action names what its children take, where it starts them by itself"
                 return (

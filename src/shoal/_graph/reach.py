@@ -63,7 +63,7 @@ def refuse_unsendable(
             if why:
                 raise DefinitionError(f"{where}: {why}")
             continue
-        given = {**action.bound, **inputs}
+        given = {**inputs, **action.bound_inputs}
         taken = {name: given[name] for name in action.input_names if name in given}
         why = executor.refuse(action.job, taken)
         if why:

@@ -197,7 +197,12 @@ class ParallelAction(Parallel):
     @property
     def takes(self) -> Mapping[str, Input]:
         """The inputs that it declares, by name."""
-        return {name: Input(self.name, name not in self._bound) for name in self.inputs}
+        return {name: Input(self.name, True) for name in self.inputs if name not in self._bound}
+
+    @property
+    def bound(self) -> Collection[str]:
+        """The inputs that are bound."""
+        return self._bound
 
     @property
     def takes_more(self) -> bool:
@@ -205,7 +210,7 @@ class ParallelAction(Parallel):
         return True
 
     def _bind(self, name: str, inputs: Mapping[str, object]) -> None:
-        bind_instance(self, name, {**inputs, **self._bound})
+        bind_instance(self, name, {**self._bound, **inputs})
 
     @property
     def _access(self) -> FieldAccess:

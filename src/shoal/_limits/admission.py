@@ -46,6 +46,8 @@ class AdmissionController:
             chance: Returns random numbers in [0, 1).
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
         """
+        # One for all owners: only what sees all gates that a request needs can grant them in one
+        # moment. Neither attribute is ever replaced.
         self.scheduler: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
         self.limiters: Limiters = Limiters(self.scheduler, takes_foreign=takes_foreign)
 
@@ -77,11 +79,14 @@ class AdmissionController:
 
         Returns None if nothing limits the attempt.
         """
+        # None also for a child in flight that never needed one: the group counts it.
         slot = None if holder is None else holder.slot
         limiters = self.limiters.of_attempt(scopes, owner, limits)
         # An in-flight slot that was released while the child waited is reacquired with the permit.
         if not limiters and worker is None and (slot is None or slot.is_held):
             return None
+        # Before the permit, because it may call users' functions: what they raise leaves nothing
+        # behind.
         needed, costs = self.limiters.gates(limiters, data)
         return AttemptPermit(
             self.scheduler,
@@ -95,6 +100,7 @@ class AdmissionController:
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
+        # No gates but those of the slot, which keeps them when the permit is granted.
         return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot)
 
     def charge(
@@ -112,6 +118,7 @@ class AdmissionController:
             actual: The units.
             unit: The execution that pays.
         """
+        # Both may have a gate with `cost=`, and each remembers what it was charged.
         for held in (permit, slot):
             if held is not None:
                 self.scheduler.charge(held, actual, unit)
@@ -128,6 +135,8 @@ class AdmissionController:
         paused = [
             self.scheduler.pause(held, until) for held in (permit, holder.slot) if held is not None
         ]
+        # All the way up, since the key may be that of a fan-out far above; see
+        # test_trying_later_pauses_the_keys_of_all_fan_outs_around_it.
         above = holder.above
         while above is not None:
             if above.slot is not None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, final
+from heapq import nsmallest
+from itertools import islice
+from typing import Any, Literal, NamedTuple, cast, final
 
 from shoal._errors.exceptions import BadResult, DefinitionError, brief
 from shoal._state.functions import require_plain
@@ -108,6 +110,29 @@ class _Circuit:
     open_until: float = -math.inf  # -inf: closed; past: half open
     is_probing: bool = False  # only while half open
 
+    def state(self, now: float) -> Literal["closed", "open", "half open"]:
+        """Return the state at a time."""
+        if self.open_until == -math.inf:
+            return "closed"
+        return "half open" if self.is_probing or self.open_until <= now else "open"
+
+
+@final
+class CircuitState(NamedTuple):
+    """The state of the circuit of one key."""
+
+    key: Hashable
+    state: Literal["closed", "open", "half open"]
+    failed: int
+    """How often it has failed in a row."""
+    left: float
+    """Seconds that it stays open, if it is."""
+
+
+ORDER = ("open", "half open", "closed")
+SOUGHT = 1000
+"""Failing keys that a report looks at: it is made a few times per second."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,9 +152,11 @@ class Circuits:
     """The circuits of one fan-out, for all its executions in a runtime."""
 
     def __init__(self, breaker: Breaker, clock: Callable[[], float]) -> None:
+        # Neither is replaced: if a definition gets another breaker, the runtime makes new circuits.
         self.breaker: Breaker = breaker
         self._clock = clock
         self._failing: dict[Hashable, _Circuit] = {}  # a success removes a key
+        # Only grows, also over circuits that have closed since.
         self._skipped = 0
 
     def admit(self, key: Hashable) -> bool:
@@ -141,6 +168,9 @@ class Circuits:
         if circuit.is_probing or self._clock() < circuit.open_until:
             self._skipped += 1
             return False
+        # Until `on_end`, which is called for each child that was admitted, also if it is cancelled
+        # before its start. Else no further probe would ever start; see
+        # test_cancelled_everywhere_no_probe_is_lost.
         circuit.is_probing = True
         return True
 
@@ -174,16 +204,22 @@ class Circuits:
     def key(self, act: str, data: Mapping[str, object]) -> Hashable:
         """Return the key of a child that would execute ``act`` on the fields ``data``."""
         by = self.breaker.by
+        # No state is made for the default, which most breakers have.
         return act if by is None else _key(by, make_state(data))
 
-    def states(self) -> Mapping[Hashable, Literal["open", "half open"]]:
-        """Return the state of each circuit that isn't closed, by its key."""
+    def states(self, most: int) -> list[CircuitState]:
+        """Return the circuits of keys that have failed, open ones first.
+
+        Args:
+            most: At most so many. They are sought among the thousand keys that have failed for
+                the first time since their last success longest ago.
+        """
         now = self._clock()
-        return {
-            key: "half open" if one.is_probing or one.open_until <= now else "open"
-            for key, one in self._failing.items()
-            if one.open_until > -math.inf
-        }
+        found = [
+            CircuitState(key, one.state(now), one.failed, one.open_until - now)
+            for key, one in islice(self._failing.items(), SOUGHT)
+        ]
+        return nsmallest(most, found, key=lambda one: (ORDER.index(one.state), -one.failed))
 
     def statistics(self) -> BreakerStatistics:
         """Return the failing and open keys, and the number of skipped children."""
@@ -200,6 +236,8 @@ class Circuits:
 def _key(by: Callable[[State], Hashable], state: State) -> Hashable:
     key = by(state)
     try:
+        # Tried here, where the message can say which function returned the key, and not in a dict
+        # later.
         hash(key)
     except TypeError:
         msg = f"Breaker(by=...) returned {brief(key)}, which is not hashable; return a str, say"

@@ -88,7 +88,7 @@ class Gate:
         self.users: int = 0
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
-        self.alarm_at: float = math.inf  # set by Alarms alone; inf: no alarm
+        self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
         self.posted: int = 0  # wait queues posted here; `_posts` may hold more
         # A heap. A wait queue that is moved, or whose first request changes, leaves its old entry
         # behind, with a version that no longer matches; `first` drops it when it surfaces.
@@ -288,7 +288,8 @@ class PermitRequest(Acquired):
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
-        # reacquired while children run pays once. Only `Seat.cancel` clears it, with a refund.
+        # reacquired while children run pays once. Only `AttemptPermit.cancel` clears it, with a
+        # refund.
         self.paid: bool = False
         self.granted: bool = False  # never together with `wait_queue`
         self.wait_queue: WaitQueue | None = None  # where it waits
@@ -337,6 +338,7 @@ class WaitQueue:
     def __init__(self, key: Hashable, *, is_behind: bool) -> None:
         """Create an empty wait queue; if ``is_behind``, it is served after those that are not."""
         self.key: Hashable = key
+        # Neither is changed: a request that needs other gates joins another wait queue.
         self.is_behind: bool = is_behind
         # Requests and their arrival numbers; never empty while it is posted. A plain dict would
         # scan over the entries deleted at its front each time the first one is looked up.

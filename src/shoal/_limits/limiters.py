@@ -21,7 +21,9 @@ from shoal._state.state import State, make_state, refuse_awaitable
 
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate
+from .meters import ForeignMeter, Meter
 from .scheduler import FairScheduler
+from .shared_rates import SharedMeter
 
 SWEEP = 64
 """Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
@@ -50,8 +52,14 @@ class Statistics:
 class Limiter:
     """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
-    def __init__(self, limits: Limits, scheduler: FairScheduler) -> None:
+    def __init__(self, limits: Limits, scheduler: FairScheduler, *, takes_foreign: bool) -> None:
+        # Not where the limits are written: only the runtime knows on which event loop it is.
+        if not takes_foreign:
+            _refuse_foreign(limits)
         self._scheduler: FairScheduler = scheduler
+        self._takes_foreign: bool = takes_foreign
+        # Replaced by `change` alone, which also keeps the number and order of the parts. So a
+        # part's gates stay at their index for good.
         self.limits: Limits = limits
         self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
         self.same: tuple[Gate, ...] | None = self._same()
@@ -64,6 +72,7 @@ class Limiter:
         # With `by=` the gate depends on the state, and with `cost=` the charge does.
         if any(part.by is not None or part.cost is not None for part in self.limits.parts):
             return None
+        # Without a key there is one gate for each part, and it is never dropped.
         return tuple([gates.the_one() for gates in self.parts])
 
     def change(self, limits: Limits) -> None:
@@ -78,7 +87,11 @@ class Limiter:
                 the old one had it, and without if not.
 
         Raises:
-            BadUse: ``limits`` is no ``Limits``, or has other parts.
+            BadUse: ``limits`` is no ``Limits``, or has other parts. With this error, and the other
+                two, nothing has changed.
+            DefinitionError: A rate doesn't work on this event loop.
+            BadResult: A rate is a ``SharedRate`` now, and other processes could not name a key
+                that is in use.
         """
         if not isinstance(limits, Limits):
             msg = f"limiter.change(limits) takes Limits(...), not {brief(limits)}"
@@ -92,12 +105,20 @@ class Limiter:
                 f"parts are needed, in the same order, with other numbers"
             )
             raise BadUse(msg)
+        if not self._takes_foreign:
+            _refuse_foreign(limits)
+        # All meters before the first change, since making one may raise: limits that are refused
+        # must leave every gate as it was. See test_limits_that_are_refused_change_nothing.
+        meters = [
+            gates.meters_of(part) for part, gates in zip(limits.parts, self.parts, strict=True)
+        ]
         self.limits = limits
         self.same = self._same()  # a part may have a `cost=` now, or have none any more
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
-        for part, gates in zip(limits.parts, self.parts, strict=True):
+        for part, gates, new in zip(limits.parts, self.parts, meters, strict=True):
+            # Before the gates change: what is charged from then on counts under the new part.
             self._scheduler.costs.replace(gates.part, part)
-            for gate in gates.change(part):
+            for gate in gates.change(part, new):
                 self._scheduler.serve(gate)
 
     def charged(self, part: Part) -> float | None:
@@ -121,7 +142,9 @@ class PartGates:
     __slots__ = ("_sweep_at", "gates", "part")
 
     def __init__(self, part: Part) -> None:
+        # Replaced by `change`, in all gates at once. A gate made later gets the new one.
         self.part: Part = part
+        # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
         self.gates: dict[Hashable, Gate] = {}  # under None, the one of a part without `by=`
         self._sweep_at: int = SWEEP  # the number of keys at which unused ones are dropped
 
@@ -136,6 +159,8 @@ class PartGates:
         """Return the gate for a start from ``state``, and the units that it charges."""
         part = self.part
         cost = 1.0 if part.cost is None else _cost(part, state)
+        # After the cost, and both before any gate is made: what a user's function raises leaves no
+        # gate.
         key = None if part.by is None else _key(part, state)
         gate = self.gates.get(key)
         if gate is None:
@@ -152,14 +177,28 @@ class PartGates:
         # looked at twice at most, on average.
         self._sweep_at = max(SWEEP, 2 * len(self.gates))
 
-    def change(self, part: Part) -> list[Gate]:
-        """Replace the part, in all gates too; return the gates."""
+    def meters_of(self, part: Part) -> list[Meter | ForeignMeter | SharedMeter | None]:
+        """Make the meters that the gates, in their order, would have under another part.
+
+        Raises:
+            BadResult: The rate is shared, and other processes could not name a key.
+        """
+        return [part.meter(gate.key) for gate in self.gates.values()]
+
+    def change(
+        self, part: Part, meters: Sequence[Meter | ForeignMeter | SharedMeter | None]
+    ) -> list[Gate]:
+        """Replace the part and its meters, in all gates too; return the gates.
+
+        Args:
+            part: The new part.
+            meters: What ``meters_of`` has returned for it.
+        """
         self.part = part
-        for gate in self.gates.values():
+        for gate, meter in zip(self.gates.values(), meters, strict=True):
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
-            meter = part.meter(gate.key)
             if meter is not None:
                 meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
@@ -211,9 +250,8 @@ class Limiters:
             named = self.by_owner[owner] = {}
         found = named.get(name)
         if found is None:
-            if not self._takes_foreign:
-                _refuse_foreign(limits)
-            found = named[name] = Limiter(limits, self._scheduler)
+            found = Limiter(limits, self._scheduler, takes_foreign=self._takes_foreign)
+            named[name] = found
         return found
 
     def of_attempt(
@@ -242,6 +280,8 @@ class Limiters:
             same += limiter.same
         else:
             return same, None
+        # One `by=` or `cost=` is enough: then all gates are sought in one way, so that gates and
+        # costs have one order.
         parts = [gates for limiter in limiters for gates in limiter.parts]
         state, now = make_state(data), self._scheduler.clock()
         found = [gates.find(state, now) for gates in parts]
@@ -255,6 +295,7 @@ class Limiters:
 def _cost(part: Part, state: State) -> float:
     assert part.cost is not None
     cost = part.cost(state)
+    # 0 is allowed: such a start needs a slot, and takes nothing from the rate.
     if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < math.inf:
         refuse_awaitable(cost, "Limits(cost=...)")
         msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"

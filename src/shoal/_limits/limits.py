@@ -49,8 +49,11 @@ class Rate:
         Rate(5, per=1.0, burst=2)
     """
 
+    # May be a fraction: 0.5 is one start in two seconds.
     k: float
     per: float = 1.0
+    # None stays None here, because a rate doesn't know whether its units are starts or costs. The
+    # `Part` that has the rate decides what None means.
     burst: float | None = None
 
     def __post_init__(self) -> None:
@@ -104,10 +107,13 @@ class SharedRate:
         SharedRate(Rate(5, per=1.0), 'openai', MemoryRates())
     """
 
+    # Each process sends these numbers with each request, so a backend knows no rates by itself.
     rate: Rate
     name: str
     backend: RateBackend
+    # Of one process: several of them may exceed the shared rate together, as long as that lasts.
     alone: Rate | None = field(default=None, kw_only=True)
+    # Twice as long as one call may take (`CALL`), so that a call that hangs is made once more.
     patience: float = field(default=10.0, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -121,6 +127,7 @@ class SharedRate:
                 f"{self.name!r}"
             )
             raise DefinitionError(msg)
+        # By its method and not by its class, because users write backends of their own.
         if isinstance(self.backend, type) or not callable(getattr(self.backend, "settle", None)):
             msg = (
                 f"SharedRate(backend=...) takes a rate backend, such as "
@@ -140,12 +147,14 @@ class Ended(NamedTuple):
 
     error: BaseException | None
     """The exception that the attempt raised; None if it succeeded."""
+    # From the grant on: the wait for slots is not in it.
     seconds: float
     """How long the attempt ran."""
     started_at: float
     """When it started, by the runtime's clock."""
     now: float
     """When it ended."""
+    # Read before the slots of this attempt are released; see `FairScheduler.adapt`.
     in_use: int
     """Slots in use while it ran, its own included."""
 
@@ -195,8 +204,12 @@ class AIMD:
         DefinitionError: An argument has the wrong type or is out of range.
     """
 
+    # Not 0: with no slot, nothing would end that could raise the number again.
     least: int = 1
     most: int | None = None
+    # One slot a round up and half the slots down, as in TCP. A number that grows by steps and falls
+    # by a factor settles at equal shares if several programs use one server (D.-M. Chiu, R. Jain,
+    # 1989).
     increase: float = 1.0
     decrease: float = 0.5
     slow: float | None = None
@@ -225,9 +238,12 @@ class AIMD:
             Exception: Whatever ``overload`` raises.
             BadResult: ``overload`` returned an awaitable.
         """
+        # Before the error: an answer that came too late shows overload even if it was a good one.
         slow = self.slow is not None and ended.seconds > self.slow
         if slow or (ended.error is not None and self._shows_overload(ended.error)):
             # An attempt that started before the last decrease tells nothing about the number since.
+            # So one overload lowers the number once, though all that ran meanwhile may fail; see
+            # test_aimd_by_its_numbers.
             lower = n if ended.started_at < changed_at else n * self.decrease
             return max(float(self.least), lower)
         # While slots are free, a success says nothing about a larger number.
@@ -289,7 +305,10 @@ class Part:
             return self._meter_of(rate)
         if not isinstance(rate, SharedRate):
             return ForeignMeter(rate)
+        # Made now though it may never be used: `SharedMeter` must not know about limits.
         alone = None if rate.alone is None else self._meter_of(rate.alone)
+        # Where the gate is made, so that a key that other processes could not name is refused
+        # before anything is granted for it.
         named = key_of(rate.name, key)
         return SharedMeter(
             rate.backend,
@@ -306,12 +325,16 @@ class Part:
     def _burst_of(self, rate: Rate) -> float:
         if rate.burst is not None:
             return rate.burst
+        # With `cost=`, one start may take many units, so a burst of one unit would let nothing
+        # start.
         return 1 if self.cost is None else rate.k
 
     def __repr__(self) -> str:
         given = [] if self.n is None else [str(self.n)]
         for name, value in (("rate", self.rate), ("by", self.by), ("cost", self.cost)):
             if value is not None:
+                # A function by its own name, without those of the functions around it; see
+                # test_limits_by_a_local_function_are_shown_by_its_own_name.
                 called: str | None = getattr(value, "__qualname__", None)
                 shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
                 given.append(f"{name}={shown}")
@@ -453,6 +476,7 @@ class Limits:
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
+        # The class is frozen.
         object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
 
     def __and__(self, other: Limits) -> Limits:
@@ -482,6 +506,7 @@ class Limits:
         Raises:
             DefinitionError: There is no such part, it has no such number, or one is out of range.
         """
+        # By exact type, because a bool would count as part 0 or 1.
         if type(part) is not int or not 0 <= part < len(self.parts):
             msg = f"{self!r} has no part {part!r}; they are counted from 0"
             raise DefinitionError(msg)
@@ -507,6 +532,7 @@ class Limits:
     @property
     def n(self) -> int | None:
         """How many at once in all, not counting limits per key; None: unlimited."""
+        # A limit for each key doesn't say how many there are in all.
         return min((part.n for part in self.parts if part.n and part.by is None), default=None)
 
     @property
@@ -517,12 +543,14 @@ class Limits:
     @property
     def adapts_in_flight(self) -> Adaptive | None:
         """The policy that adjusts ``in_flight``, if any."""
+        # Only the part with the smallest `n` matters: larger numbers are never reached.
         own = [part for part in self.parts if part.n == self.n and part.by is None]
         return own[0].adapt if own and self.n is not None else None
 
     @property
     def shared(self) -> Limits | None:
         """The limits that all executions of a fan-out share: its rates and per-key parts."""
+        # Without `n` and its policy: places in flight belong to one execution of the fan-out.
         parts = tuple(
             part if part.by is not None else Part(None, part.rate, None, part.cost)
             for part in self.parts
@@ -535,6 +563,8 @@ class Limits:
 
 
 def _limits_of(parts: tuple[Part, ...]) -> Limits:
+    # Past `__init__`, whose checks these parts have passed. And the default limits have no part,
+    # which it would refuse.
     limits = Limits.__new__(Limits)
     object.__setattr__(limits, "parts", parts)
     return limits

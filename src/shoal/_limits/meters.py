@@ -46,6 +46,8 @@ class Meter:
 
     def __init__(self, interval: float, burst: float) -> None:
         """Create a meter that passes a unit every ``interval`` seconds, ``burst`` at once."""
+        # Neither changes: for other numbers `PartGates.change` makes a new meter, which continues
+        # from this one.
         self.interval: float = interval
         self.burst: float = burst
         # Pairs of when a unit passed and the time that follows from it, less `_added`. Ordered by
@@ -57,6 +59,7 @@ class Meter:
     @property
     def tat(self) -> float:
         """When the next unit would come if all came evenly; -inf if none has passed."""
+        # Times only decrease along the marks, so the first one has the maximum.
         return self._marks[0][1] + self._added if self._marks else -math.inf
 
     def opens_at(self, cost: float) -> float:
@@ -168,6 +171,7 @@ class ForeignMeter:
 
     def correct(self, by: float, taken_at: float) -> None:
         """Acquire ``by`` more units if there is room; the limiter takes none back."""
+        # All or nothing, because `acquire` would wait for the rest, and nothing here can wait.
         room = by if by > 0 and self._rate.has_capacity(by) else 0.0
         if room:
             self.take(0.0, room)

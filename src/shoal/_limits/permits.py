@@ -57,10 +57,14 @@ class InFlightSlot(Acquired):
         """
         super().__init__(needed, costs)
         self._scheduler: FairScheduler = scheduler
+        # Replaced by `ignore_aside` in `leave`, and never set again.
         self._on_aside: Callable[[int], None] = on_aside
+        # Whether the gates in `needed` count the slot. Changed by `hold`, once they do, and by
+        # `_give_back`, which counts it off.
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
         """Whether acquiring it charges its rates: at the start, and at each ``Each(retry=)``."""
+        # Only while the child waits: set by `step_aside`, reset by `hold`. Both tell the group.
         self.is_aside: bool = False
         self.returns: bool = False
         """Whether a child that has started waits for it, and so goes before those that have not."""
@@ -78,6 +82,8 @@ class InFlightSlot(Acquired):
         # Set before the slot is released: releasing grants other requests, which run callbacks.
         self.is_aside = True
         self._give_back()
+        # After the slot is released, since the group starts another child for it here; see
+        # test_a_child_that_waits_for_its_next_attempt_gives_its_place_in_flight_to_another.
         self._on_aside(1)
 
     def hold(self, *, since: float | None = None, taken_at: float = -math.inf) -> None:
@@ -85,6 +91,7 @@ class InFlightSlot(Acquired):
         if self.is_due:  # else the time of the earlier charge stays, which a refund needs
             self.taken_at = taken_at
         self.is_held = True
+        # For this grant only. The next one is free, unless the child steps aside for a retry.
         self.is_due = self.returns = False
         self.since = since
         if self.is_aside:
@@ -182,6 +189,7 @@ class InFlight:
             holder: The permits of the child.
             refunds: Whether to refund its units, because the child never started.
         """
+        # Taken off first, so that a second call releases nothing.
         slot, holder.slot = holder.slot, None
         if slot is None:
             return
@@ -197,8 +205,7 @@ class InFlight:
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
-            if holder.slot is slot:
-                holder.slot = None
+            holder.slot = None
 
 
 @final
@@ -319,6 +326,7 @@ class AttemptPermit(PermitRequest):
         if slot is not None and not slot.is_held:
             self._include(slot)
         scheduler.enter(self)
+        # The callback is for a grant after a wait, and there was none.
         if self.granted:
             self._notify = None
 
@@ -369,6 +377,8 @@ class AttemptPermit(PermitRequest):
             self._split_off_worker()
             self._has_worker = True
         if self._includes_slot:
+            # Held from the same moment as the permit, and with its time of charge: a refund needs
+            # it.
             self._split_off_slot().hold(since=since, taken_at=self.taken_at)
 
     def _split_off_worker(self) -> None:
@@ -398,6 +408,7 @@ class AttemptPermit(PermitRequest):
             self.waiter = None
             self.cancel()
             raise
+        # Raised once, and by this task: an error that is kept here leads back to this frame.
         refusal, self.refusal = self.refusal, None
         if refusal is not None:
             try:
@@ -448,6 +459,7 @@ class AttemptPermit(PermitRequest):
             return "in flight", None
         if gate.part is None:
             return gate.name, None
+        # The limit as its user wrote it, because hooks and watchers show this text.
         return repr(gate.part), gate.key
 
     # -- the end --------------------------------------------------------------------------------
@@ -503,6 +515,8 @@ class AttemptPermit(PermitRequest):
         """Reacquire the slots, ahead of new attempts; if cancelled meanwhile, without waiting."""
         self._released -= 1
         if self._is_vacant():
+            # The attempt has begun already: behind new ones it would wait as long as there are any.
+            # See test_an_attempt_takes_its_slot_again_ahead_of_new_ones.
             self._scheduler.enter(self, ahead=True)
             while self.wait_queue is not None:
                 self.waiter = self._scheduler.waiter()
@@ -527,6 +541,9 @@ class AttemptPermit(PermitRequest):
 
     def _is_vacant(self) -> bool:
         """Whether the attempt itself runs again, without slots."""
+        # All three matter: another task of the attempt may have reacquired the slots, may still
+        # have children at work, or may have ended the attempt. See
+        # test_tasks_of_one_attempt_that_fan_out_at_overlapping_times.
         return not (self.granted or self._released or self._over)
 
     def _reacquire_now(self) -> None:

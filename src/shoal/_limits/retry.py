@@ -68,6 +68,7 @@ class Retry:
         'said at attempt 3'
     """
 
+    # Chosen numbers: by default a failure is retried twice, after at most 0.1 and 0.2 seconds.
     attempts: int = 3
     _: KW_ONLY
     on: On
@@ -91,6 +92,7 @@ class Retry:
                 _refuse(f"({name}=...) takes a number of seconds, not {value!r}")
         if not is_positive(self.factor) or self.factor < 1:
             _refuse(f"(factor=...) takes a number of at least 1, not {self.factor!r}")
+        # 0 is allowed, for tests that count on exact delays.
         if self.jitter != 0 and (not is_positive(self.jitter) or self.jitter > 1):
             _refuse(f"(jitter=...) takes a share of the delay, from 0 to 1, not {self.jitter!r}")
         if self.budget is not None and not isinstance(self.budget, RetryBudget):
@@ -120,6 +122,7 @@ class Retry:
             BadResult: ``on`` returned an awaitable.
         """
         on = self.on
+        # Before groups are looked into, so that `on=ExceptionGroup` means the group itself.
         if isinstance(on, type | tuple) and isinstance(error, on):
             return True
         # A function receives the exceptions in a group, not the group. See
@@ -176,6 +179,8 @@ class RetryBudget:
         True
     """
 
+    # Chosen numbers, below those of Finagle, which allows a fifth and 10 retries a second, and has
+    # the same window.
     share: float = 0.1
     floor: float = 1.0
     window: float = 10.0
@@ -211,6 +216,8 @@ class Account:
 
     def level(self, now: float) -> float:
         """Return how many retries may be spent at ``now``, which never decreases."""
+        # At most 1, because `now` never decreases; so the level moves towards the reserve and not
+        # away.
         faded = math.exp((self._at - now) / self._budget.window)
         self._level = self._reserve + (self._level - self._reserve) * faded
         self._at = now
@@ -218,6 +225,8 @@ class Account:
 
     def earn(self, now: float) -> None:
         """Add the share of a first attempt."""
+        # Faded up to now before the share is added, so that what is new does not fade for the time
+        # before it.
         self._level = self.level(now) + self._budget.share
 
     def spend(self, now: float) -> bool:

@@ -54,10 +54,10 @@ class FairScheduler:
     """Grants requests for gates in fair turns. Belongs to one event loop."""
 
     __slots__ = (
-        "_alarms",
+        "_timers",
         "_arrivals",
         "_round",
-        "_supplies",
+        "_clients",
         "clock",
         "costs",
         "wait_queues",
@@ -93,8 +93,8 @@ class FairScheduler:
         # The virtual time of fair queueing: the number of turns that each waiting run has had. It
         # only grows.
         self._round: float = 0.0
-        self._alarms: GateTimers = GateTimers(clock, set_alarm, self._open)
-        self._supplies: SharedRateClients = SharedRateClients(
+        self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
+        self._clients: SharedRateClients = SharedRateClients(
             clock, start_task, chance, self.serve, self._refuse
         )
 
@@ -174,6 +174,7 @@ class FairScheduler:
             turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
+        # Remembered while the others are looked at: it counts only if none of them is closed.
         shared: Gate | None = None
         now: float | None = None
         for at, gate in enumerate(request.needed):
@@ -262,9 +263,10 @@ class FairScheduler:
         self.serve(gate)
 
     def _end(self, wait_queue: WaitQueue) -> None:
+        # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
         if not self.wait_queues:
-            self._alarms.clear()
+            self._timers.clear()
 
     # -- granting -------------------------------------------------------------------------------
 
@@ -337,12 +339,12 @@ class FairScheduler:
         at = request.needed.index(gate)
         opens = gate.opens_at(request.cost(at), paid=request.paid)
         if gate.shared is not None:
-            self._supplies.want(gate)
+            self._clients.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
         if -math.inf < opens < math.inf:
-            self._alarms.set(opens, gate)
+            self._timers.set(opens, gate)
 
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
@@ -357,8 +359,8 @@ class FairScheduler:
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
-        self._alarms.close()
-        self._supplies.close()
+        self._timers.close()
+        self._clients.close()
 
     # -- corrections by holders -----------------------------------------------------------------
 
@@ -390,7 +392,7 @@ class FairScheduler:
         if gate.posted:
             self.serve(gate)
         if gate.shared is not None:
-            self._supplies.want(gate)
+            self._clients.want(gate)
 
     def charge(self, held: Acquired, actual: float, unit: FairShare | None = None) -> None:
         """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
@@ -401,6 +403,7 @@ class FairScheduler:
             for gate, cost in zip(held.needed, held.costs, strict=True)
         )
         self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)], unit)
+        # So a further call corrects this one; see test_charging_what_it_was.
         held.costs = due
 
     def pause(self, held: Acquired, until: float) -> bool:
@@ -433,6 +436,7 @@ class FairScheduler:
         for gate in held.needed:
             if gate.adapt is None or gate.size is None:
                 continue
+            # One for each gate, since each has a `used` of its own, which counts this attempt too.
             ended = Ended(error, now - held.since, held.since, now, gate.used)
             size = _size_after(gate.adapt, gate.size, gate.changed_at, ended)
             if size < gate.size:

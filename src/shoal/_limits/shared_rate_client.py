@@ -72,6 +72,7 @@ class SharedRateClients:
             refuse: Called with a gate whose rate can't be had, and a function that makes an error
                 for each request that waits there.
         """
+        # None of these changes, but for `start`, which `close` sets to None.
         self.clock: Clock = clock
         self.start: StartTask | None = start
         self.chance: Callable[[], float] = chance
@@ -86,21 +87,24 @@ class SharedRateClients:
         meter = gate.shared
         if meter is None or self.start is None:
             return
-        supply = self._by_backend.get(id(meter.backend))
-        if supply is None:
-            supply = self._by_backend[id(meter.backend)] = SharedRateClient(meter.backend, self)
-        if supply.want(gate):
-            self.start(supply.live)
+        client = self._by_backend.get(id(meter.backend))
+        if client is None:
+            client = self._by_backend[id(meter.backend)] = SharedRateClient(meter.backend, self)
+        # The client says so once, and then its task runs until it finds nothing more to do.
+        if client.want(gate):
+            self.start(client.live)
 
     def close(self) -> None:
         """Return all units held, to all backends."""
-        for supply in self._by_backend.values():
-            supply.close()
+        for client in self._by_backend.values():
+            # While their tasks run: each makes one more call, which returns the units. Without a
+            # task there is nothing that is held.
+            client.close()
         self._by_backend.clear()
         self.start = None  # breaks a reference cycle with the runtime
 
     def __repr__(self) -> str:
-        return f"<Supplies {list(self._by_backend.values())}>"
+        return f"<SharedRateClients {list(self._by_backend.values())}>"
 
 
 @final
@@ -171,6 +175,7 @@ class SharedRateClient:
         now = self._means.clock()
         wanted: list[tuple[Gate, SharedMeter, tuple[float, ...]]] = []
         until = math.inf
+        # A copy: serving a gate grants requests, and their callbacks may bring gates here.
         for gate in list(self._gates):
             meter = gate.shared
             if meter is None or meter.backend is not self._backend:  # its limits were changed
@@ -212,10 +217,12 @@ class SharedRateClient:
 
     async def _call(self, wanted: list[tuple[Gate, SharedMeter, tuple[float, ...]]]) -> None:
         """Send the requests of several gates, and distribute the answers."""
+        # All requests are made before the call: what comes meanwhile belongs to the next one.
         asked = [(gate, meter, meter.request(costs)) for gate, meter, costs in wanted]
         requests = [request for _, _, request in asked]
         began = self._means.clock()
         try:
+            # The most impatient rate decides, since all of them wait for the same answer.
             with fail_after(min(CALL, *(meter.patience for _, meter, _ in asked))):
                 replies = list(await self._backend.settle(requests))
             # All answers are checked before any is applied.
@@ -233,6 +240,7 @@ class SharedRateClient:
             meter.receive(request, reply, min(self._clocks), self._means.chance())
             if self._closing:
                 meter.return_held()
+        # After all answers are applied: a grant may need units of several of these gates.
         for gate, _, _ in asked:
             self._means.serve(gate)
 
@@ -249,6 +257,7 @@ class SharedRateClient:
         self._delay = min(2 * self._delay, LAST_DELAY)
         for gate in list(self._gates):
             meter = gate.shared
+            # By its own patience: other gates of this backend may have more, and wait on.
             if meter is None or meter.is_alone or now - since < meter.patience:
                 continue
             if meter.alone is None:
@@ -260,10 +269,12 @@ class SharedRateClient:
                 self._means.serve(gate)
 
     def __repr__(self) -> str:
-        return f"<Supply by {self._backend!r} of {len(self._gates)} keys>"
+        return f"<SharedRateClient of {self._backend!r} of {len(self._gates)} keys>"
 
 
 def _check(request: RateRequest, reply: RateReply) -> None:
+    # Backends are users' code. An answer that doesn't fit counts as a failed call, so it is made
+    # again and in the end named; see test_a_backend_that_answers_nonsense_is_named.
     if not isinstance(reply, RateReply) or len(reply.turns) > len(request.costs):
         msg = f"settle() answered {brief(reply)} to {brief(request)}; see shoal.rates.RateBackend"
         raise TypeError(msg)

@@ -227,8 +227,8 @@ class Taken(NamedTuple):
 class SharedMeter:
     """Holds the units of a shared rate that this process was granted, for one key.
 
-    Requests take units that are held; ``Supply`` requests more. While the backend can't be reached,
-    requests may take from a meter ``alone`` instead.
+    Requests take units that are held, and ``SharedRateClient`` requests more. While the backend
+    can't be reached, requests may take from a meter ``alone`` instead.
     """
 
     __slots__ = (
@@ -280,6 +280,8 @@ class SharedMeter:
         # The units to request at once. Doubled while all of them find a use, 1 again when one
         # lapses: as in TCP's slow start, a process holds no more than it uses.
         self.batch: int = 1
+        # Only from an answer that granted less than was requested; such an answer says when there
+        # is more.
         self.again_at: float = -math.inf  # the next request is made no sooner than this
         self._taken_at: float = -math.inf  # when units were last used
         # The latest uses, as far as units may be given back. Units used before these had their
@@ -315,6 +317,8 @@ class SharedMeter:
                 granted = granted._replace(units=cost)
             cost = _less(cost, granted.units)
             self._last.append(Taken(now, granted))
+        # The start has happened, so what it took beyond its grant is owed: the next request charges
+        # it.
         self._extra += max(0.0, cost)
 
     def correct(self, by: float, taken_at: float) -> None:
@@ -436,6 +440,8 @@ class SharedMeter:
                 no unit is used before its turn.
             chance: A random number in [0, 1), so that processes don't all ask at once.
         """
+        # The backend answers again: from here on all processes share the rate. What `alone` has
+        # granted meanwhile is not reported, since its numbers are this process's own.
         self.is_alone = False
         for cost, turn in zip(request.costs, reply.turns, strict=False):
             self.held.append(Granted(turn + ahead, turn, cost))

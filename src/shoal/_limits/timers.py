@@ -51,6 +51,7 @@ class GateTimers:
         """Serve ``gate`` at ``when``, unless it is served before that anyway."""
         if gate.alarm_at <= when:
             return
+        # The old entry stays in the heap, and is told apart by this time.
         gate.alarm_at = when
         # Most alarms are later than the first, so the timer of the loop rarely changes.
         is_next = not self._due or when < self._due[0][0]
@@ -76,6 +77,7 @@ class GateTimers:
             self._silence = self._set(self._due[0][0], self._ring)
 
     def _stop_timer(self) -> None:
+        # Forgotten before it is called, so that a timer is cancelled once.
         silence, self._silence = self._silence, None
         if silence is not None:
             silence()
@@ -83,6 +85,7 @@ class GateTimers:
     @ki_protected
     def _ring(self) -> None:
         self._silence = None
+        # Read once: a gate that opens while others are served is left to the next timer.
         now = self._clock()
         while self._due and self._due[0][0] <= now:
             when, _, gate = heappop(self._due)
@@ -93,4 +96,4 @@ class GateTimers:
         self._set_timer()
 
     def __repr__(self) -> str:
-        return f"<Alarms, {len(self._due)} set>"
+        return f"<GateTimers, {len(self._due)} set>"

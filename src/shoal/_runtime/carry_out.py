@@ -14,6 +14,7 @@ from typing import Any, cast
 from shoal._engine.commit import Write, commit
 from shoal._engine.fanout.read_runs import recorded_asked, recorded_history
 from shoal._engine.parts import read_children
+from shoal._engine.progress import recorded_questions
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
@@ -76,37 +77,57 @@ def _cancel_child(root: RootRun, arguments: Mapping[str, Any]) -> None:
 def _answer(root: RootRun, arguments: Mapping[str, Any]) -> None:
     """Have the run's own task save an answer, before it takes more results of children.
 
-    The child stays halted in this execution, and goes on when the run is resumed.
+    The child that has asked goes on in this execution if the fan-out that it belongs to lasts, else
+    when the run is resumed.
     """
     run = root.run
     for group in root.groups:
         # Only the task of the root run commits to it, and it executes graphs that are nodes, too.
         if run is not None and group.parent.slot_owner is run:
             group.run_in_parent(
-                partial(_save_answer, run, arguments["question"], arguments["answer"])
+                partial(_save_answer, root, arguments["question"], arguments["answer"])
             )
             return
     msg = "the run waits for nothing that could be interrupted to save an answer"
     raise BadUse(msg)
 
 
-async def _save_answer(run: Run, question: str, answer: object) -> None:
-    """Save an answer; executed by the task of the run. It can't fail the run by being wrong."""
+async def _has_asked(root: RootRun, run: Run, question: str) -> bool:
+    """Return whether a run or its descendants have asked a question, by its id."""
+    # The store's records lead from halted runs to halted children only, not from a child under way.
+    for group in root.groups:
+        for child in group.halted:
+            if any(one.id == question for one in recorded_questions(child.value, child.path)):
+                return True
     execution, path = run.config.execution, run.path
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
-    why = "the run has not asked it"
-    if record is not None:
-        played = await recorded_history(execution, path, record.beginning)
-        _, children = await read_children(execution, execution.store, path)
-        asked = recorded_asked(path, run.config.graph, played, children)
-        if any(one.id == question for one in asked):
-            why = "it was answered before" if question in execution.answers else ""
+    if record is None:
+        return False
+    played = await recorded_history(execution, path, record.beginning)
+    _, children = await read_children(execution, execution.store, path)
+    asked = recorded_asked(path, run.config.graph, played, children)
+    return any(one.id == question for one in asked)
+
+
+async def _save_answer(root: RootRun, question: object, answer: object) -> None:
+    """Save an answer; executed by the task of the run. It can't fail the run by being wrong."""
+    run = root.run
+    assert run is not None, "its task executes this"
+    execution, path, why = run.config.execution, run.path, ""
+    if not isinstance(question, str) or not await _has_asked(root, run, question):
+        why = "the run has not asked it"
+    elif question in execution.answers:
+        why = "it was answered before"
     try:
         require_data(answer, "answer")
+        run.config.secrets.refuse(answer, "an answer")
     except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
         why = why or brief(error)
     if why:
         logger.warning("run %s: an answer to question %s is dropped: %s", path.id, question, why)
         return
+    assert isinstance(question, str), "else it was dropped"
     await commit(run, Write(questions=(QuestionAnswered(question, answer),)))
     execution.answers[question] = answer
+    for group in root.groups:
+        group.look_for_answers()

@@ -134,6 +134,28 @@ def missing_inputs(graph: Graph, given: Collection[str]) -> str:
     )
 
 
+def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -> str:
+    """Name an input that is left to its default and has the name of a field; "" if none has.
+
+    The field was almost certainly meant: its action would go on with the default, unnoticed.
+
+    Args:
+        graph: Its actions take the inputs.
+        given: The names of the inputs that are given.
+        state: The names of the fields that the run begins with.
+    """
+    schema = graph.schema
+    known = {*state, *graph.writes, *(() if schema is None else schema.fields)}
+    for name, need in graph.takes.items():
+        if name not in given and name in known:
+            return (
+                f"action {need.by!r} has a parameter {name!r}, which is a field of the state and "
+                f"not in its reads=[...], so that it would get its default; add it to reads, or "
+                f"rename the parameter"
+            )
+    return ""
+
+
 def _refuse(subject: str, why: str) -> NoReturn:
     msg = f"{subject}: {why}"
     raise DefinitionError(msg)

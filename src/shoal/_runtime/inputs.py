@@ -32,7 +32,7 @@ from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
-from .definition import AppDefinition, missing_field, missing_inputs
+from .definition import AppDefinition, missing_field, missing_inputs, unread_field
 from .runtime import Runtime
 from .start import (
     OrphanStart,
@@ -83,6 +83,11 @@ class StartCheck:
         """
         first = self._first(call, state)
         given, path = self._check_inputs(call, inputs)
+        fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
+        unread = unread_field(self._definition.graph, given, fields)
+        if unread:
+            msg = f"{self._definition}: {unread}"
+            raise DefinitionError(msg)
         answered = self._check_answers(call, answers)
         halts = self._check_halts(call, halt_before, halt_after)
         return RunRequest(first, given, path, answered, halts)

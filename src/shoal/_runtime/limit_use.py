@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from heapq import nlargest
+from itertools import islice
 from typing import Any
 
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._errors.exceptions import BadUse
 from shoal._events.paths import key_in_short
-from shoal._events.report import LimitUse
+from shoal._events.report import BreakerUse, CircuitUse, LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
 from shoal.executors._port import Executor, Pool
@@ -113,26 +114,29 @@ def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
     ]
 
 
-def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> list[LimitUse]:
-    """Return the breakers that have circuits which aren't closed."""
-    found: list[LimitUse] = []
-    for owner, one in circuits:
-        states = one.states()
-        if states:
-            found.append(
-                LimitUse(
-                    owner=owner,
-                    limits=repr(one.breaker),
-                    in_use=0,
-                    slots=None,
-                    waiting=0,
-                    keys=len(states),
-                    breaker={
-                        key_in_short(key): state for key, state in list(states.items())[:KEYS]
-                    },
-                )
+def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> tuple[BreakerUse, ...]:
+    """Return the state of breakers, each given with the name of its fan-out."""
+    return tuple([_breaker_use(owner, one) for owner, one in islice(circuits, LIMITS)])
+
+
+def _breaker_use(owner: str, circuits: Circuits) -> BreakerUse:
+    statistics = circuits.statistics()
+    return BreakerUse(
+        owner=owner,
+        breaker=repr(circuits.breaker),
+        failing=statistics.failing,
+        open=len(statistics.open),
+        skipped=statistics.skipped,
+        circuits=tuple(
+            CircuitUse(
+                key=key_in_short(one.key),
+                state=one.state,
+                failures=one.failed,
+                next_in=one.left if one.state == "open" else None,
             )
-    return found
+            for one in circuits.states(KEYS)
+        ),
+    )
 
 
 def change_limits(

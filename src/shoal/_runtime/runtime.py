@@ -602,12 +602,12 @@ class Runtime:
             for owner, named in self.services.circuits.items()
             for name, circuits in named.items()
         )
-        uses = [
-            *uses_of(found, self.services.clock()),
-            *uses_of_breakers(breakers),
-            *uses_of_workers(self.services.pools.opened),
-        ]
-        return LimitsInUse(uses, owners_of(found), names_of_costs(found))
+        return LimitsInUse(
+            [*uses_of(found, self.services.clock()), *uses_of_workers(self.services.pools.opened)],
+            owners_of(found),
+            names_of_costs(found),
+            partial(uses_of_breakers, breakers),
+        )
 
     def _carry_out(self, root: RootRun, command: Command) -> None:
         carry_out(root, command, self._limiters())

@@ -54,6 +54,8 @@ class RunStart(NamedTuple):
         """Return the same start, with the named fields secret as well."""
         fields = boxed(self.beginning.first, secret)
         secrets = {**secrets_in(fields), **self.secrets}
+        if not secrets and not self.beginning.secret:
+            return self
         names, first = frozenset(secrets), without_secrets(fields)
         return RunStart(replace(self.beginning, first=first, secret=names), secrets)
 

@@ -22,7 +22,16 @@ from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
 from shoal._events.events import Status
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
+from shoal._events.report import (
+    BreakerUse,
+    Doing,
+    LimitUse,
+    LiveRun,
+    LiveStep,
+    Report,
+    SlowRun,
+    Waited,
+)
 from shoal._graph.action import FunctionAction
 from shoal._state.state import make_state
 
@@ -207,6 +216,7 @@ class Tally:
         every: float,
         *,
         limits: Sequence[LimitUse] = (),
+        breakers: tuple[BreakerUse, ...] = (),
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
         is_over: bool = False,
@@ -217,6 +227,7 @@ class Tally:
             now: The time, by the clock of the runtime.
             every: Seconds between two samples, at present.
             limits: The limits in use.
+            breakers: The breakers of fan-outs that have run.
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
             is_over: Whether the execution has ended.
@@ -259,6 +270,7 @@ class Tally:
                 *[self._with_full(use) for use in limits],
                 *(self._were_full(limits) if is_over else ()),
             ),
+            breakers=breakers,
             in_flight=in_flight,
             peak=self._peak,
             omitted=omitted,
@@ -337,7 +349,7 @@ class Tally:
     def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
-        ended = 0 if ledger is None else ledger.total
+        ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
         title = group.title
         return LiveStep(
@@ -345,9 +357,10 @@ class Tally:
             step=group.name,
             visit=parent.visit(parent.step or ""),
             title=shown(parent, title) if isinstance(title, str) else "",
-            total=None if to_come is None else ended + started + unstarted + to_come,
+            total=None if to_come is None else ended + halted + started + unstarted + to_come,
             ended=ended,
             failed=0 if ledger is None else ledger.failed,
+            halted=halted,
             in_flight=started,
             waiting=unstarted,
             at={

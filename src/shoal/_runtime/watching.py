@@ -23,10 +23,10 @@ from shoal._concurrency.background import Work
 from shoal._concurrency.cancellation import as_failure, ki_protected, shielded_wait
 from shoal._engine.standing import Marks, marks
 from shoal._errors.exceptions import brief
-from shoal._events.report import LimitUse, Report
+from shoal._events.report import BreakerUse, LimitUse, Report
 from shoal._events.report_text import report_text
 from shoal._limits.timers import SetAlarm
-from shoal.stores._protocol import Store
+from shoal.stores._protocol import NullStore, Store
 from shoal.stores._watching import Command, KeepsReports
 
 from .limit_use import uses_in_flight
@@ -146,6 +146,9 @@ class Watching:
             self._sample_at(now + FIRST)
 
     def _is_watched(self, store: Store) -> bool:
+        # First, because it is the most frequent one, and checking a protocol takes long.
+        if type(store) is NullStore:
+            return False
         # Under virtual time a timer that never ends would hide that nothing else can happen.
         return self._is_real and isinstance(store, KeepsReports) and store.is_shared
 
@@ -237,7 +240,13 @@ class Watching:
             name = found.names.get(id(part), repr(part))
             costs[name] = costs.get(name, 0.0) + cost
         return one.tally.report(
-            now, self._every, limits=uses, owners=found.owners, costs=costs, is_over=is_over
+            now,
+            self._every,
+            limits=uses,
+            breakers=found.breakers,
+            owners=found.owners,
+            costs=costs,
+            is_over=is_over,
         )
 
     def _report(self, root: RootRun) -> Report | None:
@@ -304,16 +313,29 @@ class Watching:
 class LimitsInUse:
     """The limits of a runtime that are in use."""
 
-    __slots__ = ("names", "owners", "uses")
+    __slots__ = ("_breakers", "_find_breakers", "names", "owners", "uses")
 
     def __init__(
-        self, uses: Sequence[LimitUse], owners: Mapping[str, str], names: Mapping[int, str]
+        self,
+        uses: Sequence[LimitUse],
+        owners: Mapping[str, str],
+        names: Mapping[int, str],
+        breakers: Callable[[], tuple[BreakerUse, ...]],
     ) -> None:
         self.uses = uses
+        self._find_breakers = breakers
+        self._breakers: tuple[BreakerUse, ...] | None = None  # None until they are asked for
         self.owners = owners
         """The name of the owner of each limit, by the limit as it is written."""
         self.names = names
         """The name of the owner of each limit with ``cost=``, by the id of its part."""
+
+    @property
+    def breakers(self) -> tuple[BreakerUse, ...]:
+        """The breakers of the runtime. Only reports have them, and most samples make none."""
+        if self._breakers is None:
+            self._breakers = self._find_breakers()
+        return self._breakers
 
 
 @final
@@ -355,30 +377,36 @@ class ReportKeeper:
         self._has_failed = False  # whether a failure was logged; never reset
         self._rests_until = 0.0  # after a failure
         self._is_starting = False  # a task was started that will store what is pending
+        self._is_stuck = False  # the end of a run has waited in vain for the call under way
 
     def offer(self, run_id: str, text: str) -> None:
         """Store a report soon, if the store is well."""
         if self._clock() < self._rests_until:
             return
         self._pending[run_id] = text
+        self._see_to_work()
+
+    def _see_to_work(self) -> None:
         if self._scope is None and not self._is_starting:
             self._is_starting = True
+            self._ended = Event()
             self._start(self._work)
 
     async def store_last(self, run_id: str, text: str) -> None:
         """Store the last report of a run, and wait for that, at most ``LAST`` seconds."""
-        if self._clock() < self._rests_until:
+        if self._is_stuck or self._clock() < self._rests_until:
             return
         self._pending[run_id] = text
         with move_on_after(LAST, shield=True) as scope:
-            # Only for the call with this report: other runs report on and on.
+            # Only for the call with this report: other runs report on and on. Not in this task,
+            # which is the run's: a store that can't be cancelled would keep it beyond ``LAST``, see
+            # test_a_store_that_cannot_be_cancelled_delays_the_end_by_a_second.
             while self._waits(run_id, text):
-                if self._scope is None:
-                    await shielded_wait(self._store())
-                else:
-                    await self._ended.wait()
+                self._see_to_work()
+                await shielded_wait(self._ended.wait())
         self._pending.pop(run_id, None)
         if scope.cancelled_caught:  # so that the ends of other runs don't wait as long
+            self._is_stuck = self._scope is not None
             self._fail(f"the last one of run {run_id} took longer than {LAST:g} s")
 
     def _waits(self, run_id: str, text: str) -> bool:
@@ -387,15 +415,21 @@ class ReportKeeper:
 
     @ki_protected
     async def _work(self) -> None:
-        """Store what is pending, until nothing is, or another task does."""
+        """Store what is pending, until nothing is.
+
+        Shielded: the last report of a run is stored after its runtime's block was cancelled, too.
+        """
         self._is_starting = False
-        while self._pending and self._scope is None:
-            await self._store()
+        with CancelScope(shield=True):
+            while self._pending and self._scope is None:
+                await self._store()
+        self._ended.set()
 
     @ki_protected
     async def _store(self) -> None:
         """Store what is pending now, with one call."""
-        self._ended = Event()
+        if self._ended.is_set():
+            self._ended = Event()
         texts, self._pending = self._pending, {}
         self._storing = texts
         self._scope = CancelScope()
@@ -412,6 +446,7 @@ class ReportKeeper:
             self._fail(brief(failure))
         finally:
             self._scope = None
+            self._is_stuck = False
             self._storing = {}
             self._ended.set()
 

@@ -45,7 +45,8 @@ class _ListJournal(Generic[T]):
 class StateList(Sequence[T]):
     """An immutable list that appends in O(1) by sharing structure with its earlier versions.
 
-    Equal to a list of the same content. Reads cost what a list's do.
+    Equal to a list of the same content. Reads cost what a list's do. ``state_list + [item]`` is a
+    version with the item at the end.
     """
 
     __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
@@ -104,6 +105,14 @@ class StateList(Sequence[T]):
     def __repr__(self) -> str:
         return repr(list(self))
 
+    def __add__(self, other: list[T] | Sequence[T]) -> StateList[T]:
+        if not isinstance(other, list | StateList | PositionedList):
+            return NotImplemented
+        return self.extend(cast("Sequence[T]", other))
+
+    def __radd__(self, other: list[T]) -> list[T]:
+        return [*other, *self] if isinstance(other, list) else NotImplemented
+
     def __copy__(self) -> StateList[T]:
         return self
 
@@ -150,7 +159,7 @@ class StateMap(Mapping[K, V]):
 
     Iterates in order of insertion, or of position if entries were put with one: the content from
     the start first, entries without a position last. Equal to a dict of the same content, in any
-    order.
+    order. ``state_map | {key: value}`` is a version with the entries put.
     """
 
     __module__ = "shoal"  # pickles and stored values name it so, wherever it is defined
@@ -288,6 +297,15 @@ class StateMap(Mapping[K, V]):
     def __repr__(self) -> str:
         return repr(dict(self.items()))
 
+    def __or__(self, other: Mapping[K, V]) -> StateMap[K, V]:
+        if not isinstance(other, dict | StateMap):
+            return NotImplemented
+        pairs = cast("Mapping[K, V]", other).items()
+        return self.put_all((key, value, None) for key, value in pairs)
+
+    def __ror__(self, other: dict[K, V]) -> dict[K, V]:
+        return {**other, **self} if isinstance(other, dict) else NotImplemented
+
     def __copy__(self) -> StateMap[K, V]:
         return self
 
@@ -348,6 +366,14 @@ class PositionedList(Sequence[T]):
         if isinstance(index, slice):
             return [self._map.in_order(rank) for rank in ranks[index]]
         return self._map.in_order(_rank(ranks, index))
+
+    def __add__(self, other: list[T] | Sequence[T]) -> list[T]:
+        if not isinstance(other, list | StateList | PositionedList):
+            return NotImplemented
+        return [*self, *cast("Sequence[T]", other)]
+
+    def __radd__(self, other: list[T]) -> list[T]:
+        return [*other, *self] if isinstance(other, list) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
         return _equal_lists(self, other)

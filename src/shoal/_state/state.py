@@ -29,7 +29,7 @@ from shoal._errors.exceptions import (
 )
 
 from .collections import PositionedList, StateList, StateMap
-from .plain import HasPlainForm, to_plain
+from .plain import HasPlainForm, to_json, to_plain
 from .secrets import Secret, boxed, without_secrets
 
 if TYPE_CHECKING:
@@ -395,17 +395,20 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             )
             raise StateError(msg)
         model = getattr(self, "_model", None)
-        return cast("S", self.to_plain() if model is None else model.build(self._data))
+        if model is None:
+            return cast("S", to_plain(without_secrets(held(self))))
+        return cast("S", model.build(self._data))
 
     def to_plain(self) -> dict[str, Any]:
-        """Copy the state into plain dicts and lists, all the way down, for JSON.
+        """Copy the state into what ``json.dumps`` writes: dicts, lists, strings, numbers.
 
-        Secret fields are left out. The library's own values become plain too: collections, states,
-        and the errors that ``errors_into`` collects. Values of other types stay as they are, so
-        ``json.dumps`` needs a ``default=`` for a date, say.
+        Secret fields are left out. Collections, states, and the errors that ``errors_into``
+        collects become dicts and lists, as do dataclasses, models, tuples and sets; times become
+        text as in ISO 8601, durations seconds, bytes base64, infinite numbers None, and keys
+        strings. An object of any other type becomes a short text. For the values themselves, use
+        ``data`` or ``dict(state)``.
         """
-        fields = without_secrets(held(self))
-        return {field: to_plain(value, for_json=True) for field, value in fields.items()}
+        return {field: to_json(value) for field, value in without_secrets(held(self)).items()}
 
 
 def make_state(

@@ -11,6 +11,7 @@ from shoal._events.paths import path_text
 
 from ._command import Subparsers, add_command, add_run, queries_of
 from ._lines import is_terminal, shown, write, write_fields, write_json, write_table
+from .runs import LOST
 
 if TYPE_CHECKING:
     from shoal.stores import Store
@@ -34,13 +35,13 @@ async def _diff(store: Store, given: argparse.Namespace) -> int:
     elif is_terminal(sys.stdout):
         _describe(found)
     else:
-        write_fields(("status", found.first.status, found.second.status))
+        write_fields(("status", *(_status(row, lost) for row, lost in _runs(found))))
         if found.parting is not None:
             write_fields(("step", *found.parting))
         for field in found.fields:
             write_fields(("field", *("" if one is None else one for one in field)))
         for child in found.children:
-            write_fields(("child", *child[:4], _end(child.first), _end(child.second)))
+            write_fields(("child", *child[:4], *_ends(child, found)))
         if found.omitted_fields or found.omitted_children:
             write_fields(("omitted", found.omitted_fields, found.omitted_children))
     return 0
@@ -48,11 +49,12 @@ async def _diff(store: Store, given: argparse.Namespace) -> int:
 
 def _describe(found: Difference) -> None:
     if found.is_same:
-        write(f"the runs took the same way to the same end: {found.first.status}")
+        status = _status(found.first, found.is_first_lost)
+        write(f"the runs took the same way to the same end: {status}")
         return
     first, second = (shown(path_text(row.path)) for row in (found.first, found.second))
-    write(f"A {first}: {_of_run(found.first)}")
-    write(f"B {second}: {_of_run(found.second)}")
+    write(f"A {first}: {_of_run(found.first, found.is_first_lost)}")
+    write(f"B {second}: {_of_run(found.second, found.is_second_lost)}")
     parting = found.parting
     if parting is not None:
         where = (
@@ -76,7 +78,7 @@ def _describe(found: Difference) -> None:
             (
                 f"{one.step}/{one.act}",
                 brief(one.key),
-                f"{_end(one.first) or NONE} | {_end(one.second) or NONE}",
+                " | ".join(end or NONE for end in _ends(one, found)),
             )
             for one in found.children
         ]
@@ -87,40 +89,55 @@ def _and_more(count: int) -> str:
     return f" (and {count:,} more)" if count else ""
 
 
-def _of_run(row: Row) -> str:
-    return shown(" ".join((_end(row) or row.status).split()))
+def _runs(found: Difference) -> tuple[tuple[Row, bool], tuple[Row, bool]]:
+    """Return the two runs, and whether each is lost."""
+    return (found.first, found.is_first_lost), (found.second, found.is_second_lost)
 
 
-def _end(row: Row | None) -> str:
+def _of_run(row: Row, is_lost: bool) -> str:  # the same as in `_runs`
+    return shown(_end(row, is_lost))
+
+
+def _ends(child: ChildDifference, found: Difference) -> tuple[str, str]:
+    return _end(child.first, found.is_first_lost), _end(child.second, found.is_second_lost)
+
+
+def _end(row: Row | None, is_lost: bool) -> str:  # as above
     if row is None:
         return ""
-    why = row.error or row.reason
-    return f"{row.status}: {' '.join(why.split())}" if why else row.status
+    why, status = row.error or row.reason, _status(row, is_lost)
+    return f"{status}: {' '.join(why.split())}" if why else status
+
+
+def _status(row: Row, is_lost: bool) -> str:  # as above
+    """Return the status of a run or of its child; without an end both are lost with the run."""
+    return LOST if is_lost and row.status == "running" else row.status
 
 
 def _as_json(found: Difference) -> dict[str, Any]:
     parting = found.parting
     return {
-        "first": _run(found.first),
-        "second": _run(found.second),
+        "first": _run(found.first, found.is_first_lost),
+        "second": _run(found.second, found.is_second_lost),
         "parting": None if parting is None else parting._asdict(),
         "fields": [one._asdict() for one in found.fields],
-        "children": [_child(one) for one in found.children],
+        "children": [_child(one, found) for one in found.children],
         "omitted_fields": found.omitted_fields,
         "omitted_children": found.omitted_children,
         "is_same": found.is_same,
     }
 
 
-def _run(row: Row) -> dict[str, Any]:
-    return {"path": path_text(row.path), "status": row.status, "error": row.error}
+def _run(row: Row, is_lost: bool) -> dict[str, Any]:  # as above
+    status = _status(row, is_lost)
+    return {"path": path_text(row.path), "status": status, "error": row.error}
 
 
-def _child(child: ChildDifference) -> dict[str, Any]:
+def _child(child: ChildDifference, found: Difference) -> dict[str, Any]:
     row = child.first or child.second
     assert row is not None, "one of the runs has the child"
     return {
         "path": path_text(row.path).partition("/")[2].rpartition("/")[2],
-        "first": None if child.first is None else _run(child.first),
-        "second": None if child.second is None else _run(child.second),
+        "first": None if child.first is None else _run(child.first, found.is_first_lost),
+        "second": None if child.second is None else _run(child.second, found.is_second_lost),
     }

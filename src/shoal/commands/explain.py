@@ -34,7 +34,14 @@ async def _explain(store: Store, given: argparse.Namespace) -> int:
                 "samples": found.samples,
                 "shares": dict(found.shares),
                 "waited": [
-                    {"doing": one.doing, "limit": one.limit, "key": one.key, "seconds": one.seconds}
+                    {
+                        "doing": one.doing,
+                        "limit": one.limit,
+                        "key": one.key,
+                        "owner": one.owner,
+                        "seconds": one.seconds,
+                        "others": one.others,
+                    }
                     for one in found.waited
                 ],
                 "critical_path": [
@@ -54,7 +61,7 @@ async def _explain(store: Store, given: argparse.Namespace) -> int:
         for doing, share in found.shares.items():
             write_fields(("share", doing, share))
         for one in found.waited:
-            write_fields(("waited", one.doing, one.limit, one.key, one.seconds))
+            write_fields(("waited", one.doing, one.limit, one.key, one.seconds, one.others))
         for link in chain:
             write_fields(("path", *link))
         for row in slowest:

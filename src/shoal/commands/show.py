@@ -6,17 +6,20 @@ import argparse
 import json
 import sys
 from collections import deque
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
+from shoal.watch._board import how_long
 from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
 from ._lines import (
+    hint,
     is_terminal,
     local,
+    shown,
     utc,
     write,
     write_fields,
@@ -24,18 +27,21 @@ from ._lines import (
     write_named,
     write_table,
 )
+from ._store import Refused
 from .runs import LOST, as_json
 
 if TYPE_CHECKING:
     from shoal._events.identity import RunPath
-    from shoal.stores import FailedChild, Inspects, Store
-    from shoal.stores._watching import EntryKind, StoredEntry
-    from shoal.watch import LiveRun, Overview, Queries, StepBar
+    from shoal.stores import FailedChild, Store
+    from shoal.watch import LiveRun, OpenQuestion, Overview, Queries, Row, RowPage, StepBar
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
     "halted": "it waits for answers",
 }
+
+
+_REPORTS = "none: the run isn't watched (watch=False), so pages can't steer it"
 
 
 def add_to(commands: Subparsers) -> None:
@@ -49,6 +55,13 @@ def add_to(commands: Subparsers) -> None:
     parser.add_argument(
         "--failures", type=count, default=10, metavar="N", help="show at most N (default: 10)"
     )
+    table = parser.add_argument_group("children", "show a page of its children, too")
+    table.add_argument("--limit", type=count, metavar="N", help="at most N (default: 25)")
+    table.add_argument("--after", metavar="CURSOR", help="the page behind the one that ended so")
+    table.add_argument("--status", choices=_STATUSES, help="only children with that status")
+    table.add_argument("--step", help="only children of that step")
+    table.add_argument("--key", metavar="TEXT", help="only children whose key contains TEXT")
+    table.add_argument("--order", choices=_ORDERS, help=f"their order (default: {_ORDERS[0]!r})")
 
 
 async def _show(store: Store, given: argparse.Namespace) -> int:
@@ -58,19 +71,69 @@ async def _show(store: Store, given: argparse.Namespace) -> int:
     failed: Sequence[FailedChild] = ()
     if overview.counts.get("failed"):
         failed = await queries.store.failures(overview.path, limit=given.failures)
-    questions: Sequence[_Question] = ()
-    if overview.status == "halted" or overview.questions:
-        questions = await _open_questions(queries.inspected, overview.path)
+    questions: Sequence[OpenQuestion] = ()
+    resting: Sequence[RunPath] = ()
+    if overview.waits_for_answers:
+        found = await queries.questions(overview.path, limit=_ASKED)
+        questions = found.open
+        resting = found.answered if overview.status == "halted" else ()
+    page = await _page(queries, overview.path, given)
+    rows = [_row(one, overview) for one in (() if page is None else page.rows)]
     if given.json:
-        asked = [question.as_json() for question in questions]
-        write_json({**_as_json(overview, failed), "questions": asked})
+        write_json(
+            {
+                **_as_json(overview, failed),
+                "questions": [_question(one) for one in questions],
+                **({} if page is None else {"rows": rows, "after": page.after}),
+            }
+        )
     elif is_terminal(sys.stdout):
-        _describe(overview, given.failures, questions)
+        _describe(overview, given.failures, questions, resting)
+        if page is not None:
+            _describe_children(page, overview)
     else:
         _list(overview, failed)
         for question in questions:
-            write_fields(("question", *question.as_json().values()))
+            write_fields(("question", *_question(question).values()))
+        for row in rows:
+            write_fields(("child", *("" if one is None else one for one in row.values())))
+        if page is not None and page.after is not None:
+            write_fields(("after", page.after))
+    if page is not None and page.after is not None:
+        hint(f"there are more children: --after {shown(page.after)}, or a higher --limit")
     return 0
+
+
+_ASKED = 50
+"""The most questions that are shown."""
+_STATUSES = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
+_ORDERS = ("failed first", "position", "ended last", "slowest")
+_ROWS = 25
+"""Children on a page: as many as the page in a browser has."""
+
+
+async def _page(queries: Queries, path: RunPath, given: argparse.Namespace) -> RowPage | None:
+    """Return the page of children that was asked for; None if none was.
+
+    Raises:
+        Refused: The cursor is none.
+    """
+    asked = given.limit, given.after, given.status, given.step, given.key, given.order
+    if asked == (None,) * len(asked):
+        return None
+    try:
+        return await queries.children(
+            path,
+            step=given.step,
+            status=given.status,
+            key=given.key,
+            order=given.order or _ORDERS[0],
+            after=given.after,
+            limit=given.limit or _ROWS,
+        )
+    except ValueError as error:
+        msg = f"{given.after!r} is no --after of such a page: begin with its first page ({error})"
+        raise Refused(msg) from error
 
 
 async def _found(queries: Queries, path: RunPath, child_id: str) -> RunPath:
@@ -102,69 +165,12 @@ _LOOKED_AT = 100_000
 """The most descendants that are looked at for an id: some seconds."""
 
 
-@final
-class _Question(NamedTuple):
-    """A question without an answer."""
-
-    name: str
-    path: RunPath
-    """The run that waits for the answer."""
-    question: str
-    """JSON."""
-    id: str
-
-    def as_json(self) -> dict[str, str]:
-        return {
-            "name": self.name,
-            "path": path_text(self.path),
-            "run_id": self.path.id,
-            "question": self.question,
-            "id": self.id,
-        }
-
-
-async def _open_questions(store: Inspects, path: RunPath) -> Sequence[_Question]:
-    """Return the first open questions of a run and its descendants."""
-    answered = {
-        json.loads(entry.data)[0] for entry in await _entries(store, path.root, ("answered",))
-    }
-    found, waiting = list[_Question](), deque([path])
-    for _ in range(_ASKED):
-        if not waiting or len(found) >= _ASKED:
-            break
-        at = waiting.popleft()
-        asked = dict[str, _Question]()
-        for entry in await _entries(store, at, ("asked", "completed")):
-            if entry.kind == "completed":
-                asked.clear()  # the step that asked has ended, so its questions are answered
-                continue
-            name, question, id_ = json.loads(entry.data)
-            asked[id_] = _Question(name, at, json.dumps(question, ensure_ascii=False), id_)
-        found += [question for id_, question in asked.items() if id_ not in answered]
-        page = await store.rows(at, status="halted", order="position", limit=_ASKED)
-        waiting += [row.path for row in page.rows]
-    return found[:_ASKED]
-
-
-_ASKED = 50
-"""The most questions that are shown, and the most runs that are looked at for them."""
-
-
-async def _entries(
-    store: Inspects, path: RunPath, kinds: Collection[EntryKind]
-) -> Sequence[StoredEntry]:
-    found: list[StoredEntry] = []
-    number: int | None = 0
-    while number is not None:
-        part, number = await store.entries(path, kinds=kinds, from_number=number, limit=1_000)
-        found += part
-    return found
-
-
 # -- for people ------------------------------------------------------------------------------------
 
 
-def _describe(overview: Overview, most: int, questions: Sequence[_Question]) -> None:
+def _describe(
+    overview: Overview, most: int, questions: Sequence[OpenQuestion], resting: Sequence[RunPath]
+) -> None:
     run, row = overview.summary, overview.row
     status = LOST if overview.is_lost else row.status
     is_root = not overview.breadcrumbs
@@ -178,6 +184,7 @@ def _describe(overview: Overview, most: int, questions: Sequence[_Question]) -> 
         ("part of", "" if is_root else path_text(overview.breadcrumbs[-1])),
         ("status", f"{status}: {_MORE[status]}" if status in _MORE else status),
         ("executed by", run.holder if row.status == "running" else ""),
+        ("reports", _REPORTS if overview.is_silent and row.status == "running" else ""),
         ("began", "" if row.began_at is None else local(row.began_at)),
         ("ended", ended),
         ("forked from", (run.forked_from or "") if is_root else ""),
@@ -196,16 +203,52 @@ def _describe(overview: Overview, most: int, questions: Sequence[_Question]) -> 
         write_table((), [_bar(bar) for bar in overview.bars])
     if overview.longest:
         write("\nrunning longest")
-        rows = [(length(one.age), _name(one), _live(one)) for one in overview.longest[:most]]
+        rows = [(how_long(one), _name(one), _live(one)) for one in overview.longest[:most]]
         write_table((), rows)
     if questions:
         write("\nopen questions")
-        write_table((), [(one.name, path_text(one.path), one.question) for one in questions])
+        write_table((), [(one.name, path_text(one.path), _asked(one)) for one in questions])
         first = questions[0]
         answers = f"{{({first.path.id!r}, {first.name!r}): ...}}"
         write_named([("answer", "in a browser, by `shoal ui`, or by the application:")])
         write_named([("", f"run(id={overview.path.root.id!r}, answers={answers})")])
+    elif resting:
+        write("\nall questions are answered; the answers are taken up when the run is run again")
+        write_named([("", f"run(id={overview.path.root.id!r})")])
     _describe_failures(overview, most)
+
+
+def _describe_children(page: RowPage, overview: Overview) -> None:
+    write(f"\nchildren{f' ({page.left_out})' if page.left_out else ''}")
+    if not page.rows:
+        write("no child is like that")
+        return
+    rows = [
+        (
+            brief(row.path.key) if row.path.key != "" else row.path.act,
+            _status(row, overview),
+            length(row.elapsed) if row.ended_at is not None else "",
+            f"{row.path.step}/{row.path.act}",
+            " ".join(_why(row).split()),
+        )
+        for row in page.rows
+    ]
+    write_table((), rows)
+
+
+def _status(row: Row, overview: Overview) -> str:
+    return LOST if overview.is_lost and row.status == "running" else row.status
+
+
+def _why(row: Row) -> str:
+    """Return why a child ended as it did; empty if there is nothing to say."""
+    if row.winner is not None:
+        return f"lost to {brief(row.winner.key) if row.winner.key != '' else row.winner.act}"
+    return row.error or row.reason
+
+
+def _asked(question: OpenQuestion) -> str:
+    return json.dumps(question.question, ensure_ascii=False)
 
 
 def _name(run: LiveRun) -> str:
@@ -245,6 +288,7 @@ def _bar(bar: StepBar) -> tuple[str, str]:
     parts += [f"{bar.lost:,} of them lost a race"] if bar.lost else []
     parts += [f"{bar.in_flight:,} running"] if bar.in_flight else []
     parts += [f"{bar.waiting:,} waiting"] if bar.waiting else []
+    parts += [f"{bar.gone:,} gone with their process"] if bar.gone else []
     visit = f" (visit {bar.visit})" if bar.visit else ""
     return f"{bar.title or bar.step}{visit}", " · ".join(parts)
 
@@ -284,6 +328,8 @@ def _list(overview: Overview, failed: Sequence[FailedChild]) -> None:
         total = "" if bar.total is None else bar.total
         fields = (bar.done, total, bar.failed, bar.lost, bar.in_flight, bar.waiting)
         write_fields(("step", bar.step, bar.visit, *fields))
+    for run in overview.longest:
+        write_fields(("running", *("" if one is None else one for one in _run_now(run).values())))
     for group in overview.failures.groups:
         example = path_text(group.example.path)
         write_fields(
@@ -311,6 +357,49 @@ def _about(overview: Overview) -> dict[str, Any]:
         "winner": None if row.winner is None else path_text(row.winner),
         "error": row.error,
         "is_lost": overview.is_lost,
+    }
+
+
+def _question(question: OpenQuestion) -> dict[str, str]:
+    return {
+        "name": question.name,
+        "path": path_text(question.path),
+        "run_id": question.path.id,
+        "question": _asked(question),
+        "id": question.id,
+    }
+
+
+def _row(row: Row, overview: Overview) -> dict[str, Any]:
+    return {
+        "path": path_text(row.path),
+        "status": _status(row, overview),
+        "position": row.position,
+        "began_at": utc(row.began_at) or None,
+        "ended_at": utc(row.ended_at) or None,
+        "elapsed": row.elapsed,
+        "attempts": row.attempts,
+        "used": row.used,
+        "winner": None if row.winner is None else path_text(row.winner),
+        "reason": row.reason,
+        "error": row.error,
+    }
+
+
+def _run_now(run: LiveRun) -> dict[str, Any]:
+    return {
+        "path": path_text(run.path),
+        "step": run.step,
+        "doing": run.doing,
+        "since": run.since,
+        "age": run.age,
+        "attempt": run.attempt,
+        "attempts": run.attempts,
+        "next_in": run.next_in,
+        "limit": run.limit,
+        "key": run.limit_key,
+        "title": run.title,
+        "note": run.note,
     }
 
 
@@ -344,9 +433,11 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
                 "limit": stuck.limit,
                 "key": stuck.key,
                 "share": stuck.share,
+                "is_full": stuck.is_full,
             },
         },
         "report_age": overview.report_age,
+        "is_silent": overview.is_silent,
         "costs": dict(overview.costs),
         "children": dict(overview.counts),
         "steps": [
@@ -358,11 +449,15 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
                 "counts": dict(bar.counts),
                 "failed": bar.failed,
                 "lost": bar.lost,
+                "cancelled": bar.cancelled,
+                "halted": bar.halted,
+                "gone": bar.gone,
                 "in_flight": bar.in_flight,
                 "waiting": bar.waiting,
             }
             for bar in overview.bars
         ],
+        "longest": [_run_now(run) for run in overview.longest],
         "failure_groups": [
             {
                 "count": group.count,

@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, final
+from typing import Any, NamedTuple, cast, final
 
-from shoal._errors.exceptions import BadResult, BadUse
+from shoal._errors.exceptions import BadResult, BadUse, NotData
 from shoal._events.identity import Key, RunPath
 from shoal._state.result import Result
 
+from ._effects import Effect, effect_of
 from ._port import ContextPort, Job
 from ._remote_group import RemoteGroup
 from ._requests import Requests
-from ._sending import dump_error
+from ._sending import dump_error, load_error
 
 NOTE = "note"
 CHARGE = "charge"
@@ -39,13 +40,39 @@ ASK = "ask"
 ITEM = "item"
 LOG = "log"
 
-Facts = tuple[RunPath, str, int, float]
-"""Path, step and attempt of an action, and the seconds until its deadline."""
+
+@final
+class Facts(NamedTuple):
+    """What a worker is told of a context."""
+
+    path: RunPath
+    step: str
+    attempt: int
+    left: float
+    """Seconds until the deadline."""
+    key: Effect | str | bytes
+    """What the idempotency key is made of; or the key itself, or the error that takes its place, if
+    the function is not given all the fields that it is made of."""
 
 
-def facts_of(context: ContextPort, clock: Callable[[], float]) -> Facts:
-    """Return what a worker is told of a context."""
-    return context.path, context.step, context.attempt, context.deadline - clock()
+def facts_of(
+    context: ContextPort, given: Mapping[str, object] | None, clock: Callable[[], float]
+) -> Facts:
+    """Return what a worker is told of a context.
+
+    Args:
+        context: The context.
+        given: The fields that the function is given; None: all of them, in a state.
+        clock: The clock of the context's deadline.
+    """
+    key: Effect | str | bytes = effect_of(context)
+    if given is not None and not given.keys() >= set(key.fields):
+        try:
+            key = cast("Any", context).idempotency_key
+        except NotData as error:
+            key = dump_error(error)
+    left = context.deadline - clock()
+    return Facts(context.path, context.step, context.attempt, left, key)
 
 
 _span: ContextVar[int] = ContextVar("shoal_span", default=0)
@@ -57,7 +84,13 @@ class RemoteContext:
     """The run of an action, as ``shoal.Context`` shows it to a function in this process."""
 
     def __init__(
-        self, requests: Requests, job: Job, facts: Facts, is_loop: Callable[[], bool]
+        self,
+        requests: Requests,
+        job: Job,
+        facts: Facts,
+        *,
+        fields: Callable[[], Mapping[str, object]],
+        is_loop: Callable[[], bool],
     ) -> None:
         """Describe one attempt.
 
@@ -65,13 +98,15 @@ class RemoteContext:
             requests: Leads to the pool.
             job: The function.
             facts: What the pool has sent with the call.
+            fields: Returns the fields as they were sent.
             is_loop: Returns whether this thread is that of the worker's loop.
         """
         self._requests = requests
         self._job = job
-        self._path, self._step, self._attempt, left = facts
+        self._facts = facts
+        self._fields = fields
         # The clock of asyncio's loops is this one.
-        self._deadline = time.monotonic() + left
+        self._deadline = time.monotonic() + facts.left
         self._is_loop = is_loop
         self._spans = count(1)
         self._groups = count(1)
@@ -79,42 +114,53 @@ class RemoteContext:
     @property
     def path(self) -> RunPath:
         """See ``Context.path``."""
-        return self._path
+        return self._facts.path
 
     @property
     def run_id(self) -> str:
         """See ``Context.run_id``."""
-        return self._path.id
+        return self._facts.path.id
 
     @property
     def parent(self) -> RunPath | None:
         """See ``Context.parent``."""
-        return self._path.parent
+        return self._facts.path.parent
 
     @property
     def key(self) -> Key:
         """See ``Context.key``."""
-        return self._path.key
+        return self._facts.path.key
 
     @property
     def depth(self) -> int:
         """See ``Context.depth``."""
-        return self._path.depth
+        return self._facts.path.depth
 
     @property
     def step(self) -> str:
         """See ``Context.step``."""
-        return self._step
+        return self._facts.step
 
     @property
     def attempt(self) -> int:
         """See ``Context.attempt``."""
-        return self._attempt
+        return self._facts.attempt
 
     @property
     def deadline(self) -> float:
         """See ``Context.deadline``; on the clock of the worker's event loop."""
         return self._deadline
+
+    @property
+    def idempotency_key(self) -> str:
+        """See ``Context.idempotency_key``."""
+        key = self._facts.key
+        if isinstance(key, Effect):
+            # Loaded once more: the function may have changed what it was given.
+            return key.key(self._fields().__getitem__)
+        if isinstance(key, bytes):
+            raise load_error(key, "the run's own process")
+        return key
 
     def charge(self, actual: float) -> None:
         """See ``Context.charge``. An error fails the action, when it is served."""
@@ -164,7 +210,7 @@ class RemoteContext:
                 f"runs since it is a plain function; make it a coroutine function: async def"
             )
             raise BadUse(msg)
-        return RemoteGroup(self._requests, next(self._groups), self._step, options)
+        return RemoteGroup(self._requests, next(self._groups), self._facts.step, options)
 
     def _refuse_plain(self, what: str, call: str) -> None:
         if self._job.kind == "plain" and not self._is_loop():
@@ -175,7 +221,7 @@ class RemoteContext:
             raise BadUse(msg)
 
     def __repr__(self) -> str:
-        return f"<Context of {self._job.name!r} in {self._path!r}>"
+        return f"<Context of {self._job.name!r} in {self._facts.path!r}>"
 
 
 @final

@@ -143,7 +143,8 @@ class RemotePool:
         call.record = record
         call.arguments = dumped_arguments(job, kwargs)
         if context is not None:
-            call.facts = facts_of(context, self._clock)
+            given = kwargs if job.access is None else None
+            call.facts = facts_of(context, given, self._clock)
         if items is not None:
             call.run_id = items.run_id
         if record.is_other and not self._has_others:

@@ -19,7 +19,7 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -343,7 +343,13 @@ class WorkerCore:
                 self._hurry()
         if job.takes_context:
             assert call.requests is not None
-            kwargs["context"] = RemoteContext(call.requests, job, call.facts, self._is_loop)
+            kwargs["context"] = RemoteContext(
+                call.requests,
+                job,
+                call.facts,
+                fields=partial(_fields_in, call.arguments, is_state=job.access is not None),
+                is_loop=self._is_loop,
+            )
         return job, state, kwargs
 
 
@@ -444,6 +450,12 @@ class _WorkerCall:
         """Cancel the scopes that it is in."""
         for scope in self._scopes or ():
             scope.cancel()
+
+
+def _fields_in(arguments: bytes, *, is_state: bool) -> Mapping[str, object]:
+    """Return the fields that a function was given."""
+    loaded = load(arguments)
+    return loaded[1] if is_state else loaded
 
 
 def _dumped(job: Job, result: object) -> bytes:

@@ -24,6 +24,7 @@ from shoal._errors.exceptions import brief
 from shoal._runtime.application import Application
 from shoal._state.collections import PositionedList, StateList
 from shoal._state.declaration import declaration
+from shoal._state.plain import to_plain
 from shoal._state.secrets import without_secrets
 from shoal._state.state import State, held
 from shoal.stores._protocol import RunStatus
@@ -306,7 +307,9 @@ def _name(key: object) -> str:
 
 def as_plain(state: State[Any]) -> object:
     """Copy a state for ``as_json``. A state that is nested too deeply is copied only one level."""
+    fields = without_secrets(held(state))
     try:
-        return state.to_plain()
+        # Not `state.to_plain()`: the response's model writes models and dates as it declares them.
+        return {name: to_plain(value, is_whole=True) for name, value in fields.items()}
     except RecursionError:
-        return {**without_secrets(held(state))}
+        return {**fields}

@@ -11,8 +11,10 @@ The modules, from the first that others need to the last:
 - ``_failures``: failures in groups, by step, class of error and normalised message.
 - ``_headline``: one sentence that says how far a run is and what holds it up.
 - ``_history``, ``_timeline``, ``_overview``, ``_explain``: what the queries return.
+- ``_questions``: the open questions of a run and its descendants.
 - ``_stored``: histories and children as they are stored; ``_diff`` compares two runs with it,
   ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
+- ``_nested``: counts of nested fan-outs.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
 - ``_queries``: ``Queries``.
 - ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a
@@ -36,7 +38,17 @@ import typing
 
 if typing.TYPE_CHECKING:
     from shoal._events.paths import parse_path, path_text
-    from shoal._events.report import Doing, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
+    from shoal._events.report import (
+        BreakerUse,
+        CircuitUse,
+        Doing,
+        LimitUse,
+        LiveRun,
+        LiveStep,
+        Report,
+        SlowRun,
+        Waited,
+    )
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
     from ._burr import BurrExport
@@ -47,13 +59,16 @@ if typing.TYPE_CHECKING:
     from ._history import FieldChange, HistoryEntry, HistoryPage
     from ._overview import Overview
     from ._queries import Queries, RunsPage
+    from ._questions import OpenQuestion, Questions
     from ._timeline import Timeline
     from ._values import Value
 
 _HOMES = {
     "Bin": "shoal.stores._watching",
+    "BreakerUse": "shoal._events.report",
     "BurrExport": "shoal.watch._burr",
     "ChildDifference": "shoal.watch._diff",
+    "CircuitUse": "shoal._events.report",
     "Difference": "shoal.watch._diff",
     "Doing": "shoal._events.report",
     "Explanation": "shoal.watch._explain",
@@ -69,9 +84,11 @@ _HOMES = {
     "Link": "shoal.watch._explain",
     "LiveRun": "shoal._events.report",
     "LiveStep": "shoal._events.report",
+    "OpenQuestion": "shoal.watch._questions",
     "Overview": "shoal.watch._overview",
     "Parting": "shoal.watch._diff",
     "Queries": "shoal.watch._queries",
+    "Questions": "shoal.watch._questions",
     "Report": "shoal._events.report",
     "Row": "shoal.stores._watching",
     "RowPage": "shoal.stores._watching",
@@ -89,8 +106,10 @@ _HOMES = {
 
 __all__ = [
     "Bin",
+    "BreakerUse",
     "BurrExport",
     "ChildDifference",
+    "CircuitUse",
     "Difference",
     "Doing",
     "Explanation",
@@ -106,9 +125,11 @@ __all__ = [
     "Link",
     "LiveRun",
     "LiveStep",
+    "OpenQuestion",
     "Overview",
     "Parting",
     "Queries",
+    "Questions",
     "Report",
     "Row",
     "RowPage",

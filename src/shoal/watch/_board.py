@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from shoal._events.identity import Key, RunPath
@@ -111,7 +111,7 @@ class _Chain:
             # One that is gone has ended. Whether all of its children have is known by whether the
             # run goes on; see `Board.update`.
             if group not in found and is_whole:
-                self.ended += step.ended if step.total is None else step.total
+                self.ended += step.ended if step.total is None else step.total - step.halted
                 self.failed += step.failed
         self.seen = dict(found)
         self.title = next((step.title for step in found.values() if step.title), self.title)
@@ -160,6 +160,7 @@ class Board:
         self.age: float = 0.0
         """How many seconds old the report is, if another process has made it."""
         self._chains: dict[tuple[str, ...], _Chain] = {}
+        self._has_failed = False  # set by the last report
 
     def update(self, report: Report, *, has_failed: bool = False) -> None:
         """Take another report.
@@ -175,7 +176,8 @@ class Board:
             found.setdefault(_steps_to(step), {})[group] = step
         before = self.report
         self.report = report
-        if report.is_over and has_failed:
+        self._has_failed = report.is_over and has_failed
+        if self._has_failed:
             return
         is_whole = not report.omitted and (before is None or not before.omitted)
         for steps in (*self._chains, *(one for one in found if one not in self._chains)):
@@ -189,7 +191,10 @@ class Board:
 
     def rows(self) -> list[Row]:
         """Return a row for each step with children, the outermost first."""
-        return [chain.row(steps) for steps, chain in sorted(self._chains.items(), key=_depth)]
+        rows = [chain.row(steps) for steps, chain in sorted(self._chains.items(), key=_depth)]
+        if self._has_failed:  # the rest is as it was, but nothing runs any more
+            return [replace(row, in_flight=0, waiting=0, pace=None) for row in rows]
+        return rows
 
     @property
     def headline(self) -> str:
@@ -204,7 +209,8 @@ class Board:
         if report is None or not (rows or report.in_flight):
             parts.append("no children yet" if report is None else length(report.seconds))
         if report is not None and report.is_over:
-            parts.append(f"over after {length(report.seconds)}")
+            how = "ended without success" if self._has_failed else "over"
+            parts.append(f"{how} after {length(report.seconds)}")
         elif self.why:
             parts.append(self.why)
         return " · ".join(parts)

@@ -83,6 +83,9 @@ class Difference:
 
     first: Row
     second: Row
+    is_first_lost: bool = False
+    """Whether the first run has no end and no process executes it."""
+    is_second_lost: bool = False
     parting: Parting | None
     """The first place where they took different ways; None if they took the same."""
     fields: Sequence[FieldDifference] = ()
@@ -99,14 +102,17 @@ class Difference:
         """Whether the runs took the same way to the same end."""
         return (
             self.first.status == self.second.status
+            and self.is_first_lost == self.is_second_lost
             and self.parting is None
             and not self.fields
             and not self.children
         )
 
 
-async def difference(store: Inspects, first: Row, second: Row) -> Difference:
-    """Compare two runs."""
+async def difference(
+    store: Inspects, first: Row, second: Row, *, lost: tuple[bool, bool] = (False, False)
+) -> Difference:
+    """Compare two runs; ``lost`` says whether each has no end and no process executes it."""
     ways = [await _way(store, row) for row in (first, second)]
     ids = _ids_in(first, second)
     fields = _different_fields(ways[0].state, ways[1].state, ids)
@@ -114,6 +120,8 @@ async def difference(store: Inspects, first: Row, second: Row) -> Difference:
     return Difference(
         first=first,
         second=second,
+        is_first_lost=lost[0],
+        is_second_lost=lost[1],
         parting=_parting(ways[0].steps, ways[1].steps),
         fields=fields[:MOST],
         children=children,

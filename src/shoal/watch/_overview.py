@@ -47,12 +47,23 @@ class Overview:
     """The last report about its root run; None if there was none."""
     report_age: float | None = None
     """How many seconds old the report is."""
+    is_silent: bool = False
+    """Whether a process executes its root run and doesn't report about it, because the run isn't
+    watched (``watch=False``). Then nothing is known of what runs now, and the process takes no
+    commands. Never true in the first seconds of a run."""
     limits: Sequence[LimitUse] = ()
     """The limits in use, by the last report."""
     costs: Mapping[str, float] = field(default_factory=dict[str, float])
     """What was charged so far in the whole root run, by the name of the limit."""
     questions: Sequence[RunPath] = ()
     """Its halted children; at most 50."""
+    asking: Sequence[RunPath] = ()
+    """Its descendants under way whose own fan-outs have halted children, by the last report."""
+
+    @property
+    def waits_for_answers(self) -> bool:
+        """Whether it is halted, or descendants of it are."""
+        return self.status == "halted" or bool(self.questions or self.asking)
 
 
 def bars_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import NamedTuple, final
@@ -14,7 +14,7 @@ import anyio
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path, path_text
-from shoal._events.report import LimitUse, Report
+from shoal._events.report import BreakerUse, LimitUse, Report
 from shoal._events.report_text import parse_report
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
 from shoal.stores._watching import (
@@ -37,7 +37,9 @@ from ._export import export_lines
 from ._failures import Failures, grouped
 from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
+from ._nested import Nested, nested_of
 from ._overview import Overview, bars_of
+from ._questions import Questions, questions_of
 from ._timeline import MOST_BARS, Timeline
 from ._values import Value, What, value_of
 
@@ -49,6 +51,8 @@ _RESUMED = 0.1
 """If more than this part of a run's time is not in its report, it had executions before."""
 _SOON = 1.0
 """Seconds in which too little happens to tell a pace."""
+_SILENT = 2.0
+"""Seconds after which a run that is watched has reported, also if its store is slow."""
 _REMEMBERED = 1_000
 """The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
 _SCANNED = 5_000
@@ -183,7 +187,7 @@ class Queries:
         summary, row, report, age = await self._find(path)
         inspected = self._inspected
         tallies = await inspected.tallies(path)
-        is_lost = summary.status == "running" and not summary.holder and row.status == "running"
+        is_lost = _is_lost(summary, row)
         # The report of its root run may be one from before its end.
         is_live = summary.status == row.status == "running" and not is_lost
         bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
@@ -231,9 +235,11 @@ class Queries:
             ],
             report=report,
             report_age=age,
+            is_silent=_is_silent(summary, report),
             limits=() if report is None or not is_live else report.limits,
             costs=costs,
             questions=[one.path for one in halted],
+            asking=_asking(path, report) if is_live else (),
         )
 
     async def row(self, path: RunPath | str) -> Row:
@@ -410,6 +416,17 @@ class Queries:
         text = await self._inspected.text(self._path(path), what)
         return None if text is None else value_of(text, characters)
 
+    async def questions(self, path: RunPath | str, *, limit: int = 50) -> Questions:
+        """Return the first open questions of a run and its descendants, at most ``limit``."""
+        path = self._path(path)
+        summary, _, report, _ = await self._find(path)
+        asking = _asking(path, report) if summary.holder else ()
+        return await questions_of(self._inspected, path, asking=asking, limit=limit)
+
+    async def nested(self, path: RunPath, *, limit: int, without: Collection[RunPath]) -> Nested:
+        """Count the children of nested fan-outs; see ``nested_of``."""
+        return await nested_of(self._inspected, path, limit=limit, without=without)
+
     async def limits(self, run_id: str | None = None) -> Sequence[LimitUse]:
         """Return the limits in use, by the last reports.
 
@@ -438,6 +455,22 @@ class Queries:
             use if use.holders else replace(use, holders=tuple(users[name]))
             for name, (_, use) in newest.items()
         ]
+
+    async def breakers(self) -> Sequence[BreakerUse]:
+        """Return the breakers of the running runs that began last, by their last reports.
+
+        Each breaker of a process once; ``holders`` has the runs whose reports have it.
+        """
+        newest = dict[tuple[str, str, str], tuple[float, BreakerUse]]()
+        users = dict[tuple[str, str, str], list[str]]()
+        for run in await self._store.runs(status="running", limit=50):
+            report, age = await self._report(run.run_id)
+            for use in () if report is None or not run.holder else report.breakers:
+                name = run.holder, use.owner, use.breaker
+                users.setdefault(name, []).append(run.run_id)
+                if name not in newest or (age or 0.0) < newest[name][0]:
+                    newest[name] = age or 0.0, use
+        return [replace(use, holders=tuple(users[name])) for name, (_, use) in newest.items()]
 
     async def explain(self, path: RunPath | str) -> Explanation:
         """Explain where the time of a run went, and what would make it faster.
@@ -475,7 +508,9 @@ class Queries:
         Compared are the order of their steps, the values in their last states, and how the children
         of the same name have ended. Takes time in proportion to both histories.
         """
-        return await difference(self._inspected, await self.row(first), await self.row(second))
+        found = [await self._find(self._path(path)) for path in (first, second)]
+        one, other = [(row, _is_lost(summary, row)) for summary, row, _, _ in found]
+        return await difference(self._inspected, one[0], other[0], lost=(one[1], other[1]))
 
     def lines(self, path: RunPath | str, *, values: bool = False) -> AsyncGenerator[str]:
         """Return a run, its history and its children as lines of JSON; see ``export_lines``."""
@@ -575,6 +610,18 @@ def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
     return {status: found[status] for status in _ORDER if status in found}
 
 
+def _is_lost(summary: RunSummary, row: Row) -> bool:
+    """Return whether a run has no end, and no process executes it."""
+    return summary.status == "running" and not summary.holder and row.status == "running"
+
+
+def _is_silent(summary: RunSummary, report: Report | None) -> bool:
+    """Return whether a run is executed, and its process has not reported in this execution."""
+    if not summary.holder or (report is not None and not report.is_over):
+        return False
+    return time.time() - summary.began_at > _SILENT
+
+
 def _step_of(path: RunPath, report: Report | None) -> str:
     """Return the step that a run in flight is at; empty if that isn't known."""
     found = () if report is None else report.longest
@@ -588,6 +635,13 @@ def _ancestors(path: RunPath) -> Sequence[RunPath]:
         found.append(at)
         at = at.parent
     return found[::-1]
+
+
+def _asking(path: RunPath, report: Report | None) -> Sequence[RunPath]:
+    """Return the descendants under way that have halted children, without the run itself."""
+    steps = () if report is None else report.steps
+    found = (step.path for step in steps if step.halted)
+    return [*dict.fromkeys(one for one in found if one != path and _is_below(one, path))]
 
 
 def _is_below(path: RunPath, ancestor: RunPath) -> bool:

@@ -22,7 +22,7 @@ DOING: Mapping[Doing, str] = {
     "loop": "event loop busy",
     "other": "between steps",
 }
-"""What a run does. The page has the same words; see test_the_page_and_commands_use_one_language."""
+"""What a run does, for people: on the page, in a progress display, in commands."""
 
 
 def many(count: int, name: str) -> str:

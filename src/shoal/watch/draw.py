@@ -11,7 +11,7 @@ In notebooks, graphs, fan-outs and applications show themselves as SVG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from shoal._drawing import dot as _dot
 from shoal._drawing import mermaid as _mermaid
@@ -108,12 +108,33 @@ def svg(
         >>> "8 done · 1 failed" in svg(pages, {"pages": {"done": 8, "failed": 1}})
         True
     """
-    by_path = None
+    figure, by_path = _figure(drawn, depth), None
     if counts is not None:
+        drawn_paths = {one.path for one in _all_in(figure)}
         by_path = {
-            (step,) if isinstance(step, str) else step: found for step, found in counts.items()
+            _place((step,) if isinstance(step, str) else step, drawn_paths): found
+            for step, found in counts.items()
         }
-    return _svg.svg(_figure(drawn, depth), by_path, styled=styled)
+    return _svg.svg(figure, by_path, styled=styled)
+
+
+def _all_in(figure: Figure) -> Iterator[Figure]:
+    yield figure
+    for inside in figure.inside:
+        yield from _all_in(inside)
+
+
+def _place(way: tuple[str, ...], paths: Collection[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the path of the box that shows a fan-out.
+
+    A single act that a child executes is a graph of its own name, which has no box of its own: so a
+    name that stands there twice is drawn once.
+    """
+    path: tuple[str, ...] = ()
+    for name in way:
+        if not path or name != path[-1] or (*path, name) in paths:
+            path = (*path, name)
+    return path
 
 
 def style_sheet() -> str:

@@ -12,15 +12,17 @@ from typing import Any, cast
 from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
-from shoal._events.report import LimitUse, LiveRun, Report, Waited
+from shoal._events.report import BreakerUse, CircuitUse, LimitUse, LiveRun, Report, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Bin, Row, RowPage, StoredEntry
 from shoal.watch._explain import Explanation, Link
 from shoal.watch._failures import FailureGroup, Failures
 from shoal.watch._headline import Headline, HeldUp
 from shoal.watch._history import FieldChange, HistoryEntry, HistoryPage
+from shoal.watch._nested import Nested
 from shoal.watch._overview import Overview, StepBar
 from shoal.watch._queries import Queries, RunsPage
+from shoal.watch._questions import Questions, questions_of
 from shoal.watch._timeline import Timeline
 from shoal.watch._values import Value
 
@@ -102,10 +104,26 @@ LIMITS = (
         keys=38,
         waits={"docs.example": 61, "blog.example": 30, "cdn.example": 21},
         holders=("crawl-2026-11-30",),
-        breaker={"old.example": "open, tries again in 12 s"},
     ),
     LimitUse(owner="ask", limits="Limits(budget=2.5)", in_use=1, slots=None, waiting=0, cost=1.84),
 )
+
+BREAKERS = [
+    BreakerUse(
+        owner="pages",
+        breaker="Breaker(by=host, failures=3, cool_down=30.0)",
+        failing=14,
+        open=2,
+        skipped=61,
+        circuits=(
+            CircuitUse(key="old.example", state="open", failures=4, next_in=12.0),
+            CircuitUse(key="slow.example", state="half open", failures=3),
+            CircuitUse(key="odd.example", state="closed", failures=1),
+        ),
+        holders=("crawl-2026-11-30",),
+    ),
+    BreakerUse(owner="ask", breaker="Breaker(failures=5, cool_down=30.0)"),
+]
 
 REPORT = Report(
     run_id=CRAWL.id,
@@ -232,6 +250,21 @@ class FakeQueries:
 
     async def mark(self) -> object:
         return self.marks, self.done
+
+    async def breakers(self) -> list[BreakerUse]:
+        return BREAKERS
+
+    async def nested(self, path: RunPath, *, limit: int, without: Any) -> Nested:
+        return Nested({}, 0, True)
+
+    async def questions(self, path: RunPath, *, limit: int = 50) -> Questions:
+        return await questions_of(cast("Any", self), path, limit=limit)
+
+    async def row(self, path: RunPath) -> Row:
+        return (await self.overview(path)).row
+
+    async def rows(self, path: RunPath, **filters: Any) -> Any:
+        return await self.children(path, **filters)
 
     async def runs(
         self, *, status: Any = None, application: Any = None, after: Any = None, limit: int = 50

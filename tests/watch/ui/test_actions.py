@@ -24,6 +24,7 @@ from shoal import (
     action,
     fan_out,
 )
+from shoal.testing import no_leaks
 from shoal.watch.ui import create_app
 from shoal.watch.ui._guard import Door
 from tests.stores.postgres import PostgresServer
@@ -170,6 +171,164 @@ async def test_a_question_is_answered_by_the_form_of_its_schema():
     assert (await reviews.run(id="r")).state["texts"] == {"a": "merge 3"}
 
 
+@pytest.mark.parametrize("has_reported", [False, True])
+async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
+    has_reported: bool,  # a parameter
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    store = MemoryStore()
+    reads = application(read, on_error="fail", limits=Limits(1))
+    reads.store = store
+    state = {"files": ["b", *"cdef"]}
+    if has_reported:
+        async with Runtime(watch=True) as runtime:
+            with pytest.raises(ExceptionGroup):
+                await reads.run(state, id="r", runtime=runtime)
+    broken.discard("b")
+    try:
+        async with Runtime(watch=False) as runtime, page_over(store) as client:
+            handle = await reads.start(state, id="r", runtime=runtime)
+            await anyio.sleep(0.1)
+            assert "takes no requests from pages" in words((await client.get("/runs/r")).text)
+            refused = await act(client, "cancel", "r", reason="x")
+            assert refused.status_code == 409
+            assert "leave out watch=False" in words(refused.text)
+            assert (await handle.result()).status == "succeeded"
+    finally:
+        broken.add("b")
+
+
+async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    store = MemoryStore()
+    reads = application(read, on_error="collect")
+    async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
+        handle = await reads.start({"files": ["a"]}, id="r", runtime=runtime)
+        assert (await act(client, "cancel", "r", reason="x")).status_code == 303
+        assert await handle.wait_ended() == "cancelled"
+
+
+async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
+    store = MemoryStore()
+
+    @action(reads=["file"], writes=["text"])
+    async def ask_or_wait(file: str, context: Context) -> str:
+        if file == "a":
+            return str(await context.ask("verdict", "a?"))
+        await anyio.sleep(30)
+        return file
+
+    asks = application(ask_or_wait)
+    async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
+        handle = await asks.start({"files": ["a", "b"]}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        page = Page((await client.get("/runs/r")).text)
+        assert "It goes on with it at once if the fan-out" in words(page.text)
+        [form] = [a for a in page.all("form") if "/do/answer/" in a["action"]]
+        path = form["action"].partition("/do/answer/")[2]
+        [id_] = [a["value"] for a in page.all("input", name="id")]
+        assert (await act(client, "answer", path, id=id_, answer="yes")).status_code == 303
+        await anyio.sleep(1)
+        counts = await store.counts(RunPath(run_id="r"))
+        assert counts == {"succeeded": 1}, "it went on"
+        result = await handle.result()
+    assert result.status == "succeeded"
+    assert result.state["texts"] == {"a": "yes", "b": "b"}
+
+
+async def test_an_answer_that_nothing_takes_up_is_said_to_wait_for_the_next_resume():
+    store = MemoryStore()
+
+    @action(reads=["file"], writes=["text"])
+    async def ask_or_wait(file: str, context: Context) -> str:
+        if file == "a":
+            return str(await context.ask("verdict", "a?"))
+        await anyio.sleep(30)
+        return file
+
+    inner = application(ask_or_wait).graph
+    outer = fan_out(inner, over="groups", item="files", take="texts", into="all")
+    asks = Application(outer, name="outer", store=store)
+    async with page_over(store, asks) as client:
+        async with Runtime(watch=True) as runtime:
+            handle = await asks.start({"groups": [["a"], ["b"]]}, id="r", runtime=runtime)
+            await anyio.sleep(1)
+            page = Page((await client.get("/runs/r")).text)
+            [form] = [a for a in page.all("form") if "/do/answer/" in a["action"]]
+            path = form["action"].partition("/do/answer/")[2]
+            [id_] = [a["value"] for a in page.all("input", name="id")]
+            assert (await act(client, "answer", path, id=id_, answer="yes")).status_code == 303
+            await anyio.sleep(1)
+            page = words((await client.get("/runs/r")).text)
+            assert "is taken up when the run is run again: app.run(id='r')" in page
+            assert (await handle.result()).status == "halted"
+        page = (await client.get("/runs/r")).text
+        assert "is taken up when the run is run again: app.run(id='r'), or here." in words(page)
+        assert "/do/resume/r" in page
+        assert (await act(client, "resume", "r")).status_code == 303
+        await anyio.sleep(1)
+        assert await status_of(client, "r") == "succeeded"
+
+
+@asynccontextmanager
+async def page_mounted(store: MemoryStore, *applications: Application[Any], runtime: Runtime):
+    page = create_app(store, applications, token=TOKEN, runtime=runtime)
+    async with client_of(page) as client:  # the lifespan of a mounted application is not run
+        yield client
+
+
+async def test_a_mounted_page_answers_and_retries_in_the_runtime_of_its_service():
+    store = MemoryStore()
+    reviews, reads = application(review), application(read, on_error="collect")
+    reviews.store = reads.store = store
+    await reviews.run({"files": ["a"]}, id="r")
+    await reads.run({"files": ["a", "b"]}, id="s")
+    broken.discard("b")
+    try:
+        async with (
+            no_leaks(),
+            Runtime() as runtime,
+            page_mounted(store, reviews, reads, runtime=runtime) as client,
+        ):
+            page = Page((await client.get("/runs/r")).text)
+            [form] = [a for a in page.all("form") if "/do/answer/" in a["action"]]
+            path = form["action"].partition("/do/answer/")[2]
+            [id_] = [a["value"] for a in page.all("input", name="id")]
+            fields = {"answer.verdict": "merge", "answer.severity": "3"}
+            assert (await act(client, "answer", path, id=id_, **fields)).status_code == 303
+            assert (await act(client, "retry", "s")).status_code == 303
+            await anyio.sleep(3)
+            assert await status_of(client, "r") == await status_of(client, "s") == "succeeded"
+            assert "failed" not in words((await client.get("/runs/s")).text).replace(
+                "failed first", ""
+            )
+    finally:
+        broken.add("b")
+
+
+async def test_a_mounted_page_leaves_its_runs_to_the_runtime_of_its_service(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    store = MemoryStore()
+    monkeypatch.setattr("tests.watch.ui.test_actions.broken", {"b", "c"})
+    reads = application(read, on_error="collect", limits=Limits(1))
+    reads.store = store
+    await reads.run({"files": ["b", "c"]}, id="s")
+    async with (
+        no_leaks(),
+        Runtime() as runtime,
+        page_mounted(store, reads, runtime=runtime) as client,
+    ):
+        assert (await act(client, "retry", "s")).status_code == 303
+        await runtime.drain(0)
+    summary = await store.summary("s")
+    assert summary is not None
+    assert (summary.status, summary.holder) == ("running", "")
+
+
 async def test_a_run_with_secrets_is_not_offered_to_be_run_again():
     store = MemoryStore()
     app = Application(
@@ -261,6 +420,45 @@ async def test_counts_are_those_of_the_store_at_each_look():
             seen.add(shown)
             await anyio.sleep(0.3)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_a_drawing_counts_the_children_of_nested_fan_outs(
+    is_over: bool,  # a parameter
+):
+    store = MemoryStore()
+    inner = application(read, on_error="collect").graph
+    outer = fan_out(inner, over="groups", item="files", take="texts", into="all", limits=Limits(2))
+    app = Application(outer, name="outer", store=store)
+    async with Runtime(watch=True) as runtime, page_over(store, app) as client:
+        state = {"groups": [["a", "b"], ["c"], ["d", "e", "f"]]}
+        handle = await app.start(state, id="r", runtime=runtime)
+        if is_over:
+            await handle.result()
+        else:
+            await anyio.sleep(1.5)
+        drawing = words((await client.get("/runs/r?view=graph")).text)
+        await handle.wait_ended()
+    if is_over:
+        assert "5 succeeded · 1 failed" in drawing
+    else:
+        assert "2 succeeded · 1 failed · 3 running" in drawing
+
+
+async def test_a_drawing_says_how_many_runs_it_counts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shoal.watch.ui._pages.NESTED", 2)
+    store = MemoryStore()
+    inner = application(read, on_error="collect").graph
+    outer = fan_out(inner, over="groups", item="files", take="texts", into="all")
+    app = Application(outer, name="outer", store=store)
+    await app.run({"groups": [["a", "b"], ["c"], ["d", "e", "f"]]}, id="r")
+    await app.run({"groups": [["a", "b"], ["c"]]}, id="s")
+    async with page_over(store, app) as client:
+        drawing = words((await client.get("/runs/r?view=graph")).text)
+        whole = words((await client.get("/runs/s?view=graph")).text)
+    assert "2 succeeded · 1 failed" in drawing
+    assert "in the first 2 runs that have any" in drawing
+    assert "runs that have any" not in whole
 
 
 @pytest.mark.services

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +135,18 @@ def wait_until(page: Any, condition: str) -> None:
     pytest.fail(f"not within 30 seconds: {condition}")
 
 
+CUT = """[...document.querySelectorAll('main .card, main .card *:not(.hidden)')].filter(e => {
+  const { overflowX, textOverflow } = getComputedStyle(e);
+  return e.clientWidth > 1 && e.scrollWidth > e.clientWidth + 1
+    && !['visible', 'auto', 'scroll'].includes(overflowX) && textOverflow != 'ellipsis';
+}).map(e => e.innerText)"""
+
+
+def assert_nothing_is_cut(page: Any) -> None:
+    """Fail if something is wider than its place, and no dots say so."""
+    assert page.evaluate(CUT) == []
+
+
 def shot(page: Any, name: str) -> None:
     """Keep a picture, if somebody wants to look at it: with SHOAL_SHOTS, the folder for them."""
     if folder := os.environ.get("SHOAL_SHOTS"):
@@ -170,6 +184,14 @@ def test_filters_a_search_and_a_value_on_click(page: Any):
     page.locator("#peek pre").wait_for()
     assert "page 12" in page.locator("#peek pre").inner_text()
     shot(page, "peek")
+
+
+def test_a_bar_of_a_timeline_says_which_child_it_is(page: Any):
+    page.goto("/runs/race?view=timeline")
+    page.locator(".timeline a rect").nth(0).hover()
+    assert page.locator("#told").inner_text().startswith("tiny: failed, ")
+    page.locator(".timeline a").nth(1).focus()
+    assert page.locator("#told").inner_text().startswith(("huge: cancelled", "local: succeeded"))
 
 
 def test_pages_of_children_follow_each_other(page: Any):
@@ -225,6 +247,10 @@ def test_a_page_follows_a_run_of_20000_children_in_another_process(
         assert page.evaluate("document.activeElement.value") == "typed"
         assert page.evaluate("window.scrollY") == 300
         assert page.evaluate("document.getElementsByTagName('*').length") < 600
+        assert page.locator(".step.inner .bar").count() >= 1
+        assert_nothing_is_cut(page)
+        page.set_viewport_size({"width": 390, "height": 820})
+        assert_nothing_is_cut(page)
         shot(page, "live")
         assert writer.wait(timeout=100) == 0
         page.locator(".title .pill.succeeded").wait_for(timeout=60_000)
@@ -277,6 +303,7 @@ def test_a_limit_of_another_process_is_changed_from_the_page(page: Any, place: P
     try:
         page.get_by_role("link", name="Limits").click()
         page.get_by_text("20 of 20 in use").wait_for(timeout=60_000)
+        assert_nothing_is_cut(page)
         shot(page, "limits")
         page.get_by_text("Change", exact=True).click()
         page.get_by_label("slots").fill("7")
@@ -327,6 +354,7 @@ def test_nothing_that_axe_finds_is_in_the_way_of_people(
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             cells = "[...document.querySelectorAll('.c-took, .stack .why')]"
             assert page.evaluate(f"{cells}.every(c => c.getBoundingClientRect().right <= {width})")
+            assert_nothing_is_cut(page)
             shot(
                 page, f"{theme}-{width}-{place.strip('/').replace('/', '-').replace('?view=', '-')}"
             )
@@ -361,5 +389,81 @@ def test_a_signal_ends_the_server_although_streams_are_open(browser: Any, place:
             wait_until(page, "document.querySelector('main')._htmx?.sse != null")
     assert page is not None
     page.get_by_role("alert").wait_for()
-    assert "no longer follows" in page.get_by_role("alert").inner_text()
+    assert "Connection lost, trying again" in page.get_by_role("alert").inner_text()
     context.close()
+
+
+STREAMS = re.compile("as=stream")
+
+
+@pytest.fixture
+def watcher(browser: Any, address: str) -> Iterator[Any]:
+    """A page that has the token, and whose console may have errors."""
+    context = browser.new_context(base_url=address)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    page.goto(f"/?token={TOKEN}")
+    yield page
+    context.close()
+
+
+def test_a_page_whose_first_connection_fails_follows_in_the_end(watcher: Any, address: str):
+    page, attempts = watcher, list[str]()
+
+    def fail(route: Any) -> None:
+        attempts.append(" ".join(page.locator(".offline p:visible").all_inner_texts()))
+        match len(attempts):
+            case 1:
+                route.abort()
+            case 2:
+                route.fulfill(status=503, content_type="text/html", body="<h1>not now</h1>")
+            case 3:
+                route.fulfill(status=404, content_type="text/html", body="<h1>gone</h1>")
+            case _:
+                route.continue_()
+
+    page.route(STREAMS, fail)
+    page.goto("/runs/crawl")
+    wait_until(page, "document.querySelector('main')._htmx?.sse != null")
+    assert page.locator("h1").inner_text() == "crawl docs"
+    assert not page.get_by_role("alert").is_visible()
+    assert attempts[0] == ""
+    assert all("Connection lost, trying again" in text for text in attempts[1:3])
+    assert "no longer gives this page" in attempts[3]
+    assert len(attempts) == 4
+
+
+def test_a_page_notices_that_nothing_comes_any_more(browser: Any, place: Path):
+    context = browser.new_context()
+    page = context.new_page()
+    with served(place) as server:
+        page.clock.install()
+        page.goto(f"{server.address}/runs/crawl?token={TOKEN}")
+        wait_until(page, "document.querySelector('main')._htmx?.sse?.reader != null")
+        os.kill(server.pid, signal.SIGSTOP)  # connections stay open, and nothing comes
+        try:
+            page.clock.run_for(50_000)
+            page.get_by_role("alert").wait_for()
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for _ in range(100):
+            page.clock.run_for(1_000)
+            if not page.get_by_role("alert").is_visible():
+                break
+        assert not page.get_by_role("alert").is_visible()
+    context.close()
+
+
+def test_a_value_that_can_not_be_shown_leads_to_the_page_that_says_why(watcher: Any):
+    page = watcher
+    page.goto("/runs/crawl?status=succeeded")
+
+    def fail(route: Any) -> None:
+        if "hx-request" in route.request.headers:
+            route.fulfill(status=503, content_type="text/html", body="<h1>not now</h1>")
+        else:
+            route.continue_()
+
+    page.route(re.compile("/values/"), fail)
+    page.locator("tbody tr").nth(0).get_by_role("link", name="result").click()
+    page.wait_for_url(re.compile("/values/"))

@@ -90,6 +90,23 @@ def test_the_browser_refuses_an_empty_required_field():
     assert required == {"answer.name", "answer.why", "answer.tags"}
 
 
+def test_no_choice_is_made_for_people_unless_the_schema_has_a_default():
+    properties = {
+        "free": {"enum": ["merge", "close"]},
+        "set": {"enum": ["merge", "close"], "default": "close"},
+        "only": {"const": "merge"},
+    }
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    template = _environment().from_string(
+        "{% from 'parts.html' import field %}{% for f in fields %}{{ field(f) }}{% endfor %}"
+    )
+    page = Page(template.render(fields=fields_of(schema)))
+    selects = [attributes for tag, attributes in page.tags if tag == "select"]
+    assert all("required" in each for each in selects)
+    options = [attributes for tag, attributes in page.tags if tag == "option"]
+    assert options == [{"value": ""}, {}, {}, {}, {"selected": ""}, {}]
+
+
 def test_a_group_that_is_not_required_can_be_left_empty_as_a_whole():
     inner = {"name": {"type": "string"}, "age": {"type": "integer"}}
     author = {"type": "object", "properties": inner, "required": ["name"]}

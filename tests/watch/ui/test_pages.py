@@ -191,6 +191,17 @@ async def test_the_form_of_a_limit_has_its_numbers_and_changes_nothing_as_it_is(
     assert command.arguments == {"owner": "calls", "part": 0, "max_rate": 80.0}
 
 
+async def test_breakers_are_shown_with_their_circuits():
+    async with client_of(fake_ui().app) as client:
+        text = words((await client.get("/limits")).text)
+    assert "BreakerspagesBreaker(by=host, failures=3, cool_down=30.0)2 open · 61 skipped" in text
+    assert "old.example open, tries again in 12 s, 4 failures in a row" in text
+    assert "slow.example half open, a child tries whether it works again, 3 failures" in text
+    assert "odd.example closed, 1 failure in a row" in text
+    assert "9 more keys have failed" in text
+    assert "askBreaker(failures=5, cool_down=30.0)closed" in text
+
+
 async def test_a_history_begins_with_its_newest_entry_and_says_errors_in_a_line():
     @action(reads=["n"], writes=["m"])
     async def odd(n: int) -> int:

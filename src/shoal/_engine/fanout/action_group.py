@@ -32,7 +32,7 @@ from shoal._engine.call import hand_blame_to_children
 from shoal._engine.commit import Write, commit
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import RESTING
-from shoal._engine.questions import halt_for
+from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.unended import Left, end_children, is_left
@@ -123,6 +123,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         executor: Place | None = None,
     ) -> None:
         """Use ``context.fan_out``."""
+        # A group belongs to one attempt, so none of these is replaced.
         self._run = run
         self._action = action
         self._permit = permit
@@ -176,10 +177,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._refuse("is entered a second time; call context.fan_out for another one")
         if self._run.status is not None or self._run.step != self._action.name:
             self._refuse("is entered after the action has ended")
+        # Before anything is read or started.
         check_depth(self._run, self.name)
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit, self._store)
         around = anyio.current_effective_deadline()
+        # Before the group begins, whose first child may have a record.
         self._source.recorded_children = await read_recorded_children(
             self._run, self.name, self._visit, self._store
         )
@@ -279,7 +282,12 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             try:
                 # Before the first child: a crash from here on counts against the children.
                 await hand_blame_to_children(self._run)
-                await group.run(self._apply, lambda: self._ledger)
+                await group.run(
+                    self._apply,
+                    lambda: self._ledger,
+                    halted_of=lambda: self._resting,
+                    on_answer=self._on_answer,
+                )
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
             finally:
@@ -290,6 +298,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     async def _apply(self, batch: list[Run]) -> None:
         try:
+            # Those that an earlier execution has saved are only delivered.
             ended = [child for child in batch if not child.disposition.is_saved]
             if ended:
                 await commit(self._run, Write(unapplied=ended))
@@ -299,6 +308,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._deliver(batch)
             raise
         except Exception:
+            # `_record_rest` takes it up, so that every start that hooks received has its end.
             self._unsaved = batch
             raise
         self._deliver(batch)
@@ -317,12 +327,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _end_all(self, group: ChildTaskGroup) -> None:
         try:
             await self._record_rest(group)
+            # After the ends of this execution: what is left then was not started again.
             await self._end_unended()
         finally:
             self._source.end()
 
     async def _record_rest(self, group: ChildTaskGroup) -> None:
         """Record and deliver the children that were cancelled, or never began."""
+        # Neither is delivered yet, so each child is delivered once.
         late = [*group.inbox, *self._unsaved]
         # Children that wait for answers were delivered as halted. A cancelled group cancels them
         # too, so they are taken out of the counts and delivered once more.
@@ -335,12 +347,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             for child in late:
                 if child.status == "halted":
                     child.give_up(group.scope.reason)
+        # Hooks receive ends in input order, as in a batch.
         late.sort(key=lambda child: child.position)
         group.inbox.clear()
         self._unsaved = []
         try:
             await record_unapplied(self._run, late)
         finally:
+            # Also if that has failed: the action must not wait for outcomes that never come.
             self._deliver(late)
             await self._end_left_over(group.scope.reason)
 
@@ -360,6 +374,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
         Children that an earlier execution has completed stay completed.
         """
+        # In the order of the calls: they never started, and end behind all that did.
         left = self._source.left_over()
         for child in left:
             if child.is_live:
@@ -373,12 +388,32 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             self._deliver(left)
 
+    async def _on_answer(self) -> None:
+        """Let halted children go on in this execution, if all their questions are answered.
+
+        Not if the action has halted with them: then it leaves its block.
+        """
+        answered = [child for child in self._resting if is_answered(child)]
+        if not answered or self._halts or self._group is None:
+            return
+        self._resting = [child for child in self._resting if child not in answered]
+        # The first by position is put back last, so it is taken first.
+        for child in sorted(answered, key=lambda child: -child.position):
+            self._ledger.count(child, by=-1)
+            self._delivered -= 1
+            child.reopen(counts=False)
+            self._source.take_back(child)
+        self._group.engage()
+
     def _deliver(self, batch: list[Run]) -> None:
         for child in batch:
             self._ledger.count(child)  # counts only: the action gets the outcome itself
             self._delivered += 1
             if child.status == "halted":
                 self._resting.append(child)
+                # The answer may have come while the child was halting.
+                if is_answered(child) and self._group is not None:
+                    self._group.look_for_answers()
                 continue
             # In this order: the outcome is made of the error that the run drops next.
             outcome = child.outcome
@@ -427,6 +462,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             raise DefinitionError(msg)
         # Of a State, only the fields that the action may read: reading others would raise.
         fields = self._run.config.execution.secrets.hold(held(given))
+        # Before the child is added: what this raises is raised at the call, and starts nothing.
         kind = self._kind(act, fields, inputs)
         # Here too, since a cached configuration was not checked for this call.
         refuse_exposing(self._run, self.name, kind.config.graph)
@@ -468,6 +504,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             over, name=self.name, kind=kind, item=item, key=key, started_by=self._source
         )
         self._source.add_each(each)
+        # If it isn't open yet, `run` starts all feeds when it begins.
         if each.waits and group.scope.is_open:
             group.start_feeding(each)
         group.engage()
@@ -500,6 +537,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     ) -> ChildTemplate:
         run, access = self._run, self._action.access
         known = self._settings.get(id(act))
+        # Inputs may differ at each call, so a configuration with inputs is not cached.
         if known is None or inputs:
             known = act, self._setting(act, inputs)
         if not inputs and len(self._settings) < ACTS:
@@ -518,6 +556,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
     def _setting(self, act: Act, inputs: Mapping[str, object] | None) -> RunConfig:
         graph = as_graph(act, f"fan-out {self.name!r}")
+        # Acts of this fan-out are not known before they are started, and neither are their stores.
         if self._run.config.execution.is_resumed:
             self._run.config.execution.know_all(stores_within(graph))
         return child_config(
@@ -535,6 +574,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         )
 
     def _check_open(self, what: str) -> ChildTaskGroup:
+        # First: what the other tests read belongs to the thread of the event loop.
         if threading.get_ident() != self._thread:
             self._refuse(
                 f"is used in another thread than the event loop's; from there, call "
@@ -580,6 +620,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 await self._news.wait()
         finally:
             self._consuming = False
+        # No await since the last look, so there is one.
         outcome = self._ended.popleft()
         self._group.engage()  # a consumed outcome makes room for one more element
         return outcome
@@ -598,6 +639,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Whether all started children have ended and were delivered."""
         if self._resting and self._group is not None and self._group.scope.was_cancelled:
             return self._over  # the halted children are about to be cancelled and delivered
+        # Counted when they are handed out, and again when their ends are delivered.
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 
     def __repr__(self) -> str:

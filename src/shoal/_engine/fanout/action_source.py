@@ -57,10 +57,12 @@ class ActionSource:
         self._has_room = has_room
         self._unconsumed = unconsumed
         self._notify = notify
+        # Calls of `start`, and children that were taken back, which stand in front.
         self._single: deque[PendingChild] = deque()
         # Pulled in turns, so that an infinite iterable does not starve the others, see
         # test_several_sources_take_turns_so_an_infinite_one_lets_others_pass.
         self._each: deque[EachSource] = deque()
+        # Only grows: a key stays used though its child has ended, since records are found by it.
         self._keys: set[tuple[str, Key]] = set()  # (act, key)
         self.position = 0  # of the next child, over all calls
         self._closed = False  # set by ``close`` alone, never reset
@@ -92,6 +94,7 @@ class ActionSource:
                 f"was started before; give each its own key, or none at all"
             )
             raise BadKey(msg)
+        # After all checks: a call that was refused uses up neither key nor position.
         self._keys.add((kind.config.act, name))
         self.position = position + 1
         return PendingChild(name, position, element, kind)
@@ -109,6 +112,7 @@ class ActionSource:
         """Make and return the children of ``start`` that no worker has taken."""
         entries = list(self._single)
         self._single.clear()
+        # They are delivered like all others, so they count as handed out.
         self.made += len(entries)
         return [self._child(entry) for entry in entries]
 
@@ -119,6 +123,7 @@ class ActionSource:
             child = self._child(self._single.popleft())
             self.made += 1
             return child
+        # Only for elements: a call of `start` is in memory already, so it may start when it can.
         if self._has_room():
             child = self._take_in_turn()
             if child is not None:
@@ -149,6 +154,7 @@ class ActionSource:
             if each.dry():
                 self._each.popleft()
             else:
+                # Also if it gave none: the next one has its turn.
                 self._each.rotate(-1)
             if child is not None:
                 return child if child == "dropped" else self._begin(child)
@@ -163,16 +169,20 @@ class ActionSource:
         return len(self._single) + sum(each.left() for each in self._each)
 
     def most(self) -> float:
+        # The action may call `start` at any time until it leaves the block.
         return inf
 
     def waiting(self) -> int:
         pulled = sum(each.waiting() for each in self._each)
+        # Outcomes that the action has not consumed take up room, too: a slow action slows its
+        # sources down.
         return self._unconsumed() + len(self._single) + pulled
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> Sequence[Run]:
+        # With their records, since one that is done already must not be cancelled.
         begun = [self._begin(child) for each in self._each for child in each.drop(is_meant)]
         entries, self._single = self._single, deque()
         for entry in entries:
@@ -192,6 +202,7 @@ class ActionSource:
 
     def end(self) -> None:
         """Close all iterators, even if closing one of them raises."""
+        # In a plain loop, one that raises would leave the others open.
         with ExitStack() as closing:
             for each in self._each:
                 closing.callback(each.close)
@@ -223,6 +234,7 @@ class EachSource(ElementSource):
     def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         started_by, kind = self._started_by, self.kinds[0]
         if self._key_by is None:
+            # The position counts over all calls, so that it is unique as a key, too.
             return (started_by.entry(kind, started_by.position, element),)
         return (started_by.entry(kind, self._key_by(element), element),)
 

@@ -92,10 +92,12 @@ class ChildAdmission:
         if shared is not None:
             self._limiters = (controller.limiter(owner, shared, among),)
         above = parent.slot_owner.held_permits()
+        # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
         self.place: Gate = self._in_flight.place
         """Counts the children in flight, from their start until the parent has committed their end.
         """
+        # Not by a `Part`, since places are no limiter's: each execution of the fan-out has its own.
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
         self._governs_all = shared is not None or limits.adapts_in_flight is not None
@@ -114,6 +116,8 @@ class ChildAdmission:
         self._budget = execution.live
         # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
+            # The user has asked for so many at once, and knows about this fan-out; see
+            # test_a_limit_above_the_budget_raises_it.
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
@@ -144,6 +148,7 @@ class ChildAdmission:
     @property
     def lacks_permits(self) -> bool:
         """Whether one more child has a place, but no permit of the live budget."""
+        # With no child alive no permit is needed, so none is lacking.
         return self.place.used < self.place.slots and self._live_count > 0 and self._budget.is_spent
 
     def permits(self, others: int) -> bool:
@@ -157,6 +162,7 @@ class ChildAdmission:
         place = self.place  # ``has_room`` repeated here, to save a call for each child
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
+        # The first child takes none. That is why a tree of fan-outs can't come to a standstill.
         if self._live_count and not self._budget.take():
             return False
         self._live_count += 1
@@ -177,6 +183,7 @@ class ChildAdmission:
             Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
         """
         config = child.config
+        # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
@@ -186,6 +193,7 @@ class ChildAdmission:
             return True
         self._waiting[child] = permit
         if config.hooks.waiting:
+            # Later and by a worker, because nothing is awaited here.
             self._unpublished.append((child, permit))
         return False
 
@@ -204,6 +212,7 @@ class ChildAdmission:
         own: tuple[float, ...] | None = None
         worker: Gate | None = None
         action = config.entry
+        # A child that continues may begin at another action, which takes its permit by itself.
         if action is not None and child.begins_anew:
             try:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
@@ -222,6 +231,7 @@ class ChildAdmission:
             worker=worker,
             keeps_worker=action is None or action.is_plain,
         )
+        # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
         return permit
 
@@ -240,6 +250,7 @@ class ChildAdmission:
             permits.first_permit.cancel()
             permits.first_permit = None
         if permits.slot is not None:
+            # Before the policies see it: a child ends in flight, whether or not there is room.
             permits.slot.resume()
             self._scheduler.adapt(permits.slot, child.error)
 
@@ -263,11 +274,14 @@ class ChildAdmission:
         They count as in flight until the parent has committed their ends, as all ended children do.
         """
         for child in children:
+            # First: it refuses a child that has ended, before anything is given back for it.
             child.never_start(reason, winner)
             permits = child.permits
             if permits is None or permits.slot is None:
                 continue  # not admitted: the group counted it as it took it from the source
             self.place.used += 1
+            # A child in `ready` has been granted it; one that waits has not. `cancel` undoes
+            # either.
             permit = self._waiting.pop(child, None) or permits.first_permit
             permits.first_permit = None
             if permit is not None:
@@ -293,6 +307,7 @@ class ChildAdmission:
             self._on_refused(permit.refusal)
             return
         del self._waiting[child]
+        # Before `on_room`, which may wake the worker that takes it.
         self.ready.append(child)
         self._on_room()
 

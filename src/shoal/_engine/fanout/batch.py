@@ -105,14 +105,18 @@ class BatchJoin:
             reruns: Children that run again, whose earlier results may still be in the state.
         """
         self._join = join
+        # Only read here: the step takes a child out once its new result is saved.
         self._reruns = reruns
         self._race = race
         self._nested = join.is_nested
         self._consults = (
             join.reduce is not None or join.grow is not None or (race is not None and race.consults)
         )
+        # None unless it is a share of the children: only then successes are counted, too.
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
         self._elements = elements
+        # Replaced by new mappings and never changed: the parent's state is this one until the batch
+        # is saved, and stays it if that fails.
         self._data = parent.data
         self._schema = parent.config.schema
         self._number = parent.number
@@ -211,6 +215,7 @@ class BatchJoin:
     def _withdraw(self, growths: int, admitted: int) -> None:
         """Undo all but the first ``growths`` calls of ``grow`` and ``admitted`` race results."""
         self._elements.ungrow(growths)
+        # The last one first, so that the race goes back through the choices that it has made.
         for child in reversed(self._admitted[admitted:]):
             assert self._race is not None, "it has accepted the child"
             self._race.withdraw(child)
@@ -263,10 +268,13 @@ class BatchJoin:
         if self._consults and status is not None and not is_kept:
             outcome = cast("Done | Failed", child.outcome)
             if join.reduce is not None:
+                # Before `grow`, which sees what this leaves; see
+                # test_grow_sees_what_reduce_has_just_left_and_failures_too.
                 operations += self._reduce(join.reduce, outcome)
             if join.grow is not None:
                 discovered, at = self._grow(join.grow, outcome)
         # After `reduce` and `grow`: ``until`` may be a function of the state that they led to.
+        # A step that fails decides nothing any more.
         if race is not None and not self.is_failing:
             self.decision = race.decide(child, self._state)
             if self.decision is not None and self._reruns:
@@ -289,6 +297,7 @@ class BatchJoin:
         """Leave out a result that the race refused. ``grow`` still finds elements in it."""
         child.discard_result()
         if self._join.grow is None:
+            # Nothing is found in it, so no update is needed to record that.
             self.unapplied.append(child)
         else:
             outcome = cast("Done | Failed", child.outcome)
@@ -298,6 +307,7 @@ class BatchJoin:
         self, child: Run, operations: tuple[Operation, ...], discovered: tuple[object, ...], at: int
     ) -> None:
         join = self._join
+        # Also for a child that changes nothing: by this number its record says that it was applied.
         self._number += 1
         self.updates.append(Update(self._number, join.name, operations, discovered, at))
         self.applied.append(child)
@@ -371,6 +381,8 @@ class BatchJoin:
                 grown = cast("Collected", self._data[field]).put_all(placed)
                 self._refuse_too_many(self._schema, field, child, len(grown))
             return Put(field, key, value, position)
+        # Put at once and not noted in `placed`, because a put within an entry depends on those
+        # before it.
         put = PutWithin(field, child.key, child.config.act, value, position, position)
         within = put_within(self._data[field], put)
         assert within is not None, "the fan-out has made the collection itself"
@@ -416,6 +428,8 @@ class BatchJoin:
         return make_state(self.finished_data(), self._join.access)
 
     def _reduce(self, reduce: Reduce, outcome: Done | Failed) -> tuple[Operation, ...]:
+        # Kept until the function returns: only a state made from this very object tells its
+        # changes.
         base = self._state()
         subject = f"reduce of fan-out {self._join.name!r}, for key {brief(outcome.key)},"
         change = change_between(base, reduce(base, outcome), subject)

@@ -33,6 +33,8 @@ def check_depth(run: Run, step: str) -> None:
         DepthExceeded: A child of ``run`` would be too deep.
     """
     deepest = run.config.execution.max_depth
+    # Looked at before anything of the step is made; see
+    # test_one_level_too_many_is_refused_before_anything_of_it_starts.
     if run.path.depth >= deepest:
         msg = (
             f"{step!r} would run {run.path.depth + 1} levels below the root; "
@@ -69,12 +71,17 @@ def child_config(
         StateError: The graph would save or publish secret fields.
     """
     config = run.config
+    # Here too, since a function may have chosen the graph: the check before the run has not seen
+    # it.
     refuse_exposing(run, step, graph)
     unknown = graph.unknown_input(inputs) if inputs else ""
     if unknown:
         msg = f"step {step!r} of run {run.path.id} gives {graph.name!r} an input: {unknown}"
         raise DefinitionError(msg)
+    # One mapping for all descendants, as long as none of them adds to it.
     given = {**config.inputs, **inputs} if inputs else config.inputs
+    # Before the first child, and for the whole graph: else each child would fail by itself, and
+    # some of them late.
     for name, need in graph.takes.items():
         if need.required and name not in given:
             msg = (
@@ -94,12 +101,15 @@ def child_config(
         scopes=config.scopes,
         deadline=config.deadline if deadline is None else deadline,
         store=config.store if store is None else store,
+        # The ends of the children stay with their parent, whatever store has their histories: the
+        # parent's update and the ends that it applies have to be one save.
         keeper=config.store,
         hooks=config.hooks if hooks is None else hooks,
         digests=digests,
         # Usually no run above takes items, and an item then costs no further call.
         on_item=on_item if config.on_item is None else partial(_hand_up, run, on_item),
         each=each,
+        # What is retried above may come back to a child at any depth.
         is_resumable=config.is_resumable,
         host=host,
         executor=config.executor if executor is None else executor,
@@ -135,6 +145,8 @@ def circuits_of(
     """
     if each is None or each.breaker is None:
         return None
+    # By the definition and not by the run, so that all executions of a fan-out learn from each
+    # other. By name too, because an action may have several.
     named = services.circuits.setdefault(definition, {})
     found = named.get(name)
     # A changed breaker starts over: what the old one counted says nothing about its thresholds.
@@ -155,6 +167,7 @@ def children_of(
         kept = kept if isinstance(kept, NullStore) else NullStore()
     elif not isinstance(store, Inherit):
         kept = store
+        # Before the first child: whatever ends descendants has to ask this store as well.
         config.execution.know_all((store,))
     listening = config.hooks if isinstance(hooks, Inherit) else config.hooks.replaced(hooks)
     return kept, listening
@@ -164,6 +177,7 @@ def _hand_up(
     run: Run, on_item: Callable[[Run, object], None] | None, child: Run, item: object
 ) -> None:
     if on_item is not None:
+        # The child's own parent first; see test_the_parent_of_a_child_receives_its_items_first.
         on_item(child, item)
     if run.config.on_item is not None:
         run.config.on_item(run, item)
@@ -177,6 +191,8 @@ def is_revisited(run: Run) -> bool:
     collected.
     """
     host, path = run.config.host, run.path
+    # Up to the host only: above it, each visit of a fan-out has children of its own, with states of
+    # their own.
     while host is not None and path is not host.path and path.parent is not None:
         if path.visit:
             return True
@@ -205,6 +221,8 @@ def narrowed(
             base[field] = given[field]
         elif field in data:
             base[field] = data[field]
+        # Other fields are written before they are read, or left to a default; see
+        # test_what_a_child_can_do_without_needs_no_declaration.
         elif field in graph.needed_by:
             has = ", ".join(sorted(data)) or "none"
             msg = (
@@ -253,6 +271,7 @@ def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | N
     if callable(take):
 
         def taken(child: Run) -> object:
+            # Costs a state for each child, which the other forms of `take` do without.
             value: object = take(child.final_state)
             refuse_awaitable(value, f"take= of fan-out {subject!r}")
             return value

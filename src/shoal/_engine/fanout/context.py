@@ -10,6 +10,7 @@ from typing import Any, final
 
 import anyio
 
+from shoal._engine.idempotency import effect, idempotency_key
 from shoal._engine.publish import refuse_secrets
 from shoal._engine.questions import ask
 from shoal._engine.run import Run
@@ -24,6 +25,7 @@ from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
 from shoal._state.result import Result
+from shoal.executors._effects import Effect
 from shoal.executors._named import ExecutorName, executor_named
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
@@ -68,9 +70,12 @@ class Context:
             items: The partial items of the attempt.
             is_elsewhere: Whether the function is called elsewhere than on the event loop.
         """
+        # An attempt has a context of its own, so none of these is ever replaced.
         self._run = run
         self._action = action
+        # None if nothing limits the attempt. Released and acquired again by its fan-outs.
         self._permit = permit
+        # Of this attempt: what an action leaves behind can't give items to the next one.
         self._items = items
         # Set if the action runs in a worker: it calls `emit` and `ask` through
         # `anyio.from_thread.run`, so these calls are made on the event loop's thread.
@@ -123,10 +128,53 @@ class Context:
         timeouts of this attempt, of the child, and of the fan-outs around it, and the cancel scopes
         around ``run`` and around the ``context.fan_out`` that started the run.
         """
+        # Asked anew each time on the loop, since the action may have opened a scope of its own.
         deadline = self._fixed_deadline
         if deadline is None:
             deadline = anyio.current_effective_deadline()
+        # A run has a task of its own, which no cancel scope around `run` encloses. So the deadlines
+        # out there are handed down in the configuration.
         return min(deadline, self._run.config.deadline)
+
+    @property
+    def idempotency_key(self) -> str:
+        """A name for the effect of this step, for services that accept such keys; 32 characters.
+
+        It is the same in each attempt, after each resume, and in each process that executes this
+        visit of this step with this input. It is another one when a loop comes back to the step,
+        and when a field that the action reads has changed. Pass it on to a payment, a ticket system
+        or a model provider: an action that was at work when its process died runs again, and the
+        service recognises what it has done already. For a second effect in the same action, append
+        a word of your own.
+
+        It is a hash of the run's id, the step, the number of the visit, and the fields in
+        ``reads``, secrets excepted. Inputs and the action's ``version`` are not part of it, so a
+        corrected program does not repeat what the faulty one has done. A run without an ``id=`` of
+        yours has a new id each time it is started anew.
+
+        Raises:
+            NotData: A field that the action reads can't be hashed, so that nothing could recognise
+                it in another process.
+
+        Examples:
+            >>> @action(reads=["order", "amount"], writes=["receipt"])
+            ... async def pay(order: str, amount: int, context: Context) -> str:
+            ...     return await charge_card(amount, key=context.idempotency_key)
+            >>> paid = {}
+            >>> async def charge_card(amount: int, key: str) -> str:
+            ...     return paid.setdefault(key, f"receipt {len(paid) + 1} for {amount}")
+            >>> app = Application(pay, store=MemoryStore())
+            >>> app.run_sync({"order": "o-1", "amount": 5}, id="o-1").state["receipt"]
+            'receipt 1 for 5'
+            >>> len(next(iter(paid)))
+            32
+        """
+        return idempotency_key(self._run, self._action)
+
+    @property
+    def _effect(self) -> Effect:
+        """What `idempotency_key` is made of, for executors; see `effect_of`."""
+        return effect(self._run, self._action)
 
     def charge(self, actual: float) -> None:
         """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.
@@ -156,6 +204,7 @@ class Context:
         ):
             msg = f"context.charge(actual) takes a number of units, at least 0, not {actual!r}"
             raise BadUse(msg)
+        # Read without making the record: a child that has none was charged nothing.
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
@@ -182,10 +231,13 @@ class Context:
             >>> Application(count).run_sync({"pages": ["a b", "c"]}).state["words"]
             3
         """
+        # Made text now, because the object may change until a watcher reads the note.
         said = text if isinstance(text, str) else str(text)
         secrets = self._run.config.secrets
         if secrets.names:
             refuse_secrets(self._run, said, f"a note of action {self._action.name!r}")
+        # One assignment, since a thread may make it while the loop reads. Only after the check
+        # above: a note that holds a secret is never there to be read.
         self._note = said
 
     @contextmanager
@@ -201,6 +253,8 @@ class Context:
                 is entered.
         """
         if self._run.config.secrets.names:
+            # Before it is known whether a hook listens: else a run would succeed until the day that
+            # one does.
             where = f"of action {self._action.name!r}"
             refuse_secrets(self._run, name, f"the name of a span {where}")
             refuse_secrets(self._run, attributes, f"span {name!r} {where}")
@@ -217,6 +271,7 @@ class Context:
         except BaseException as error:
             self._run.config.secrets.hide(error)
             failure = entered.leave(error)
+            # A cancellation is never replaced by what a hook raises.
             if failure is not None and isinstance(error, Exception):
                 raise failure from error
             raise
@@ -260,6 +315,8 @@ class Context:
             [0, 1, 3, 6]
         """
         action = self._action
+        # Now and not in the coroutine, which a plain function that calls this directly never
+        # awaits; see test_a_plain_function_is_taught_how_to_emit.
         self._refuse_plain("that an item is told", "emit, item")
         if isinstance(item, Result):
             msg = (
@@ -272,6 +329,7 @@ class Context:
     def _refuse_plain(self, what: str, call: str) -> None:
         """Refuse a direct call by a plain function, on the loop or in a thread: it can't await."""
         action = self._action
+        # A worker calls `emit` and `ask` through `anyio.from_thread.run`: on the loop's thread.
         on_loop = threading.get_ident() == self._loop_thread
         if not (action.is_async or action.is_streaming or on_loop):
             msg = (
@@ -338,6 +396,7 @@ class Context:
             halted {'change': 'fix typo'}
             succeeded True
         """
+        # Now and not in the coroutine: see test_a_plain_function_that_asks_by_itself_gets_advice.
         self._refuse_plain("an answer", "ask, name, question")
         if not isinstance(name, str) or not name:
             msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
@@ -419,6 +478,7 @@ class Context:
         check_timeout("context.fan_out(timeout=...)", timeout)
         check_title("context.fan_out(title=...)", title)
         place = executor_named(executor, "context.fan_out(executor=...)")
+        # Last, so that a call that was refused uses up no name.
         self._names.add(name)
         return ChildGroup(
             self._run,

@@ -51,6 +51,8 @@ def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> Chos
         BadResult: The function returned something that can't be executed.
         UndeclaredRead: An act reads a field that the fan-out did not declare.
     """
+    # Both may still change below. The definition itself is shared by all runs, and is left as it
+    # is.
     graphs, several = act.acts, act._several
     if callable(graphs):
         graphs, several = _chosen(act, graphs, make_state(data, join.access), data)
@@ -58,6 +60,8 @@ def choose_acts(act: FanOut, join: JoinSpec, data: Mapping[str, object]) -> Chos
     if several != act._several:
         join = replace(join, shape=shape_of(act.over, act.key, join.until, several=several))
     take = act._take
+    # Only for the declaration, which a later execution compares. `_kind` asks for each act by
+    # itself.
     if take is None and not several:
         take = resolve_take(None, join.into, graphs[0], act.name)
     return ChosenActs(graphs, join, take)
@@ -75,12 +79,16 @@ def _chosen(
     try:
         graphs, several = as_graphs(found, f"fan-out {act.name!r}, whose acts are chosen,")
         if act.over is None:
+            # Only then the number of acts is the number of children.
             check_wanted(f"fan-out {act.name!r}", act.join.until, len(graphs))
         check_acts(graphs, act._brought, act._take, act.join.into, act.name)
     except DefinitionError as error:
         hint = "; if the function itself was meant to be the action, decorate it"
         msg = f"{error}{'' if isinstance(found, Act | Sequence) else hint}"
+        # The definition is in order, and what the function has returned is not.
         raise BadResult(msg) from None
+    # What is bound to the fan-out counts for acts that it has chosen as for those that it was
+    # given.
     graphs = [bind_where_taken(graph, act._bound) for graph in graphs]
     for graph in graphs:
         check_reads(f"fan-out {act.name!r}", graph, act.join.access.reads, act._brought, data)
@@ -116,6 +124,7 @@ def make_elements(
     graphs = as_recorded(chosen.graphs, join.shape, parent, act.name, recorded_children)
     kinds = [_kind(act, graph, data, make_template) for graph in graphs]
     return ElementSource(
+        # One element, which no child sees: each act has one child then.
         (None,) if act.over is None else _over(act, make_state(data, join.access), data),
         name=act.name,
         kinds=kinds,
@@ -125,6 +134,8 @@ def make_elements(
         at_most=act.at_most,
         done_in=join.into,
         recorded_children=recorded_children,
+        # Without a history nothing tells what `grow` has found before, so it is asked about each
+        # child again.
         finds_again=parent.playback is None,
     )
 
@@ -141,6 +152,7 @@ def _kind(
     # Each child has a value of its own for these, such as its element. None holds their places.
     comes_later = dict.fromkeys(act._brought)
     base = narrowed(data, graph, comes_later, f"the children of fan-out {act.name!r}", brought)
+    # For each act by itself, since without `take=` the value is the field that the act writes.
     take = resolve_take(act._take, act.join.into, graph, act.name)
     reader = only_write_reader(graph) if take is None else value_reader(take, act.name)
     return make_template(graph, base, reader, None)
@@ -167,12 +179,15 @@ def _key_reader(act: FanOut) -> Callable[[Any], object] | None:
     if act.over is None:
         return _only_key
     key, name = act.key, act.name
+    # None means that positions are the keys; a function is called as it is.
     if not isinstance(key, str):
         return key
 
     def key_field(element: object) -> object:
         try:
             if isinstance(element, Mapping):
+                # A mapping by its entry, also where it has an attribute of that name, such as
+                # `items`.
                 return cast("Mapping[str, object]", element)[key]
             return getattr(element, key)
         except (KeyError, AttributeError):

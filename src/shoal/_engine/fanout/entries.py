@@ -32,8 +32,12 @@ class ChildTemplate:
             base: The fields that each child starts with.
             done: Keys of children that are skipped, because their results are there.
         """
+        # Shared by all children of the act, so nothing in it belongs to one child.
         self.config = config
+        # Never changed: a child without an item field starts with this very mapping.
         self.base = base
+        # Empty until the step knows which results are there, and replaced by it before the first
+        # child.
         self.done = done
 
 
@@ -55,12 +59,15 @@ class PendingChild(NamedTuple):
     position: int
     element: object
     kind: ChildTemplate
+    # A run that was taken back must not be made again: it may have begun in an earlier attempt.
     child: Run | None = None
     """The run itself, if it was made and taken back; None: make it from ``kind``."""
 
 
 def entry_of(child: Run) -> PendingChild:
     """Return the entry of a child that was made and goes back to its source."""
+    # With all fields of the child, its element included, so that the entry needs nothing of its
+    # source.
     kind = ChildTemplate(child.config, child.initial)
     return PendingChild(child.key, child.position, child.element, kind, child)
 
@@ -144,6 +151,7 @@ class ChildSource(Protocol):
 def child_of(entry: PendingChild) -> Run:
     """Make the child of an entry that has none, with the initial fields of its template."""
     kind = entry.kind
+    # The element is for outcomes alone: the fields of such a child are all in its template.
     return Run(
         kind.config, kind.base, key=entry.key, position=entry.position, element=entry.element
     )

@@ -92,6 +92,7 @@ async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
     Raises:
         ShoalError: As ``commit_unapplied``.
     """
+    # What is saved was published then too, and each start has only one end.
     ended = [child for child in children if not child.disposition.is_saved]
     if ended:
         await commit_unapplied(parent, ended)

@@ -75,9 +75,11 @@ class ChildTaskGroup:
         "_decisive",
         "_errand",
         "_feeding",
+        "_halted_of",
         "_is_held",
         "_is_judging",
         "_is_shut",
+        "_on_answer",
         "_pool",
         "_room",
         "_source",
@@ -135,6 +137,7 @@ class ChildTaskGroup:
         Workers and cancellations append; only the parent's task removes.
         """
         self.scope: GroupScope = GroupScope(parent, name, timeout, ends_at)
+        # Asked without an await by the task that needs a child, so never by two tasks at once.
         self._source = source
         self._admission = ChildAdmission(
             parent,
@@ -151,6 +154,10 @@ class ChildTaskGroup:
         self._circuits = circuits
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
+        # Both only while ``run`` lasts: they return the halted children, and let those go on that
+        # have their answers.
+        self._halted_of: Callable[[], Sequence[Run]] | None = None
+        self._on_answer: Callable[[], Awaitable[None]] | None = None
         # Set by ``run_in_parent``; None again as soon as the parent's task begins with it.
         self._errand: Callable[[], Awaitable[str | None]] | None = None
         self._room: Event | None = None  # None unless a feeder waits for room
@@ -195,6 +202,11 @@ class ChildTaskGroup:
         return self._admission.place.used + self._admission.suspended
 
     @property
+    def halted(self) -> Sequence[Run]:
+        """The children that are halted, and whose halt the parent has committed."""
+        return () if self._halted_of is None else self._halted_of()
+
+    @property
     def slots(self) -> float:
         """How many children may be in flight."""
         return self._admission.place.slots
@@ -230,6 +242,9 @@ class ChildTaskGroup:
         self,
         apply: Callable[[list[Run]], Awaitable[str | None]],
         ledger_of: Callable[[], Ledger] | None = None,
+        *,
+        halted_of: Callable[[], Sequence[Run]] | None = None,
+        on_answer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Execute every child, and hand ended ones to ``apply`` in batches, sorted by position.
 
@@ -239,6 +254,9 @@ class ChildTaskGroup:
             apply: Commits a batch. If it returns a reason, the group ends: the other children are
                 cancelled for that reason, and awaited.
             ledger_of: Returns the counts of ended children, for watchers.
+            halted_of: Returns the children that are halted, for watchers.
+            on_answer: Lets those of them go on that have their answers; called in the parent's task
+                when a question of the execution was answered.
 
         Raises:
             StepTimeout: The group took longer than its timeout.
@@ -247,10 +265,13 @@ class ChildTaskGroup:
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
         self.ledger_of = ledger_of
+        self._halted_of, self._on_answer = halted_of, on_answer
+        # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
         try:
             async with create_task_group() as tasks:
                 scope.open(tasks)
+                # One worker is enough to begin with: it adds others when its first child waits.
                 self._pool.add_workers(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
@@ -269,11 +290,13 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
-            self.ledger_of = None  # breaks a cycle: it is a method of the step
+            # Breaks a cycle: these are methods of the step.
+            self.ledger_of = self._halted_of = self._on_answer = None
             # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
             self._pool.close()
+        # Outside of the task group, which would wrap it in a group of exceptions.
         await scope.raise_failure(finished=finished)
 
     # -- the parent's side --------------------------------------------------------------------
@@ -303,6 +326,8 @@ class ChildTaskGroup:
                 await self._let_more_end()
                 continue
             batch = [inbox.popleft() for _ in range(min(len(inbox), BATCH))]
+            # So that results that come together are applied in input order, whatever order they
+            # ended in; see test_results_that_come_together_are_applied_in_input_order.
             batch.sort(key=_position)
             self._is_judging = True
             reason = await apply(batch)
@@ -314,6 +339,8 @@ class ChildTaskGroup:
                 return True
             self._use_room(len(batch))
             if inbox:
+                # Children may end as fast as they are saved, and other tasks have to run in
+                # between; see test_between_two_batches_others_may_run.
                 await checkpoint()
                 await self._let_more_end()
         return False
@@ -338,9 +365,20 @@ class ChildTaskGroup:
 
         If it returns a reason, the group ends, as it does for ``apply``.
         """
+        # Both are kept: two children may call this before the parent's task runs.
         earlier = self._errand
         self._errand = errand if earlier is None else partial(_both, earlier, errand)
         self.scope.wake()
+
+    def look_for_answers(self) -> None:
+        """Let halted children go on that have their answers, if the group can do that.
+
+        Not now, but in the parent's task, when the ends that it is committing are committed: a
+        child holds its place until then.
+        """
+        on_answer = self._on_answer
+        if on_answer is not None:
+            self.run_in_parent(partial(_then_go_on, on_answer))
 
     def resume_starting(self) -> None:
         """Let other children start again: the ends that held them up have decided nothing."""
@@ -405,6 +443,7 @@ class ChildTaskGroup:
         dropped = list[Run]()
         try:
             for child in self._source.drop(is_meant):
+                # As any ended child it counts as in flight until the parent has committed its end.
                 self._admission.place.used += 1
                 if child.is_live:
                     dropped.append(child)
@@ -433,6 +472,7 @@ class ChildTaskGroup:
             # A child that is cancelled gives its permits back, and they may have been granted to
             # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
+        # Before the source is asked: an element is pulled only if its child has a place.
         if not admission.let_in():
             return None
         child: Run | Dropped | None = None
@@ -443,6 +483,7 @@ class ChildTaskGroup:
             if child is None:
                 admission.let_out()
                 if source.dry():
+                    # The parent waits for ends, and there may be none any more.
                     self.scope.wake()
             elif child == "dropped":
                 admission.let_out()
@@ -460,6 +501,8 @@ class ChildTaskGroup:
             if isinstance(child, Run):
                 if self._circuits is not None:
                     self._notify_circuit(self._circuits, child)
+                # The next attempt gets the element; see
+                # test_an_element_is_not_lost_when_something_raises_about_it.
                 source.take_back(child)
             self.scope.fail(error)
             return None
@@ -490,6 +533,7 @@ class ChildTaskGroup:
 
     def _consult(self, circuits: Circuits, child: Run) -> None:
         """Skip ``child`` if its circuit is open."""
+        # May call a user's function. What that raises ends the group, as for `by=` of limits.
         key = circuits.key(child.config.act, child.data)
         if circuits.admit(key):
             self._circuit_keys[child] = key
@@ -500,6 +544,7 @@ class ChildTaskGroup:
         """Report the end of ``child`` to its circuit, once, if the circuit let it through."""
         if child not in self._circuit_keys:
             return
+        # Taken out first: `on_end` may raise, and an end is reported once all the same.
         key = self._circuit_keys.pop(child)
         if child.status == "failed" and child.error is not None:
             circuits.on_end(key, child.error)
@@ -532,6 +577,7 @@ class ChildTaskGroup:
             or not admission.has_room
             or place.used + self._source.waiting() >= place.slots
         ):
+            # No await since the condition was looked at, so nothing that makes room is missed.
             self._room = Event()
             await self._room.wait()
         return not scope.closing
@@ -554,6 +600,11 @@ class ChildTaskGroup:
         if self._room is not None:
             self._room.set()
             self._room = None
+
+
+async def _then_go_on(errand: Callable[[], Awaitable[None]]) -> None:
+    """Run an errand that is no reason to end the group."""
+    await errand()
 
 
 async def _both(

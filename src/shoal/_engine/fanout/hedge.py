@@ -54,6 +54,8 @@ class HedgeStatistics:
         self._hedge = hedge
         self._latencies: deque[float] = deque()  # the last ``WINDOW``, oldest first
         self._ordered: list[float] = []  # the same latencies, sorted
+        # One in advance, so that the first slow race is helped; see
+        # test_one_is_granted_in_advance_then_a_share.
         self._tokens = 1.0  # extra starts that are allowed now; never negative
         self._waiting: dict[Waiting, None] = {}  # races that wait, in the order of their requests
 
@@ -79,6 +81,7 @@ class HedgeStatistics:
     def earn(self) -> None:
         """Count a needed start, which allows a share of an extra one."""
         budget = self._hedge.budget
+        # At least 1, or a small share would never add up to a start.
         self._add(budget, most=max(1.0, budget * WINDOW))
 
     def spend(self, race: Waiting) -> bool:
@@ -94,6 +97,7 @@ class HedgeStatistics:
         """Remove ``race`` from the waiting ones, and take back its unused extra starts."""
         self._waiting.pop(race, None)
         if unspent:
+            # Without a bound: they were below it when they were earned.
             self._add(unspent, most=self._tokens + unspent)
 
     def _add(self, tokens: float, most: float) -> None:

@@ -36,6 +36,7 @@ class KeySet:
         self._grows = grows
         self.key_of: Callable[[Any], object] | None = key_of
         """Returns the key of an element; None: the key is the element's index."""
+        # Only grows, but for `remove`, which undoes what was not saved.
         self.seen: set[object] = set()
         """All keys so far, to find repetitions."""
         # Keys from the source of an earlier attempt that this source has not met, or, with
@@ -51,6 +52,7 @@ class KeySet:
             BadKey: The key is not a str or int, or another element has it.
         """
         if self.key_of is None:
+            # Not noted in `seen`: no two elements have the same index.
             return index
         key = self.key_of(element)
         # By type, and not by isinstance: True is an int, and a subclass may compare as it likes.
@@ -58,12 +60,15 @@ class KeySet:
             key = self._checked(key, element, index)
         seen = self.seen
         if key in seen:
+            # Before it counts as dropped: if it was a repetition, the earlier attempt has counted
+            # it.
             if self.has_come_before(key):
                 return None
             if self._grows:
                 self.dropped += 1
                 return None
             self._refuse_repeated(key, element, index)
+        # Last, so that the key of an element about which something raised is still new.
         seen.add(key)
         return key
 
@@ -87,6 +92,8 @@ class KeySet:
     def go_on(self, former: KeySet) -> None:
         """Continue with the keys of the source of an earlier attempt."""
         self.seen |= former.seen
+        # A copy: keys are taken out of it one by one, and stay in `seen`; see
+        # test_a_repeated_key_is_refused_in_each_attempt.
         self._of_former = set(self.seen)
         self.dropped = former.dropped
 
@@ -136,6 +143,7 @@ class Positions:
 
     def free(self) -> int:
         """Return the position of the next pulled element, past the ranges reserved before it."""
+        # A loop, since ranges may follow each other without a gap.
         while self.reserved and self.reserved[0][0] <= self.next:
             start, stop = self.reserved.popleft()
             self._reserved_before += stop - start
@@ -144,6 +152,7 @@ class Positions:
 
     def end(self) -> int:
         """Return the first position behind all that are used."""
+        # Pulled elements may be in front of what has grown, or behind all of it.
         return max(self._end, self.free())
 
     def reserve(self, start: int, stop: int) -> None:
@@ -161,6 +170,7 @@ class Positions:
         see test_elements_have_keys_of_their_own_if_more_acts_are_chosen_in_another_attempt.
         """
         now, then = self.width, former.width
+        # Counted in elements, since positions count acts too.
         self.next = former.free() // then * now
         self.reserved = former.reserved
         if now != then:

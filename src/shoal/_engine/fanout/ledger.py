@@ -30,6 +30,7 @@ class Ledger:
     counts: its outcomes were given to the action, or raised when the action left the block.
     """
 
+    # Counts only: the values of these children are in the parent's state.
     done: int = 0
     failed: int = 0
     cancelled: int = 0
@@ -45,6 +46,7 @@ class Ledger:
     """Children that have no outcome yet, because they wait for answers."""
     is_decided: bool = field(default=False, repr=False)
     """Whether a race was decided. Then the unused outcomes are those of its losers."""
+    # Where outcomes are read from later, when the step and its configuration are gone.
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories; None: the parent's store."""
     # The unused outcomes, unsorted. None until there is one, since most fan-outs have none.
@@ -61,6 +63,8 @@ class Ledger:
     def __iter__(self) -> Iterator[Outcome]:
         """Iterate over the unused outcomes, in input order."""
         self.settle()
+        # Sorted when they are read, as few programs do; they come in the order in which children
+        # end.
         return iter(sorted(self._rest or (), key=lambda outcome: outcome.position))
 
     def __len__(self) -> int:
@@ -82,6 +86,7 @@ class Ledger:
             return
         if child.status == "halted":  # it has no outcome: it goes on when it is answered
             return
+        # The run itself stays for now; see `_cancelled`.
         if child.status == "cancelled":
             if self._cancelled is None:
                 self._cancelled = []
@@ -104,6 +109,7 @@ class Ledger:
         again = {ChildName(child.config.act, child.key) for child in children}
         ledger = Ledger(self.done, self.failed, self.cancelled, self.skipped, halted=self.halted)
         for child in children:
+            # As `enter` has counted it.
             if child.status != "succeeded" and not child.disposition.is_counted:
                 ledger.count(child, by=-1)
         ledger._rest = [one for one in self if ChildName(one.act, one.key) not in again]
@@ -136,6 +142,7 @@ class Ledger:
                 self.failed += by
             case "cancelled":
                 self.cancelled += by
+            # Skipped by its key or by a breaker: only such children have no status at their end.
             case None:
                 self.skipped += by
 

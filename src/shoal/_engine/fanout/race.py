@@ -46,6 +46,7 @@ class Race(ABC):
         Args:
             name: The step's name.
         """
+        # For messages and decisions alone.
         self.name = name
         self.chosen: Contestant | None = None
         """The child whose value is the value of the race; None while there is none.
@@ -127,8 +128,10 @@ class Race(ABC):
             (outcome.position, outcome.error) for outcome in ended if isinstance(outcome, Failed)
         ]
         losers += [(child.position, self._rejection(child, why)) for child, why in self._unwanted()]
+        # In input order, so that the error doesn't depend on which child was slower.
         losers.sort(key=lambda loser: loser[0])
         why = self._why_lost(count)
+        # Else the race was lost by the children that have ended, and the number would say nothing.
         if possible and self.is_lost(possible):  # which is why these children were not started
             why += f", and with at most {possible:g} more there can't be {self.wanted}"
         if not losers:
@@ -174,10 +177,13 @@ class Race(ABC):
                 raise
             self._refused.append((child, failure))
             return None
+        # Outside of the `try`, because it is the program that is wrong, and not the child; see
+        # test_an_accept_that_must_be_awaited_fails_the_step.
         refuse_awaitable(answer, f"{what} of fan-out {self.name!r}")
         return (answer,)
 
     def _decision(self, child: Contestant, winners: Iterable[Contestant]) -> Decision:
+        # By position, since the decision is saved, and must not depend on the order of ends.
         ordered = sorted(winners, key=lambda winner: winner.position)
         return Decision(
             self.name,
@@ -195,6 +201,7 @@ class FirstRace(Race):
         super().__init__(name)
         self.wanted = until.n
         self._accept = until.accept
+        # In the order in which the parent took them, after those of earlier executions.
         self._accepted: list[Contestant] = []
 
     def accepts(self, child: Run) -> bool:
@@ -205,6 +212,9 @@ class FirstRace(Race):
             if not answer[0]:
                 self._refused.append((child, None))
                 return False
+        # Only after the user's function has returned: what it raises must not count the child.
+        # Not `chosen`: if one result is wanted, the update that applied it has set the field
+        # already.
         self._accepted.append(child)
         self.chosen = child
         return True
@@ -242,6 +252,7 @@ class QuorumRace(Race):
         super().__init__(name)
         self.wanted = until.n
         self._by = until.by
+        # By the ballot: what `by=` returned for a value, or the value itself.
         self._ballots: dict[object, list[Contestant]] = {}
         self._others: list[tuple[object, list[Contestant]]] = []  # ballots that can't be hashed
         self._most = 0  # votes for the ballot that has most
@@ -259,6 +270,7 @@ class QuorumRace(Race):
         for votes in ballots:
             _remove(child, votes)
         self._most = max(map(len, ballots), default=0)
+        # Else the choice stays: the ballot that has it has enough votes without this child.
         if self._most < self.wanted:
             self._agreed, self.chosen = [], None
 
@@ -273,6 +285,7 @@ class QuorumRace(Race):
         if found is None:
             return False
         (votes,) = found
+        # Nothing below raises, so the child has one vote or none.
         votes.append(child)
         self._most = max(self._most, len(votes))
         # Equal, not at least: further votes for the same ballot must not change the choice.
@@ -307,6 +320,7 @@ class QuorumRace(Race):
 
     def _unwanted(self) -> Iterator[tuple[Contestant, Exception | None]]:
         yield from self._refused
+        # No ballot has won when this is asked, so every vote is a vote without effect.
         for votes in (*self._ballots.values(), *(votes for _, votes in self._others)):
             for child in votes:
                 yield child, None
@@ -337,6 +351,7 @@ class PredicateRace(Race):
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
         answer = cast("object", self._function(state(), child.outcome))
         refuse_awaitable(answer, f"until= of fan-out {self.name!r}")
+        # No result is a winner by itself: all that were applied count, and this one was the last.
         return self._decision(child, (child,)) if answer else None
 
     @property
@@ -363,6 +378,8 @@ class ItemRace(Race):
     def __init__(self, name: str, until: FirstItem) -> None:
         super().__init__(name)
         self._when = until.when
+        # Set when the first item or, without one, the first success is judged. The save of the
+        # decision follows at once, and may still fail.
         self.winner: ChildName | None = None
         # The child that has emitted the first item. Set by its task, until ``decide_by_item`` in
         # the parent's task makes it the winner.
@@ -372,6 +389,8 @@ class ItemRace(Race):
     def on_item(self, run: Run, item: object) -> bool:
         if self.winner is not None or self._leader is not None:
             return False
+        # In the task of the child, whose failure it is if the user's function raises; see
+        # test_a_when_that_raises_fails_its_child.
         if self._when is not None:
             answer = self._when(item)
             refuse_awaitable(answer, f"when= of fan-out {self.name!r}")
@@ -381,6 +400,7 @@ class ItemRace(Race):
         return True
 
     def decide_by_item(self) -> tuple[Run, Decision] | None:
+        # Taken out: if that child has ended meanwhile, the next item of another one may lead.
         leader, self._leader = self._leader, None
         if leader is None or leader.status is not None or self.winner is not None:
             return None
@@ -390,7 +410,11 @@ class ItemRace(Race):
 
     def accepts(self, child: Run) -> bool:
         if self.winner is None:
+            # It has succeeded before there was any item; see
+            # test_a_child_that_succeeds_without_an_item_has_won.
             self.winner, self._ended_first = _name(child), True
+        # Another one has won by its item, and this one is too late; see
+        # test_a_child_that_succeeds_after_the_item_of_another_is_too_late.
         if self.winner != _name(child):
             return False
         self.chosen = child
@@ -403,6 +427,7 @@ class ItemRace(Race):
         if self.chosen is child:
             self.chosen = None
             if self._ended_first:
+                # Only a winner by its end: a decision by an item is saved already, and stays.
                 self.winner, self._ended_first = None, False
 
     def decide(self, child: Run, state: Callable[[], State]) -> Decision | None:
@@ -412,6 +437,7 @@ class ItemRace(Race):
         """Mark the race as broken if its winner is in ``batch`` and has not succeeded."""
         for child in batch:
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
+                # Never unset: the next round has a race of its own.
                 self.is_broken = True
 
     @property
@@ -446,6 +472,7 @@ def make_race(name: str, until: EndCondition, winner: ChildName | None = None) -
     """
     race = _JUDGES[type(until)](name, until)
     if race is not None and winner is not None:
+        # Only items decide before their child has a result, so only such a race has a winner here.
         race.winner = winner
     return race
 
@@ -457,6 +484,7 @@ def _remove(child: Contestant, of: list[Contestant]) -> bool:
     """
     for at in range(len(of) - 1, -1, -1):
         if of[at] is child:
+            # From the end, where a child stands that was counted last.
             del of[at]
             return True
     return False

@@ -49,8 +49,11 @@ async def recall_ledgers(
     """
     played = run.playback
     assert played is not None, "it goes on"
+    # Copies, since the last step is counted below and the replayed history is read again later.
     way = _Way(dict(played.began.visits), dict(played.decided), dict(played.own))
     record = None if run.resume is None else run.resume.record
+    # The last step of a child that has succeeded is saved by its parent, so that its own history
+    # lacks the completion.
     if record is not None and record.status == "succeeded":
         now = played.step_under_way
         way.under_way, way.last = set() if now is None else {now}, played.began.step
@@ -88,15 +91,18 @@ async def _recall(
     # First: a run that has ended saves no completion of its last step.
     for step in _last_steps(way, graph, places):
         visits[step] = visits.get(step, 0) + 1
-    of_steps: dict[str, list[ChildRecord]] = {step: [] for step, _ in sorted(done)}
-    for record in sorted(children, key=lambda one: (one.visit, one.position)):
+    of_steps: dict[str, list[ChildRecord]] = {}
+    for record in children:
         ended = decided(record, decisions.get((record.step, record.visit)))
+        # A child that is under way has no outcome, and is counted when it comes up again.
         if not is_unended(ended):
             of_steps.setdefault(record.step, []).append(ended)
 
     def counted(step: str, completed: int, *, kept: bool) -> list[Ledger]:
+        # Also for visits without children: a result has a ledger for each visit.
         ledgers = [Ledger(done.get((step, visit), 0)) for visit in range(completed)]
         for record in of_steps.get(step, ()):
+            # The visit that is under way gets its ledger when the step is resumed.
             if record.visit < completed:
                 ledgers[record.visit].add(outcome_of(record, path), kept=kept)
         for visit, ledger in enumerate(ledgers):
@@ -109,13 +115,16 @@ async def _recall(
         if isinstance(act, Parallel):
             ledgers[step] = counted(step, completed, kept=True)
             for ledger in ledgers[step]:
+                # As when the step was executed, so that outcomes are read from the same store.
                 ledger.kept_in, _ = children_of(run, act.store, act.hooks)
         elif isinstance(act, Graph):
             for child in await _nodes(run, path, step, completed, of_steps.get(step, ())):
                 inner = await _recall_inner(run, child, act)
                 for name, found in inner.items():
+                    # Under the same names as `subgraph` gives them when a node is executed.
                     ledgers.setdefault(f"{step}/{name}", []).extend(found)
         else:
+            # The act is an action, whose own fan-outs are no steps of the graph.
             for name, opened in _own(step, way, places):
                 # Counts only, because the action got the outcomes itself. There is a ledger for
                 # each visit up to the last one that opened the fan-out, as in `new_ledger`.
@@ -132,9 +141,11 @@ def _own(step: str, way: _Way, places: Iterable[tuple[str, int]]) -> Iterable[tu
         places: The steps and visits that have children.
     """
     opened = dict[str, int]()
+    # Fan-outs that have started no child are in the history alone.
     declared = ((name, visit) for (of, visit), own in way.own.items() if of == step for name in own)
     for name, visit in (*places, *declared):
         if name.startswith(f"{step}/"):
+            # The last visit with a child or a declaration: later ones have not opened it.
             opened[name] = max(opened.get(name, 0), visit + 1)
     return sorted(opened.items())
 
@@ -144,6 +155,7 @@ async def _nodes(
 ) -> list[RunPath]:
     """Return the paths of a graph node's children, one for each completed visit, in order."""
     config = run.config
+    # A node has one child for each visit, so its visit identifies it.
     found = {one.visit: outcome_of(one, path).path for one in others if one.visit < completed}
 
     def take(children: Sequence[DoneChild]) -> None:
@@ -187,6 +199,7 @@ class _Way:
         for entry in entries:
             if isinstance(entry, Completed):
                 visits[entry.step] = visits.get(entry.step, 0) + 1
+                # What comes after a completion belongs to the next step.
                 under_way.clear()
                 self.last = entry.step
             elif not isinstance(entry, QuestionAsked | QuestionAnswered):  # these change nothing
@@ -209,14 +222,17 @@ def _last_steps(way: _Way, graph: Graph, places: Iterable[tuple[str, int]]) -> C
         graph: The graph that the run walks.
         places: The steps and visits that have children.
     """
+    # A trace of the step: a change or a declaration that no completion follows.
     if way.under_way is None or way.under_way:
         return way.under_way or ()
     for name, visit in places:
         step, _, _ = name.rpartition("/")
         step = name if graph.find(name) is not None else step
+        # Children of a visit that no completion follows.
         if visit == way.visits.get(step, 0) and graph.find(step) is not None:
             return (step,)
     if way.last is None:
+        # It has completed no step before, so the last one was the first.
         return (graph.entry.name,)
     following = graph.straight.get(way.last)
     return () if following is None else (following.name,)

@@ -79,6 +79,7 @@ async def recorded_history(
         StoreFailed: The store could not be read.
         UnknownRun: The run has no update of that number.
     """
+    # Entries are added part by part, since a long history comes in parts.
     played = play(beginning.first, (), after=beginning.after, visits=beginning.visits)
     upto_there = None if upto is None else _Upto(upto)
 
@@ -113,10 +114,12 @@ class _Upto:
             if isinstance(entry, Update):
                 self.last = entry.number
                 self._is_over = self._is_over or entry.number > self.number
+            # Read to the end all the same, because an error names the last number.
             if self._is_over:
                 continue
             if self._rewound is not None:
                 yield self._rewound
+            # If the cut comes next, the fork begins before the run has gone back.
             self._rewound = entry if isinstance(entry, Rewound) else None
             if self._rewound is None:
                 yield entry
@@ -149,15 +152,18 @@ def recorded_asked(
 ) -> list[Question]:
     """Return the questions of a root run and its descendants in the steps under way, in order."""
     found = own_questions(path, played.asked.values())
+    # Gone through twice below.
     children = list(children)
     failed = {(one.step, one.visit, one.act, one.key) for one in children if one.status == "failed"}
     resting = [
         record
         for record in children
         if record.status == "halted"
+        # A question of an earlier visit was left behind: its step is completed.
         and record.visit == _visit(record.step, graph, played)
         and not _has_lost(record, played, failed)
     ]
+    # By position and not by time, as `halt_for` orders them.
     for record in sorted(resting, key=lambda one: (one.step, one.position)):
         found += recorded_questions(record.value, path)
     return found
@@ -174,6 +180,7 @@ def _has_lost(
     if decision is None:
         return False
     winner = decision.winner
+    # Only a race of streams can be decided by a child that fails later.
     has_failed = (record.step, record.visit, winner.act, winner.key) in failed
     return winner != ChildName(record.act, record.key) and not has_failed
 
@@ -209,6 +216,8 @@ async def read_outcomes(
     execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
     records = await execution.ask(config.store.children(path, step, visit), what)
     decision: Decision | None = None
+    # Only then the history is read, which may be long: nothing else says how these children have
+    # ended.
     if any(is_unended(record) for record in records):
         beginning = await recorded_beginning(execution, path)
         played = await recorded_history(execution, path, beginning)
@@ -219,6 +228,8 @@ async def read_outcomes(
             continue
         outcome = outcome_of(record, path)
         if isinstance(outcome, Done):
+            # One child at a time, and only when its turn comes: the final states of all together
+            # may be more than memory should hold.
             reading = (config.store if kept_in is None else kept_in).read(outcome.path)
             entries = await execution.ask(reading, what)
             written = make_state(play({}, entries).data)

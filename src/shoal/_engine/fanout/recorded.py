@@ -55,6 +55,7 @@ async def read_recorded_children(
     records = Records()
     # First the children's store: the parent's store has their ends, which replace these records.
     if store is not config.store and not isinstance(store, NullStore):
+        # Before it is read: another execution of the run could go on with the very same children.
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
@@ -79,8 +80,10 @@ async def _read_records(
     def take(children: Sequence[DoneChild]) -> None:
         nonlocal has_undone
         has_undone = has_undone or any(run.is_undone(one.applied) for one in children)
+        # Those that the step under way has applied are listed apart: their updates are compared.
         records.add_done(children, numbers)
 
+    # Without values and elements, which most children that are done don't need any more.
     if isinstance(store, ReadsInParts) and not in_full:
         await read_done(execution, store, path, step, visit, take=take)
         if not has_undone:  # otherwise children are applied again, which needs their values
@@ -151,18 +154,27 @@ class RecordedChildren:
             forgets: Whether only the children's ends are saved, and no histories.
         """
         self._parent = parent
+        # For messages alone; the records are those of one visit of it.
         self._step = step
+        # Then a child that isn't done begins again, because nothing says how far it came.
         self._forgets = forgets
+        # Then an applied end stays whatever changes, or the step is refused: `reduce` can't be
+        # undone.
         self._folds = folds
         self._left = records  # shrinks: a record is removed when its child comes up
+        # Of all records, also of those that have come up since: new positions go behind all of
+        # them.
         self.last_position: int = records.last_position
         """The highest position of a recorded child, in the program that has recorded it."""
+        # Lowered by `leave_out` alone. A child that comes up stays counted.
         self.started: int = records.started
         """The number of children that were started; `at_most` counts them."""
         # Done children that were read in parts are applied: with ``folds``, they were reduced.
         done = 0 if folds else records.done
+        # Lowered whenever a record leaves `_left`, by `drop` and `resume`.
         self.done_left: int = done + sum(map(self._is_done, records.others))
         """The number of Done children that have not come up, without those that were reduced."""
+        # As they were at the beginning: they don't shrink as children come up.
         self.acts: frozenset[str] = frozenset(records.acts)
         """The names of the children's acts."""
         self.acts_done: frozenset[str] = frozenset(records.acts_done)
@@ -185,7 +197,8 @@ class RecordedChildren:
         self.has_race: bool = False
         """Whether a race may decide the step before all children have ended."""
         self.reruns: set[ChildName] = set()
-        """Children of a race that run again: an old result may be in the state. Only grows."""
+        """Children of a race that run again. One leaves when its new result has been applied."""
+        # Only tasks need it: elements are told apart by their keys and positions.
         self._alike: Counter[str] | None = None  # records per digest; made on first use
 
     def leave_out(self, acts: Collection[str]) -> None:
@@ -234,7 +247,9 @@ class RecordedChildren:
             return records
         config, path, one = self._parent.config, self._parent.path, records[0]
         asked = config.store.children(path, one.step, one.visit)
+        # All of them in one question, since no store can be asked for some.
         found = await config.execution.ask(asked, f"the children of step {self._step!r}")
+        # A record that the store lacks now stays as it is.
         read = {ChildName(one.act, one.key): one for one in found}
         return [read.get(ChildName(one.act, one.key), one) for one in records]
 
@@ -266,6 +281,7 @@ class RecordedChildren:
         name = ChildName(child.config.act, child.key)
         record = self._left.get(name)
         if record is None:
+            # Only in a parallel step: the calls of `start` in an action may come in any order.
             if self.compares:
                 self._refuse_renamed(child)
             return "new", None
@@ -273,6 +289,8 @@ class RecordedChildren:
         # Only now: if `_decide` has raised, the child may come up once more.
         self._left.pop(name)
         self.done_left -= self._is_done(record)
+        # Such a child may have a result that counts. The step withdraws it before the next
+        # judgement; see test_what_was_accepted_before_does_not_count_where_it_runs_anew.
         if self.has_race and decision not in ("is done", "is kept", "new"):
             self.reruns.add(name)
         if decision == "goes on":
@@ -312,15 +330,20 @@ class RecordedChildren:
             InputChanged: As ``resume``.
             RunConflict: As ``resume``.
         """
+        # Else `_decide` would refuse a changed input that may not come up at all.
         if comes_up or not self.is_folded(record) or record.digest == child.digest:
             self._decide(child, record)
 
     def _decide(self, child: Run, record: ChildRecord) -> ResumeDecision:
         applied = self.is_applied(record)
         if record.status == "skipped" and record.used:  # because of its key, whatever its digest
+            # If no update that still counts has applied it, it is looked at once more.
             return "is kept" if applied else "new"
+        # Before it is looked at as applied: a result of other input must not stay.
         if record.digest != child.digest:
             if self.is_folded(record):
+                # `reduce` has taken what was made of the other input, and nothing can take that out
+                # again.
                 then, now = self.renamed or (child.config.act, child.config.act)
                 was = "" if then == now else f" ({then!r}, now {now!r})"
                 msg = (
@@ -369,12 +392,14 @@ class RecordedChildren:
         Raises:
             RunConflict: The child at its position has an end to lose, and only that name differs.
         """
+        # Its record, if it had another name, is one at the same position.
         place, act = self._place_then(child), child.config.act
         record = None if place is None else self._left.at(place)
         if record is None:
             return
         if record.status != "succeeded" and not self.is_folded(record):
             return  # there is nothing to lose
+        # Acts of a list are compared as a whole by `as_recorded`; here it is about tasks.
         if record.key == child.key and self.acts_now is None and record.act != act:
             why = (
                 f"child {child.position}, key {brief(child.key)}, was of act {record.act!r}, and "
@@ -407,6 +432,7 @@ class RecordedChildren:
         if record.digest != child.digest:
             return False
         if self.acts_now is None:
+            # Each task has its own act then, so tasks may have equal input and still be several.
             if self._alike is None:
                 self._alike = Counter(one.digest for one in self._left)
             if self._alike[record.digest] > 1:
@@ -414,6 +440,8 @@ class RecordedChildren:
         if record.element is UNREAD:
             return True  # the element is part of the digest
         try:
+            # By their digests, as saved: an element that was read back need not be equal to the
+            # given one.
             return digest(record.element) == digest(child.element)
         except NotData:
             return False
@@ -423,7 +451,9 @@ class RecordedChildren:
         if record.status != "halted":
             return False
         answers = child.config.execution.answers
+        # Its own and those of its descendants: an answer to any of them lets it go on.
         asked = recorded_questions(record.value, child.path)
+        # One answer is enough to go on: the child asks its other questions again.
         return bool(asked) and not any(one.id in answers for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
@@ -433,6 +463,8 @@ class RecordedChildren:
 
     def is_part_of_the_state(self, record: ChildRecord) -> bool:
         """Return whether the child's result is in the state, by ``into`` or ``reduce``."""
+        # `reduce` takes failures too. Otherwise a failed child runs again, so nothing of it is
+        # there to stay.
         counts = self._folds or record.status in ("succeeded", "skipped")
         return counts and self.is_applied(record)
 
@@ -443,6 +475,7 @@ class RecordedChildren:
     def is_applied(self, record: ChildRecord) -> bool:
         """Return whether an update has applied the child, and was not undone."""
         number = record.applied
+        # Going back undoes updates, but not the records of what they applied.
         return number is not None and not self._parent.is_undone(number)
 
 

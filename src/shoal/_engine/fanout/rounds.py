@@ -17,10 +17,13 @@ from functools import partial
 from typing import final
 
 from shoal._engine.run import Run
-from shoal._events.events import ChildName, Done, Failed, Outcome
+from shoal._events.events import ChildName, Decision, Done, Failed, Outcome
 from shoal._events.identity import Key
 
+from .finish import record_unapplied
+from .ledger import Ledger
 from .race import Race
+from .recorded import RecordedChildren
 from .source import ElementSource
 from .takeup import Pick, without
 
@@ -60,6 +63,37 @@ class Rounds:
     def left_behind(self, source: ElementSource) -> Iterable[Outcome | Run]:
         """Return the contestants that have not come up in the last round, which had ``source``."""
         return [one for name, one in self._begun.items() if name in source.to_come]
+
+    async def end_left_behind(
+        self,
+        source: ElementSource,
+        parent: Run,
+        recorded_children: RecordedChildren | None,
+        decision: Decision | None,
+        ledger: Ledger,
+    ) -> None:
+        """Count contestants that have not come up in the last round: it was decided before.
+
+        Their end is that of the round in which they came up last. If they halted there, or were put
+        back, they are cancelled now.
+        """
+        lost = list[Run]()
+        for one in self.left_behind(source):
+            if isinstance(one, Run):
+                if decision is not None:
+                    end = one.give_up if one.status == "halted" else one.never_start
+                    end(decision.reason, decision.winner)
+                    lost.append(one)
+            elif recorded_children is None or (
+                recorded_children.get(ChildName(one.act, one.key)) is None
+            ):
+                ledger.add(one)
+        if lost:
+            # Saved before they are counted, so that the ledger has no end that a store lacks.
+            await record_unapplied(parent, lost)
+        for child in lost:
+            ledger.enter(child, raised=False)
+        ledger.settle()
 
     def forget(self) -> None:
         """Release the outcomes of contestants."""

@@ -123,6 +123,8 @@ class GroupScope:
         if len(self._coroutines) > self._tidy_at:
             self._coroutines = [task for task in self._coroutines if task.cr_frame is not None]
             self._tidy_at = 2 * len(self._coroutines) + SPARE
+        # Made here and not by the task group, so that the scope can look at the coroutine and close
+        # it.
         task = function()
         self._coroutines.append(task)
         return task, self._task_context.copy().run(self._tasks.start_soon, _same, task)
@@ -204,9 +206,11 @@ class GroupScope:
             if self._failure is None or outranks:
                 self._failure = failure
         if not self.closing:
+            # Before `closing` is set, which makes it final.
             self.reason = reason
         self.closing = True
         assert self._tasks is not None
+        # Once only: what is cancelled is watched from the first time on.
         if not self._tasks.cancel_scope.cancel_called:
             self._tasks.cancel_scope.cancel()
             self.watch(self.parts)
@@ -234,6 +238,7 @@ class GroupScope:
     def raise_fatal(self) -> None:
         """Raise a fatal error that came out of a task: it outranks even a cancellation."""
         if not isinstance(self._failure, Exception | None):
+            # The error of the task group, which is being handled here, would only be in the way.
             raise self._failure from None
 
     async def raise_failure(self, *, finished: bool) -> None:
@@ -244,6 +249,7 @@ class GroupScope:
             SpuriousCancel: Code inside the group cancelled it without ``cancel``.
             Exception: The first error that ``fail`` was called with.
         """
+        # From here on nothing can be started: the task group has ended.
         self._tasks = None
         failure, self._failure = self._failure, None
         if failure is not None:

@@ -126,10 +126,12 @@ class ElementSource:
             BadResult: ``elements`` is not iterable.
         """
         self.name = name
+        # Empty for tasks, which bring their own; the step replaces what is `done` in each.
         self.kinds = kinds
         self._only = kinds[0] if len(kinds) == 1 else None  # allows the fast path of `take`
         self._item = item
         self._keys = KeySet(name, key_of, grows=grows)
+        # Neither is ever changed.
         self._at_most = at_most
         self._done_in = done_in
         # If the parent begins again, `grow` returns the same elements, and without keys only their
@@ -176,6 +178,7 @@ class ElementSource:
         if isinstance(elements, AsyncIterable):
             self._feeding = aiter(cast("AsyncIterable[object]", elements))
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
+            # Now, so that what `__iter__` raises is raised before a child has started.
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
             refuse_awaitable(elements, f"{given_by}= of fan-out {name!r}")
@@ -206,6 +209,7 @@ class ElementSource:
             self._iterator = None
             return self._child(self._waiting.popleft()) if self._waiting else None
         if self._only is not None:
+            # Most fan-outs have one act, and make no entry for their children.
             return self._take_only(element, self._only)
         entries = self._place(element)
         if not entries:
@@ -229,6 +233,7 @@ class ElementSource:
             return 0
         more = 0
         if self._iterator is not None:
+            # A hint of 0 is certain for a collection alone: an iterator may have more than it says.
             more = length_hint(self._iterator, sys.maxsize) or int(not self._is_exact)
         return more + len(self._waiting)
 
@@ -248,6 +253,8 @@ class ElementSource:
         if self._at_most is None:
             return more
         recorded = 0 if self._recorded_children is None else self._recorded_children.left
+        # `_started` counts recorded children and those of earlier rounds from the beginning, and
+        # they follow all the same.
         return min(more, self._at_most - self._started + recorded + len(self.to_come))
 
     @property
@@ -271,12 +278,14 @@ class ElementSource:
 
     def dry(self) -> bool:
         """Return whether no more children follow, unless ``grow`` adds elements."""
+        # An async source has no iterator: only `_feed` knows that it has ended.
         has_ended = self._ended or (self._iterator is not None and not self.left())
         return (has_ended and not self._waiting) or self._is_full()
 
     def take_back(self, child: Run) -> None:
         """Put a child back as the next one; see ``ChildSource``."""
         self._started -= 1  # `take` counts it again
+        # In front, because its position is before those of all that follow.
         self._waiting.appendleft(entry_of(child))
 
     def taken_back(self) -> Iterator[Run]:
@@ -314,6 +323,7 @@ class ElementSource:
         act, children = entry.kind.config.act, self._recorded_children
         if self.pick is not None and self.pick(act, entry.key) is not None:
             return False
+        # For the comparison alone, and dropped: no record is taken for it.
         child = self._run(entry.key, entry.position, entry.element, entry.kind)
         if self._done_before(child) is not None:
             return True
@@ -375,10 +385,12 @@ class ElementSource:
         is_counted = bool(self.to_come) and ChildName(kind.config.act, key) in self.to_come
         if is_counted:
             self.to_come.remove(ChildName(kind.config.act, key))
+        # First of all: it speaks for this round of a race, records only for earlier executions.
         picked = None if self.pick is None else self.pick(kind.config.act, key)
         if picked is not None:
             return self._go_by(picked, child, is_counted=is_counted)
         if self.done_before and (done := self._done_before(child)) is not None:
+            # Recorded children are all counted since the source was made.
             self._started += self._recorded_children is None and not is_counted
             child.take_over(done)
             self._count_done()
@@ -389,6 +401,7 @@ class ElementSource:
                 self._count_done()
             if record is not None:  # else it is new
                 return self._keep(child, record) if decision == "is kept" else child
+        # A skipped child is no start, so `at_most` doesn't count it.
         if kind.done and key in kind.done:
             child.skip(f"already in {self._done_in}")
         elif is_counted:
@@ -415,6 +428,7 @@ class ElementSource:
             return "dropped"
         name = ChildName(child.config.act, child.key)
         if self._recorded_children is not None and self._recorded_children.get(name) is not None:
+            # The record speaks of a history that is void as soon as the child begins.
             self._recorded_children.drop(name)
         elif not is_counted:
             if self._started == self._at_most:
@@ -433,6 +447,7 @@ class ElementSource:
     def _keep(self, child: Run, record: ChildRecord) -> Run | Dropped:
         """Drop a child that was applied before, unless its position has changed."""
         if self.on_kept is not None:
+            # Also if it is dropped: its result is in the state and counts.
             self.on_kept(record)
         if self._done_in is None or child.position == record.position:
             return "dropped"
@@ -450,11 +465,14 @@ class ElementSource:
         # In this order: if the key function raises, the position is not used up.
         entries = self._entries(element, position)
         if entries:
+            # A dropped element uses up no position, in any execution; so positions are the same in
+            # each.
             positions.next = position + positions.width
         return entries
 
     def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         """Return the entries of an element at ``position``; none if its key was repeated."""
+        # By the index of the element and not of the child: acts of one element have one key.
         key = self._keys.key(element, position // self._positions.width)
         if key is None:
             return ()
@@ -493,9 +511,9 @@ class ElementSource:
         )
         self._waiting.extend(map(entry_of, children))
         self._waiting.extend(former._waiting)
+        # The former source is closed, so what it has may be taken over and changed here.
         self._keys.go_on(former._keys)
         self._positions.go_on(former._positions)
-        self._recorded_children = former._recorded_children
         self._found_before = former._found_before
         self._last_recorded = max(self._last_recorded, former._last_recorded)
         self._started = former._started - len(children)  # `take` counts each of them again
@@ -505,6 +523,7 @@ class ElementSource:
         self._pulled_before = former._positions.pulled
         while self._iterator is not None and self._pulled_before:
             self._pulled_before -= 1
+            # Of an async source, `_feed` passes them over.
             next(self._iterator, None)
 
     def _is_keyed(self) -> bool:
@@ -531,6 +550,7 @@ class ElementSource:
             )
             raise BadResult(msg)
         found: list[PendingChild] = []
+        # Behind all that are used: positions are saved with the children, and none has two.
         start = position = self._positions.end()
         keys, dropped, children = list[Key](), self._keys.dropped, self._recorded_children
         again, name = list[Known](), ChildName(cause.act, cause.key)
@@ -552,6 +572,7 @@ class ElementSource:
         finally:  # also if an element raised: `ungrow` undoes the ones before it
             self._growths.append((keys, self._keys.dropped - dropped, again))
         self._positions.reserve(start, position)
+        # After all elements: if one has raised, none of them gets a place.
         return found
 
     @property
@@ -595,6 +616,7 @@ class ElementSource:
 
     def admit(self, entries: Iterable[PendingChild]) -> None:
         """Make ``entries`` available to ``take``: the update that found them is saved."""
+        # What is saved can't be undone any more.
         self._growths.clear()
         self._waiting.extend(entries)
 
@@ -625,6 +647,7 @@ class ElementSource:
         wanted = None if self._recorded_children is not None or self.to_come else self._at_most
         if wanted is not None:
             known = sum(entry.key not in entry.kind.done for entry in self._waiting)
+            # Those that wait are started as well: an earlier attempt or execution has found them.
             wanted = max(0, wanted - self._started - known)
         pulled = 0
         while wanted != 0 and not self.dry() and await group.wait_for_room():
@@ -656,12 +679,14 @@ class ElementSource:
 
     def stop(self) -> None:
         """Discard all remaining elements: no more children are made."""
+        # `_feed` may be in its await, and would add one more element when it goes on.
         self._stopped = self._ended = True
         self._waiting.clear()
         self.close()
 
     def close(self) -> None:
         """Close the iterator if it is a generator that is not exhausted."""
+        # Taken off first: closing runs code of the generator, which may raise, and is done once.
         iterator, self._iterator = self._iterator, None
         if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()

@@ -61,6 +61,7 @@ class StaggeredSource:
             clock: Returns the time.
             needed: Children that a hedge starts at once.
         """
+        # Taken from only with a permit, so that what it pulls can start.
         self._source = source
         self._learned = delay if isinstance(delay, HedgeStatistics) else None
         self._fixed = 0.0 if isinstance(delay, HedgeStatistics) else delay
@@ -152,6 +153,7 @@ class StaggeredSource:
     def close(self) -> None:
         """Return unused extra permits to the budget."""
         if self._learned is not None:
+            # Also takes this race out of the queue, in which it may still wait.
             self._learned.leave(self, self._extra)
             self._extra = 0
 
@@ -175,9 +177,11 @@ class StaggeredSource:
         if not self._needed:
             self._extra -= 1
         else:
+            # Free permits first, because those of the budget can be given back.
             self._needed -= 1
             if self._learned is not None:
                 self._learned.earn()
+        # From the actual start, which may be later than its permit was due.
         self._due = self._clock() + self._delay
         self._notify()
 
@@ -242,6 +246,7 @@ def stagger(
     """
     if not isinstance(how, Hedge):
         return StaggeredSource(source, float(how), services.clock) if how else None
+    # By the definition: all runs of the runtime learn from each other.
     experience = services.hedge_statistics.get(definition)
     if experience is None:
         experience = services.hedge_statistics[definition] = HedgeStatistics(how)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import final
 
 from shoal._engine.commit import Write, commit
-from shoal._engine.questions import halt_for
+from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
 from shoal._events.events import ChildName, Decision, Done, Failed, Outcome, Status, Update
@@ -94,6 +94,7 @@ class FanOutStep:
 
     async def execute(self) -> Change:
         """Run all children, and return the change that completes the step."""
+        # None in the first attempt, and after attempts in which no source could be made.
         former = self.source
         if not self._is_recalled:
             self._race = make_race(self.act.name, self.join.until)
@@ -105,6 +106,7 @@ class FanOutStep:
                 ledger=self.ledger,
                 race=self._race,
             )
+            # Only now: if the store could not be read, the next attempt has to read it.
             self._is_recalled = True
             if resume is not None:
                 await self._take_up_decision(resume)
@@ -113,7 +115,9 @@ class FanOutStep:
             # test_a_race_that_is_decided_stays_decided_when_something_raises_behind_it.
             self.ledger.release_errors()
             await self._clear_up()
-            await self._end_left_behind()
+            await self._rounds.end_left_behind(
+                former, self.parent, self.recorded_children, self.decision, self.ledger
+            )
             self._is_over = True
         if not self._is_over:
             if former is not None and self._has_opened and self.join.until.restarts:
@@ -125,6 +129,7 @@ class FanOutStep:
                 self._begin_again(self.ledger)
                 await self._live_round()
             self._is_over = True
+        # Not sooner, because an attempt may make a new ledger.
         self.ledger.is_decided = self.decision is not None
         return self.act._finished(make_state(self.parent.data, self.join.access))
 
@@ -151,6 +156,7 @@ class FanOutStep:
     ) -> None:
         act, clock = self.act, self.parent.config.services.clock
         self.source = source
+        # The next attempt goes on from this source, wherever this one fails.
         self._rounds.prepare(source)
         lacking = 1 if self._race is None else self._race.lacking
         services, definition = self.parent.config.services, act.definition
@@ -158,6 +164,7 @@ class FanOutStep:
         how = act.stagger if self.decision is None else None
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
+            # Not for further rounds: they share the time of their attempt.
             self._ends_at = clock() + act.timeout
         group = self._group = ChildTaskGroup(
             self.parent,
@@ -180,24 +187,38 @@ class FanOutStep:
                 self._go_on(former)
             self._leave_out_done()
             if not self._is_lost(0):
+                # If it can't be won, no child starts; see
+                # test_too_few_elements_are_known_before_anything_starts.
                 self._decide_by_recorded()
-                await group.run(self._apply, lambda: self.ledger)
+                await group.run(
+                    self._apply,
+                    lambda: self.ledger,
+                    halted_of=lambda: self._resting,
+                    on_answer=self._on_answer,
+                )
                 await self._record_unapplied(group)
+            # After the ends that came too late are counted: a failure among them may fail the step.
             self._judge()
             if not self._runs_again():
                 await self._clear_up()
-                await self._end_left_behind()
+                await self._rounds.end_left_behind(
+                    self.source, self.parent, self.recorded_children, self.decision, self.ledger
+                )
+                # Last, since `_clear_up` removes results of elements that are gone.
                 refuse_lost(self.parent, self.join, self.ledger, self.recorded_children)
         except BaseException as error:
             subject = f"fan-out {act.name!r} of run {self.parent.path.id}"
+            # The ends first: the next attempt continues the children that they leave unfinished.
             await wind_up(self._end(group), error, subject, "fan-out")
             self.parent.retain(act.name, self)
+            # No attempt follows, and the frames of these errors lead back here.
             if self._race is not None and not self.parent.config.is_resumable:
                 self._race.forget()
                 self._rounds.forget()
             raise
         finally:
             if staggered is not None:
+                # On every way out: other races wait for the permits that this one has not used.
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
@@ -208,12 +229,14 @@ class FanOutStep:
     def _decisive(self) -> Collection[Status | None]:
         """The statuses of ends that may decide that the other children are cancelled."""
         if self._race is not None:
+            # All but "halted", which is no end and decides nothing.
             return ("succeeded", "failed", "cancelled", None)
         return () if self.join.on_error in ("collect", "ignore") else ("failed",)
 
     def _go_on(self, former: ElementSource) -> None:
         """Continue the children of the attempt that failed; its source is ``former``."""
         assert self.source is not None
+        # Taken out: each of these children ends again, and may be unfinished again then.
         unfinished, self._unfinished = self._unfinished, []
         self._is_failing = False
         self._resting.clear()
@@ -225,6 +248,7 @@ class FanOutStep:
             self._race.reopen()
         for child in unfinished:
             child.reopen()
+        # Last: it puts children that are Done in front, which `reopen` has found out.
         self.source.resume(former, unfinished)
 
     async def _end(self, group: ChildTaskGroup) -> None:
@@ -238,14 +262,17 @@ class FanOutStep:
 
     async def _take_up_decision(self, resume: StepResume) -> None:
         """Take over the decision of an earlier execution, if there is one."""
+        # Sets `decision` as well, also where the winner still has to run.
         is_settled = self._is_settled(resume)
         decision = self.decision
         if decision is None:
             return
         ledger = self.ledger
         room_of = self._sources.room_of
+        # Before anything runs: whatever happens now, a decided race has losers with an end.
         await resume.end_losers(decision, ledger, make=self._make_source, room_of=room_of)
         if is_settled and self.decision is not None:
+            # Otherwise `_open` does that, and a step that is over is not opened.
             resume.refuse_changed(self._sources.declared(), self.join)
             resume.count_rest(self.decision, self.ledger)
             self._is_over = True
@@ -305,32 +332,12 @@ class FanOutStep:
         for outcome in out:
             self.ledger.add(outcome)
             if self.recorded_children is not None:
+                # It is counted with the ledger from now on, and must not be counted as a record
+                # too.
                 self.recorded_children.drop(ChildName(outcome.act, outcome.key))
         self._race, self.decision = make_race(self.act.name, self.join.until), None
         self._unfinished = []
         self._resting.clear()
-
-    async def _end_left_behind(self) -> None:
-        """Count contestants that have not come up in the last round: it was decided before.
-
-        Their end is that of the round in which they came up last. If they halted there, or were put
-        back, they are cancelled now.
-        """
-        assert self.source is not None
-        children, decision, lost = self.recorded_children, self.decision, list[Run]()
-        for one in self._rounds.left_behind(self.source):
-            if isinstance(one, Run):
-                if decision is not None:
-                    end = one.give_up if one.status == "halted" else one.never_start
-                    end(decision.reason, decision.winner)
-                    lost.append(one)
-            elif children is None or children.get(ChildName(one.act, one.key)) is None:
-                self.ledger.add(one)
-        if lost:
-            await record_unapplied(self.parent, lost)
-        for child in lost:
-            self.ledger.enter(child, raised=False)
-        self.ledger.settle()
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -343,6 +350,8 @@ class FanOutStep:
         if why:  # known only now, because a function chose the acts
             msg = f"fan-out {name!r} can't work on {run.config.graph.name!r}: {why}"
             raise InvalidState(msg)
+        # A further visit begins anew, unless `again=` says otherwise: what the visit before has put
+        # there is no reason to skip.
         first_visit = run.visit(name) == 0 and not is_revisited(run)
         values, self._done = self.join.collections(self.data, first_visit=first_visit)
         if not isinstance(run.config.store, NullStore):
@@ -371,6 +380,7 @@ class FanOutStep:
         self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
         if self._done:
             for kind in self.source.kinds:
+                # For each act by itself, because a collection may hold results of some acts only.
                 kind.done = self.join.done_keys(self._done, kind.config.act)
 
     def _keep(self, record: ChildRecord) -> None:
@@ -382,8 +392,12 @@ class FanOutStep:
         """Decide without another child, if results accepted earlier are enough by now."""
         race = self._race
         last = None if self._resume is None else self._resume.last_accepted
+        # There are enough without a decision only if another `until=` has wanted more. A fan-out
+        # over elements refuses that in `foresee`; a task can't be made again there, so its step
+        # goes on.
         if race is not None and last and not self.decision and race.lacking <= 0:
             self._group.stop_starting()
+            # In the parent's task, as every save of the parent.
             self._group.run_in_parent(partial(self._decide, last))
 
     async def _decide(self, last: Done) -> str | None:
@@ -414,6 +428,8 @@ class FanOutStep:
         assert self.source is not None
         recorded_children = self.recorded_children
         if self._resume is not None:
+            # Before the batch is judged, so that no result of an earlier execution counts beside
+            # its new one; see test_what_was_accepted_before_does_not_count_where_it_runs_anew.
             self._resume.withdraw_reruns(self._race)
         done_before = 0 if recorded_children is None else recorded_children.done_left
         reruns = set[ChildName]() if recorded_children is None else recorded_children.reruns
@@ -426,6 +442,7 @@ class FanOutStep:
             done_before=done_before,
             reruns=reruns,
         )
+        # Returned and not raised: what was added before it is saved first.
         error = self.parent.config.execution.reduce(draft.add_all, batch)
         self._is_failing = self._is_failing or draft.is_failing
         # Before the first await: children that aren't needed must not start during the save.
@@ -454,10 +471,18 @@ class FanOutStep:
             self.decision = draft.decision
         if reruns:
             new = (child for child in draft.applied if child.status == "succeeded")
+            # Only after the save: until then the old results may be what is in the state.
             reruns.difference_update(ChildName(one.config.act, one.key) for one in new)
+        # After the save, so that no child starts before the update that found it; and before
+        # `_is_lost`, which counts what may still come.
         self.source.admit(draft.admitted)
         # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
-        self._resting += [child for child in batch if child.status == "halted"]
+        halted = [child for child in batch if child.status == "halted"]
+        self._resting += halted
+        # The answer may have come while the child was halting.
+        if any(is_answered(child) for child in halted):
+            self._group.look_for_answers()
+        # The group counts the batch off when this has returned.
         left = self._group.under_way - len(batch)
         if self._race is not None:
             self._race.on_ended(batch)
@@ -485,6 +510,25 @@ class FanOutStep:
             del error  # breaks the traceback cycle
         return reason
 
+    async def _on_answer(self) -> None:
+        """Let halted children go on in this execution, if all their questions are answered.
+
+        Not the leader of a race that its first item decides: its items went out already.
+        """
+        answered = [child for child in self._resting if is_answered(child)]
+        if not answered or self._is_failing or self.decision is not None or self.join.until.by_item:
+            return
+        assert self.source is not None
+        source = self.source if self._staggered is None else self._staggered
+        self._resting = [child for child in self._resting if child not in answered]
+        self._unfinished = [child for child in self._unfinished if child not in answered]
+        # The first by position is put back last, so it is taken first.
+        for child in sorted(answered, key=lambda child: -child.position):
+            self.ledger.count(child, by=-1)
+            child.reopen(counts=False)
+            source.take_back(child)
+        self._group.engage()
+
     def _notify_stagger(self, batch: Sequence[Run], left: int) -> None:
         if self._staggered is None:
             return
@@ -504,6 +548,7 @@ class FanOutStep:
         decided = None if self._race is None else self._race.decide_by_item()
         if decided is None:
             return None
+        # The decision is not saved yet: until then the leader may end, and others may emit.
         leader, decision = decided
         self._group.stop_starting()  # before the save, during which others could start
         declares, self._declares = self._declares, None
@@ -512,6 +557,7 @@ class FanOutStep:
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
+        # No further element is needed: the group ends as soon as the winner has ended.
         self.source.stop()
         self._group.cancel_others(leader, decision.reason, decision.winner)
         return None
@@ -551,12 +597,15 @@ class FanOutStep:
         else:
             await resume.end_losers(self.decision, self.ledger, room_of=self._sources.room_of)
             resume.count_rest(self.decision, self.ledger)
+        # The state first: if the process dies in between, the records still say what has to go.
         await self._set(resume.values_without(gone, self.ledger, self.join))
         await resume.forget(gone, source)
 
     async def _record_unapplied(self, group: ChildTaskGroup) -> None:
         """Record the ends of children that were cancelled, or ended too late to be applied."""
         late = [*group.inbox, *self._unsaved]
+        # Taken out before the save: if that raises, `_end` calls this once more, and each end
+        # counts once.
         group.inbox.clear()
         self._unsaved = []
         lost = self._give_up_resting(late)
@@ -596,6 +645,7 @@ class FanOutStep:
                 self._resting.append(child)
                 continue
             if child in resting:
+                # As halted. It is entered again with the end that it gets now.
                 self.ledger.count(child, by=-1)
                 lost.append(child)
             child.give_up(decision.reason, decision.winner)
@@ -609,6 +659,8 @@ class FanOutStep:
             return
         if self._runs_again():
             return
+        # A failure that is raised comes before a question, and so does a race that no answer could
+        # win; see test_a_race_that_can_not_be_won_any_more_fails_in_spite_of_halted_children.
         if self._resting and not self._is_failing and not self._is_lost(0):
             halt_for(self.parent, self.act.name, self._resting)
         if self._race is not None:
@@ -620,11 +672,14 @@ class FanOutStep:
                 del loss  # breaks the traceback cycle
         tolerance, ledger = self.join.on_error, self.ledger
         if isinstance(tolerance, Tolerate) and not self._is_failing:
+            # Skipped and cancelled children don't count for a share; see
+            # test_skipped_children_count_for_nothing.
             ended = ledger.failed + ledger.done
             if self.recorded_children is not None and not self.join.is_listed:
                 ended += self.recorded_children.done_elsewhere()
             self._is_failing = tolerance.is_exceeded(ledger.failed, ended, at_end=True)
         if self._is_failing:
+            # Of all batches and in input order, since that is how a ledger is read.
             errors = [outcome.error for outcome in ledger if isinstance(outcome, Failed)]
             raise failure_group(self.act.name, errors)
 

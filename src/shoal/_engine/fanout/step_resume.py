@@ -64,9 +64,13 @@ class StepResume:
             begun: The step in the parent's history; None: it isn't there.
             recorded_children: The recorded children; None: there are none.
         """
+        # A step is resumed once in an execution, so none of these is replaced. Attempts share the
+        # object.
         self._parent = parent
         self._name = name
         self._store = store
+        # None although there are records, if the children's own store has them and the parent has
+        # none.
         self.begun: ReplayedHistory | None = begun
         """The step in the parent's history; None if it isn't there."""
         self.recorded_children: RecordedChildren | None = recorded_children
@@ -87,6 +91,7 @@ class StepResume:
         children, path = self.recorded_children, self._parent.path
         if children is None:
             return
+        # Before the first child comes up, whose record is then counted for the race or not.
         children.has_race = race is not None
         done, others = children.folded()
         ledger.done += done
@@ -95,6 +100,8 @@ class StepResume:
         if race is None:
             return
         for record in children.rest():
+            # A loser that succeeded was not used, and a success that is not applied has yet to be
+            # judged.
             if record.status == "succeeded" and record.used and children.is_applied(record):
                 outcome = outcome_of(record, path)
                 assert isinstance(outcome, Done)
@@ -106,6 +113,7 @@ class StepResume:
         if self.recorded_children is None or race is None:
             return
         for name in self._accepted.keys() & self.recorded_children.reruns:
+            # Once: its new result is judged like any other.
             race.withdraw(self._accepted.pop(name))
 
     @property
@@ -172,6 +180,8 @@ class StepResume:
             for record in await children.in_full(children.rest()):
                 child = source.remade(record)
                 if child is not None:
+                    # By its digest, since elements need neither be hashable nor compare as users
+                    # expect.
                     comes_up = digest(record.element) in elements
                     children.foresee(child, record, comes_up=comes_up)
 
@@ -189,6 +199,8 @@ class StepResume:
         if discovering and self.recorded_children is not None:
             found = self.recorded_children.applied_by({update.number for update in discovering})
             causes = {one.applied: ChildName(one.act, one.key) for one in found}
+        # In the order of the updates, so that elements come up in the order in which they were
+        # found.
         for one in discovering:
             source.rediscover(one.discovered, one.discovered_at, causes.get(one.number))
         return without_failures(join, self._parent.data)
@@ -214,6 +226,7 @@ class StepResume:
         # A decision without any record: the process died between its save and that of the losers.
         none = RecordedChildren(self._parent, self._name, Records())
         children = self.recorded_children or none
+        # Their ends are in the store when this returns, and only then they are counted.
         lost = await end_losers(
             self._parent, children, decision, make, room_of, kept_in=self._store
         )
@@ -249,6 +262,8 @@ class StepResume:
         """
         acts = None if self.recorded_children is None else self.recorded_children.acts_now
         nested = join.is_nested
+        # Unless results are nested, a key is one place for all acts, and another act may have
+        # filled it.
         is_ours = [one for one in gone if nested or acts is None or one.act in acts]
         old = {(record.act, record.key) for record in is_ours}
         old |= {(one.act, one.key) for one in ledger if isinstance(one, Failed)}
@@ -258,6 +273,7 @@ class StepResume:
         """Delete the histories of children that don't come up any more."""
         if self.recorded_children is None:
             return
+        # The element is needed to make the child again, by which its history is found.
         for record in await self.recorded_children.in_full(gone):
             child = source.remade(record)
             if child is not None:
@@ -298,5 +314,6 @@ async def resume_of(
     if begun is not None and recorded_children is not None:
         recorded_children.fewest_acts = fewest_acts(begun)
     resume = StepResume(parent, join.name, store, begun, recorded_children)
+    # Before any child comes up: see `take_up`.
     resume.take_up(ledger, race)
     return resume

@@ -53,13 +53,18 @@ class StepSources:
             hooks: The hooks of the children.
             on_item: Receives each partial item of a child, if items decide the step.
         """
+        # What a source is made of stays the same for all rounds; only `join` and `_chosen` are
+        # replaced.
         self._act = act
         self._parent = parent
+        # The same for all rounds and attempts, though the parent's state changes meanwhile: a
+        # child's digest is made of it, and finds the child again.
         self._data = data
         self._store = store
         self._hooks = hooks
         self.join = act._join()
         """Says where results go. Its shape is final only after the first source was made."""
+        # None, so that an item of other children costs no call.
         self._on_item = on_item if self.join.until.by_item else None
         # Shared by all children: the hash of a field that they have in common is computed once.
         self._digests: dict[str, tuple[object, bytes]] = {}
@@ -73,7 +78,10 @@ class StepSources:
         """
         act = self._act
         if isinstance(act, FanOut):
+            # Asked for each source, also in another attempt: a function may look at more than the
+            # state.
             chosen = choose_acts(act, self.join, self._data)
+            # Both at once: what is declared must be what this source makes.
             self._chosen, self.join = chosen, chosen.join
             return make_elements(
                 act,
@@ -121,12 +129,14 @@ class StepSources:
 
     def room_of(self, source: ElementSource) -> int:
         """Return how many children of ``source`` may be in flight."""
+        # A race without limits starts all its contestants; see test_all_start_at_once_however_many.
         return len(source.kinds) if self._act._unlimited else self._act.limits.in_flight
 
     def declared(self) -> Declared:
         """Return what a store keeps of the step, by which a changed program is recognized."""
         chosen, is_keyed = self._chosen, self._act._is_keyed
         if chosen is None:
+            # Tasks bring their acts one by one, so none can be named before.
             return declared(self.join, is_keyed=is_keyed)
         return declared(
             self.join,

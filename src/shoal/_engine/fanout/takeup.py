@@ -63,9 +63,12 @@ def declared(
         take: Says which part of a child's final state is its value.
     """
     return {
+        # A stored format: other versions of shoal have written it, and will read it. So a key is
+        # added at most, and `_versions` reads one that may be missing.
         "acts": None if acts is None else list(acts),
         "versions": None if versions is None else list(versions),
         "keyed": is_keyed,
+        # Functions of two programs can't be compared, so all of them count as the same.
         "take": "a function" if callable(take) else take if isinstance(take, str) else _list(take),
         "into": join.into,
         "shape": join.shape if join.into is not None else None,
@@ -112,6 +115,8 @@ def refuse_changed(
     then = None if begun.begun is None else begun.begun.declared
     has_grown = any(one.discovered for one in begun.under_way)
     is_empty = not begun.under_way
+    # Without a declaration, of an earlier version of shoal, only the updates can tell: see
+    # `_misplaced`.
     why = "" if then is None else _changed(then, now, has_grown=has_grown, is_empty=is_empty)
     if not why and begun.under_way:
         why = join.conflict(run.data)
@@ -120,6 +125,8 @@ def refuse_changed(
     if why:
         raise conflict(run, join.name, why)
     if recorded_children is not None:
+        # From here on nothing refuses the step as a whole, but single children may still be
+        # refused.
         recorded_children.compares = True
         if then is not None and isinstance(then["acts"], list) and isinstance(now["acts"], list):
             acts = cast("list[str]", then["acts"]), cast("list[str]", now["acts"])
@@ -127,6 +134,8 @@ def refuse_changed(
         recorded_children.conflicts = _conflicts(begun, now)
         versions = [_versions(one.declared) for _, one in begun.declarations]
         recorded_children.has_other_acts = any(one and one != _versions(now) for one in versions)
+    # Saved again for every change, so that each result can be held against the program that made
+    # it.
     return None if then == now else StepBegun(join.name, now)
 
 
@@ -156,6 +165,7 @@ def _conflicts(begun: ReplayedHistory, now: Declared) -> Conflicts | None:
 def _may_have_made(then: Declared, now: Declared) -> bool:
     """Return whether results of a former program may have the same digests as present ones."""
     before, after = _versions(then), _versions(now)
+    # Unknown, so it must be assumed.
     if not before or not after:
         return True
     if len(before) == 1 or len(after) == 1:  # the name of an only act does not matter
@@ -227,13 +237,16 @@ def _changed(then: Declared, now: Declared, *, has_grown: bool, is_empty: bool =
     if _manner(then) != _manner(now) and not is_moved:
         return f"its results went {_manner(then)}, and go {_manner(now)} now"
     field, other = then["errors_into"], now["errors_into"]
+    # A field that is new has nothing to lose.
     if field is not None and field != other:
         is_now = "into no field" if other is None else f"into {other!r}"
         return f"it collected failures into {field!r}, and now it collects them {is_now}"
+    # None: each task decides that by itself.
     if None not in (then["keyed"], now["keyed"]) and then["keyed"] != now["keyed"]:
         without = "without key=, and now with it" if now["keyed"] else "with key=, and now without"
         return f"its elements were told apart {without}"
     acts, others = then["acts"], now["acts"]
+    # What `grow` has found is saved once for all acts, at positions that count them.
     if has_grown and isinstance(acts, list) and isinstance(others, list):
         before, after = len(cast("list[str]", acts)), len(cast("list[str]", others))
         if before != after:
@@ -255,6 +268,7 @@ def _changed_for_kept(then: Declared, now: Declared) -> str:
         return why
     if now["grows"] and not then["grows"]:
         return "it had no grow=, so results that are there have brought no elements"
+    # Those two count no results, so nothing can be counted that should not be.
     if then["until"] != now["until"] and now["until"] not in ("all", "a function"):
         return f"until= was {then['until']} and is {now['until']} now"
     if now["until"] not in ("all", "a function") and not _come_up_first(then, now):
@@ -277,6 +291,7 @@ def _come_up_first(then: Declared, now: Declared) -> bool:
     would be too many.
     """
     acts, others = then["acts"], now["acts"]
+    # Tasks have acts of their own, and are compared one by one.
     if not isinstance(acts, list) or not isinstance(others, list):
         return True
     before, after = cast("list[str]", acts), cast("list[str]", others)
@@ -413,6 +428,7 @@ def as_recorded(
     if len(graphs) == len(recorded_children.acts) == 1 and shape not in NAMED_SHAPES:
         (old,) = lost
         recorded_children.renamed = old, graphs[0].name
+        # Children are made under the old name, so that is the name of now as far as records go.
         recorded_children.acts_now = lost
         return [graphs[0].bind(name=old)]
     gone = lost & recorded_children.acts_done
@@ -466,6 +482,7 @@ def refuse_left_steps(
         if graph.find(step) is None:
             action = step.rpartition("/")[0]  # an action's own fan-out is named "action/name"
             step = step if graph.find(action) is None else action
+        # A step of an earlier visit is completed, and needs no act any more.
         if graph.find(step) is None and visit >= played.visit(step):
             acts = ", ".join(repr(act.name) for act in graph.acts)
             msg = (
@@ -511,6 +528,7 @@ def has_folded(played: ReplayedHistory) -> bool:
     Earlier versions of shoal saved no declaration. Then the updates show it, unless ``reduce`` only
     set fields.
     """
+    # Nothing was applied since the step began, so there is nothing to fold twice.
     if played.number <= played.began.number:
         return False
     if played.begun is not None:
@@ -518,6 +536,7 @@ def has_folded(played: ReplayedHistory) -> bool:
     operations = (one for update in played.under_way for one in update.operations)
     return any(
         isinstance(one, Increment | Extend | Drop)
+        # A fan-out puts at a position, so this one is of `reduce`.
         or (isinstance(one, Put) and one.position is None)
         for one in operations
     )
@@ -624,8 +643,11 @@ async def end_losers(
         # A child with children of its own may have saved nothing itself, while these have.
         if may_have_children(inner):
             await end_unended(execution, kept_in, child, None, decision.reason, graph=inner)
+    # From below to above: each end is saved after those of its descendants, so that a crash in
+    # between leaves no descendant that goes on below an end.
     lost: list[SavedRun] = [*unrecorded]
     for record in recorded_children.rest():
+        # `rest` is a copy, so records may be dropped meanwhile.
         name = ChildName(record.act, record.key)
         if name == decision.winner:
             continue  # a winner by its first item has no end yet, and continues
@@ -661,6 +683,8 @@ def _unrecorded(
     most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
     most = min(most, source.may_start - (children.get(decision.winner) is None))
     try:
+        # A bound, since the source may be endless: each recorded child may come up and be left out,
+        # and as many may follow as were in flight.
         for _ in range(children.left + room):
             child = None if len(lost) >= most else source.take()
             if child is None:

@@ -7,7 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 from shoal._engine.run import Run
@@ -63,7 +63,8 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
-        tasks = act.tasks(make_state(data, access), {**act._bound, **parent.config.inputs})
+        # What was bound to the action last, so that it wins over inputs of the run.
+        tasks = act.tasks(make_state(data, access), {**parent.config.inputs, **act._bound})
         super().__init__(
             tasks,
             name=act.name,
@@ -77,17 +78,21 @@ class TaskElements(ElementSource):
         self._data = data
         self._make_template = make_template
         self._keyed: bool | None = None  # whether tasks have keys; None before the first task
-        # By id(act). The act is in the value, so that its id is not used again meanwhile.
-        self._graphs: dict[int, tuple[Act, Graph]] = {}
+        # By id(act) and the names of the task's own inputs. The act is in the value, so that its id
+        # is not used again meanwhile.
+        self._graphs: dict[tuple[object, ...], tuple[Act, Graph]] = {}
 
     def _entries(self, element: object, position: int) -> tuple[PendingChild, ...]:
         if not isinstance(element, Task):
             refuse_awaitable(element, f"tasks of {self.name!r}")
             msg = f"tasks of {self.name!r} yields Tasks, not {brief(element)}"
             raise BadResult(msg)
-        graph = self._graph(element.act)
+        graph = self._graph(element.act, element.inputs)
+        # Before the state is looked at: an earlier attempt has made this child, and checked all
+        # this.
         if element.key is not None and self._keys.has_come_before((graph.name, element.key)):
             return ()
+        # Before anything is made of it: from here on secrets in it are known, and are not shown.
         given = self._parent.config.execution.secrets.hold(held(element.state))
         base = narrowed(
             self._data,
@@ -96,9 +101,13 @@ class TaskElements(ElementSource):
             f"the children of {self.name!r} that execute {graph.name!r}",
             "give it to the Task: Task(act, {field: ...})",
         )
+        # Against the declaration too, since a field may be in the state and not be the action's to
+        # read.
         check_reads(repr(self.name), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
         about = element.element
+        # Outcomes name what the child works on. Without an element that is its state, less the
+        # secrets.
         if about is None:
             shown = without_secrets(given)
             about = element.state if shown is given else shown
@@ -121,20 +130,29 @@ class TaskElements(ElementSource):
     def _hide(self, error: BaseException) -> None:
         self._parent.config.secrets.hide(error)
 
-    def _graph(self, act: Act) -> Graph:
-        """Return the act as a graph. Cached by identity: equal acts may have different inputs."""
-        known = self._graphs.get(id(act))
+    def _graph(self, act: Act, given: Collection[str]) -> Graph:
+        """Return the act as a graph. Cached by identity: equal acts may have different inputs.
+
+        Args:
+            act: A task's act.
+            given: Names of the inputs that the task itself gives, nearer than what is bound here.
+        """
+        key = (id(act), *given)
+        known = self._graphs.get(key)
         if known is not None:
             return known[1]
+        # Emptied as a whole: the acts that are used again and again are back at once.
         if len(self._graphs) >= GRAPHS:
             self._graphs.clear()
-        graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), self._act._bound)
-        self._graphs[id(act)] = (act, graph)
+        bound = {name: value for name, value in self._act._bound.items() if name not in given}
+        graph = bind_where_taken(as_graph(act, f"tasks of {self.name!r}"), bound)
+        self._graphs[key] = (act, graph)
         return graph
 
     def _task_key(self, task: Task, graph: Graph) -> Key:
         keyed, position = task.key is not None, self._positions.next
         if self._keyed is None:
+            # The first task decides for all of them.
             self._keyed = keyed
         if self._keyed != keyed:
             msg = (

@@ -103,6 +103,7 @@ class WorkerPool:
             take: Takes the next child.
             leave: Hands an ended child to the parent.
         """
+        # None of these is replaced, but for `_take` and `_leave`, which `close` lets go of.
         self._parent = parent
         self._scope = scope
         self._admission = admission
@@ -180,6 +181,7 @@ class WorkerPool:
         for worker in workers:
             worker.cancel_alone(reason, winner)
         if workers:
+            # Only these are cancelled, so only these may be reported as late.
             parts = [Part(self._parent, worker.task) for worker in workers]
             self._scope.watch(lambda: parts)
 
@@ -191,6 +193,7 @@ class WorkerPool:
         services = self._parent.config.services
         clock, native_cancels = services.clock, services.native_cancels()
         inline, since = 0, 0.0
+        # Once for each worker. Each of its children runs in a copy of this one.
         context = within(scope.context.copy(), worker)
         try:
             while not scope.closing:
@@ -206,6 +209,8 @@ class WorkerPool:
                 if child == "dropped":
                     pass
                 elif child == "waiting":
+                    # Hooks receive it here, in the task of a worker, since the admission can't
+                    # await anything.
                     if self._admission.has_unpublished:
                         await self._publish_waiting()
                         waited = True
@@ -235,6 +240,7 @@ class WorkerPool:
                     await checkpoint()
                     inline = 0
         finally:
+            # On every way out: `living` and the watchers look through this set.
             self.workers.discard(worker)
             # User code may have kept a copy of the context, which leads here.
             worker.child = worker.living = None
@@ -242,6 +248,7 @@ class WorkerPool:
     async def _park(self) -> bool:
         """Wait for work; return False if this worker ends, cancelled or replaced by another."""
         waiter = self._parent.config.services.waiter()
+        # No await since `take` found nothing, so no wake-up is missed.
         self._parked.append(waiter)
         try:
             await waiter
@@ -267,6 +274,8 @@ class WorkerPool:
 
     def _replace_cancelled(self) -> None:
         """Let another worker take over from one that was cancelled alone."""
+        # It counts no more, so that the other worker may be a new one; see
+        # test_its_place_is_taken_by_the_next.
         self._count -= 1
         if not self._scope.closing:
             self.add_workers(1)
@@ -308,6 +317,7 @@ class WorkerPool:
                 living = walk(child)
             else:
                 living = live_child(child, each)
+            # Before it begins: a watcher may look at any time.
             worker.living = living
             waited = await drive(context.copy(), living, self._add_some)
             if is_live:
@@ -335,6 +345,7 @@ class WorkerPool:
             scope.fail(error)
             return True
         if end in (End.FAILED, End.HALTED):
+            # No `on_error` tolerates these: the whole execution ends, also if the step would go on.
             if child.error is not None and child.config.execution.ended_by(child.error):
                 scope.fail(child.error)
             return True

@@ -9,7 +9,7 @@ The modules, from the bottom up:
 
 - ``_format``: numbers, times and keys for people. ``_urls``: addresses of pages.
 - ``_charts``: bars, histograms and timelines. ``_forms``: forms made of JSON schemas.
-- ``_questions``: open questions of a run. ``_secrets``: its secret fields.
+- ``_questions``: how an open question is shown. ``_secrets``: its secret fields.
 - ``_commands``: what forms ask for.
 - ``_pages``: what each page shows. ``_rendering``: templates and static files.
 - ``_guard``: hosts, the token, headers. ``_streams``: streams that keep pages current.

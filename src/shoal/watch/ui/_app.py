@@ -381,7 +381,7 @@ async def _fields(request: Request) -> dict[str, str]:
 def _fragment(page: Page, values: dict[str, Any]) -> str:
     """Render the live part of a page; htmx takes the title out of it, for the browser's tab."""
     title = escape(f"{page.title} · shoal")
-    return f"<title>{title}</title>{rendered(page.template, values)}"
+    return f"<title>{title}</title>{rendered(page.template, values).rstrip()}"
 
 
 def _limit_arguments(sent: Mapping[str, str]) -> dict[str, Any]:

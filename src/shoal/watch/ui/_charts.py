@@ -7,6 +7,7 @@ SVG element with one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,38 @@ def tally_bar(counts: Mapping[str, float], total: float | None = None, *, css: s
     )
 
 
+def doing_bar(doing: Mapping[Any, int], total: float) -> Markup:
+    """Draw a bar of what the children at one step do: work, wait for a limit, or for an attempt.
+
+    Args:
+        doing: How many do what.
+        total: The length of the whole bar, so that the bars of several steps can be compared.
+    """
+    counts = Counter[str]()
+    for each, count in doing.items():
+        counts[KIND_OF.get(each, "other")] += count
+    whole = max(total, sum(counts.values())) or 1
+    rects: list[str] = []
+    at = 0.0
+    for kind in ("running", "other", "waiting", "backoff"):
+        wide = 100.0 * counts[kind] / whole
+        if wide:
+            rects.append(
+                f'<rect class="s-{kind}" x="{at:.2f}%" width="{wide:.2f}%" height="100%"></rect>'
+            )
+        at += wide
+    svg = f'<svg class="bar" aria-hidden="true">{"".join(rects)}</svg>'
+    return Markup(svg)  # noqa: S704 # made of numbers and of names that are ours
+
+
+KIND_OF: Mapping[str, str] = {
+    "action": "running",
+    **dict.fromkeys(("slot", "rate", "key", "breaker", "question"), "waiting"),
+    "backoff": "backoff",
+}
+"""The colours of what children do; of all else, it is grey."""
+
+
 def share_bar(share: float, kind: str) -> Markup:
     """Draw a bar that is filled to a share of one, in the colour of a status."""
     wide = min(max(share, 0.0), 1.0) * 100
@@ -134,8 +167,7 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
             end = ends if row.status == "running" else start + row.elapsed
         x = left + room * min(max((start - begins) / span, 0.0), 1.0)
         wide = min(max(room * (end - start) / span, 0.35), 100.0 - x)
-        is_loser = row.winner is not None or not row.used
-        status = "cancelled" if is_loser else row.status
+        status = "cancelled" if is_loser(row) else row.status
         told = f"{key_text(row.path)}: {row.status}, {duration(max(end - start, 0.0))}"
         text = ""
         if is_labelled:
@@ -156,6 +188,11 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
         f'<svg class="timeline" height="{height + 24}" role="group"'
         f' aria-label="{len(rows)} children in time">{axis}{"".join(drawn)}</svg>'
     )
+
+
+def is_loser(row: Row) -> bool:
+    """Return whether a row is a loser of a race, or its result was not used: these are grey."""
+    return row.winner is not None or not row.used
 
 
 def _axis(begins: float, ends: float, left: float, height: float) -> str:

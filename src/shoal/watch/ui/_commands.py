@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, final
 
-from anyio import Event, move_on_after
+from anyio import Event, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from shoal._errors.exceptions import ShoalError
@@ -21,9 +21,9 @@ from shoal._runtime.runtime import Runtime
 from shoal.stores._watching import Command, KeepsReports
 from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries
+from shoal.watch._questions import question_of
 
 from ._forms import answer_from, schema_of
-from ._questions import question_of
 from ._secrets import Secrets, why_not_here
 
 log = logging.getLogger("shoal.watch.ui")
@@ -57,7 +57,7 @@ class Commands:
             store: Takes commands for other processes.
             applications: Those that can be executed here, by name.
             runtime: Returns where to execute; None if there is no runtime.
-            tasks: Returns a group for what outlives a request; None if there is none.
+            tasks: Returns a group for what outlives a request; None: the runtime hosts that.
             secrets: Tells which runs can't be executed without their secrets.
         """
         self._secrets = secrets
@@ -101,7 +101,7 @@ class Commands:
             CannotDo: Another process executes it, or its application isn't known here.
         """
         application, runtime = await self._executable(path)
-        await self._start(lambda: application.start(id=path.id, runtime=runtime))
+        await self._start(runtime, lambda: application.start(id=path.id, runtime=runtime))
 
     async def retry(self, path: RunPath) -> None:
         """Run the children of a run that have failed again.
@@ -110,7 +110,7 @@ class Commands:
             CannotDo: Another process executes it, or its application isn't known here.
         """
         application, runtime = await self._executable(path)
-        await self._start(lambda: application.retry_failed(path.id, runtime=runtime))
+        await self._start(runtime, lambda: application.retry_failed(path.id, runtime=runtime))
 
     async def answer(self, path: RunPath, id_: str, sent: Mapping[str, str]) -> None:
         """Answer a question of a run.
@@ -119,7 +119,7 @@ class Commands:
             BadAnswer: The answer isn't one that the question allows.
             CannotDo: The question is gone, or nobody can take the answer.
         """
-        question = await question_of(self._queries, path, id_)
+        question = await question_of(self._queries.inspected, path, id_)
         if question is None:
             raise CannotDo("This question is no longer open: it was answered, or its step ended.")
         answer = answer_from(schema_of(question.question), sent)
@@ -130,7 +130,7 @@ class Commands:
         application, runtime = await self._executable(path.root)
         answers = {(path.id, question.name): answer}
         await self._start(
-            lambda: application.start(id=path.root.id, answers=answers, runtime=runtime)
+            runtime, lambda: application.start(id=path.root.id, answers=answers, runtime=runtime)
         )
 
     async def change_limit(self, path: RunPath, arguments: Mapping[str, Any]) -> None:
@@ -170,13 +170,22 @@ class Commands:
             raise CannotDo(
                 f"Another process executes this run, and {name} carries no commands to it."
             )
+        with move_on_after(PATIENCE):
+            while await self._is_silent(path):  # noqa: ASYNC110 # another process reports
+                await sleep(PATIENCE / 10)
+        if await self._is_silent(path):
+            raise CannotDo(
+                "The process that executes this run doesn't report about it, so it takes no "
+                "requests. It takes them if the run is watched: leave out watch=False, or set "
+                "watch=True."
+            )
         await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=arguments))
 
-    async def _start(self, call: Callable[[], Awaitable[object]]) -> None:
+    async def _is_silent(self, path: RunPath) -> bool:
+        return (await self._queries.overview(path.root)).is_silent
+
+    async def _start(self, runtime: Runtime, call: Callable[[], Awaitable[object]]) -> None:
         """Call in a task that outlives the request, and raise what it raises at once."""
-        tasks = self._tasks()
-        if tasks is None:
-            raise CannotDo("Nothing can be executed here: the application's lifespan isn't run.")
         ended, failure = Event(), list[Exception]()
 
         async def execute() -> None:
@@ -188,8 +197,16 @@ class Commands:
                     log.info("a run that was started from the page has failed: %s", error)
             ended.set()
 
-        tasks.start_soon(execute)
+        tasks = self._tasks()
+        if tasks is None:  # mounted: its lifespan isn't run, and the runtime is somebody else's
+            runtime.services.host(execute, _no_reason)
+        else:
+            tasks.start_soon(execute)
         with move_on_after(PATIENCE):
             await ended.wait()
         if failure and isinstance(failure[0], ShoalError):
             raise CannotDo(str(failure[0])) from failure[0]
+
+
+def _no_reason(_: str) -> None:
+    """Take no notice of why a call is cancelled: its run has its own reason."""

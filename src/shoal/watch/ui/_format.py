@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from datetime import datetime
 
 from shoal._events.identity import RunPath
@@ -16,21 +15,6 @@ LONGEST_KEY = 64
 
 STATUSES = ("failed", "running", "halted", "cancelled", "succeeded", "skipped")
 """All statuses of a child, in the order in which a page shows them."""
-
-DOING: Mapping[str, str] = {
-    "action": "working",
-    "slot": "waiting for a slot",
-    "rate": "waiting for a rate",
-    "key": "waiting for its key",
-    "breaker": "waiting for an open breaker",
-    "backoff": "waiting for its next attempt",
-    "store": "being saved",
-    "reducer": "being applied",
-    "question": "waiting for an answer",
-    "loop": "event loop busy",
-    "other": "between steps",
-}
-"""What a run does, in words for people."""
 
 
 def number(value: float) -> str:

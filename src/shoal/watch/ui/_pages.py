@@ -25,16 +25,19 @@ from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse, LiveStep
 from shoal._graph.action import Act
 from shoal._runtime.application import Application
+from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
 from shoal.watch._history import HistoryEntry
+from shoal.watch._nested import Nested
 from shoal.watch._overview import Overview, StepBar
-from shoal.watch._queries import Queries
+from shoal.watch._queries import Queries, RunsPage
+from shoal.watch._questions import Questions
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
 from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
-from ._questions import open_questions
+from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
 from ._urls import Urls
 
@@ -47,8 +50,20 @@ RUNS = 30
 GROUPS = 8
 """Groups of failures on the first view; the rest is counted."""
 
+INNER = 8
+"""Steps of children on the first view, in all; the rest is counted."""
+
 LONGEST = 6
 """Runs in flight on the first view."""
+
+NESTED = 100
+"""Descendants with children whose children are counted for a drawing: each takes two calls of the
+store, a tenth of a second together."""
+
+LIMITS = 25
+BREAKERS = 8
+"""Limits and breakers on their page: a limit takes about a dozen elements, a breaker twice as many.
+"""
 
 ENTRIES = 50
 """Entries of a page of a history; each may have several lines."""
@@ -65,7 +80,13 @@ CHARACTERS = 4_000
 ERROR = 40_000
 """Characters of an error's JSON that are read: a shortened one can't be laid out."""
 
-RUN_STATUSES = ("running", "failed", "halted", "cancelled", "succeeded")
+Winners = Mapping[tuple[str, int], RunPath]
+"""The winners of races, by step and visit."""
+
+LOOKED_AT = 20
+"""Pages of runs that one page of running or lost ones is made of; a store has them together."""
+
+RUN_STATUSES = ("running", "lost", "failed", "halted", "cancelled", "succeeded")
 ORDERS: tuple[Order, ...] = ("failed first", "position", "ended last", "slowest")
 WHATS: tuple[tuple[What, str], ...] = (
     ("error", "Error"),
@@ -110,9 +131,7 @@ class Pages:
         status = query.get("status") or None
         status = status if status in RUN_STATUSES else None
         application = query.get("application") or None
-        page = await self._queries.runs(
-            status=status, application=application, after=query.get("after") or None, limit=RUNS
-        )
+        page = await self._found(status, application, query.get("after") or None)
         names = sorted({run.application for run in page.runs} | {*self._applications})
         return Page(
             template="runs.html",
@@ -129,6 +148,28 @@ class Pages:
                 "statuses": RUN_STATUSES,
             },
         )
+
+    async def _found(self, status: str | None, application: str | None, after: Any) -> RunsPage:
+        """Return a page of runs. A store takes lost runs for running: both have no end."""
+        if status not in ("running", "lost"):
+            return await self._queries.runs(
+                status=cast("Any", status), application=application, after=after, limit=RUNS
+            )
+        found: list[RunSummary] = []
+        for _ in range(LOOKED_AT):
+            page = await self._queries.runs(
+                status="running", application=application, after=after, limit=RUNS
+            )
+            for run in page.runs:
+                if len(found) == RUNS:
+                    return RunsPage(found, after)
+                after = run.run_id
+                if bool(run.holder) == (status == "running"):
+                    found.append(run)
+            after = page.after
+            if after is None:
+                break
+        return RunsPage(found, after)
 
     async def run(self, text: str, query: QueryParams, urls: Urls) -> Page:
         """Return one view of a run, root or child.
@@ -174,7 +215,7 @@ class Pages:
             case "time":
                 more = await self._time(path)
             case "graph":
-                more = {"drawing": self._drawing(overview)}
+                more = await self._drawn(overview)
             case _:
                 more = await self._first_view(path, overview, query, urls)
         label = cut(shared["name"], 40)
@@ -191,10 +232,16 @@ class Pages:
     async def limits(self) -> Page:
         """Return the page of limits."""
         uses = await self._queries.limits()
+        breakers = await self._queries.breakers()
         return Page(
             template="limits.html",
             title="Limits",
-            values={"limits": [_limit(each) for each in uses[:40]], "omitted": len(uses[40:])},
+            values={
+                "limits": [_limit(each) for each in uses[:LIMITS]],
+                "omitted": len(uses[LIMITS:]),
+                "breakers": breakers[:BREAKERS],
+                "omitted_breakers": len(breakers[BREAKERS:]),
+            },
         )
 
     async def value(self, text: str, what: str, *, characters: int | None) -> Value | None:
@@ -228,21 +275,23 @@ class Pages:
     async def _first_view(
         self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
     ) -> dict[str, Any]:
-        questions, more_questions = [], False
-        if overview.status == "halted" or overview.questions:
-            questions, more_questions = await open_questions(self._queries, path)
+        found = Questions()
+        if overview.waits_for_answers:
+            found = await self._queries.questions(path, limit=MOST)
         values: list[Any] = []
         table: dict[str, Any] = {}
+        winners = await self._winners_of(overview)
         if overview.counts or overview.bars:
-            table = await self._table(path, overview, query, urls)
+            table = await self._table(path, overview, winners, query, urls)
         else:
             values = await self._values(path)
         return {
-            "questions": questions,
-            "more_questions": more_questions,
+            "questions": [Asked(one) for one in found.open],
+            "more_questions": found.is_more,
+            "answered": _resting(found.answered, overview),
             "groups": overview.failures.groups[:GROUPS],
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
-            "bars": [_step(bar) for bar in overview.bars[-12:]],
+            "bars": _steps(overview.bars[-12:], winners),
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
             "omitted_longest": _omitted_longest(overview),
@@ -251,7 +300,7 @@ class Pages:
         }
 
     async def _table(
-        self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
+        self, path: RunPath, overview: Overview, winners: Winners, query: QueryParams, urls: Urls
     ) -> dict[str, Any]:
         steps = [*dict.fromkeys(bar.step for bar in overview.bars)]
         status = query.get("status") if query.get("status") in STATUSES else None
@@ -271,10 +320,14 @@ class Pages:
             )
         except ValueError as error:
             raise _no_page(query, error) from error
-        winners = await self._winners_of(overview)
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
             "rows": [_with_winner(row, winners) for row in page.rows],
+            "won": {
+                winners.get((bar.step, bar.visit)) for bar in overview.bars if _has_one_winner(bar)
+            },
+            "has_attempts": any(row.attempts > 1 for row in page.rows)
+            or any(run.attempt > 1 for run in overview.longest),
             "live": {run.path: run for run in overview.longest},
             "fan_outs": _fan_outs(overview),
             "next": page.after and urls.run(path, **kept, status=status, after=page.after),
@@ -292,13 +345,13 @@ class Pages:
             "all_children": sum(overview.counts.values()),
         }
 
-    async def _winners_of(self, overview: Overview) -> Mapping[tuple[str, int], RunPath]:
-        """Return the winners of a run's races, if some contestant had failed."""
-        if any(bar.failed < bar.counts.get("failed", 0) for bar in overview.bars):
+    async def _winners_of(self, overview: Overview) -> Winners:
+        """Return the winners of a run's races."""
+        if any(bar.lost for bar in overview.bars):
             return await self._winners(overview.path)
         return {}
 
-    async def _winners(self, path: RunPath) -> Mapping[tuple[str, int], RunPath]:
+    async def _winners(self, path: RunPath) -> Winners:
         """Return the winner of each race of a run, by step and visit.
 
         The record of a contestant that failed before its race was decided doesn't name the winner.
@@ -316,7 +369,7 @@ class Pages:
     async def _timeline(self, path: RunPath, overview: Overview, urls: Urls) -> dict[str, Any]:
         timeline = await self._queries.timeline(path)
         winners = await self._winners_of(overview)
-        chart, counts = Markup(""), dict[str, int]()
+        chart, counts, highest, each = Markup(""), Counter[str](), 0, 0.0
         if timeline.bars and timeline.begins_at is not None and timeline.ends_at is not None:
 
             def href(row: Row) -> str:
@@ -324,14 +377,23 @@ class Pages:
 
             rows = [_with_winner(row, winners) for row in timeline.bars]
             chart = charts.gantt(rows, timeline.begins_at, timeline.ends_at, href)
-            for row in timeline.bars:
-                counts[row.status] = counts.get(row.status, 0) + 1
+            counts.update("lost" if charts.is_loser(row) else row.status for row in rows)
         elif timeline.bins:
             chart = charts.histogram(timeline.bins)
-            for each in timeline.bins:
-                for status, count in each.counts.items():
-                    counts[status] = counts.get(status, 0) + count
-        return {"timeline": timeline, "chart": chart, "legend": charts.all_statuses(counts)}
+            for one in timeline.bins:
+                counts.update(one.counts)
+                highest = max(highest, sum(one.counts.values()))
+            each = timeline.bins[0].ends_at - timeline.bins[0].begins_at
+        legend = charts.all_statuses(counts)
+        if counts["lost"]:
+            legend.append(("lost", counts["lost"]))
+        return {
+            "timeline": timeline,
+            "chart": chart,
+            "legend": legend,
+            "highest": highest,
+            "each": each,
+        }
 
     async def _history(self, path: RunPath, query: QueryParams, urls: Urls) -> dict[str, Any]:
         try:
@@ -359,9 +421,22 @@ class Pages:
     async def _time(self, path: RunPath) -> dict[str, Any]:
         return {"explanation": await self._queries.explain(path)}
 
-    def _drawing(self, overview: Overview) -> Markup:
+    async def _drawn(self, overview: Overview) -> dict[str, Any]:
+        """Return the drawing of what a run executes, and how many of its descendants it counts."""
+        steps = _fan_outs(overview)
+        nested = await self._queries.nested(overview.path, limit=NESTED, without=steps)
+        return {
+            "drawing": self._drawing(overview, nested),
+            "looked_at": 0 if nested.is_whole else nested.looked_at,
+        }
+
+    def _drawing(self, overview: Overview, nested: Nested) -> Markup:
         """Return the drawing of what a run executes, with the counts of its fan-outs."""
         found: dict[tuple[str, ...], Counter[str]] = {}
+        for way, bars in nested.bars.items():
+            counts = found.setdefault(way, Counter())
+            for bar in bars:
+                counts.update({status: int(count) for status, count in _drawn(bar).items()})
         for bar in overview.bars:
             counts = found.setdefault((bar.step,), Counter())
             drawn = _drawn(bar)
@@ -495,7 +570,7 @@ def _called(overview: Overview) -> Mapping[RunPath, str]:
     return {run.path: run.title for run in report.longest if run.title and run.title not in common}
 
 
-def _with_winner(row: Row, winners: Mapping[tuple[str, int], RunPath]) -> Row:
+def _with_winner(row: Row, winners: Winners) -> Row:
     won = winners.get((row.path.step, row.path.visit))
     return row._replace(winner=won) if row.status == "failed" and row.winner is None else row
 
@@ -519,19 +594,40 @@ def _drawn(bar: StepBar) -> dict[str, float]:
     return {**counts, "failed": bar.failed, "cancelled": bar.counts.get("cancelled", 0) + lost}
 
 
-def _step(bar: StepBar) -> dict[str, Any]:
-    counts = _drawn(bar)
-    return {
-        "bar": bar,
-        "svg": charts.tally_bar(counts, bar.total),
-        "failed": bar.failed,
-        "running": _running(bar),
-        "at": [
-            (step, sum(doing.values()), max(doing, key=lambda d: doing[d]))
-            for step, doing in bar.at.items()
-            if doing
-        ][:6],
-    }
+def _steps(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
+    """Return a bar for each step, and one for each step of its children under way."""
+    found: list[dict[str, Any]] = []
+    room = INNER
+    for bar in bars:
+        inner = {step: doing for step, doing in bar.at.items() if sum(doing.values())}
+        shown = list(inner.items())[:room]
+        room -= len(shown)
+        whole = sum(sum(doing.values()) for doing in inner.values())
+        waiting = bar.waiting if bar.is_under_way else 0
+        found.append(
+            {
+                "bar": bar,
+                "svg": charts.tally_bar({**_drawn(bar), "waiting": waiting}, bar.total),
+                "failed": bar.failed,
+                "running": _running(bar),
+                "winner": winners.get((bar.step, bar.visit)) if _has_one_winner(bar) else None,
+                "at": [
+                    (step, charts.doing_bar(doing, whole), _most_first(doing))
+                    for step, doing in shown
+                ],
+                "omitted": len(inner) - len(shown),
+            }
+        )
+    return found
+
+
+def _has_one_winner(bar: StepBar) -> bool:
+    return bar.lost > 0 and bar.counts.get("succeeded") == 1
+
+
+def _most_first(doing: Mapping[Any, int]) -> list[tuple[Any, int]]:
+    found = [(what, count) for what, count in doing.items() if count]
+    return sorted(found, key=lambda each: -each[1])
 
 
 def _whole_bar(overview: Overview) -> Markup:
@@ -544,6 +640,12 @@ def _whole_bar(overview: Overview) -> Markup:
     if not counts and not total:
         return Markup("")
     return charts.tally_bar(counts, total, css="big")
+
+
+def _resting(answered: Sequence[RunPath], overview: Overview) -> Sequence[RunPath]:
+    """Return the answered runs that don't go on: those in flight are halted to the store alone."""
+    in_flight = {run.path for run in overview.longest}
+    return [path for path in answered if path not in in_flight]
 
 
 def _omitted_longest(overview: Overview) -> int:
@@ -566,8 +668,11 @@ def _limit(use: LimitUse) -> dict[str, Any]:
     share = use.in_use / use.slots if has_slots and use.slots else None
     rate = _RATE.search(use.limits)
     each = use.slots / use.keys if use.slots is not None and use.part < 0 else use.slots
+    is_in_flight = use.part < 0
+    is_held = bool(use.waiting) and (not is_in_flight or share is None or share >= 1)
     return {
-        "is_in_flight": use.part < 0,
+        "is_in_flight": is_in_flight,
+        "is_held": is_held,
         "slots": str(int(each)) if each is not None and float(each).is_integer() else "",
         "rate": rate[1] if rate is not None else "",
         "per": "" if rate is None else _per(float(rate[2] or 1)),
@@ -576,7 +681,7 @@ def _limit(use: LimitUse) -> dict[str, Any]:
         "has_slots": has_slots,
         "svg": None
         if share is None
-        else charts.share_bar(share, "waiting" if use.waiting else "running"),
+        else charts.share_bar(share, "waiting" if is_held else "running"),
         "waits": [*use.waits.items()][:8],
         "omitted": max(len(use.waits) - 8, 0),
     }

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from shoal._events.identity import RunPath
 from shoal._events.paths import path_text
+from shoal._events.report import Doing, Waited
 from shoal.watch import draw
 from shoal.watch._board import how_long
+from shoal.watch._headline import named
+from shoal.watch._words import DOING, many
 
 from . import _charts as charts
 from . import _format as form
@@ -80,10 +83,12 @@ def _environment() -> Environment:
         "number": form.number,
         "part_class": _part_class,
         "percent": form.percent,
+        "quoted": repr,
         "root_text": _root_text,
         "safe_id": _safe_id,
         "since": form.since,
         "size": form.bytes_text,
+        "waited_text": _waited_text,
         "whole": math.floor,
     }
     more: Any = environment  # jinja2's own annotations are those of its own filters
@@ -93,7 +98,18 @@ def _environment() -> Environment:
 
 
 def _doing_text(doing: str) -> str:
-    return form.DOING.get(doing, doing)
+    return DOING.get(cast("Doing", doing), doing)
+
+
+def _waited_text(waited: Waited) -> str:
+    """Name what was waited for, as ``shoal explain`` does, without its owner."""
+    if waited.others:
+        return many(waited.others, "other key")
+    if waited.limit == "in flight":
+        return "a place in flight"
+    if waited.doing == "other":
+        return f'"{waited.key}"' if waited.key else waited.limit
+    return named(waited.doing, "" if waited.owner else waited.limit, waited.key)
 
 
 def _kind_text(kind: str) -> str:

@@ -1,0 +1,214 @@
+"""What stands where on the pages: bars of steps, races, limits, lists of runs, timelines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import pytest
+
+from shoal import Application, MemoryStore, RunPath, action, fan_out, first, race
+from shoal.watch import LimitUse, StepBar
+from shoal.watch.ui import create_app
+from tests.watch.ui.clients import TOKEN, Page, client_of, fake_ui, words
+from tests.watch.ui.fakes import FakeQueries, summary
+
+pytestmark = pytest.mark.anyio
+RUN = "/runs/crawl-2026-11-30"
+
+
+def rows_of(text: str) -> list[str]:
+    """Return the steps and the steps of their children, as parts of the page."""
+    return re.findall(r'<div class="step(?: inner)?">.*?</div>', text)
+
+
+def with_bars(*bars: StepBar) -> FakeQueries:
+    class Barred(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            return replace(await super().overview(path), bars=bars)
+
+    return Barred()
+
+
+def under_way(step: str, at: Mapping[str, Mapping[Any, int]], **more: Any) -> StepBar:
+    return StepBar(step=step, visit=0, is_under_way=True, at=at, **more)
+
+
+async def test_each_step_of_the_chain_has_a_bar_and_says_what_its_children_do():
+    at = {"fetch": {"rate": 14, "action": 5, "backoff": 1}, "parse": {"reducer": 4}, "save": {}}
+    bar = under_way("pages", at, counts={"succeeded": 70}, total=200, in_flight=24, waiting=40)
+    async with client_of(fake_ui(with_bars(bar)).app) as client:
+        rows = rows_of((await client.get(RUN)).text)
+    outer, fetch, parse = rows
+    assert re.findall(r's-(\w+)" x="[\d.]+%" width="([\d.]+)%', outer) == [
+        *(("succeeded", "35.00"), ("running", "12.00"), ("waiting", "20.00"))
+    ]
+    assert re.findall(r's-(\w+)" x="[\d.]+%" width="([\d.]+)%', fetch) == [
+        *(("running", "20.83"), ("waiting", "58.33"), ("backoff", "4.17"))
+    ]
+    assert words(fetch) == (
+        "fetch14 waiting for a rate · 5 working · 1 waiting for its next attempt"
+    )
+    assert re.findall(r's-(\w+)" x="[\d.]+%" width="([\d.]+)%', parse) == [("other", "16.67")]
+    assert words(parse) == "parse4 being applied"
+
+
+async def test_many_steps_of_children_are_left_out_and_counted():
+    many = {f"step {n}": {"action": 1, "rate": 2, "backoff": 1, "store": 1} for n in range(11)}
+    steps = [under_way(f"part {n}", many, total=10) for n in range(12)]
+    async with client_of(fake_ui(with_bars(*steps)).app) as client:
+        page = await client.get(RUN)
+    assert len(rows_of(page.text)) == 12 + 8
+    assert "3 more of its steps are left out" in words(page.text)
+    assert "11 more of its steps are left out" in words(page.text)
+    assert len(Page(page.text).tags) < 600
+
+
+async def test_a_step_without_a_known_end_says_that_its_number_is_of_ended_children():
+    bar = StepBar(step="pages", visit=0, counts={"succeeded": 150})
+    async with client_of(fake_ui(with_bars(bar)).app) as client:
+        [row] = rows_of((await client.get(RUN)).text)
+    assert words(row) == "pages150 done"
+
+
+@action(reads=["question"], writes=["answer"])
+async def ask(question: str, seconds: float) -> str:
+    await anyio.sleep(seconds)
+    if not seconds:
+        raise ConnectionError("overloaded")
+    return f"{question}!"
+
+
+MODELS = {"tiny": 0.0, "huge": 30.0, "local": 1.0, "cloud": 2.0}
+ASKS = [ask.bind(name=name, seconds=seconds) for name, seconds in MODELS.items()]
+
+
+async def test_a_race_says_who_has_won_in_its_step_its_table_and_its_timeline():
+    store = MemoryStore()
+    await Application(race(*ASKS, into="answer"), name="ask", store=store).run(
+        {"question": "why"}, id="r"
+    )
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = (await client.get("/runs/r")).text
+        timeline = (await client.get("/runs/r?view=timeline")).text
+        [step] = rows_of(page)
+        [won] = re.findall(r'won by <a href="([^"]+)"', step)
+        winner = await client.get(won)
+    assert words(step) == "answer4 done · won by local · 3 lost"
+    assert "<h1>local</h1>" in winner.text
+    [row] = re.findall(r'<tr id="[^"]+">.*?</tr>', page)
+    assert "won · result" in words(row)
+    assert page.count("lost to") == 3
+    assert re.findall(r"(\d+ \w\w+)</span>", timeline.partition('class="legend"')[2]) == [
+        *("1 succeeded", "3 lost")
+    ]
+    assert "s-failed" not in timeline
+
+
+async def test_a_race_with_several_winners_names_none_as_the_one():
+    store = MemoryStore()
+    two = race(*ASKS, into="answers", until=first(2))
+    await Application(two, name="ask", store=store).run({"question": "why"}, id="r")
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = (await client.get("/runs/r")).text
+    assert words(rows_of(page)[0]) == "answers4 done · 2 lost"
+    assert "won" not in words(page)
+
+
+async def test_lost_runs_have_a_filter_and_are_not_among_the_running_ones():
+    async with client_of(fake_ui().app) as client:
+        pages = {each: await client.get(f"/?status={each}") for each in ("running", "lost")}
+    runs = {
+        each: re.findall(r'<a class="key" href="([^"]+)"', page.text)
+        for each, page in pages.items()
+    }
+    assert runs == {"running": [RUN], "lost": ["/runs/nightly"]}
+
+
+async def test_many_lost_runs_have_pages():
+    class Many(FakeQueries):
+        async def runs(self, *, after: Any = None, limit: int = 50, **_: Any) -> Any:
+            every = [
+                summary(RunPath(run_id=str(n)), "a", "running", holder="" if n % 3 else "process 7")
+                for n in range(200)
+            ]
+            at = 0 if after is None else int(after) + 1
+            page = every[at : at + limit]
+            more = page[-1].run_id if at + limit < 200 else None
+            return type("Found", (), {"runs": page, "after": more})()
+
+    seen: list[str] = []
+    async with client_of(fake_ui(Many()).app) as client:
+        place: str | None = "/?status=lost"
+        while place is not None:
+            page = await client.get(place)
+            found = re.findall(r'<a class="key" href="/runs/([^"]+)"', page.text)
+            assert len(found) <= 30
+            seen += found
+            further = re.findall(r'<a href="([^"]+)" rel="next"', page.text)
+            place = further[0].replace("&amp;", "&") if further else None
+    assert seen == [str(n) for n in range(200) if n % 3]
+
+
+@pytest.mark.parametrize(("in_use", "colour"), [(15, "running"), (40, "waiting")])
+async def test_children_in_flight_hold_nothing_up_while_there_is_room(in_use: int, colour: str):
+    class Limited(FakeQueries):
+        async def limits(self, run_id: str | None = None) -> Any:
+            return [
+                LimitUse(
+                    owner="pages", part=-1, limits="in flight", in_use=in_use, slots=40,
+                    waiting=12_869,
+                )
+            ]  # fmt: skip
+
+    async with client_of(fake_ui(Limited()).app) as client:
+        page = (await client.get("/limits")).text
+    assert f"{in_use} of 40 in use · 12,869 not begun" in words(page)
+    assert re.findall(r'rect class="s-(\w+)"', page) == [colour]
+
+
+async def test_a_histogram_says_how_much_a_column_is():
+    async with client_of(fake_ui().app) as client:
+        page = words((await client.get(f"{RUN}?view=timeline")).text)
+    assert re.search(r"each column is 5.2 s, the highest has \d{3}", page)
+
+
+async def test_the_attempts_have_a_column_if_there_are_any():
+    class Once(FakeQueries):
+        def _rows(self, path: Any) -> Any:
+            return [row._replace(attempts=1) for row in super()._rows(path)]
+
+        async def overview(self, path: Any) -> Any:
+            return replace(await super().overview(path), longest=[])
+
+    heads: list[list[str]] = []
+    for queries in (FakeQueries(), Once()):
+        async with client_of(fake_ui(queries).app) as client:
+            page = (await client.get(RUN)).text
+        heads.append(re.findall(r"<th [^>]*>(\w+)</th>", page))
+        cells = {row.count("<td") for row in re.findall(r"<tr id=.*?</tr>", page)}
+        assert cells == {len(heads[-1])}
+    assert heads == [
+        ["Key", "Status", "Attempts", "Took", "Says"],
+        ["Key", "Status", "Took", "Says"],
+    ]
+
+
+async def test_a_question_of_short_texts_is_shown_as_such():
+    @action(reads=["n"], writes=["m"])
+    async def doubt(n: int, context: Any) -> int:
+        schema = {"type": "object", "properties": {"go": {"type": "boolean"}}, "required": ["go"]}
+        await context.ask("go on", {"question": "Go <on>?", "left": 3, "schema": schema})
+        return n
+
+    store = MemoryStore()
+    fan = fan_out(doubt, over="ns", item="n", key=str, into="ms")
+    await Application(fan, name="doubts", store=store).run({"ns": [1]}, id="r")
+    async with client_of(create_app(store, token=TOKEN)) as client:
+        page = (await client.get("/runs/r")).text
+    assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page) == [
+        *(("question", "Go &lt;on&gt;?"), ("left", "3"))
+    ]
