@@ -24,6 +24,7 @@ from typing import Any, NoReturn, cast, final
 
 from . import _messages as m
 from ._frames import FrameReader, encode
+from ._remote_context import forward_logs
 from ._sending import new_main
 from ._worker import WorkerCore
 
@@ -44,6 +45,7 @@ def work(descriptor: int, mark: int) -> NoReturn:
     # functions start would inherit it.
     signal.signal(signal.SIGINT, ignore)
     new_main()
+    forward_logs()
     _ProcessWorker(socket.socket(fileno=descriptor), mark).run()
 
 
@@ -131,8 +133,12 @@ class _ProcessWorker:
             is_urgent = core.is_urgent
             if not is_urgent:
                 self._is_asleep = True
-                kick.wait(None if not self._mark[0] else LOOK)
-                self._is_asleep = False
+                if self._mark[0]:
+                    self._is_asleep = False  # or the lane would wake it for each call
+                    kick.wait(LOOK)
+                else:
+                    kick.wait()
+                    self._is_asleep = False
                 kick.clear()
             if poll.poll(1000 * LOOK if is_urgent else 0) and self._reading.acquire(blocking=False):
                 try:
