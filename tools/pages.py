@@ -3,7 +3,8 @@
     python tools/pages.py
 
 writes the files beside the pages of docs/tutorial/ and docs/programs/ into the blocks that name
-them in their titles, and below the commands in ``console`` blocks what they print.
+them in their titles, and below the commands in ``console`` blocks what they print; and on the page
+of the examples, the files that its blocks name by their paths in the repository.
 tests/test_tutorial.py fails if that changes a page.
 """
 
@@ -76,11 +77,12 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def listed_pages() -> list[Path]:
     """Return the pages with listings and commands."""
-    return sorted(page for folder in LISTED for page in folder.glob("*.md"))
+    found = sorted(page for folder in LISTED for page in folder.glob("*.md"))
+    return [*found, DOCS / "examples.md"]
 
 
 def filled(page: Path) -> str:
-    """Return the text of a page with its listings and outputs as they are now."""
+    """Return the text of such a page with its listings and outputs as they are now."""
     with tempfile.TemporaryDirectory() as folder:
         workshop = Path(folder) / "tutorial"
         shutil.copytree(page.parent, workshop, ignore=shutil.ignore_patterns("*.md", "__pycache__"))
@@ -89,7 +91,8 @@ def filled(page: Path) -> str:
             info, body = match["info"], match["body"]
             title = TITLE.search(info)
             if title:
-                body = (page.parent / title[1]).read_text("utf-8")
+                source = ROOT if "/" in title[1] else page.parent
+                body = (source / title[1]).read_text("utf-8")
             elif info == "console":
                 commands = [one for one in body.splitlines() if one.startswith("$ ")]
                 body = "".join(f"{one}\n{output(one[2:], workshop)}" for one in commands)
