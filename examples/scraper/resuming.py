@@ -13,15 +13,18 @@ HOW = frozenset(
     {
         "adaptive",
         "allow_private",
+        "auth_env",
         "concurrency",
         "connect_timeout",
         "deadline",
         "format",
+        "headers",
         "http2",
         "insecure",
         "out",
         "patience",
         "per_host",
+        "proxy",
         "rate",
         "read_timeout",
         "retries",
@@ -30,7 +33,10 @@ HOW = frozenset(
     }
 )
 """Settings that may change from one execution of a job to the next."""
-FLAGS = {"robots": "ignore_robots"}  # parameters with other names than their settings
+FLAGS = {
+    "headers": "header",
+    "robots": "ignore_robots",
+}  # parameters with other names than their settings
 
 
 class Differs(Exception):
