@@ -13,8 +13,8 @@ without the others, and then `crawl`, which uses the runtime. The other modules 
 - `job` keeps a crawl in a folder, and `resuming` decides which settings may change on resume.
   `rows` makes the rows that `output` writes to files (under `locks`), `progress` counts and shows
   them, and `status` prints the progress of a job from another process.
-- `work` runs a crawl until it ends or is interrupted, `settings` holds its parameters, and `cli` is
-  the command line.
+- `work` runs a crawl until it ends or is interrupted, `settings` holds its parameters, `page_limit`
+  ends it early, and `cli` is the command line.
 
 `mirror` is a separate program, a race. `demo_site` is a real site to crawl without a network.
 """

@@ -100,6 +100,7 @@ HostRate = Annotated[
         parser=_reading(read.rate), metavar="RATE", help="Most requests to one host: 10/s, 100/m."
     ),
 ]
+MaxPages = Annotated[int | None, Option(min=1, metavar="N", help="Fetch no more pages than this.")]
 Insecure = Annotated[bool, Option("--insecure", help="Don't check certificates.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Log the runtime's messages.")]
 
@@ -112,9 +113,7 @@ def crawl(
     demo: Annotated[bool, Option("--demo", help="Crawl the built-in demo site.")] = False,
     out: Out = "pages.jsonl",
     format: Form = "jsonl",  # noqa: A002 - the flag's name
-    max_pages: Annotated[
-        int | None, Option(min=1, metavar="N", help="Fetch no more pages than this.")
-    ] = None,
+    max_pages: MaxPages = None,
     max_depth: Annotated[
         int | None,
         Option(min=0, metavar="N", help="Follow at most this many links in a row from the URLs."),
@@ -349,6 +348,7 @@ def resume(
         int | None, Option(min=1, metavar="N", help="Pages at once from one host.")
     ] = None,
     rate: HostRate = None,
+    max_pages: MaxPages = None,
     deadline: Deadline = None,
     progress: Progress = "auto",
     stats: Stats = None,
@@ -361,6 +361,7 @@ def resume(
         "concurrency": concurrency,
         "per_host": per_host,
         "rate": rate,
+        "max_pages": max_pages,
         "deadline": deadline,
     }
     changes = {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Decides which settings a resumed job may change: how it crawls, but not what.
+"""Decides which settings a resumed job may change: how it crawls and how many pages, but not what.
 
 The fetched pages were selected and read by the job's settings. With different settings, one half of
 the crawl would not match the other.
@@ -21,6 +21,7 @@ HOW = frozenset(
         "headers",
         "http2",
         "insecure",
+        "max_pages",
         "out",
         "patience",
         "per_host",

@@ -19,6 +19,7 @@ from examples.scraper.frontier import Frontier, start_link
 from examples.scraper.health import Health
 from examples.scraper.job import Job
 from examples.scraper.output import Output, Projection, projection
+from examples.scraper.page_limit import PageLimit
 from examples.scraper.pages import Wanted
 from examples.scraper.parsing import Parsers
 from examples.scraper.politeness import Politeness
@@ -81,6 +82,7 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
     tally = Tally(frontier, politeness, health)
     tries_again = job.is_finished and job.failed > 0
     rows = await to_thread.run_sync(_take_up, job, tally, not job.is_finished or tries_again)
+    limit = PageLimit(settings.max_pages, tally)
     wanted = Wanted(settings.select, settings.text, settings.until_match)
     with (
         closing(rows),
@@ -97,7 +99,7 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
                 site_crawl(crawler, parse=parse),
                 name=CRAWL,
                 store=job.store(),
-                hooks=[output, tally, crawler.brake, *displays],
+                hooks=[output, tally, limit, crawler.brake, *displays],
             )
             inputs = {"crawler": crawler}
             run = (
@@ -106,8 +108,9 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
                 else partial(app.run, {"starts": starts}, id=CRAWL, inputs=inputs)
             )
             interruptible = Interruptible(crawler.brake.stop, settings.deadline)
+            crawl = partial(limit.within, run)
             ended = await interruptible.do(
-                partial(output.while_writing, rows, partial(showing, displays, run))
+                partial(output.while_writing, rows, partial(showing, displays, crawl))
             )
     # If stderr is JSON lines, so is the last one.
     told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
