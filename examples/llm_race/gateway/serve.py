@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from examples.llm_race.command import Options
-from examples.llm_race.config import ConfigError, chosen
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.offer import Offer
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider
-from examples.llm_race.service import WITHIN, make_service
-from examples.llm_race.strategies import Rules
+from examples.llm_race.client.config import ConfigError, chosen
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.command.options import Options
+from examples.llm_race.gateway.offer import Offer
+from examples.llm_race.gateway.service import WITHIN, make_service
+from examples.llm_race.race.strategies import Rules
 
 GRACE = 3
 """Seconds that the server waits for its connections after the races have ended."""

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import anyio
 
-from examples.llm_race.acceptance import Accept, whole
-from examples.llm_race.exchange import Answer, Asked, Chunk, PutOff, Transcript, Usage
-from examples.llm_race.failures import Unacceptable, is_refusal, out_of_time
-from examples.llm_race.prices import cost_of
-from examples.llm_race.providers import Provider
+from examples.llm_race.client.exchange import Answer, Asked, Chunk, PutOff, Transcript, Usage
+from examples.llm_race.client.failures import Unacceptable, is_refusal
+from examples.llm_race.client.prices import cost_of
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.acceptance import Accept, whole
 from shoal import Cancelled, Done, Failed, Hook, Outcome, RunPath, Skipped, StepTimeout
 from shoal.events import AttemptEnded, ChildEnded, ChildStarted, Item, StepStarted, Waiting
 
@@ -148,6 +148,11 @@ def reason(accept: Accept | None, answer: object) -> str:
     except Unacceptable as error:
         return str(error)
     return ""
+
+
+def out_of_time(seconds: float) -> StepTimeout:
+    """Describe a race's timeout without the names of its runs, which its client doesn't know."""
+    return StepTimeout(f"timeout of {seconds:g} s")
 
 
 def has_run_out_of_time(outcome: Outcome) -> bool:

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 
-from examples.llm_race.acceptance import as_asked, conforming
-from examples.llm_race.contestant import Contestants
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.openai_api import Problem, stopping
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider
-from examples.llm_race.racing import Race, Report, new_client, scoreboard
-from examples.llm_race.strategies import STRATEGIES, Rules, Strategy
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.gateway.openai_api import Problem, stopping
+from examples.llm_race.race.acceptance import as_asked, conforming
+from examples.llm_race.race.contestant import Contestants
+from examples.llm_race.race.racing import Race, Report, new_client, scoreboard
+from examples.llm_race.race.strategies import STRATEGIES, Rules, Strategy
 from shoal import Draining, RunCancelled, Runtime
 from shoal.events import Event
 

@@ -7,13 +7,13 @@ from typing import Any, cast
 import anyio
 import httpx
 
-from examples.llm_race.contestant import Contestants
-from examples.llm_race.exchange import Answer, Prompt
-from examples.llm_race.failures import Unacceptable, out_of_time
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider
-from examples.llm_race.scoreboard import Lane, Scoreboard, rounded
-from examples.llm_race.strategies import Rules, strategy
+from examples.llm_race.client.exchange import Answer, Prompt
+from examples.llm_race.client.failures import Unacceptable
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.contestant import Contestants
+from examples.llm_race.race.scoreboard import Lane, Scoreboard, out_of_time, rounded
+from examples.llm_race.race.strategies import Rules, strategy
 from shoal import Application, Hook, NobodyAccepted, Runtime, StepTimeout
 from shoal.errors import Rejected
 from shoal.events import Event

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from examples.llm_race.acceptance import Accept, whole
-from examples.llm_race.contestant import Contestants, Terms
-from examples.llm_race.exchange import Answer, Prompt, is_content
-from examples.llm_race.failures import Unacceptable, is_of_the_provider
-from examples.llm_race.prices import price_of
-from examples.llm_race.providers import Provider
+from examples.llm_race.client.exchange import Answer, Prompt, is_content
+from examples.llm_race.client.failures import Unacceptable, is_of_the_provider
+from examples.llm_race.client.prices import price_of
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.acceptance import Accept, whole
+from examples.llm_race.race.contestant import Contestants, Terms
 from shoal import (
     Breaker,
     Each,

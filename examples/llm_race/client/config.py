@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from examples.llm_race.providers import PROTOCOLS, Endpoint, Provider
+from examples.llm_race.client.providers import PROTOCOLS, Endpoint, Provider
 
 USUAL_MODELS = {
     "openai": "gpt-5-mini",

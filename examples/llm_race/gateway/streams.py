@@ -9,12 +9,19 @@ from fastapi import HTTPException, Request
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from examples.llm_race.exchange import Chunk, Prompt, finish_reason
-from examples.llm_race.leader import Leader
-from examples.llm_race.offer import Races
-from examples.llm_race.openai_api import ChatRequest, Problem, chunk, counting, lost, usage_chunk
-from examples.llm_race.racing import Race
-from examples.llm_race.strategies import is_decided_by_token
+from examples.llm_race.client.exchange import Chunk, Prompt, finish_reason
+from examples.llm_race.gateway.offer import Races
+from examples.llm_race.gateway.openai_api import (
+    ChatRequest,
+    Problem,
+    chunk,
+    counting,
+    lost,
+    usage_chunk,
+)
+from examples.llm_race.race.leader import Leader
+from examples.llm_race.race.racing import Race
+from examples.llm_race.race.strategies import is_decided_by_token
 from shoal import Runtime
 from shoal.events import Event, Item
 from shoal.fastapi import cancel_on_disconnect

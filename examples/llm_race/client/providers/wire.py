@@ -18,8 +18,8 @@ import httpx
 import msgspec
 from httpx_sse import EventSource, SSEError
 
-from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.failures import (
+from examples.llm_race.client.exchange import Chunk, Prompt
+from examples.llm_race.client.failures import (
     RETRYABLE,
     ProviderError,
     kind_of_refusal,

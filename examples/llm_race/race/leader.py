@@ -1,6 +1,6 @@
 """Determines whose answer streams, from the events of a race."""
 
-from examples.llm_race.exchange import Asked, Chunk
+from examples.llm_race.client.exchange import Asked, Chunk
 from shoal import Done
 from shoal.events import AttemptEnded, ChildEnded, Event, Item
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import anyio
 import httpx
 
-from examples.llm_race.exchange import (
+from examples.llm_race.client.exchange import (
     Answer,
     Asked,
     Chunk,
@@ -26,9 +26,14 @@ from examples.llm_race.exchange import (
     finish_reason,
     what_lacks,
 )
-from examples.llm_race.failures import ProviderError, is_refusal, is_retryable, retry_after_of
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider, Stream
+from examples.llm_race.client.failures import (
+    ProviderError,
+    is_refusal,
+    is_retryable,
+    retry_after_of,
+)
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider, Stream
 from shoal import Context, Limits, Rate, Retry, RetryLater, State, action, shielded
 from shoal.errors import HookFailed
 from shoal.types import Act

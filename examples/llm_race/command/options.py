@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from examples.llm_race.strategies import STRATEGIES, Strategy
+from examples.llm_race.race.strategies import STRATEGIES, Strategy
 from shoal import Hedge, Stagger
 
 EXITS = """exit codes: 0 there is an answer (batch: to every prompt), 1 a file can't be read or

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import jsonschema_rs
 
-from examples.llm_race.exchange import Answer
-from examples.llm_race.failures import Incomplete, Unacceptable
+from examples.llm_race.client.exchange import Answer
+from examples.llm_race.client.failures import Incomplete, Unacceptable
 
 Accept = Callable[[Answer], bool]
 

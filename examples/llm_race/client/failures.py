@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 
-from shoal import RetryLater, StepTimeout
-
 Kind = Literal[
     "http",
     "overload",
@@ -46,7 +44,8 @@ _TOO_LONG = re.compile(
 
 # Errors of clients, by name, so that httpx, its successor and SDKs need not be imported.
 NETWORK_ERRORS = frozenset({"TransportError", "APIConnectionError"})
-TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError"})
+# by the names of their classes, like the errors of SDKs: shoal's are among them
+TIMEOUTS = frozenset({"TimeoutException", "APITimeoutError", "StepTimeout"})
 
 
 class ProviderError(Exception):
@@ -77,11 +76,6 @@ class Unacceptable(ValueError):
 
 class Incomplete(Unacceptable):
     """An answer is cut off; another provider may still give a complete one."""
-
-
-def out_of_time(seconds: float) -> StepTimeout:
-    """Describe a race's timeout without the names of its runs, which its client doesn't know."""
-    return StepTimeout(f"timeout of {seconds:g} s")
 
 
 def status_of(error: BaseException) -> int | None:
@@ -148,13 +142,13 @@ def kind_of(error: BaseException) -> str:
     """Return a word for counting failures of this kind."""
     if isinstance(error, ProviderError):
         return error.kind
-    if isinstance(error, RetryLater):
+    names = _names(error)
+    if "RetryLater" in names:
         return "overload"
     status = status_of(error)
     if status is not None:
         return "overload" if status in OVERLOAD else "http"
-    names = _names(error)
-    if isinstance(error, TimeoutError | StepTimeout) or names & TIMEOUTS:
+    if isinstance(error, TimeoutError) or names & TIMEOUTS:
         return "timeout"
     if isinstance(error, ConnectionError) or names & NETWORK_ERRORS:
         return "network"

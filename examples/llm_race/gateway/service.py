@@ -20,10 +20,10 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from examples.llm_race.config import ConfigError
-from examples.llm_race.offer import DEFAULT, Offer, Races
-from examples.llm_race.openai_api import ChatRequest, Problem, completion, lost
-from examples.llm_race.streams import CompletionStream, RaceStream, Streamed
+from examples.llm_race.client.config import ConfigError
+from examples.llm_race.gateway.offer import DEFAULT, Offer, Races
+from examples.llm_race.gateway.openai_api import ChatRequest, Problem, completion, lost
+from examples.llm_race.gateway.streams import CompletionStream, RaceStream, Streamed
 from shoal import Runtime
 from shoal.fastapi import RuntimeDep, cancel_on_disconnect, runtime_lifespan, service_router
 

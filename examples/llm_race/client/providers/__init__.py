@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
-from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.providers.anthropic import ANTHROPIC
-from examples.llm_race.providers.gemini import GEMINI
-from examples.llm_race.providers.ollama import OLLAMA
-from examples.llm_race.providers.openai import OPENAI
-from examples.llm_race.providers.wire import Endpoint, Protocol
+from examples.llm_race.client.exchange import Chunk, Prompt
+from examples.llm_race.client.providers.anthropic import ANTHROPIC
+from examples.llm_race.client.providers.gemini import GEMINI
+from examples.llm_race.client.providers.ollama import OLLAMA
+from examples.llm_race.client.providers.openai import OPENAI
+from examples.llm_race.client.providers.wire import Endpoint, Protocol
 
 PROTOCOLS: dict[str, Protocol[Any]] = {
     "openai": OPENAI,

@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.interrupts import until_interrupted
-from examples.llm_race.acceptance import acceptance
 from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
-from examples.llm_race.command import Options
-from examples.llm_race.config import chosen
-from examples.llm_race.contestant import Terms
-from examples.llm_race.display import Printer, Tracer, live_table, print_report
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.prices import Purse, price_of
-from examples.llm_race.providers import Provider
-from examples.llm_race.racing import Race, Report, new_client, scoreboard, why
-from examples.llm_race.strategies import Rules, check, is_decided_by_token
+from examples.llm_race.client.config import chosen
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.prices import Purse, price_of
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.command.display import Printer, Tracer, live_table, print_report
+from examples.llm_race.command.options import Options
+from examples.llm_race.race.acceptance import acceptance
+from examples.llm_race.race.contestant import Terms
+from examples.llm_race.race.racing import Race, Report, new_client, scoreboard, why
+from examples.llm_race.race.strategies import Rules, check, is_decided_by_token
 from shoal import Application, Hook, Limits, RunConflict, Runtime, SQLiteStore, action, fan_out
 
 UNACCEPTABLE = 5
@@ -289,7 +289,7 @@ async def checked(asked: Sequence[Provider]) -> list[str]:
 
 async def serve(options: Options, everybody: Sequence[Provider]) -> int:
     """Serve races to clients."""
-    from examples.llm_race import serve  # noqa: PLC0415 - FastAPI takes half a second
+    from examples.llm_race.gateway import serve  # noqa: PLC0415 - FastAPI takes half a second
 
     rules = rules_of(options, everybody, streams=False)  # each request has its own schema
     defaults = replace(prompt_of(options, ""), may_be_cut=False)  # clients can't ask for it

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from examples.llm_race.leader import Leader
-from examples.llm_race.racing import Report
-from examples.llm_race.scoreboard import Lane, Scoreboard, Status
+from examples.llm_race.race.leader import Leader
+from examples.llm_race.race.racing import Report
+from examples.llm_race.race.scoreboard import Lane, Scoreboard, Status
 from shoal import Hook
 from shoal.events import AttemptEnded, ChildEnded, Event, Item
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.failures import ProviderError
-from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
+from examples.llm_race.client.exchange import Chunk, Prompt
+from examples.llm_race.client.failures import ProviderError
+from examples.llm_race.client.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from examples.llm_race.acceptance import conforming
-from examples.llm_race.exchange import Answer, Prompt, Turn, finish_reason
-from examples.llm_race.failures import is_of_the_prompt, is_too_long, kind_of, retry_after_of
-from examples.llm_race.racing import Report, leaves_of, why
+from examples.llm_race.client.exchange import Answer, Prompt, Turn, finish_reason
+from examples.llm_race.client.failures import is_of_the_prompt, is_too_long, kind_of, retry_after_of
+from examples.llm_race.race.acceptance import conforming
+from examples.llm_race.race.racing import Report, leaves_of, why
 
 COOL_DOWN = 30.0
 """The seconds of Retry-After if all providers are skipped."""

@@ -4,9 +4,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
-from examples.llm_race.exchange import Prompt, Usage, estimated_input
-from examples.llm_race.failures import ProviderError
-from examples.llm_race.providers import Provider
+from examples.llm_race.client.exchange import Prompt, Usage, estimated_input
+from examples.llm_race.client.failures import ProviderError
+from examples.llm_race.client.providers import Provider
 
 MILLION = 1_000_000
 

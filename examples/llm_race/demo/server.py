@@ -1,7 +1,7 @@
 """Imitation models on this machine: four providers that need neither keys nor a network.
 
 `serving()` runs them in a child process for as long as a `with` block lasts, as the scraper's demo
-site does. By hand, `python -m examples.llm_race.demo_server` prints their URL and serves until its
+site does. By hand, `python -m examples.llm_race.demo.server` prints their URL and serves until its
 stdin ends. Each uses a different protocol. Its speed and its text depend only on the prompt, so
 the same race always ends the same way. In 5 of 100 requests, a model takes `STRAGGLE` seconds
 longer, so that hedging can help.
@@ -80,8 +80,8 @@ def race_toml(url: str) -> str:
 def serving() -> Generator[str]:
     """Serve from a child process and yield the URL; the child ends with the block."""
     with subprocess.Popen(
-        [sys.executable, "-m", "examples.llm_race.demo_server"],
-        cwd=Path(__file__).parents[2],  # where `examples` is importable, wherever this runs
+        [sys.executable, "-m", "examples.llm_race.demo.server"],
+        cwd=Path(__file__).parents[3],  # where `examples` is importable, wherever this runs
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -55,8 +55,8 @@ def serving(threads: int = 1, slots: int = 2) -> Generator[str]:
     """
     weights()
     with subprocess.Popen(
-        [sys.executable, "-m", "examples.llm_race.local_models", str(threads), str(slots)],
-        cwd=Path(__file__).parents[2],  # where `examples` is importable, wherever this runs
+        [sys.executable, "-m", "examples.llm_race.demo.local_models", str(threads), str(slots)],
+        cwd=Path(__file__).parents[3],  # where `examples` is importable, wherever this runs
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # llama.cpp logs a lot

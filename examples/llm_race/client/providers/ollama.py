@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from examples.llm_race.exchange import Chunk, Prompt
-from examples.llm_race.providers.wire import Endpoint, Event, Protocol, Request
+from examples.llm_race.client.exchange import Chunk, Prompt
+from examples.llm_race.client.providers.wire import Endpoint, Event, Protocol, Request
 
 
 def request(endpoint: Endpoint, prompt: Prompt) -> Request:
