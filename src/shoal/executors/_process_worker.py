@@ -118,6 +118,11 @@ class _ProcessWorker:
     def _receive(self) -> None:
         """Wait for messages and handle them, in the lane."""
         with self._reading:
+            # The reader may have handled the next call since the lane found that it has none. Only
+            # under the lock is that certain: without this look, the lane waits for a message that
+            # has come, and with it the run; see test_a_call_that_the_reader_takes_is_not_forgotten.
+            if self._core.has_work:
+                return
             for batch in self._read():
                 self._core.handle(batch)
 

@@ -193,6 +193,11 @@ class WorkerCore:
         return len(self._at_work) > (call is not None)
 
     @property
+    def has_work(self) -> bool:
+        """Whether there is something for the lane: a call, or the order to stop."""
+        return not self._lane.empty()
+
+    @property
     def is_busy(self) -> bool:
         """Whether calls wait or are at work, or answers wait to be sent."""
         return bool(self._waiting or self._at_work or self._out)
