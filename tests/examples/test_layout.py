@@ -41,6 +41,7 @@ def test_a_tutorial_is_short_and_needs_no_other_file(path: str) -> None:
     assert not [name for name in imports(EXAMPLES / path) if name.startswith("examples")]
 
 
-def test_the_bot_is_short() -> None:
-    files = (EXAMPLES / "pr_bot").glob("*.py")
+@pytest.mark.parametrize("package", ["model_search", "pr_bot"])
+def test_a_small_example_is_short(package: str) -> None:
+    files = (EXAMPLES / package).glob("*.py")
     assert sum(len(path.read_text("utf-8").splitlines()) for path in files) <= 250

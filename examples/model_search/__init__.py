@@ -1,0 +1,1 @@
+"""Searches for the best scikit-learn model and parameters, on one core, all cores or a cluster."""
