@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import shoal.errors
+from benchmarks import scaling
 from tools.pages import DOCS, LISTED, ROOT, Block, blocks
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -133,6 +134,24 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target.is_relative_to(DOCS), f"the site does not have {path}"
         if fragment and target.suffix == ".md":
             assert fragment in anchors(target), f"{path or page.name} has no heading {fragment}"
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", scaling.tables())
+def test_the_page_of_scaling_shows_the_tables_of_its_program(name: str) -> None:
+    assert "\n".join(scaling.tables()[name]) in NAMES["scaling.md"].read_text("utf-8")
+
+
+def test_a_server_that_is_too_slow_bounds_all_processes() -> None:
+    quick = scaling.simulate(scaling.MEASURED, 0.0, "PostgreSQL", servers=1)
+    assert quick.bound == "the server"
+    assert quick.seconds >= scaling.ITEMS * scaling.MEASURED.server
+    heavy = scaling.simulate(scaling.MEASURED, 0.05, "PostgreSQL", servers=1)
+    assert heavy.bound == "cores"
+    assert heavy.seconds >= scaling.ITEMS * 0.05 / scaling.CORES
+    assert 0 < heavy.repeated < scaling.ITEMS / 10_000
 
 
 # -- completeness ----------------------------------------------------------------------------------
