@@ -20,8 +20,8 @@ from typing import IO, Protocol
 import anyio
 from anyio import to_thread
 
-from examples.scraper.locks import Locked, lock
-from examples.scraper.rows import COLUMNS, Row, row_of
+from examples.scraper.output.locks import Locked, lock
+from examples.scraper.output.rows import COLUMNS, Row, row_of
 from examples.scraper.settings import Format
 from shoal import Hook
 from shoal.events import ChildEnded

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import anyio
 from protego import Protego
 
-from examples.scraper.fetch import Fetcher, FetchError
-from examples.scraper.health import Host
-from examples.scraper.politeness import LONGEST
-from examples.scraper.urls import origin_of, resolve
+from examples.scraper.fetching.fetch import Fetcher, FetchError
+from examples.scraper.fetching.urls import origin_of, resolve
+from examples.scraper.politeness.health import Host
+from examples.scraper.politeness.spacing import LONGEST
 
 MOST = 500 * 1024  # bytes that are read; the rest is ignored, as RFC 9309 allows
 HOPS = 5  # redirects that are followed

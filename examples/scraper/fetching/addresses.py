@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import anyio
 
-from examples.scraper.http import httpcore
+from examples.scraper.fetching.http import httpcore
 
 _NAT64 = ip_network("64:ff9b::/96")
 

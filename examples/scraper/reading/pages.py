@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 from xml.etree import ElementTree as ET
 
-from examples.scraper.document import Document, Follow, Parse, Record
+from examples.scraper.reading.document import Document, Follow, Parse, Record
 from examples.scraper.settings import HTML_TYPES, split_attribute
 
 MAX_SITEMAP = 50 * 1024 * 1024  # bytes after decompression, the limit of sitemaps.org

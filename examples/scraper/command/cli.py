@@ -21,8 +21,8 @@ import anyio
 import typer
 
 from examples.scraper import settings as read
-from examples.scraper.frontier import start_link
-from examples.scraper.resuming import Differs, taken_over
+from examples.scraper.command.resuming import Differs, taken_over
+from examples.scraper.frontier.links import start_link
 from examples.scraper.settings import HTML_TYPES, USER_AGENT, Format, ScopeName, Settings
 
 if TYPE_CHECKING:  # at run time it would import the parser, which `--help` doesn't need
@@ -306,7 +306,7 @@ def crawl(
     )
     _check_columns(settings)
     how = _manner(progress, stats, verbose=verbose, trust_env=not demo)
-    from examples.scraper.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.command.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
 
     with ExitStack() as stack:
         if demo:
@@ -374,7 +374,7 @@ def resume(
 @app.command()
 def status(directory: Directory) -> None:
     """Print the progress of a job, also while it runs."""
-    from examples.scraper.status import report  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.command.status import report  # noqa: PLC0415 - as in `_work`
 
     anyio.run(report, _open(directory))
 
@@ -387,8 +387,8 @@ def export(
     out: Out = "-",
 ) -> None:
     """Write all rows of a job, also while it runs."""
-    from examples.scraper.output import projection  # noqa: PLC0415 - as in `_work`
-    from examples.scraper.rows import columns_of, lines_of  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.output.files import projection  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.output.rows import columns_of, lines_of  # noqa: PLC0415 - as in `_work`
 
     _check_out(out, format)
     job = _open(directory)
@@ -440,7 +440,7 @@ def mirror(
     backend: Backend = "asyncio",
 ) -> None:
     """Race mirrors of one file; the first complete and correct download wins."""
-    from examples.scraper.mirror import default_name, fetch_all  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.command.mirror import default_name, fetch_all  # noqa: PLC0415 - as in `_work`
 
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise typer.BadParameter("64 hexadecimal digits", param_hint="--sha256")
@@ -472,7 +472,7 @@ def _manner(
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
 
     def make() -> Any:
-        from examples.scraper.work import Manner  # noqa: PLC0415 - as in `_work`
+        from examples.scraper.command.work import Manner  # noqa: PLC0415 - as in `_work`
 
         style = cast("Any", STYLES.get(progress, progress))
         return Manner(progress=style, stats=stats, trust_env=trust_env)
@@ -504,7 +504,7 @@ def _check_out(out: str, form: Format) -> None:
 
 
 def _open(directory: Path) -> Any:
-    from examples.scraper.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.command.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
 
     try:
         return Job.open(directory)
@@ -513,8 +513,8 @@ def _open(directory: Path) -> Any:
 
 
 def _work(job: Any, manner: Callable[[], Any], backend: str, spider: "Spider | None") -> int:
-    from examples.scraper.job import JobBusy  # noqa: PLC0415 - as above
-    from examples.scraper.work import work  # noqa: PLC0415 - `--help` needs no HTTP client
+    from examples.scraper.command.job import JobBusy  # noqa: PLC0415 - as above
+    from examples.scraper.command.work import work  # noqa: PLC0415 - `--help` needs no HTTP client
     from shoal import RunClaimed  # noqa: PLC0415 - as above
 
     name = None if spider is None else spider.name

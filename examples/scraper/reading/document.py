@@ -15,7 +15,7 @@ from urllib.parse import quote
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 from w3lib.encoding import html_to_unicode
 
-from examples.scraper.urls import resolve
+from examples.scraper.fetching.urls import resolve
 
 Record = Mapping[str, object]
 """A row of the output: plain data, so that it can be saved."""

@@ -19,11 +19,11 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from examples.scraper.frontier import Frontier
-from examples.scraper.health import Health
-from examples.scraper.politeness import Politeness
-from examples.scraper.rows import Row, row_of
-from examples.scraper.urls import host_of
+from examples.scraper.fetching.urls import host_of
+from examples.scraper.frontier.links import Frontier
+from examples.scraper.output.rows import Row, row_of
+from examples.scraper.politeness.health import Health
+from examples.scraper.politeness.spacing import Politeness
 from shoal import Done, Failed, Hook
 from shoal.events import ChildEnded, ChildStarted
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from examples.scraper.crawl import Page
-from examples.scraper.fetch import FetchError, LeftAlone
-from examples.scraper.frontier import Link
+from examples.scraper.fetching.fetch import FetchError, LeftAlone
+from examples.scraper.frontier.links import Link
 from examples.scraper.settings import Settings
 from shoal import Done, Failed, Outcome, RetryLater
 

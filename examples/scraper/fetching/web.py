@@ -13,9 +13,9 @@ from ipaddress import ip_address
 from typing import Any, cast
 from urllib.request import getproxies
 
-from examples.scraper.addresses import CheckedBackend
-from examples.scraper.cookies import BoundedJar
-from examples.scraper.http import httpcore, httpx
+from examples.scraper.fetching.addresses import CheckedBackend
+from examples.scraper.fetching.cookies import BoundedJar
+from examples.scraper.fetching.http import httpcore, httpx
 from examples.scraper.settings import Settings, expanded
 from shoal import shielded
 

@@ -17,9 +17,9 @@ from typing import Any, Self
 import anyio
 from anyio import from_thread, to_thread
 
-from examples.scraper.document import Parse
-from examples.scraper.fetch import FetchError
-from examples.scraper.pages import Found, Wanted, read_page
+from examples.scraper.fetching.fetch import FetchError
+from examples.scraper.reading.document import Parse
+from examples.scraper.reading.pages import Found, Wanted, read_page
 
 # tags; if all of them are nested, they take 40 ms. 97 of 100 pages of real sites have fewer
 FEW_TAGS = 4096

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from examples.scraper.fetching.urls import name_of, origin_of
 from examples.scraper.settings import ScopeName
-from examples.scraper.urls import name_of, origin_of
 
 
 class Scope:

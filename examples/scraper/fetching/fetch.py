@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol, cast
 
 import anyio
 
-from examples.scraper.addresses import PrivateAddress
-from examples.scraper.http import httpx
-from examples.scraper.urls import target_of
+from examples.scraper.fetching.addresses import PrivateAddress
+from examples.scraper.fetching.http import httpx
+from examples.scraper.fetching.urls import target_of
 from shoal import RetryLater
 
 # statuses that may be better after a retry

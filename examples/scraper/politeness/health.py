@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import anyio
 
-from examples.scraper.fetch import NO_ANSWER, FetchError, LeftAlone
+from examples.scraper.fetching.fetch import NO_ANSWER, FetchError, LeftAlone
 
 SUSPICIOUS = 3  # failures in a row: pages that are broken themselves rarely come in a row
 FIRST = 1.0  # seconds of the first pause; each pause is as long as the host has been down so far

@@ -12,21 +12,21 @@ import anyio
 from anyio import to_thread
 
 from examples.interrupts import Interruptible
+from examples.scraper.command.job import Job
+from examples.scraper.command.page_limit import PageLimit
 from examples.scraper.crawl import CRAWL, Crawler, site_crawl, sitemap_links
-from examples.scraper.document import Parse
-from examples.scraper.fetch import HttpxFetcher
-from examples.scraper.frontier import Frontier, start_link
-from examples.scraper.health import Health
-from examples.scraper.job import Job
-from examples.scraper.output import Output, Projection, projection
-from examples.scraper.page_limit import PageLimit
-from examples.scraper.pages import Wanted
-from examples.scraper.parsing import Parsers
-from examples.scraper.politeness import Politeness
-from examples.scraper.progress import Style, Tally, showing, shown
-from examples.scraper.rows import columns_of, lines_of
-from examples.scraper.urls import name_of
-from examples.scraper.web import make_client
+from examples.scraper.fetching.fetch import HttpxFetcher
+from examples.scraper.fetching.urls import name_of
+from examples.scraper.fetching.web import make_client
+from examples.scraper.frontier.links import Frontier, start_link
+from examples.scraper.output.files import Output, Projection, projection
+from examples.scraper.output.progress import Style, Tally, showing, shown
+from examples.scraper.output.rows import columns_of, lines_of
+from examples.scraper.politeness.health import Health
+from examples.scraper.politeness.spacing import Politeness
+from examples.scraper.reading.document import Parse
+from examples.scraper.reading.pages import Wanted
+from examples.scraper.reading.parsing import Parsers
 from shoal import Application
 
 ALL_FETCHED = 0

@@ -3,10 +3,10 @@
 from collections import Counter
 from typing import Any
 
+from examples.scraper.command.job import Job
 from examples.scraper.crawl import sitemap_links
-from examples.scraper.frontier import Link, key_of_link, start_link
-from examples.scraper.job import Job
-from examples.scraper.urls import host_of
+from examples.scraper.fetching.urls import host_of
+from examples.scraper.frontier.links import Link, key_of_link, start_link
 
 
 async def report(job: Job) -> None:

@@ -7,7 +7,7 @@ links are waiting. Each page is saved by then; see `test_a_limit_may_be_raised`.
 
 from collections.abc import Awaitable, Callable
 
-from examples.scraper.progress import Tally
+from examples.scraper.output.progress import Tally
 from shoal import Done, Failed, Hook
 from shoal.errors import HookFailed
 from shoal.events import ChildEnded

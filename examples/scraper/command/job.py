@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from examples.scraper.crawl import CRAWL
-from examples.scraper.frontier import Link
-from examples.scraper.locks import Locked, lock
-from examples.scraper.rows import Row, failed_row, page_row
+from examples.scraper.frontier.links import Link
+from examples.scraper.output.locks import Locked, lock
+from examples.scraper.output.rows import Row, failed_row, page_row
 from examples.scraper.settings import Settings
 from shoal import Codec, RunPath, SQLiteStore
 from shoal.events import Update

@@ -17,9 +17,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from examples.scraper.frontier import Link
-from examples.scraper.health import SUSPICIOUS
-from examples.scraper.urls import host_of
+from examples.scraper.fetching.urls import host_of
+from examples.scraper.frontier.links import Link
+from examples.scraper.politeness.health import SUSPICIOUS
 from shoal import AIMD, Limits, Rate, RetryLater, State
 
 BURST = 0.05  # seconds of spacing that can be saved up

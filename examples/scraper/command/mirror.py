@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import anyio
 
 from examples.interrupts import Interruptible
-from examples.scraper.addresses import PrivateAddress
-from examples.scraper.fetch import FetchError
-from examples.scraper.http import httpx
+from examples.scraper.fetching.addresses import PrivateAddress
+from examples.scraper.fetching.fetch import FetchError
+from examples.scraper.fetching.http import httpx
+from examples.scraper.fetching.urls import name_of
+from examples.scraper.fetching.web import make_client
 from examples.scraper.settings import Settings
-from examples.scraper.urls import name_of
-from examples.scraper.web import make_client
 from shoal import Application, NobodyAccepted, action, fan_out, first
 from shoal.types import FanOut
 
