@@ -11,7 +11,8 @@ caller as it is, with a note that names the run, the step and the key. These are
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
     │   ├── MissingField         a declared field that the state does not have (a KeyError too)
-    │   └── InvalidState         a value that does not fit the field of the application's model
+    │   ├── InvalidState         a value that does not fit the field of the application's model
+    │   └── ChangedInPlace       a value that a step has changed instead of returning a new one
     ├── MissingInput         no read, input or default fills a parameter; found before any action
     ├── MissingSecret        a resumed run was not given all its secret fields; found before it runs
     ├── SecretLeaked         the text of a secret field was about to be saved or given to hooks
@@ -104,6 +105,18 @@ class InvalidState(StateError):
 
     If pydantic refused the value, its own error is the ``__cause__``.
     """
+
+
+class ChangedInPlace(StateError):
+    """A step changed a value of the state in place. Only looked for under ``Runtime(debug=True)``.
+
+    The state has the changed value all the same, and so do all runs that share it.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field: str = field
+        """The field that holds the value."""
 
 
 class MissingInput(ShoalError):

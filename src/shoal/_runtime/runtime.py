@@ -103,6 +103,7 @@ class Runtime:
         watch: bool | None = None,
         progress: bool = False,
         executor: Executor | ExecutorName | None = None,
+        debug: bool | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -137,12 +138,18 @@ class Runtime:
                 the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
                 ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
                 action is called there, shared by all runs, and closed with the runtime.
+            debug: Whether to compare the fields that a step reads before and after it. A step that
+                has changed a list, a dict or another value of the state in place, instead of
+                returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
+                field at each step. Objects that are no data are compared by identity alone. By
+                default it is on if the environment variable ``SHOAL_DEBUG`` is set to something
+                else than 0, also for runs that have no runtime of their own.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
                 ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
-                ``max_crashes`` no count of at least 1, ``executor`` no executor; or ``apps`` has
-                something that is no application, or two of one name and version.
+                ``max_crashes`` no count of at least 1, ``executor`` no executor, ``debug`` no bool;
+                or ``apps`` has something that is no application, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -158,6 +165,7 @@ class Runtime:
             grace=grace,
             max_crashes=max_crashes,
             seed=seed,
+            debug=debug,
         )
         self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
