@@ -16,6 +16,7 @@ from typing import Generic, cast, final
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._errors.exceptions import DefinitionError
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.report import Report
@@ -173,8 +174,9 @@ class RunHandle(Generic[S]):
             RunCancelled: The run was cancelled, by ``cancel`` or by its runtime.
         """
         await self.wait_ended()
-        self._raise_failure()
-        return self._root.result()
+        with frames_hidden:
+            self._raise_failure()
+            return self._root.result()
 
     def cancel(self, reason: str) -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.

@@ -29,6 +29,7 @@ from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
 from shoal._errors.inspection import first_of
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.report import Report
 from shoal._graph.action import Act
 from shoal._graph.parallel import Parallel
@@ -358,15 +359,16 @@ class Runtime:
         Several at once share the runtime's inputs, limits, threads and store. One that fails, or
         whose caller is cancelled, does nothing to the others.
         """
-        return await app.run(
-            state,
-            id=id,
-            inputs=inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-            runtime=self,
-        )
+        with frames_hidden:
+            return await app.run(
+                state,
+                id=id,
+                inputs=inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+                runtime=self,
+            )
 
     async def start(
         self,
@@ -403,15 +405,16 @@ class Runtime:
             Exception: What else ``Application.run`` raises before an action starts. If the caller
                 is cancelled until then, the run is cancelled too, and awaited.
         """
-        return await app.start(
-            state,
-            id=id,
-            inputs=inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-            runtime=self,
-        )
+        with frames_hidden:
+            return await app.start(
+                state,
+                id=id,
+                inputs=inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+                runtime=self,
+            )
 
     def stores(self) -> Sequence[Store]:
         """Return the stores of the runtime and of its applications, each once."""
