@@ -184,12 +184,29 @@ class StepTimeout(ShoalError, TimeoutError):
     """
 
 
+_REASONS = 5
+"""The reasons that the text of ``NobodyAccepted`` shows."""
+
+
 class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
     """No child can still win the race: too few are left.
 
     The group holds, in input order, the failures of the children and a ``Rejected`` for each result
-    that was not accepted. A note on each names the action, the key and the run.
+    that was not accepted. A note on each names the action, the key and the run. The text lists the
+    first of ``reasons``.
     """
+
+    reasons: tuple[str, ...] = ()
+    """For each child, in input order, why it has not won: also for those that were cancelled by
+    hand, or skipped. Empty if the error was read from a store."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not self.reasons:
+            return text
+        more = len(self.reasons) - _REASONS
+        shown = "; ".join(self.reasons[:_REASONS]) + (f"; and {more} more" if more > 0 else "")
+        return f"{text}: {shown}"
 
     def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
         """Group some of the same exceptions, as ``except*`` does."""
