@@ -329,6 +329,12 @@ class RunConflict(ShoalError):
 class UnknownRun(ShoalError):
     """The store has no run of that id, or no such point in its history."""
 
+    def __init__(self, message: str, similar: str = "") -> None:
+        super().__init__(message)
+        self.similar: str = similar
+        """The id of a run that may have been meant: one of the latest, much like the id that was
+        asked for. It is no part of the message, because clients of a service may not learn it."""
+
 
 class UnknownQuestion(ShoalError):
     """An answer fits no open question of the run, or several questions of that name.
@@ -535,8 +541,13 @@ def kind_of(value: object) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` with the known word most like ``word``; "" if none is."""
-    matches = get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    found = most_like(word, known)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def most_like(word: str, known: Iterable[str]) -> str:
+    """Return the known word most like ``word``; "" if none is."""
+    return next(iter(get_close_matches(word, known, n=1)), "")
 
 
 def note(error: BaseException, text: str) -> None:
