@@ -16,7 +16,8 @@ from dataclasses import is_dataclass
 from typing import cast
 
 from shoal._errors.exceptions import ChangedInPlace, NotData, brief, note
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._state.digest import digest
 from shoal._state.secrets import Secret
 from shoal._state.state import Change

@@ -25,7 +25,8 @@ from shoal._errors.exceptions import (
     brief,
 )
 from shoal._events.events import RunStarted, StepStarted, Update
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._graph.policy import Each
 from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared

@@ -17,7 +17,8 @@ from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
-from .action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
+from .act import Act, Input, bind_where_taken, merged_inputs, versions
+from .action import field_names
 from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
 from .graph import Graph, no_act

@@ -17,7 +17,7 @@ from shoal._errors.exceptions import DefinitionError, NoTransition, brief, did_y
 from shoal._state.schema import Schema
 from shoal._state.state import Change
 
-from .action import Act, Input, Performer, bind_where_taken, merged_inputs, versions
+from .act import Act, Input, Performer, bind_where_taken, merged_inputs, versions
 from .condition import Condition, Predicate, when
 from .dataflow import END, Edge, End, Flow, name_of, reachable, trace
 from .picture import drawing_of

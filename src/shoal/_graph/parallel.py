@@ -27,7 +27,7 @@ from shoal.executors._named import ExecutorName, executor_named
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
-from .action import Act, Performer
+from .act import Act, Performer
 from .graph import Graph
 from .picture import drawing_of
 from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Title, Tolerate

@@ -23,7 +23,7 @@ from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
 from shoal._limits.limits import Limits

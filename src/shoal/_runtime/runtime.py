@@ -31,7 +31,7 @@ from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
 from shoal._errors.inspection import first_of
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.report import Report
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter

@@ -23,7 +23,7 @@ from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse, LiveStep
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._runtime.application import Application
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Order, Row
