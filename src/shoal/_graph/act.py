@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, did_you_mean
 from shoal._limits.retry import Retry
 from shoal._state.schema import Schema
@@ -47,6 +48,10 @@ class Input(NamedTuple):
     """Whether that action needs it: the parameter has no default."""
 
 
+@hides(
+    "bound continues exposing for_children misfit needed_by needs perform sketch sure_writes "
+    "takes_more"
+)
 class Act(ABC):
     """A step that a run can execute: an action, a fan-out, a graph."""
 

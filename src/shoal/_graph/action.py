@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, final
 
 from shoal._errors.arguments import is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, did_you_mean
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
@@ -36,6 +37,11 @@ _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
+@hides(
+    "access bound_inputs default_executor definition executor_below fields input_names "
+    "is_async is_governed is_plain is_streaming job only_write takes_context takes_state "
+    "unfit_for"
+)
 @final
 class FunctionAction(Act, Generic[P, R_co]):
     """An action made of a function by ``@action``."""

@@ -15,6 +15,7 @@ from itertools import islice
 from math import inf
 from typing import Any, Literal, cast, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import StateError, brief, kind_of
 from shoal._events.events import Done, Failed
 from shoal._events.hooks import Hook
@@ -226,6 +227,7 @@ def _without_within(collection: Collected, key: Any, act: str) -> Collected:
     return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
 
 
+@hides("definition")
 class Parallel(Act):
     """An act whose work is children: the base of fan-outs and of ``ParallelAction``."""
 

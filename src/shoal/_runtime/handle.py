@@ -15,6 +15,7 @@ from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Event, Question, Status
@@ -30,6 +31,7 @@ BUFFER = 1000
 """Events that may wait to be read, by default."""
 
 
+@hides("is_interrupted")
 class RunHandle(Generic[S]):
     """A run that goes on in a runtime: to look at, wait for, follow and cancel.
 

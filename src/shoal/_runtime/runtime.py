@@ -27,6 +27,7 @@ from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
 from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
 from shoal._errors.inspection import first_of
 from shoal._errors.tracebacks import frames_hidden
@@ -62,6 +63,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
+@hides("begin check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
