@@ -21,8 +21,10 @@ def is_present(version: str) -> bool:
     return command is not None and not subprocess.call([command, "-c", ""], stderr=DEVNULL)
 
 
-# The oldest and the newest supported version, if present; else the one that runs nox.
-PYTHONS = [v for v in ("3.11", "3.13") if v == HERE or is_present(v)] or [HERE]
+# The oldest and the newest supported version that are present; else the one that runs nox.
+VERSIONS = ("3.11", "3.12", "3.13", "3.14", "3.15")
+PRESENT = [version for version in VERSIONS if version == HERE or is_present(version)] or [HERE]
+PYTHONS = list(dict.fromkeys((PRESENT[0], PRESENT[-1])))
 
 # The ways to start an event loop; see tests/starters.py.
 STARTERS = (

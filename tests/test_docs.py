@@ -21,19 +21,19 @@ from typing import Any
 import pytest
 
 import shoal.errors
-from tools.pages import DOCS, ROOT, TUTORIAL, Block, blocks
+from tools.pages import DOCS, LISTED, ROOT, Block, blocks
 
 PAGES = sorted(DOCS.rglob("*.md"))
 NAMES = {str(page.relative_to(DOCS)): page for page in PAGES}
 LANGUAGES = {"python", "text", "console", "sh", "sql", "toml", "json", "html"}
 EXCUSED = {
-    "drawing.md": "its programs are parts of tests/watch/test_draw.py",
-    "telemetry.md": "it needs an exporter; tests/watch/test_telemetry.py has one",
-    "ui.md": "it starts servers; tests/watch/ui does",
-    "watching.md": "it needs stores of other processes; tests/watch has them",
-    "stored-values.md": "tests/stores/test_codec.py runs it",
+    "ui.md": "tests/watch/test_watching_page.py mounts the page as it says",
+    "watching.md": "parts of programs, which tests/watch/test_watching_page.py compiles",
 }
 """Pages whose blocks of Python are tested elsewhere."""
+
+ONE_PROGRAM = {"drawing.md", "telemetry.md"}
+"""Pages on which each block continues the one before."""
 
 
 def chains() -> Iterator[list[Block]]:
@@ -44,8 +44,8 @@ def chains() -> Iterator[list[Block]]:
         chain: list[Block] = []
         for block in blocks(page):
             if block.language != "python" or block.title:
-                continue  # listings of the tutorial are run by test_tutorial
-            if block.mark("goes on") is not None:
+                continue  # listings are run by test_tutorial and test_programs
+            if block.mark("goes on") is not None or (chain and name in ONE_PROGRAM):
                 assert chain, f"{name}:{block.line}: there is no block to continue"
                 chain.append(block)
                 continue
@@ -206,6 +206,7 @@ def test_the_quickstart_names_extras_that_exist() -> None:
             assert set(named.split(",")) <= extras, f"{page.name}: {named}"
 
 
-def test_listings_of_the_tutorial_are_shown() -> None:
-    shown = {block.title for page in TUTORIAL.glob("*.md") for block in blocks(page) if block.title}
-    assert shown == {path.name for path in TUTORIAL.glob("*.py")}
+@pytest.mark.parametrize("folder", LISTED, ids=lambda folder: folder.name)
+def test_all_listings_are_shown(folder: Path) -> None:
+    shown = {block.title for page in folder.glob("*.md") for block in blocks(page) if block.title}
+    assert shown == {path.name for path in folder.glob("*.py")}

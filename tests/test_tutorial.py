@@ -1,4 +1,4 @@
-"""The tutorial shows its files as they are, and what they print."""
+"""Pages with listings show the files beside them as they are, and what they print."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.pages import filled, tutorial_pages
+from tools.pages import filled, listed_pages
 
 
 @pytest.mark.sweep  # not all places, but as long as a hundred other tests
 @pytest.mark.realtime
-@pytest.mark.parametrize("page", tutorial_pages(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", listed_pages(), ids=lambda page: f"{page.parent.name}/{page.stem}")
 def test_a_page_shows_its_files_and_what_they_print(page: Path) -> None:
     assert filled(page) == page.read_text("utf-8"), "python tools/pages.py writes it anew"

@@ -1,9 +1,11 @@
-"""Fill in the listings, and the outputs of commands, that the pages of the tutorial show.
+"""Fill in the listings, and the outputs of commands, that pages show.
 
     python tools/pages.py
 
-writes each file under docs/tutorial/ into the block that names it in its title, and below the
-commands in ``console`` blocks what they print. tests/test_tutorial.py fails if that changes a page.
+writes the files beside the pages of docs/tutorial/ and docs/programs/ into the blocks that name
+them in their titles, and below the commands in ``console`` blocks what they print; and on the page
+of the examples, the files that its blocks name by their paths in the repository.
+tests/test_tutorial.py fails if that changes a page.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-TUTORIAL = DOCS / "tutorial"
+LISTED = (DOCS / "tutorial", DOCS / "programs")
 BLOCK = re.compile(
     r"(?P<marks>(?:^<!-- [^\n]* -->\n)*)^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -73,22 +75,24 @@ def blocks(page: Path) -> Iterator[Block]:
         )
 
 
-def tutorial_pages() -> list[Path]:
+def listed_pages() -> list[Path]:
     """Return the pages with listings and commands."""
-    return sorted(TUTORIAL.glob("*.md"))
+    found = sorted(page for folder in LISTED for page in folder.glob("*.md"))
+    return [*found, DOCS / "examples.md"]
 
 
 def filled(page: Path) -> str:
-    """Return the text of a tutorial page with its listings and outputs as they are now."""
+    """Return the text of such a page with its listings and outputs as they are now."""
     with tempfile.TemporaryDirectory() as folder:
         workshop = Path(folder) / "tutorial"
-        shutil.copytree(TUTORIAL, workshop, ignore=shutil.ignore_patterns("*.md", "__pycache__"))
+        shutil.copytree(page.parent, workshop, ignore=shutil.ignore_patterns("*.md", "__pycache__"))
 
         def fill(match: re.Match[str]) -> str:
             info, body = match["info"], match["body"]
             title = TITLE.search(info)
             if title:
-                body = (TUTORIAL / title[1]).read_text("utf-8")
+                source = ROOT if "/" in title[1] else page.parent
+                body = (source / title[1]).read_text("utf-8")
             elif info == "console":
                 commands = [one for one in body.splitlines() if one.startswith("$ ")]
                 body = "".join(f"{one}\n{output(one[2:], workshop)}" for one in commands)
@@ -122,5 +126,5 @@ def output(command: str, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    for one in [TUTORIAL / name for name in sys.argv[1:]] or tutorial_pages():
+    for one in [DOCS / name for name in sys.argv[1:]] or listed_pages():
         one.write_text(filled(one), "utf-8")

@@ -1,6 +1,7 @@
 from news import Model, download, downloads, large, small
 
-from shoal import Application, Each, Graph, Limits, Rate, Retry, SQLiteStore, action, fan_out, race
+from shoal import Application, Each, Graph, Limits, Rate, Retry, SQLiteStore
+from shoal import action, fan_out, race
 
 
 @action(reads=["url"], writes=["text"], timeout=5)

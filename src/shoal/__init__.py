@@ -209,10 +209,10 @@ _MOVED = {
     "errors": (
         "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
         "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NotData NotDecodable NotEncodable NotSendable "
-        "Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
-        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge "
-        "WorkerDied"
+        "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
+        "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
+        "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
+        "UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
@@ -220,7 +220,7 @@ _MOVED = {
         "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
         "Waiting"
     ),
-    "executors": "Executor ExecutorName Threads",
+    "executors": "Executor ExecutorName Processes Threads",
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "

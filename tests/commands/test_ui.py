@@ -86,6 +86,20 @@ def test_with_an_application_it_serves_before_the_first_run(
     anyio.run(look)
 
 
+def test_it_listens_on_this_machine_alone_unless_told_otherwise(
+    store: str, monkeypatch: pytest.MonkeyPatch
+):
+    places: list[tuple[str, int]] = []
+
+    def keep(_: object, listener: socket.socket) -> None:
+        places.append(listener.getsockname())
+
+    monkeypatch.setattr("shoal.watch.ui._serve.serve", keep)
+    assert main(["ui", "--db", store, "--read-only"]) == 0
+    assert main(["ui", "--db", store, "--read-only", "--port", "0", "--host", "127.0.0.2"]) == 0
+    assert [host for host, _ in places] == ["127.0.0.1", "127.0.0.2"]
+
+
 def test_it_serves_no_new_store_in_a_folder_that_is_missing(tmp_path: Path):
     place = tmp_path / "nowhere" / "new.db"
     assert main(["ui", "--db", str(place), "--port", "0", "--app", f"{HERE}:app"]) == 2

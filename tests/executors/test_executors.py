@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from shoal import (
 from shoal.errors import BadResult, DefinitionError, NotSendable
 from shoal.events import Item, StepEnded, Waiting
 from shoal.executors import Executor, Threads
+from shoal.executors._effects import effect_of
 from shoal.executors._named import executor_named
 from shoal.executors._threads import SHARED_THREADS
 from shoal.testing import RecordingHook, no_leaks
@@ -272,6 +274,22 @@ async def test_wrong_results_are_refused_everywhere_in_the_same_words(executor: 
     ):
         with pytest.raises(BadResult, match=words):
             await Application(act, executor=executor).run()
+
+
+async def test_an_idempotency_key_can_be_computed_where_the_function_runs():
+    found: list[str] = []
+
+    @action(reads=["a", "token", "b"], writes=["out"], executor=Fake())
+    async def pay(a: int, token: str, state: State, context: Context) -> State:
+        values = {"a": a, "b": state["b"]}
+        effect = pickle.loads(pickle.dumps(effect_of(context)))
+        found.append(effect.key(values.__getitem__))
+        found.append(context.idempotency_key)
+        return state.update(out=1)
+
+    start = State({"a": 1, "b": [2], "token": "secret text"}, secret={"token"})
+    await Application(pay).run(start, id="x")
+    assert found[0] == found[1]
 
 
 def test_it_is_drawn_where_it_is_said():

@@ -1,5 +1,8 @@
 """Processes that execute runs, and steer those of each other through one store."""
 
+# pyright: reportPrivateUsage=false
+# The writer's connection is told how large its file may be.
+
 from __future__ import annotations
 
 import json
@@ -7,11 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
-from shoal import Application, Limits, Runtime, action, fan_out
+from shoal import Application, Limits, Runtime, StoreFailed, action, fan_out
+from shoal.stores._sql.store import DurableStore
+from shoal.watch import Queries
 from tests.stores.durable import InFile, InSchema, Kept
 from tests.stores.postgres import PostgresServer
 
@@ -143,3 +149,46 @@ def terminate(place: InSchema) -> None:
     """End all connections that stores have, as an administrator does."""
     for pid in place.backends():
         place.server.execute("SELECT pg_terminate_backend(%s)", pid)
+
+
+@action(reads=["item"], writes=["done"])
+async def write(item: int) -> str:
+    await anyio.sleep(0.05)
+    return "x" * 3000
+
+
+def test_a_full_disk_loses_reports_and_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    place = InFile(tmp_path / "runs.db")
+    step = fan_out(write, over="items", item="item", into="all", limits=Limits(4))
+
+    async def main() -> None:
+        async with place.store(patience=0.5) as store, Runtime(store=store) as runtime:
+            app = Application(step, name="full")
+            state = {"items": range(60)}
+            handle = await app.start(state, id="a", runtime=runtime)
+            await anyio.sleep(0.3)
+            make_room(store, pages=0)
+            with pytest.raises(StoreFailed, match="can't grow"):
+                await handle.result()
+            overview = await Queries(store).overview("a")
+            assert (overview.is_lost, overview.summary.holder) == (True, "")
+            assert 0 < overview.counts["succeeded"] < 60
+            make_room(store, pages=1_000_000)
+            assert len((await app.run(id="a", runtime=runtime)).state["all"]) == 60
+            overview = await Queries(store).overview("a")
+            assert overview.report is not None
+            assert overview.report.is_over
+
+    anyio.run(main)
+    assert [one.levelname for one in caplog.records if "reports" in one.message] in (
+        [],
+        ["WARNING"],
+    )
+
+
+def make_room(store: DurableStore, *, pages: int) -> None:
+    """Let the file have so many pages, or none more than it has."""
+    writer = store._writer
+    assert writer is not None
+    data: Any = writer._database
+    data._sql.execute(f"PRAGMA max_page_count = {max(pages, 1)}")

@@ -10,13 +10,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal._errors.exceptions import NotData
 from shoal._graph.action import FunctionAction
-from shoal._state.digest import combined, named, written
 from shoal._state.secrets import Secret
+from shoal.executors._effects import Effect
 
 from .questions import asker_key
 from .run import Run
+
+
+def effect(run: Run, action: FunctionAction[..., Any]) -> Effect:
+    """Return what names the effect of the current visit of ``action``."""
+    data, step = run.head[1], action.name
+    # Sorted, since `reads` may be a set, whose order differs between processes. A field that only
+    # `state` offers may be missing.
+    fields = [
+        field for field in sorted(action.reads) if field in data and type(data[field]) is not Secret
+    ]
+    # The number of the visit comes from the history, so a resumed run has the same.
+    return Effect(run.path.id, step, run.visit(step), tuple(fields), asker_key(run.path))
 
 
 def idempotency_key(run: Run, action: FunctionAction[..., Any]) -> str:
@@ -25,20 +36,4 @@ def idempotency_key(run: Run, action: FunctionAction[..., Any]) -> str:
     Raises:
         NotData: A field that the action reads can't be hashed.
     """
-    data, step = run.head[1], action.name
-    # The number of the visit comes from the history, so a resumed run has the same.
-    parts = [written("idempotency", run.path.id, step, str(run.visit(step)))]
-    # Sorted, since `reads` may be a set, whose order differs between processes.
-    for field in sorted(action.reads):
-        # A field that only `state` offers may be missing.
-        if field not in data or type(value := data[field]) is Secret:
-            continue
-        try:
-            parts.append(named(field, value))
-        except NotData as error:
-            msg = (
-                f"action {step!r} of run {run.path.id}{asker_key(run.path)} has no idempotency "
-                f"key, since it reads field {field!r}, which can't be hashed: {error}"
-            )
-            raise NotData(msg) from error
-    return combined(parts)
+    return effect(run, action).key(run.head[1].__getitem__)

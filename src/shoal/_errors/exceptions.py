@@ -44,6 +44,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── RetryLater           an action asks for another attempt later (users raise it)
     ├── Poisoned             each of several crashes happened while this child was at work
     ├── WorkerDied           the worker process of an action ended before the action did
+    ├── NoWorker             no worker of an executor can be started
     ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
@@ -417,6 +418,14 @@ class WorkerDied(ShoalError):
         """The worker that died, as people find it: its process id, or its name."""
         self.others: int = others
         """How many other calls were at work in that worker. Any of them may have killed it."""
+
+
+class NoWorker(ShoalError):
+    """An action was to be called in a worker, and no worker could be started.
+
+    Several workers in a row died at their start, or the system refuses to start any. Actions that
+    are called later try again. (What an initializer raises is raised as it is.)
+    """
 
 
 class NotSendable(DefinitionError):

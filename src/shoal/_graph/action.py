@@ -19,7 +19,7 @@ from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, did_you_mean
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
-from shoal._state.functions import is_async, is_kind, is_streaming
+from shoal._state.functions import is_async, is_kind, is_streaming, signature_of
 from shoal._state.state import Change, FieldAccess
 from shoal.executors._named import ExecutorName, Place, executor_named
 from shoal.executors._port import Executor, Job
@@ -120,7 +120,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         inputs: dict[str, Input] = {}
         special: set[str] = set()
         try:
-            parameters = list(inspect.signature(self.function).parameters.values())
+            parameters = list(signature_of(self.function).parameters.values())
         except ValueError:
             self._refuse(f"the parameters of {self.function!r} can't be known; wrap it in a def")
         for parameter in parameters[method:]:

@@ -15,6 +15,7 @@ from typing import Any
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
+from shoal._state.functions import annotations_of
 from shoal._state.state import Change
 from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
@@ -145,7 +146,7 @@ def _function_of(
 def check_class(cls: type[Act], *attributes: str) -> None:
     """Check the name of a class of acts, and the attributes that list names; freeze these."""
     own = vars(cls)
-    if "name" not in own and "name" not in own.get("__annotations__", ()):
+    if "name" not in own and "name" not in annotations_of(cls):
         cls.name = cls.__name__
     name: object = own.get("name", "")
     # A descriptor, such as a property, gives each instance its own name.

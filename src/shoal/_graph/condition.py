@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, final
 
 from shoal._errors.exceptions import DefinitionError, MissingField, brief
-from shoal._state.functions import require_plain
+from shoal._state.functions import require_plain, signature_of
 from shoal._state.secrets import reveal
 from shoal._state.state import FieldAccess, make_state, refuse_awaitable
 
@@ -241,7 +241,7 @@ def _predicate(predicate: Callable[..., object], reads: Iterable[str] | None) ->
 def _parameters(predicate: Callable[..., object]) -> dict[str, bool]:
     """Return the names of the parameters, and whether each is required."""
     try:
-        parameters = inspect.signature(predicate).parameters.values()
+        parameters = signature_of(predicate).parameters.values()
     except (ValueError, TypeError):
         msg = f"when(...): the parameters of {predicate!r} can't be known; wrap it in a lambda"
         raise DefinitionError(msg) from None

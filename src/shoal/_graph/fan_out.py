@@ -12,7 +12,7 @@ from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Done
 from shoal._events.hooks import Hook
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
-from shoal._state.functions import is_async, is_streaming, require_plain
+from shoal._state.functions import is_async, is_streaming, require_plain, signature_of
 from shoal._state.state import FieldAccess, State
 from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
@@ -592,7 +592,7 @@ class _Checks(NamedTuple):
 def _takes_one(function: Callable[..., object]) -> bool:
     """Return whether ``function`` can be called with the state alone."""
     try:
-        inspect.signature(function).bind(None)
+        signature_of(function).bind(None)
     except (TypeError, ValueError):
         return False
     return True

@@ -1,12 +1,39 @@
-"""Check how a user's function is called: plainly, as a coroutine or as an async generator."""
+"""Check how a user's function is called: plainly, as a coroutine or as an async generator.
+
+Annotations are read here as well. Since Python 3.14 they are evaluated when they are read, which
+fails for names that are imported for type checkers only. Nothing here needs such names, so they
+stay unevaluated.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 
 from shoal._errors.exceptions import DefinitionError
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
+    def signature_of(function: Callable[..., object]) -> inspect.Signature:
+        """Return the signature of ``function``; annotations without a value are ``ForwardRef``."""
+        return inspect.signature(function, annotation_format=Format.FORWARDREF)
+
+    def annotations_of(cls: type) -> Mapping[str, object]:
+        """Return the annotations in the body of ``cls``; those of its bases are left out."""
+        return get_annotations(cls, format=Format.FORWARDREF)
+
+else:
+
+    def signature_of(function: Callable[..., object]) -> inspect.Signature:
+        """Return the signature of ``function``."""
+        return inspect.signature(function)
+
+    def annotations_of(cls: type) -> Mapping[str, object]:
+        """Return the annotations in the body of ``cls``; those of its bases are left out."""
+        return inspect.get_annotations(cls)
 
 
 def is_async(function: Callable[..., object]) -> bool:

@@ -23,11 +23,17 @@ import typing
 if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it is first asked for
     from ._named import ExecutorName
     from ._port import Executor
+    from ._processes import Processes
     from ._threads import Threads
 
-__all__ = ["Executor", "ExecutorName", "Threads"]
+__all__ = ["Executor", "ExecutorName", "Processes", "Threads"]
 
-_DEFINED = {"Executor": "_port", "ExecutorName": "_named", "Threads": "_threads"}
+_DEFINED = {
+    "Executor": "_port",
+    "ExecutorName": "_named",
+    "Processes": "_processes",
+    "Threads": "_threads",
+}
 """The names of ``__all__``, by the module that defines them: a program loads what it uses."""
 
 if not typing.TYPE_CHECKING:  # type checkers would take any name to exist

@@ -19,7 +19,7 @@ Invariants:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
@@ -60,7 +60,9 @@ class ContextPort(Protocol):
     """The context of one attempt, as an executor may use it for a function that is elsewhere.
 
     All of it is called on the event loop, in the task that awaits ``Call.call``. The promises and
-    errors of each member are those of ``shoal.Context``.
+    errors of each member are those of ``shoal.Context``. Its ``idempotency_key`` is a hash of what
+    ``_effects.effect_of`` returns, and of the values of fields: it is computed where the function
+    runs, if that asks for it.
     """
 
     # `Any` where the type is of a module above, which can't be imported here.
@@ -159,7 +161,7 @@ class Call(Protocol):
         """Seconds that the function is waited for after a cancellation of ``call``."""
         ...
 
-    async def call(
+    def call(
         self,
         job: Job,
         kwargs: Mapping[str, Any],
@@ -169,8 +171,8 @@ class Call(Protocol):
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
-    ) -> object:
-        """Call the function of ``job`` and return its result, or raise its exception.
+    ) -> Coroutine[Any, Any, object]:
+        """Call the function of ``job`` and return its result, or raise its exception. Awaited once.
 
         The result is what the function returned, checked by ``_results.finished``: for a job with
         ``access``, the ``Change`` that leads from the state that it was given to the one that it
@@ -203,8 +205,8 @@ class Call(Protocol):
             WorkerDied: The worker ended while the function was at work there. It may have had all
                 its effects, or none. ``others`` says how many other calls were at work in the same
                 worker, any of which may have killed it. If the function had not begun, the call is
-                moved to another worker, and nothing is raised. Also raised where workers end again
-                and again before they have begun with anything.
+                moved to another worker, and nothing is raised.
+            NoWorker: No worker can be started.
             NotSendable: The function, an argument or the result can't be sent. Acts that are chosen
                 at run time, and fields of the state, are found out here for the first time.
             BaseException: What the function raised: its own exception where it can be sent, else

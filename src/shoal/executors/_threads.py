@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, final
 
 from shoal._concurrency.worker_threads import Thread
@@ -102,7 +102,7 @@ class ThreadCall:
         """Seconds that the function is waited for after a cancellation."""
         return self._thread.grace
 
-    async def call(
+    def call(
         self,
         job: Job,
         kwargs: Mapping[str, Any],
@@ -112,14 +112,13 @@ class ThreadCall:
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
-    ) -> object:
+    ) -> Coroutine[Any, Any, object]:
         """Call the function of ``job`` in a thread; see ``Call.call``."""
+        # No coroutine of its own around that of the thread: it would cost every plain function.
         del alone, items
         given = {**kwargs, "context": context} if job.takes_context else kwargs
         work = {"job": job, "given": given}
-        return await self._thread.call(
-            _call_and_check, work, abandon=abandon, on_cancelled=on_cancelled
-        )
+        return self._thread.call(_call_and_check, work, abandon=abandon, on_cancelled=on_cancelled)
 
     @property
     def is_running(self) -> bool:

@@ -94,6 +94,10 @@ def bars_of(
         counts = Counter[ChildStatus]()
         for part in parts:
             counts.update(part.counts)
+        if now is not None and not is_lost and counts["halted"] > now.halted:
+            # The others were answered and go on: they are halted to the store until their next
+            # save, and in flight to the report.
+            counts["halted"] = now.halted
         totals = [part.total for part in parts]
         total = None if None in totals or not totals else sum(one or 0 for one in totals)
         if total is None and now is not None:
@@ -103,7 +107,7 @@ def bars_of(
                 step=step,
                 visit=visit,
                 title="" if now is None else now.title,
-                counts=dict(counts),
+                counts={status: count for status, count in counts.items() if count},
                 # In a decided race all failed contestants have lost; elsewhere nothing has.
                 failed=sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts),
                 lost=sum(part.lost for part in parts),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -216,10 +217,11 @@ async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
 
     @action(reads=["file"], writes=["text"])
     async def ask_or_wait(file: str, context: Context) -> str:
+        said = file
         if file == "a":
-            return str(await context.ask("verdict", "a?"))
-        await anyio.sleep(30)
-        return file
+            said = str(await context.ask("verdict", "a?"))
+        await anyio.sleep(20 if file == "a" else 30)
+        return said
 
     asks = application(ask_or_wait)
     async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
@@ -232,8 +234,10 @@ async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
         [id_] = [a["value"] for a in page.all("input", name="id")]
         assert (await act(client, "answer", path, id=id_, answer="yes")).status_code == 303
         await anyio.sleep(1)
-        counts = await store.counts(RunPath(run_id="r"))
-        assert counts == {"succeeded": 1}, "it went on"
+        text = words((await client.get("/runs/r")).text)
+        assert "texts0 of 2 · 2 running" in text
+        assert "arunning" in text, "it goes on"
+        assert "taken up" not in text
         result = await handle.result()
     assert result.status == "succeeded"
     assert result.state["texts"] == {"a": "yes", "b": "b"}
@@ -420,6 +424,43 @@ async def test_counts_are_those_of_the_store_at_each_look():
             seen.add(shown)
             await anyio.sleep(0.3)
     assert len(seen) > 1
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+
+
+async def test_children_that_have_ended_are_called_by_the_title_of_a_known_application():
+    store = MemoryStore()
+
+    @action(reads=["file"], writes=["text"])
+    async def show(file: File) -> str:
+        return file.name
+
+    def titled(title: Any) -> Application[Any]:
+        step = fan_out(show, over="files", item="file", into="texts", title=title, name="files")
+        return Application(step, name="shows", store=store)
+
+    def by_name(state: State) -> str:
+        file: Any = state["file"]
+        return f"the file <{file.name}>"
+
+    app = titled(by_name)
+    await app.run({"files": [File("a"), File("b")]}, id="r")
+
+    def broken_title(state: State) -> str:
+        raise SystemExit(state["other"])
+
+    async with page_over(store, app) as client, page_over(store) as other:
+        page = await client.get("/runs/r")
+        child = await client.get("/runs/r/files:0:show:%231")
+        unknown = await other.get("/runs/r")
+    assert "the file <a>succeeded" in words(page.text)
+    assert "<h1>the file &lt;b&gt;</h1>" in child.text
+    assert "the file" not in unknown.text
+    async with page_over(store, titled(broken_title)) as client:
+        assert "the file" not in (await client.get("/runs/r")).text
 
 
 @pytest.mark.parametrize("is_over", [True, False])

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from shoal import Application, MemoryStore, RunPath, action, fan_out, first, race
-from shoal.watch import LimitUse, StepBar
+from shoal.watch import LimitUse, Row, StepBar
 from shoal.watch.ui import create_app
 from tests.watch.ui.clients import TOKEN, Page, client_of, fake_ui, words
 from tests.watch.ui.fakes import FakeQueries, summary
@@ -212,3 +212,49 @@ async def test_a_question_of_short_texts_is_shown_as_such():
     assert re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page) == [
         *(("question", "Go &lt;on&gt;?"), ("left", "3"))
     ]
+
+
+async def test_the_page_of_limits_has_what_is_in_use_waits_by_key_breakers_and_what_was_spent():
+    async with client_of(fake_ui().app) as client:
+        page = words((await client.get("/limits")).text)
+    for part in (
+        "20 of 20 in use · 41 waiting",
+        "waiting by key: docs.example 61, blog.example 30, cdn.example 21",
+        "3 paused",
+        "38 keys",
+        "spent 1.84",
+        "Breakers",
+        "used by crawl-2026-11-30",
+    ):
+        assert part in page
+
+
+async def test_a_child_that_waits_for_a_place_says_so():
+    class Waiting(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            run = replace(found.longest[0], doing="slot", limit="in flight", limit_key="")
+            return replace(found, longest=[run])
+
+    async with client_of(fake_ui(Waiting()).app) as client:
+        page = words((await client.get(RUN)).text)
+    assert "fetch: waiting for a place in flight · attempt" in page
+
+
+async def test_children_of_a_lost_run_are_counted_as_lost():
+    async with client_of(fake_ui().app) as client:
+        page = (await client.get("/runs/nightly")).text
+    chips = re.findall(r'<a href="([^"]+)#h-children">(.*?)</a>', page)
+    assert ("/runs/nightly?status=running", "lost 3") in chips
+
+
+async def test_a_child_that_is_not_in_the_store_yet_has_no_position():
+    class Early(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            return replace(found, row=Row(path=found.path, status="running"), status="running")
+
+    async with client_of(fake_ui(Early()).app) as client:
+        page = words((await client.get(f"{RUN}/pages:0:fetch:x")).text)
+    assert "executes fetch" in page
+    assert "position" not in page

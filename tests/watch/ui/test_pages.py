@@ -380,6 +380,22 @@ async def test_a_stream_sends_changes_alone_and_ends_by_itself():
     assert events(again.text) == []
 
 
+async def test_a_screen_reader_hears_of_changes_now_and_then():
+    class Moving(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            self.done += 1
+            found = await super().overview(path)
+            headline = replace(found.headline, text=f"{self.done:,} done")
+            return replace(found, headline=headline)
+
+    async with client_of(fake_ui(Moving()).app) as client:
+        stream = await client.get("/runs/crawl-2026-11-30?as=stream")
+    updates = events(stream.text)
+    spoken = [re.findall(r'role="status" aria-live="polite">(.*?)</p>', one) for one in updates]
+    assert len(updates) > 50
+    assert len({text for [text] in spoken}) == 2  # in 20 seconds
+
+
 async def test_all_streams_end_when_they_are_closed():
     ui = fake_ui()
     ui.streams.close()

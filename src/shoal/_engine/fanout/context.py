@@ -10,7 +10,7 @@ from typing import Any, final
 
 import anyio
 
-from shoal._engine.idempotency import idempotency_key
+from shoal._engine.idempotency import effect, idempotency_key
 from shoal._engine.publish import refuse_secrets
 from shoal._engine.questions import ask
 from shoal._engine.run import Run
@@ -25,6 +25,7 @@ from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
 from shoal._state.result import Result
+from shoal.executors._effects import Effect
 from shoal.executors._named import ExecutorName, executor_named
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
@@ -169,6 +170,11 @@ class Context:
             32
         """
         return idempotency_key(self._run, self._action)
+
+    @property
+    def _effect(self) -> Effect:
+        """What `idempotency_key` is made of, for executors; see `effect_of`."""
+        return effect(self._run, self._action)
 
     def charge(self, actual: float) -> None:
         """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.

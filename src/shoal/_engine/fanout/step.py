@@ -480,7 +480,7 @@ class FanOutStep:
         halted = [child for child in batch if child.status == "halted"]
         self._resting += halted
         # The answer may have come while the child was halting.
-        if any(is_answered(child) for child in halted):
+        if halted and any(is_answered(child) for child in halted):
             self._group.look_for_answers()
         # The group counts the batch off when this has returned.
         left = self._group.under_way - len(batch)

@@ -8,8 +8,10 @@ and every page without a script.
 The modules, from the bottom up:
 
 - ``_format``: numbers, times and keys for people. ``_urls``: addresses of pages.
-- ``_charts``: bars, histograms and timelines. ``_forms``: forms made of JSON schemas.
-- ``_questions``: how an open question is shown. ``_secrets``: its secret fields.
+- ``_charts``: bars, histograms and timelines. ``_steps``: the bars of a run's steps.
+- ``_forms``: forms made of JSON schemas.
+- ``_acts``: what a run executes. ``_titles``: titles of children, where that is known.
+- ``_questions``: how an open question is shown. ``_secrets``: the secret fields of a run.
 - ``_commands``: what forms ask for.
 - ``_pages``: what each page shows. ``_rendering``: templates and static files.
 - ``_guard``: hosts, the token, headers. ``_streams``: streams that keep pages current.

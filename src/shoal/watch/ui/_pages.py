@@ -23,22 +23,25 @@ from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import LimitUse, LiveStep
-from shoal._graph.act import Act
 from shoal._runtime.application import Application
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Order, Row
 from shoal.watch import draw
+from shoal.watch._failures import FailureGroup
 from shoal.watch._history import HistoryEntry
 from shoal.watch._nested import Nested
-from shoal.watch._overview import Overview, StepBar
+from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries, RunsPage
 from shoal.watch._questions import Questions
 from shoal.watch._values import Value, What
 
 from . import _charts as charts
+from ._acts import act_of, is_one_action, way_down
 from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
 from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
+from ._steps import Winners, drawn_counts, has_one_winner, steps_of, whole_bar
+from ._titles import Titles
 from ._urls import Urls
 
 ROWS = 25
@@ -49,9 +52,6 @@ RUNS = 30
 
 GROUPS = 8
 """Groups of failures on the first view; the rest is counted."""
-
-INNER = 8
-"""Steps of children on the first view, in all; the rest is counted."""
 
 LONGEST = 6
 """Runs in flight on the first view."""
@@ -79,9 +79,6 @@ CHARACTERS = 4_000
 
 ERROR = 40_000
 """Characters of an error's JSON that are read: a shortened one can't be laid out."""
-
-Winners = Mapping[tuple[str, int], RunPath]
-"""The winners of races, by step and visit."""
 
 LOOKED_AT = 20
 """Pages of runs that one page of running or lost ones is made of; a store has them together."""
@@ -125,6 +122,7 @@ class Pages:
         self._secrets = secrets
         self._queries = queries
         self._applications = applications
+        self._titles = Titles(queries, applications)
 
     async def runs(self, query: QueryParams, urls: Urls) -> Page:
         """Return the list of root runs."""
@@ -186,8 +184,10 @@ class Pages:
         winner = overview.row.winner
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
-        called = _called(overview)
         summary = overview.summary
+        ways = (path, *overview.breadcrumbs, *(one.example.path for one in _groups(overview)))
+        titles = await self._titles.of(summary.application, ways)
+        called: Mapping[RunPath, str] = {**titles, **_called(overview)}
         missing: Collection[str] = ()
         if (not summary.holder and summary.status != "succeeded") or overview.failures.total:
             missing = await self._secrets.of(path.root.id, summary.application)
@@ -202,7 +202,7 @@ class Pages:
             "views": views,
             "can_execute": summary.application in self._applications and not missing,
             "is_held": bool(overview.summary.holder),
-            "bar": _whole_bar(overview),
+            "bar": whole_bar(overview),
             "costs": _costs(overview),
         }
         match view:
@@ -217,7 +217,7 @@ class Pages:
             case "graph":
                 more = await self._drawn(overview)
             case _:
-                more = await self._first_view(path, overview, query, urls)
+                more = await self._first_view(path, overview, query, urls, called)
         label = cut(shared["name"], 40)
         done = overview.headline.done
         total = overview.headline.total
@@ -268,12 +268,17 @@ class Pages:
             views |= {"time": "Where the time went"}
         known = self._applications.get(overview.summary.application)
         act = None if known is None else act_of(known.graph, overview.path)
-        if act is not None and (overview.path.parent is None or not _is_one_action(act)):
+        if act is not None and (overview.path.parent is None or not is_one_action(act)):
             views |= {"graph": "Graph"}
         return views
 
     async def _first_view(
-        self, path: RunPath, overview: Overview, query: QueryParams, urls: Urls
+        self,
+        path: RunPath,
+        overview: Overview,
+        query: QueryParams,
+        urls: Urls,
+        called: Mapping[RunPath, str],
     ) -> dict[str, Any]:
         found = Questions()
         if overview.waits_for_answers:
@@ -282,16 +287,16 @@ class Pages:
         table: dict[str, Any] = {}
         winners = await self._winners_of(overview)
         if overview.counts or overview.bars:
-            table = await self._table(path, overview, winners, query, urls)
+            table = await self._table(overview, winners, query, urls, called)
         else:
             values = await self._values(path)
         return {
             "questions": [Asked(one) for one in found.open],
             "more_questions": found.is_more,
             "answered": _resting(found.answered, overview),
-            "groups": overview.failures.groups[:GROUPS],
+            "groups": _groups(overview),
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
-            "bars": _steps(overview.bars[-12:], winners),
+            "bars": steps_of(overview.bars[-12:], winners),
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
             "omitted_longest": _omitted_longest(overview),
@@ -300,7 +305,12 @@ class Pages:
         }
 
     async def _table(
-        self, path: RunPath, overview: Overview, winners: Winners, query: QueryParams, urls: Urls
+        self,
+        overview: Overview,
+        winners: Winners,
+        query: QueryParams,
+        urls: Urls,
+        called: Mapping[RunPath, str],
     ) -> dict[str, Any]:
         steps = [*dict.fromkeys(bar.step for bar in overview.bars)]
         status = query.get("status") if query.get("status") in STATUSES else None
@@ -310,7 +320,7 @@ class Pages:
         key = query.get("key") or None
         try:
             page = await self._queries.children(
-                path,
+                overview.path,
                 step=step,
                 status=cast("Any", status),
                 key=key,
@@ -320,17 +330,20 @@ class Pages:
             )
         except ValueError as error:
             raise _no_page(query, error) from error
+        application = overview.summary.application
+        titles = await self._titles.of(application, [row.path for row in page.rows])
         kept = {"step": step, "key": key, "order": order if order != "failed first" else None}
         return {
-            "rows": [_with_winner(row, winners) for row in page.rows],
+            "rows": [_as_now(_with_winner(row, winners), overview) for row in page.rows],
+            "called": {**called, **titles, **_called(overview)},
             "won": {
-                winners.get((bar.step, bar.visit)) for bar in overview.bars if _has_one_winner(bar)
+                winners.get((bar.step, bar.visit)) for bar in overview.bars if has_one_winner(bar)
             },
             "has_attempts": any(row.attempts > 1 for row in page.rows)
             or any(run.attempt > 1 for run in overview.longest),
             "live": {run.path: run for run in overview.longest},
             "fan_outs": _fan_outs(overview),
-            "next": page.after and urls.run(path, **kept, status=status, after=page.after),
+            "next": page.after and urls.run(overview.path, **kept, status=status, after=page.after),
             "is_first": not query.get("after"),
             "status": status,
             "kept": kept,
@@ -436,10 +449,10 @@ class Pages:
         for way, bars in nested.bars.items():
             counts = found.setdefault(way, Counter())
             for bar in bars:
-                counts.update({status: int(count) for status, count in _drawn(bar).items()})
+                counts.update({status: int(count) for status, count in drawn_counts(bar).items()})
         for bar in overview.bars:
             counts = found.setdefault((bar.step,), Counter())
-            drawn = _drawn(bar)
+            drawn = drawn_counts(bar)
             counts.update({status: int(count) for status, count in drawn.items()})
             if bar.total is not None:
                 counts["left"] += max(int(bar.total - sum(drawn.values())), 0)
@@ -464,55 +477,9 @@ class Pages:
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
 
 
-def act_of(graph: Act, path: RunPath) -> Act | None:
-    """Return the act that a run executes.
-
-    Args:
-        graph: The graph of its root run.
-        path: The run.
-
-    Returns:
-        The act; None if the graph has none of that name, or it is chosen by code that doesn't name
-        it.
-    """
-    act: Act | None = graph
-    for one in _way_down(path):
-        step = None if act is None else _within(act, one.step)
-        if step is None:
-            return None
-        # The run of a graph that is a node executes the node itself.
-        act = step if step.sketch().kind == "graph" else _within(step, one.act)
-    return act
-
-
-def _is_one_action(act: Act) -> bool:
-    sketch = act.sketch()
-    inside = [one for one in sketch.within if isinstance(one, Act)]
-    is_wrapped = sketch.kind == "graph" and len(inside) == 1
-    return (inside[0] if is_wrapped else act).sketch().kind == "action"
-
-
-def _within(act: Act, name: str) -> Act | None:
-    for one in act.sketch().within:
-        found: object = one if isinstance(one, Act) else getattr(one, "graph", None)
-        if isinstance(found, Act) and found.name == name:
-            return found
-    return act if act.name == name and act.sketch().kind in ("fan-out", "race") else None
-
-
-def _way_down(path: RunPath) -> list[RunPath]:
-    """Return the runs from a root run's child down to a run."""
-    way: list[RunPath] = []
-    at = path
-    while at.parent is not None:
-        way.append(at)
-        at = at.parent
-    return way[::-1]
-
-
 def _names_below(path: RunPath, ancestor: RunPath) -> tuple[str, ...]:
     """Return the names that lead down from one run to another; nothing if none do."""
-    way, above = _way_down(path), len(_way_down(ancestor))
+    way, above = way_down(path), len(way_down(ancestor))
     if len(way) <= above or (way[above - 1] if above else path.root) != ancestor:
         return ()
     return tuple(name for one in way[above:] for name in (one.step, one.act))
@@ -575,71 +542,21 @@ def _with_winner(row: Row, winners: Winners) -> Row:
     return row._replace(winner=won) if row.status == "failed" and row.winner is None else row
 
 
-def _running(bar: StepBar) -> int:
-    if bar.gone:
-        return 0  # the process that executed them is gone
-    return bar.in_flight if bar.is_under_way else bar.counts.get("running", 0)
-
-
 def _costs(overview: Overview) -> Mapping[str, float]:
     """Return what was spent, unless the headline says it."""
     is_told = any(part == "cost" for part, _ in overview.headline.parts)
     return {} if is_told else overview.costs
 
 
-def _drawn(bar: StepBar) -> dict[str, float]:
-    """Return the counts of a bar. Losers of a race are grey, even those that had failed."""
-    counts: dict[str, float] = {**bar.counts, "running": _running(bar)}
-    lost = bar.counts.get("failed", 0) - bar.failed
-    return {**counts, "failed": bar.failed, "cancelled": bar.counts.get("cancelled", 0) + lost}
+def _as_now(row: Row, overview: Overview) -> Row:
+    """Return a row; an answered child that goes on is halted to the store until its next save."""
+    if row.status == "halted" and any(run.path == row.path for run in overview.longest):
+        return row._replace(status="running")
+    return row
 
 
-def _steps(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
-    """Return a bar for each step, and one for each step of its children under way."""
-    found: list[dict[str, Any]] = []
-    room = INNER
-    for bar in bars:
-        inner = {step: doing for step, doing in bar.at.items() if sum(doing.values())}
-        shown = list(inner.items())[:room]
-        room -= len(shown)
-        whole = sum(sum(doing.values()) for doing in inner.values())
-        waiting = bar.waiting if bar.is_under_way else 0
-        found.append(
-            {
-                "bar": bar,
-                "svg": charts.tally_bar({**_drawn(bar), "waiting": waiting}, bar.total),
-                "failed": bar.failed,
-                "running": _running(bar),
-                "winner": winners.get((bar.step, bar.visit)) if _has_one_winner(bar) else None,
-                "at": [
-                    (step, charts.doing_bar(doing, whole), _most_first(doing))
-                    for step, doing in shown
-                ],
-                "omitted": len(inner) - len(shown),
-            }
-        )
-    return found
-
-
-def _has_one_winner(bar: StepBar) -> bool:
-    return bar.lost > 0 and bar.counts.get("succeeded") == 1
-
-
-def _most_first(doing: Mapping[Any, int]) -> list[tuple[Any, int]]:
-    found = [(what, count) for what, count in doing.items() if count]
-    return sorted(found, key=lambda each: -each[1])
-
-
-def _whole_bar(overview: Overview) -> Markup:
-    counts: dict[str, float] = {**overview.counts}
-    if overview.bars:
-        drawn = [_drawn(bar) for bar in overview.bars]
-        counts = {name: sum(each.get(name, 0) for each in drawn) for name in charts.ORDER}
-    known = [bar.total for bar in overview.bars if bar.total is not None]
-    total = sum(known) if known and len(known) == len(overview.bars) else None
-    if not counts and not total:
-        return Markup("")
-    return charts.tally_bar(counts, total, css="big")
+def _groups(overview: Overview) -> Sequence[FailureGroup]:
+    return overview.failures.groups[:GROUPS]
 
 
 def _resting(answered: Sequence[RunPath], overview: Overview) -> Sequence[RunPath]:

@@ -1,0 +1,54 @@
+"""How long calls take, and so how many of them are sent ahead to a worker.
+
+A worker that has ended a call waits for the next one for as long as a message takes both ways, some
+200 microseconds. Calls that were sent ahead fill that time. But a call that was sent ahead waits
+behind another one, although a worker elsewhere may be idle. So there are as many as fill ``WINDOW``
+seconds, at least one, and none behind calls that take longer than ``LONG``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+WINDOW = 0.002
+"""Seconds of work that are sent ahead: ten times what a message takes both ways, so that batches
+are large enough to cost little, and a worker is busy while the pool is."""
+LONG = 0.02
+"""Seconds. A worker that has ended such a call and waits 200 microseconds loses 1 %."""
+MOST = 256
+"""Calls that are sent ahead at the most, for functions that take next to no time."""
+_SLOWER = 0.5
+_QUICKER = 0.1
+"""Shares by which the estimate follows a call that took longer, and one that took less time. A
+long call behind which others wait does harm; one that is quicker than expected does not."""
+
+
+@final
+class Pace:
+    """An estimate of how long a call takes."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        """The estimate; None before the first call has ended."""
+
+    def learn(self, seconds: float) -> None:
+        """Take into account that a call took so many seconds."""
+        before = self.seconds
+        if before is None:
+            self.seconds = seconds
+        else:
+            self.seconds = before + (seconds - before) * (_SLOWER if seconds > before else _QUICKER)
+
+    @property
+    def ahead(self) -> int:
+        """How many calls are sent ahead: none before the first one has ended."""
+        seconds = self.seconds
+        if seconds is None or seconds > LONG:
+            return 0
+        return max(1, min(MOST, math.ceil(WINDOW / seconds) if seconds > 0 else MOST))
+
+    def __repr__(self) -> str:
+        return f"<Pace {self.seconds}, {self.ahead} ahead>"

@@ -1,0 +1,175 @@
+"""Processes of this machine: ``Processes``, which users declare.
+
+Starting and reaching them is in ``_process_transport``.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, final
+
+from shoal._errors.arguments import is_positive
+from shoal._errors.exceptions import DefinitionError, NotSendable
+
+from ._port import Executor, Job, PoolHost
+from ._process_transport import ProcessTransport
+from ._remote_pool import RemotePool
+from ._sending import dump, named, why, why_not, why_not_function
+
+
+@final
+class Processes(Executor):
+    """Worker processes of this machine, in which plain functions use more than one core.
+
+    Give it as ``executor=`` to an action, a fan-out, an application or a runtime; the string
+    ``"processes"`` stands for one with all defaults. The processes start when the first function is
+    called there, stay warm, and end with the runtime. Quick functions are sent in batches, so that
+    one of 50 microseconds is worth sending.
+
+    What is called in a process is the function of an action, once for each attempt. Everything else
+    stays where the run is: limits, retries, updates, hooks, stores. So nothing else about a program
+    changes. The function, its arguments and its result are pickled. A function that a module
+    defines is imported by its worker. One of ``__main__``, of a notebook, or inside another
+    function is sent whole, which takes ``pip install shoal[processes]``. ``__main__`` is never run
+    a second time, so a script needs no ``if __name__ == "__main__"``. What can't be sent is refused
+    before the run starts.
+
+    A cancelled action's function is told: a coroutine at its next ``await``, a plain function when
+    it calls ``anyio.from_thread.check_cancelled()``. If it hasn't ended after the grace, its
+    process is killed. If a process dies, the calls that were at work there are repeated elsewhere,
+    up to ``Runtime(max_crashes=)`` times; no others notice. When the program ends, all of its
+    processes end, also if it is killed.
+
+    Examples:
+        >>> from shoal.executors import Processes
+        >>> @action(reads=["n"], writes=["prime"])
+        ... def is_prime(n: int) -> bool:
+        ...     return n > 1 and all(n % d for d in range(2, int(n**0.5) + 1))
+        >>> primes = fan_out(is_prime, over="ns", item="n", key=str, into="primes")
+        >>> with_two = Processes(2)
+        >>> app = Application(primes, executor=with_two)
+        >>> app.run_sync({"ns": [91, 97]}).state["primes"]
+        {'91': False, '97': True}
+    """
+
+    name = "processes"
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        concurrency: int = 100,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        start: Literal["forkserver", "spawn"] = "forkserver",
+        takes: Literal["plain", "all"] = "plain",
+        kill_after: float | None = None,
+    ) -> None:
+        """Declare processes; none is started.
+
+        Args:
+            max_workers: The most processes; by default one for each core that this one may use.
+            concurrency: Coroutines and generators at work at once in each of them.
+            initializer: Called in each process before all else, for example to load a model into a
+                global that the actions use. If it raises, the actions that wait for a process fail
+                with its exception.
+            initargs: Its arguments.
+            start: How a process is made. ``"forkserver"``: forked, in a few milliseconds, from a
+                small process with one thread, which has loaded shoal and nothing of the program's.
+                ``"spawn"``: a new Python each time.
+            takes: The functions that are called there if the executor was inherited: plain ones, or
+                coroutine functions and async generators too. An action's own ``executor=`` always
+                holds.
+            kill_after: Seconds that the function of a cancelled action may take to end, before its
+                process is killed; by default the grace of the runtime.
+
+        Raises:
+            DefinitionError: An argument means nothing, or the system has no such processes.
+        """
+        if os.name != "posix":
+            msg = "Processes need a POSIX system; on this one, use executor='threads'"
+            raise DefinitionError(msg)
+        for name, count in (("max_workers", max_workers), ("concurrency", concurrency)):
+            if (type(count) is not int or count < 1) and not (count is None and name[0] == "m"):
+                msg = f"Processes({name}=...) takes a whole number, at least 1, not {count!r}"
+                raise DefinitionError(msg)
+        if start not in ("forkserver", "spawn"):
+            msg = f"Processes(start=...) takes 'forkserver' or 'spawn', not {start!r}"
+            raise DefinitionError(msg)
+        if takes not in ("plain", "all"):
+            msg = f"Processes(takes=...) takes 'plain' or 'all', not {takes!r}"
+            raise DefinitionError(msg)
+        if initializer is not None and not callable(initializer):
+            msg = f"Processes(initializer=...) takes a function, not {initializer!r}"
+            raise DefinitionError(msg)
+        if kill_after is not None and not is_positive(kill_after):
+            msg = f"Processes(kill_after=...) takes seconds above 0, not {kill_after!r}"
+            raise DefinitionError(msg)
+        self.max_workers: int = max_workers or _cores()
+        self.concurrency: int = concurrency
+        self.initializer = initializer
+        self.initargs: tuple[Any, ...] = tuple(initargs)
+        self.start: Literal["forkserver", "spawn"] = start
+        self.takes = takes
+        self.kill_after: float | None = kill_after
+        # What `refuse` has found out. Only what can be sent: the rest may be mended meanwhile.
+        self._sendable: weakref.WeakSet[Job] = weakref.WeakSet()
+
+    def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
+        """Return why a function or its inputs can't be sent; see ``Executor.refuse``."""
+        try:
+            self._dumped_initializer()
+        except NotSendable as error:
+            return str(error)
+        if job not in self._sendable:
+            reason = why_not_function(job.function)
+            if reason:
+                return reason
+            self._sendable.add(job)
+        for name, value in inputs.items():
+            reason = why_not(value)
+            if reason:
+                return (
+                    f"its input {name!r} can't be sent: {reason}; have the worker make it, with "
+                    f"Processes(initializer=...), or leave the action in the loop: "
+                    f"@action(executor='loop')"
+                )
+        return ""
+
+    def open(self, host: PoolHost) -> RemotePool:
+        """Make a pool for a runtime; see ``Executor.open``."""
+        transport = ProcessTransport(
+            host, self._dumped_initializer(), is_spawn=self.start == "spawn"
+        )
+        return RemotePool(
+            host,
+            transport,
+            name=self.name,
+            workers=self.max_workers,
+            concurrency=self.concurrency,
+            kill_after=self.kill_after,
+        )
+
+    def _dumped_initializer(self) -> bytes | None:
+        if self.initializer is None:
+            return None
+        try:
+            return dump((self.initializer, self.initargs))
+        except Exception as error:
+            what = why((self.initializer, self.initargs), error)
+            msg = (
+                f"the initializer {named(self.initializer)} can't be sent with its initargs: {what}"
+            )
+            raise NotSendable(msg) from error
+
+    def __repr__(self) -> str:
+        return f"Processes({self.max_workers})"
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,209 @@
+"""The pool of workers that are elsewhere: here, in threads, behind links that pickle everything."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import anyio
+import pytest
+
+from shoal.testing import no_leaks
+from tests.executors.links import job, pool_of
+
+pytestmark = pytest.mark.realtime
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+async def aadd(a: int, b: int) -> int:
+    await anyio.sleep(0)
+    return a + b
+
+
+async def test_a_function_is_called_and_its_result_returned(anyio_backend: object):
+    async with no_leaks(), pool_of() as (pool, _):
+        assert await pool.call().call(job(add), {"a": 1, "b": 2}) == 3
+        assert await pool.call().call(job(aadd, "async"), {"a": 1, "b": 2}) == 3
+
+
+async def test_what_it_raises_is_raised(anyio_backend: object):
+    async with no_leaks(), pool_of() as (pool, _):
+        with pytest.raises(ValueError, match="no such") as caught:
+            await pool.call().call(job(fail), {"text": "no such"})
+        assert "in fail" in "".join(caught.value.__notes__)
+        assert "worker 1" in "".join(caught.value.__notes__)
+
+
+async def test_many_calls_at_once(anyio_backend: object):
+    async with no_leaks(), pool_of() as (pool, transport):
+        results: dict[int, object] = {}
+        one = job(add)
+
+        async def call(n: int) -> None:
+            results[n] = await pool.call().call(one, {"a": n, "b": n})
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(300):
+                tasks.start_soon(call, n)
+        assert results == {n: 2 * n for n in range(300)}
+        assert transport.started == 2
+
+
+# -- cancelling ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gate() -> Iterator[object]:
+    """Holds functions of workers up: they are called by reference, so it is a global."""
+    GATE.clear()
+    BEGUN.clear()
+    ENDED.clear()
+    CALLS.clear()
+    yield GATE
+    GATE.set()
+
+
+GATE, BEGUN = threading.Event(), threading.Event()
+ENDED: list[str] = []
+
+
+def wait_for_gate() -> str:
+    BEGUN.set()
+    assert GATE.wait(10)
+    return "through"
+
+
+def wait_politely() -> None:
+    BEGUN.set()
+    while True:
+        anyio.from_thread.check_cancelled()
+        time.sleep(0.001)
+
+
+async def wait_long() -> None:
+    BEGUN.set()
+    try:
+        await anyio.sleep(100)
+    finally:
+        ENDED.append("cleaned up")
+
+
+async def wait_stubbornly() -> None:
+    BEGUN.set()
+    while not GATE.is_set():
+        with suppress(BaseException):
+            await anyio.sleep(0.01)
+
+
+async def begun() -> None:
+    await anyio.to_thread.run_sync(BEGUN.wait)
+
+
+async def test_a_plain_function_learns_of_its_cancellation(anyio_backend: object, gate: object):
+    async with no_leaks(), pool_of() as (pool, transport):
+        call = pool.call()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: call.call(job(wait_politely), {}))
+            await begun()
+            tasks.cancel_scope.cancel()
+        assert not call.is_running
+        assert not transport.dead
+        assert await pool.call().call(job(add), {"a": 1, "b": 2}) == 3
+
+
+async def test_a_coroutine_is_cancelled_and_its_cleanup_awaited(
+    anyio_backend: object, gate: object
+):
+    async with no_leaks(), pool_of() as (pool, transport):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: pool.call().call(job(wait_long, "async"), {}))
+            await begun()
+            tasks.cancel_scope.cancel()
+        assert ENDED == ["cleaned up"]
+        assert not transport.dead
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_worker_whose_function_does_not_end_is_killed_after_the_grace(
+    anyio_backend: object, gate: object, kind: str
+):
+    function = wait_for_gate if kind == "plain" else wait_stubbornly
+    told: list[str] = []
+    async with no_leaks(), pool_of(grace=0.05) as (pool, transport):
+        call = pool.call()
+
+        async def wait() -> None:
+            await call.call(job(function, kind), {}, on_cancelled=lambda: told.append("told"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await begun()
+            assert call.is_running
+            assert function.__name__ in call.place
+            tasks.cancel_scope.cancel()
+        assert told == ["told"]
+        assert len(transport.dead) == 1
+        assert not call.is_running
+        left: list[str] = []
+        call.leave(lambda: left.append("left"))
+        assert left == ["left"]
+        assert await pool.call().call(job(add), {"a": 1, "b": 2}) == 3
+        GATE.set()
+
+
+async def test_with_abandon_nothing_is_waited_for(anyio_backend: object, gate: object):
+    left: list[str] = []
+    async with no_leaks(), pool_of(grace=1000) as (pool, transport):
+        call = pool.call()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: call.call(job(wait_for_gate), {}, abandon=True))
+            await begun()
+            tasks.cancel_scope.cancel()
+        call.leave(lambda: left.append("left"))
+        with anyio.fail_after(5):
+            while not left:
+                await anyio.sleep(0.001)
+        assert len(transport.dead) == 1
+        GATE.set()
+
+
+async def test_a_call_that_has_not_begun_never_begins(anyio_backend: object, gate: object):
+    async with no_leaks(), pool_of(workers=1) as (pool, transport):
+        # The pace is known, so that the second call is sent ahead, behind the first one.
+        one = job(wait_through)
+        for _ in range(3):
+            await pool.call().call(one, {})
+        GATE.clear()
+        BEGUN.clear()
+        first, second = pool.call(), pool.call()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: first.call(one, {"wait": True}))
+            await begun()
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(lambda: second.call(one, {"wait": True}))
+                await anyio.sleep(0.02)
+                assert [sent[0] for sent in transport.links[0].sent].count("call") == 5
+                inner.cancel_scope.cancel()
+            assert not second.is_running
+            assert CALLS == [False] * 3 + [True]
+            GATE.set()
+        assert not transport.dead
+
+
+CALLS: list[bool] = []
+
+
+def wait_through(wait: bool = False) -> None:
+    CALLS.append(wait)
+    BEGUN.set()
+    if wait:
+        GATE.wait(10)
