@@ -1,12 +1,13 @@
 """Several language models race for an answer: a program and its parts.
 
 Run it with `python -m examples.llm_race ask --demo "Why is the sea salty?"`. To read it, begin with
-`strategies`, which uses the runtime, and `contestant`, the action of a race. Then read `exchange`
-and `failures` (prompts, answers and errors), `providers` (four protocols), `scoreboard` (a hook
-that records what each provider did), `acceptance`, `prices` and `config`. `racing`, `batch` and
-`bench` put them together; `command`, `commands` and `display` are the command line. `service`
-serves races to OpenAI's clients: `offer` has the races, `streams` the events, `openai_api` the
-messages, and `serve` listens on a socket.
+`tutorial`, which does without the others, and then `race`.
+
+- `client` asks providers in four protocols, and knows nothing of races, nor of shoal.
+- `race` is the race: its strategies, its action, its scoreboard, and which answers count.
+- `gateway` serves races to OpenAI's clients.
+- `batch` holds a race for each of many prompts, and `bench` compares the strategies.
+- `command` is the command line, and `demo` has the models for `--demo`.
 
 Any async function that streams can race, so SDKs can, too:
 
@@ -18,16 +19,16 @@ Any async function that streams can race, so SDKs can, too:
     report = await ask("Why?", [Provider.of(gpt), Provider.of(claude)], Rules(strategy="hedge"))
 """
 
-from examples.llm_race.acceptance import acceptance
-from examples.llm_race.config import load
-from examples.llm_race.contestant import Terms, contestant
-from examples.llm_race.exchange import Answer, Chunk, Prompt, Usage
-from examples.llm_race.failures import ProviderError, Unacceptable
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Endpoint, Provider
-from examples.llm_race.racing import Race, Report, ask
-from examples.llm_race.scoreboard import Lane, Scoreboard
-from examples.llm_race.strategies import Rules, strategy
+from examples.llm_race.client.config import load
+from examples.llm_race.client.exchange import Answer, Chunk, Prompt, Usage
+from examples.llm_race.client.failures import ProviderError, Unacceptable
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Endpoint, Provider
+from examples.llm_race.race.acceptance import acceptance
+from examples.llm_race.race.contestant import Terms, contestant
+from examples.llm_race.race.racing import Race, Report, ask
+from examples.llm_race.race.scoreboard import Lane, Scoreboard
+from examples.llm_race.race.strategies import Rules, strategy
 
 __all__ = [
     "Answer",

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import anyio
 
-from examples.llm_race import demo_server, local_models
 from examples.llm_race.bench import NoPlot
-from examples.llm_race.command import Options, parse
-from examples.llm_race.commands import COMMANDS
-from examples.llm_race.config import ConfigError, from_environment, load, providers_of
-from examples.llm_race.providers import Provider
+from examples.llm_race.client.config import ConfigError, from_environment, load, providers_of
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.command.commands import COMMANDS
+from examples.llm_race.command.options import Options, parse
+from examples.llm_race.demo import local_models
+from examples.llm_race.demo import server as demo_server
 from shoal import RunClaimed
 from shoal.errors import HookFailed
 

@@ -15,13 +15,12 @@ from typing import Any, TextIO, cast
 
 from anyio import to_thread
 
-from examples.llm_race.exchange import Answer, Prompt
-from examples.llm_race.failures import out_of_time
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider
-from examples.llm_race.racing import cut_off, new_client, scoreboard, why
-from examples.llm_race.scoreboard import Lane, Scoreboard
-from examples.llm_race.strategies import Rules, strategy
+from examples.llm_race.client.exchange import Answer, Prompt
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.racing import cut_off, new_client, scoreboard, why
+from examples.llm_race.race.scoreboard import Lane, Scoreboard, out_of_time
+from examples.llm_race.race.strategies import Rules, strategy
 from shoal import (
     Application,
     Context,

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import httpx
 
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import Provider
-from examples.llm_race.racing import Race, Report, new_client
-from examples.llm_race.strategies import Rules
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.racing import Race, Report, new_client
+from examples.llm_race.race.strategies import Rules
 from shoal import Application, Limits, Runtime, action, fan_out
 
 QUESTION = "In one sentence: why is the sea salty? (question {n} of many)"

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import anyio
 import typer
@@ -24,6 +24,9 @@ from examples.scraper import settings as read
 from examples.scraper.frontier import start_link
 from examples.scraper.resuming import Differs, taken_over
 from examples.scraper.settings import HTML_TYPES, USER_AGENT, Format, ScopeName, Settings
+
+if TYPE_CHECKING:  # at run time it would import the parser, which `--help` doesn't need
+    from examples.scraper.spider import Spider
 
 INTERRUPTED = {130, 143}
 COMMANDS = ("crawl", "resume", "status", "export", "mirror")
@@ -34,16 +37,16 @@ app = typer.Typer(
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, spider: "Spider | None" = None) -> int:
     """Run the command line, and return the exit code.
 
-    The default command is `crawl`.
+    The default command is `crawl`. With a `spider`, it makes the rows of the output.
     """
     words = list(sys.argv[1:] if args is None else args)
     if words and words[0] not in COMMANDS and words != ["--help"]:
         words.insert(0, "crawl")
     try:
-        app(words, prog_name="python -m examples.scraper")
+        app(words, prog_name="python -m examples.scraper", obj=spider)
     except SystemExit as exited:
         return exited.code if isinstance(exited.code, int) else 1
     return 0
@@ -61,6 +64,10 @@ def _reading(reader: Callable[[str], Any]) -> Callable[[str | None], Any]:
             raise typer.BadParameter(str(error)) from None
 
     return parse
+
+
+def _header(text: str) -> str:
+    return ": ".join(read.header(text))
 
 
 def _start(text: str) -> str:
@@ -93,6 +100,7 @@ HostRate = Annotated[
         parser=_reading(read.rate), metavar="RATE", help="Most requests to one host: 10/s, 100/m."
     ),
 ]
+MaxPages = Annotated[int | None, Option(min=1, metavar="N", help="Fetch no more pages than this.")]
 Insecure = Annotated[bool, Option("--insecure", help="Don't check certificates.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Log the runtime's messages.")]
 
@@ -105,9 +113,7 @@ def crawl(
     demo: Annotated[bool, Option("--demo", help="Crawl the built-in demo site.")] = False,
     out: Out = "pages.jsonl",
     format: Form = "jsonl",  # noqa: A002 - the flag's name
-    max_pages: Annotated[
-        int | None, Option(min=1, metavar="N", help="Fetch no more pages than this.")
-    ] = None,
+    max_pages: MaxPages = None,
     max_depth: Annotated[
         int | None,
         Option(min=0, metavar="N", help="Follow at most this many links in a row from the URLs."),
@@ -155,7 +161,10 @@ def crawl(
     ] = False,
     select: Annotated[
         list[str] | None,
-        Option(metavar="NAME=CSS", help="Keep the text of the elements that a selector finds."),
+        Option(
+            metavar="NAME=CSS[@ATTRIBUTE]",
+            help="Keep the text of the elements that a selector finds, or an attribute.",
+        ),
     ] = None,
     text: Annotated[bool, Option("--text", help="Keep the text of pages.")] = False,
     links: Annotated[bool, Option("--links/--no-links", help="Follow links.")] = True,
@@ -211,6 +220,21 @@ def crawl(
     ] = False,
     insecure: Insecure = False,
     http2: Annotated[bool, Option("--http2", help="Offer HTTP/2; needs httpx[http2].")] = False,
+    header: Annotated[
+        list[str] | None,
+        Option(
+            parser=_reading(_header),
+            metavar="'NAME: VALUE'",
+            help="Send a header to the hosts of the URLs; $NAME in it is a variable.",
+        ),
+    ] = None,
+    auth_env: Annotated[
+        str | None,
+        Option(metavar="NAME", help="The variable with USER:PASSWORD for the hosts of the URLs."),
+    ] = None,
+    proxy: Annotated[
+        str | None, Option(metavar="URL", help="Use a proxy; by default, those of the environment.")
+    ] = None,
     job: Annotated[
         Path | None,
         Option(metavar="DIR", help="Keep the job in this folder, so that it can be resumed."),
@@ -240,8 +264,14 @@ def crawl(
         selectors = dict(map(read.selector, select or ()))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--select") from None
+    spider = _spider(context)
     settings = Settings(
         urls=tuple(urls or ()),
+        spider=None if spider is None else spider.name,
+        columns=() if spider is None else spider.columns,
+        headers=dict(map(read.header, header or ())),
+        auth_env=auth_env,
+        proxy=proxy,
         scope=scope,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
@@ -274,6 +304,7 @@ def crawl(
         out=out,
         format=format,
     )
+    _check_columns(settings)
     how = _manner(progress, stats, verbose=verbose, trust_env=not demo)
     from examples.scraper.job import Job, NoJob  # noqa: PLC0415 - as in `_work`
 
@@ -293,7 +324,7 @@ def crawl(
             raise typer.BadParameter(str(error), param_hint="--job") from None
         except OSError as error:
             raise _failure(error) from None
-        code = _work(made, how, backend)
+        code = _work(made, how, backend, spider)
     if job is None:
         if code in INTERRUPTED and not demo:
             told = f"to resume: python -m examples.scraper resume {made.path}"
@@ -307,6 +338,7 @@ def crawl(
 
 @app.command()
 def resume(
+    context: typer.Context,
     directory: Directory,
     *,
     concurrency: Annotated[
@@ -316,6 +348,7 @@ def resume(
         int | None, Option(min=1, metavar="N", help="Pages at once from one host.")
     ] = None,
     rate: HostRate = None,
+    max_pages: MaxPages = None,
     deadline: Deadline = None,
     progress: Progress = "auto",
     stats: Stats = None,
@@ -328,12 +361,14 @@ def resume(
         "concurrency": concurrency,
         "per_host": per_host,
         "rate": rate,
+        "max_pages": max_pages,
         "deadline": deadline,
     }
     changes = {name: value for name, value in given.items() if value is not None}
     # A deadline applies only to the execution that it was given for.
     job.settings = replace(job.settings, **({"deadline": None} | changes))
-    raise typer.Exit(_work(job, _manner(progress, stats, verbose=verbose), backend))
+    how = _manner(progress, stats, verbose=verbose)
+    raise typer.Exit(_work(job, how, backend, _spider(context)))
 
 
 @app.command()
@@ -353,12 +388,14 @@ def export(
 ) -> None:
     """Write all rows of a job, also while it runs."""
     from examples.scraper.output import projection  # noqa: PLC0415 - as in `_work`
+    from examples.scraper.rows import columns_of, lines_of  # noqa: PLC0415 - as in `_work`
 
     _check_out(out, format)
     job = _open(directory)
+    _check_columns(replace(job.settings, format=format))
     try:
-        rows = projection(out, format, with_text=job.settings.text)
-        rows.complete(job.rows())
+        rows = projection(out, format, columns=columns_of(job.settings))
+        rows.complete(lines_of(job.rows(), job.settings))
         rows.close()
     except BrokenPipeError:
         raise _hung_up() from None
@@ -449,6 +486,17 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
+def _spider(context: typer.Context) -> "Spider | None":
+    """The spider whose program has called `main`, if one has."""
+    return cast("Spider | None", context.obj)
+
+
+def _check_columns(settings: Settings) -> None:
+    if settings.spider is not None and settings.format != "jsonl" and not settings.columns:
+        message = f"{settings.format} needs the names of the columns: Spider(..., columns=[...])"
+        raise typer.BadParameter(message, param_hint="--format")
+
+
 def _check_out(out: str, form: Format) -> None:
     if form == "sqlite" and out == "-":
         message = "an SQLite database can't be written to standard output"
@@ -464,19 +512,35 @@ def _open(directory: Path) -> Any:
         raise typer.BadParameter(str(error), param_hint="DIR") from None
 
 
-def _work(job: Any, manner: Callable[[], Any], backend: str) -> int:
+def _work(job: Any, manner: Callable[[], Any], backend: str, spider: "Spider | None") -> int:
     from examples.scraper.job import JobBusy  # noqa: PLC0415 - as above
     from examples.scraper.work import work  # noqa: PLC0415 - `--help` needs no HTTP client
     from shoal import RunClaimed  # noqa: PLC0415 - as above
 
+    name = None if spider is None else spider.name
+    if job.settings.spider != name:
+        raise _failure(
+            ValueError(
+                f"the job was begun by {_program(job.settings.spider)}, and can't be resumed by "
+                f"{_program(name)}"
+            )
+        )
+    parse = None if spider is None else spider.parse
+    if spider is not None:
+        job.settings = replace(job.settings, columns=spider.columns)  # as its program has them now
+        _check_columns(job.settings)
     try:
-        return anyio.run(work, job, manner(), backend=backend)
+        return anyio.run(work, job, manner(), parse, backend=backend)
     except BrokenPipeError:  # the reader of our rows has closed its end
         raise _hung_up() from None
     except (OSError, ValueError, JobBusy, RunClaimed) as error:
         raise _failure(error) from None
     except KeyboardInterrupt:  # before the crawl began, or a repeated Ctrl-C
         return 130
+
+
+def _program(spider: str | None) -> str:
+    return "the scraper without a parser" if spider is None else f"the spider {spider!r}"
 
 
 def _failure(error: Exception) -> typer.Exit:

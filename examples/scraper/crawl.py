@@ -14,11 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import anyio
 from anyio import to_thread
 
+from examples.scraper.document import Parse
 from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError, LeftAlone
 from examples.scraper.frontier import Frontier, Link, key_of_link
 from examples.scraper.health import Health
@@ -73,6 +74,8 @@ class Page(TypedDict):
     links: list[str]
     """The number of new links."""
     text: NotRequired[str]
+    records: NotRequired[list[dict[str, Any]]]
+    """The records that a parser has made of the page."""
     moved: NotRequired[str]
     """The new URL, if the page has moved."""
     sitemaps: NotRequired[list[str]]
@@ -229,10 +232,12 @@ class Crawler:
         kind = media_type(content_type)
         return status < 300 and (not kind or kind in self._types or "*/*" in self._types)
 
-    async def read(self, answer: Answer, page: Page) -> None:
+    async def read(self, answer: Answer, page: Page, parse: Parse | None) -> None:
         """Read a page of the site into `page`."""
         assert answer.body is not None
-        found = await self.parsers.read(answer.body, answer.content_type, answer.url)
+        found = await self.parsers.read(answer.body, answer.content_type, answer.url, parse)
+        if found.records is not None:
+            page["records"] = found.records
         page["title"] = found.title
         page["selected"] = dict(found.selected)
         if found.matched is not None:
@@ -299,12 +304,14 @@ def _status_error(answer: Answer, kind: str, message: str) -> FetchError:
     return FetchError(kind, message, status=answer.status, final_url=answer.url, transient=True)
 
 
-async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
+async def fetch(link: Link, crawler: Crawler, context: Context, parse: Parse | None = None) -> Page:
     """Fetch one link, and read the links of its page.
 
     Raises:
         RetryLater: The host is left alone for a while, or needs more spacing.
         FetchError: There was no answer, or one that may be better after a retry.
+        Exception: Any exception of `parse`. The page has failed then, so a resumed crawl, whose
+            parser may be mended, fetches it again.
     """
     await crawler.brake.begin(context.key)
     try:
@@ -312,7 +319,7 @@ async def fetch(link: Link, crawler: Crawler, context: Context) -> Page:
         began = time.perf_counter()
         page, before = _new_page(), crawler.requests[link["url"]]
         try:
-            await _fetch(link, crawler, context, page)
+            await _fetch(link, crawler, context, page, parse)
         except (LeftAlone, FetchError) as error:
             error.requests = crawler.requests[link["url"]]
             if error.requests == before:
@@ -347,7 +354,9 @@ def _new_page() -> Page:
     )
 
 
-async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> None:
+async def _fetch(
+    link: Link, crawler: Crawler, context: Context, page: Page, parse: Parse | None
+) -> None:
     url: str | None = link["url"]
     kind = link.get("kind")
     for _ in range(MAX_REDIRECTS + 1):
@@ -379,7 +388,7 @@ async def _fetch(link: Link, crawler: Crawler, context: Context, page: Page) -> 
         if kind == "sitemap":
             await to_thread.run_sync(crawler.read_sitemap, answer, page)
         else:
-            await crawler.read(answer, page)
+            await crawler.read(answer, page, parse)
 
 
 def _is_guess(link: Link) -> bool:
@@ -401,8 +410,14 @@ def has_match(_: State, outcome: Outcome) -> bool:
     return isinstance(outcome, Done) and outcome.value.get("matched") is True
 
 
-def site_crawl(crawler: Crawler) -> FanOut:
-    """Make the fan-out that crawls from the links in the field `starts`."""
+def site_crawl(crawler: Crawler, *, parse: Parse | None = None) -> FanOut:
+    """Make the fan-out that crawls from the links in the field `starts`.
+
+    Args:
+        crawler: The crawl's parts; also an input of its runs.
+        parse: Makes records of each page, and says which of its links are followed; by default
+            pages have no records, and all links are followed.
+    """
     settings = crawler.settings
     asking = action(
         reads=["link"], writes=["page"], limits=crawler.politeness.limits(settings.per_host)
@@ -411,7 +426,7 @@ def site_crawl(crawler: Crawler) -> FanOut:
         settings.retries + 1, on=is_tried_again, initial=settings.retry_wait, cap=30.0
     )  # without a budget: in an outage `health` holds pages back, and every page must be retried
     return fan_out(
-        asking(fetch),
+        asking(fetch) if parse is None else asking(fetch).bind(parse=parse),
         over="starts",
         item="link",
         key=key_of_link,

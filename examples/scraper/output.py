@@ -11,7 +11,7 @@ import io
 import json
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -43,14 +43,13 @@ class Projection(Protocol):
     def close(self) -> None: ...
 
 
-def projection(out: str, form: Format, *, with_text: bool = False) -> Projection:
-    """Open an output; `-` is standard output.
+def projection(out: str, form: Format, *, columns: Sequence[str] = COLUMNS) -> Projection:
+    """Open an output; `-` is standard output. JSON lines have all fields of a row, and no columns.
 
     Raises:
         OSError: The output can't be opened.
         ValueError: Standard output can't have that format.
     """
-    columns = (*COLUMNS, "text") if with_text else COLUMNS
     if form == "sqlite":
         if out == "-":
             raise ValueError("an SQLite database can't be written to standard output")
@@ -87,7 +86,7 @@ def csv_lines(columns: Iterable[str]) -> Lines:
 
 
 def _cell(value: object) -> object:
-    return json.dumps(value) if isinstance(value, dict) else value
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 class File:
@@ -186,7 +185,9 @@ class Table:
     def complete(self, rows: Iterable[Row]) -> None:
         self._sql.execute("BEGIN")
         self._sql.execute("DROP TABLE IF EXISTS pages")
-        self._sql.execute(f"CREATE TABLE pages ({', '.join(self._columns)})")
+        names = [name.replace('"', '""') for name in self._columns]
+        columns = ", ".join(f'"{name}"' for name in names)
+        self._sql.execute(f"CREATE TABLE pages ({columns})")
         self._insert(rows)
         self._sql.execute("COMMIT")
 
@@ -212,18 +213,19 @@ class Output(Hook):
     arrived meanwhile at once. If writing fails, so does the crawl; if it is slow, so is the crawl.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Callable[[Iterable[Row]], Iterable[Row]] = iter) -> None:
+        """Write the `lines` of each page's row; by default the row itself."""
+        self._lines = lines
         self._send, self._receive = anyio.create_memory_object_stream[Row](BACKLOG)
         self._failure: Exception | None = None
 
     async def on_child_ended(self, event: ChildEnded) -> None:
         row = row_of(event.outcome)
-        if row is None:
-            return
-        try:
-            self._send.send_nowait(row)
-        except anyio.WouldBlock:
-            await self._send.send(row)
+        for line in self._lines([] if row is None else [row]):
+            try:
+                self._send.send_nowait(line)
+            except anyio.WouldBlock:
+                await self._send.send(line)
 
     async def write(self, projection: Projection) -> None:
         """Write rows until the stream of rows is closed."""

@@ -6,16 +6,12 @@ The functions take and return plain data, because `parsing` may run them in anot
 import gzip
 import io
 import re
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-from urllib.parse import quote
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
 from xml.etree import ElementTree as ET
 
-from selectolax.lexbor import LexborHTMLParser
-from w3lib.encoding import html_to_unicode
-
-from examples.scraper.settings import HTML_TYPES
-from examples.scraper.urls import resolve
+from examples.scraper.document import Document, Follow, Parse, Record
+from examples.scraper.settings import HTML_TYPES, split_attribute
 
 MAX_SITEMAP = 50 * 1024 * 1024  # bytes after decompression, the limit of sitemaps.org
 
@@ -28,6 +24,8 @@ class Wanted(NamedTuple):
     text: bool = False
     match: str | None = None
     """A regular expression to search for."""
+    parse: Parse | None = None
+    """A parser that yields the records and the links, instead of all links."""
 
 
 class Found(NamedTuple):
@@ -40,6 +38,8 @@ class Found(NamedTuple):
     selected: Mapping[str, list[str]] = {}
     text: str | None = None
     matched: bool | None = None
+    records: list[dict[str, Any]] | None = None
+    """The records of a parser, if there is one."""
 
 
 def read_page(body: bytes, content_type: str, url: str, wanted: Wanted) -> Found:
@@ -48,78 +48,40 @@ def read_page(body: bytes, content_type: str, url: str, wanted: Wanted) -> Found
     if kind not in HTML_TYPES:
         return Found(url, matched=_matches(wanted, body.decode("utf-8", "replace")))
     document = Document(body, content_type, url)
+    if wanted.parse is None:
+        records, hrefs = None, list(document.hrefs())
+    else:
+        records, hrefs = _parsed(document, wanted.parse)
+    select = {name: split_attribute(css) for name, css in wanted.select.items()}
     return Found(
         base=document.base,
         title=document.title,
-        hrefs=tuple(document.hrefs()),
-        selected={name: document.select(css) for name, css in wanted.select.items()},
+        hrefs=tuple(hrefs),
+        selected={name: document.select(*where) for name, where in select.items()},
         matched=_matches(wanted, document.html),
-        text=document.text() if wanted.text else None,  # the last, because it removes scripts
+        records=records,
+        text=document.visible_text() if wanted.text else None,  # last, because it removes scripts
     )
+
+
+def _parsed(document: Document, parse: Parse) -> tuple[list[dict[str, Any]], list[str]]:
+    records, hrefs = list[dict[str, Any]](), list[str]()
+    for one in cast("Iterable[object]", parse(document)):  # whatever the types say
+        match one:
+            case Follow(href):
+                hrefs.append(href.partition("#")[0])
+            case Mapping():
+                records.append(dict(cast("Record", one)))
+            case _:
+                raise TypeError(
+                    f"{parse.__qualname__} yielded {one!r}: yield a mapping for a record, and "
+                    f"Follow(href) for a link"
+                )
+    return records, hrefs
 
 
 def _matches(wanted: Wanted, text: str) -> bool | None:
     return None if wanted.match is None else re.search(wanted.match, text) is not None
-
-
-class Document:
-    """An HTML page, decoded and parsed. The parser accepts broken HTML."""
-
-    def __init__(self, body: bytes, content_type: str, url: str) -> None:
-        """Parse the body of `url`."""
-        # It handles byte order marks, meta tags, and the encoding names that browsers accept.
-        self._encoding, self.html = html_to_unicode(content_type, body)
-        self._tree = LexborHTMLParser(self.html)
-        self._url = url
-
-    @property
-    def title(self) -> str | None:
-        found = self._tree.css_first("title")
-        return None if found is None else " ".join(found.text().split())
-
-    @property
-    def base(self) -> str:
-        """The base URL of relative links."""
-        tag = self._tree.css_first("base[href]")
-        href = None if tag is None else tag.attributes.get("href")
-        return resolve(self._url, href) or self._url if href else self._url
-
-    def hrefs(self) -> Iterator[str]:
-        """Return the links as written, without fragments and duplicates."""
-        # An index page can link to each page forty times.
-        return iter(dict.fromkeys(self._hrefs()))
-
-    def _hrefs(self) -> Iterator[str]:
-        for node in self._tree.css("a[href], area[href]"):
-            # It also finds `xlink:href`, which links of an SVG may have instead, as in those that
-            # Graphviz, PlantUML and Doxygen make.
-            attributes = node.attributes
-            href = attributes.get("href", attributes.get("xlink:href"))
-            yield self._encoded((href or "").partition("#")[0])
-
-    def _encoded(self, href: str) -> str:
-        """Escape a query as browsers do: in the page's encoding, if that isn't UTF-8."""
-        if href.isascii() or self._encoding == "utf-8":
-            return href
-        path, mark, query = href.partition("?")
-        try:
-            return path + mark + quote(query.encode(self._encoding), safe=_ASCII)
-        # characters that the encoding lacks are written as UTF-8
-        except (LookupError, UnicodeEncodeError):
-            return href
-
-    def select(self, css: str) -> list[str]:
-        """Return the texts of all elements that a selector finds."""
-        return [" ".join(node.text().split()) for node in self._tree.css(css)]
-
-    def text(self) -> str:
-        """Return the visible text in one line. This removes scripts and styles for good."""
-        self._tree.strip_tags(["script", "style", "noscript", "template"])
-        body = self._tree.body
-        return "" if body is None else " ".join(body.text(separator=" ").split())
-
-
-_ASCII = bytes(range(128)).decode()
 
 
 def media_type(content_type: str) -> str:

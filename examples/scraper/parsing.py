@@ -11,13 +11,13 @@ import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
 import anyio
 from anyio import from_thread, to_thread
 
+from examples.scraper.document import Parse
 from examples.scraper.fetch import FetchError
 from examples.scraper.pages import Found, Wanted, read_page
 
@@ -40,22 +40,26 @@ class Parsers:
         self._free: list[Parser] = []
         self._places = anyio.CapacityLimiter(multiprocessing.cpu_count())
 
-    async def read(self, body: bytes, content_type: str, url: str) -> Found:
-        """Read a page.
+    async def read(
+        self, body: bytes, content_type: str, url: str, parse: Parse | None = None
+    ) -> Found:
+        """Read a page; `parse` makes its records and links, if it is given.
 
         Raises:
             FetchError: The page takes too long or too much memory.
+            Exception: Any exception of `parse`.
         """
+        wanted = self._wanted if parse is None else self._wanted._replace(parse=parse)
+        page = (body, content_type, url, wanted)
         if body.count(b"<") > FEW_TAGS:
-            read = partial(self._read, body, content_type, url)
-            return await to_thread.run_sync(read, limiter=self._places)
+            return await to_thread.run_sync(self._read, page, limiter=self._places)
         if len(body) > INLINE:
-            return await to_thread.run_sync(read_page, body, content_type, url, self._wanted)
-        return read_page(body, content_type, url, self._wanted)
+            return await to_thread.run_sync(read_page, *page)
+        return read_page(*page)
 
-    def _read(self, body: bytes, content_type: str, url: str) -> Found:
+    def _read(self, page: tuple[bytes, str, str, Wanted]) -> Found:
         with self._parser() as parser:
-            return parser.read((body, content_type, url, self._wanted), self._longest)
+            return parser.read(page, self._longest)
 
     @contextmanager
     def _parser(self) -> Generator["Parser"]:

@@ -1,4 +1,4 @@
-"""Decides which settings a resumed job may change: how it crawls, but not what.
+"""Decides which settings a resumed job may change: how it crawls and how many pages, but not what.
 
 The fetched pages were selected and read by the job's settings. With different settings, one half of
 the crawl would not match the other.
@@ -13,15 +13,19 @@ HOW = frozenset(
     {
         "adaptive",
         "allow_private",
+        "auth_env",
         "concurrency",
         "connect_timeout",
         "deadline",
         "format",
+        "headers",
         "http2",
         "insecure",
+        "max_pages",
         "out",
         "patience",
         "per_host",
+        "proxy",
         "rate",
         "read_timeout",
         "retries",
@@ -30,7 +34,10 @@ HOW = frozenset(
     }
 )
 """Settings that may change from one execution of a job to the next."""
-FLAGS = {"robots": "ignore_robots"}  # parameters with other names than their settings
+FLAGS = {
+    "headers": "header",
+    "robots": "ignore_robots",
+}  # parameters with other names than their settings
 
 
 class Differs(Exception):

@@ -1,10 +1,15 @@
-"""Rows: the result of each link for people and programs, one for each page, fetched or not."""
+"""Rows: the result of each link for people and programs, one for each page, fetched or not.
 
+With a parser of one's own, the output has its records instead.
+"""
+
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from examples.scraper.crawl import Page
 from examples.scraper.fetch import FetchError, LeftAlone
 from examples.scraper.frontier import Link
+from examples.scraper.settings import Settings
 from shoal import Done, Failed, Outcome, RetryLater
 
 Row = dict[str, Any]
@@ -25,6 +30,18 @@ COLUMNS = (
     "links_n",
     "error",
 )
+
+
+def columns_of(settings: Settings) -> tuple[str, ...]:
+    """The names of the fields that each row may have, in formats that need them."""
+    if settings.spider is not None:
+        return tuple(dict.fromkeys(("url", *settings.columns)))
+    return (*COLUMNS, "text") if settings.text else COLUMNS
+
+
+def lines_of(rows: Iterable[Row], settings: Settings) -> Iterable[Row]:
+    """What the output has of pages: a row for each, or their records."""
+    return rows if settings.spider is None else records_of(rows)
 
 
 def row_of(outcome: Outcome) -> Row | None:
@@ -58,7 +75,16 @@ def page_row(link: Link, page: Page) -> Row | None:
     }
     if "text" in page:
         row["text"] = page["text"]
+    if "records" in page:
+        row["records"] = page["records"]
     return row
+
+
+def records_of(rows: Iterable[Row]) -> Iterator[Row]:
+    """The records of pages, one row each, with the page's URL unless they have one of their own."""
+    for row in rows:
+        for record in row.get("records", ()):
+            yield {"url": row["url"], **record}
 
 
 def failed_row(link: Link, error: BaseException, attempts: int, elapsed: float) -> Row | None:

@@ -31,7 +31,9 @@ class Settings:
     deadline: float | None = None  # seconds
     until_match: str | None = None
     # which parts of a page are kept
-    select: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> CSS
+    select: Mapping[str, str] = field(default_factory=dict[str, str])  # name -> CSS[@NAME]
+    spider: str | None = None  # the name of a parser, which makes records of pages
+    columns: tuple[str, ...] = ()  # of its records, for formats that need them
     text: bool = False
     accept: tuple[str, ...] = HTML_TYPES
     max_body: int = 5 * 1024 * 1024  # bytes after decompression
@@ -53,6 +55,9 @@ class Settings:
     allow_private: bool = False
     insecure: bool = False
     http2: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])  # may name variables: $TOKEN
+    auth_env: str | None = None  # the variable that holds USER:PASSWORD
+    proxy: str | None = None  # may name variables
     # output
     out: str = "pages.jsonl"
     format: Format = "jsonl"
@@ -112,17 +117,54 @@ def rate(text: str) -> float:
         raise ValueError(f"{text!r} is no rate; write it like 10/s or 100/m") from None
 
 
+_ATTRIBUTE = re.compile(r"(?P<css>.*[^@\s])\s*@(?P<name>[a-z][\w:-]*)", re.IGNORECASE | re.DOTALL)
+
+
+def split_attribute(css: str) -> tuple[str, str | None]:
+    """Split `img.cover@src` into a selector and the name of an attribute, if it names one."""
+    found = _ATTRIBUTE.fullmatch(css)
+    return (css, None) if found is None else (found["css"], found["name"].lower())
+
+
+def header(text: str) -> tuple[str, str]:
+    """Read a header: `Accept-Language: en`, or `Authorization: Bearer $TOKEN`."""
+    name, colon, value = text.partition(":")
+    if not (colon and re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name.strip()) and value.strip()):
+        raise ValueError(f"{text!r} is no header; write it like 'Accept-Language: en'")
+    return name.strip(), value.strip()
+
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+def expanded(text: str, environ: Mapping[str, str]) -> str:
+    """Replace `$NAME` and `${NAME}` by variables, so that secrets needn't be in a job's file.
+
+    Raises:
+        ValueError: A variable is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in environ:
+            raise ValueError(f"the environment variable {name} is not set, which {text!r} names")
+        return environ[name]
+
+    return _VARIABLE.sub(value, text)
+
+
 def selector(text: str) -> tuple[str, str]:
-    """Read a named selector: `price=.product > .price`."""
+    """Read a named selector: `price=.product > .price`, or `cover=img.cover@src`."""
     name, equals, css = text.partition("=")
     if not (name.strip() and equals and css.strip()):
         raise ValueError(
-            f"{text!r} has no name or no selector; write NAME=CSS, like price=.product>.price"
+            f"{text!r} has no name or no selector; write NAME=CSS, like price=.product>.price, "
+            f"or NAME=CSS@ATTRIBUTE, like cover=img.cover@src"
         )
     from selectolax.lexbor import LexborHTMLParser  # noqa: PLC0415 - not needed for --help
 
     try:
-        LexborHTMLParser("").css(css)
+        LexborHTMLParser("").css(split_attribute(css)[0])
     except Exception as error:  # noqa: BLE001 - it raises no specific class
         raise ValueError(f"{css!r} is no CSS selector: {error}") from None
     return name.strip(), css.strip()

@@ -37,7 +37,7 @@ async def report(job: Job) -> None:
 def _state_of(job: Job) -> str:
     holder = job.holder
     if holder is None:
-        names = {"succeeded": "finished", "running": "interrupted", "cancelled": "interrupted"}
-        return names.get(job.status, job.status)
+        names = {"succeeded": "finished", "new": "new"}  # `failed` at a limit of pages, too
+        return names.get(job.status, "interrupted")
     ago = f"{holder.seen_ago:.0f} s ago"
     return f"claimed by process {holder.pid} on {holder.host}, which was last seen alive {ago}"

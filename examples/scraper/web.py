@@ -6,14 +6,17 @@ code, which `addresses` must replace. The number of concurrent requests is limit
 pool has little to do: it returns the free connection that was used last, or makes a new one.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any, cast
+from urllib.request import getproxies
 
 from examples.scraper.addresses import CheckedBackend
 from examples.scraper.cookies import BoundedJar
 from examples.scraper.http import httpcore, httpx
-from examples.scraper.settings import Settings
+from examples.scraper.settings import Settings, expanded
 from shoal import shielded
 
 ENCODINGS = "gzip, deflate"  # the encodings that `fetch` decompresses step by step
@@ -150,23 +153,102 @@ def _raise_as_httpx(error: BaseException, request: httpx.Request) -> None:
         raise kind(str(error), request=request) from error
 
 
+class Credentials(httpx.Auth):
+    """Adds the headers and the password of the user to requests to the hosts that the user named.
+
+    Other hosts, to which a link or a redirect leads, must not see them.
+    """
+
+    def __init__(
+        self, named: Iterable[str], headers: Mapping[str, str], auth: tuple[str, str] | None
+    ) -> None:
+        self._named = {host.lower() for host in named}
+        self._headers = headers
+        self._basic = None if auth is None else httpx.BasicAuth(*auth)
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if request.url.host.lower() in self._named:
+            request.headers.update(self._headers)
+            if self._basic is not None:
+                yield from self._basic.auth_flow(request)
+                return
+        yield request
+
+
+def credentials(
+    settings: Settings, named: Iterable[str], environ: Mapping[str, str]
+) -> Credentials | None:
+    """Make the credentials of a crawl, with the variables that its settings name.
+
+    Raises:
+        ValueError: A variable is not set.
+    """
+    headers = {name: expanded(value, environ) for name, value in settings.headers.items()}
+    auth = None
+    if settings.auth_env is not None:
+        user, _, password = expanded(f"${settings.auth_env}", environ).partition(":")
+        auth = (user, password)
+    return Credentials(named, headers, auth) if headers or auth else None
+
+
+def proxies(given: Mapping[str, str]) -> dict[str, str | None]:
+    """Return proxies by patterns of URLs; None for hosts that are reached without one.
+
+    Args:
+        given: As `urllib.request.getproxies` returns them: `http`, `https`, `all` and `no`.
+    """
+    hosts = [host.strip() for host in given.get("no", "").split(",") if host.strip()]
+    schemes = [scheme for scheme in ("http", "https", "all") if given.get(scheme)]
+    if "*" in hosts or not schemes:
+        return {}
+    found: dict[str, str | None] = {}
+    for scheme in schemes:
+        url = given[scheme]
+        found[f"{scheme}://"] = url if "://" in url else f"http://{url}"
+    return found | dict.fromkeys(map(_pattern, hosts))
+
+
+def _pattern(host: str) -> str:
+    """The pattern of a host in `no_proxy`, and of its subdomains."""
+    with suppress(ValueError):
+        is_long = ip_address(host).version == 6
+        return f"all://[{host}]" if is_long else f"all://{host}"
+    return f"all://{host}" if host.lower() == "localhost" else f"all://*{host}"
+
+
 def make_client(
     settings: Settings, named: Iterable[str], *, trust_env: bool = True
 ) -> httpx.AsyncClient:
     """Make the client of a crawl; the `named` hosts may have private addresses.
 
-    If the environment configures a proxy, the proxy resolves names, and no address is checked.
+    With a proxy, the proxy resolves names, and no address is checked.
+
+    Raises:
+        ValueError: The settings name a variable that is not set.
     """
+    named = set(named)
     backend = CheckedBackend(named, allow_all=settings.allow_private)
     verify = not settings.insecure
+    # httpx itself reads no proxies from the environment if it is given a transport.
+    through: Mapping[str, str] = getproxies() if trust_env else {}
+    if settings.proxy is not None:
+        through = {"all": expanded(settings.proxy, os.environ)}
+
+    def transport(proxy: str | None) -> httpx.AsyncHTTPTransport | None:
+        if proxy is None:
+            return None
+        return httpx.AsyncHTTPTransport(proxy=proxy, verify=verify, http2=settings.http2)
+
     return httpx.AsyncClient(
         headers={
             "User-Agent": settings.user_agent,
             "Accept": f"{', '.join(settings.accept)}, */*;q=0.1",
             "Accept-Encoding": ENCODINGS,
         },
+        auth=credentials(settings, named, os.environ),
         timeout=httpx.Timeout(settings.read_timeout, connect=settings.connect_timeout, pool=None),
         transport=Pool(backend, verify=verify, http2=settings.http2),
+        mounts={pattern: transport(proxy) for pattern, proxy in proxies(through).items()},
         cookies=BoundedJar(),
         verify=verify,
         http2=settings.http2,

@@ -13,15 +13,18 @@ from anyio import to_thread
 
 from examples.interrupts import Interruptible
 from examples.scraper.crawl import CRAWL, Crawler, site_crawl, sitemap_links
+from examples.scraper.document import Parse
 from examples.scraper.fetch import HttpxFetcher
 from examples.scraper.frontier import Frontier, start_link
 from examples.scraper.health import Health
 from examples.scraper.job import Job
 from examples.scraper.output import Output, Projection, projection
+from examples.scraper.page_limit import PageLimit
 from examples.scraper.pages import Wanted
 from examples.scraper.parsing import Parsers
 from examples.scraper.politeness import Politeness
 from examples.scraper.progress import Style, Tally, showing, shown
+from examples.scraper.rows import columns_of, lines_of
 from examples.scraper.urls import name_of
 from examples.scraper.web import make_client
 from shoal import Application
@@ -47,7 +50,7 @@ class Manner:
         return "rich" if sys.stderr.isatty() else "plain"
 
 
-async def work(job: Job, manner: Manner) -> int:
+async def work(job: Job, manner: Manner, parse: Parse | None = None) -> int:
     """Crawl until the job is done, its deadline, a match or a signal; return the exit code.
 
     Pages with an answer from earlier executions count as done, and are not requested again. Pages
@@ -56,13 +59,16 @@ async def work(job: Job, manner: Manner) -> int:
     Raises:
         JobBusy: Another process works on the job.
         OSError: Rows can't be written.
+        ValueError: The settings name a variable that is not set.
     """
     with job.held():  # before opening any file that another process might write to
-        return await _work(job, manner)
+        return await _work(job, manner, parse)
 
 
-async def _work(job: Job, manner: Manner) -> int:
+async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
     settings = job.settings
+    named = {name_of(url) for url in settings.urls}
+    client = make_client(settings, named, trust_env=manner.trust_env)
     starts = [start_link(url) for url in settings.urls]
     frontier = Frontier(settings, starts)
     if settings.sitemap:
@@ -76,8 +82,7 @@ async def _work(job: Job, manner: Manner) -> int:
     tally = Tally(frontier, politeness, health)
     tries_again = job.is_finished and job.failed > 0
     rows = await to_thread.run_sync(_take_up, job, tally, not job.is_finished or tries_again)
-    named = {name_of(url) for url in settings.urls}
-    client = make_client(settings, named, trust_env=manner.trust_env)
+    limit = PageLimit(settings.max_pages, tally)
     wanted = Wanted(settings.select, settings.text, settings.until_match)
     with (
         closing(rows),
@@ -89,12 +94,12 @@ async def _work(job: Job, manner: Manner) -> int:
             crawler = Crawler(
                 settings, fetcher, frontier, politeness=politeness, health=health, parsers=parsers
             )
-            output = Output()
+            output = Output(partial(lines_of, settings=settings))
             app = Application(
-                site_crawl(crawler),
+                site_crawl(crawler, parse=parse),
                 name=CRAWL,
                 store=job.store(),
-                hooks=[output, tally, crawler.brake, *displays],
+                hooks=[output, tally, limit, crawler.brake, *displays],
             )
             inputs = {"crawler": crawler}
             run = (
@@ -103,8 +108,9 @@ async def _work(job: Job, manner: Manner) -> int:
                 else partial(app.run, {"starts": starts}, id=CRAWL, inputs=inputs)
             )
             interruptible = Interruptible(crawler.brake.stop, settings.deadline)
+            crawl = partial(limit.within, run)
             ended = await interruptible.do(
-                partial(output.while_writing, rows, partial(showing, displays, run))
+                partial(output.while_writing, rows, partial(showing, displays, crawl))
             )
     # If stderr is JSON lines, so is the last one.
     told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
@@ -127,6 +133,6 @@ def _take_up(job: Job, tally: Tally, goes_on: bool) -> Projection:
     """
     settings = job.settings
     tally.recall(job.rows(answered=goes_on), job.sitemaps(answered=goes_on))
-    rows = projection(settings.out, settings.format, with_text=settings.text)
-    rows.complete(() if settings.out == "-" else job.rows(answered=goes_on))
+    rows = projection(settings.out, settings.format, columns=columns_of(settings))
+    rows.complete(() if settings.out == "-" else lines_of(job.rows(answered=goes_on), settings))
     return rows

@@ -39,6 +39,7 @@ from shoal import (
 )
 from shoal.stores import Store
 from shoal.types import Act
+from tests.executors.fake import Fake
 
 from .bodies import with_parameters
 from .hooks import Clumsy, witness
@@ -93,6 +94,8 @@ class Builder:
             wrong = world.at("act", text_of(item))
             if number_of(item) % 3 == 1:
                 world.misbehave(name, text_of(item))
+            if number_of(item) % 2:
+                world.kill_once(f"{name} {text_of(item)}")
             return wrong
 
         def finish(item: object, value: object) -> str:
@@ -141,7 +144,7 @@ class Builder:
         bodies = {"async": live, "plain": live_plainly, "stream": stream}
         body = wrap(bodies[row["body"]])
         options: dict[str, Any] = {}
-        if row["body"] == "plain":
+        if row["body"] == "plain" and row["executor"] == "loop":
             options["executor"] = "loop"
         if at == 1:
             options |= self._attempts(name)
@@ -684,14 +687,10 @@ class Builder:
                 pass
         if row["observer"] != "no":
             hooks = [*hooks, Clumsy(self.world)]
-        return Application(
-            self.whole(),
-            name="borders",
-            store=store,
-            hooks=hooks,
-            max_live=int(row["max_live"]),
-            **options,
-        )
+        if row["executor"] != "loop":
+            options["executor"] = Fake(workers=2)
+        options["max_live"] = int(row["max_live"])
+        return Application(self.whole(), name="borders", store=store, hooks=hooks, **options)
 
 
 def number_in(value: object) -> int:

@@ -47,6 +47,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
         "good", "spurious", "generator exit", "cancels itself", "swallows", "slow cleanup",
         "bad cleanup",
     ),
+    "executor": ("loop", "elsewhere", "worker dies"),
     # what is around it
     "outer_on_error": ("fail", "collect", "share"),
     "outer_retry": ("no", "yes"),
@@ -160,6 +161,9 @@ def _excluded() -> Iterator[tuple[When, When, str]]:
     yield no("cache", "yes", "kept", "no", "results are remembered in the store")
     yield no("body", "plain", "act_timeout", "yes", "refused: it can't be interrupted")
     yield no("asks", "yes", "body", "plain", "a plain function can't ask")
+    yield no(
+        "executor", "worker dies", "outer_store", "none", "cancelled ones run again: not modelled"
+    )
     yield no("asks", "yes", "store", "none", "an answer finds no question again")
     yield no("asks", "yes", "outer_store", "none", "an answer finds no question again")
     yield no("manners", "swallows|slow cleanup|cancels itself", "body", "plain", "it never waits")

@@ -19,6 +19,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal import Context, Done, RunPath
 from shoal.events import ChildEnded, ChildRerun, Event, StepEnded
+from tests.executors.fake import Exit
 
 from .program import Program, Trip
 
@@ -105,6 +106,7 @@ class World:
             if trip.life == self.life and trip.what != "timeout":
                 self.pending.setdefault(trip.at, {}).setdefault(trip.nth, []).append(trip)
         self.fired_now: list[Trip] = []
+        self.killed_now = set[str]()
         self.armed: Trip | None = None
         self.dead = False
         self.hook_raised = False
@@ -168,6 +170,12 @@ class World:
             self.hook_raised = self.hook_raised or place == "hook"
             raise Trouble(f"{place} {subject}, once")
         return answer
+
+    def kill_once(self, what: str) -> None:
+        """End the worker that calls this, at the first call in each life."""
+        if self.program["executor"] == "worker dies" and what not in self.killed_now:
+            self.killed_now.add(what)
+            raise Exit
 
     def _trip(self, trip: Trip, place: str, subject: object) -> str:
         if trip.what in ("fails", "hangs") and place not in STORE_PLACES:

@@ -181,8 +181,8 @@ async def test_operations_of_a_state_are_applied_again(tmp_path: Path, kind: str
         first = await runtime.run(app, {"n": 2, "gone": 0, "count": 0, "log": []})
         second = await runtime.run(app, {"n": 2, "gone": 1, "count": 5, "log": [7]})
     assert called == 1
-    assert first.state.to_plain() == {"n": 2, "log": [2, 2, 2], "count": 2, "by": {2: "x"}}
-    assert second.state.to_plain() == {"n": 2, "log": [7, 2, 2, 2], "count": 7, "by": {2: "x"}}
+    assert first.state.data == {"n": 2, "log": [2, 2, 2], "count": 2, "by": {2: "x"}}
+    assert second.state.data == {"n": 2, "log": [7, 2, 2, 2], "count": 7, "by": {2: "x"}}
 
 
 async def test_fields_that_are_not_there_count_as_such():

@@ -8,6 +8,7 @@ import anyio
 import httpx
 
 from examples.scraper.crawl import Crawler, site_crawl, sitemap_links
+from examples.scraper.document import Parse
 from examples.scraper.fetch import HttpxFetcher
 from examples.scraper.frontier import Frontier, start_link
 from examples.scraper.health import Health
@@ -101,7 +102,10 @@ def crawl_by(backend: Literal["asyncio", "trio"]) -> Crawl:
     """Make a function that crawls `site` (path -> answer) from its front page; others are 404s."""
 
     def run(
-        site: Mapping[str, Answer], starts: tuple[str, ...] = ("/",), **settings: Any
+        site: Mapping[str, Answer],
+        starts: tuple[str, ...] = ("/",),
+        parse: Parse | None = None,
+        **settings: Any,
     ) -> Crawled:
         asked: list[tuple[float, str]] = []
 
@@ -143,7 +147,7 @@ def crawl_by(backend: Literal["asyncio", "trio"]) -> Crawl:
                         health=health,
                         parsers=parsers,
                     )
-                    app = Application(site_crawl(crawler), hooks=[rows, tally])
+                    app = Application(site_crawl(crawler, parse=parse), hooks=[rows, tally])
                     await app.run({"starts": links}, inputs={"crawler": crawler})
             return tally
 

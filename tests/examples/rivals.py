@@ -10,8 +10,8 @@ import anyio
 import httpx
 
 from examples.llm_race import Chunk, Prompt, Provider, Report, Rules, Scoreboard, Terms
-from examples.llm_race.prices import Purse
-from examples.llm_race.racing import Race, scoreboard
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.race.racing import Race, scoreboard
 from shoal import Runtime
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from examples.llm_race import Endpoint, Prompt, Provider, Report, Rules, Terms, ask
-from examples.llm_race.providers import PROTOCOLS
+from examples.llm_race.client.providers import PROTOCOLS
 from tests.examples.rivals import lanes
 from tests.examples.services import absent
 

@@ -16,15 +16,16 @@ import httpx
 import pytest
 from rich.console import Console
 
-from examples.llm_race import Chunk, Provider, ProviderError, Rules, commands
+from examples.llm_race import Chunk, Provider, ProviderError, Rules
 from examples.llm_race.__main__ import main
 from examples.llm_race.bench import as_markdown, figures, percentiles
-from examples.llm_race.command import duration, hedge_delay, parse
-from examples.llm_race.commands import ask, rules_of
-from examples.llm_race.display import Printer, table_of
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.prices import Purse
-from examples.llm_race.racing import Race, new_client, scoreboard
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.command import commands
+from examples.llm_race.command.commands import ask, rules_of
+from examples.llm_race.command.display import Printer, table_of
+from examples.llm_race.command.options import duration, hedge_delay, parse
+from examples.llm_race.race.racing import Race, new_client, scoreboard
 from shoal import Hedge, Runtime
 from shoal.errors import HookFailed
 from shoal.testing import run_virtual

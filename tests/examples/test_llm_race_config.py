@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from examples.llm_race import load
-from examples.llm_race.acceptance import acceptance
-from examples.llm_race.config import ConfigError, chosen, from_environment
-from examples.llm_race.exchange import Answer, Usage
-from examples.llm_race.failures import Unacceptable
-from examples.llm_race.prices import cost_of, price_of
+from examples.llm_race.client.config import ConfigError, chosen, from_environment
+from examples.llm_race.client.exchange import Answer, Usage
+from examples.llm_race.client.failures import Unacceptable
+from examples.llm_race.client.prices import cost_of, price_of
+from examples.llm_race.race.acceptance import acceptance
 
 GOOD = """
 [[provider]]

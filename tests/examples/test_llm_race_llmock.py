@@ -25,9 +25,9 @@ from examples.llm_race import (
     acceptance,
     ask,
 )
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import PROTOCOLS
-from examples.llm_race.racing import Race, new_client
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import PROTOCOLS
+from examples.llm_race.race.racing import Race, new_client
 from shoal import Runtime
 from tests.examples.rivals import lanes
 from tests.examples.services import absent

@@ -20,10 +20,12 @@ import anyio
 import httpx
 import pytest
 
-from examples.llm_race import Prompt, Provider, Report, Rules, Terms, ask, demo_server, local_models
+from examples.llm_race import Prompt, Provider, Report, Rules, Terms, ask
 from examples.llm_race.__main__ import main
-from examples.llm_race.config import providers_of
-from examples.llm_race.racing import scoreboard
+from examples.llm_race.client.config import providers_of
+from examples.llm_race.demo import local_models
+from examples.llm_race.demo import server as demo_server
+from examples.llm_race.race.racing import scoreboard
 from tests.examples.rivals import lanes
 from tests.examples.services import absent
 

@@ -13,14 +13,14 @@ import httpx
 import pytest
 
 from examples.llm_race import Answer, Endpoint, Prompt, Provider, ProviderError, Terms, Usage
-from examples.llm_race.failures import (
+from examples.llm_race.client.failures import (
     is_retryable,
     kind_of,
     parse_retry_after,
     retry_after_of,
     status_of,
 )
-from examples.llm_race.providers import PROTOCOLS
+from examples.llm_race.client.providers import PROTOCOLS
 from tests.examples.rivals import hold, lanes
 
 pytestmark = [

@@ -13,8 +13,8 @@ import pytest
 
 from examples.llm_race import ask, load
 from examples.llm_race.__main__ import main
-from examples.llm_race.exchange import Prompt
-from examples.llm_race.failures import ProviderError
+from examples.llm_race.client.exchange import Prompt
+from examples.llm_race.client.failures import ProviderError
 from shoal.testing import RecordingHook
 
 CANARIES = {
@@ -82,7 +82,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def new_client() -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=Unkind())
 
-    for module in ("batch", "commands"):
+    for module in ("batch", "command.commands"):
         monkeypatch.setattr(f"examples.llm_race.{module}.new_client", new_client)
     Unkind.seen = set()
     file = tmp_path / "race.toml"

@@ -15,16 +15,16 @@ from anyio import create_task_group
 from fastapi import FastAPI
 
 from examples.llm_race import Chunk, ProviderError, Race, Report, Rules
-from examples.llm_race.acceptance import acceptance
-from examples.llm_race.command import parse
-from examples.llm_race.config import ConfigError
-from examples.llm_race.exchange import Answer, Prompt, Turn, Usage
-from examples.llm_race.offer import Offer
-from examples.llm_race.openai_api import ChatRequest, Problem, finish_reason
-from examples.llm_race.prices import Purse
-from examples.llm_race.providers import PROTOCOLS, Endpoint, Provider
-from examples.llm_race.service import make_service
-from examples.llm_race.streams import CompletionStream
+from examples.llm_race.client.config import ConfigError
+from examples.llm_race.client.exchange import Answer, Prompt, Turn, Usage
+from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.providers import PROTOCOLS, Endpoint, Provider
+from examples.llm_race.command.options import parse
+from examples.llm_race.gateway.offer import Offer
+from examples.llm_race.gateway.openai_api import ChatRequest, Problem, finish_reason
+from examples.llm_race.gateway.service import make_service
+from examples.llm_race.gateway.streams import CompletionStream
+from examples.llm_race.race.acceptance import acceptance
 from shoal import RunPath, Runtime
 from shoal.events import AttemptEnded, Item
 from tests.examples.rivals import Rival

@@ -23,9 +23,9 @@ from examples.llm_race import (
     acceptance,
     ask,
 )
-from examples.llm_race.exchange import Transcript
-from examples.llm_race.racing import Race, scoreboard
-from examples.llm_race.strategies import STRATEGIES, strategy
+from examples.llm_race.client.exchange import Transcript
+from examples.llm_race.race.racing import Race, scoreboard
+from examples.llm_race.race.strategies import STRATEGIES, strategy
 from shoal import Hedge, Runtime, SQLiteStore, StepTimeout
 from shoal.testing import no_leaks
 from tests.examples.rivals import NO_CLIENT, Rival, hold, lanes

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from examples.llm_race import Answer, Chunk, Prompt, Provider, ProviderError, Purse, Rules, Usage
-from examples.llm_race.acceptance import acceptance
 from examples.llm_race.batch import Batch
-from examples.llm_race.exchange import finish_reason, what_lacks
-from examples.llm_race.failures import (
+from examples.llm_race.client.exchange import finish_reason, what_lacks
+from examples.llm_race.client.failures import (
     is_of_the_prompt,
     is_of_the_provider,
     kind_of_refusal,
     stream_error,
 )
-from examples.llm_race.racing import Race
-from examples.llm_race.strategies import Strategy
+from examples.llm_race.race.acceptance import acceptance
+from examples.llm_race.race.racing import Race
+from examples.llm_race.race.strategies import Strategy
 from shoal import Runtime
 from shoal.testing import no_leaks
 from tests.examples.rivals import NO_CLIENT, Rival, hold, lanes

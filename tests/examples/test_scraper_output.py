@@ -87,7 +87,9 @@ def test_csv_can_be_read_back(folder: Path) -> None:
 def test_a_table_holds_what_the_store_has(tmp_path: Path) -> None:
     path = tmp_path / "rows.db"
     write_on(projection(str(path), "sqlite"))
-    again = projection(str(path), "sqlite", with_text=True)  # as a later version might add columns
+    again = projection(
+        str(path), "sqlite", columns=(*COLUMNS, "text")
+    )  # as a later version might add columns
     again.complete([row(9, text="x"), *ROWS])
     again.close()
     with sqlite3.connect(path) as sql:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.scraper import pages
+from examples.scraper.document import Document
 from examples.scraper.frontier import Frontier, Link, key_of_link, start_link
-from examples.scraper.pages import Document, media_type, read_sitemap, sniffed
+from examples.scraper.pages import media_type, read_sitemap, sniffed
 from examples.scraper.scope import Scope
 from examples.scraper.settings import ScopeName, Settings
 from examples.scraper.urls import absolute, host_of, key_of, name_of, origin_of, resolve, target_of
@@ -234,7 +235,7 @@ def test_no_body_is_too_broken(body: bytes, content_type: str) -> None:
     document = Document(b"<title>" + body + b"</title><a href='" + body, content_type, BASE)
     assert isinstance(document.title, str | None)
     list(document.hrefs())
-    document.text()
+    document.visible_text()
 
 
 def test_types_are_read_off_their_headers() -> None:

@@ -116,7 +116,6 @@ def test_sitemaps_are_counted_when_a_job_goes_on(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--max-pages", "40"], "--max-pages"),
         (["--max-depth", "3"], "--max-depth"),
         (["--exclude", "x"], "--exclude"),
         (["--scope", "host"], "--scope"),
@@ -157,6 +156,50 @@ def test_how_a_job_goes_on_may_be_given_anew(tmp_path: Path) -> None:
         assert main(again) == 0
     assert first.read_bytes() == before
     assert len(second.read_text().splitlines()) == 22, "the first line names the columns"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_limit_may_be_raised(
+    tmp_path: Path, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, out, ill = str(tmp_path / "job"), tmp_path / "rows.jsonl", Site()
+    ill.is_ill = False
+
+    def resume(*flags: str) -> int:
+        return main(["resume", job, "--progress", "none", "--backend", backend, *flags])
+
+    with serving(ill) as site:
+        flags = ["--job", job, "--out", str(out), "--progress", "none", "--backend", backend]
+        assert main([f"{site.url}/", *flags, "--max-pages", "5"]) == 4
+        assert (len(rows_in(out)), site.targets.total()) == (5, 5)
+        assert resume() == 4, "the limit holds as long as it isn't raised"
+        assert (len(rows_in(out)), site.targets.total()) == (5, 5)
+        main(["status", job])
+        assert "interrupted: 5 done, 0 failed, 16 waiting" in capsys.readouterr().out
+        assert resume("--max-pages", "12") == 4
+        assert (len(rows_in(out)), site.targets.total()) == (12, 12)
+        assert resume("--max-pages", "3") == 4, "it may be lowered, too"
+        assert main([f"{site.url}/", *flags, "--resume", "--max-pages", "900"]) == 0
+    assert len({row["url"] for row in rows_in(out)}) == len(rows_in(out)) == 21
+    assert set(site.targets.values()) == {1}, "no page was requested twice"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_pages_that_failed_count_once_for_the_limit(tmp_path: Path, backend: str) -> None:
+    job, out, ill = str(tmp_path / "job"), tmp_path / "rows.jsonl", Site()
+    with serving(ill) as site:
+        flags = ["--job", job, "--out", str(out), "--progress", "none", "--backend", backend]
+        flags += ["--retries", "0"]
+        assert main([f"{site.url}/", *flags, "--max-pages", "12"]) == 4
+        assert len(rows_in(out)) == 12
+        failed = sum(row["error"] is not None for row in rows_in(out))
+        assert failed
+        ill.is_ill = False
+        assert main(["resume", job, "--progress", "none"]) == 4
+        assert site.targets.total() == 12 + failed
+        assert [row["error"] for row in rows_in(out)] == [None] * 12
+        assert main(["resume", job, "--progress", "none", "--max-pages", "21"]) == 0
+    assert len(rows_in(out)) == 21
 
 
 def test_each_setting_may_be_given_anew_or_not() -> None:

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 import uvicorn
 
-from examples.llm_race import Rules, demo_server
-from examples.llm_race.offer import Offer
-from examples.llm_race.serve import listening_at
-from examples.llm_race.service import make_service
+from examples.llm_race import Rules
+from examples.llm_race.demo import server as demo_server
+from examples.llm_race.gateway.offer import Offer
+from examples.llm_race.gateway.serve import listening_at
+from examples.llm_race.gateway.service import make_service
 from examples.scraper import demo_site
 from tests.examples.rivals import Rival
 

@@ -14,8 +14,17 @@ from typing import Any
 import anyio
 import pytest
 
-from shoal import Application, MemoryStore, Runtime, State, action, fan_out
-from shoal.errors import DefinitionError, NotSendable, NoWorker, Poisoned, RemoteError, StepTimeout
+from shoal import Application, Hook, MemoryStore, Runtime, State, action, fan_out
+from shoal.errors import (
+    DefinitionError,
+    HookFailed,
+    NotSendable,
+    NoWorker,
+    Poisoned,
+    RemoteError,
+    SecretLeaked,
+    StepTimeout,
+)
 from shoal.events import Item
 from shoal.executors import Processes
 from shoal.executors._process_transport import ProcessLink, ProcessTransport
@@ -97,6 +106,7 @@ async def test_contexts():
     async with runtime_of() as runtime:
         each = fan_out(work.use_context, over="ns", item="n", key=str, into="all")
         seen = (await run(runtime, each, {"ns": [5, 6]}, hooks=[hook]))["all"]["5"]
+        assert len(seen.pop("idempotent")) == 32
         assert seen.pop("run") in {event.path.id for event in hook.of(Item)}
         assert seen == {
             "step": "use_context",
@@ -110,6 +120,18 @@ async def test_contexts():
         hook.events.clear()
         await run(runtime, work.use_context_plainly, {"n": 7}, hooks=[hook])
         assert [event.item for event in hook.of(Item)] == [7]
+
+
+@pytest.mark.parametrize("act", [work.key_there, work.key_of_state])
+async def test_idempotency_keys_are_the_same_there(act: Any):
+    keys: list[str] = []
+    async with runtime_of() as runtime:
+        for where in (ONE, "threads"):
+            app = Application(act, executor=where)
+            fields = {"n": 1, "more": [1, 2]}
+            result = await app.run(fields, id=f"in {where}"[:2], runtime=runtime)
+            keys.append(result.state["key"])
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.parametrize("act", [work.ask, work.ask_plainly])
@@ -221,6 +243,41 @@ async def test_secrets_are_used_there_and_shown_nowhere(capfd: pytest.CaptureFix
             await run(runtime, work.use_secret, {"token": token, "n": -1})
     assert token not in str(caught.value) + "".join(caught.value.__notes__)
     assert token not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+async def test_a_secret_is_not_told_from_there(n: int):
+    async with runtime_of() as runtime:
+        with pytest.raises(SecretLeaked):
+            await run(runtime, work.tell_secret, {"token": "s3cr3t-t0k3n", "n": n})
+
+
+async def test_a_generator_whose_items_are_refused_is_closed_there():
+    class Guard(Hook):
+        def on_item(self, event: Item) -> None:
+            if event.item == 1:
+                raise ValueError("not this one")
+
+    async with runtime_of() as runtime:
+        with pytest.raises(HookFailed) as caught:
+            await run(runtime, work.stream_and_close, {"n": 5}, hooks=[Guard()])
+        assert isinstance(caught.value.__cause__, ValueError)
+        assert (await run(runtime, work.closed, {}))["closed"] == [5]
+
+
+async def test_a_secret_in_an_error_of_closing_is_not_logged(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    class Guard(Hook):
+        def on_item(self, event: Item) -> None:
+            raise ValueError("not this one")
+
+    async with runtime_of() as runtime:
+        with pytest.raises(HookFailed):
+            fields = {"token": "s3cr3t-t0k3n", "n": 1}
+            await run(runtime, work.close_badly, fields, hooks=[Guard()])
+    assert "s3cr3t" not in "".join(capfd.readouterr()) + caplog.text
+    assert "it raised ValueError('closed with ***')" in caplog.text
 
 
 # -- what can't be sent ----------------------------------------------------------------------------

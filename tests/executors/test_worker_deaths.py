@@ -23,6 +23,7 @@ from shoal import (
     Rate,
     Result,
     Retry,
+    RetryLater,
     RunPath,
     Runtime,
     State,
@@ -346,9 +347,10 @@ async def test_a_question_that_was_asked_before_the_death_halts_the_run():
     assert result.state["outs"] == {"1": "this"}
 
 
-async def test_an_action_with_children_of_its_own_is_called_again():
-    """Its children are done, or go on, as when it is tried again."""
-    killer = Killer({"parent": 1, 2: 1}, workers=2)
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "asks for another try later"])
+async def test_an_action_with_children_of_its_own_is_called_again(*, dies: bool):
+    """Its children that are done stay so, as when it is tried again."""
+    killer = Killer({"parent": int(dies), 2: 1}, workers=2)
     child = killer.plain()
 
     @action(writes=["total"], executor=killer.fake)
@@ -360,12 +362,47 @@ async def test_an_action_with_children_of_its_own_is_called_again():
                 assert isinstance(outcome, Done)
                 total += outcome.value
         killer.strike("parent")
+        if killer.ran["parent"] == 1:
+            raise RetryLater(1)
         return total
 
     async with no_leaks():
         result = await Application(parent, store=MemoryStore()).run()
     assert result.state["total"] == 60
-    assert killer.ran["parent"] == 2
+    assert killer.ran == {"parent": 2, 1: 1, 2: 2, 3: 1}
+
+
+@pytest.mark.parametrize("how", ["dies", "later", "retry"])
+async def test_grandchildren_that_are_done_stay_so_when_the_action_is_called_again(how: str):
+    """Its child was cancelled in the middle of its own children, and goes on there."""
+    killer = Killer({"parent": int(how == "dies")}, workers=1)
+    done = anyio.Event()
+
+    @action(reads=["n"], writes=["out"])
+    async def leaf(n: int) -> int:
+        killer.ran[n] += 1
+        if n == 3 and killer.ran[n] == 1:
+            done.set()
+            await anyio.sleep_forever()
+        return n
+
+    inner = mapped(leaf, limits=Limits(1))
+
+    @action(writes=["total"], executor=killer.fake, retry=Retry(2, on=ConnectionError, initial=0.1))
+    async def parent(context: Context) -> int:
+        async with context.fan_out(name="below") as group:
+            group.start(inner, {"ns": [1, 2, 3, 4]})
+            await done.wait()
+            killer.strike("parent")
+            if killer.ran["parent"] == 1:
+                raise RetryLater(1) if how == "later" else ConnectionError
+            return sum([sum(one.value.values()) async for one in group if isinstance(one, Done)])
+
+    hook = RecordingHook()
+    async with no_leaks():
+        result = await Application(parent, store=MemoryStore(), hooks=[hook]).run(id="x")
+    assert result.state["total"] == 10
+    assert killer.ran == {"parent": 2, 1: 1, 2: 1, 3: 2, 4: 1}
 
 
 # -- stores ----------------------------------------------------------------------------------------

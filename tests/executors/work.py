@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from shoal import Application, Context, Result, State, action, shielded
+from shoal import Application, Context, Done, Result, State, action, shielded
 
 
 @action(reads=["n"], writes=["square"])
@@ -63,6 +63,7 @@ async def use_context(n: int, context: Context) -> dict[str, Any]:
         "attempt": context.attempt,
         "parent": context.parent is not None,
         "left": context.deadline - anyio.current_time(),
+        "idempotent": context.idempotency_key,
     }
 
 
@@ -229,3 +230,91 @@ def die_at_start() -> None:
 @action(writes=["loaded"])
 def loaded() -> list[int]:
     return LOADED
+
+
+@action(reads=["n"], writes=["square"])
+def square_or_fail(n: int) -> int:
+    if n == 3:
+        raise Locked("three")
+    return n * n
+
+
+@action(reads=["n"], writes=["found"])
+async def fan_out_there(n: int, context: Context) -> list[Any]:
+    found: list[Any] = []
+    async with context.fan_out(name="squares") as group:
+        group.start_each(square_or_fail, over=range(n), item="n", key=str)
+        group.start(square, {"n": 100}, key="hundred")
+        with anyio.move_on_after(0):
+            await anext(group)
+        async for outcome in group:
+            value = getattr(outcome, "value", str(getattr(outcome, "error", "")))
+            found += [(outcome.key, value)]
+    return sorted(found)
+
+
+@action(reads=["n"], writes=["found"])
+async def race_there(n: int, context: Context) -> int:
+    async with context.fan_out(name="race") as group:
+        group.start(square, {"n": n})
+        group.start(sleep_long, {"n": n})
+        async for outcome in group:
+            group.cancel("one is enough")
+            return outcome.value if isinstance(outcome, Done) else -2
+    return -1
+
+
+@action(reads=["n"], writes=["square"])
+async def sleep_long(n: int) -> int:
+    await anyio.sleep(1000)
+    return 0
+
+
+@action(reads=["token", "n"], writes=["length"])
+async def tell_secret(token: str, n: int, context: Context) -> int:
+    if n == 0:
+        context.note(f"token {token}")
+        await anyio.sleep(1000)
+    if n == 1:
+        await context.emit(token)
+    if n == 2:
+        with context.span(token):
+            await anyio.sleep(1000)
+    return n
+
+
+@action(reads=["token", "n"], writes=["length"])
+async def close_badly(token: str, n: int) -> AsyncIterator[int | Result[int]]:
+    try:
+        yield 1
+        yield Result(1)
+    finally:
+        raise ValueError(f"closed with {token}")
+
+
+@action(reads=["n"], writes=["total"])
+async def stream_and_close(n: int) -> AsyncIterator[int | Result[int]]:
+    try:
+        for number in range(n):
+            yield number
+        yield Result(n)
+    finally:
+        CLOSED.append(n)
+
+
+CLOSED: list[int] = []
+
+
+@action(writes=["closed"])
+async def closed() -> list[int]:
+    return CLOSED
+
+
+@action(reads=["n", "more"], writes=["key"])
+async def key_there(n: int, context: Context) -> str:
+    return context.idempotency_key
+
+
+@action(reads=["n", "more"], writes=["key"])
+def key_of_state(state: State, context: Context) -> State:
+    return state.update(key=context.idempotency_key)

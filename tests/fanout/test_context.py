@@ -591,7 +591,7 @@ async def test_inputs_of_a_task_count_before_those_of_the_run():
 
     app = Application(Graph.chain(show.bind(name="first"), acting(body)))
     result = await app.run(inputs={"a": "run", "b": "run"})
-    assert result.state["result"] == ["task run default", "run run default", "run run task"]
+    assert result.state["result"] == ["task run default", "run run default", "bound run task"]
 
 
 # -- what a child sees -----------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from shoal import (
     Limits,
     MemoryStore,
     Rate,
+    Retry,
+    RetryBudget,
     RunCancelled,
     Runtime,
     SQLiteStore,
@@ -457,6 +459,46 @@ async def test_breakers_are_told_with_the_states_of_their_circuits():
         assert handle.report is not None
         assert handle.report.breakers[0].circuits[0].state == "half open"
         await handle.result()
+
+
+# -- budgets ---------------------------------------------------------------------------------------
+
+
+async def test_budgets_of_retries_are_told_with_what_is_left():
+    budget = RetryBudget(share=0.5, floor=0.1)
+
+    @action(
+        reads=["item"],
+        writes=["done"],
+        retry=Retry(3, on=OSError, initial=1, jitter=0, budget=budget),
+    )
+    async def failing(item: int) -> int:
+        await anyio.sleep(0.5)
+        if item:
+            raise OSError
+        await anyio.sleep(20)
+        return item
+
+    app = Application(
+        fan_out(failing, over="items", into="all", limits=Limits(10), on_error="collect")
+    )
+    store = ReportingStore()
+    async with Runtime(watch=True, store=store) as runtime:
+        handle = await runtime.start(app, {"items": range(4)}, id="a")
+        await anyio.sleep(0.3)
+        assert handle.report is not None
+        (use,) = handle.report.budgets
+        assert (use.budget, use.refused) == (repr(budget), 0)
+        began_with = use.left
+        await anyio.sleep(1)  # three attempts have failed meanwhile
+        (use,) = await Queries(store).budgets()
+        assert (use.part, use.holders) == (0, ("a",))
+        assert use.left == pytest.approx(began_with - 3 + use.refused, abs=0.3)
+        await handle.result()
+        report = handle.report
+    assert report is not None
+    assert report.budgets[0].refused > 0
+    assert parse_report(report_text(report)).budgets == report.budgets
 
 
 # -- secrets ---------------------------------------------------------------------------------------

@@ -301,6 +301,8 @@ TAGGED = cast("list[object]", [
     datetime(1800, 1, 1, tzinfo=ZoneInfo("Europe/Rome")),  # +00:49:56
     datetime(2026, 1, 2, tzinfo=ZoneInfo("UTC")), datetime.min.replace(tzinfo=timezone.max),
     datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1, seconds=1, microseconds=1))),
+    datetime(2026, 1, 2, tzinfo=timezone(timedelta(microseconds=1))),
+    time(1, 2, tzinfo=timezone(timedelta(microseconds=-1))),
     datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=1), "CET")),
     UTC, timezone(timedelta(hours=-3)), timezone(timedelta(0), "GMT"), ZoneInfo("Europe/Rome"),
     Color.RED, Color.BLUE, Level.LOW, Word.LOW, Rights.READ, Rights.READ | Rights.WRITE, Rights(0),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from examples.fastapi_service.review import reviews
 from examples.llm_race import Rules
-from examples.llm_race.strategies import STRATEGIES, strategy
+from examples.llm_race.race.strategies import STRATEGIES, strategy
 from examples.scraper.crawl import site_crawl
 from examples.scraper.frontier import Frontier
 from examples.scraper.mirror import mirror_race

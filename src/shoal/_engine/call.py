@@ -217,6 +217,10 @@ async def _call_admitted(
             await outlive(run, death)
             death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
+        if action.takes_context:
+            # Its children of before are in the store: see
+            # test_an_action_with_children_of_its_own_is_called_again.
+            run.retry_state().is_repeated = True
 
 
 def _pool_of(run: Run, action: FunctionAction[..., object]) -> Pool | None:

@@ -28,6 +28,7 @@ class RetryState:
         "crashes",
         "further",
         "is_cached",
+        "is_repeated",
         "is_suspect",
         "is_undecided",
         "lacks_value",
@@ -74,6 +75,10 @@ class RetryState:
         # The store of the history may not have the run's end, which would reset the count there.
         self.noted: int = 0
         """The value of ``crashes`` in the store that keeps the run's history."""
+        # Reset when the step is completed.
+        self.is_repeated: bool = False
+        """Whether the current attempt has called its action before: it raised ``RetryLater``, or
+        its worker died. So the store may have children that the action has started."""
         self.next_at: float = 0.0
         """When the wait before the next attempt ends, by the loop's clock; past: it has ended."""
         # Both belong to the current step. The key is set before each execution of an action with

@@ -6,7 +6,7 @@ must not import.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, final
@@ -49,6 +49,11 @@ class Retries:
         if account is None:
             account = self._accounts[budget] = Account(budget, self._clock())
         return account
+
+    @property
+    def accounts(self) -> Mapping[RetryBudget, Account]:
+        """The accounts that are open."""
+        return self._accounts
 
 
 @final

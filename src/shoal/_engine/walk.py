@@ -336,6 +336,7 @@ async def complete_step(
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
         run.retries.attempt = run.retries.before + 1
+        run.retries.is_repeated = False
     await publish_step_ended(run, "succeeded")
     if run.retries is not None:
         run.retries.is_cached = False  # after the event, which says whether the step was cached

@@ -125,6 +125,23 @@ class LimitUse:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetUse:
+    """A budget of retries that has been used in the process."""
+
+    part: int
+    """Which of the budgets of the process it is, counted from 0."""
+    budget: str
+    """The budget, as it is written."""
+    left: float
+    """How many retries it allows now."""
+    refused: int = 0
+    """How many retries it has refused so far: those attempts have failed for good."""
+    holders: tuple[str, ...] = ()
+    """Ids of the root runs whose reports have it."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CircuitUse:
     """The circuit of one key of a breaker. The key has failed since its last success."""
 
@@ -219,6 +236,8 @@ class Report:
     limits: tuple[LimitUse, ...] = ()
     breakers: tuple[BreakerUse, ...] = ()
     """The breakers of fan-outs that have run in the process; at most 50."""
+    budgets: tuple[BudgetUse, ...] = ()
+    """The budgets of retries that have been used in the process; at most 50."""
     in_flight: int = 0
     """How many runs without live children are in flight."""
     peak: int = 0

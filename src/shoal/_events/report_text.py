@@ -9,12 +9,23 @@ from typing import Any, TypeVar, cast
 
 from .identity import RunPath
 from .paths import key_data, key_of_data
-from .report import BreakerUse, CircuitUse, LimitUse, LiveRun, LiveStep, Report, SlowRun, Waited
+from .report import (
+    BreakerUse,
+    BudgetUse,
+    CircuitUse,
+    LimitUse,
+    LiveRun,
+    LiveStep,
+    Report,
+    SlowRun,
+    Waited,
+)
 
 T = TypeVar("T")
 
 _PARTS: Mapping[str, type[object]] = {
     "breakers": BreakerUse,
+    "budgets": BudgetUse,
     "circuits": CircuitUse,
     "limits": LimitUse,
     "longest": LiveRun,

@@ -204,7 +204,7 @@ class Account:
     kept. Below the reserve, the level rises by at most ``floor`` a second; above it, it only fades.
     """
 
-    __slots__ = ("_at", "_budget", "_level", "_reserve")
+    __slots__ = ("_at", "_budget", "_level", "_reserve", "refused")
 
     def __init__(self, budget: RetryBudget, now: float) -> None:
         self._budget = budget
@@ -213,6 +213,8 @@ class Account:
         self._reserve = budget.floor * budget.window
         self._level = self._reserve
         self._at = now
+        self.refused: int = 0
+        """How many retries were refused so far."""
 
     def level(self, now: float) -> float:
         """Return how many retries may be spent at ``now``, which never decreases."""
@@ -232,6 +234,7 @@ class Account:
     def spend(self, now: float) -> bool:
         """Spend a retry; return False if there is none."""
         if self.level(now) < 1 - _ROUNDING:
+            self.refused += 1
             return False
         self._level -= 1  # no lower than 0, but for the rounding
         return True

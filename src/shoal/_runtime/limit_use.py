@@ -10,9 +10,10 @@ from typing import Any
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._errors.exceptions import BadUse
 from shoal._events.paths import key_in_short
-from shoal._events.report import BreakerUse, CircuitUse, LimitUse
+from shoal._events.report import BreakerUse, BudgetUse, CircuitUse, LimitUse
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
+from shoal._limits.retry import Account, RetryBudget
 from shoal.executors._port import Executor, Pool
 
 RUNTIME = "runtime"
@@ -117,6 +118,21 @@ def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
 def uses_of_breakers(circuits: Iterable[tuple[str, Circuits]]) -> tuple[BreakerUse, ...]:
     """Return the state of breakers, each given with the name of its fan-out."""
     return tuple([_breaker_use(owner, one) for owner, one in islice(circuits, LIMITS)])
+
+
+def uses_of_budgets(accounts: Mapping[RetryBudget, Account], now: float) -> tuple[BudgetUse, ...]:
+    """Return what is left of budgets of retries.
+
+    Args:
+        accounts: Their accounts, as the services of a runtime have them.
+        now: The time, by the clock of the runtime.
+    """
+    return tuple(
+        BudgetUse(
+            part=number, budget=repr(budget), left=account.level(now), refused=account.refused
+        )
+        for number, (budget, account) in enumerate(islice(accounts.items(), LIMITS))
+    )
 
 
 def _breaker_use(owner: str, circuits: Circuits) -> BreakerUse:

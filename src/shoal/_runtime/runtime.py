@@ -50,7 +50,14 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
-from .limit_use import names_of_costs, owners_of, uses_of, uses_of_breakers, uses_of_workers
+from .limit_use import (
+    names_of_costs,
+    owners_of,
+    uses_of,
+    uses_of_breakers,
+    uses_of_budgets,
+    uses_of_workers,
+)
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -620,6 +627,7 @@ class Runtime:
             owners_of(found),
             names_of_costs(found),
             partial(uses_of_breakers, breakers),
+            lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
 
     def _carry_out(self, root: RootRun, command: Command) -> None:

@@ -24,6 +24,7 @@ from shoal._events.events import Status
 from shoal._events.identity import RunPath
 from shoal._events.report import (
     BreakerUse,
+    BudgetUse,
     Doing,
     LimitUse,
     LiveRun,
@@ -217,6 +218,7 @@ class Tally:
         *,
         limits: Sequence[LimitUse] = (),
         breakers: tuple[BreakerUse, ...] = (),
+        budgets: tuple[BudgetUse, ...] = (),
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
         is_over: bool = False,
@@ -228,6 +230,7 @@ class Tally:
             every: Seconds between two samples, at present.
             limits: The limits in use.
             breakers: The breakers of fan-outs that have run.
+            budgets: The budgets of retries that have been used.
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
             is_over: Whether the execution has ended.
@@ -271,6 +274,7 @@ class Tally:
                 *(self._were_full(limits) if is_over else ()),
             ),
             breakers=breakers,
+            budgets=budgets,
             in_flight=in_flight,
             peak=self._peak,
             omitted=omitted,

@@ -23,7 +23,7 @@ from shoal._concurrency.background import Work
 from shoal._concurrency.cancellation import as_failure, ki_protected, shielded_wait
 from shoal._engine.standing import Marks, marks
 from shoal._errors.exceptions import brief
-from shoal._events.report import BreakerUse, LimitUse, Report
+from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import report_text
 from shoal._limits.timers import SetAlarm
 from shoal.stores._protocol import NullStore, Store
@@ -244,6 +244,7 @@ class Watching:
             self._every,
             limits=uses,
             breakers=found.breakers,
+            budgets=found.budgets,
             owners=found.owners,
             costs=costs,
             is_over=is_over,
@@ -313,7 +314,15 @@ class Watching:
 class LimitsInUse:
     """The limits of a runtime that are in use."""
 
-    __slots__ = ("_breakers", "_find_breakers", "names", "owners", "uses")
+    __slots__ = (
+        "_breakers",
+        "_budgets",
+        "_find_breakers",
+        "_find_budgets",
+        "names",
+        "owners",
+        "uses",
+    )
 
     def __init__(
         self,
@@ -321,10 +330,14 @@ class LimitsInUse:
         owners: Mapping[str, str],
         names: Mapping[int, str],
         breakers: Callable[[], tuple[BreakerUse, ...]],
+        budgets: Callable[[], tuple[BudgetUse, ...]],
     ) -> None:
         self.uses = uses
         self._find_breakers = breakers
-        self._breakers: tuple[BreakerUse, ...] | None = None  # None until they are asked for
+        self._find_budgets = budgets
+        # None until they are asked for.
+        self._breakers: tuple[BreakerUse, ...] | None = None
+        self._budgets: tuple[BudgetUse, ...] | None = None
         self.owners = owners
         """The name of the owner of each limit, by the limit as it is written."""
         self.names = names
@@ -336,6 +349,13 @@ class LimitsInUse:
         if self._breakers is None:
             self._breakers = self._find_breakers()
         return self._breakers
+
+    @property
+    def budgets(self) -> tuple[BudgetUse, ...]:
+        """The budgets of retries of the runtime; as ``breakers``, for reports alone."""
+        if self._budgets is None:
+            self._budgets = self._find_budgets()
+        return self._budgets
 
 
 @final

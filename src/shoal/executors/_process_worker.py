@@ -24,6 +24,7 @@ from typing import Any, NoReturn, cast, final
 
 from . import _messages as m
 from ._frames import FrameReader, encode
+from ._remote_context import forward_logs
 from ._sending import new_main
 from ._worker import WorkerCore
 
@@ -44,6 +45,7 @@ def work(descriptor: int, mark: int) -> NoReturn:
     # functions start would inherit it.
     signal.signal(signal.SIGINT, ignore)
     new_main()
+    forward_logs()
     _ProcessWorker(socket.socket(fileno=descriptor), mark).run()
 
 
@@ -116,6 +118,11 @@ class _ProcessWorker:
     def _receive(self) -> None:
         """Wait for messages and handle them, in the lane."""
         with self._reading:
+            # The reader may have handled the next call since the lane found that it has none. Only
+            # under the lock is that certain: without this look, the lane waits for a message that
+            # has come, and with it the run; see test_a_call_that_the_reader_takes_is_not_forgotten.
+            if self._core.has_work:
+                return
             for batch in self._read():
                 self._core.handle(batch)
 
@@ -131,8 +138,12 @@ class _ProcessWorker:
             is_urgent = core.is_urgent
             if not is_urgent:
                 self._is_asleep = True
-                kick.wait(None if not self._mark[0] else LOOK)
-                self._is_asleep = False
+                if self._mark[0]:
+                    self._is_asleep = False  # or the lane would wake it for each call
+                    kick.wait(LOOK)
+                else:
+                    kick.wait()
+                    self._is_asleep = False
                 kick.clear()
             if poll.poll(1000 * LOOK if is_urgent else 0) and self._reading.acquire(blocking=False):
                 try:

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, final
 
 from anyio import CancelScope, current_time
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.backend import Waiter
+from shoal._concurrency.background import StartTask
 from shoal._concurrency.cancellation import ki_protected
 from shoal._concurrency.watchdog import is_aware
 from shoal._errors.exceptions import NotSendable, RunCancelled
 
 from . import _messages as m
 from ._port import ContextPort, ItemsPort, Job
+from ._remote_group import NEXT
 from ._sending import load, load_error
 from ._serving import Serving
 
@@ -79,6 +82,15 @@ class CallPool(Protocol):
         """Send a reply to the function."""
         ...
 
+    def rest(self, call: RemoteCall, is_resting: bool) -> None:
+        """Let a call that waits for children take up no room, or again."""
+        ...
+
+    @property
+    def start_task(self) -> StartTask:
+        """Starts a task of the runtime."""
+        ...
+
 
 @final
 class RemoteCall:
@@ -96,6 +108,7 @@ class RemoteCall:
         "facts",
         "grace",
         "is_given_up",
+        "is_resting",
         "job",
         "number",
         "queue",
@@ -120,6 +133,8 @@ class RemoteCall:
         """Its number since it was last sent; 0 if it is not sent."""
         self.is_given_up: bool = False
         """Whether its task was cancelled. Never reset."""
+        self.is_resting: bool = False
+        """Whether it waits for children of its own. The pool alone changes it."""
         self._is_over = False  # never reset; `_ended` is set with it, unless it never began
         self._ended: m.Message | BaseException | None = None
         self._waiter: Waiter | None = None  # only while the task waits
@@ -144,12 +159,23 @@ class RemoteCall:
             self.grace = 0.0
         self.job = job
         if context is not None or items is not None:
-            self._serving = Serving(job, context, items)
+            self._serving = Serving(
+                job,
+                context,
+                items,
+                reply=partial(self._pool.reply, self),
+                rest=partial(self._pool.rest, self),
+                start_task=self._pool.start_task,
+            )
         self._pool.submit(self, job, kwargs, context, items, alone=alone)
         try:
             await self._wait()
-        except BaseException:
+        except BaseException as error:
+            if self._serving is not None:
+                self._serving.give_up()
             await self._outlast(on_cancelled)
+            if self._serving is not None:
+                await self._serving.leave_all(error)
             raise
         finally:
             self.arguments = b""
@@ -158,6 +184,8 @@ class RemoteCall:
         ended, self._ended = self._ended, None
         failure = self._failure(ended)
         if failure is not None:
+            if self._serving is not None:
+                await self._serving.leave_all(failure)  # its worker died, or it would have left
             try:
                 raise failure
             finally:
@@ -183,6 +211,9 @@ class RemoteCall:
                 self._pool.cancel(self)  # it fails, with the error that `_serving` has
             return
         _, _, number, what, packed = message
+        if what == NEXT:
+            self._serving.begin_next(number, packed)
+            return
         value, error = await self._serving.answer(number, what, packed)
         self._pool.reply(self, number, value, error)
 
@@ -272,6 +303,9 @@ class RemoteCall:
 
     def deliver(self, message: m.Message) -> None:
         """Take what the function has said or asked."""
+        serving = self._serving
+        if message[0] == m.SAID and serving is not None and serving.hurry(message[2], message[3]):
+            return
         if self._inbox is None:
             self._inbox = deque()
         self._inbox.append(message)

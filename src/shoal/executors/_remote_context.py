@@ -13,24 +13,23 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import count
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, cast, final
 
-from anyio import CancelScope
-from anyio.lowlevel import checkpoint_if_cancelled
-
-from shoal._errors.exceptions import BadResult, BadUse, Halting, NotSendable
+from shoal._errors.exceptions import BadResult, BadUse, NotData
 from shoal._events.identity import Key, RunPath
 from shoal._state.result import Result
 
-from . import _messages as m
+from ._effects import Effect, effect_of
 from ._port import ContextPort, Job
-from ._sending import dump, dump_error, load, load_error, why
+from ._remote_group import RemoteGroup
+from ._requests import Requests
+from ._sending import dump_error, load_error
 
 NOTE = "note"
 CHARGE = "charge"
@@ -39,132 +38,45 @@ SPAN_END = "span end"
 EMIT = "emit"
 ASK = "ask"
 ITEM = "item"
-
-Facts = tuple[RunPath, str, int, float]
-"""Path, step and attempt of an action, and the seconds until its deadline."""
-
-
-def facts_of(context: ContextPort, clock: Callable[[], float]) -> Facts:
-    """Return what a worker is told of a context."""
-    return context.path, context.step, context.attempt, context.deadline - clock()
-
-
-_KEPT = 8
-"""Errors of replies that are remembered, so that the pool raises the original of one that its
-function lets pass. A function that gets more of them has handled those before."""
-
-_span: ContextVar[int] = ContextVar("shoal_span", default=0)
-"""The span that the code is in."""
-
-
-class Outgoing(Protocol):
-    """The worker, as far as its calls know it."""
-
-    def post(self, message: m.Message) -> None:
-        """Send a message soon."""
-        ...
-
-    def flush(self) -> None:
-        """Send all messages now."""
-        ...
+LOG = "log"
 
 
 @final
-class Requests:
-    """What one call has asked the pool for, and waits to be answered."""
+class Facts(NamedTuple):
+    """What a worker is told of a context."""
 
-    def __init__(self, worker: Outgoing, call: int) -> None:
-        self._worker = worker
-        self._call = call
-        self._numbers = count(1)
-        # Replies that are waited for, each by one coroutine. Only the loop's thread uses it.
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._raised: dict[int, BaseException] = {}  # errors of replies, by their requests
-        self._is_over = False
-        self.is_halting: bool = False
-        """Whether the call halts, since it has asked a question that has no answer yet."""
+    path: RunPath
+    step: str
+    attempt: int
+    left: float
+    """Seconds until the deadline."""
+    key: Effect | str | bytes
+    """What the idempotency key is made of; or the key itself, or the error that takes its place, if
+    the function is not given all the fields that it is made of."""
 
-    def say(self, what: str, *arguments: object) -> None:
-        """Tell the pool something. May be called in any thread."""
-        self._refuse_late(what)
-        self._worker.post((m.SAID, self._call, what, _packed(what, arguments)))
 
-    async def ask(self, what: str, *arguments: object) -> Any:
-        """Ask the pool for something, and return its reply. Called in the loop."""
-        self._refuse_late(what)
-        number = next(self._numbers)
-        packed = _packed(what, arguments)
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._worker.post((m.ASKED, self._call, number, what, packed))
+def facts_of(
+    context: ContextPort, given: Mapping[str, object] | None, clock: Callable[[], float]
+) -> Facts:
+    """Return what a worker is told of a context.
+
+    Args:
+        context: The context.
+        given: The fields that the function is given; None: all of them, in a state.
+        clock: The clock of the context's deadline.
+    """
+    key: Effect | str | bytes = effect_of(context)
+    if given is not None and not given.keys() >= set(key.fields):
         try:
-            return await future
-        except BaseException as error:
-            if isinstance(error, Halting):
-                self.is_halting = True
-            raise
-        finally:
-            del self._waiting[number], future
-
-    async def ask_whole(self, what: str, *arguments: object) -> Any:
-        """Ask for something that is done as a whole: a cancellation arrives behind it."""
-        reply: list[Any] = []
-        with CancelScope(shield=True):
-            reply.append(await self.ask(what, *arguments))
-        await checkpoint_if_cancelled()
-        return reply[0]
-
-    def answer(self, number: int, value: bytes | None, error: bytes | None) -> None:
-        """Take a reply. Called in the loop."""
-        future = self._waiting.get(number)
-        if future is None or future.done():
-            return
-        if error is None:
-            try:
-                future.set_result(None if value is None else load(value))
-            except Exception as failure:  # noqa: BLE001 # raised where the reply is waited for
-                future.set_exception(failure)
-            return
-        raised = load_error(error, "the run's own process")
-        if len(self._raised) >= _KEPT:
-            del self._raised[next(iter(self._raised))]
-        self._raised[number] = raised
-        if isinstance(raised, StopIteration):  # no future takes one
-            raised = RuntimeError(f"{type(raised).__name__} was raised")
-        future.set_exception(raised)
-
-    def number_of(self, error: BaseException) -> int:
-        """Return the request whose reply was this error; 0 if it is the function's own."""
-        return next((number for number, one in self._raised.items() if one is error), 0)
-
-    def close(self) -> None:
-        """Refuse everything from now on, because the function has ended."""
-        self._is_over = True
-        self._raised.clear()
-
-    def _refuse_late(self, what: str) -> None:
-        if self._is_over:
-            msg = (
-                f"an action has ended, and something it left behind uses its context ({what}): "
-                f"await all that uses it before the action returns"
-            )
-            raise BadUse(msg)
+            key = cast("Any", context).idempotency_key
+        except NotData as error:
+            key = dump_error(error)
+    left = context.deadline - clock()
+    return Facts(context.path, context.step, context.attempt, left, key)
 
 
-def _packed(what: str, arguments: tuple[object, ...]) -> bytes:
-    try:
-        return dump(arguments, to_worker=False)
-    except Exception as error:
-        reasons = [why(one, error) for one in arguments if _is_at_fault(one)]
-        msg = f"context.{what}: can't be sent from a worker: {', '.join(reasons) or error}"
-        raise NotSendable(msg) from error
-
-
-def _is_at_fault(value: object) -> bool:
-    try:
-        dump(value, to_worker=False)
-    except Exception:  # noqa: BLE001 # a class may define how it is pickled
-        return True
-    return False
+_span: ContextVar[int] = ContextVar("shoal_span", default=0)
+"""The span that the code is in."""
 
 
 @final
@@ -172,7 +84,13 @@ class RemoteContext:
     """The run of an action, as ``shoal.Context`` shows it to a function in this process."""
 
     def __init__(
-        self, requests: Requests, job: Job, facts: Facts, is_loop: Callable[[], bool]
+        self,
+        requests: Requests,
+        job: Job,
+        facts: Facts,
+        *,
+        fields: Callable[[], Mapping[str, object]],
+        is_loop: Callable[[], bool],
     ) -> None:
         """Describe one attempt.
 
@@ -180,55 +98,69 @@ class RemoteContext:
             requests: Leads to the pool.
             job: The function.
             facts: What the pool has sent with the call.
+            fields: Returns the fields as they were sent.
             is_loop: Returns whether this thread is that of the worker's loop.
         """
         self._requests = requests
         self._job = job
-        self._path, self._step, self._attempt, left = facts
+        self._facts = facts
+        self._fields = fields
         # The clock of asyncio's loops is this one.
-        self._deadline = time.monotonic() + left
+        self._deadline = time.monotonic() + facts.left
         self._is_loop = is_loop
         self._spans = count(1)
+        self._groups = count(1)
 
     @property
     def path(self) -> RunPath:
         """See ``Context.path``."""
-        return self._path
+        return self._facts.path
 
     @property
     def run_id(self) -> str:
         """See ``Context.run_id``."""
-        return self._path.id
+        return self._facts.path.id
 
     @property
     def parent(self) -> RunPath | None:
         """See ``Context.parent``."""
-        return self._path.parent
+        return self._facts.path.parent
 
     @property
     def key(self) -> Key:
         """See ``Context.key``."""
-        return self._path.key
+        return self._facts.path.key
 
     @property
     def depth(self) -> int:
         """See ``Context.depth``."""
-        return self._path.depth
+        return self._facts.path.depth
 
     @property
     def step(self) -> str:
         """See ``Context.step``."""
-        return self._step
+        return self._facts.step
 
     @property
     def attempt(self) -> int:
         """See ``Context.attempt``."""
-        return self._attempt
+        return self._facts.attempt
 
     @property
     def deadline(self) -> float:
         """See ``Context.deadline``; on the clock of the worker's event loop."""
         return self._deadline
+
+    @property
+    def idempotency_key(self) -> str:
+        """See ``Context.idempotency_key``."""
+        key = self._facts.key
+        if isinstance(key, Effect):
+            # Loaded once more: the function may have changed what it was given.
+            return key.key(self._fields().__getitem__)
+        if isinstance(key, bytes):
+            raise load_error(key, "the run's own process")
+        return key
 
     def charge(self, actual: float) -> None:
         """See ``Context.charge``. An error fails the action, when it is served."""
@@ -278,7 +210,7 @@ class RemoteContext:
                 f"runs since it is a plain function; make it a coroutine function: async def"
             )
             raise BadUse(msg)
-        raise NotImplementedError
+        return RemoteGroup(self._requests, next(self._groups), self._facts.step, options)
 
     def _refuse_plain(self, what: str, call: str) -> None:
         if self._job.kind == "plain" and not self._is_loop():
@@ -289,7 +221,7 @@ class RemoteContext:
             raise BadUse(msg)
 
     def __repr__(self) -> str:
-        return f"<Context of {self._job.name!r} in {self._path!r}>"
+        return f"<Context of {self._job.name!r} in {self._facts.path!r}>"
 
 
 @final
@@ -308,4 +240,33 @@ class RemoteItems:
         return self._requests.ask_whole(ITEM, item)
 
     def hide_secrets(self, error: BaseException) -> None:
-        """Do nothing: no secret of the run is known here, and nothing is logged."""
+        """Do nothing: no secret of the run is known here, and what is logged is forwarded."""
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+speaking: ContextVar[Requests | None] = ContextVar("shoal_speaking", default=None)
+"""The requests of the call that the code belongs to, if it has any."""
+
+
+@final
+class Forward(logging.Handler):
+    """Forwards what shoal logs about a function to where the secrets of its run are known."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Forward a record, or drop it if no call leads to its run."""
+        requests = speaking.get()
+        if requests is None:
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        # The action may have ended: it has nothing more to say then.
+        with suppress(Exception):
+            dumped = None if error is None else dump_error(error)
+            requests.say(LOG, record.levelno, record.getMessage(), dumped)
+
+
+def forward_logs() -> None:
+    """In a worker process, at its start: forward what shoal logs."""
+    logger = logging.getLogger("shoal")
+    logger.handlers[:] = [Forward()]
+    logger.propagate = False

@@ -23,6 +23,7 @@ from typing import Any, final
 import anyio
 
 from shoal._concurrency.backend import Waiter
+from shoal._concurrency.background import StartTask
 from shoal._concurrency.cancellation import ki_protected
 from shoal._errors.exceptions import NoWorker, WorkerDied, note
 from shoal._limits.gates import Gate
@@ -94,6 +95,8 @@ class RemotePool:
         )
         self.grace: float = host.grace if kill_after is None else kill_after
         """Seconds that a function is waited for after a cancellation."""
+        self.start_task: StartTask = host.start_task
+        """Starts a task of the runtime."""
         self.waiter: Callable[[], Waiter] = host.backend.waiter
         """Returns a future for one task."""
         self.gate: Gate = host.new_gate(2 * workers, name)
@@ -140,7 +143,8 @@ class RemotePool:
         call.record = record
         call.arguments = dumped_arguments(job, kwargs)
         if context is not None:
-            call.facts = facts_of(context, self._clock)
+            given = kwargs if job.access is None else None
+            call.facts = facts_of(context, given, self._clock)
         if items is not None:
             call.run_id = items.run_id
         if record.is_other and not self._has_others:
@@ -181,6 +185,15 @@ class RemotePool:
         """Send a reply to a function."""
         if call.number:
             self._post(call.worker, (m.REPLY, call.number, number, value, error))
+
+    def rest(self, call: RemoteCall, is_resting: bool) -> None:
+        """Let a call that waits for children take up no room, or again."""
+        if not call.number or call.is_resting == is_resting:
+            return
+        call.is_resting = is_resting
+        call.worker.count(call.record, -1 if is_resting else 1)
+        for queue in self._queues:
+            self._fill(queue)
 
     def kill(self, call: RemoteCall) -> bool:
         """End the worker of a call, once no other call is at work there."""
@@ -429,7 +442,8 @@ class RemotePool:
     def _on_ended(self, worker: RemoteWorker, call: RemoteCall, message: m.Message) -> None:
         seconds: float = message[-1]
         record: Record = call.record
-        worker.count(record, -1)
+        if not call.is_resting:
+            worker.count(record, -1)
         worker.began.discard(message[1])
         worker.moved_at = self._clock()
         if call.queue == ALONE:

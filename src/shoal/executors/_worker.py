@@ -19,7 +19,7 @@ import asyncio
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -36,7 +36,8 @@ from shoal._state.state import State, make_state
 
 from . import _messages as m
 from ._port import Job
-from ._remote_context import RemoteContext, RemoteItems, Requests
+from ._remote_context import RemoteContext, RemoteItems, speaking
+from ._requests import Requests
 from ._results import finished
 from ._sending import dump, dump_error, load, why
 from ._streams import stream
@@ -192,6 +193,11 @@ class WorkerCore:
         return len(self._at_work) > (call is not None)
 
     @property
+    def has_work(self) -> bool:
+        """Whether there is something for the lane: a call, or the order to stop."""
+        return not self._lane.empty()
+
+    @property
     def is_busy(self) -> bool:
         """Whether calls wait or are at work, or answers wait to be sent."""
         return bool(self._waiting or self._at_work or self._out)
@@ -302,6 +308,7 @@ class WorkerCore:
             if job.kind == "stream":
                 assert call.requests is not None
                 items = RemoteItems(call.requests, job.name, call.run_id)
+                speaking.set(call.requests)
                 result = await stream(made, items)
             else:
                 result = await made
@@ -341,7 +348,13 @@ class WorkerCore:
                 self._hurry()
         if job.takes_context:
             assert call.requests is not None
-            kwargs["context"] = RemoteContext(call.requests, job, call.facts, self._is_loop)
+            kwargs["context"] = RemoteContext(
+                call.requests,
+                job,
+                call.facts,
+                fields=partial(_fields_in, call.arguments, is_state=job.access is not None),
+                is_loop=self._is_loop,
+            )
         return job, state, kwargs
 
 
@@ -442,6 +455,12 @@ class _WorkerCall:
         """Cancel the scopes that it is in."""
         for scope in self._scopes or ():
             scope.cancel()
+
+
+def _fields_in(arguments: bytes, *, is_state: bool) -> Mapping[str, object]:
+    """Return the fields that a function was given."""
+    loaded = load(arguments)
+    return loaded[1] if is_state else loaded
 
 
 def _dumped(job: Job, result: object) -> bytes:

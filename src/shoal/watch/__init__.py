@@ -40,6 +40,7 @@ if typing.TYPE_CHECKING:
     from shoal._events.paths import parse_path, path_text
     from shoal._events.report import (
         BreakerUse,
+        BudgetUse,
         CircuitUse,
         Doing,
         LimitUse,
@@ -66,6 +67,7 @@ if typing.TYPE_CHECKING:
 _HOMES = {
     "Bin": "shoal.stores._watching",
     "BreakerUse": "shoal._events.report",
+    "BudgetUse": "shoal._events.report",
     "BurrExport": "shoal.watch._burr",
     "ChildDifference": "shoal.watch._diff",
     "CircuitUse": "shoal._events.report",
@@ -107,6 +109,7 @@ _HOMES = {
 __all__ = [
     "Bin",
     "BreakerUse",
+    "BudgetUse",
     "BurrExport",
     "ChildDifference",
     "CircuitUse",

@@ -372,8 +372,8 @@ def _remedy(one: _Constraint, shares: Mapping[Doing, float], report: Report) -> 
             text = f"{part} of the time is waiting for answers to questions"
         case "loop":
             text = (
-                f"the event loop was busy for {part} of the time: move computing into threads or "
-                f"processes (a plain def action is executed in a thread)"
+                f"the event loop was busy for {part} of the time: move computing into threads (a "
+                f"plain def action is executed in one) or into processes (executor='processes')"
             )
         case "action" | "other":
             raise AssertionError("these are no waiting")
@@ -416,12 +416,20 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
         if working:  # as many as all that worked or waited
             factor = min(2.0, (working + one.share) / working)
     if use.owner == EXECUTOR:
-        how = "Runtime(threads=...)" if use.limits == "threads" else "max_workers="
+        how = _MORE_WORKERS.get(use.limits, "where it is declared")
         if one.taken:
             why = f"all were taken for {percent(one.taken)} of the time"
-        return f"more {name_of(use)} would help, by {how}: {why}", factor
+        return f"more {name_of(use)} would help, {how}: {why}", factor
     more = max(slots + 1, ceil(slots * factor))
     return f"raising {name_of(use)} to {more:,} would help: {why}", more / slots
+
+
+_MORE_WORKERS = {
+    "threads": "by Runtime(threads=...)",
+    "processes": "by Processes(max_workers=...)",
+    "ray": "by Ray(actors=...)",
+}
+"""Where the number of workers is given, by the name of the executor."""
 
 
 def _noun(one: _Constraint) -> str:

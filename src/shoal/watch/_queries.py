@@ -14,7 +14,7 @@ import anyio
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
-from shoal._events.report import BreakerUse, LimitUse, Report
+from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import parse_report
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
 from shoal.stores._watching import (
@@ -467,6 +467,22 @@ class Queries:
             report, age = await self._report(run.run_id)
             for use in () if report is None or not run.holder else report.breakers:
                 name = run.holder, use.owner, use.breaker
+                users.setdefault(name, []).append(run.run_id)
+                if name not in newest or (age or 0.0) < newest[name][0]:
+                    newest[name] = age or 0.0, use
+        return [replace(use, holders=tuple(users[name])) for name, (_, use) in newest.items()]
+
+    async def budgets(self) -> Sequence[BudgetUse]:
+        """Return the budgets of retries of the running runs that began last, by their last reports.
+
+        Each budget of a process once; ``holders`` has the runs whose reports have it.
+        """
+        newest = dict[tuple[str, int], tuple[float, BudgetUse]]()
+        users = dict[tuple[str, int], list[str]]()
+        for run in await self._store.runs(status="running", limit=50):
+            report, age = await self._report(run.run_id)
+            for use in () if report is None or not run.holder else report.budgets:
+                name = run.holder, use.part
                 users.setdefault(name, []).append(run.run_id)
                 if name not in newest or (age or 0.0) < newest[name][0]:
                     newest[name] = age or 0.0, use

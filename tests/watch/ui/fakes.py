@@ -12,7 +12,15 @@ from typing import Any, cast
 from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
-from shoal._events.report import BreakerUse, CircuitUse, LimitUse, LiveRun, Report, Waited
+from shoal._events.report import (
+    BreakerUse,
+    BudgetUse,
+    CircuitUse,
+    LimitUse,
+    LiveRun,
+    Report,
+    Waited,
+)
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Bin, Row, RowPage, StoredEntry
 from shoal.watch._explain import Explanation, Link
@@ -123,6 +131,13 @@ BREAKERS = [
         holders=("crawl-2026-11-30",),
     ),
     BreakerUse(owner="ask", breaker="Breaker(failures=5, cool_down=30.0)"),
+]
+
+BUDGETS = [
+    BudgetUse(
+        part=0, budget="RetryBudget(share=0.1)", left=0.4, refused=38, holders=("crawl-2026-11-30",)
+    ),
+    BudgetUse(part=1, budget="RetryBudget(share=0.5, floor=2)", left=20.7),
 ]
 
 REPORT = Report(
@@ -253,6 +268,9 @@ class FakeQueries:
 
     async def breakers(self) -> list[BreakerUse]:
         return BREAKERS
+
+    async def budgets(self) -> list[BudgetUse]:
+        return BUDGETS
 
     async def nested(self, path: RunPath, *, limit: int, without: Any) -> Nested:
         return Nested({}, 0, True)

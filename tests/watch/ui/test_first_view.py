@@ -214,7 +214,7 @@ async def test_a_question_of_short_texts_is_shown_as_such():
     ]
 
 
-async def test_the_page_of_limits_has_what_is_in_use_waits_by_key_breakers_and_what_was_spent():
+async def test_the_page_of_limits_has_what_is_in_use_waits_by_key_breakers_and_budgets():
     async with client_of(fake_ui().app) as client:
         page = words((await client.get("/limits")).text)
     for part in (
@@ -224,6 +224,9 @@ async def test_the_page_of_limits_has_what_is_in_use_waits_by_key_breakers_and_w
         "38 keys",
         "spent 1.84",
         "Breakers",
+        "Budgets of retries",
+        "RetryBudget(share=0.1)none left · 38 refusedof crawl-2026-11-30",
+        "RetryBudget(share=0.5, floor=2)20 left",
         "used by crawl-2026-11-30",
     ):
         assert part in page

@@ -61,7 +61,12 @@ async def read_recorded_children(
             records.add(record)
     # Otherwise this execution is the first, and has saved nothing of the step: a fresh run must not
     # pay for a question.
-    if execution.is_resumed or run.attempt > 1:
+    retries, resume = run.retries, run.resume
+    is_repeated = retries is not None and (retries.is_repeated or retries.attempt > 1)
+    # A child of an action that is called again in this execution, and that was cancelled; see
+    # test_grandchildren_that_are_done_stay_so_when_the_action_is_called_again.
+    is_continued = resume is not None and resume.record is not None
+    if execution.is_resumed or is_repeated or is_continued:
         await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
         return None

@@ -336,6 +336,8 @@ def _is_offset(zone: tzinfo) -> bool:
     """Return whether the ``+01:00`` at the end of a time describes ``zone`` completely."""
     if type(zone) is not timezone:
         return False
+    if timedelta(0) != abs(zone.utcoffset(None)) < timedelta(seconds=1):
+        return False  # Python's own fromisoformat takes +00:00:00.000001 for UTC
     return zone.tzname(None) == timezone(zone.utcoffset(None)).tzname(None)
 
 

@@ -232,7 +232,7 @@ class Pages:
     async def limits(self) -> Page:
         """Return the page of limits."""
         uses = await self._queries.limits()
-        breakers = await self._queries.breakers()
+        breakers, budgets = await self._queries.breakers(), await self._queries.budgets()
         return Page(
             template="limits.html",
             title="Limits",
@@ -241,6 +241,8 @@ class Pages:
                 "omitted": len(uses[LIMITS:]),
                 "breakers": breakers[:BREAKERS],
                 "omitted_breakers": len(breakers[BREAKERS:]),
+                "budgets": budgets[:BREAKERS],
+                "omitted_budgets": len(budgets[BREAKERS:]),
             },
         )
 
