@@ -207,8 +207,8 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadKey BadResult BadUse CommitInDoubt DefinitionError DepthExceeded Halting "
-        "HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
+        "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
+        "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
         "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
         "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
         "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
