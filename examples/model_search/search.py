@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-from shoal import Application, State, action, executors, fan_out, first
-from shoal.executors import Executor, Processes
+from shoal import Application, State, action, fan_out, first
+from shoal.executors import Executor, Processes, Ray
 from shoal.stores import Store
 
 Where = Literal["loop", "threads", "processes", "ray"]
@@ -74,11 +74,8 @@ def executor_of(where: Where, workers: int | None = None) -> Executor | Literal[
     """Return the executor of that name; nothing else in this program depends on it."""
     if where == "processes":
         return Processes(workers, initializer=prepare)
-    if where == "ray":  # an extra; it is imported when it is asked for
-        ray: Any = getattr(executors, "Ray", None)
-        if ray is None:
-            raise ValueError("this version of shoal has no executor for Ray")
-        return cast("Executor", ray(actors=workers, initializer=prepare))
+    if where == "ray":
+        return Ray(actors=workers, initializer=prepare)
     prepare()
     return where
 

@@ -15,7 +15,7 @@ import pytest
 
 from examples.model_search import search
 from examples.model_search.search import MODELS, Point, Where, key, model_search, ranking
-from shoal import Done, Hook, NobodyAccepted, RunResult, SQLiteStore, executors
+from shoal import Done, Hook, NobodyAccepted, RunResult, SQLiteStore
 from shoal.events import ChildEnded
 
 ROOT = Path(__file__).parents[2]
@@ -152,9 +152,7 @@ def test_a_race_in_processes_ends_with_its_winner(backend: Backend) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.skipif(
-    find_spec("ray") is None or getattr(executors, "Ray", None) is None, reason="needs Ray"
-)
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray")
 @BACKENDS
 def test_a_map_on_ray_has_the_same_scores(
     backend: Backend, whole: Scores, monkeypatch: pytest.MonkeyPatch
