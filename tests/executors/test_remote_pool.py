@@ -10,6 +10,7 @@ from contextlib import suppress
 import anyio
 import pytest
 
+from shoal.errors import WorkerDied
 from shoal.testing import no_leaks
 from tests.executors.links import job, pool_of
 
@@ -207,3 +208,78 @@ def wait_through(wait: bool = False) -> None:
     BEGUN.set()
     if wait:
         GATE.wait(10)
+
+
+# -- the time of a call ----------------------------------------------------------------------------
+
+
+class Time:
+    """Remembers when it was stopped and started."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.has_started = anyio.Event()
+
+    def stop(self) -> None:
+        self.said.append("stop")
+
+    def start(self) -> None:
+        self.said.append("start")
+        self.has_started.set()
+
+
+LAST = threading.Event()
+
+
+def hold(n: int) -> None:
+    assert n or LAST.wait(10)
+
+
+@pytest.mark.parametrize("are_quick", [False, True], ids=["not_sent", "sent_ahead"])
+async def test_no_time_passes_for_a_call_that_waits_for_a_worker(
+    anyio_backend: object, gate: object, are_quick: bool
+):
+    LAST.clear()
+    async with no_leaks(), pool_of(1) as (pool, _):
+        one = job(hold)
+        if are_quick:
+            for n in range(1, 20):
+                await pool.call().call(one, {"n": n})
+        first, second = Time(), Time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: pool.call().call(job(wait_for_gate), {}, time=first))
+            await begun()
+            assert first.said == ["stop", "start"]
+            waiting = pool.call()
+            tasks.start_soon(lambda: waiting.call(one, {"n": 0}, time=second))
+            await anyio.wait_all_tasks_blocked()
+            assert bool(waiting.number) == are_quick
+            assert second.said == ["stop"]
+            GATE.set()
+            await second.has_started.wait()
+            LAST.set()
+        assert set(first.said[1:]) == {"start"}
+
+
+async def test_the_time_of_a_call_that_is_moved_is_stopped_again(
+    anyio_backend: object, gate: object
+):
+    async with no_leaks(), pool_of(1) as (pool, _):
+        one, time_of_it = job(add), Time()
+        for n in range(20):
+            await pool.call().call(one, {"a": n, "b": n})
+        async with anyio.create_task_group() as tasks:
+            holding = pool.call()
+
+            async def hold() -> None:
+                with suppress(WorkerDied):
+                    await holding.call(job(wait_for_gate), {})
+
+            tasks.start_soon(hold)
+            await begun()
+            moved = pool.call()
+            tasks.start_soon(lambda: moved.call(one, {"a": 1, "b": 1}, time=time_of_it))
+            await anyio.wait_all_tasks_blocked()
+            assert moved.number
+            holding.worker.link.kill()
+        assert time_of_it.said[:3] == ["stop", "stop", "start"]

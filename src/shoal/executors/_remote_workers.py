@@ -89,6 +89,15 @@ class RemoteWorker:
         plain = [number for number, one in self.calls.items() if not one.record.is_other]
         return plain[1:]
 
+    def start_time(self) -> None:
+        """Start the time of the plain call that is at work: the first one."""
+        if self.plain:
+            for call in self.calls.values():
+                if not call.record.is_other:
+                    if call.time is not None and not call.is_given_up:
+                        call.time.start()
+                    return
+
     @property
     def has_innocent(self) -> bool:
         """Whether a call that was not cancelled may be at work."""
