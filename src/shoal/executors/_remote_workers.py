@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast, final
 
@@ -145,8 +146,11 @@ class Record:
             raise NotSendable(msg) from error
 
     def message(self) -> Message:
-        """Return the message that sends it."""
-        return JOB, self.number, self.kind, self.name, self._data
+        """Return the message that sends it, with where modules are found now.
+
+        The program may have changed ``sys.path`` since the worker was started.
+        """
+        return JOB, self.number, self.kind, self.name, self._data, list(sys.path)
 
 
 def dumped_arguments(job: Job, kwargs: Mapping[str, Any]) -> bytes:
