@@ -426,7 +426,7 @@ async def test_modules_are_found_that_came_after_the_start(tmp_path: Path):
     async with runtime_of() as runtime:
         await run(runtime, work.square, {"n": 1})
         with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(tmp_path)
+            patch.setattr(sys, "path", [str(tmp_path), *sys.path])
             double = importlib.import_module("shoal_came_later").double
             act = action(reads=["n"], writes=["twice"])(double)
             assert (await run(runtime, act, {"n": 3}))["twice"] == 6
