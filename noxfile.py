@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from itertools import takewhile
+from pathlib import Path
 from subprocess import DEVNULL
 
 import nox
@@ -122,6 +123,51 @@ def examples(session: nox.Session, client: str) -> None:
     session.run("python", "-m", "examples.scraper", "--demo", "--out", out, *session.posargs)
     if client == "httpx":  # its adapter for server-sent events needs httpx
         session.run("python", "-m", "examples.llm_race", "ask", "--demo", "Why is the sea salty?")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build sdist and wheel, check them, and run a program with the wheel alone installed.
+
+    The wheel is built from the sdist, so whatever the sdist lacks, the wheel lacks too.
+    """
+    session.install(*nox.project.dependency_groups(PROJECT, "release"))
+    out = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(out), ".")
+    session.run("twine", "check", "--strict", *map(str, out.iterdir()))
+    (built,) = out.glob("*.whl")
+    program = Path("tools/smoke.py").resolve()
+    clean = out.parent / "clean"  # without build, twine and what they bring
+    shutil.rmtree(clean, ignore_errors=True)
+    session.run("python", "-m", "venv", str(clean))
+    python = clean / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    for extras in ("", "[sqlite]"):
+        session.run(str(python), "-m", "pip", "install", "-q", f"{built}{extras}", external=True)
+        with session.chdir(out):  # not the repository, whose sources would be found instead
+            session.run(str(python), "-I", str(program), external=True)
+
+
+def run_with(session: nox.Session, resolution: str) -> None:
+    """Run the tests with the lowest or the highest versions of all direct dependencies."""
+    session.install("uv")
+    groups = nox.project.dependency_groups(PROJECT, "test")
+    options = ["--python", f"{session.bin}/python", "--resolution", resolution, "--upgrade"]
+    session.run("uv", "pip", "install", *options, "-e", ".[examples]", *groups)
+    session.run("uv", "pip", "freeze", *options[:2])  # so that a failure can be repeated
+    session.run("pytest", "-m", "not slow and not sweep and not services", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run the tests on the oldest Python with the lowest versions that our bounds allow."""
+    run_with(session, "lowest-direct")
+
+
+@nox.session(python=PYTHONS[-1])
+def highest(session: nox.Session) -> None:
+    """Run the tests on the newest Python with the newest versions of all dependencies."""
+    run_with(session, "highest")
 
 
 @nox.session

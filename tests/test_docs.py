@@ -206,6 +206,22 @@ def test_the_quickstart_names_extras_that_exist() -> None:
             assert set(named.split(",")) <= extras, f"{page.name}: {named}"
 
 
+def test_each_extra_is_in_the_reference_and_has_code_behind_it() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras: dict[str, list[str]] = tomllib.load(file)["project"]["optional-dependencies"]
+    text = (DOCS / "reference/index.md").read_text("utf-8")
+    listed = re.findall(r"^\| `shoal\[(\w+)\]` \|", text, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    # The extra of the executors on Ray is there before them.
+    assert set(listed) | {"ray"} == {*extras, "ray"}
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
+    for extra in set(listed) - {"examples"}:
+        for requirement in extras[extra]:
+            (package,) = re.findall(r"^[\w-]+", requirement)
+            module = {"opentelemetry-api": "opentelemetry"}.get(package, package)
+            assert re.search(rf"(from |import |\"){module}\b", code), requirement
+
+
 @pytest.mark.parametrize("folder", LISTED, ids=lambda folder: folder.name)
 def test_all_listings_are_shown(folder: Path) -> None:
     shown = {block.title for page in folder.glob("*.md") for block in blocks(page) if block.title}

@@ -7,7 +7,7 @@ from shoal import RetryLater
 
 Model = Callable[[str, str], Awaitable[str]]
 """Takes a prompt and an idempotency key, and returns the answer."""
-PARTS = "\n---\n"  # between the parts of a prompt
+PARTS = "\n=====\n"  # between the parts of a prompt; no line of a diff begins like this
 
 
 class Unreachable(Exception):

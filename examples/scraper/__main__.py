@@ -2,7 +2,7 @@
 
 import sys
 
-from examples.scraper.cli import main
+from examples.scraper.command.cli import main
 
 if __name__ == "__main__":  # the parser's processes import this module under another name
     sys.exit(main())

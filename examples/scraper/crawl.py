@@ -19,16 +19,16 @@ from typing import Any, NotRequired, TypedDict
 import anyio
 from anyio import to_thread
 
-from examples.scraper.document import Parse
-from examples.scraper.fetch import TRANSIENT, Answer, Fetcher, FetchError, LeftAlone
-from examples.scraper.frontier import Frontier, Link, key_of_link
-from examples.scraper.health import Health
-from examples.scraper.pages import MAX_SITEMAP, media_type, read_sitemap
-from examples.scraper.parsing import Parsers
-from examples.scraper.politeness import Politeness, Request, Spacing
-from examples.scraper.robots import Robots
+from examples.scraper.fetching.fetch import TRANSIENT, Answer, Fetcher, FetchError, LeftAlone
+from examples.scraper.fetching.urls import host_of, key_of, origin_of, resolve
+from examples.scraper.frontier.links import Frontier, Link, key_of_link
+from examples.scraper.politeness.health import Health
+from examples.scraper.politeness.robots import Robots
+from examples.scraper.politeness.spacing import Politeness, Request, Spacing
+from examples.scraper.reading.document import Parse
+from examples.scraper.reading.pages import MAX_SITEMAP, media_type, read_sitemap
+from examples.scraper.reading.parsing import Parsers
 from examples.scraper.settings import Settings
-from examples.scraper.urls import host_of, key_of, origin_of, resolve
 from shoal import (
     Context,
     Done,

@@ -22,7 +22,7 @@ import pickle
 import sys
 from collections.abc import Sequence
 
-from examples.scraper.document import Document, Element, Follow, Parse, Record
+from examples.scraper.reading.document import Document, Element, Follow, Parse, Record
 
 __all__ = ["Document", "Element", "Follow", "Parse", "Record", "Spider"]
 
@@ -55,6 +55,6 @@ class Spider:
 
     def main(self, args: Sequence[str] | None = None) -> None:
         """Run the crawler's command line with this parser, and exit with its code."""
-        from examples.scraper.cli import main  # noqa: PLC0415 - it imports this module
+        from examples.scraper.command.cli import main  # noqa: PLC0415 - it imports this module
 
         sys.exit(main(args, self))

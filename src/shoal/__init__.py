@@ -207,8 +207,8 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadKey BadResult BadUse CommitInDoubt DefinitionError DepthExceeded Halting "
-        "HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
+        "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
+        "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
         "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
         "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
         "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
@@ -220,7 +220,7 @@ _MOVED = {
         "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
         "Waiting"
     ),
-    "executors": "Executor ExecutorName Processes Threads",
+    "executors": "Executor ExecutorName Processes Ray Threads",
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "

@@ -21,7 +21,8 @@ from __future__ import annotations
 from shoal._engine.fanout.action_group import ChildGroup
 from shoal._engine.fanout.ledger import Ledger
 from shoal._events.identity import Key
-from shoal._graph.action import Act, FunctionAction, Input
+from shoal._graph.act import Act, Input
+from shoal._graph.action import FunctionAction
 from shoal._graph.condition import Condition
 from shoal._graph.fan_out import FanOut
 from shoal._graph.policy import Inherit, OnError

@@ -223,7 +223,7 @@ def test_a_list_has_pages(path: Path, terminal: None, capsys: Any):
     assert [line.split()[0] for line in out.splitlines()] == ["RUN", "good"]
     assert not err
     wrong = said(capsys, "runs", path, "--after", "nowhere", code=1)
-    assert wrong == f"shoal: there is no run nowhere in {path}\n"
+    assert wrong == f"shoal: there is no run 'nowhere' in {path}\n"
 
 
 def test_a_list_of_nothing_says_so(path: Path, terminal: None, capsys: Any):
@@ -288,7 +288,7 @@ def test_a_run_is_shown_to_programs(path: Path, capsys: Any):
 
 def test_a_run_that_is_not_there_is_no_run(path: Path, capsys: Any):
     wrong = said(capsys, "show", path, "nowhere", code=1)
-    assert wrong == f"shoal: there is no run nowhere in {path}\n"
+    assert wrong == f"shoal: there is no run 'nowhere' in {path}\n"
 
 
 def test_the_process_that_executes_a_run_is_shown(path: Path, terminal: None, capsys: Any):
@@ -368,7 +368,8 @@ def test_nothing_that_was_kept_acts_on_a_terminal(tmp_path: Path, terminal: None
     assert main(line("runs", path, "--limit", "1")) == 0
     assert r"--after caf\udce9," in capsys.readouterr().err
     wrong = said(capsys, "show", path, "\x1b[31m", code=1)
-    assert wrong == f"shoal: there is no run \\x1b[31m in {path}\n"
+    assert wrong.startswith(f"shoal: there is no run '\\x1b[31m' in {path}; did you mean '")
+    assert wrong.removesuffix("\n").isprintable()
 
 
 def test_an_error_keeps_its_lines(path: Path, terminal: None, capsys: Any):
@@ -595,7 +596,7 @@ def test_a_url_of_something_else(capsys: Any, monkeypatch: pytest.MonkeyPatch):
 def test_a_password_is_not_written(capsys: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shoal, "PostgresStore", partial(given, shoal.MemoryStore()), raising=False)
     why = said(capsys, "show", "postgres://me:sec%40ret@host/runs", "x", code=1)
-    assert why == "shoal: there is no run x in postgres://host/runs\n"
+    assert why == "shoal: there is no run 'x' in postgres://host/runs\n"
 
 
 @pytest.mark.services

@@ -208,26 +208,34 @@ def test_what_a_step_and_a_full_limit_have_is_told_to_programs(capsys: Any):
 
 def test_what_is_not_there_is_said(file: Path, capsys: Any):
     for command in (("show",), ("events",), ("explain",), ("diff", "a"), ("export",)):
-        assert said(capsys, *command, "x", code=1) == f"shoal: there is no run x in {file}\n"
+        assert said(capsys, *command, "x", code=1) == f"shoal: there is no run 'x' in {file}\n"
     missing = said(capsys, "show", "a/numbers:0:square:9", code=1)
-    assert missing == f"shoal: there is no child a/numbers:0:square:9 in {file}\n"
+    assert missing == f"shoal: there is no child 'a/numbers:0:square:9' in {file}\n"
     with pytest.raises(SystemExit) as exit_:
         main(["show", "a/numbers"])
     assert exit_.value.code == 2
     assert "'numbers' is not step:visit:act:key" in capsys.readouterr().err
 
 
+def test_a_mistyped_id_is_quoted_and_the_run_meant_is_named(file: Path, capsys: Any):
+    for command in (("show",), ("events",), ("explain",), ("diff", "a"), ("export",)):
+        why = said(capsys, *command, "nestd", code=1)
+        assert why == f"shoal: there is no run 'nestd' in {file}; did you mean 'nested'?\n"
+    why = said(capsys, "runs", "--after", "nestd", code=1)
+    assert why == f"shoal: there is no run 'nestd' in {file}; did you mean 'nested'?\n"
+
+
 def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
     path = parse_path("nested/outer:0:inner:2/numbers:0:square:3")
     why = said(capsys, "show", path.id, code=1)
     assert why == (
-        f"shoal: there is no run {path.id} in {file}; if it is a child's id, find the child in its "
-        f"root run: shoal show RUN --child {path.id}\n"
+        f"shoal: there is no run {path.id!r} in {file}; if it is a child's id, find the child in "
+        f"its root run: shoal show RUN --child {path.id}\n"
     )
     shown = fields(said(capsys, "show", "nested", "--child", path.id))
     assert ["path", path_text(path)] in shown
     missing = said(capsys, "show", "a", "--child", path.id, code=1)
-    assert missing == f"shoal: there is no descendant {path.id} of a in {file}\n"
+    assert missing == f"shoal: there is no descendant {path.id!r} of 'a' in {file}\n"
 
 
 def test_a_run_under_way_is_shown_with_its_last_report(

@@ -8,15 +8,15 @@ import anyio
 import httpx
 
 from examples.scraper.crawl import Crawler, site_crawl, sitemap_links
-from examples.scraper.document import Parse
-from examples.scraper.fetch import HttpxFetcher
-from examples.scraper.frontier import Frontier, start_link
-from examples.scraper.health import Health
-from examples.scraper.pages import Wanted
-from examples.scraper.parsing import Parsers
-from examples.scraper.politeness import Politeness
-from examples.scraper.progress import Tally
-from examples.scraper.rows import Row, row_of
+from examples.scraper.fetching.fetch import HttpxFetcher
+from examples.scraper.frontier.links import Frontier, start_link
+from examples.scraper.output.progress import Tally
+from examples.scraper.output.rows import Row, row_of
+from examples.scraper.politeness.health import Health
+from examples.scraper.politeness.spacing import Politeness
+from examples.scraper.reading.document import Parse
+from examples.scraper.reading.pages import Wanted
+from examples.scraper.reading.parsing import Parsers
 from examples.scraper.settings import Settings
 from shoal import Application, Hook
 from shoal.events import ChildEnded

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+BUSINESS = ("examples.scraper.crawl", "examples.scraper.output", "examples.scraper.command")
+ABOVE_FETCHING = ("crawl", "frontier", "politeness", "reading", "output", "command")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -25,6 +27,11 @@ def imports(path: Path) -> Iterator[str]:
         ("llm_race/client", ("shoal", "examples.llm_race.race", "examples.llm_race.gateway")),
         ("llm_race/race", ("examples.llm_race.gateway", "examples.llm_race.command")),
         ("llm_race/gateway", ("examples.llm_race.batch",)),
+        ("scraper/fetching", tuple(f"examples.scraper.{name}" for name in ABOVE_FETCHING)),
+        ("scraper/frontier", ("examples.scraper.politeness", *BUSINESS)),
+        ("scraper/reading", ("examples.scraper.frontier", *BUSINESS)),
+        ("scraper/politeness", BUSINESS),
+        ("scraper/output", ("examples.scraper.command",)),
     ],
 )
 def test_a_package_knows_nothing_of_others(package: str, foreign: tuple[str, ...]) -> None:

@@ -139,6 +139,13 @@ def test_only_true_is_a_yes(repository: Path, backend: Backend, answer: object) 
     assert note_of(repository) == ""
 
 
+@pytest.mark.anyio
+async def test_no_line_of_a_diff_ends_a_part_of_a_prompt() -> None:
+    diff = "--- a/x.md\n+++ b/x.md\n@@ -1,2 +1 @@\n---\n-=====\n+the timeout\n"
+    prompt = PARTS.join([bot.DRAFT, "Which timeout?", diff])
+    assert await local_model(prompt, "") == "see the line: the timeout"
+
+
 @BACKENDS
 def test_a_comment_that_takes_too_long_disturbs_no_other(
     repository: Path, backend: Backend

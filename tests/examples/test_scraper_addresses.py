@@ -8,10 +8,10 @@ from typing import Any
 import anyio
 import pytest
 
-from examples.scraper.addresses import CheckedBackend, PrivateAddress, is_public
-from examples.scraper.http import httpcore, httpx
+from examples.scraper.fetching.addresses import CheckedBackend, PrivateAddress, is_public
+from examples.scraper.fetching.http import httpcore, httpx
+from examples.scraper.fetching.web import make_client
 from examples.scraper.settings import Settings
-from examples.scraper.web import make_client
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from examples.scraper.cli import main
-from examples.scraper.job import Job
+from examples.scraper.command.cli import main
+from examples.scraper.command.job import Job
 from examples.scraper.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,9 @@ import anyio
 import httpx
 import pytest
 
-from examples.scraper import crawl, parsing
-from examples.scraper.frontier import Frontier, Link, start_link
+from examples.scraper import crawl
+from examples.scraper.frontier.links import Frontier, Link, start_link
+from examples.scraper.reading import parsing
 from examples.scraper.settings import Settings
 from tests.examples.memory_site import SITE, Answer, Crawl, answer, html, in_turn, redirect
 
@@ -284,7 +285,7 @@ def test_a_body_is_read_up_to_a_limit_that_counts_it_unpacked(
 
 
 def test_a_bomb_is_not_unpacked_beyond_the_limit() -> None:
-    from examples.scraper.fetch import Unpacker
+    from examples.scraper.fetching.fetch import Unpacker
 
     assert len(Unpacker().unpack(zlib.compress(b" " * 10_000_000), 1000)) == 1000
 

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from benchmarks._nginx import Served
-from examples.scraper.cli import main
+from examples.scraper.command.cli import main
 
 ROOT = Path(__file__).parents[2]
 

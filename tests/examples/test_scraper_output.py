@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.scraper.locks import Locked
-from examples.scraper.output import Projection, projection
-from examples.scraper.rows import COLUMNS, Row
+from examples.scraper.output.files import Projection, projection
+from examples.scraper.output.locks import Locked
+from examples.scraper.output.rows import COLUMNS, Row
 
 
 def row(n: int, **more: Any) -> Row:

@@ -8,13 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.scraper import pages
-from examples.scraper.document import Document
-from examples.scraper.frontier import Frontier, Link, key_of_link, start_link
-from examples.scraper.pages import media_type, read_sitemap, sniffed
-from examples.scraper.scope import Scope
+from examples.scraper.fetching.urls import (
+    absolute,
+    host_of,
+    key_of,
+    name_of,
+    origin_of,
+    resolve,
+    target_of,
+)
+from examples.scraper.frontier.links import Frontier, Link, key_of_link, start_link
+from examples.scraper.frontier.scope import Scope
+from examples.scraper.reading import pages
+from examples.scraper.reading.document import Document
+from examples.scraper.reading.pages import media_type, read_sitemap, sniffed
 from examples.scraper.settings import ScopeName, Settings
-from examples.scraper.urls import absolute, host_of, key_of, name_of, origin_of, resolve, target_of
 from shoal import Done, RunPath, State
 
 BASE = "http://example.org/dir/page.html?q=1"

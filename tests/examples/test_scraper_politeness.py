@@ -6,7 +6,7 @@ import anyio
 import httpx
 import pytest
 
-from examples.scraper.politeness import Spacing
+from examples.scraper.politeness.spacing import Spacing
 from tests.examples.memory_site import SITE, Answer, Crawl, answer, html, in_turn
 
 # -- robots.txt ----------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 
-from examples.scraper.fetch import FetchError, LeftAlone
-from examples.scraper.frontier import Frontier, Link, start_link
-from examples.scraper.progress import Bars, JsonLines, Plain, Tally, shown
-from examples.scraper.rows import COLUMNS, Row, failed_row, kind_of
+from examples.scraper.fetching.fetch import FetchError, LeftAlone
+from examples.scraper.frontier.links import Frontier, Link, start_link
+from examples.scraper.output.progress import Bars, JsonLines, Plain, Tally, shown
+from examples.scraper.output.rows import COLUMNS, Row, failed_row, kind_of
 from examples.scraper.settings import Settings
 from shoal import Application, Codec, Hook, Limits, RetryLater, action, fan_out
 

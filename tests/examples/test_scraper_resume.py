@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from examples.scraper.cli import main
-from examples.scraper.job import Job
-from examples.scraper.resuming import FLAGS, HOW
+from examples.scraper.command.cli import main
+from examples.scraper.command.job import Job
+from examples.scraper.command.resuming import FLAGS, HOW
 from examples.scraper.settings import Settings
 from tests.examples.raw_site import NOT_FOUND, Head, RawSite, links, reply, serving
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from benchmarks._nginx import POSTGRES_DOCS, Served
-from examples.scraper.cli import main
+from examples.scraper.command.cli import main
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
 

@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 import examples.scraper
-from examples.scraper.cli import main
-from examples.scraper.document import Document, Follow, Record
-from examples.scraper.job import Job
+from examples.scraper.command.cli import main
+from examples.scraper.command.job import Job
+from examples.scraper.fetching.web import proxies
+from examples.scraper.reading.document import Document, Follow, Record
 from examples.scraper.settings import Settings, expanded, header, split_attribute
 from examples.scraper.spider import Spider
-from examples.scraper.web import proxies
 from tests.examples.memory_site import Crawl, answer
 from tests.examples.raw_site import NOT_FOUND, Head, reply, serving
 

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from examples.scraper.addresses import CheckedBackend
-from examples.scraper.cli import main
-from examples.scraper.cookies import MOST, MOST_BYTES, BoundedJar
-from examples.scraper.fetch import content_type_of, retry_after
-from examples.scraper.http import httpcore
-from examples.scraper.robots import MOST as ROBOTS_MOST
+from examples.scraper.command.cli import main
+from examples.scraper.fetching.addresses import CheckedBackend
+from examples.scraper.fetching.cookies import MOST, MOST_BYTES, BoundedJar
+from examples.scraper.fetching.fetch import content_type_of, retry_after
+from examples.scraper.fetching.http import httpcore
+from examples.scraper.politeness.robots import MOST as ROBOTS_MOST
 from tests.examples.raw_site import NOT_FOUND, Head, RawSite, links, reply, serving
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.realtime]  # sockets

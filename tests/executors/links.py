@@ -40,7 +40,8 @@ class ThreadLink:
         self.threads = [
             threading.Thread(target=target, daemon=True) for target in (self._run, self._read)
         ]
-        if transport.runs:
+        self._runs = transport.runs
+        if self._runs:
             for thread in self.threads:
                 thread.start()
 
@@ -93,7 +94,7 @@ class ThreadLink:
     def end(self) -> None:
         """End the threads."""
         self._inbox.put(pickle.dumps([("stop",)]))
-        if self._transport.runs:
+        if self._runs:
             for thread in self.threads:
                 thread.join(5)
 

@@ -6,11 +6,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import anyio
 import pytest
 
 from shoal.errors import WorkerDied
+from shoal.executors import _messages as m
+from shoal.executors import _remote_pool
+from shoal.executors._port import Job
 from shoal.testing import no_leaks
 from tests.executors.links import job, pool_of
 
@@ -284,3 +288,65 @@ async def test_the_time_of_a_call_that_is_moved_is_stopped_again(
             holding.worker.link.kill()
             GATE.set()  # nobody listens to what its thread says any more
         assert time_of_it.said[:3] == ["stop", "stop", "start"]
+
+
+# -- dying -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("marks", [True, False])
+async def test_of_calls_that_may_have_begun_none_is_taken_to_be_alone(
+    anyio_backend: object, gate: object, marks: bool
+):
+    died: list[WorkerDied] = []
+    async with no_leaks(), pool_of(1, marks=marks) as (pool, transport):
+        quick = job(add)
+        for _ in range(3):  # it is known to be quick, so one is sent ahead from now on
+            await pool.call().call(quick, {"a": 1, "b": 2})
+
+        async def call(one: Job, **kwargs: object) -> None:
+            try:
+                await pool.call().call(one, kwargs)
+            except WorkerDied as error:
+                died.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, job(wait_for_gate))
+            await begun()
+            tasks.start_soon(partial(call, quick, a=1, b=2))
+            await anyio.wait_all_tasks_blocked()
+            transport.links[0].die("it was killed")
+            GATE.set()
+    # A link without marks does not know what had begun: its last reports may be lost.
+    assert [error.others for error in died] == ([0] if marks else [1, 1])
+
+
+# -- room ------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_waits_long_for_its_place_holds_nothing_up(
+    anyio_backend: object, gate: object, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(_remote_pool, "STARTING", 0.0)
+    async with no_leaks(), pool_of(2, concurrency=10) as (pool, transport):
+        await pool.call().call(job(aadd, "async"), {"a": 1, "b": 2})
+        transport.runs = False  # those that are started from now on are never ready
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(lambda: pool.call().call(job(wait_long, "async"), {}))
+            await begun()
+            sent = [message for message in transport.links[0].sent if message[0] == m.CALL]
+            assert transport.started == 2
+            assert len(sent) == 1 + 6
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_pool_may_be_allowed_more_workers(anyio_backend: object, gate: object):
+    async with no_leaks(), pool_of(1) as (pool, transport), anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(lambda: pool.call().call(job(wait_for_gate), {}))
+        await begun()
+        assert transport.started == 1
+        pool.allow(3)
+        assert transport.started == 3
+        assert pool.gate.slots >= 3
+        GATE.set()

@@ -622,12 +622,13 @@ async def test_two_fan_outs_of_the_same_act_over_the_same_elements_do_not_collid
     assert len(await store.children(RunPath(run_id="x"))) == 2
 
 
-async def test_elements_that_compare_equal_and_are_made_anew_are_the_same():
-    @dataclass
-    class Url:
-        text: str
-        seen: set[int]
+@dataclass
+class Url:
+    text: str
+    seen: set[int]
 
+
+async def test_elements_that_compare_equal_and_are_made_anew_are_the_same():
     def make() -> Any:
         return fan_out(
             length, over=lambda _: [Url("a", {1, 2, 3}), Url("b", {4})], reads=[],

@@ -191,9 +191,28 @@ async def test_when_all_are_refused_or_fail_both_are_raised_in_input_order():
     assert isinstance(failure, ValueError)
     assert isinstance(refused, Rejected)
     assert (refused.value, refused.__cause__) == (1, None)
-    assert "1 was not accepted" in str(refused)
+    assert str(refused) == "1 was not accepted by accept"
+    assert str(broken) == "3 can't be judged: LookupError(3)"
+    reasons = raised.value.reasons
+    assert [reason.partition(" ")[0] for reason in reasons] == ["key"] * 3
+    assert all(
+        reason in str(raised.value)
+        for reason in (f"key 0: {broken}", f"key 1 failed: {failure!r}", f"key 2: {refused}")
+    )
     assert "'sleep' of 'out', key 2, run " in refused.__notes__[0]
     watched.check()
+
+
+async def test_a_race_of_many_shows_five_reasons_and_keeps_all():
+    watched = over(first(accept=lambda _: False))
+    with pytest.raises(NobodyAccepted) as raised:
+        await watched.go({"n": [1, 2, 3, 4, 5, 6, 7]})
+    assert len(raised.value.reasons) == 7
+    assert str(raised.value).count(" was not accepted") == 5
+    assert str(raised.value).endswith("; and 2 more")
+    half, _ = raised.value.split(lambda error: isinstance(error, Rejected) and error.value == 1)
+    assert isinstance(half, NobodyAccepted)
+    assert not half.reasons, "they would name others"
 
 
 async def test_accept_takes_what_take_names():

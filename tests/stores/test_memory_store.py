@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shoal import Application, Graph, MemoryStore, RunClaimed, StoreFailed, action, fan_out
-from shoal.errors import LeaseLost, NotData
+from shoal import (
+    Application,
+    Codec,
+    Graph,
+    MemoryStore,
+    RunClaimed,
+    SQLiteStore,
+    StoreFailed,
+    action,
+    fan_out,
+)
+from shoal._errors.inspection import leaves
+from shoal.errors import DefinitionError, LeaseLost, NotData, NotEncodable
 from shoal.stores import Batch
 from shoal.stores._protocol import NullStore
 from shoal.testing import HandMadeRun, child_run
@@ -84,7 +99,7 @@ ran = list[object]()
 async def test_what_is_no_data_is_refused_before_it_runs():
     """And not when its result is to be saved: then it had run for nothing."""
     ran.clear()
-    app = Application(fan_out(same, over="items", into="outs"), store=MemoryStore())
+    app = Application(fan_out(same, over="items", into="outs"), store=MemoryStore(strict=False))
     with pytest.raises(
         NotData, match="'same' in step 'outs', key 1, would start with field 'item'"
     ):
@@ -98,7 +113,7 @@ async def test_what_is_no_data_is_refused_before_it_runs():
 
 async def test_nested_graphs_and_own_fan_outs_refuse_it_too():
     ran.clear()
-    node = Application(Graph.chain(Graph.chain(same, name="node")), store=MemoryStore())
+    node = Application(Graph.chain(Graph.chain(same, name="node")), store=MemoryStore(strict=False))
     with pytest.raises(NotData, match=r"'node' in step 'node', key '', .*field 'item'"):
         await node.run({"item": threading.Lock()}, id="x")
     assert not ran
@@ -109,14 +124,14 @@ async def test_values_may_be_anything_a_store_in_memory_can_hold():
     async def lock() -> object:
         return threading.Lock()
 
-    store = MemoryStore()
+    store = MemoryStore(strict=False)
     result = await Application(lock, store=store).run(id="x")
     again = await Application(lock, store=store).run(id="x")
     assert again.state["lock"] is result.state["lock"]
 
 
 async def test_a_state_that_can_not_be_compared_is_the_same_only_if_it_is_the_very_one():
-    store, lock = MemoryStore(), threading.Lock()
+    store, lock = MemoryStore(strict=False), threading.Lock()
     app = Application(lambda_free, store=store)
     await app.run({"lock": lock}, id="x")
     await app.run({"lock": lock}, id="x")
@@ -127,6 +142,94 @@ async def test_a_state_that_can_not_be_compared_is_the_same_only_if_it_is_the_ve
 @action(reads=["lock"], writes=["out"])
 async def lambda_free(lock: object) -> int:
     return 1
+
+
+class Local:
+    """A class that any program may register."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Local) and other.n == self.n
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def looped() -> list[Any]:
+    loop: list[Any] = []
+    loop.append(loop)
+    return loop
+
+
+REFUSED: dict[str, Callable[[], object]] = {
+    "lock": threading.Lock,
+    "function": lambda: lambda_free,
+    "lambda": lambda: lambda: 0,
+    "unregistered": lambda: Local(1),
+    "nested": lambda: {"a": [1, Local(1)]},
+    "loop": looped,
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("where", ["start", "step", "child"])
+async def test_a_strict_one_refuses_what_sqlite_refuses(kind: str, where: str, tmp_path: Path):
+    """In the initial state, in the result of a step, and in that of a child; in the same words."""
+
+    @action(reads=["n"], writes=["value"])
+    async def make(n: int) -> object:
+        return REFUSED[kind]()
+
+    act = fan_out(make, over="ns", item="n", into="values") if where == "child" else make
+    state = {"n": 1, "ns": [1]} | ({"other": REFUSED[kind]()} if where == "start" else {})
+    said: list[str] = []
+    for store in (SQLiteStore(tmp_path / "runs.db"), MemoryStore()):
+        try:
+            await Application(act, name="app", store=store).run(state, id="x")
+            said.append("kept")
+        except Exception as error:
+            said.append("\n".join(f"{type(leaf).__name__}: {leaf}" for leaf in leaves(error)))
+    assert said[0] == said[1]
+    assert said[0] != "kept"
+
+
+async def test_a_failed_save_has_changed_nothing():
+    store = MemoryStore()
+    with pytest.raises(NotEncodable):
+        await Application(lambda_free, store=store).run({"lock": threading.Lock()}, id="x")
+    assert not store
+
+
+async def test_a_codec_knows_further_types(tmp_path: Path):
+    codec = Codec()
+    codec.register(Local, tag="local", encode=lambda one: one.n, decode=lambda n, _: Local(n))
+    for store in (MemoryStore(codec=codec), MemoryStore(codec=codec).copy()):
+        result = await Application(lambda_free, store=store).run({"lock": Local(1)}, id="x")
+        assert result.state["out"] == 1
+    with pytest.raises(DefinitionError, match=r"codec=...\) is for a strict store"):
+        MemoryStore(strict=False, codec=codec)
+    with pytest.raises(DefinitionError, match="takes a Codec, not 3"):
+        MemoryStore(codec=3)  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_copy_is_as_strict(tmp_path: Path):
+    for store in (MemoryStore(), MemoryStore().copy().copy()):
+        with pytest.raises(NotEncodable):
+            await Application(lambda_free, store=store).run({"lock": threading.Lock()}, id="x")
+    lax = MemoryStore(strict=False).copy()
+    await Application(lambda_free, store=lax).run({"lock": threading.Lock()}, id="x")
+
+
+def test_without_the_package_that_encodes_nothing_is_refused():
+    program = (
+        "import sys\n"
+        "sys.modules['msgspec'] = None\n"
+        "from shoal import Application, MemoryStore, action\n"
+        "make = action(writes=['value'], name='make', executor='loop')(lambda: object())\n"
+        "Application(make, store=MemoryStore()).run_sync()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 async def test_stores_that_fail_to_save_are_named():

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from examples.fastapi_service.review import reviews
 from examples.llm_race import Rules
 from examples.llm_race.race.strategies import STRATEGIES, strategy
+from examples.scraper.command.mirror import mirror_race
 from examples.scraper.crawl import site_crawl
-from examples.scraper.frontier import Frontier
-from examples.scraper.mirror import mirror_race
-from examples.scraper.politeness import Politeness
+from examples.scraper.frontier.links import Frontier
+from examples.scraper.politeness.spacing import Politeness
 from examples.scraper.settings import Settings
 from shoal import (
     END,

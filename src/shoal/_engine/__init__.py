@@ -15,7 +15,8 @@ Functions over a run:
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
-- ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``: needed by few runs.
+- ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``: needed
+  by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.
 """

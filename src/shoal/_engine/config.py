@@ -73,6 +73,7 @@ class RunConfig:
         "on_item",
         "is_resumable",
         "parent",
+        "performs_directly",
         "schema",
         "scopes",
         "secrets",
@@ -178,6 +179,12 @@ class RunConfig:
         self.each: Each | None = each
         # Then a run that raises keeps where it stood, and what its fan-outs have done.
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
+        # Worked out once, since children read it at every step.
+        self.performs_directly: bool = not self.services.debug and (
+            each is None or each.timeout is None
+        )
+        """Whether nothing is checked around a step: the children have no timeout, and the runtime
+        does not look for values that are changed in place."""
         self.schema: Schema[Any] | None = graph.schema
         # None unless the run is a graph as a node. `Any`, since `run` is above this module.
         self.host: Any = host

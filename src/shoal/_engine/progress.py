@@ -10,7 +10,7 @@ from typing import Any, cast, final
 
 from shoal._events.events import Question
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._state.state import Change
 from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord

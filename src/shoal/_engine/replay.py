@@ -12,7 +12,7 @@ from typing import Any
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._errors.exceptions import RunConflict, fork_advice
 from shoal._events.events import Update
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._state.schema import Schema
 from shoal._state.state import NO_CHANGE, Change

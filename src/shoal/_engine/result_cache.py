@@ -16,7 +16,8 @@ from typing import Any
 
 from shoal._concurrency.cancellation import absorb_stray_cancel
 from shoal._errors.exceptions import NotData, UpdateTooLarge
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._state.digest import combined, named, written
 from shoal._state.state import Change, change_of
 from shoal.stores._protocol import CachesResults

@@ -32,7 +32,8 @@ from shoal._events.events import (
     Update,
 )
 from shoal._events.identity import Key, RunPath
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._limits.permits import HeldPermits
 from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
 from shoal.stores._history import ReplayedHistory

@@ -92,6 +92,8 @@ class Services:
     """Seconds that the store has to acknowledge a save, or to answer a question."""
     max_crashes: int
     """Executions in a row that may die while a child is at work."""
+    debug: bool
+    """Whether each step is checked for values of the state that it has changed in place."""
     # Belongs to the runtime, so what it has is shared by its runs and gone with it; see
     # test_where_children_have_no_store_the_runtime_remembers.
     results: Results

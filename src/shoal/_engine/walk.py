@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import Literal, NoReturn
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
@@ -24,7 +25,8 @@ from shoal._errors.exceptions import (
     brief,
 )
 from shoal._events.events import RunStarted, StepStarted, Update
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._graph.policy import Each
 from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared
@@ -33,6 +35,7 @@ from .attempts import Tries, try_again, within
 from .call import call_action
 from .commit import Write, commit
 from .config import Halts, RunConfig
+from .in_place import refuse_changes_in_place
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
@@ -65,8 +68,7 @@ async def walk(run: Run) -> None:
     config = run.config
     # Read once: a step of a plain action costs little more than these lookups would.
     hooks, straight, halts = config.hooks, config.graph.straight, config.halts
-    each = config.each
-    is_timed = each is not None and each.timeout is not None
+    is_direct = config.performs_directly
     act: Act | None = config.graph.entry
     # Of this execution and earlier ones, so that a loop is found however often the run is resumed;
     # see test_steps_are_counted_over_all_executions.
@@ -95,10 +97,10 @@ async def walk(run: Run) -> None:
             is_open, run.step = run.step is not None, act.name
             if hooks.watching_steps:
                 change = await _perform_watched(run, act, is_open=is_open)
-            elif is_timed:
-                change = await _perform_in_time(run, act)
-            else:
+            elif is_direct:
                 change = await _perform(run, act)
+            else:
+                change = await _perform_checked(run, act)
             # The act may have caught what a guarding hook raised, and returned as if it were well;
             # see test_a_guard_that_fails_ends_the_run_also_where_the_action_hides_it.
             if hooks.failures:
@@ -259,12 +261,17 @@ def _perform(run: Run, act: Act) -> Awaitable[Change]:
     return act.perform(run)
 
 
-async def _perform_in_time(run: Run, act: Act) -> Change:
-    """Perform a step of a child that has a timeout."""
-    change = await _perform(run, act)
-    # The action may have swallowed the cancellation by its child's timeout. That is found here,
-    # before the step is saved; see test_a_child_that_swallows_its_timeout_has_failed.
-    await checkpoint_if_cancelled()
+async def _perform_checked(run: Run, act: Act) -> Change:
+    """Perform a step of a child that has a timeout, or in a runtime with ``debug=True``."""
+    each = run.config.each
+    if run.config.services.debug:
+        change = await refuse_changes_in_place(run, act, partial(_perform, run, act))
+    else:
+        change = await _perform(run, act)
+    if each is not None and each.timeout is not None:
+        # The action may have swallowed the cancellation by its child's timeout. That is found here,
+        # before the step is saved; see test_a_child_that_swallows_its_timeout_has_failed.
+        await checkpoint_if_cancelled()
     return change
 
 
@@ -279,10 +286,10 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
     is_childs = each is not None and each.retry is not None
     entered = hooks.enter_around(hooks.around_step, event)
     try:
-        if each is not None and each.timeout is not None:
-            change = await _perform_in_time(run, act)
-        else:
+        if run.config.performs_directly:
             change = await _perform(run, act)
+        else:
+            change = await _perform_checked(run, act)
     except BaseException as error:
         run.config.secrets.hide(error)  # before `around_step` sees it
         failure = entered.leave(error)

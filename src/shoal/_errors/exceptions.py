@@ -11,7 +11,8 @@ caller as it is, with a note that names the run, the step and the key. These are
     │   ├── UndeclaredRead       a field that the action does not declare in reads=
     │   ├── UndeclaredWrite      a field that the action does not declare in writes=
     │   ├── MissingField         a declared field that the state does not have (a KeyError too)
-    │   └── InvalidState         a value that does not fit the field of the application's model
+    │   ├── InvalidState         a value that does not fit the field of the application's model
+    │   └── ChangedInPlace       a value that a step has changed instead of returning a new one
     ├── MissingInput         no read, input or default fills a parameter; found before any action
     ├── MissingSecret        a resumed run was not given all its secret fields; found before it runs
     ├── SecretLeaked         the text of a secret field was about to be saved or given to hooks
@@ -107,6 +108,18 @@ class InvalidState(StateError):
     """
 
 
+class ChangedInPlace(StateError):
+    """A step changed a value of the state in place. Only looked for under ``Runtime(debug=True)``.
+
+    The state has the changed value all the same, and so do all runs that share it.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field: str = field
+        """The field that holds the value."""
+
+
 class MissingInput(ShoalError):
     """An action has a parameter that no read, input or default fills.
 
@@ -172,12 +185,29 @@ class StepTimeout(ShoalError, TimeoutError):
     """
 
 
+_REASONS = 5
+"""The reasons that the text of ``NobodyAccepted`` shows."""
+
+
 class NobodyAccepted(ExceptionGroup[Exception], ShoalError):
     """No child can still win the race: too few are left.
 
     The group holds, in input order, the failures of the children and a ``Rejected`` for each result
-    that was not accepted. A note on each names the action, the key and the run.
+    that was not accepted. A note on each names the action, the key and the run. The text lists the
+    first of ``reasons``.
     """
+
+    reasons: tuple[str, ...] = ()
+    """For each child, in input order, why it has not won: also for those that were cancelled by
+    hand, or skipped. Empty if the error was read from a store."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not self.reasons:
+            return text
+        more = len(self.reasons) - _REASONS
+        shown = "; ".join(self.reasons[:_REASONS]) + (f"; and {more} more" if more > 0 else "")
+        return f"{text}: {shown}"
 
     def derive(self, excs: Sequence[Exception], /) -> NobodyAccepted:  # pyright: ignore[reportIncompatibleMethodOverride] # there are none that are no Exception
         """Group some of the same exceptions, as ``except*`` does."""
@@ -299,6 +329,12 @@ class RunConflict(ShoalError):
 
 class UnknownRun(ShoalError):
     """The store has no run of that id, or no such point in its history."""
+
+    def __init__(self, message: str, similar: str = "") -> None:
+        super().__init__(message)
+        self.similar: str = similar
+        """The id of a run that may have been meant: one of the latest, much like the id that was
+        asked for. It is no part of the message, because clients of a service may not learn it."""
 
 
 class UnknownQuestion(ShoalError):
@@ -514,8 +550,13 @@ def kind_of(value: object) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` with the known word most like ``word``; "" if none is."""
-    matches = get_close_matches(word, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    found = most_like(word, known)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def most_like(word: str, known: Iterable[str]) -> str:
+    """Return the known word most like ``word``; "" if none is."""
+    return next(iter(get_close_matches(word, known, n=1)), "")
 
 
 def note(error: BaseException, text: str) -> None:

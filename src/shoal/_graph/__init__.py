@@ -1,6 +1,7 @@
 """Graphs: everything that users declare. Nothing here executes a step or imports the engine.
 
-- ``action``, ``action_class``: actions, made of functions or classes.
+- ``act``: what a run executes as a step. ``action``, ``action_class``: actions, made of functions
+  or classes.
 - ``graph``, ``dataflow``, ``condition``: the order of actions, and the fields along edges.
 - ``parallel``: the base of all parallel acts. ``fan_out``, ``race`` and ``task_classes`` are three
   ways to write one; ``acts`` and ``checks`` check the arguments.

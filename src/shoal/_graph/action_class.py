@@ -20,7 +20,8 @@ from shoal._state.state import Change
 from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
 
-from .action import Act, FunctionAction, Input, Performer, field_names, make_action
+from .act import Act, Input, Performer
+from .action import FunctionAction, field_names, make_action
 from .sketch import Sketch
 
 

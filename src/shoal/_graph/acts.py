@@ -8,7 +8,7 @@ from typing import TypeGuard, cast
 from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
 from shoal._state.state import State
 
-from .action import Act
+from .act import Act
 from .graph import Graph, as_graph
 from .parallel import Take
 from .until import EndCondition

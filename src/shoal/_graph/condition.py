@@ -17,7 +17,8 @@ from shoal._state.functions import require_plain, signature_of
 from shoal._state.secrets import reveal
 from shoal._state.state import FieldAccess, make_state, refuse_awaitable
 
-from .action import Act, field_names
+from .act import Act
+from .action import field_names
 from .sketch import source_of
 
 Data = Mapping[str, object]

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from functools import reduce
 from typing import NamedTuple, final
 
-from .action import Act
+from .act import Act
 from .condition import Condition
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, NoReturn, cast, final, overload
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._events.events import Done
 from shoal._events.hooks import Hook
@@ -17,7 +18,8 @@ from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
-from .action import Act, Input, bind_where_taken, field_names, merged_inputs, versions
+from .act import Act, Input, bind_where_taken, merged_inputs, versions
+from .action import field_names
 from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
 from .graph import Graph, no_act
@@ -29,6 +31,7 @@ from .until import ALL, All, Asked, EndCondition, Until, as_condition
 Over = str | Callable[[State], Iterable[Any] | AsyncIterable[Any]]
 
 
+@hides("acts at_most join")
 @final
 class FanOut(Parallel):
     """An act that runs a child for each element, each act, or both. Made by ``fan_out``."""

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping,
 from itertools import pairwise
 from typing import Any, cast, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, NoTransition, brief, did_you_mean, note
 from shoal._state.schema import Schema
 from shoal._state.state import Change
 
-from .action import Act, Input, Performer, bind_where_taken, merged_inputs, versions
+from .act import Act, Input, Performer, bind_where_taken, merged_inputs, versions
 from .condition import Condition, Predicate, when
 from .dataflow import END, Edge, End, Flow, name_of, reachable, trace
 from .picture import drawing_of
@@ -27,6 +28,7 @@ WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicat
 """An edge as users write it; a function stands for ``when(function)``."""
 
 
+@hides("after find leads missing names schema straight unknown_input")
 @final
 class Graph(Act):
     """Acts and the edges between them. Immutable, and an act itself: a graph may contain graphs.

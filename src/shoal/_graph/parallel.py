@@ -15,6 +15,7 @@ from itertools import islice
 from math import inf
 from typing import Any, Literal, cast, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import StateError, brief, kind_of
 from shoal._events.events import Done, Failed
 from shoal._events.hooks import Hook
@@ -27,7 +28,7 @@ from shoal.executors._named import ExecutorName, executor_named
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
-from .action import Act, Performer
+from .act import Act, Performer
 from .graph import Graph
 from .picture import drawing_of
 from .policy import INHERIT, Each, Hedge, Inherit, OnError, Stagger, Title, Tolerate
@@ -226,6 +227,7 @@ def _without_within(collection: Collected, key: Any, act: str) -> Collected:
     return collection.put_all(((key, inner, None),)) if inner else collection.without({key})
 
 
+@hides("definition")
 class Parallel(Act):
     """An act whose work is children: the base of fan-outs and of ``ParallelAction``."""
 

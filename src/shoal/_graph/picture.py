@@ -12,7 +12,7 @@ from typing import Any, final
 
 from shoal._drawing.figure import Figure, Link
 
-from .action import Act
+from .act import Act
 from .dataflow import Edge
 from .sketch import Sketch
 

@@ -14,7 +14,7 @@ from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
-from .action import Act
+from .act import Act
 from .acts import check_wanted
 from .checks import check_stagger
 from .fan_out import FanOut, fan_out

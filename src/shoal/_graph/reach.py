@@ -10,7 +10,8 @@ from shoal.executors._named import Place, executor_named
 from shoal.executors._port import Executor
 from shoal.executors._threads import SHARED_THREADS
 
-from .action import Act, FunctionAction
+from .act import Act
+from .action import FunctionAction
 from .action_class import Action
 from .graph import Graph
 from .parallel import Parallel

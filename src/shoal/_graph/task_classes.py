@@ -22,7 +22,7 @@ from shoal._events.identity import Key
 from shoal._state.functions import is_async, require_plain
 from shoal._state.state import Change, FieldAccess, State, change_between
 
-from .action import Act, Input
+from .act import Act, Input
 from .action_class import bind_instance, check_class
 from .checks import check_policies, check_stagger
 from .graph import no_act

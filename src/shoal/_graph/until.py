@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Outcome
 from shoal._state.functions import require_plain
@@ -24,6 +25,7 @@ from .sketch import named
 OnBreak = Literal["fail", "restart"]
 
 
+@hides("by_item is_race may_decide name picks_one restarts said wanted")
 class EndCondition:
     """Base class of the conditions under which a fan-out is decided."""
 

@@ -18,6 +18,7 @@ from heapq import nsmallest
 from itertools import islice
 from typing import Any, Literal, NamedTuple, cast, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import BadResult, DefinitionError, brief
 from shoal._state.functions import require_plain
 from shoal._state.secrets import refuse_key
@@ -147,6 +148,7 @@ class BreakerStatistics:
     """The number of children skipped so far."""
 
 
+@hides("admit key on_end")
 @final
 class Circuits:
     """The circuits of one fan-out, for all its executions in a runtime."""

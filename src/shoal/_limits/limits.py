@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final
 
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
@@ -403,6 +404,7 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
+@hides("adapts_in_flight in_flight parts shared with_numbers")
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:

@@ -19,10 +19,11 @@ from anyio import NoEventLoopError, get_cancelled_exc_class
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from shoal._engine.fanout.read_runs import read_questions
 from shoal._errors.exceptions import BadUse
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
 from shoal._events.hooks import Hook, Hooks
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
 from shoal._limits.limits import Limits
@@ -320,15 +321,16 @@ class Application(Generic[S]):
             ExceptionGroup: Children of a fan-out failed.
             Exception: Whatever the failing action raised, with a note saying where.
         """
-        request = self._check.run_request(
-            Call("run", id, runtime),
-            state,
-            inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-        )
-        return await self._launcher.run(request, runtime, progress=progress)
+        with frames_hidden:
+            request = self._check.run_request(
+                Call("run", id, runtime),
+                state,
+                inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+            )
+            return await self._launcher.run(request, runtime, progress=progress)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
         """Read the open questions of a run and its descendants from its store.
@@ -418,9 +420,10 @@ class Application(Generic[S]):
             >>> anyio.run(main)
             16
         """
-        call = Call("fork", id, runtime)
-        request = self._check.fork_request(call, run_id, update, inputs, number)
-        return await self._launcher.run(request, runtime)
+        with frames_hidden:
+            call = Call("fork", id, runtime)
+            request = self._check.fork_request(call, run_id, update, inputs, number)
+            return await self._launcher.run(request, runtime)
 
     async def retry_failed(
         self,
@@ -454,9 +457,10 @@ class Application(Generic[S]):
                 failures, or ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises.
         """
-        call = Call("retry_failed", run_id, runtime)
-        request = self._check.retry_request(call, run_id, state, inputs)
-        return await self._launcher.run(request, runtime)
+        with frames_hidden:
+            call = Call("retry_failed", run_id, runtime)
+            request = self._check.retry_request(call, run_id, state, inputs)
+            return await self._launcher.run(request, runtime)
 
     async def recover(
         self,
@@ -483,9 +487,10 @@ class Application(Generic[S]):
             BadUse: ``state`` has a field that isn't secret.
             Exception: Everything that ``run`` raises, but not ``RunClaimed`` for the run itself.
         """
-        call = Call("recover", run_id, runtime)
-        orphan, request = self._check.orphan_request(call, run_id, state, inputs)
-        return await orphan.unless_taken(self._launcher.run(request, runtime))
+        with frames_hidden:
+            call = Call("recover", run_id, runtime)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            return await orphan.unless_taken(self._launcher.run(request, runtime))
 
     async def take_over(
         self,
@@ -506,10 +511,11 @@ class Application(Generic[S]):
         Raises:
             Exception: As ``Runtime.start``, but not ``RunClaimed`` for the run itself.
         """
-        runtime.check_open()
-        call = Call("take_over", run_id, runtime)
-        orphan, request = self._check.orphan_request(call, run_id, state, inputs)
-        return await orphan.unless_taken(self._launcher.start(request, runtime))
+        with frames_hidden:
+            runtime.check_open()
+            call = Call("take_over", run_id, runtime)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            return await orphan.unless_taken(self._launcher.start(request, runtime))
 
     async def start(
         self,
@@ -536,16 +542,17 @@ class Application(Generic[S]):
         Raises:
             Exception: As ``Runtime.start``.
         """
-        runtime.check_open()
-        request = self._check.run_request(
-            Call("start", id, runtime),
-            state,
-            inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-        )
-        return await self._launcher.start(request, runtime)
+        with frames_hidden:
+            runtime.check_open()
+            request = self._check.run_request(
+                Call("start", id, runtime),
+                state,
+                inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+            )
+            return await self._launcher.start(request, runtime)
 
     def open(
         self,
@@ -653,7 +660,8 @@ class Application(Generic[S]):
             halt_after=halt_after,
             progress=progress,
         )
-        return anyio.run(run, backend=backend)
+        with frames_hidden:
+            return anyio.run(run, backend=backend)
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._state.state import S
 from shoal.stores._protocol import Store
 

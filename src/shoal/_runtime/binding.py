@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,10 @@ from .tasks import RuntimeTasks
 
 logger = logging.getLogger("shoal")
 
+DEBUG = "SHOAL_DEBUG"
+"""The environment variable that is the default of ``Runtime(debug=)``. It is read when a runtime is
+opened, so that a program which sets it itself is heard."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,7 @@ class RuntimeOptions:
     grace: float
     max_crashes: int
     seed: int | None
+    debug: bool | None
 
     def check(self) -> None:
         """Refuse numbers that mean nothing.
@@ -63,6 +69,9 @@ class RuntimeOptions:
             if type(count) is not int or count < 1:
                 msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
                 raise DefinitionError(msg)
+        if self.debug not in (None, True, False):
+            msg = f"Runtime(debug=...) takes True, False or None, not {self.debug!r}"
+            raise DefinitionError(msg)
 
 
 def bind_services(
@@ -111,6 +120,7 @@ def bind_services(
         native_cancels=backend.native_cancels,
         commit_deadline=options.commit_deadline,
         max_crashes=options.max_crashes,
+        debug=_is_set(DEBUG) if options.debug is None else options.debug,
         results=Results(backend.clock, SIZE),
         admission=admission,
         host=host,
@@ -119,6 +129,10 @@ def bind_services(
         fan_out=fan_out,
         context=Context,
     )
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "") not in ("", "0")
 
 
 def _start_task_of_pool(tasks: RuntimeTasks, work: Work) -> None:

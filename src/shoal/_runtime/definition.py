@@ -12,7 +12,8 @@ from typing import NoReturn, cast, final
 
 from shoal._errors.exceptions import DefinitionError, did_you_mean, kind_of
 from shoal._events.hooks import Hook, Hooks
-from shoal._graph.action import Act, field_names
+from shoal._graph.act import Act
+from shoal._graph.action import field_names
 from shoal._graph.graph import Graph, as_graph
 from shoal._limits.limits import Limits
 from shoal.executors._named import Place, executor_named

@@ -15,7 +15,9 @@ from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.report import Report
@@ -29,6 +31,7 @@ BUFFER = 1000
 """Events that may wait to be read, by default."""
 
 
+@hides("is_interrupted")
 class RunHandle(Generic[S]):
     """A run that goes on in a runtime: to look at, wait for, follow and cancel.
 
@@ -173,8 +176,9 @@ class RunHandle(Generic[S]):
             RunCancelled: The run was cancelled, by ``cancel`` or by its runtime.
         """
         await self.wait_ended()
-        self._raise_failure()
-        return self._root.result()
+        with frames_hidden:
+            self._raise_failure()
+            return self._root.result()
 
     def cancel(self, reason: str) -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.

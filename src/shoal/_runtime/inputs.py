@@ -25,7 +25,7 @@ from shoal._engine.fanout.takeup import has_folded, refuse_fork
 from shoal._engine.spawning import spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.reach import refuse_unsendable
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State

@@ -23,6 +23,7 @@ from shoal._concurrency.cancellation import ki_protected
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse
 from shoal._errors.inspection import first_of
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Event
 from shoal._events.identity import RunPath
 from shoal._events.stream import Stream, wake
@@ -158,7 +159,8 @@ class OpenRun(RunHandle[S]):
         except BaseException as raised:  # noqa: BLE001 # raised below
             interruption = first_of(interruption, raised)
         try:
-            self._leave(error, interruption)
+            with frames_hidden:
+                self._leave(error, interruption)
         finally:
             del error, interruption  # breaks the traceback cycle
 
@@ -227,7 +229,8 @@ class OpenRun(RunHandle[S]):
     async def _read(self, loop: int | None) -> Event:
         event = await self._stream.read(loop)
         if event is None:
-            self._raise_failure()
+            with frames_hidden:
+                self._raise_failure()
             raise StopAsyncIteration
         return event
 
@@ -254,7 +257,7 @@ class OpenRun(RunHandle[S]):
                 f"ever: call step() until it returns None, then result()"
             )
             raise BadUse(msg)
-        with self._stream.waited():
+        with frames_hidden, self._stream.waited():
             return await super().result()
 
     async def step(self) -> str | None:
@@ -282,7 +285,8 @@ class OpenRun(RunHandle[S]):
         with self._stream.waited():
             step = await self._steps.take()
         if step is None:
-            self._raise_failure()
+            with frames_hidden:
+                self._raise_failure()
         return step
 
     # -- helpers --------------------------------------------------------------------------------

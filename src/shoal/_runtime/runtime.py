@@ -27,10 +27,12 @@ from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
 from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
 from shoal._errors.inspection import first_of
+from shoal._errors.tracebacks import frames_hidden
 from shoal._events.report import Report
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter
@@ -68,6 +70,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
+@hides("begin check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -110,6 +113,7 @@ class Runtime:
         watch: bool | None = None,
         progress: bool = False,
         executor: Executor | ExecutorName | None = None,
+        debug: bool | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -144,12 +148,18 @@ class Runtime:
                 the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
                 ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
                 action is called there, shared by all runs, and closed with the runtime.
+            debug: Whether to compare the fields that a step reads before and after it. A step that
+                has changed a list, a dict or another value of the state in place, instead of
+                returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
+                field at each step. Objects that are no data are compared by identity alone. By
+                default it is on if the environment variable ``SHOAL_DEBUG`` is set to something
+                else than 0, also for runs that have no runtime of their own.
 
         Raises:
             DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
                 ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
-                ``max_crashes`` no count of at least 1, ``executor`` no executor; or ``apps`` has
-                something that is no application, or two of one name and version.
+                ``max_crashes`` no count of at least 1, ``executor`` no executor, ``debug`` no bool;
+                or ``apps`` has something that is no application, or two of one name and version.
         """
         if inputs is not None and not isinstance(inputs, Mapping):
             msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
@@ -165,6 +175,7 @@ class Runtime:
             grace=grace,
             max_crashes=max_crashes,
             seed=seed,
+            debug=debug,
         )
         self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
@@ -357,15 +368,16 @@ class Runtime:
         Several at once share the runtime's inputs, limits, threads and store. One that fails, or
         whose caller is cancelled, does nothing to the others.
         """
-        return await app.run(
-            state,
-            id=id,
-            inputs=inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-            runtime=self,
-        )
+        with frames_hidden:
+            return await app.run(
+                state,
+                id=id,
+                inputs=inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+                runtime=self,
+            )
 
     async def start(
         self,
@@ -402,15 +414,16 @@ class Runtime:
             Exception: What else ``Application.run`` raises before an action starts. If the caller
                 is cancelled until then, the run is cancelled too, and awaited.
         """
-        return await app.start(
-            state,
-            id=id,
-            inputs=inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-            runtime=self,
-        )
+        with frames_hidden:
+            return await app.start(
+                state,
+                id=id,
+                inputs=inputs,
+                answers=answers,
+                halt_before=halt_before,
+                halt_after=halt_after,
+                runtime=self,
+            )
 
     def stores(self) -> Sequence[Store]:
         """Return the stores of the runtime and of its applications, each once."""

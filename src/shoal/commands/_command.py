@@ -58,7 +58,8 @@ def _run(do: Do, given: argparse.Namespace) -> int:
     try:
         return anyio.run(do, given_store(given), given)
     except UnknownRun as unknown:
-        return complain(f"{unknown} in {shown_store(given)}{_advice(given)}")
+        similar = f"; did you mean {unknown.similar!r}?" if unknown.similar else ""
+        return complain(f"{unknown} in {shown_store(given)}{similar or _advice(given)}")
 
 
 def _advice(given: argparse.Namespace) -> str:

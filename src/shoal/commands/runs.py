@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from shoal._errors.exceptions import UnknownRun
 from shoal._events.paths import path_text
-from shoal.stores._protocol import Browses, RunStatus, RunSummary
+from shoal.stores._protocol import Browses, RunStatus, RunSummary, similar_run
 from shoal.watch._words import length
 
-from ._command import Subparsers, add_command, complain, count, that_can
+from ._command import Subparsers, add_command, count, that_can
 from ._lines import hint, is_terminal, shown, utc, write_fields, write_json, write_table
-from ._store import Refused, shown_store
+from ._store import Refused
 
 if TYPE_CHECKING:
     from shoal.stores import Store
@@ -45,7 +46,8 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
         raise Refused(_former(given.former))
     browsed = that_can(store, Browses, "list its runs")
     if given.after is not None and await browsed.summary(given.after) is None:
-        return complain(f"there is no run {given.after} in {shown_store(given)}")
+        msg = f"there is no run {given.after!r}"
+        raise UnknownRun(msg, await similar_run(store, given.after))
     from shoal.watch import Queries  # noqa: PLC0415 # most of shoal: not for `shoal --help`
 
     runs, after = await _page(Queries(browsed), given)

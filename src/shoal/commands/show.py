@@ -157,7 +157,7 @@ async def _found(queries: Queries, path: RunPath, child_id: str) -> RunPath:
             if after is None or looked_at >= _LOOKED_AT:
                 break
     left_out = f" among the first {looked_at:,}" if parents else ""
-    msg = f"there is no descendant {child_id} of {path_text(path)}{left_out}"
+    msg = f"there is no descendant {child_id!r} of {path_text(path)!r}{left_out}"
     raise UnknownRun(msg)
 
 

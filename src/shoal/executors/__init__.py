@@ -24,14 +24,16 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
     from ._named import ExecutorName
     from ._port import Executor
     from ._processes import Processes
+    from ._ray import Ray
     from ._threads import Threads
 
-__all__ = ["Executor", "ExecutorName", "Processes", "Threads"]
+__all__ = ["Executor", "ExecutorName", "Processes", "Ray", "Threads"]
 
 _DEFINED = {
     "Executor": "_port",
     "ExecutorName": "_named",
     "Processes": "_processes",
+    "Ray": "_ray",
     "Threads": "_threads",
 }
 """The names of ``__all__``, by the module that defines them: a program loads what it uses."""

@@ -39,7 +39,8 @@ class Link(Protocol):
     def begun(self) -> Collection[int] | None:
         """Return which calls of the lane had begun and not ended when the worker died.
 
-        None if that isn't known. Asked once, in ``on_died``.
+        None if that isn't known: all that were sent may have begun then. Asked once, in
+        ``on_died``.
         """
         ...
 

@@ -3,7 +3,8 @@
 A worker that has ended a call waits for the next one for as long as a message takes both ways, some
 200 microseconds. Calls that were sent ahead fill that time. But a call that was sent ahead waits
 behind another one, although a worker elsewhere may be idle. So there are as many as fill ``WINDOW``
-seconds, at least one, and none behind calls that take longer than ``LONG``.
+seconds, at least one, and none behind calls that take longer than ``LONG``. Where messages take
+longer, the transport's pool has a larger window.
 """
 
 from __future__ import annotations
@@ -44,13 +45,12 @@ class Pace:
         else:
             self.seconds = before + (seconds - before) * (_SLOWER if seconds > before else _QUICKER)
 
-    @property
-    def ahead(self) -> int:
-        """How many calls are sent ahead: none before the first one has ended."""
+    def ahead(self, window: float = WINDOW) -> int:
+        """Return how many calls are sent ahead: none before the first one has ended."""
         seconds = self.seconds
         if seconds is None or seconds > LONG:
             return 0
-        return max(1, min(MOST, math.ceil(WINDOW / seconds) if seconds > 0 else MOST))
+        return max(1, min(MOST, math.ceil(window / seconds) if seconds > 0 else MOST))
 
     def __repr__(self) -> str:
-        return f"<Pace {self.seconds}, {self.ahead} ahead>"
+        return f"<Pace {self.seconds}, {self.ahead()} ahead>"

@@ -6,17 +6,16 @@ Starting and reaching them is in ``_process_transport``.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, final
 
 from shoal._errors.arguments import is_positive
-from shoal._errors.exceptions import DefinitionError, NotSendable
+from shoal._errors.exceptions import DefinitionError
 
 from ._port import Executor, Job, PoolHost
 from ._process_transport import ProcessTransport
+from ._refusals import Refusals
 from ._remote_pool import RemotePool
-from ._sending import dump, named, why, why_not, why_not_function
 
 
 @final
@@ -114,34 +113,16 @@ class Processes(Executor):
         self.start: Literal["forkserver", "spawn"] = start
         self.takes = takes
         self.kill_after: float | None = kill_after
-        # What `refuse` has found out. Only what can be sent: the rest may be mended meanwhile.
-        self._sendable: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._refusals = Refusals("Processes", initializer, self.initargs)
 
     def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
         """Return why a function or its inputs can't be sent; see ``Executor.refuse``."""
-        try:
-            self._dumped_initializer()
-        except NotSendable as error:
-            return str(error)
-        if job not in self._sendable:
-            reason = why_not_function(job.function)
-            if reason:
-                return reason
-            self._sendable.add(job)
-        for name, value in inputs.items():
-            reason = why_not(value)
-            if reason:
-                return (
-                    f"its input {name!r} can't be sent: {reason}; have the worker make it, with "
-                    f"Processes(initializer=...), or leave the action in the loop: "
-                    f"@action(executor='loop')"
-                )
-        return ""
+        return self._refusals.why(job, inputs)
 
     def open(self, host: PoolHost) -> RemotePool:
         """Make a pool for a runtime; see ``Executor.open``."""
         transport = ProcessTransport(
-            host, self._dumped_initializer(), is_spawn=self.start == "spawn"
+            host, self._refusals.initializer(), is_spawn=self.start == "spawn"
         )
         return RemotePool(
             host,
@@ -151,18 +132,6 @@ class Processes(Executor):
             concurrency=self.concurrency,
             kill_after=self.kill_after,
         )
-
-    def _dumped_initializer(self) -> bytes | None:
-        if self.initializer is None:
-            return None
-        try:
-            return dump((self.initializer, self.initargs))
-        except Exception as error:
-            what = why((self.initializer, self.initargs), error)
-            msg = (
-                f"the initializer {named(self.initializer)} can't be sent with its initargs: {what}"
-            )
-            raise NotSendable(msg) from error
 
     def __repr__(self) -> str:
         return f"Processes({self.max_workers})"

@@ -44,6 +44,9 @@ PLAIN, OTHER, ALONE = range(3)
 STARTS = 3
 """Workers in a row that may die before they are ready. One may be killed by chance; if three are,
 the next one would be, too."""
+STARTING = 10.0
+"""Seconds for which a worker that starts is left its share of the calls. Then it is known not to be
+ready in a moment: it waits for its place on a busy cluster."""
 PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds until workers are started again, after they couldn't be; doubled each time. Calls fail at
 once meanwhile. So a map of a million children starts a dozen workers that fail, and not a million.
@@ -69,6 +72,7 @@ class RemotePool:
         workers: int,
         concurrency: int,
         kill_after: float | None = None,
+        window: float = WINDOW,
     ) -> None:
         """Start nothing yet.
 
@@ -80,11 +84,13 @@ class RemotePool:
             concurrency: Coroutines at once in each of them.
             kill_after: Seconds that a function is waited for after a cancellation; None: the grace
                 of the runtime.
+            window: Seconds of work that are sent ahead; see ``_pace``.
         """
         self._host = host
         self._transport = transport
         self._name = name
         self._most = workers
+        self._window = window
         self._concurrency = concurrency
         self._clock = host.backend.clock
         # The loop's own thread need not wake the loop, as `call_soon` does for others.
@@ -124,6 +130,13 @@ class RemotePool:
     def call(self) -> RemoteCall:
         """Make a call; see ``Pool.call``."""
         return RemoteCall(self)
+
+    def allow(self, workers: int) -> None:
+        """Allow another number of workers, for transports that learn late how many have room."""
+        self._most = workers
+        self._resize()
+        for queue in self._queues:
+            self._fill(queue)
 
     # -- from calls -----------------------------------------------------------------------------
 
@@ -257,7 +270,7 @@ class RemotePool:
         seconds = record.pace.seconds
         if seconds is None or seconds > LONG:
             return None
-        return best if best.plain == 1 or best.load < WINDOW else None
+        return best if best.plain == 1 or best.load < self._window else None
 
     def _room_for_other(self) -> RemoteWorker | None:
         """Return the worker for another call; None if it has to wait."""
@@ -268,7 +281,7 @@ class RemotePool:
         starting = self._starting()
         if starting:  # leave their share to those that will be ready in a moment
             here = sum(one.others for one in self._workers) + len(self._queues[OTHER])
-            most = min(most, math.ceil(here / len(self._workers)))
+            most = min(most, math.ceil(here / (len(self._ready()) + starting)))
         elif len(self._workers) < self._most:
             self._start(1)
         return best if best.others < most else None
@@ -284,7 +297,9 @@ class RemotePool:
         return next((one for one in kept if not one.calls and not one.is_doomed), None)
 
     def _starting(self) -> int:
-        return sum(not one.is_ready for one in self._workers)
+        """Return how many workers will be ready in a moment."""
+        since = self._clock() - STARTING
+        return sum(not one.is_ready and one.started_at > since for one in self._workers)
 
     def _assign(self, call: RemoteCall, worker: RemoteWorker) -> None:
         record: Record = call.record
@@ -341,7 +356,7 @@ class RemotePool:
             self._fail_waiting(self._unable)
             return
         for _ in range(min(wanted, self._most - len(self._workers))):
-            worker = RemoteWorker()
+            worker = RemoteWorker(self._clock())
             try:
                 worker.link = self._transport.start(
                     partial(self._on_batch, worker), partial(self._on_died, worker)
@@ -482,7 +497,7 @@ class RemotePool:
 
     def _resize(self) -> None:
         """Let the gate grant as many calls as can be at work, or sent ahead."""
-        ahead = 1 if self._pace.seconds is None else self._pace.ahead
+        ahead = 1 if self._pace.seconds is None else self._pace.ahead(self._window)
         slots = self._most * (1 + ahead) + self._has_others * self._most * self._concurrency
         # Estimates waver. Each change of the gate costs more than a few slots are worth.
         if abs(slots - self.gate.slots) > self.gate.slots / 4:

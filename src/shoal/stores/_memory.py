@@ -15,12 +15,13 @@ from typing import Literal, final
 from anyio import current_time
 from anyio.lowlevel import RunVar
 
-from shoal._errors.exceptions import LeaseLost, RunClaimed
+from shoal._errors.exceptions import DefinitionError, LeaseLost, RunClaimed, brief
 from shoal._events.events import Decision, Status, Update, in_short
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 
 from . import _inspecting
+from ._codec.codec import Codec
 from ._history import Entry
 from ._inspecting import Inspected
 from ._protocol import (
@@ -38,6 +39,8 @@ from ._protocol import (
 )
 from ._results import Results
 from ._row_order import row_of
+from ._sql.rows import Packer
+from ._sql.sizes import UpdateSizes
 from ._watching import (
     Bin,
     Command,
@@ -65,6 +68,19 @@ def _now() -> float:
         since = time.time() - at
         _wall.set(since)
     return at + since
+
+
+def _new_packer(codec: Codec | None) -> Packer | None:
+    """Return what encodes saves as SQLiteStore does; None if its package isn't installed."""
+    if codec is None:
+        try:
+            codec = Codec()
+        except ImportError:
+            return None
+    if not isinstance(codec, Codec):
+        msg = f"MemoryStore(codec=...) takes a Codec, not {brief(codec)}"
+        raise DefinitionError(msg)
+    return Packer(codec, UpdateSizes(warns=False))
 
 
 @dataclass(slots=True)
@@ -152,6 +168,18 @@ class MemoryStore:
     kept as they are, not copied; treat them as immutable, like everything in a state. Runs are kept
     until ``discard`` or ``prune`` deletes them.
 
+    It refuses what a durable store would refuse, so that a program that works with it works with a
+    ``SQLiteStore``, too. For that, each save is encoded as that one does (which takes a few
+    microseconds per child), and the text is dropped. Without ``shoal[sqlite]``, which has the
+    encoder, nothing is refused.
+
+    Args:
+        strict: Whether it refuses values that a ``SQLiteStore`` can't keep, with its errors.
+        codec: Knows further types, as for the ``SQLiteStore``; only for a strict store.
+
+    Raises:
+        DefinitionError: ``codec`` is given to a store that isn't strict, or is no ``Codec``.
+
     Examples:
         >>> import anyio
         >>> @action(reads=["n"], writes=["square"])
@@ -169,8 +197,13 @@ class MemoryStore:
     is_shared: bool = False
     """Whether other processes can read it; see ``KeepsReports``."""
 
-    def __init__(self) -> None:
-        """Create an empty store."""
+    def __init__(self, *, strict: bool = True, codec: Codec | None = None) -> None:
+        """Create an empty store; see the class."""
+        if codec is not None and not strict:
+            msg = "MemoryStore(codec=...) is for a strict store: others keep any value as it is"
+            raise DefinitionError(msg)
+        # Encodes what is saved, to refuse what can't be; None: anything is kept.
+        self._packer = _new_packer(codec) if strict else None
         self._roots: dict[str, _Kept] = {}  # by run id
         self._claims: dict[str, str] = {}  # the execution that holds each claimed root run
         # Runs that were claimed when this store was copied from another one: their executions count
@@ -186,7 +219,8 @@ class MemoryStore:
 
         It has the data that a durable store would have if the process died now.
         """
-        other = MemoryStore()
+        other = MemoryStore(strict=False)
+        other._packer = self._packer
         other._roots = {run_id: kept.copy() for run_id, kept in self._roots.items()}
         other._died = self._died | set(self._claims)
         other._lives = {run_id: replace(life) for run_id, life in self._lives.items()}
@@ -241,8 +275,9 @@ class MemoryStore:
             return None
         return RunRecord(beginning=kept.beginning, status=kept.status, reason=kept.reason)
 
-    def pack(self, child: SavedRun) -> None:
-        """Prepare nothing, because values are kept as they are."""
+    def pack(self, child: SavedRun) -> object:
+        """Refuse what can't be encoded of the result of a child; see ``Store``."""
+        return None if self._packer is None else self._packer.pack(child)
 
     def save(self, batch: Batch) -> None:
         """Save ``batch``; see ``Store``."""
@@ -250,6 +285,8 @@ class MemoryStore:
         if self._claims.get(root) != batch.holder:
             msg = f"run {root} was taken over by another execution; this one can't save any more"
             raise LeaseLost(msg)
+        if self._packer is not None:
+            self._packer.save(batch)
         # First everything that may raise (a digest of a value that is not data raises ``NotData``),
         # so that a failed save has changed nothing.
         kept = self._find(batch.path, batch.run, afresh=batch.afresh)
@@ -325,6 +362,8 @@ class MemoryStore:
 
     async def remember(self, key: str, operations: Sequence[Operation], seconds: float) -> None:
         """Cache a result; see ``CachesResults``."""
+        if self._packer is not None:
+            self._packer.result(operations)
         await self._results.remember(key, operations, seconds)
 
     async def prune(

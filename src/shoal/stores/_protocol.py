@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
-from shoal._errors.exceptions import DefinitionError, brief
+from shoal._errors.exceptions import DefinitionError, brief, most_like
 from shoal._events.events import ChildName, Decision, Outcome, Status, Update
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
@@ -575,6 +575,25 @@ class Browses(Protocol):
             skip: Leave out that many first.
         """
         ...
+
+
+async def similar_run(store: object, run_id: str) -> str:
+    """Return the id among the latest runs that is most like a mistyped one; "" if none is.
+
+    A store that can't list its runs, or fails to, has none: this completes an error, and must not
+    hide it.
+    """
+    if not isinstance(store, Browses):
+        return ""
+    try:
+        latest = await store.runs(limit=_LATEST)
+    except Exception:  # noqa: BLE001 # see above
+        return ""
+    return most_like(run_id, [one.run_id for one in latest])
+
+
+_LATEST = 200
+"""Runs that a mistyped id is compared with: one page of a store's list, so one query."""
 
 
 def check_store(store: object, where: str) -> None:

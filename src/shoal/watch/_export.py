@@ -13,11 +13,18 @@ from typing import Any, get_args
 from shoal._errors.exceptions import UnknownRun
 from shoal._events.identity import RunPath
 from shoal._events.paths import path_text
-from shoal.stores._protocol import Browses
+from shoal.stores._protocol import Browses, similar_run
 from shoal.stores._watching import Inspects, Row, StoredEntry
 
 from ._stored import entries_of, rows_of
 from ._values import What
+
+
+async def unknown_run(store: Browses, path: RunPath) -> UnknownRun:
+    """Return the error for a run, or a child, that the store does not have."""
+    if path.parent is not None:
+        return UnknownRun(f"there is no child {path_text(path)!r}")
+    return UnknownRun(f"there is no run {path.id!r}", await similar_run(store, path.id))
 
 
 async def export_lines(
@@ -38,7 +45,7 @@ async def export_lines(
     summary = await store.summary(path.root.id)
     row = await inspected.row(path)
     if summary is None or row is None:
-        raise UnknownRun(f"there is no run {path_text(path)}")
+        raise await unknown_run(store, path)
     run: dict[str, Any] = {"application": summary.application, "version": summary.version}
     run |= {"forked_from": summary.forked_from, **_row(row)}
     yield _line("run", path, run, await _values(inspected, row) if values else {})

@@ -11,9 +11,9 @@ from typing import NamedTuple, final
 
 import anyio
 
-from shoal._errors.exceptions import UnknownRun, brief
+from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
-from shoal._events.paths import parse_path, path_text
+from shoal._events.paths import parse_path
 from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import parse_report
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
@@ -33,7 +33,7 @@ from ._any_store import Inspection
 from ._burr import MOST_CHILDREN, BurrExport, export_burr
 from ._diff import Difference, difference
 from ._explain import Explanation, Link, explained, unexplained
-from ._export import export_lines
+from ._export import export_lines, unknown_run
 from ._failures import Failures, grouped
 from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
@@ -556,13 +556,13 @@ class Queries:
         """Return the root run, the run's row, and the last report with its age in seconds."""
         summary = await self._store.summary(path.root.id)
         if summary is None:
-            raise UnknownRun(f"there is no run {path.root.id}")
+            raise await unknown_run(self._store, path.root)
         report, age = await self._report(summary.run_id)
         row = await self._inspected.row(path)
         if row is None and report is not None:
             row = _row_of(path, report)
         if row is None:
-            raise UnknownRun(f"there is no child {path_text(path)}")
+            raise await unknown_run(self._store, path)
         return summary, row, report, age
 
     async def _report(self, run_id: str) -> tuple[Report | None, float | None]:

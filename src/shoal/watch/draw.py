@@ -19,7 +19,7 @@ from shoal._drawing import svg as _svg
 from shoal._drawing.figure import Figure
 from shoal._drawing.style import style
 from shoal._errors.exceptions import DefinitionError
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._graph.graph import no_act
 from shoal._graph.picture import DEPTH, figure_of
 from shoal._runtime.application import Application

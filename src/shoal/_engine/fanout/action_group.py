@@ -40,7 +40,8 @@ from shoal._errors.exceptions import BadUse, DefinitionError, HookFailed, brief
 from shoal._events.events import Failed, Outcome
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key
-from shoal._graph.action import Act, FunctionAction
+from shoal._graph.act import Act
+from shoal._graph.action import FunctionAction
 from shoal._graph.graph import as_graph
 from shoal._graph.parallel import stores_within
 from shoal._graph.policy import Each, Inherit, Title

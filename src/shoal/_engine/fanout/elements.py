@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast, final
 
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadKey, BadResult, DefinitionError, MissingField, brief
-from shoal._graph.action import Act, bind_where_taken
+from shoal._graph.act import Act, bind_where_taken
 from shoal._graph.acts import as_graphs, check_acts, check_wanted, resolve_take
 from shoal._graph.checks import check_reads
 from shoal._graph.fan_out import FanOut, shape_of

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import final
 
 from shoal._engine.run import Run
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import note
 from shoal._errors.inspection import release_frames
 from shoal._events.events import Cancelled, ChildName, Done, Failed, Outcome, Skipped
 from shoal.stores._protocol import Store
 
 
+@hides("add enter forget kept_in release_errors settle without")
 @final
 @dataclass(slots=True)
 class Ledger:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar, cast, final
 from shoal._concurrency.cancellation import as_failure
 from shoal._engine.run import Run
 from shoal._errors.exceptions import NobodyAccepted, Rejected, TooFewChildren, brief, note
-from shoal._events.events import ChildName, Decision, Done, Failed, Outcome
+from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
+from shoal._events.identity import Key
 from shoal._graph.until import All, ByFunction, EndCondition, First, FirstItem, Quorum
 from shoal._state.state import State, refuse_awaitable
 
@@ -37,6 +38,8 @@ class Race(ABC):
     """Whether the race reads the state after each update."""
     winner: ChildName | None = None
     """The child that has decided; None before a decision, and always if items don't decide."""
+    _refusal = "was not accepted"
+    """What the message of a refused result says of it."""
     is_broken = False
     """Whether the winner has failed or was cancelled, so that the race is run again or lost."""
 
@@ -124,12 +127,23 @@ class Race(ABC):
             count: The number of children.
             possible: How many more children there could have been, at most.
         """
-        losers: list[tuple[int, Exception]] = [
-            (outcome.position, outcome.error) for outcome in ended if isinstance(outcome, Failed)
-        ]
-        losers += [(child.position, self._rejection(child, why)) for child, why in self._unwanted()]
+        losers: list[tuple[int, Exception]] = []
+        reasons: list[tuple[int, str]] = []
+        for outcome in ended:
+            called = _called(outcome.act, outcome.key)
+            if isinstance(outcome, Failed):
+                losers.append((outcome.position, outcome.error))
+                reasons.append((outcome.position, f"{called} failed: {brief(outcome.error)}"))
+            elif isinstance(outcome, Cancelled | Skipped):
+                was = "cancelled" if isinstance(outcome, Cancelled) else "skipped"
+                reasons.append((outcome.position, f"{called} was {was}: {outcome.reason}"))
+        for child, error in self._unwanted():
+            rejection = self._rejection(child, error)
+            losers.append((child.position, rejection))
+            reasons.append((child.position, f"{_called(child.path.act, child.key)}: {rejection}"))
         # In input order, so that the error doesn't depend on which child was slower.
         losers.sort(key=lambda loser: loser[0])
+        reasons.sort(key=lambda reason: reason[0])
         why = self._why_lost(count)
         # Else the race was lost by the children that have ended, and the number would say nothing.
         if possible and self.is_lost(possible):  # which is why these children were not started
@@ -137,7 +151,9 @@ class Race(ABC):
         if not losers:
             few = f"{why}, though nobody failed: it had too few, or they were cancelled by hand"
             losers.append((0, TooFewChildren(few)))
-        return NobodyAccepted(why, [error for _, error in losers])
+        lost = NobodyAccepted(why, [error for _, error in losers])
+        lost.reasons = tuple(reason for _, reason in reasons)
+        return lost
 
     def _unwanted(self) -> Iterable[tuple[Contestant, Exception | None]]:
         """Yield the children whose result didn't win, each with the error that refused it."""
@@ -149,7 +165,7 @@ class Race(ABC):
 
     def _rejection(self, child: Contestant, why: Exception | None) -> Rejected:
         path = child.path
-        what = "can't be judged" if why is not None else "was not accepted"
+        what = f"can't be judged: {brief(why)}" if why is not None else self._refusal
         rejection = Rejected(f"{brief(child.value)} {what}", child.value)
         rejection.__cause__ = why
         note(
@@ -189,7 +205,7 @@ class Race(ABC):
             self.name,
             _name(child),
             tuple(map(_name, ordered)),
-            f"{_called(child)} decided fan-out {self.name!r}",
+            f"{_called(child.path.act, child.key)} decided fan-out {self.name!r}",
         )
 
 
@@ -201,6 +217,9 @@ class FirstRace(Race):
         super().__init__(name)
         self.wanted = until.n
         self._accept = until.accept
+        called = getattr(self._accept, "__name__", "<")
+        if not called.startswith("<"):  # a lambda has no name
+            self._refusal = f"was not accepted by {called}"
         # In the order in which the parent took them, after those of earlier executions.
         self._accepted: list[Contestant] = []
 
@@ -247,6 +266,8 @@ class FirstRace(Race):
 @final
 class QuorumRace(Race):
     """A race that a number of equal results decide."""
+
+    _refusal = "was not accepted: too few others are equal to it"
 
     def __init__(self, name: str, until: Quorum) -> None:
         super().__init__(name)
@@ -405,7 +426,9 @@ class ItemRace(Race):
         if leader is None or leader.status is not None or self.winner is not None:
             return None
         self.winner = _name(leader)
-        reason = f"{_called(leader)} gave the first item of fan-out {self.name!r}"
+        reason = (
+            f"{_called(leader.path.act, leader.key)} gave the first item of fan-out {self.name!r}"
+        )
         return leader, Decision(self.name, self.winner, (self.winner,), reason)
 
     def accepts(self, child: Run) -> bool:
@@ -451,8 +474,7 @@ class ItemRace(Race):
         if self.winner is None:
             return f"fan-out {self.name!r}: none of its {_children(count)} gave an item"
         act, key = self.winner
-        subject = repr(act) if key == "" else f"key {brief(key)}"
-        return f"fan-out {self.name!r}: {subject} gave the first item, and then broke off"
+        return f"fan-out {self.name!r}: {_called(act, key)} gave the first item, and then broke off"
 
 
 _JUDGES: dict[type[EndCondition], Callable[[str, Any], Race | None]] = {
@@ -494,8 +516,8 @@ def _name(child: Contestant) -> ChildName:
     return ChildName(child.path.act, child.key)
 
 
-def _called(child: Contestant) -> str:
-    return repr(child.path.act) if child.key == "" else f"key {brief(child.key)}"
+def _called(act: str, key: Key) -> str:
+    return repr(act) if key == "" else f"key {brief(key)}"
 
 
 def _children(count: int) -> str:

@@ -15,18 +15,15 @@ from shoal._engine.execution import Execution
 from shoal._engine.parts import read_history
 from shoal._engine.progress import own_questions, recorded_questions
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, UnknownRun, did_you_mean, note
+from shoal._errors.exceptions import BadUse, UnknownRun, note
 from shoal._events.events import ChildName, Decision, Done, Outcome, Question, Update
 from shoal._events.identity import Key, RunPath
 from shoal._graph.graph import Graph
 from shoal._state.state import make_state
 from shoal.stores._history import Entry, ReplayedHistory, Rewound, play
-from shoal.stores._protocol import Beginning, Browses, ChildRecord, NullStore, Store
+from shoal.stores._protocol import Beginning, ChildRecord, NullStore, Store, similar_run
 
 from .recorded import decided, is_unended, outcome_of
-
-_LATEST = 200
-"""Runs that a mistyped id is compared with: one page of a store's list, so one query."""
 
 
 async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
@@ -44,8 +41,9 @@ async def recorded_beginning(execution: Execution, path: RunPath) -> Beginning:
 
 async def unknown_run(execution: Execution, run_id: str) -> UnknownRun:
     """Return the error for an id that the store does not have."""
-    error = UnknownRun(f"the store has no run {run_id!r}")
-    await note_similar(error, execution, run_id)
+    similar = await _similar(execution, run_id)
+    error = UnknownRun(f"the store has no run {run_id!r}", similar)
+    _note_similar(error, similar)
     return error
 
 
@@ -54,14 +52,18 @@ async def note_similar(error: Exception, execution: Execution, run_id: str) -> N
 
     It is no part of the message: clients of a service may not learn the ids of other runs.
     """
-    store = execution.store
-    if not isinstance(store, Browses):
-        return
-    with suppress(Exception):  # the note is optional: failing to make it must not hide the error
-        latest = await execution.ask(store.runs(limit=_LATEST), "the latest runs")
-        like = did_you_mean(run_id, [one.run_id for one in latest])
-        if like:
-            note(error, f"shoal: {like.removeprefix('; ')}")
+    _note_similar(error, await _similar(execution, run_id))
+
+
+def _note_similar(error: Exception, similar: str) -> None:
+    if similar:
+        note(error, f"shoal: did you mean {similar!r}?")
+
+
+async def _similar(execution: Execution, run_id: str) -> str:
+    with suppress(Exception):  # a late answer, too, must not hide the error
+        return await execution.ask(similar_run(execution.store, run_id), "the latest runs")
+    return ""
 
 
 async def recorded_history(

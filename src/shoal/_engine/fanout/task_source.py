@@ -13,7 +13,7 @@ from typing import final
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadKey, BadResult, brief
 from shoal._events.identity import Key, plain_key
-from shoal._graph.action import Act, bind_where_taken
+from shoal._graph.act import Act, bind_where_taken
 from shoal._graph.checks import check_reads
 from shoal._graph.graph import Graph, as_graph
 from shoal._graph.task_classes import ParallelAction, Task

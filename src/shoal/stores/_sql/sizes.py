@@ -26,11 +26,11 @@ class UpdateSizes:
     __slots__ = ("_has_warned", "max_update")
     _has_warned: bool
 
-    def __init__(self, max_update: int = MAX_UPDATE) -> None:
-        """Refuse updates of more than ``max_update`` bytes."""
+    def __init__(self, max_update: int = MAX_UPDATE, *, warns: bool = True) -> None:
+        """Refuse updates of more than ``max_update`` bytes; warn of large ones if ``warns``."""
         self.max_update: int = max_update
         """The most bytes that an update may have."""
-        self._has_warned = False
+        self._has_warned = not warns
 
     def check(self, text: str, what: str) -> None:
         """Warn of a large update (once per store), and refuse one that is too large.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 
 
 def act_of(graph: Act, path: RunPath) -> Act | None:

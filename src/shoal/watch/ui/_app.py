@@ -345,7 +345,9 @@ class UI:
         return HTMLResponse(rendered("base.html", values), status)
 
     async def _on_unknown(self, request: Request, error: Exception) -> Response:
-        return self._message(request, "There is no such run", str(error), 404)
+        similar = error.similar if isinstance(error, UnknownRun) else ""
+        why = f"{error}; did you mean {similar!r}?" if similar else str(error)
+        return self._message(request, "There is no such run", why, 404)
 
     async def _on_failed(self, request: Request, error: Exception) -> Response:
         return self._message(request, "The store can't be read now", str(error), 503)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 from shoal._events.identity import RunPath
-from shoal._graph.action import Act
+from shoal._graph.act import Act
 from shoal._runtime.application import Application
 from shoal._runtime.tally import TEXT
 from shoal._state.state import make_state

@@ -1,0 +1,1 @@
+"""Which links a crawl follows, and which are the same page: `links`, within a `scope`."""
