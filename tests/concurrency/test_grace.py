@@ -518,7 +518,7 @@ async def test_a_thread_is_left_behind_after_the_grace(
     (event,) = hook.of(GraceExceeded)
     assert (event.abandoned, event.seconds) == (True, 0.1)
     (message,) = warnings_of(caplog)
-    assert "its thread is left behind" in message
+    assert "; it is left behind" in message
     assert hook.of(RunEnded)[0].status == "cancelled"
 
 

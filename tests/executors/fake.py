@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal.errors import NotSendable, WorkerDied
 from shoal.executors import Executor
-from shoal.executors._port import ContextPort, ItemsPort, Job, PoolHost
+from shoal.executors._port import ContextPort, ItemsPort, Job, PoolHost, TimePort
 from shoal.executors._results import finished
 from shoal.executors._streams import stream
 
@@ -156,8 +156,11 @@ class FakeCall:
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
+        time: TimePort | None = None,
     ) -> object:
         pool = self.pool
+        if time is not None:
+            time.stop()
         for name, value in kwargs.items():
             if value == "a lock":
                 msg = f"action {job.name!r}: field {name!r} can't be sent: it is a lock"
@@ -169,6 +172,8 @@ class FakeCall:
         self.alone = alone
         while (worker := pool.place(alone=alone)) is None:
             await pool.changed.wait()
+        if time is not None:
+            time.start()
         pool.called.append(job.name)
         if alone:
             pool.alone.append(job.name)

@@ -30,7 +30,7 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal.errors import BadResult, DefinitionError, NotSendable
+from shoal.errors import BadResult, DefinitionError, NotSendable, StepTimeout
 from shoal.events import Item, StepEnded, Waiting
 from shoal.executors import Executor, Threads
 from shoal.executors._effects import effect_of
@@ -744,3 +744,23 @@ def test_an_executor_is_declared_once_and_compared_by_identity():
     assert Mine() != Mine()
     assert repr(Mine()) == "Mine()"
     assert Mine().takes == "plain"
+
+
+# -- timeouts --------------------------------------------------------------------------------------
+
+
+async def test_the_timeout_of_an_attempt_begins_when_a_worker_is_at_it():
+    @action(reads=["n"], writes=["out"], timeout=2)
+    async def takes(n: int, context: Context) -> float:
+        await anyio.sleep(n)
+        return context.deadline - anyio.current_time()
+
+    where = Fake()
+    where.before = lambda _: anyio.sleep(100)  # for a worker to start
+    async with no_leaks(), Runtime(executor=where) as runtime:
+        result = await runtime.run(Application(takes), {"n": 1})
+        assert result.status == "succeeded"
+        began = anyio.current_time()
+        with pytest.raises(StepTimeout, match="its timeout of 2 s"):
+            await runtime.run(Application(takes), {"n": 3})
+        assert anyio.current_time() - began == 102

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -399,6 +401,36 @@ async def test_a_launcher_that_is_killed_is_replaced():
         with anyio.fail_after(5):
             while Path(f"/proc/{pid}").exists():
                 await anyio.sleep(0.01)
+
+
+async def test_a_copy_of_the_program_does_not_hold_up_the_closing():
+    launchers: list[Any] = []
+    start = ProcessTransport.start
+
+    def watched(self: ProcessTransport, *args: Any) -> ProcessLink:
+        link = start(self, *args)
+        launchers.append(link._launcher)
+        return link
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProcessTransport, "start", watched)
+        async with Runtime() as runtime:
+            await run(runtime, work.square, {"n": 1})
+            held = os.dup(launchers[0]._sock.fileno())  # as in a process that was forked
+    os.close(held)
+    assert launchers[0]._process.returncode == 0  # it has ended by itself, and was not killed
+
+
+async def test_modules_are_found_that_came_after_the_start(tmp_path: Path):
+    (tmp_path / "shoal_came_later.py").write_text("def double(n: int) -> int:\n    return 2 * n\n")
+    async with runtime_of() as runtime:
+        await run(runtime, work.square, {"n": 1})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "path", [str(tmp_path), *sys.path])
+            double = importlib.import_module("shoal_came_later").double
+            act = action(reads=["n"], writes=["twice"])(double)
+            assert (await run(runtime, act, {"n": 3}))["twice"] == 6
+    del sys.modules["shoal_came_later"]
 
 
 async def test_what_a_function_has_started_ends_with_its_worker(tmp_path: Path):

@@ -214,6 +214,82 @@ def wait_through(wait: bool = False) -> None:
         GATE.wait(10)
 
 
+# -- the time of a call ----------------------------------------------------------------------------
+
+
+class Time:
+    """Remembers when it was stopped and started."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stop(self) -> None:
+        self.said.append("stop")
+
+    def start(self) -> None:
+        self.said.append("start")
+
+
+LAST = threading.Event()
+
+
+def hold(n: int) -> None:
+    assert n or LAST.wait(10)
+
+
+@pytest.mark.parametrize("are_quick", [False, True], ids=["not_sent", "sent_ahead"])
+async def test_no_time_passes_for_a_call_that_waits_for_a_worker(
+    anyio_backend: object, gate: object, are_quick: bool
+):
+    LAST.clear()
+    async with no_leaks(), pool_of(1) as (pool, transport):
+        one = job(hold)
+        if are_quick:
+            for n in range(1, 20):
+                await pool.call().call(one, {"n": n})
+        first, second = Time(), Time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: pool.call().call(job(wait_for_gate), {}, time=first))
+            await begun()
+            assert first.said == ["stop", "start"]
+            waiting = pool.call()
+            tasks.start_soon(lambda: waiting.call(one, {"n": 0}, time=second))
+            await anyio.wait_all_tasks_blocked()
+            assert bool(waiting.number) == are_quick
+            assert second.said == ["stop"]
+            GATE.set()
+            while not second.said[1:]:
+                transport.links[0].core.tick()  # as a worker does while a call is at work
+                await anyio.sleep(0)
+            LAST.set()
+        assert set(first.said[1:]) == {"start"}
+
+
+async def test_the_time_of_a_call_that_is_moved_is_stopped_again(
+    anyio_backend: object, gate: object
+):
+    async with no_leaks(), pool_of(1) as (pool, _):
+        one, time_of_it = job(add), Time()
+        for n in range(20):
+            await pool.call().call(one, {"a": n, "b": n})
+        async with anyio.create_task_group() as tasks:
+            holding = pool.call()
+
+            async def hold() -> None:
+                with suppress(WorkerDied):
+                    await holding.call(job(wait_for_gate), {})
+
+            tasks.start_soon(hold)
+            await begun()
+            moved = pool.call()
+            tasks.start_soon(lambda: moved.call(one, {"a": 1, "b": 1}, time=time_of_it))
+            await anyio.wait_all_tasks_blocked()
+            assert moved.number
+            holding.worker.link.kill()
+            GATE.set()  # nobody listens to what its thread says any more
+        assert time_of_it.said[:3] == ["stop", "stop", "start"]
+
+
 # -- dying -----------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,12 @@ Invariants:
 - Only failures are retried: no cancellation, no KeyboardInterrupt, and nothing at all after a
   failed save or a failed guarding hook has ended the execution.
 - Between two attempts a run holds no permit.
+- While an attempt waits for a worker, its timeout doesn't run: see ``AttemptTime``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar, final
@@ -50,6 +52,7 @@ async def within(
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
     keeps_late: bool = False,
+    time: AttemptTime | None = None,
 ) -> T:
     """Await the coroutine that ``attempt`` makes, and cancel it after ``seconds``.
 
@@ -61,6 +64,7 @@ async def within(
         cause: Returns the exception that the error is raised from.
         keeps_late: Whether a result that comes after the deadline counts. It does for a child:
             its walk looks for the timeout before each save, and a saved success stays one.
+        time: Given to a pool, which stops the time while the attempt waits for a worker.
 
     Raises:
         StepTimeout: The attempt was cancelled at its deadline and has ended, or it returned after
@@ -76,13 +80,18 @@ async def within(
             coroutine = attempt()
             # The watchdog reports an attempt that ignores its deadline, so it is registered before
             # the first await and removed on every way out.
-            watched = services.watchdog.watch(partial(_parts, run, coroutine), deadline)
+            parts = partial(_parts, run, coroutine)
+            if time is None:
+                watched = services.watchdog.watch(parts, deadline)
+            else:
+                time.begin(scope, parts)
             result = await coroutine
             # Compare the clock, not `scope.cancel_called`. In the tick of the deadline the scope
             # may be cancelled though the result is in time, and an attempt that never waits is
             # late though nothing has cancelled it. See
             # test_in_the_very_tick_of_its_timeout_it_ends_in_one_way.
-            if keeps_late or services.clock() <= deadline:
+            late_after = deadline if time is None else time.deadline
+            if keeps_late or services.clock() <= late_after:
                 return result
     except BaseException as error:
         if is_cancellation(error):
@@ -98,12 +107,65 @@ async def within(
     finally:
         if watched is not None:
             services.watchdog.forget(watched)
+        if time is not None:
+            time.end()
     # The attempt may have swallowed an outer cancellation together with its own; see
     # test_what_returns_late_and_was_cancelled_from_outside_too_is_cancelled.
     await checkpoint_if_cancelled()
     raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
         None if cause is None else cause()
     )
+
+
+@final
+class AttemptTime:
+    """The time of an attempt whose function is called by a pool; see ``TimePort``.
+
+    A worker may have to be started first, with an initializer that takes longer than the function
+    may, or it is at another call, which may take longer. That is not the attempt's fault.
+    """
+
+    __slots__ = ("_clock", "_parts", "_scope", "_seconds", "_watchdog", "_watched", "deadline")
+
+    def __init__(self, seconds: float, run: Run) -> None:
+        """Begin nothing yet."""
+        self.deadline: float = math.inf
+        self._seconds = seconds
+        self._clock = run.config.services.clock
+        self._watchdog = run.config.services.watchdog
+        self._watched: Watched | None = None
+        self._scope: CancelScope | None = None  # only while `within` is in it
+        self._parts: Callable[[], tuple[Part]] | None = None
+
+    def begin(self, scope: CancelScope, parts: Callable[[], tuple[Part]]) -> None:
+        """Let the time run that ``scope`` has."""
+        self._scope, self._parts = scope, parts
+        self.deadline = scope.deadline
+        self._watched = self._watchdog.watch(parts, self.deadline)
+
+    def stop(self) -> None:
+        """See ``TimePort.stop``."""
+        if self._scope is not None and not self._scope.cancel_called:
+            self.deadline = self._scope.deadline = math.inf
+            self._unwatch()
+
+    def start(self) -> None:
+        """See ``TimePort.start``."""
+        scope, parts = self._scope, self._parts
+        if scope is None or parts is None or scope.cancel_called or self.deadline < math.inf:
+            return
+        self.deadline = scope.deadline = self._clock() + self._seconds
+        self._watched = self._watchdog.watch(parts, self.deadline)
+
+    def end(self) -> None:
+        """Stop for good."""
+        self._unwatch()
+        self._scope = self._parts = None
+
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._watchdog.forget(watched)
 
 
 def _parts(run: Run, coroutine: object) -> tuple[Part]:

@@ -43,7 +43,7 @@ from shoal.executors._port import Call, ContextPort, Pool
 from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
 
-from .attempts import try_step, within
+from .attempts import AttemptTime, try_step, within
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
@@ -284,16 +284,19 @@ async def _attempt(
         begun = True
         if pool is not None:
             call = pool.call()
+        time: AttemptTime | None = None
+        if call is not None and action.timeout is not None:
+            time = AttemptTime(action.timeout, run)
         if action.takes_context or action.is_streaming:
-            attempt = partial(_call_emitting, run, action, permit, call)
+            attempt = partial(_call_emitting, run, action, permit, call, time)
         else:
-            attempt = partial(_call, run, action, call=call)
+            attempt = partial(_call, run, action, call=call, time=time)
         timed: Callable[[], Awaitable[Change]] = attempt
         if action.timeout is not None:
             what = partial(_what, run, action.name)
             # Around the call alone: neither the wait for the permit nor storing the result takes
             # the action's time.
-            timed = partial(within, action.timeout, attempt, run, what=what)
+            timed = partial(within, action.timeout, attempt, run, what=what, time=time)
         if action.takes_context:
             # Outside of the timeout, because an attempt that has asked and then times out is halted
             # and has not failed; see test_an_attempt_that_has_asked_is_halted_however_it_ends. An
@@ -362,7 +365,11 @@ async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
 @stands_for("context")
 @ki_protected
 async def _call_emitting(
-    run: Run, action: FunctionAction[..., object], permit: AttemptPermit | None, call: Call | None
+    run: Run,
+    action: FunctionAction[..., object],
+    permit: AttemptPermit | None,
+    call: Call | None,
+    time: AttemptTime | None,
 ) -> Change:
     """Call the function of an action that may emit partial items."""
     items = Items(run, action.name, run.attempt)
@@ -370,7 +377,7 @@ async def _call_emitting(
     if action.takes_context:
         context = run.config.services.context(run, action, permit, items, call is not None)
     try:
-        return await _call(run, action, context=context, items=items, call=call)
+        return await _call(run, action, context=context, items=items, call=call, time=time)
     finally:
         # The attempt must not end while one of its items is on its way to hooks.
         pending = items.end()
@@ -393,6 +400,7 @@ async def _call(
     context: ContextPort | None = None,
     items: Items | None = None,
     call: Call | None = None,
+    time: AttemptTime | None = None,
     is_free: bool = False,
 ) -> Change:
     """Call the function and check its result.
@@ -403,6 +411,7 @@ async def _call(
         context: The argument for its parameter ``context``.
         items: Receives the items of a streaming action.
         call: Calls the function elsewhere; None: it is called on the event loop.
+        time: The time that the function may take, if that is limited and it is called elsewhere.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
     """
     data = run.head[1]
@@ -446,6 +455,7 @@ async def _call(
                 context=context,
                 items=items,
                 on_cancelled=on_cancelled,
+                time=time,
             )
         elif action.is_async:
             result = await cast("Any", action.function(**kwargs))

@@ -183,7 +183,7 @@ async def publish_grace_exceeded(
         logging.WARNING if seconds else logging.INFO,
         "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
         *(step, path.id, key, seconds, place),
-        "its thread is left behind" if abandoned else "it is waited for",
+        "it is left behind" if abandoned else "it is waited for",
     )
     if hooks.grace_exceeded:
         event = GraceExceeded(

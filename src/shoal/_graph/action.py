@@ -356,9 +356,9 @@ def action(
             the fan-outs around, the application and the runtime holds, if it takes functions of
             this kind.
         limits: How many of its attempts run at once, in all runs of a runtime together.
-        timeout: Seconds that one attempt may take, from when all limits let it start. Then the
-            attempt is cancelled, awaited until it has ended, and fails with ``StepTimeout``, even
-            if it swallows the cancellation and returns.
+        timeout: Seconds that one attempt may take, from when all limits let it start and a worker,
+            if it is called in one, is at it. Then the attempt is cancelled, awaited until it has
+            ended, and fails with ``StepTimeout``, even if it swallows the cancellation and returns.
         retry: Which of its failures are tried again, and how often.
         abandon: Whether a worker thread is left behind, or another worker ended, as soon as the
             action is cancelled or timed out, not only after the grace.

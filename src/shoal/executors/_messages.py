@@ -11,7 +11,7 @@ From the pool:
 
 | message | meaning |
 | --- | --- |
-| ``(JOB, job, kind, name, data)`` | a function, which calls refer to by its number from now on |
+| ``(JOB, job, kind, name, data, path)`` | a function, for calls that refer to its number |
 | ``(FORGET, jobs)`` | no call refers to these functions any more |
 | ``(CALL, call, job, arguments, facts, run)`` | call it; ``facts`` is for its context, else None |
 | ``(WITHDRAW, calls)`` | give back those of the calls that have not begun |

@@ -150,6 +150,21 @@ class ItemsPort(Protocol):
         ...
 
 
+class TimePort(Protocol):
+    """The time that one attempt may take. It runs while the attempt's task is within its timeout.
+
+    Called on the event loop, also outside of that task.
+    """
+
+    def stop(self) -> None:
+        """Let no time pass: the function waits for a worker, and has not begun."""
+        ...
+
+    def start(self) -> None:
+        """Let the whole time run, from now; nothing if it runs already."""
+        ...
+
+
 class Call(Protocol):
     """One call of a function: made by ``Pool.call`` and used for one attempt.
 
@@ -171,6 +186,7 @@ class Call(Protocol):
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
+        time: TimePort | None = None,
     ) -> Coroutine[Any, Any, object]:
         """Call the function of ``job`` and return its result, or raise its exception. Awaited once.
 
@@ -200,6 +216,8 @@ class Call(Protocol):
             items: Takes the items of a stream; None for other kinds.
             on_cancelled: Called on the loop if the function is still at work when this is
                 cancelled, before its end is waited for.
+            time: The time that the function may take. A pool whose calls may wait for a worker
+                stops it until the function begins, as far as that is known.
 
         Raises:
             WorkerDied: The worker ended while the function was at work there. It may have had all

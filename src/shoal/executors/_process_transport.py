@@ -196,6 +196,10 @@ class _LauncherLink:
             return
         self.is_dead = True
         self._ready.close()
+        # A process that the program has forked holds a copy of the socket, so closing it alone
+        # tells the launcher nothing; see test_a_copy_of_the_program_does_not_hold_up_the_closing.
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         for link in list(self._links.values()):
             link.on_orphaned(reason)

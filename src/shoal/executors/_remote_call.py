@@ -25,7 +25,7 @@ from shoal._concurrency.watchdog import is_aware
 from shoal._errors.exceptions import NotSendable, RunCancelled
 
 from . import _messages as m
-from ._port import ContextPort, ItemsPort, Job
+from ._port import ContextPort, ItemsPort, Job, TimePort
 from ._remote_group import NEXT
 from ._sending import load, load_error
 from ._serving import Serving
@@ -114,6 +114,7 @@ class RemoteCall:
         "queue",
         "record",
         "run_id",
+        "time",
         "worker",
     )
 
@@ -135,6 +136,8 @@ class RemoteCall:
         """Whether its task was cancelled. Never reset."""
         self.is_resting: bool = False
         """Whether it waits for children of its own. The pool alone changes it."""
+        self.time: TimePort | None = None
+        """What is to be started when the function begins."""
         self._is_over = False  # never reset; `_ended` is set with it, unless it never began
         self._ended: m.Message | BaseException | None = None
         self._waiter: Waiter | None = None  # only while the task waits
@@ -153,11 +156,15 @@ class RemoteCall:
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
+        time: TimePort | None = None,
     ) -> object:
         """Call the function in a worker; see ``Call.call``."""
         if abandon:
             self.grace = 0.0
         self.job = job
+        if time is not None:
+            self.time = time
+            time.stop()
         if context is not None or items is not None:
             self._serving = Serving(
                 job,

@@ -108,6 +108,7 @@ class RemotePool:
         self.gate: Gate = host.new_gate(2 * workers, name)
         """See ``Pool.gate``."""
         self._pace = Pace()  # of plain functions in general, for the gate
+        self._has_timed = False  # whether it was ever given a call with a timeout
         self._has_others = False  # whether it was ever given a coroutine function or a generator
         self._records: weakref.WeakKeyDictionary[Job, Record] = weakref.WeakKeyDictionary()
         self._forgotten: deque[int] = deque()  # records of actions that are gone
@@ -312,6 +313,12 @@ class RemotePool:
             worker.moved_at = self._clock()
         worker.calls[number] = call
         worker.count(record, 1)
+        if call.time is not None:
+            self._has_timed = True
+            if record.is_other:
+                call.time.start()
+            else:
+                worker.start_time()
         message = (m.CALL, number, record.number, call.arguments, call.facts, call.run_id)
         self._post(worker, message)
 
@@ -420,6 +427,8 @@ class RemotePool:
         """Let calls wait again, before all others: they were first."""
         for call in reversed(calls):
             call.number = 0
+            if call.time is not None:
+                call.time.stop()
             self._queues[call.queue].appendleft(call)
 
     @ki_protected
@@ -444,6 +453,8 @@ class RemotePool:
                 call = worker.calls.get(message[1])
                 if call is not None:
                     call.deliver(message)
+        if self._has_timed:
+            worker.start_time()
         for queue in self._queues:
             if queue:
                 self._fill(queue)

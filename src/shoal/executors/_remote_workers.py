@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast, final
 
@@ -91,6 +92,15 @@ class RemoteWorker:
         plain = [number for number, one in self.calls.items() if not one.record.is_other]
         return plain[1:]
 
+    def start_time(self) -> None:
+        """Start the time of the plain call that is at work: the first one."""
+        if self.plain:
+            for call in self.calls.values():
+                if not call.record.is_other:
+                    if call.time is not None and not call.is_given_up:
+                        call.time.start()
+                    return
+
     @property
     def has_innocent(self) -> bool:
         """Whether a call that was not cancelled may be at work."""
@@ -139,8 +149,11 @@ class Record:
             raise NotSendable(msg) from error
 
     def message(self) -> Message:
-        """Return the message that sends it."""
-        return JOB, self.number, self.kind, self.name, self._data
+        """Return the message that sends it, with where modules are found now.
+
+        The program may have changed ``sys.path`` since the worker was started.
+        """
+        return JOB, self.number, self.kind, self.name, self._data, list(sys.path)
 
 
 def dumped_arguments(job: Job, kwargs: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from shoal._concurrency.worker_threads import Threads as WorkerThreads
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.gates import Gate
 
-from ._port import ContextPort, Executor, ItemsPort, Job, PoolHost
+from ._port import ContextPort, Executor, ItemsPort, Job, PoolHost, TimePort
 from ._results import finished
 
 
@@ -112,6 +112,7 @@ class ThreadCall:
         context: ContextPort | None = None,
         items: ItemsPort | None = None,
         on_cancelled: Callable[[], None] | None = None,
+        time: TimePort | None = None,
     ) -> Coroutine[Any, Any, object]:
         """Call the function of ``job`` in a thread; see ``Call.call``."""
         # No coroutine of its own around that of the thread: it would cost every plain function.

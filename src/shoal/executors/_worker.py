@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -362,14 +363,17 @@ class WorkerCore:
 class _LoadedJob:
     """A function that was sent. It is loaded by the thread that calls it first."""
 
-    __slots__ = ("_data", "_job", "_lock", "kind", "name", "seconds")
+    __slots__ = ("_data", "_job", "_lock", "_path", "kind", "name", "seconds")
 
-    def __init__(self, kind: Literal["plain", "async", "stream"], name: str, data: bytes) -> None:
+    def __init__(
+        self, kind: Literal["plain", "async", "stream"], name: str, data: bytes, path: list[str]
+    ) -> None:
         self.kind: Literal["plain", "async", "stream"] = kind
         self.name: str = name
         # What its last call in the lane took. Only the lane uses it.
         self.seconds: float = math.inf
         self._data = data
+        self._path = path  # where the program finds modules
         self._job: Job | None = None
         self._lock = threading.Lock()
 
@@ -381,6 +385,8 @@ class _LoadedJob:
         """
         with self._lock:
             if self._job is None:
+                # Those of the initializer stay.
+                sys.path.extend(place for place in self._path if place not in sys.path)
                 try:
                     function, access, takes_context = load(self._data)
                 except Exception as error:
