@@ -177,7 +177,7 @@ def test_a_published_event_that_is_in_no_table_is_found():
 
 def test_nobody_dies_before_an_effect_that_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Body:
-        run_id, step = "a", "step"
+        run_id, step, idempotency_key = "a", "step", "key"
 
         class path:  # noqa: N801
             id, parent = "a", None
