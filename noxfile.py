@@ -3,6 +3,7 @@
 Arguments after `--` go to the tool: `nox -s tests -- tests/engine -k cancel`.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def tests(session: nox.Session) -> None:
     else:
         install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
-    spread = ["-n", "auto", "--dist", "worksteal", "-m", marks]  # on all cores
+    # On all cores, and one more: tests of real processes and servers mostly wait.
+    spread = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal", "-m", marks]
     session.run("pytest", *(session.posargs or spread))
 
 

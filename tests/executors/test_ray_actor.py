@@ -52,7 +52,7 @@ class Wired:
     def call(self, function: Any, call: int, **kwargs: object) -> tuple[int, bytes]:
         made = job(function)
         data = dump((made.function, made.access, made.takes_context))
-        sent = (m.JOB, call, made.kind, made.name, data)
+        sent = (m.JOB, call, made.kind, made.name, data, list(sys.path))
         return self.batch(sent, (m.CALL, call, call, dump(kwargs), None, ""))
 
     def next(self) -> list[m.Message]:
@@ -76,10 +76,11 @@ def wired(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wired]:
     try:
         yield made
         GO.set()
-        made.actor.submit(*made.batch((m.STOP,)))
+    finally:
+        # Past the order of batches: one that was refused would keep this one waiting for ever.
+        made.actor._core.handle([(m.STOP,)])
         for _ in made.stream:  # its threads end with it
             pass
-    finally:
         sys.setswitchinterval(interval)
 
 
