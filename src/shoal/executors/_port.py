@@ -91,7 +91,7 @@ class ContextPort(Protocol):
         ...
 
     def note(self, text: object) -> None:
-        """Say what the action is at, for people who watch it."""
+        """Describe what the action is doing, for displays and pages."""
         ...
 
     def span(self, name: str, **attributes: object) -> AbstractContextManager[None]:

@@ -74,7 +74,10 @@ class RayActor:
             self._out.put([])  # calls are at work now, so `events` has to tick
 
     def events(self) -> Iterator[bytes]:
-        """Yield who this is; then call functions, and yield batches until the pool says to stop."""
+        """Yield what identifies this worker, then batches of messages.
+
+        Functions are called meanwhile. The stream ends after the pool has said to stop.
+        """
         yield pickle.dumps(about(), PROTOCOL)
         threading.Thread(target=self._run, name="shoal lane", daemon=True).start()
         while (batch := self._take()) is not None:

@@ -178,7 +178,7 @@ class RayLink:
         self._options = transport.options
         self._on_batch = on_batch
         self._on_died = on_died
-        # The thread rings, the loop hears. A socket, because the virtual clocks of tests let real
+        # Wakes the loop from the thread. A socket, because the virtual clocks of tests let real
         # time pass while one is waited for.
         self._heard, self._bell = socket.socketpair()
         for end in (self._heard, self._bell):
@@ -258,7 +258,7 @@ class RayLink:
             self._bell.close()
 
     def _ring(self) -> None:
-        # Full: it was rung and not heard yet. Closed: nothing is reported any more.
+        # Full: the loop is about to be woken anyway. Closed: nothing is reported any more.
         with suppress(OSError):
             self._bell.send(b"!")
 
@@ -372,7 +372,7 @@ def _get(ref: Any) -> bytes:
 
 
 def _nothing() -> None:
-    """Nobody waits to ring."""
+    """Do nothing: the socket is only ever read here."""
 
 
 class _Unneeded(Exception):

@@ -70,7 +70,7 @@ class WorkerCore:
             send: Sends a batch. It may block. Called in any thread, by one at a time.
             initializer: A pickled function and its arguments, called in the lane before all others.
             mark: Called with the number of the call that the lane is about to begin, and with 0
-                once that has ended: for those who want to know if the worker dies. None: long
+                once that has ended: so that a death of the worker has its culprit. None: long
                 calls are reported by messages.
             receive: Waits for messages and has them handled, and returns then: called by the lane
                 when it has nothing to do, so that no other thread has to wake it. None: messages
@@ -138,7 +138,7 @@ class WorkerCore:
     def _cancel(self, numbers: list[int]) -> None:
         for number in self._give_back(numbers):
             call = self._at_work.get(number)
-            if call is not None:  # else it has ended, and the pool will hear of that
+            if call is not None:  # else it has ended, and its end is on its way to the pool
                 call.is_cancelled = True
                 self._loop.call_soon(call.cancel_scopes)
 

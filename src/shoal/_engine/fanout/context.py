@@ -211,7 +211,7 @@ class Context:
         config.services.admission.charge(self._permit, slot, actual, config.execution)
 
     def note(self, text: object) -> None:
-        """Say what the action is at, for people who watch it: ``context.note("page 3 of 9")``.
+        """Describe what the action is doing, for displays: ``context.note("page 3 of 9")``.
 
         Progress displays, reports and pages show it with the run as long as the attempt lasts. The
         next note replaces it. It is saved nowhere else, and costs next to nothing. A plain function
