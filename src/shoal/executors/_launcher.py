@@ -66,7 +66,7 @@ def launch(descriptor: int, *modules: str) -> None:
         modules: Loaded before the first worker is forked, and so by none of them.
     """
     for module in ("anyio._backends._asyncio", "cloudpickle.cloudpickle", *modules):
-        with suppress(ImportError):
+        with suppress(ImportError):  # a backend or an extra that this machine has not
             importlib.import_module(module)
     gc.freeze()  # or a collection in a worker would copy all pages that it shares with the others
     with socket.socket(fileno=descriptor) as pool:
@@ -97,7 +97,7 @@ class _Launcher:
             while os.getppid() == self._parent:
                 ready = dict(poll.poll(_PARENT_EVERY))
                 if self._woken.fileno() in ready:
-                    with suppress(BlockingIOError):
+                    with suppress(BlockingIOError):  # another turn has emptied it
                         self._woken.recv(4096)
                 self._reap()
                 if self._pool.fileno() in ready and not self._obey():
@@ -113,7 +113,7 @@ class _Launcher:
             data, ancillary, _, _ = self._pool.recvmsg(
                 RECORD, socket.CMSG_LEN(2 * size), socket.MSG_WAITALL
             )
-        except OSError:
+        except OSError:  # the pool is gone, which ends the launcher
             return False
         if not data:
             return False
@@ -169,7 +169,7 @@ class _Launcher:
             try:
                 # Left as it is, so that no other process gets its id before its group is gone.
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
+            except ChildProcessError:  # there is no worker
                 return
             if ended is None:
                 return
@@ -196,7 +196,7 @@ def command(code: str, path: list[str]) -> list[str]:
 
 
 def _kill_group(pid: int) -> None:
-    with suppress(OSError):
+    with suppress(OSError):  # the group has ended already
         os.killpg(pid, signal.SIGKILL)
     with suppress(OSError):  # it may not lead a group yet
         os.kill(pid, signal.SIGKILL)

@@ -173,7 +173,7 @@ class _LauncherLink:
     def _read(self) -> None:
         try:
             data = self._sock.recv(64 * RECORD)
-        except BlockingIOError:
+        except BlockingIOError:  # nothing has come yet
             return
         except OSError:
             data = b""
@@ -286,7 +286,7 @@ class ProcessLink:
                     pieces.popleft()
                 else:
                     pieces[0] = memoryview(piece)[count:]
-        except BlockingIOError:
+        except BlockingIOError:  # the rest is sent when there is room
             pass
         except OSError:  # it has died, which is noticed where it is read
             pieces.clear()
@@ -313,7 +313,7 @@ class ProcessLink:
     def _read(self) -> None:
         try:
             batches = self._frames.read()
-        except BlockingIOError:
+        except BlockingIOError:  # nothing has come yet
             return
         except OSError:
             batches = None
@@ -351,7 +351,7 @@ class ProcessLink:
         if self._is_over:
             return
         if self.pid and not self._is_read:
-            with suppress(OSError):
+            with suppress(OSError):  # it has ended already
                 os.killpg(self.pid, signal.SIGKILL)
         self._drain()
         self._reason = reason

@@ -90,7 +90,7 @@ class _ProcessWorker:
         with suppress(Exception):
             atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
+            with suppress(Exception):  # a stream that the user closed
                 stream.flush()
         os._exit(0)
 

@@ -97,7 +97,7 @@ class RayActor:
                 found += batch
                 try:
                     batch = self._out.get_nowait()
-                except Empty:
+                except Empty:  # that is all for now
                     break
             else:
                 if not found:

@@ -52,7 +52,7 @@ def check_installed() -> None:
 def _installed() -> str | None:
     try:
         return version("ray")
-    except PackageNotFoundError:
+    except PackageNotFoundError:  # Ray is not installed; the caller says so
         return None
 
 
@@ -255,5 +255,5 @@ def _resolved(address: str) -> tuple[str, str]:
     host, _, port = address.rpartition(":")
     try:
         return socket.gethostbyname(host.strip("[]")), port
-    except OSError:
+    except OSError:  # it has no address, so it is compared as it is written
         return host, port

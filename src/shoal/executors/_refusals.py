@@ -39,7 +39,7 @@ class Refusals:
         """Return why a function or its inputs can't be sent; see ``Executor.refuse``."""
         try:
             self.initializer()
-        except NotSendable as error:
+        except NotSendable as error:  # the text is the reason
             return str(error)
         if job not in self._sendable:
             reason = why_not_function(job.function)

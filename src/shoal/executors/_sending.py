@@ -57,7 +57,7 @@ def reference_of(thing: object) -> Reference | None:
         return None
     try:
         found = _look_up(module, name)
-    except AttributeError:
+    except AttributeError:  # not where its name leads, so it is sent by value
         return None
     for depth in range(_CAUSES):
         if found is thing:
@@ -219,7 +219,7 @@ def _pickler() -> type[pickle.Pickler]:
     """Return the pickler for what pickle itself refuses: cloudpickle's, if it is installed."""
     try:
         base: Any = _cloudpickle().Pickler
-    except ImportError:
+    except ImportError:  # without cloudpickle, names alone are sent
         return _ByReference
 
     class ByValue(base):
@@ -327,7 +327,7 @@ def _packed(error: BaseException, left: int) -> tuple[Any, ...]:
 
 def _blob(error: BaseException) -> bytes | None:
     """Pickle an exception; None if the other side could not load it."""
-    with suppress(Exception):
+    with suppress(Exception):  # the stand-in below is sent instead
         data = dump(error, to_worker=False)
         # Many classes take other arguments than their `args`: pickled well, but never loaded.
         if type(load(data)) is type(error):

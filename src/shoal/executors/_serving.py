@@ -307,7 +307,7 @@ async def _one_of(group: Any) -> AsyncIterator[Any]:
     """Yield the next outcome of a fan-out, if there is one."""
     try:
         outcome = await anext(group)
-    except StopAsyncIteration:
+    except StopAsyncIteration:  # all children have been told of
         return
     yield outcome
 

@@ -75,7 +75,7 @@ def _new_packer(codec: Codec | None) -> Packer | None:
     if codec is None:
         try:
             codec = Codec()
-        except ImportError:
+        except ImportError:  # without msgspec nothing is refused
             return None
     if not isinstance(codec, Codec):
         msg = f"MemoryStore(codec=...) takes a Codec, not {brief(codec)}"

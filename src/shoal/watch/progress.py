@@ -180,7 +180,7 @@ class Boards:
             call()
         except Exception as error:  # noqa: BLE001 # no run fails because its progress isn't shown
             self._is_on = False
-            with suppress(Exception):
+            with suppress(Exception):  # the run goes on without its display
                 self._surface.stop()
             # Not if the stream is closed, or its reader is gone: that is what they want.
             if not isinstance(error, OSError | ValueError):

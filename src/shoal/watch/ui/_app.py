@@ -335,7 +335,7 @@ class UI:
         urls = self._urls(request)
         back = urls.runs()
         if "path" in request.path_params:
-            with suppress(UnknownRun):
+            with suppress(UnknownRun):  # then the way back is the list of runs
                 back = urls.run(parse_path(request.path_params["path"]).root)
         if status == 404:  # noqa: PLR2004 # not found
             back = urls.runs()
