@@ -327,7 +327,9 @@ def _packed(error: BaseException, left: int) -> tuple[Any, ...]:
 
 def _blob(error: BaseException) -> bytes | None:
     """Pickle an exception; None if the other side could not load it."""
-    with suppress(Exception):  # the stand-in below is sent instead
+    # Whatever the exception's own code raises, also SystemExit: its stand-in is sent instead. See
+    # test_an_exception_whose_pickling_exits_is_sent_as_its_stand_in.
+    with suppress(BaseException):
         data = dump(error, to_worker=False)
         # Many classes take other arguments than their `args`: pickled well, but never loaded.
         if type(load(data)) is type(error):
