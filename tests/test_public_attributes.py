@@ -46,7 +46,7 @@ class Plus(Action):
 
 
 ACT = "bind name reads retry takes version writes"
-FAN_OUT = "each executor hooks limits stagger store timeout title"
+FAN_OUT = "ahead each executor hooks limits stagger store timeout title"
 SHOWN: dict[Callable[[], object], str] = {
     lambda: act: f"{ACT} abandon cache executor function limits timeout",
     Plus: f"{ACT} abandon cache executor limits run timeout",

@@ -445,7 +445,8 @@ async def test_one_that_waits_and_is_cancelled_by_hand(waits: str):
 async def test_all_that_wait_and_are_cancelled_by_hand():
     """What one gives back, another is granted, and gives back in turn."""
     bodies = Bodies()
-    watched = Watched(fan_out(bodies.act(limits=Limits(1)), over="n", key=str, into="out"))
+    act = bodies.act(limits=Limits(1))
+    watched = Watched(fan_out(act, over="n", key=str, into="out", ahead=3))
 
     async def cancel(run: Any) -> None:
         await anyio.sleep(1)

@@ -30,6 +30,7 @@ def check_policies(
     timeout: object = None,
     title: object = None,
     executor: object = None,
+    ahead: object = None,
 ) -> None:
     """Check the policies of a parallel act.
 
@@ -55,6 +56,21 @@ def check_policies(
     check_timeout(f"{subject}: timeout=", timeout)
     check_title(f"{subject}: title=", title)
     executor_named(executor, subject)
+    check_ahead(f"{subject}: ahead=", ahead)
+
+
+def check_ahead(what: str, ahead: object) -> None:
+    """Check a user's ``ahead=``.
+
+    Raises:
+        DefinitionError: It is no number of elements; the message begins with ``what``.
+    """
+    if ahead is not None and (type(ahead) is not int or ahead < 0):
+        msg = (
+            f"{what} takes a number of elements, at least 0, that are pulled before they can "
+            f"start, not {brief(ahead)}"
+        )
+        raise DefinitionError(msg)
 
 
 def check_title(what: str, title: object) -> None:

@@ -56,6 +56,7 @@ class FanOut(Parallel):
         hooks: Sequence[Hook] | Inherit = INHERIT,
         title: Title | None = None,
         executor: Executor | ExecutorName | None = None,
+        ahead: int | None = None,
     ) -> None:
         """Store the arguments of ``fan_out``, which checks them."""
         self.join: JoinSpec = join
@@ -73,6 +74,7 @@ class FanOut(Parallel):
         self.hooks = hooks
         self.title = title
         self.executor = executor
+        self.ahead = ahead
         self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
@@ -237,6 +239,7 @@ def fan_out(
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
     executor: Executor | ExecutorName | None = None,
+    ahead: int | None = None,
 ) -> FanOut: ...
 
 
@@ -267,6 +270,7 @@ def fan_out(
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
     executor: Executor | ExecutorName | None = None,
+    ahead: int | None = None,
 ) -> FanOut: ...
 
 
@@ -296,6 +300,7 @@ def fan_out(
     hooks: Sequence[Hook] | Inherit = INHERIT,
     title: Title | None = None,
     executor: Executor | ExecutorName | None = None,
+    ahead: int | None = None,
 ) -> FanOut:
     """Make an act that runs many children at once and joins their results.
 
@@ -373,6 +378,15 @@ def fan_out(
             ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``. It goes
             before those of the run and the application; one of a fan-out further down, or of the
             action itself, goes before it.
+        ahead: How many elements may be pulled for children that can't start yet, because a limit is
+            closed. By default 2 if all children wait for the same, and the greater of 64 and four
+            times the limit if ``by=`` of a limit, or several acts, let others start first. At most
+            so many elements more than ``limits`` allows in flight are pulled and not ended, those
+            of children that wait for another attempt included. Give a small number if pulling an
+            element takes it away from others, as from a queue. With 0 an element is pulled only
+            when its child can start. Where only the element tells (``by=``, ``cost=``, several
+            acts), and if limits have closed while an async source took its time, one waits all the
+            same. If it is given, an async source is pulled while all places are taken, too.
 
     Raises:
         DefinitionError: The arguments don't fit together; the message says why.
@@ -425,6 +439,7 @@ def fan_out(
         timeout=timeout,
         title=title,
         executor=executor,
+        ahead=ahead,
     )
     check_stagger(f"fan_out {label!r}", stagger, ends)
     checks.again(again, key, into, grow, is_race=ends.is_race)
@@ -468,6 +483,7 @@ def fan_out(
         hooks=hooks,
         title=title,
         executor=executor,
+        ahead=ahead,
     )
 
 

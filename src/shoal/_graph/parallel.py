@@ -245,6 +245,8 @@ class Parallel(Act):
     """Seconds that the whole step may take."""
     at_most: int | None = None
     """The most children to start."""
+    ahead: int | None = None
+    """How many elements may be pulled for children that can't start yet; None: as few as help."""
     title: Title | Callable[..., str] | None = None
     """What watchers call the fan-out, or a function of a child's first state that names it."""
     executor: Executor | ExecutorName | None = None
@@ -286,6 +288,8 @@ class Parallel(Act):
         yield from of_executor(executor_named(self.executor, repr(self.name)))
         if self.at_most is not None:
             yield f"at most {self.at_most:,}"
+        if self.ahead is not None:
+            yield f"{self.ahead:,} read ahead"
         if self.each is not None:
             yield from (f"{label} each" for label in of_retry(self.each.retry))
             yield from (f"{label} each" for label in of_timeout(self.each.timeout))

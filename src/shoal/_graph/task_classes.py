@@ -87,8 +87,9 @@ class ParallelAction(Parallel):
     Class attributes: ``reads`` and ``writes`` (of ``tasks``, ``reduce``, ``finish`` and the
     children), ``inputs`` (names of inputs that ``tasks`` or the children need), ``name`` (by
     default the name of the class), ``limits`` (how many children are in flight), ``until``,
-    ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store``, ``hooks``,
-    ``title`` and ``executor`` (as for ``fan_out``; ``until`` and ``title`` may also be methods).
+    ``stagger``, ``on_error``, ``at_most``, ``ahead``, ``each``, ``timeout``, ``store``,
+    ``hooks``, ``title`` and ``executor`` (as for ``fan_out``; ``until`` and ``title`` may also be
+    methods).
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -145,6 +146,7 @@ class ParallelAction(Parallel):
             timeout=cls.timeout,
             title=cls.title,
             executor=cls.executor,
+            ahead=cls.ahead,
         )
         until = as_condition(subject, cls.until)
         check_stagger(subject, cls.stagger, until)

@@ -122,6 +122,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         hooks: Sequence[Hook] | Inherit,
         title: Title | None = None,
         executor: Place | None = None,
+        ahead: int | None = None,
     ) -> None:
         """Use ``context.fan_out``."""
         # A group belongs to one attempt, so none of these is replaced.
@@ -136,6 +137,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         self._timeout = timeout
         self._title = title
         self._executor: Place | None = executor
+        self._ahead = ahead
         self._source = ActionSource(
             repr(self),
             has_room=self._has_room,
@@ -200,6 +202,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             timeout=self._timeout,
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
             title=self._title,
+            ahead=self._ahead,
         )
         self._hosted = services.host(self._execute, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the

@@ -173,10 +173,17 @@ class ActionSource:
         return inf
 
     def waiting(self) -> int:
-        pulled = sum(each.waiting() for each in self._each)
         # Outcomes that the action has not consumed take up room, too: a slow action slows its
         # sources down.
-        return self._unconsumed() + len(self._single) + pulled
+        return self._unconsumed() + len(self._single) + self.pulled()
+
+    def pulled(self) -> int:
+        return sum(each.waiting() for each in self._each)
+
+    @property
+    def kind(self) -> RunConfig | None:
+        # Calls of `start` are in memory already, and may be of any act.
+        return self._each[0].kind if len(self._each) == 1 and not self._single else None
 
     def dry(self) -> bool:
         return self._closed and self.is_exhausted

@@ -8,8 +8,8 @@ Invariants:
 - A child is in flight from its start until the parent has committed its result, and there are at
   most as many as there are places. So a slow parent slows the source down, and memory is bounded.
 - A child that waits to start holds no place, so others start before it. A child that has started
-  and waits for a rate, a key or another attempt is suspended, and holds no place either. The group
-  stops pulling elements only when a few times the limit wait.
+  and waits for a rate, a key or another attempt is suspended, and holds no place either. How many
+  elements are pulled for children that wait is said by ``ReadAhead``.
 - One child may always be alive. Each further one needs a permit of the execution's live budget, and
   no child waits for such a permit. So trees of fan-outs stay small, and can't deadlock.
 - A child that is cancelled while it waits to start never starts, and its permits go to others.
@@ -20,8 +20,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import final
+from typing import Literal, NamedTuple, final
 
+from shoal._engine.config import RunConfig
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._events.events import ChildName
@@ -30,13 +31,19 @@ from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit, HeldPermits, InFlight
 
-AHEAD = 4
-"""Waiting children for each place in flight, at most: so memory is in proportion to the limit."""
-LEAST_AHEAD = 64
-"""Waiting children that are always allowed.
+from .ahead import ReadAhead
+from .entries import ChildSource
 
-So a fan-out with few places still finds children whose limits have room.
-"""
+
+class Reserved(NamedTuple):
+    """What the next child needs to start, requested before its element is pulled."""
+
+    kind: RunConfig
+    """What it was asked for."""
+    permits: HeldPermits
+    """The permits of the child to come, with its slot in flight."""
+    permit: AttemptPermit
+    """The permit of its first attempt, which includes that slot."""
 
 
 @final
@@ -46,6 +53,7 @@ class ChildAdmission:
     __slots__ = (
         "_ahead",
         "_all_limiters",
+        "_asked",
         "_budget",
         "_governs_all",
         "_in_flight",
@@ -53,10 +61,13 @@ class ChildAdmission:
         "_live_count",
         "_on_refused",
         "_on_room",
+        "_reserved",
         "_scheduler",
+        "_source",
         "_unpublished",
         "_waiting",
         "place",
+        "reads_nothing_ahead",
         "ready",
         "suspended",
     )
@@ -64,11 +75,13 @@ class ChildAdmission:
     def __init__(
         self,
         parent: Run,
+        source: ChildSource,
         limits: Limits,
         limit: int | None,
         *,
         owner: object,
         among: str,
+        ahead: int | None,
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
     ) -> None:
@@ -76,10 +89,12 @@ class ChildAdmission:
 
         Args:
             parent: The run whose children they are.
+            source: Makes them.
             limits: How many may be in flight, and how they start.
             limit: How many may be in flight, if that differs from ``limits``.
             owner: The fan-out's definition: its executions share limiters by it.
             among: Tells several fan-outs of one owner apart.
+            ahead: The user's ``ahead=``.
             on_room: Called when a child may start, or another may take its place.
             on_refused: Called with the reason why a waiting child can never start.
         """
@@ -105,7 +120,10 @@ class ChildAdmission:
         """Children that have started, and wait without a place."""
         self.ready: deque[Run] = deque()
         """Children that have waited and may start now. Workers take them; never ended ones."""
-        self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # children that may wait or be suspended
+        self._source = source
+        self._ahead = ReadAhead(ahead, limit, controller.limiters, self._limiters)
+        self.reads_nothing_ahead: bool = ahead == 0
+        """Whether an element is pulled only if its child can start, as far as that is known."""
         # Children that wait to start, each until its permit is granted or it is cancelled.
         self._waiting: dict[Run, AttemptPermit] = {}
         # Of these, the ones that hooks have not been notified of; some may have started since.
@@ -114,6 +132,10 @@ class ChildAdmission:
         # live budget.
         self._live_count = 0
         self._budget = execution.live
+        # Both only with ``ahead=0``. The one is for the next child of an iterable, which gets it;
+        # the other says when an async source may pull, and is given back then.
+        self._reserved: Reserved | None = None
+        self._asked: Reserved | None = None
         # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
             # The user has asked for so many at once, and knows about this fan-out; see
@@ -140,10 +162,42 @@ class ChildAdmission:
     @property
     def has_room(self) -> bool:
         """Whether one more child may be taken from the source, to start or to wait."""
-        place = self.place
-        if place.used >= place.slots:
+        return self.place.used < self.place.slots and self._may_read_on()
+
+    def _may_read_on(self) -> bool:
+        waiting, place = len(self._waiting), self.place
+        # Most fan-outs have no child that waits, and are asked no more.
+        if not (waiting or self.suspended):
+            return True
+        if place.used + waiting + self.suspended >= place.slots + self._ahead.beyond:
             return False
-        return len(self._waiting) + self.suspended < self._ahead
+        return not waiting or waiting < self._ahead.waiting(self._source.kind)
+
+    def may_pull(self) -> bool:
+        """Whether an async source may pull one more element.
+
+        With ``ahead=`` it may do so while all places are taken, since its elements take time to
+        come. What it has pulled waits in the source then.
+        """
+        place, ahead, source = self.place, self._ahead, self._source
+        # Not the same where an action has yet to consume outcomes: these take up room as well.
+        pulled, room = source.pulled(), place.slots - place.used - source.waiting()
+        if room + ahead.beyond <= len(self._waiting) + self.suspended:
+            return False
+        unstarted = pulled + len(self._waiting)
+        if ahead.given is not None and unstarted < ahead.given:
+            return True
+        if room <= 0:
+            return False
+        kind = source.kind
+        # Where a place is all that a child needs, what was pulled starts at once.
+        if kind is None or self._governs_all or kind.is_limited:
+            if unstarted >= ahead.waiting(kind):
+                return False
+        # Without a permit of the live budget its child would wait; one is enough to ask for it.
+        elif pulled and self.lacks_permits:
+            return False
+        return ahead.given != 0 or self._is_open()
 
     @property
     def lacks_permits(self) -> bool:
@@ -160,7 +214,9 @@ class ChildAdmission:
     def let_in(self) -> bool:
         """Count one more live child, and return True, if there is room; ``let_out`` undoes it."""
         place = self.place  # ``has_room`` repeated here, to save a call for each child
-        if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
+        if place.used >= place.slots:
+            return False
+        if (self._waiting or self.suspended) and not self._may_read_on():
             return False
         # The first child takes none. That is why a tree of fan-outs can't come to a standstill.
         if self._live_count and not self._budget.take():
@@ -185,6 +241,8 @@ class ChildAdmission:
         config = child.config
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
+        if self._reserved is not None and self._use_reserved(self._reserved, child):
+            return True
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
@@ -207,7 +265,7 @@ class ChildAdmission:
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
-        slot = permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
+        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         worker: Gate | None = None
@@ -217,19 +275,32 @@ class ChildAdmission:
             try:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
-                pool = config.pool_of(action)
-                worker = None if pool is None else pool.gate
+                worker = _worker_of(config)
             except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
                 pass
+        on_granted = partial(self._on_granted, child)
+        return self._permit(config, permits, needed, own, worker=worker, on_granted=on_granted)
+
+    def _permit(
+        self,
+        kind: RunConfig,
+        permits: HeldPermits,
+        needed: tuple[Gate, ...],
+        costs: tuple[float, ...] | None,
+        *,
+        worker: Gate | None,
+        on_granted: Callable[[], None],
+    ) -> AttemptPermit:
+        """Request the permit of a child's first attempt, together with its slot in ``permits``."""
         permit = AttemptPermit(
             self._scheduler,
             needed,
-            own,
+            costs,
             permits,
-            on_granted=partial(self._on_granted, child),
-            slot=slot,
+            on_granted=on_granted,
+            slot=permits.slot,
             worker=worker,
-            keeps_worker=action is None or action.is_plain,
+            keeps_worker=kind.entry is None or kind.entry.is_plain,
         )
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
@@ -293,10 +364,99 @@ class ChildAdmission:
 
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""
+        self.stop()
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            self._give_back(asked)
         self._unpublished.clear()
         self._in_flight.close()
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.
         self._on_room = self._on_refused = _ignore
+
+    # -- before an element is pulled --------------------------------------------------------------
+
+    @property
+    def reserved(self) -> Literal["granted", "waits"] | None:
+        """Whether the next child has what it needs to start; None: that was not asked for."""
+        if self._reserved is None:
+            return None
+        return "granted" if self._reserved.permit.granted else "waits"
+
+    @property
+    def in_flight(self) -> int:
+        """Count the children that have started, and whose end the parent has not committed."""
+        return self.place.used - (self._reserved is not None and self._reserved.permit.granted)
+
+    def reserve(self) -> bool:
+        """Request what the next child needs to start; return whether its element may be pulled.
+
+        If not, ``on_room`` is called once it may. A child that is admitted gets what was granted.
+        """
+        self._reserved = self._ask()
+        return self._reserved is None or self._reserved.permit.granted
+
+    def give_back_reserved(self) -> None:
+        """Give back what was requested, as there is no next child now."""
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
+            self._give_back(reserved)
+
+    def stop(self) -> None:
+        """Give back what was requested for a child that will not start any more."""
+        if self._reserved is not None:
+            self.give_back_reserved()
+            self.let_out()  # it was let in when that was requested
+
+    def _is_open(self) -> bool:
+        """Whether a child could start now; if not, ``on_room`` is called once it could.
+
+        Nothing is held then: an async source may take any time to give an element.
+        """
+        asked = self._asked
+        if asked is None:
+            asked = self._asked = self._ask()
+        if asked is None:
+            return True
+        if not asked.permit.granted:
+            return False
+        self._asked = None
+        self._give_back(asked)
+        return True
+
+    def _ask(self) -> Reserved | None:
+        """Request what a child needs to start; None: only its element says that."""
+        kind = self._source.kind
+        gates = None if kind is None else self._ahead.gates(kind)
+        if kind is None or not gates:  # if none, it needs a place alone
+            return None
+        in_flight, own = self._in_flight, sum(len(one.same or ()) for one in self._limiters)
+        permits = HeldPermits(kind.execution, in_flight)
+        permits.slot = in_flight.make_slot(permits, gates[:own], (1.0,) * own, is_held=False)
+        permit = self._permit(
+            kind, permits, gates[own:], None, worker=_worker_of(kind), on_granted=self._on_reserved
+        )
+        return Reserved(kind, permits, permit)
+
+    def _on_reserved(self) -> None:
+        for one in (self._reserved, self._asked):
+            if one is not None and one.permit.refusal is not None:
+                self._on_refused(one.permit.refusal)
+                return
+        self._on_room()
+
+    def _use_reserved(self, reserved: Reserved, child: Run) -> bool:
+        """Give ``child`` what was granted for it; return False if it needs something else."""
+        if child.config.entry is not reserved.kind.entry or not child.begins_anew:
+            self.give_back_reserved()
+            return False
+        self._reserved = None
+        child.permits = reserved.permits
+        return True
+
+    def _give_back(self, reserved: Reserved) -> None:
+        reserved.permits.first_permit = None
+        reserved.permit.cancel()
+        self._in_flight.release(reserved.permits, refunds=True)
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -336,6 +496,12 @@ class ChildAdmission:
     def __repr__(self) -> str:
         limits = f"limited by {self._limiters}" if self._limiters else "unlimited"
         return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {limits}>"
+
+
+def _worker_of(kind: RunConfig) -> Gate | None:
+    """Return the gate of the workers that call the first action; None: it needs none."""
+    pool = None if kind.entry is None else kind.pool_of(kind.entry)
+    return None if pool is None else pool.gate
 
 
 def _ignore(_what: object = None) -> None:

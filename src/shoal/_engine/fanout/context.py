@@ -20,7 +20,7 @@ from shoal._events.events import SpanStarted
 from shoal._events.hooks import Hook
 from shoal._events.identity import Key, RunPath
 from shoal._graph.action import FunctionAction
-from shoal._graph.checks import check_cascade, check_title
+from shoal._graph.checks import check_ahead, check_cascade, check_title
 from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
@@ -423,6 +423,7 @@ class Context:
         timeout: float | None = None,
         title: Title | None = None,
         executor: Executor | ExecutorName | None = None,
+        ahead: int | None = None,
     ) -> ChildGroup:
         """Start children from within the action: ``async with context.fan_out(...) as group``.
 
@@ -447,6 +448,8 @@ class Context:
                 block.
             title: What watchers call the fan-out, or its children; see ``fan_out``.
             executor: Where the actions of the children are called; see ``fan_out``.
+            ahead: How many elements of ``start_each`` may be pulled for children that can't start
+                yet; see ``fan_out``.
 
         Raises:
             BadUse: Called in a worker thread, where an action that is a plain function runs.
@@ -477,6 +480,7 @@ class Context:
             raise DefinitionError(msg)
         check_timeout("context.fan_out(timeout=...)", timeout)
         check_title("context.fan_out(title=...)", title)
+        check_ahead("context.fan_out(ahead=...)", ahead)
         place = executor_named(executor, "context.fan_out(executor=...)")
         # Last, so that a call that was refused uses up no name.
         self._names.add(name)
@@ -492,6 +496,7 @@ class Context:
             hooks=hooks,
             title=title,
             executor=place,
+            ahead=ahead,
         )
 
     def __repr__(self) -> str:

@@ -128,8 +128,20 @@ class ChildSource(Protocol):
         """Count the elements that take up room besides the children in flight."""
         ...
 
+    def pulled(self) -> int:
+        """Count the elements that were pulled, or found by ``grow``, and have no child yet."""
+        ...
+
     def dry(self) -> bool:
         """Return whether no more children follow, unless ``grow`` adds elements."""
+        ...
+
+    @property
+    def kind(self) -> RunConfig | None:
+        """The configuration of all children that follow, as far as it says what they start with.
+
+        None: they may have different acts, or are not known yet.
+        """
         ...
 
     def feeds(self) -> Iterable[AsyncFeed]:

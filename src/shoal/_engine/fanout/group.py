@@ -106,6 +106,7 @@ class ChildTaskGroup:
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
+        ahead: int | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -122,6 +123,7 @@ class ChildTaskGroup:
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
+            ahead: How many elements may be pulled for children that can't start yet.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -141,10 +143,12 @@ class ChildTaskGroup:
         self._source = source
         self._admission = ChildAdmission(
             parent,
+            source,
             limits,
             limit,
             owner=owner,
             among=among,
+            ahead=ahead,
             on_room=self._on_room,
             on_refused=self.scope.fail,
         )
@@ -173,12 +177,12 @@ class ChildTaskGroup:
     @property
     def in_flight(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        return self._admission.place.used
+        return self._admission.in_flight
 
     @property
     def under_way(self) -> int:
         """Count the children that may still succeed: those in flight, and those that wait."""
-        return self._admission.place.used + self._admission.waiting
+        return self._admission.in_flight + self._admission.waiting
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
@@ -199,7 +203,7 @@ class ChildTaskGroup:
     @property
     def started(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        return self._admission.place.used + self._admission.suspended
+        return self._admission.in_flight + self._admission.suspended
 
     @property
     def halted(self) -> Sequence[Run]:
@@ -389,6 +393,7 @@ class ChildTaskGroup:
     def stop_starting(self) -> None:
         """Start no more children: the step is decided or fails, and that is about to be saved."""
         self._is_shut = True
+        self._admission.stop()
 
     def engage(self) -> None:
         """Start a child if there is room by now; let the parent check if the group has ended."""
@@ -473,7 +478,10 @@ class ChildTaskGroup:
             # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
         # Before the source is asked: an element is pulled only if its child has a place.
-        if not admission.let_in():
+        if admission.reads_nothing_ahead:
+            if not self._may_pull_one():
+                return None
+        elif not admission.let_in():
             return None
         child: Run | Dropped | None = None
         try:
@@ -481,22 +489,28 @@ class ChildTaskGroup:
             if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
             if child is None:
+                admission.give_back_reserved()
                 admission.let_out()
                 if source.dry():
                     # The parent waits for ends, and there may be none any more.
                     self.scope.wake()
             elif child == "dropped":
+                admission.give_back_reserved()
                 admission.let_out()
                 self._wake_feeder()  # the dropped element takes up no room any more
             elif child.disposition is LIVE:  # a property would be a call for each child
+                if self._room is not None:
+                    self._wake_feeder()  # what it has pulled may be fewer now than may wait
                 if not admission.admit(child):
                     return "waiting"
             else:
                 # It was done earlier, but counts as in flight until it is applied.
+                admission.give_back_reserved()
                 admission.place.used += 1
                 if not child.lacks_history:  # else a worker reads its history, so it is alive
                     admission.let_out()
         except BaseException as error:  # noqa: BLE001 # raised by ``run``
+            admission.give_back_reserved()
             admission.let_out()
             if isinstance(child, Run):
                 if self._circuits is not None:
@@ -507,6 +521,19 @@ class ChildTaskGroup:
             self.scope.fail(error)
             return None
         return child
+
+    def _may_pull_one(self) -> bool:
+        """Whether the next child can start, as far as that is known before its element is pulled.
+
+        If not, a worker is woken once it can.
+        """
+        admission, source = self._admission, self._source
+        if admission.reserved is not None:
+            return admission.reserved == "granted"  # let in when it was asked for
+        if not admission.let_in():
+            return False
+        # An async source, or a multiple of acts, has pulled its next element already.
+        return not source.left() or source.waiting() > 0 or admission.reserve()
 
     def _leave(self, child: Run) -> None:
         try:
@@ -571,12 +598,8 @@ class ChildTaskGroup:
 
     async def wait_for_room(self) -> bool:
         """Wait until there is room for one more element; return False if the group is closing."""
-        admission, place, scope = self._admission, self._admission.place, self.scope
-        while not scope.closing and (
-            self._is_shut
-            or not admission.has_room
-            or place.used + self._source.waiting() >= place.slots
-        ):
+        admission, scope = self._admission, self.scope
+        while not scope.closing and (self._is_shut or not admission.may_pull()):
             # No await since the condition was looked at, so nothing that makes room is missed.
             self._room = Event()
             await self._room.wait()

@@ -267,9 +267,16 @@ class ElementSource:
         """The number of elements dropped for a repeated key."""
         return self._keys.dropped
 
+    @property
+    def kind(self) -> RunConfig | None:
+        """What all children have in common; None: they have several acts, or bring their own."""
+        return self.kinds[0].config if len(self.kinds) == 1 else None
+
     def waiting(self) -> int:
         """Count the entries that were pulled and have no child yet."""
         return len(self._waiting)
+
+    pulled = waiting
 
     @property
     def known(self) -> int:

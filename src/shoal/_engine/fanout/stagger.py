@@ -198,6 +198,15 @@ class StaggeredSource:
         waiting = self._source.waiting()
         return waiting if waiting < self._permits else sys.maxsize
 
+    def pulled(self) -> int:
+        """Count the elements that were pulled and have no child yet."""
+        return self._source.pulled()
+
+    @property
+    def kind(self) -> RunConfig | None:
+        """What all children have in common; see ``ChildSource``."""
+        return self._source.kind
+
     def dry(self) -> bool:
         """Whether there will be no more children, unless ``grow`` finds some."""
         return self._source.dry()

@@ -178,6 +178,7 @@ class FanOutStep:
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
             title=act.title,
+            ahead=act.ahead,
         )
         try:
             if not self._has_opened:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
+from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadKey, BadResult, brief
 from shoal._events.identity import Key, plain_key
 from shoal._graph.act import Act, bind_where_taken
 from shoal._graph.checks import check_reads
 from shoal._graph.graph import Graph, as_graph
-from shoal._graph.task_classes import ParallelAction, Task
+from shoal._graph.task_classes import MapStates, ParallelAction, Task
 from shoal._state.secrets import without_secrets
 from shoal._state.state import FieldAccess, held, make_state, refuse_awaitable
 
@@ -37,7 +38,17 @@ which keeps those acts alive; then it is emptied.
 class TaskElements(ElementSource):
     """The source of a fan-out over tasks."""
 
-    __slots__ = ("_act", "_data", "_graphs", "_keyed", "_make_template", "_parent", "_access")
+    __slots__ = (
+        "_access",
+        "_act",
+        "_data",
+        "_graphs",
+        "_has_one_act",
+        "_keyed",
+        "_last",
+        "_make_template",
+        "_parent",
+    )
 
     def __init__(
         self,
@@ -78,6 +89,9 @@ class TaskElements(ElementSource):
         self._data = data
         self._make_template = make_template
         self._keyed: bool | None = None  # whether tasks have keys; None before the first task
+        # A subclass may make other tasks than its base class makes.
+        self._has_one_act = isinstance(act, MapStates) and type(act).tasks is MapStates.tasks
+        self._last: RunConfig | None = None  # of the last task; stays None if acts may differ
         # By id(act) and the names of the task's own inputs. The act is in the value, so that its id
         # is not used again meanwhile.
         self._graphs: dict[tuple[object, ...], tuple[Act, Graph]] = {}
@@ -105,6 +119,8 @@ class TaskElements(ElementSource):
         # read.
         check_reads(repr(self.name), graph, self._access.reads, given, self._data)
         kind = self._make_template(graph, base, only_write_reader(graph), element.inputs)
+        if self._has_one_act:
+            self._last = kind.config
         about = element.element
         # Outcomes name what the child works on. Without an element that is its state, less the
         # secrets.
@@ -123,6 +139,11 @@ class TaskElements(ElementSource):
         assert isinstance(former, TaskElements), "a step has one kind of source"
         self._keyed = former._keyed
         super().resume(former, unfinished)
+
+    @property
+    def kind(self) -> RunConfig | None:
+        """What all children have in common: a ``MapStates`` has one act, others may have more."""
+        return self._last
 
     def _is_keyed(self) -> bool:
         return bool(self._keyed)
