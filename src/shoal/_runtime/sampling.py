@@ -104,6 +104,9 @@ class Sample:
             if unstarted:
                 waiting += len(unstarted)
                 queued.append(unstarted.values())
+                # Not there yet, but it is the limit that keeps them away.
+                if held_back := group.held_back:
+                    self._count(Standing("slot", next(iter(unstarted.values()))), held_back)
             if unstarted or _has_living(workers):
                 self._busy.add(id(group.parent))
                 self._busy.add(id(group.parent.slot_owner))

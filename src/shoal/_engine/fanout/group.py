@@ -201,6 +201,19 @@ class ChildTaskGroup:
         return self._admission.unstarted
 
     @property
+    def held_back(self) -> float:
+        """Count the elements that have a place, and aren't pulled because they could not start.
+
+        They would wait for the same as the children that wait to start.
+        """
+        admission = self._admission
+        unstarted = len(admission.unstarted)
+        if not unstarted or admission.has_room:
+            return 0
+        place = admission.place
+        return max(0, min(place.slots - place.used - unstarted, self._source.most()))
+
+    @property
     def started(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
         return self._admission.in_flight + self._admission.suspended
