@@ -299,7 +299,7 @@ async def test_staggered_by_the_time_until_the_first_item():
     )  # fmt: skip
     async with Runtime() as runtime:
         await Application(hedged).run(runtime=runtime)
-        latencies: Any = runtime.services.hedge_statistics[hedged.definition]._latencies
+        latencies: Any = runtime.services.hedge_statistics[hedged.definition].of().known
         assert list(latencies) == [1], "the first item counts, not the end"
 
 

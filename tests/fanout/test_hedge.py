@@ -256,10 +256,10 @@ async def test_slow_losers_count_with_the_time_they_had_and_quick_ones_do_not():
         experience = runtime.services.hedge_statistics[hedged.definition]
         endpoint.say([9, 1])
         await app.run(runtime=runtime)
-        assert sorted([*experience._latencies][ENOUGH:]) == [1, 2]
+        assert sorted([*experience.of().known][ENOUGH:]) == [1, 2]
         endpoint.say([1.25, 9])
         await app.run(runtime=runtime)
-        assert list(experience._latencies)[ENOUGH + 2 :] == [1.25], "the hedge had no time"
+        assert list(experience.of().known)[ENOUGH + 2 :] == [1.25], "the hedge had no time"
 
 
 async def test_failures_say_nothing_about_latency():
@@ -269,7 +269,7 @@ async def test_failures_say_nothing_about_latency():
     async with Runtime() as runtime:
         endpoint.say([-7, 1])
         await app.run(runtime=runtime)
-        assert list(runtime.services.hedge_statistics[hedged.definition]._latencies) == [1]
+        assert list(runtime.services.hedge_statistics[hedged.definition].of().known) == [1]
 
 
 @pytest.mark.parametrize("breaker", [None, Breaker(failures=3, cool_down=1000)])
@@ -445,7 +445,7 @@ async def test_cancelled_from_outside_nothing_is_kept():
                 await app.run(runtime=runtime)
         experience = runtime.services.hedge_statistics[hedged.definition]
         assert not experience._waiting
-        assert not experience._latencies, "how long it would have taken, nobody knows"
+        assert not experience.of().known, "how long it would have taken, nobody knows"
 
 
 @pytest.mark.sweep

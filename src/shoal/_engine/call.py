@@ -46,6 +46,7 @@ from shoal.executors._streams import stream
 from .attempts import AttemptTime, try_step, within
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
+from .hedged import HedgedAttempt, hedged_attempt
 from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
 from .publish import publish_grace_exceeded, publish_wait_ended, publish_waiting
 from .questions import halting_attempt, is_blocked
@@ -157,12 +158,29 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     # Most actions have no retry and no limits: nothing is awaited in between for those.
     config = run.config
     if action.retry is not None:
-        return try_step(run, action.retry, partial(_call_admitted, run, action))
+        return try_step(run, action.retry, partial(_call_once, run, action))
     # An action in a thread is governed: `_call` alone would run it without the permit that bounds
     # the threads.
-    if config.scopes or action.is_governed or config.executor is not None:
-        return _call_admitted(run, action)
+    if config.is_governed or action.is_governed:
+        return _call_once(run, action)
     return _call(run, action, is_free=True)
+
+
+def _call_once(
+    run: Run, action: FunctionAction[..., object], on_admitted: Callable[[], None] | None = None
+) -> Awaitable[Change]:
+    """Make one attempt; see ``_call_admitted``."""
+    attempt = _call_admitted(run, action, on_admitted)
+    if not run.config.is_hedged:
+        return attempt
+    return HedgedAttempt(run, action, partial(_call_copy, action)).execute(attempt)
+
+
+async def _call_copy(
+    action: FunctionAction[..., object], copy: Run, permit: AttemptPermit
+) -> Change:
+    """Make the one attempt of a second copy, which is put off by nothing."""
+    return await _attempt(copy, action, permit, None, [], pool=_pool_of(copy, action))
 
 
 @stands_for("again")
@@ -282,6 +300,8 @@ async def _attempt(
         # Charged from here on, and not sooner: see
         # test_a_child_that_is_cancelled_before_its_body_starts_has_paid_nothing.
         begun = True
+        if run.config.is_hedged and (hedged := hedged_attempt(run)) is not None:
+            hedged.begin(run)  # from here on, since waiting for limits makes nothing late
         if pool is not None:
             call = pool.call()
         time: AttemptTime | None = None
@@ -313,6 +333,8 @@ async def _attempt(
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
             paused.append(pause_keys(run, error.after, permit))
+            if run.config.is_hedged and (hedged := hedged_attempt(run)) is not None:
+                hedged.pause(run)
         raise
     finally:
         try:
@@ -372,7 +394,11 @@ async def _call_emitting(
     time: AttemptTime | None,
 ) -> Change:
     """Call the function of an action that may emit partial items."""
-    items = Items(run, action.name, run.attempt)
+    hedged = hedged_attempt(run)
+    # The items of a copy are those of its run, for hooks and for a race.
+    items = Items(run if hedged is None else hedged.run, action.name, run.attempt)
+    if hedged is not None:
+        hedged.has_items(run, items)
     context: ContextPort | None = None
     if action.takes_context:
         context = run.config.services.context(run, action, permit, items, call is not None)

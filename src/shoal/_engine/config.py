@@ -67,6 +67,8 @@ class RunConfig:
         "in_flight",
         "inputs",
         "is_forgotten",
+        "is_governed",
+        "is_hedged",
         "is_limited",
         "keeper",
         "keeps",
@@ -194,6 +196,10 @@ class RunConfig:
         # Set by the fan-out when it admits a child, before the child starts; None in a root run.
         self.in_flight: InFlight | None = None
         """Counts the children of the fan-out that are in flight."""
+        self.is_hedged: bool = each is not None and each.hedge is not None
+        """Whether late attempts get second copies."""
+        self.is_governed: bool = bool(scopes) or executor is not None or self.is_hedged
+        """Whether anything applies to all attempts, besides what their actions say."""
         first = graph.entry
         # Admission takes the permit of the first action before the child starts, so it must know
         # the action and its fields. A schema may still change the fields, and an action with a

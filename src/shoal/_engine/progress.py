@@ -27,6 +27,7 @@ class RetryState:
         "before",
         "crashes",
         "further",
+        "hedged",
         "is_cached",
         "is_repeated",
         "is_suspect",
@@ -81,6 +82,9 @@ class RetryState:
         its worker died. So the store may have children that the action has started."""
         self.next_at: float = 0.0
         """When the wait before the next attempt ends, by the loop's clock; past: it has ended."""
+        # `Any`, since `hedged` imports runs; only while such an attempt is made.
+        self.hedged: Any = None
+        """The attempt that may have a second copy, in the run itself and in that of the copy."""
         # Both belong to the current step. The key is set before each execution of an action with
         # `cache=`, and `is_cached` is reset once the end of the step is published.
         self.result_key: str = ""

@@ -26,6 +26,8 @@ from shoal._events.events import (
     Event,
     GraceExceeded,
     Halted,
+    HedgeEnded,
+    HedgeStarted,
     Item,
     RunEnded,
     StateUpdated,
@@ -156,6 +158,22 @@ async def publish_wait_ended(run: Run, waiting: Waiting | None) -> None:
             seconds=run.config.services.clock() - waiting.since,
         )
         await hooks.notify(hooks.wait_ended, event)
+
+
+async def publish_hedge_started(run: Run, after: float) -> None:
+    """Publish that a second copy of the current attempt of ``run`` has begun."""
+    hooks = run.config.hooks
+    if hooks.hedge_started:
+        event = HedgeStarted(path=run.path, step=run.step or "", attempt=run.attempt, after=after)
+        await hooks.notify(hooks.hedge_started, event)
+
+
+async def publish_hedge_ended(run: Run, *, is_used: bool) -> None:
+    """Publish that a second copy has ended, and whether its result is used."""
+    hooks = run.config.hooks
+    if hooks.hedge_ended:
+        event = HedgeEnded(path=run.path, step=run.step or "", attempt=run.attempt, used=is_used)
+        await hooks.notify(hooks.hedge_ended, event)
 
 
 async def publish_attempt_ended(run: Run, error: Exception | None, next_in: float | None) -> None:

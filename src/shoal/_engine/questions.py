@@ -31,6 +31,7 @@ from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import NullStore
 
 from .commit import Write, commit
+from .hedged import claim
 from .progress import recorded_questions
 from .publish import out_of_reach
 from .run import Run
@@ -97,12 +98,14 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
         # test_what_is_asked_may_have_changed_in_the_next_attempt.
         if asked is None or not is_same_data(asked.question, question):
             require_data(question, "question")
+            await claim(run)
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
             await out_of_reach(run.config.services, _pose(run, asked))
     except NotData as error:
         msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
+    await claim(run)
     pending.posed[name] = question
     pending.is_halting = True
     raise Halting(f"{subject} waits for the answer to {name!r}")

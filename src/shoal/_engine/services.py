@@ -98,10 +98,14 @@ class Services:
     # test_where_children_have_no_store_the_runtime_remembers.
     results: Results
     """The result cache of runs whose store has none."""
-    # Both are weak: a runtime may outlive definitions that are made dynamically. See
+    # All are weak: a runtime may outlive definitions that are made dynamically. See
     # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
     hedge_statistics: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)
     """Statistics for hedged requests, by the definition of the race."""
+    child_hedges: WeakKeyDictionary[object, dict[str, Any]] = field(
+        default_factory=WeakKeyDictionary
+    )
+    """The same for the children of maps, by the definitions and names of their fan-outs."""
     circuits: WeakKeyDictionary[object, dict[str, Circuits]] = field(
         default_factory=WeakKeyDictionary
     )

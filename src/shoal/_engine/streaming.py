@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import final
 
 from anyio import CancelScope, Lock
@@ -38,7 +38,7 @@ below a millisecond. See test_others_run_while_it_streams_and_never_waits.
 class Items:
     """The partial items of one attempt."""
 
-    __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "step")
+    __slots__ = ("_over", "_run", "_stopped", "_turn", "attempt", "count", "on_first", "step")
 
     def __init__(self, run: Run, step: str, attempt: int = 1) -> None:
         """Start with no item.
@@ -58,6 +58,8 @@ class Items:
         self.step: str = step
         self.attempt: int = attempt
         self.count: int = 0
+        self.on_first: Callable[[], None] | None = None
+        """Called before the first item is given; None: nothing is."""
 
     @property
     def run_id(self) -> str:
@@ -125,6 +127,9 @@ class Items:
             )
             raise RunCancelled(msg)
         index = self.count
+        if self.on_first is not None:
+            on_first, self.on_first = self.on_first, None
+            on_first()
         self.count = index + 1
         return index
 

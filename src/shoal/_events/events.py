@@ -368,6 +368,33 @@ class WaitEnded(Event, hook="on_wait_ended"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeStarted(Event, hook="on_hedge_started"):
+    """A second copy of an attempt has begun, since the attempt is late: ``Each(hedge=...)``."""
+
+    step: str
+    """The action."""
+    attempt: int
+    """The number of the attempt; its copy has the same."""
+    after: float
+    """Seconds after which an attempt of this step counts as late."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeEnded(Event, hook="on_hedge_ended"):
+    """A second copy of an attempt has ended. It follows its ``HedgeStarted``."""
+
+    step: str
+    """The action."""
+    attempt: int
+    """The number of the attempt."""
+    used: bool
+    """Whether the step goes on with the result of the copy. If not, the copy was cancelled, has
+    failed, or came too late."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item(Event, hook="on_item"):
     """An action gave a partial item: it yielded the item, or called ``context.emit``.
 

@@ -35,6 +35,8 @@ from .events import (
     ChildStarted,
     Event,
     GraceExceeded,
+    HedgeEnded,
+    HedgeStarted,
     Item,
     RunEnded,
     RunStarted,
@@ -100,6 +102,14 @@ class Hook:
 
     def on_wait_ended(self, event: WaitEnded) -> HookResult:
         """Called when the limit that an attempt of an action waited for has room for it."""
+        return self.on_event(event)
+
+    def on_hedge_started(self, event: HedgeStarted) -> HookResult:
+        """Called when a second copy of a late attempt has begun."""
+        return self.on_event(event)
+
+    def on_hedge_ended(self, event: HedgeEnded) -> HookResult:
+        """Called when such a copy has ended, and says whether its result is used."""
         return self.on_event(event)
 
     def on_item(self, event: Item) -> HookResult:

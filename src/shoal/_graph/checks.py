@@ -101,8 +101,8 @@ def check_stagger(subject: str, stagger: object, until: EndCondition) -> None:
         if not until.is_race:
             msg = (
                 f"{subject}: stagger=Hedge(...) starts more children than are needed, but here all "
-                f"are needed: give until=first(); or, to hedge each child, fan out a race of its "
-                f"act against itself: race(act, act.bind(name='again'), stagger=Hedge(...))"
+                f"are needed: give until=first(); or, for a second copy of each late child, "
+                f"each=Each(hedge=Hedge(...))"
             )
             raise DefinitionError(msg)
     elif stagger is not None and not (is_number(stagger) and stagger >= 0):

@@ -295,6 +295,8 @@ class Parallel(Act):
             yield from (f"{label} each" for label in of_timeout(self.each.timeout))
             if self.each.breaker is not None:
                 yield "breaker"
+            if self.each.hedge is not None:
+                yield f"hedged above p{self.each.hedge.percentile:g} each"
         yield from of_timeout(self.timeout)
         if isinstance(join.on_error, Tolerate) or join.on_error == "collect":
             yield "failures collected"

@@ -103,6 +103,7 @@ class Each:
         retry: Which failures of a child are tried again. The child continues at the step that
             failed; steps that it has completed, and results that were applied to its state, stay.
         breaker: Skips children, for a while, whose key keeps failing.
+        hedge: Makes a second attempt at the step at which a child is late; see ``Hedge``.
 
     Raises:
         DefinitionError: No argument is given, or one has the wrong type or is out of range.
@@ -124,10 +125,11 @@ class Each:
     timeout: float | None = None
     retry: Retry | None = None
     breaker: Breaker | None = None
+    hedge: Hedge | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is None and self.retry is None and self.breaker is None:
-            msg = "Each() has no effect; give it timeout=..., retry=... or breaker=..."
+        if all(one is None for one in (self.timeout, self.retry, self.breaker, self.hedge)):
+            msg = "Each() has no effect; give it timeout=..., retry=..., breaker=... or hedge=..."
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
@@ -135,6 +137,9 @@ class Each:
             raise DefinitionError(msg)
         if self.breaker is not None and not isinstance(self.breaker, Breaker):
             msg = f"Each(breaker=...) takes Breaker(...), not {self.breaker!r}"
+            raise DefinitionError(msg)
+        if self.hedge is not None and not isinstance(self.hedge, Hedge):
+            msg = f"Each(hedge=...) takes Hedge(...), not {self.hedge!r}"
             raise DefinitionError(msg)
 
 
@@ -156,30 +161,54 @@ OnError = Literal["fail", "collect", "ignore"] | Tolerate
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hedge:
-    """Hedged requests: a race starts another child when those that run are slow.
+    """Hedged requests: a race or a map starts another attempt when those that run are slow.
 
-    At first a race starts as many children as it needs, usually one. The next child starts when
-    these have taken longer than most do, by the latencies of earlier races of the same definition
-    in the same runtime. Such a start is an extra one. The budget bounds the share of extra starts:
-    if everything is slow, the load grows by that share and no more. When the budget is spent, a
-    race continues with the children it has, and waits for its turn.
+    What is slow is learned from the latencies of the same definition in the same runtime. Each
+    such start is an extra one. The budget bounds the share of extra starts: if everything is slow,
+    the load grows by that share and no more. When the budget is spent, a race or an attempt waits
+    for its turn.
+
+    **In a race**, ``stagger=Hedge(...)``: at first a race starts as many children as it needs,
+    usually one. The next child starts when these have taken longer than most do.
 
     A child that fails or is refused is replaced at once. While too few children are in flight to
     decide the race, that is no extra start and needs no budget, so a hedged race falls back on its
     next child like one with ``stagger=math.inf``. To bound the load of an outage, in which every
     child fails, give the children a ``Breaker``.
 
-    To hedge an act, let it race against itself: ``race(ask, ask.bind(name="again"), into="answer",
-    stagger=Hedge())``. To hedge each child of a map, fan out such a race over the elements. A
-    hedged act runs twice now and then, so it must be safe to run twice.
+    To hedge a single act, let it race against itself: ``race(ask, ask.bind(name="again"),
+    into="answer", stagger=Hedge())``.
+
+    **In a map**, ``each=Each(hedge=Hedge(...))``: when a child has been at a step for longer than
+    most attempts at this step take, a second copy of the attempt starts, from the same state. The
+    first success counts. The other one is cancelled, and awaited to the end of its cleanup; one
+    outcome is saved. If one of them fails, the other goes on; if both fail, that is one failed
+    attempt, with the failure of the first. An attempt has at most one copy. The time starts when
+    all limits have admitted the attempt, and a copy needs what a new child needs: a place in
+    flight, units of rates, a slot of its action. Until it has them it waits and costs nothing, so
+    with one child in flight there are no copies. Each copy is charged by itself. Both have the same
+    ``context.idempotency_key``. Nothing about a copy is saved: after a crash there is none.
+
+    Steps that are actions have copies; graphs and fan-outs among them have none, and a fan-out
+    takes an ``each=`` of its own. An attempt that has given a partial item, started children or
+    asked a question goes on without a copy. If the copy gives the first item, it goes on and the
+    attempt is cancelled. A copy that would start children or ask a question is cancelled there.
+    A plain function in a thread or a process can't be interrupted at once, so the step waits for
+    it, up to the grace; give the action ``abandon=True`` to go on without it.
+
+    A hedged act runs twice now and then, so it must be safe to run twice.
 
     Args:
-        percentile: The percentile of latencies above which a child is slow. It is taken of the last
-            1,000 latencies. Losers that were slow count as well, with the time until they lost.
-        budget: The share of extra starts per needed start, in the long run. Unused budget of the
-            last 1,000 needed starts may be spent at once. One extra start is granted in advance.
-        initial: Seconds after which the next child starts while fewer than 20 latencies are known;
-            by default infinite: the next child only starts when one fails.
+        percentile: The percentile of latencies above which a child, or an attempt at a step, is
+            slow. It is taken of the last 1,000 latencies. In a race, losers that were slow count
+            with the time until they lost; in a map, an attempt whose copy has won counts with the
+            time after which it was late.
+        budget: The share of extra starts per needed start, in the long run, over all executions of
+            the fan-out in a runtime. Unused budget of the last 1,000 needed starts may be spent at
+            once. One extra start is granted in advance.
+        initial: Seconds after which a child or an attempt is slow while fewer than 20 latencies are
+            known; by default infinite: then a race only starts a child when one fails, and a map
+            has no copies.
 
     Raises:
         DefinitionError: An argument is out of range.

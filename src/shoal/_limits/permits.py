@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from shoal._concurrency.backend import Waiter
 
@@ -140,7 +140,7 @@ def ignore_aside(by: int) -> None:
 class InFlight:
     """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
-    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "place")
+    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "hedging", "place")
 
     def __init__(
         self,
@@ -165,6 +165,9 @@ class InFlight:
         self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
         """The permits of the run that started the children; None once the fan-out has ended."""
+        # `Any`, since it belongs to the engine, which finds it here by its children.
+        self.hedging: Any = None
+        """Starts second copies of late attempts of these children; None: nothing does."""
         self.place: Gate = Gate(places)
         """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
@@ -201,7 +204,7 @@ class InFlight:
     def close(self) -> None:
         """Release the in-flight slots of all children whose results were not applied."""
         self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
-        self.above = None
+        self.above = self.hedging = None
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()

@@ -32,6 +32,7 @@ from shoal._engine.call import hand_blame_to_children
 from shoal._engine.commit import Write, commit
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import RESTING
+from shoal._engine.hedged import claim
 from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
@@ -63,6 +64,7 @@ from .children import (
     only_write_reader,
     refuse_exposing,
 )
+from .copies import statistics_of
 from .entries import ChildTemplate
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
@@ -182,6 +184,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             self._refuse("is entered after the action has ended")
         # Before anything is read or started.
         check_depth(self._run, self.name)
+        await claim(self._run)
         self._visit = self._run.visit(self._action.name)
         self._ledger = new_ledger(self._run, self.name, self._visit, self._store)
         around = anyio.current_effective_deadline()
@@ -203,6 +206,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
             title=self._title,
             ahead=self._ahead,
+            hedge=statistics_of(services, self._action.definition, self._each, self.name),
         )
         self._hosted = services.host(self._execute, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the

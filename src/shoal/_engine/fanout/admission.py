@@ -20,12 +20,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 from shoal._engine.config import RunConfig
+from shoal._engine.hedged import Hedging
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._events.events import ChildName
+from shoal._graph.action import FunctionAction
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
@@ -55,6 +57,7 @@ class ChildAdmission:
         "_all_limiters",
         "_asked",
         "_budget",
+        "_copies",
         "_governs_all",
         "_in_flight",
         "_limiters",
@@ -132,6 +135,7 @@ class ChildAdmission:
         # live budget.
         self._live_count = 0
         self._budget = execution.live
+        self._copies = 0  # second copies that hold a place: they are no children
         # Both only with ``ahead=0``. The one is for the next child of an iterable, which gets it;
         # the other says when an async source may pull, and is given back then.
         self._reserved: Reserved | None = None
@@ -241,8 +245,6 @@ class ChildAdmission:
         config = child.config
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
-        if self._reserved is not None and self._use_reserved(self._reserved, child):
-            return True
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
@@ -373,6 +375,48 @@ class ChildAdmission:
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.
         self._on_room = self._on_refused = _ignore
 
+    # -- second copies ----------------------------------------------------------------------------
+
+    def request_copy(self, copy: Run, action: FunctionAction[..., Any]) -> AttemptPermit:
+        """Request what a second copy of a child's attempt needs to start; its task waits for it.
+
+        Raises:
+            Exception: ``by=`` or ``cost=`` raised it.
+        """
+        limiters, config, in_flight = self._all_limiters, copy.config, self._in_flight
+        # By the state with which the child started: its slot counts under the same key.
+        gates, costs = limiters.gates(self._limiters, copy.initial)
+        applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
+        needed, own = limiters.gates(applying, copy.data)
+        pool = config.pool_of(action)
+        permits = copy.permits = HeldPermits(config.execution, in_flight)
+        if costs is None:
+            costs = (1.0,) * len(gates)
+        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
+        return AttemptPermit(
+            self._scheduler,
+            needed,
+            own,
+            permits,
+            slot=permits.slot,
+            worker=None if pool is None else pool.gate,
+            keeps_worker=action.is_plain,
+        )
+
+    def hedge(self, hedging: Hedging) -> None:
+        """Let late children have second copies."""
+        self._in_flight.hedging = hedging
+
+    def count_copy(self) -> None:
+        """Note that a copy has got its place."""
+        self._copies += 1
+
+    def release_copy(self, copy: Run, *, began: bool) -> None:
+        """Release the place of a copy; if it never ``began``, refund what that cost."""
+        self._copies -= began
+        if copy.permits is not None:
+            self._in_flight.release(copy.permits, refunds=not began)
+
     # -- before an element is pulled --------------------------------------------------------------
 
     @property
@@ -385,7 +429,8 @@ class ChildAdmission:
     @property
     def in_flight(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        return self.place.used - (self._reserved is not None and self._reserved.permit.granted)
+        used = self.place.used - self._copies
+        return used - (self._reserved is not None and self._reserved.permit.granted)
 
     def reserve(self) -> bool:
         """Request what the next child needs to start; return whether its element may be pulled.
@@ -444,12 +489,17 @@ class ChildAdmission:
                 return
         self._on_room()
 
-    def _use_reserved(self, reserved: Reserved, child: Run) -> bool:
-        """Give ``child`` what was granted for it; return False if it needs something else."""
+    def admit_first(self, child: Run) -> bool:
+        """Do as ``admit``, with what ``reserve`` was granted for this child."""
+        reserved = self._reserved
+        if reserved is None:
+            return self.admit(child)
         if child.config.entry is not reserved.kind.entry or not child.begins_anew:
+            # It needs something else: it continues, for instance, or has another act.
             self.give_back_reserved()
-            return False
+            return self.admit(child)
         self._reserved = None
+        child.config.in_flight = self._in_flight
         child.permits = reserved.permits
         return True
 

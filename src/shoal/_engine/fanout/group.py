@@ -37,7 +37,9 @@ from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit
 
 from .admission import ChildAdmission
+from .copies import Copies
 from .entries import AsyncFeed, ChildSource, Dropped
+from .hedge import HedgeStatistics
 from .ledger import Ledger
 from .scope import GroupScope
 from .workers import Taken, Worker, WorkerPool
@@ -72,6 +74,7 @@ class ChildTaskGroup:
         "_admission",
         "_circuit_keys",
         "_circuits",
+        "_copies",
         "_decisive",
         "_errand",
         "_feeding",
@@ -107,6 +110,7 @@ class ChildTaskGroup:
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
         ahead: int | None = None,
+        hedge: HedgeStatistics | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -124,6 +128,7 @@ class ChildTaskGroup:
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
             ahead: How many elements may be pulled for children that can't start yet.
+            hedge: What is known of late children, which get second copies; None: they get none.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -155,6 +160,11 @@ class ChildTaskGroup:
         self._pool = WorkerPool(
             parent, self.scope, self._admission, source, take=self._take, leave=self._leave
         )
+        self._copies: Copies | None = None
+        if hedge is not None:
+            clock = parent.config.services.clock
+            self._copies = Copies(hedge, self._admission, self.scope, clock)
+            self._admission.hedge(self._copies)
         self._circuits = circuits
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
@@ -252,7 +262,8 @@ class ChildTaskGroup:
             return int(most)
         left = source.left()
         # An async source says nothing about the elements that it has yet to give.
-        return None if self._feeding or left >= ENDLESS else left
+        is_fed = len(self._feeding) > (self._copies is not None)
+        return None if is_fed or left >= ENDLESS else left
 
     @leads_to(lambda variables: variables["self"].scope.parts())
     async def run(
@@ -292,6 +303,8 @@ class ChildTaskGroup:
                 self._pool.add_workers(1)
                 for source in self._source.feeds():
                     self.start_feeding(source)
+                if self._copies is not None:
+                    self.start_feeding(self._copies)
                 try:
                     finished = await self._consume(apply)
                 except BaseException as error:  # noqa: BLE001 # raised below, or right away
@@ -313,6 +326,8 @@ class ChildTaskGroup:
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
             self._pool.close()
+            if self._copies is not None:
+                self._copies.close()
         # Outside of the task group, which would wrap it in a group of exceptions.
         await scope.raise_failure(finished=finished)
 
@@ -491,7 +506,8 @@ class ChildTaskGroup:
             # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
         # Before the source is asked: an element is pulled only if its child has a place.
-        if admission.reads_nothing_ahead:
+        reads_nothing_ahead = admission.reads_nothing_ahead
+        if reads_nothing_ahead:
             if not self._may_pull_one():
                 return None
         elif not admission.let_in():
@@ -514,7 +530,8 @@ class ChildTaskGroup:
             elif child.disposition is LIVE:  # a property would be a call for each child
                 if self._room is not None:
                     self._wake_feeder()  # what it has pulled may be fewer now than may wait
-                if not admission.admit(child):
+                let_in = admission.admit_first if reads_nothing_ahead else admission.admit
+                if not let_in(child):
                     return "waiting"
             else:
                 # It was done earlier, but counts as in flight until it is applied.

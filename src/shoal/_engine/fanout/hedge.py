@@ -1,11 +1,14 @@
-"""Statistics of hedged races: how long their children take, and how many more they may start.
+"""Statistics of hedges: how long children or their steps take, and how many more may start.
+
+A hedged race starts further children, by the latencies of its children. A map with
+``Each(hedge=...)`` starts second copies of late attempts, by the latencies of each step.
 
 Invariants:
 - In the long run, extra starts are at most the budget's share of the needed starts. A burst may
   also use the share of earlier needed starts, if it is unused, but at most that of ``WINDOW`` of
   them. So if every race is slow, and asks for more, the load grows by that share instead of
   doubling.
-- Races that wait for the budget get it in the order in which they asked.
+- Races and attempts that wait for the budget get it in the order in which they asked.
 
 "Hedged requests" are Dean and Barroso's (The Tail at Scale, CACM 56(2), 2013): send the same
 request elsewhere once it has taken longer than the 95th percentile, which adds about 5 % of load
@@ -32,7 +35,7 @@ ENOUGH = 20
 
 
 class Waiting(Protocol):
-    """A race that waits for the budget to start one more child."""
+    """A race or an attempt that waits for the budget to start one more."""
 
     def grant(self) -> None:
         """Take the start that the budget allows now."""
@@ -40,32 +43,23 @@ class Waiting(Protocol):
 
 
 @final
-class HedgeStatistics:
-    """Latencies and budget of all races of one definition, in one runtime."""
+class Latencies:
+    """The latencies of the children of a race, or of one step of the children of a map."""
 
-    __slots__ = ("_hedge", "_latencies", "_ordered", "_tokens", "_waiting")
+    __slots__ = ("_hedge", "_ordered", "known")
 
     def __init__(self, hedge: Hedge) -> None:
-        """Begin without latencies, and with a budget of one extra start.
-
-        Args:
-            hedge: The user's settings of the race.
-        """
+        """Begin without any."""
         self._hedge = hedge
-        self._latencies: deque[float] = deque()  # the last ``WINDOW``, oldest first
+        self.known: deque[float] = deque()
+        """The last ``WINDOW``, oldest first."""
         self._ordered: list[float] = []  # the same latencies, sorted
-        # One in advance, so that the first slow race is helped; see
-        # test_one_is_granted_in_advance_then_a_share.
-        self._tokens = 1.0  # extra starts that are allowed now; never negative
-        self._waiting: dict[Waiting, None] = {}  # races that wait, in the order of their requests
-
-    # -- latencies ------------------------------------------------------------------------------
 
     def learn(self, latency: float) -> None:
-        """Add the time that a child took; the oldest one drops out of the window."""
-        if len(self._latencies) == WINDOW:
-            del self._ordered[bisect_left(self._ordered, self._latencies.popleft())]
-        self._latencies.append(latency)
+        """Add a latency; the oldest one drops out of the window."""
+        if len(self.known) == WINDOW:
+            del self._ordered[bisect_left(self._ordered, self.known.popleft())]
+        self.known.append(latency)
         insort(self._ordered, latency)
 
     @property
@@ -76,11 +70,53 @@ class HedgeStatistics:
             return self._hedge.initial
         return self._ordered[ceil(self._hedge.percentile / 100 * count) - 1]
 
+    def __repr__(self) -> str:
+        return f"{len(self.known)} latencies: delay {self.delay:g} s"
+
+
+@final
+class HedgeStatistics:
+    """Latencies and budget of all hedges of one definition, in one runtime."""
+
+    __slots__ = ("_by_step", "_tokens", "_waiting", "hedge")
+
+    def __init__(self, hedge: Hedge) -> None:
+        """Begin without latencies, and with a budget of one extra start.
+
+        Args:
+            hedge: The user's settings.
+        """
+        self.hedge: Hedge = hedge
+        """The user's settings."""
+        self._by_step: dict[str, Latencies] = {"": Latencies(hedge)}
+        # One in advance, so that the first slow race is helped; see
+        # test_one_is_granted_in_advance_then_a_share.
+        self._tokens = 1.0  # extra starts that are allowed now; never negative
+        self._waiting: dict[Waiting, None] = {}  # races that wait, in the order of their requests
+
+    # -- latencies ------------------------------------------------------------------------------
+
+    def of(self, step: str = "") -> Latencies:
+        """Return the latencies of a step of the children of a map; without a step, of a race."""
+        found = self._by_step.get(step)
+        if found is None:
+            found = self._by_step[step] = Latencies(self.hedge)
+        return found
+
+    def learn(self, latency: float) -> None:
+        """Add the time that a child of a race took."""
+        self.of().learn(latency)
+
+    @property
+    def delay(self) -> float:
+        """Seconds after which a child of a race counts as slow."""
+        return self.of().delay
+
     # -- the budget -----------------------------------------------------------------------------
 
     def earn(self) -> None:
         """Count a needed start, which allows a share of an extra one."""
-        budget = self._hedge.budget
+        budget = self.hedge.budget
         # At least 1, or a small share would never add up to a start.
         self._add(budget, most=max(1.0, budget * WINDOW))
 
@@ -109,5 +145,9 @@ class HedgeStatistics:
             race.grant()
 
     def __repr__(self) -> str:
-        seen, budget = len(self._latencies), self._tokens
-        return f"<HedgeStatistics of {seen} latencies: delay {self.delay:g} s, budget {budget:.2f}>"
+        seen = ", ".join(
+            f"{step + ' ' if step else ''}{latencies!r}"
+            for step, latencies in self._by_step.items()
+            if latencies.known or len(self._by_step) == 1
+        )
+        return f"<HedgeStatistics of {seen}, budget {self._tokens:.2f}>"

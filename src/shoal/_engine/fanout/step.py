@@ -28,6 +28,7 @@ from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import BatchJoin
 from .children import check_depth, children_of, circuits_of, is_revisited
+from .copies import statistics_of
 from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .ledger import Ledger, new_ledger
@@ -179,6 +180,7 @@ class FanOutStep:
             decisive=self._decisive,
             title=act.title,
             ahead=act.ahead,
+            hedge=statistics_of(services, definition, act.each),
         )
         try:
             if not self._has_opened:
