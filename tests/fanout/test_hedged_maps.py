@@ -13,6 +13,7 @@ import pytest
 from shoal import (
     Application,
     Breaker,
+    Cancelled,
     Context,
     Done,
     Each,
@@ -34,7 +35,7 @@ from shoal import (
     first_item,
 )
 from shoal.errors import DefinitionError, StepTimeout
-from shoal.events import HedgeEnded, HedgeStarted, Item
+from shoal.events import ChildEnded, HedgeEnded, HedgeStarted, Item
 from shoal.stores import Store
 from shoal.testing import (
     Attempt,
@@ -199,20 +200,28 @@ async def test_both_in_one_tick_are_one_outcome():
     assert calls.at_work == 0
 
 
-async def test_the_loser_is_awaited_to_the_end_of_its_cleanup():
+@pytest.mark.parametrize("loser", ["attempt", "copy"])
+async def test_the_loser_is_awaited_to_the_end_of_its_cleanup(loser: str):
+    """Before the child goes on, not only before the fan-out ends."""
+
     async def body(n: int, call: int) -> str:
         try:
-            await anyio.sleep(10 if call == 1 else 0.5)
+            await anyio.sleep(10 if (call == 1) == (loser == "attempt") else 2)
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(2)
         return f"call {call}"
 
+    @action(reads=["out"], writes=["end"])
+    async def last(out: str) -> str:
+        assert calls.at_work == 0
+        return f"{out} at {anyio.current_time()}"
+
     calls = Calls(body)
-    result = await Application(mapped(calls.act)).run({"ns": [1]})
-    assert result.state["out"] == {"1": "call 2"}
-    assert anyio.current_time() == 1 + 0.5 + 2 + 2
-    assert calls.at_work == 0
+    step = mapped(Graph.chain(calls.act, last), take="end")
+    result = await Application(step).run({"ns": [1]})
+    # The winner has the same cleanup, at the end of which it wins.
+    assert result.state["out"] == {"1": "call 2 at 7.0" if loser == "attempt" else "call 1 at 6.0"}
 
 
 async def test_what_the_loser_raises_in_its_cleanup_changes_nothing():
@@ -350,6 +359,28 @@ async def test_a_copy_that_is_put_off_has_failed():
     result = await Application(mapped(Calls(body).act)).run({"ns": [1]})
     assert result.state["out"] == {"1": "call 1"}
     assert anyio.current_time() == 3
+
+
+async def test_what_may_kill_processes_is_alone_at_work():
+    """After a crash in which the run was at work, its attempts have no copies."""
+
+    async def body(n: int, call: int) -> str:
+        if call == 1:
+            raise ConnectionError(n)
+        await anyio.sleep(5)
+        return f"call {call}"
+
+    calls = Calls(body, retry=Retry(2, on=ConnectionError, initial=2, jitter=0))
+    async with Runtime() as runtime:
+        handle = await runtime.start(Application(mapped(calls.act)), {"ns": [1]})
+        await anyio.sleep(1)
+        run: Any = handle._root.run  # pyright: ignore[reportPrivateUsage]
+        (group,) = run.config.execution.groups
+        (child,) = group.living()
+        child.retry_state().crashes = 1
+        result = await handle.result()
+    assert result.state["out"] == {"1": "call 2"}
+    assert calls.count[1] == 2
 
 
 async def test_a_breaker_hears_of_the_child_and_not_of_its_copy():
@@ -750,8 +781,7 @@ async def test_hooks_and_variables_of_the_step_are_those_of_its_copy():
         return await value(100 if calls[m] == 1 else 1, m)
 
     await Application(mapped(Graph.chain(sets, reads))).run({"ns": [1]})
-    assert seen[0] == "set for 1"
-    assert len(seen) == 2
+    assert seen == ["set for 1"] * 2
 
 
 # -- statistics ------------------------------------------------------------------------------------
@@ -817,21 +847,25 @@ async def test_one_child_cancelled_by_hand_takes_its_copy_along():
 
 
 async def test_what_is_cancelled_when_its_copy_wins_is_cancelled():
-    """Both in one tick: the cancellation from outside wins."""
+    """It swallows both cancellations: that for its copy, and the one from outside."""
 
     async def body(n: int, call: int) -> str:
         try:
             await anyio.sleep(100 if call == 1 else 1)
         except anyio.get_cancelled_exc_class():
-            if call == 2:
-                raise
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
         return f"call {call}"
 
-    calls = Calls(body)
-    with anyio.move_on_after(2):
-        await Application(mapped(calls.act)).run({"ns": [1]})
-    assert calls.at_work == 0
-    assert anyio.current_time() == 2
+    calls, hook = Calls(body), RecordingHook()
+    async with Runtime() as runtime:
+        handle = await runtime.start(Application(mapped(calls.act), hooks=[hook]), {"ns": [1]})
+        await anyio.sleep(3)
+        handle.cancel("enough")
+        await handle.wait_ended()
+    assert anyio.current_time() == 4
+    (ended,) = hook.of(ChildEnded)
+    assert isinstance(ended.outcome, Cancelled)
 
 
 async def test_an_interrupt_in_a_copy_ends_the_program():

@@ -28,6 +28,7 @@ from shoal import (
     Context,
     Each,
     Graph,
+    Hedge,
     Limits,
     MemoryStore,
     Rate,
@@ -408,6 +409,24 @@ async def test_further_attempts_of_an_action_are_spans_in_its_step():
     assert failed[0].span_id == step.span_id
     counts = {p.attributes["shoal.outcome"]: p.value for p in seen.metric("shoal.attempts")}
     assert counts == {"failed": 2, "succeeded": 1}
+    seen.check()
+
+
+async def test_second_copies_of_late_attempts_are_counted():
+    calls = list[int]()
+
+    @action(reads=["n"], writes=["m"])
+    async def ask(n: int) -> int:
+        calls.append(n)
+        is_copy = calls.count(n) == 2
+        await anyio.sleep(0.1 if is_copy else 5)
+        return n
+
+    seen, each = Seen(), Each(hedge=Hedge(initial=1, budget=1))
+    step = fan_out(ask, over="ns", item="n", into="ms", take="m", each=each)
+    await Application(step, hooks=[seen.hook]).run({"ns": [1]})
+    counts = {p.attributes["shoal.outcome"]: p.value for p in seen.metric("shoal.hedges")}
+    assert counts == {"used": 1}
     seen.check()
 
 

@@ -10,6 +10,7 @@ Invariants:
 - A cancellation of the attempt from outside ends both.
 - Nothing of a copy is saved. So where an attempt is about to save something before it ends (it
   starts children, or asks a question), the copy is ended: see ``go_on_alone``.
+- A run that was at work in a crash, or in the death of a worker, has no copy.
 - Of one attempt and its copy, only one gives partial items: the first that does goes on alone.
 """
 
@@ -39,6 +40,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.state import Change
 
+from .progress import PendingQuestions
 from .publish import publish_hedge_ended, publish_hedge_started
 from .run import Run
 from .streaming import Items
@@ -174,7 +176,10 @@ class HedgedAttempt:
             return
         self._began_at = self.run.config.services.clock()
         self._context = copy_context()
-        if not self._is_alone and self._winner is None and self._ended is None:
+        retries = self.run.retry_state()
+        # It may be what kills processes or workers, and has to be alone at work.
+        is_suspect = retries.crashes - retries.is_suspect > 0
+        if not (self._is_alone or is_suspect) and self._ended is None:
             self._hedging.watch(self)
 
     def pause(self, run: Run) -> None:
@@ -434,8 +439,10 @@ def _copy_of(run: Run) -> Run:
         element=run.element,
         path=run.path,
     )
-    copy.head, copy.step, copy.steps, copy.questions = run.head, run.step, run.steps, run.questions
+    copy.head, copy.step, copy.steps = run.head, run.step, run.steps
     copy.began = True
+    if run.questions is not None:
+        copy.questions = PendingQuestions(run.questions.asked)
     own, retries = run.retry_state(), copy.retry_state()
     retries.attempt, retries.result_key, retries.hedged = own.attempt, own.result_key, own.hedged
     return copy

@@ -34,6 +34,7 @@ ACTIVE = "shoal.runs.active"
 DURATION = "shoal.run.duration"
 LIMIT_WAIT = "shoal.limit.wait"
 ATTEMPTS = "shoal.attempts"
+HEDGES = "shoal.hedges"
 # records
 RUN_STARTED = "shoal.run.started"
 ATTEMPT_FAILED = "shoal.attempt.failed"

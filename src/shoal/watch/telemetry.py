@@ -33,6 +33,7 @@ from shoal._events.events import (
     Done,
     Failed,
     GraceExceeded,
+    HedgeEnded,
     RunEnded,
     RunStarted,
     SpanStarted,
@@ -199,6 +200,9 @@ class OpenTelemetry(Hook):
         )
         self._attempts = meter.create_counter(
             names.ATTEMPTS, "{attempt}", "Attempts of steps that may have several"
+        )
+        self._hedges = meter.create_counter(
+            names.HEDGES, "{attempt}", "Second copies of late attempts"
         )
         self._agent_duration = (
             meter.create_histogram(names.GEN_AI_DURATION, "s") if gen_ai else None
@@ -492,6 +496,13 @@ class OpenTelemetry(Hook):
         if self._since or self._waited:  # else most children would be hashed for nothing
             self._since.pop(child, None)
             self._waited.pop(child, None)
+
+    def on_hedge_ended(self, event: HedgeEnded) -> None:
+        """Count a second copy of a late attempt."""
+        outcome = "used" if event.used else "unused"
+        self._hedges.add(
+            1, {names.APP: event.path.act, names.ACTION: event.step, names.OUTCOME: outcome}
+        )
 
     # -- waits, spans, grace ----------------------------------------------------------------------
 
