@@ -281,6 +281,8 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    # What `cost` counts; None where it isn't said.
+    unit: str | None = None
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -347,6 +349,8 @@ class Part:
                 called: str | None = getattr(value, "__qualname__", None)
                 shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
                 given.append(f"{name}={shown}")
+        if self.unit is not None:
+            given.append(f"unit={self.unit!r}")
         return f"Limits({', '.join(given)})"
 
 
@@ -454,6 +458,8 @@ class Limits:
             key, any hashable, and ``n`` and ``rate`` apply to each key separately.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
+        unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
+            itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
 
@@ -475,6 +481,7 @@ class Limits:
         rate: Rate | SharedRate | ForeignRate | None = None,
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
+        unit: str | None = None,
         adapt: Adaptive | None = None,
     ) -> None:
         """Check the arguments; see the class."""
@@ -490,13 +497,19 @@ class Limits:
         if cost is not None and rate is None:
             msg = "Limits(cost=...) is what a rate is charged; give rate=Rate(...) too"
             raise DefinitionError(msg)
+        if unit is not None and (not isinstance(unit, str) or not unit):
+            msg = f"Limits(unit=...) takes a name, such as 'tokens', not {brief(unit)}"
+            raise DefinitionError(msg)
+        if unit is not None and cost is None:
+            msg = f"Limits(unit={unit!r}) names what cost= counts; give cost=... too"
+            raise DefinitionError(msg)
         if adapt is not None and n is None:
             msg = "Limits(adapt=...) changes n; give the n to begin with"
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
+        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit),))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""
