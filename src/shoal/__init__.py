@@ -221,7 +221,9 @@ _MOVED = {
         "Waiting"
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
-    "rates": ("RateBackend RateReply RateRequest RateState reckon"),
+    "rates": (
+        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+    ),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
         "EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "

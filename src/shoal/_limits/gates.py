@@ -21,6 +21,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Protocol, final
 
+from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
@@ -133,6 +134,31 @@ class Gate:
     def has_cost(self) -> bool:
         """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
+
+    @property
+    def unit(self) -> str | None:
+        """What its ``cost=`` function counts; None if that isn't said, or there is none."""
+        return None if self.part is None else self.part.unit
+
+    def learn(self, said: RateHeaders, now: float) -> bool:
+        """Adjust the rate to what a server has said of it; return whether anything concerns it."""
+        if self.meter is None:
+            return False
+        unit = (self.unit or TOKENS) if self.has_cost else REQUESTS
+        # Whatever it counts: the server wants to be left alone.
+        until = -math.inf if said.retry_after is None else now + said.retry_after
+        for left in said.remaining:
+            if left.unit.replace("_", "-") != unit.replace("_", "-"):
+                continue
+            if isinstance(self.meter, Meter):
+                self.meter.learn(now, left.units, left.reset_in)
+            # What is left of a shared rate is known to its backend alone, and a window opens as a
+            # whole: then nothing starts until it does.
+            is_bucket = isinstance(self.meter, Meter) and not left.is_window
+            if left.units < 1 and left.reset_in is not None and not is_bucket:
+                until = max(until, now + left.reset_in)
+        self.paused_until = max(self.paused_until, until)
+        return True
 
     def is_new(self, now: float) -> bool:
         """Return whether a new gate would behave the same, so that this one can be dropped."""
