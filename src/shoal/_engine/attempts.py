@@ -33,7 +33,7 @@ from shoal._concurrency.watchdog import Part, Watched
 from shoal._errors.exceptions import Poisoned, StepTimeout, note
 from shoal._limits.retry import Retry
 
-from .permits import wait_without_slot
+from .permits import starts_in, wait_without_slot
 from .publish import publish_attempt_ended
 from .run import Run
 
@@ -179,7 +179,17 @@ def _parts(run: Run, coroutine: object) -> tuple[Part]:
 class Tries:
     """The attempts of one step or child, as many as its ``Retry`` allows."""
 
-    __slots__ = ("_account", "_began_at", "_is_on", "_retry", "_run", "_services", "count", "last")
+    __slots__ = (
+        "_account",
+        "_began_at",
+        "_is_on",
+        "_retry",
+        "_run",
+        "_services",
+        "count",
+        "last",
+        "next_in",
+    )
 
     def __init__(self, retry: Retry, run: Run) -> None:
         """Count no attempt yet."""
@@ -197,6 +207,9 @@ class Tries:
         # error's traceback leads back to the frame that holds this object.
         self.last: Exception | None = None
         """The failure of the attempt before."""
+        # At least what `pause` has returned last.
+        self.next_in: float = 0.0
+        """Seconds after which the next attempt can begin, as far as limits tell."""
 
     def begin(self) -> None:
         """Count an attempt that begins now.
@@ -215,6 +228,9 @@ class Tries:
             self._run.begin_attempt()
         self._is_on = True
         self.count += 1
+        owner = self._run.slot_owner
+        if owner.retries is not None:
+            owner.retries.last_permit = None
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is none.
@@ -236,7 +252,10 @@ class Tries:
             return None
         pause = retry.delay(self.count, self._services.retries.chance())
         now = self._services.clock()
-        if self._is_late(now + pause, error):
+        # Not only the delay: an attempt that a rate lets begin too late isn't waited for; see
+        # test_an_attempt_that_a_rate_lets_begin_too_late_is_not_waited_for.
+        self.next_in = starts_in(self._run, pause)
+        if self._is_late(now + self.next_in, error):
             return None
         # After all other reasons not to retry: an attempt that isn't made must not be paid for.
         if self._account is not None and not self._account.spend(now):
@@ -293,7 +312,7 @@ async def try_again(
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            await publish_attempt_ended(run, failure, pause)
+            await publish_attempt_ended(run, failure, tries.next_in)
         finally:
             failure = None  # breaks the traceback cycle
         # A native cancel that the action left on this task would interrupt the wait below.

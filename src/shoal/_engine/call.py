@@ -313,6 +313,9 @@ async def _attempt(
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
             paused.append(pause_keys(run, error.after, permit))
+        is_resumable = action.retry is not None or run.config.is_resumable
+        if permit is not None and is_resumable and isinstance(error, Exception):
+            run.slot_owner.retry_state().last_permit = permit
         raise
     finally:
         try:

@@ -119,6 +119,21 @@ class Gate:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
 
+    def turn_from(self, at: float, cost: float) -> float:
+        """Return when, from ``at`` on, a request that goes before all others has its turn here.
+
+        As far as that is known: when a pause ends, and when the rate has its next turn. Nobody
+        knows when a slot is released.
+        """
+        opens, meter = self.paused_until, self.meter
+        if isinstance(meter, Meter):
+            turn = meter.opens_at(cost)
+            if self.posted and turn < at and cost == 1.0:
+                # Requests that wait use each turn until then, so the turns lie evenly.
+                turn += math.ceil((at - turn) / meter.interval) * meter.interval
+            opens = max(opens, turn)
+        return max(at, opens)
+
     @property
     def shared(self) -> SharedMeter | None:
         """The meter, if the rate is shared with other processes."""
@@ -283,8 +298,8 @@ class PermitRequest(Acquired):
         """
         super().__init__(needed, costs)
         self.unit: FairShare | None = unit
-        # Whether a child that has started waits for its next attempt. Such a request goes before
-        # children that have not started.
+        # Whether a run waits for another attempt. Such a request goes before those of children that
+        # have not started, and of first attempts.
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and

@@ -415,17 +415,16 @@ class Limits:
     - On a *fan-out*, ``n`` counts the children in flight, for each execution of the step. A child
       is in flight from its start until its result is part of the parent's saved state, so a slow
       reducer or store slows the source down. Rates and per-key limits are shared by all executions
-      of the fan-out in a runtime. A rate is charged when a child starts and when it is tried again:
-      by ``Each(retry=)``, or in its first step by the ``retry=`` of that action. Its further steps
-      pay nothing. A child that waits for another attempt goes before children that have not
-      started.
+      of the fan-out in a runtime. A rate is charged when a child starts, and when its start is done
+      anew, because its first step is tried again. Further steps and their retries pay nothing.
     - On an *action*, its running attempts are counted, in all runs of a runtime together.
     - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
       runtime together.
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
-    room. While it waits it holds no slot, and it does not delay other keys. Only a running attempt
+    room. While it waits it holds no slot, and it does not delay other keys. What has waited for its
+    next attempt goes before all that has not started. Only a running attempt
     holds slots: a fan-out that waits for its children holds none, nor does an action inside
     ``context.fan_out``. So recursion under a limit of 1 doesn't deadlock.
 
