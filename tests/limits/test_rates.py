@@ -643,7 +643,7 @@ async def test_limits_that_are_refused_change_nothing():
             limiter.change(
                 Limits(1, by=lambda state: key) & Limits(3, rate=shared, by=lambda state: key)
             )
-        assert limiter.limits is limits
+        assert limiter.limits == limits
         assert [one.slots for one in limiter.statistics()] == [2, 3]
         assert [one.limits for one in limiter.statistics()] == list(map(repr, limits.parts))
     assert starts.times() == pytest.approx([0, 0, 1, 1, 2], abs=0.1)

@@ -76,6 +76,7 @@ class RunConfig:
         "performs_directly",
         "schema",
         "scopes",
+        "scopes_below",
         "secrets",
         "services",
         "step",
@@ -172,7 +173,11 @@ class RunConfig:
         self.visit: int = visit
         # None if nothing takes the value, as of a graph that is a node.
         self.value_of: Callable[[Any], object] | None = value_of
+        # Where children stand under limits of their fan-out, it adds those as it admits them.
         self.scopes: tuple[Limiter, ...] = scopes
+        """The limiters of every attempt of these runs, but for those of their actions."""
+        self.scopes_below: tuple[Limiter, ...] = scopes
+        """The limiters of every attempt of their descendants."""
         # Only of a root run that is executed step by step.
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Any, object], None] | None = on_item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, final
 
 from shoal._errors.completion import hides
@@ -14,6 +14,7 @@ from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
 from .meters import ForeignMeter, ForeignRate, Meter
+from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
@@ -280,6 +281,13 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    # The identity of the `Limits` that it was written as; equal limits have different ones.
+    origin: Origin = field(default_factory=Origin, compare=False)
+
+    @property
+    def of_gates(self) -> Part:
+        """The same part without its origin, for gates, which must not keep that alive."""
+        return replace(self, origin=NOWHERE)
 
     @property
     def burst(self) -> float:
@@ -404,7 +412,7 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-@hides("adapts_in_flight in_flight parts shared with_numbers")
+@hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
@@ -420,6 +428,15 @@ class Limits:
     - On an *action*, its running attempts are counted, in all runs of a runtime together.
     - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
       runtime together.
+
+    The object counts, not its numbers. One ``Limits`` object that is given to several actions,
+    fan-outs, applications or the runtime is one limit in that runtime: "8 calls to the model in
+    all, whichever step makes them". An attempt that it reaches on several ways needs one slot and
+    is charged once. On a fan-out, such an object counts the running attempts of its children, like
+    everywhere else, and not the children in flight; of those, each execution still has at most
+    ``n``. Equal but separate objects are separate limits. ``&`` joins the objects themselves, and
+    ``bind`` keeps them; a copy (``copy.deepcopy``, ``pickle``) is another object. In another
+    runtime, and so in another process, the same object counts anew.
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
@@ -484,7 +501,7 @@ class Limits:
         """Join two limits: an attempt or child needs room in both."""
         if not isinstance(other, Limits):
             return NotImplemented
-        return _limits_of((*self.parts, *other.parts))
+        return limits_of((*self.parts, *other.parts))
 
     def with_numbers(
         self,
@@ -527,8 +544,8 @@ class Limits:
                 old.rate.per if per is None else per,
                 old.rate.burst if burst is None else burst,
             )
-        new = Part(old.n if n is None else n, new_rate, old.by, old.cost, old.adapt)
-        return _limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
+        new = replace(old, n=old.n if n is None else n, rate=new_rate)
+        return limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
 
     @property
     def n(self) -> int | None:
@@ -549,21 +566,43 @@ class Limits:
         return own[0].adapt if own and self.n is not None else None
 
     @property
-    def shared(self) -> Limits | None:
-        """The limits that all executions of a fan-out share: its rates and per-key parts."""
+    def of_starts(self) -> Limits | None:
+        """The limits of a fan-out that all its executions share: its rates and per-key parts.
+
+        Without those of objects that stand in other places as well, which count attempts.
+        """
         # Without `n` and its policy: places in flight belong to one execution of the fan-out.
         parts = tuple(
-            part if part.by is not None else Part(None, part.rate, None, part.cost)
+            part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
-            if part.by is not None or part.rate is not None
+            if not part.origin.is_shared and (part.by is not None or part.rate is not None)
         )
-        return _limits_of(parts) if parts else None
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_attempts(self) -> Limits | None:
+        """The limits of a fan-out that stand in other places too: its children's attempts count."""
+        parts = tuple(part for part in self.parts if part.origin.is_shared)
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_fan_out(self) -> Limits | None:
+        """The limits of a fan-out that are counted in a runtime, and not for one execution."""
+        found = (self.of_starts, self.of_attempts)
+        parts = tuple(part for limits in found if limits is not None for part in limits.parts)
+        return limits_of(parts) if parts else None
+
+    def stand_on(self, owner: object, name: str = "") -> None:
+        """Note that the limits are those of a definition; see ``Origin``."""
+        for part in self.parts:
+            part.origin.stand_on(owner, name)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.parts)) or "the default limits"
 
 
-def _limits_of(parts: tuple[Part, ...]) -> Limits:
+def limits_of(parts: tuple[Part, ...]) -> Limits:
+    """Join parts that were checked before."""
     # Past `__init__`, whose checks these parts have passed. And the default limits have no part,
     # which it would refuse.
     limits = Limits.__new__(Limits)
@@ -571,5 +610,5 @@ def _limits_of(parts: tuple[Part, ...]) -> Limits:
     return limits
 
 
-DEFAULT_LIMITS: Limits = _limits_of(())
+DEFAULT_LIMITS: Limits = limits_of(())
 """The limits of a fan-out that was given none: ``DEFAULT_IN_FLIGHT`` children in flight."""

@@ -54,6 +54,7 @@ class ChildAdmission:
         "_on_refused",
         "_on_room",
         "_scheduler",
+        "_scopes",
         "_unpublished",
         "_waiting",
         "place",
@@ -85,12 +86,23 @@ class ChildAdmission:
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
-        controller, shared = services.admission, limits.shared
+        controller, of_starts, of_attempts = (
+            services.admission,
+            limits.of_starts,
+            limits.of_attempts,
+        )
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
-        if shared is not None:
-            self._limiters = (controller.limiter(owner, shared, among),)
+        if of_starts is not None:
+            self._limiters = (controller.limiter(owner, of_starts, among),)
+        # None if nothing is added, which is usual.
+        self._scopes: tuple[Limiter, ...] | None = None
+        """The limiters of the children's attempts, if the fan-out has limits that count those."""
+        if of_attempts is not None:
+            name = f"{among} attempts".strip()
+            beneath = controller.limiter(owner, of_attempts, name)
+            self._scopes = (*parent.config.scopes_below, beneath)
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
@@ -100,7 +112,9 @@ class ChildAdmission:
         # Not by a `Part`, since places are no limiter's: each execution of the fan-out has its own.
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
-        self._governs_all = shared is not None or limits.adapts_in_flight is not None
+        self._governs_all = (
+            of_starts is not None or of_attempts is not None or limits.adapts_in_flight is not None
+        )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
         self.ready: deque[Run] = deque()
@@ -185,6 +199,8 @@ class ChildAdmission:
         config = child.config
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
+        if self._scopes is not None:
+            config.scopes = self._scopes
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True

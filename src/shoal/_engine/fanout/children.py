@@ -98,7 +98,8 @@ def child_config(
         step=step,
         visit=run.visit(step) if visit is None else visit,
         value_of=value_of,
-        scopes=config.scopes,
+        # A graph that is a node belongs to the run: its steps are the run's own.
+        scopes=config.scopes_below if host is None else config.scopes,
         deadline=config.deadline if deadline is None else deadline,
         store=config.store if store is None else store,
         # The ends of the children stay with their parent, whatever store has their histories: the

@@ -480,6 +480,8 @@ class Context:
         place = executor_named(executor, "context.fan_out(executor=...)")
         # Last, so that a call that was refused uses up no name.
         self._names.add(name)
+        if limits is not None:
+            limits.stand_on(self._action.definition, name)
         return ChildGroup(
             self._run,
             self._action,
