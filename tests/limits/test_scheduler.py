@@ -57,6 +57,7 @@ class Unit:
 
     def __init__(self) -> None:
         self.turn_due = self.turns_since = 0.0
+        self.held_at: Gate | None = None
         self.costs: Costs | None = None
 
 

@@ -14,6 +14,7 @@ Functions over a run:
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
+- ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``: needed
   by few runs.

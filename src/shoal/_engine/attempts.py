@@ -52,7 +52,7 @@ async def within(
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
     keeps_late: bool = False,
-    time: AttemptTime | None = None,
+    time: AttemptTime | ChildTime | None = None,
 ) -> T:
     """Await the coroutine that ``attempt`` makes, and cancel it after ``seconds``.
 
@@ -64,7 +64,8 @@ async def within(
         cause: Returns the exception that the error is raised from.
         keeps_late: Whether a result that comes after the deadline counts. It does for a child:
             its walk looks for the timeout before each save, and a saved success stays one.
-        time: Given to a pool, which stops the time while the attempt waits for a worker.
+        time: Stops meanwhile. A pool stops that of an attempt which waits for a worker, and a hold
+            of the execution that of a child.
 
     Raises:
         StepTimeout: The attempt was cancelled at its deadline and has ended, or it returned after
@@ -168,6 +169,58 @@ class AttemptTime:
             self._watchdog.forget(watched)
 
 
+@final
+class ChildTime:
+    """The time of a child with a timeout, which stands still while the execution is held."""
+
+    __slots__ = ("_left", "_parts", "_run", "_scope", "_watched", "deadline")
+
+    def __init__(self, run: Run) -> None:
+        """Begin nothing yet."""
+        self.deadline: float = math.inf
+        self._run = run
+        self._watched: Watched | None = None
+        self._scope: CancelScope | None = None  # only while `within` is in it
+        self._parts: Callable[[], tuple[Part]] | None = None
+        self._left: float | None = None  # seconds that are left; None: the time runs
+
+    def begin(self, scope: CancelScope, parts: Callable[[], tuple[Part]]) -> None:
+        """Let the time run that ``scope`` has."""
+        config = self._run.config
+        self._scope, self._parts, self.deadline = scope, parts, scope.deadline
+        self._watched = config.services.watchdog.watch(parts, self.deadline)
+        config.execution.hold.members.add(self)
+        if config.execution.hold.is_on:
+            self.on_hold()
+
+    def on_hold(self) -> None:
+        """Stop."""
+        if self._scope is not None and not self._scope.cancel_called and self._left is None:
+            self._left = self.deadline - self._run.config.services.clock()
+            self.deadline = self._scope.deadline = math.inf
+            self._unwatch()
+
+    def on_release(self) -> None:
+        """Go on."""
+        left, self._left = self._left, None
+        if self._scope is None or self._parts is None or left is None or self._scope.cancel_called:
+            return
+        services = self._run.config.services
+        self.deadline = self._scope.deadline = services.clock() + left
+        self._watched = services.watchdog.watch(self._parts, self.deadline)
+
+    def end(self) -> None:
+        """Stop for good."""
+        self._run.config.execution.hold.members.discard(self)
+        self._unwatch()
+        self._scope = self._parts = None
+
+    def _unwatch(self) -> None:
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._run.config.services.watchdog.forget(watched)
+
+
 def _parts(run: Run, coroutine: object) -> tuple[Part]:
     return (Part(run, coroutine),)
 
@@ -182,6 +235,7 @@ class Tries:
     __slots__ = (
         "_account",
         "_began_at",
+        "_hold",
         "_is_on",
         "_retry",
         "_run",
@@ -197,7 +251,9 @@ class Tries:
         self._run = run
         self._services = services = run.config.services
         self._account = None if retry.budget is None else services.retries.account(retry.budget)
-        self._began_at = 0.0  # set by the first attempt; `Retry.total` counts from here
+        # Set by the first attempt; `Retry.total` counts from here, and holds don't count.
+        self._began_at = 0.0
+        self._hold = run.config.execution.hold
         # Whether an attempt is under way. A failure before `begin`, while waiting for a permit,
         # is not the action's, so it is not retried.
         self._is_on = False
@@ -219,7 +275,7 @@ class Tries:
         """
         now = self._services.clock()
         if self.last is None:
-            self._began_at = now
+            self._began_at = now - self._hold.seconds()
             if self._account is not None:
                 self._account.earn(now)  # only first attempts earn, so retries can't pay for others
         elif self._is_late(now, self.last):
@@ -269,7 +325,7 @@ class Tries:
     def _is_late(self, at: float, error: Exception) -> bool:
         """Return whether ``Retry.total`` is over at that time; if so, note it in ``error``."""
         total = self._retry.total
-        if total is None or at <= self._began_at + total:
+        if total is None or at - self._hold.seconds() <= self._began_at + total:
             return False
         note(error, f"shoal: not tried again after attempt {self.count}: {total:g} s are over")
         return True

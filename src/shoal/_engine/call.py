@@ -46,7 +46,13 @@ from shoal.executors._streams import stream
 from .attempts import AttemptTime, try_step, within
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
-from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
+from .permits import (
+    pause_keys,
+    take_permit,
+    wait_for_later,
+    wait_turn_without_slot,
+    wait_while_held,
+)
 from .publish import publish_grace_exceeded, publish_wait_ended, publish_waiting
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
@@ -162,7 +168,14 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     # the threads.
     if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
+    if config.execution.hold.is_on:
+        return _call_after_hold(run, action)
     return _call(run, action, is_free=True)
+
+
+async def _call_after_hold(run: Run, action: FunctionAction[..., object]) -> Change:
+    await wait_while_held(run)
+    return await _call(run, action, is_free=True)
 
 
 @stands_for("again")
@@ -196,6 +209,8 @@ async def _call_admitted(
             # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
             later = None
+        if run.config.execution.hold.is_on:
+            await wait_while_held(run)
         # No await between this and the `try` in `_attempt`, which releases the permit: a
         # cancellation in between would leave its slots taken for good.
         permit = take_permit(run, action, pool)

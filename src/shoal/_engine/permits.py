@@ -176,6 +176,28 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
         raise
 
 
+@stands_for("paused")
+async def wait_while_held(run: Run) -> None:
+    """Wait until the execution is not held, before an attempt that needs no permit yet.
+
+    What the run holds that another execution could use is released meanwhile. Its place in its
+    fan-out is not, if it is nothing but that: the children of a paused run stay as they are.
+    """
+    permits, hold = run.permits, run.config.execution.hold
+    if permits is not None and permits.first_permit is not None:
+        # It was granted when the child was admitted, before the hold.
+        permits.first_permit.cancel()
+        permits.first_permit = None
+    slot = run.slot_owner.permits and run.slot_owner.permits.slot
+    while hold.is_on:
+        if slot is None or not slot.is_shared:
+            await hold.wait()
+        else:
+            await wait_turn_without_slot(run, hold.wait())
+    # The hold and an outer cancellation can end in the same tick; the cancellation wins.
+    await checkpoint_if_cancelled()
+
+
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.held_permits())
     try:

@@ -31,7 +31,7 @@ from shoal._graph.policy import Each
 from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared
 
-from .attempts import Tries, try_again, within
+from .attempts import ChildTime, Tries, try_again, within
 from .call import call_action
 from .commit import Write, commit
 from .config import Halts, RunConfig
@@ -422,7 +422,15 @@ async def live_child(child: Run, each: Each) -> None:
         if each.timeout is None:
             await live()
         else:
-            await within(each.timeout, live, child, what=what, cause=cause, keeps_late=True)
+            await within(
+                each.timeout,
+                live,
+                child,
+                what=what,
+                cause=cause,
+                keeps_late=True,
+                time=ChildTime(child),
+            )
     finally:
         if tries is not None:
             tries.last = None  # breaks the traceback cycle

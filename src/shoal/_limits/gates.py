@@ -42,6 +42,7 @@ class Gate:
         "adapt",
         "alarm_at",
         "changed_at",
+        "is_hold",
         "key",
         "meter",
         "name",
@@ -86,6 +87,8 @@ class Gate:
         # suspended. While there are any, the gate must not be dropped: a second gate for the same
         # key would grant its slots twice.
         self.users: int = 0
+        self.is_hold: bool = False
+        """Whether this gate stops a held execution, and counts nothing."""
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
@@ -228,6 +231,8 @@ class FairShare(Protocol):
     """The round in which it last began to wait after it had nothing waiting."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
+    held_at: Gate | None
+    """The gate at which its requests wait while the execution is held; None: it isn't."""
 
 
 @final
@@ -312,6 +317,12 @@ class PermitRequest(Acquired):
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]
+
+    def cost_at(self, gate: Gate) -> float:
+        """Return the units that a gate charges at which it waits."""
+        # The gate of a held execution is none of those that are needed, and charges nothing.
+        is_hold = self.unit is not None and gate.is_hold
+        return 0.0 if is_hold else self.cost(self.needed.index(gate))
 
     @property
     def room(self) -> int:

@@ -75,6 +75,11 @@ class InFlightSlot(Acquired):
         assert self.costs is not None, "a slot is made with its costs"
         return self.costs if self.is_due else (0.0,) * len(self.needed)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other executions may need something of it: more than the place in the group."""
+        return len(self.needed) > 1
+
     def step_aside(self) -> None:
         """Release the slot while the child waits for something else."""
         # Set before the slot is released: releasing grants other requests, which run callbacks.
@@ -362,7 +367,10 @@ class AttemptPermit(PermitRequest):
         if self._includes_slot or self._holder is None:
             return False
         if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
-            return False
+            # A hold may be long, too, but the place alone is of no use to another execution.
+            held = self._holder.slot if self._holder.unit.held_at is not None else None
+            if held is None or not held.is_shared:
+                return False
         slot = self._holder.make_slot()
         if slot is not None:
             self._include(slot)
@@ -439,13 +447,16 @@ class AttemptPermit(PermitRequest):
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
         return self.waiter is not None and self.waiter.done()
 
-    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key"], str, Hashable]:
+    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key", "paused"], str, Hashable]:
         """Return what the permit waits for: what kind of thing, the limit as written, and the key.
 
         That is the gate at which it is posted. Others may be closed too.
         """
         gate = None if self.wait_queue is None else self.wait_queue.gate
         limit, key = self.awaited
+        if self.unit is not None and self.unit.held_at is not None:
+            # It may be posted elsewhere still, but only the end of the hold helps.
+            return "paused", "", None
         if gate is None or gate.part is None:
             return "slot", limit, key
         if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):

@@ -174,6 +174,10 @@ class FairScheduler:
             turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
+        unit = request.unit
+        # An attempt under way that reacquires its slots goes on, so it isn't held.
+        if unit is not None and unit.held_at is not None and turn[0]:
+            return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
         shared: Gate | None = None
         now: float | None = None
@@ -290,7 +294,7 @@ class FairScheduler:
                 serving.remove(gate)
                 continue
             request = wait_queue.first()
-            opens = gate.opens_at(request.cost(request.needed.index(gate)), paid=request.paid)
+            opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
             now = self.clock()
             # A request whose task is being cancelled is removed, not granted: the task would only
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
@@ -336,8 +340,7 @@ class FairScheduler:
             self._set_alarm(gate, wait_queue.first())
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
-        at = request.needed.index(gate)
-        opens = gate.opens_at(request.cost(at), paid=request.paid)
+        opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
         if gate.shared is not None:
             self._clients.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
@@ -361,6 +364,26 @@ class FairScheduler:
         """Stop the timer, and return unused units of shared rates to their backends."""
         self._timers.close()
         self._clients.close()
+
+    # -- held executions ------------------------------------------------------------------------
+
+    @ki_protected
+    def hold(self, unit: FairShare) -> None:
+        """Grant nothing to an execution until ``release``, except slots of attempts under way.
+
+        Requests that wait elsewhere stay there until it is their turn, and are moved then.
+        """
+        if unit.held_at is None:
+            unit.held_at = Gate(0, name="paused")
+            unit.held_at.is_hold = True
+
+    @ki_protected
+    def release(self, unit: FairShare) -> None:
+        """Grant the requests of a held execution that can be granted now, in their turns."""
+        gate, unit.held_at = unit.held_at, None
+        if gate is not None:
+            gate.resize(None)
+            self.serve(gate)
 
     # -- corrections by holders -----------------------------------------------------------------
 
