@@ -8,16 +8,19 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable
 from typing import Any
 
-from anyio import sleep
+from anyio import current_effective_deadline, sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from shoal._errors.exceptions import Overloaded
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
+from .child_time import awaited, time_of, waiting
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
@@ -52,6 +55,49 @@ def take_permit(
     )
 
 
+async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
+    """Wait until ``permit`` is granted, and publish that.
+
+    Raises:
+        Overloaded: The attempt could only start after its deadline.
+        RateUnavailable: The backend of a shared rate can't be reached.
+    """
+    if permit.wait_queue is not None:
+        refuse_too_late(run, permit)
+    with waiting(run, awaited(run, permit)):
+        published = await publish_waiting(run, permit)
+        await permit.wait()
+        await publish_wait_ended(run, published)
+
+
+def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
+    """Refuse an attempt that waits, if it can't start before its deadline.
+
+    Raises:
+        Overloaded: A rate has its next turn too late, or the pause of a key ends too late.
+    """
+    owner = run.slot_owner
+    if owner.config.in_flight is None:
+        deadline = min(current_effective_deadline(), run.config.deadline)
+    else:
+        # Only its own: what a fan-out or another run around it does when its time is over, and what
+        # it keeps for the next execution, is not for a child to decide.
+        time = time_of(run)
+        deadline = math.inf if time is None else time.deadline
+    if deadline == math.inf:
+        return
+    scheduler = run.config.services.admission.scheduler
+    starts, gate = scheduler.starts_at(permit)
+    if starts < deadline or gate is None:
+        return
+    now = run.config.services.clock()
+    msg = (
+        f"it could start in {starts - now:.3g} s at the earliest, by {gate.part!r}, and its time "
+        f"is over in {max(0.0, deadline - now):.3g} s"
+    )
+    raise Overloaded(msg, starts - now)
+
+
 @stands_for("backoff")
 async def wait_without_slot(run: Run, seconds: float) -> None:
     """Wait before another attempt and hold nothing meanwhile, not even the slot in flight.
@@ -63,9 +109,10 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
     # Ahead of children that have not started: what is under way is finished first.
     run.slot_owner.held_permits().returns = True
     try:
-        await sleep(seconds)
-        # The pause and an outer cancellation can end in the same tick; the cancellation wins.
-        await checkpoint_if_cancelled()
+        with waiting(run, "its next attempt"):
+            await sleep(seconds)
+            # The pause and an outer cancellation can end in the same tick; the cancellation wins.
+            await checkpoint_if_cancelled()
     except BaseException:
         if slot is not None:
             slot.resume()
@@ -169,7 +216,8 @@ async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
     slot.step_aside()
     owner.held_permits().returns = True
     try:
-        await turn
+        with waiting(run, "its turn after a crash"):
+            await turn
         await _retake_place(owner)
     except BaseException:
         slot.resume()  # the child is about to end, and ends in flight
@@ -201,9 +249,10 @@ async def wait_while_held(run: Run) -> None:
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.held_permits())
     try:
-        waiting = await publish_waiting(run, permit)
-        await permit.wait()
-        await publish_wait_ended(run, waiting)
+        with waiting(run, awaited(run, permit)):
+            published = await publish_waiting(run, permit)
+            await permit.wait()
+            await publish_wait_ended(run, published)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.
         permit.cancel()

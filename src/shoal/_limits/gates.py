@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Protocol, final
 
 from .limits import Adaptive, Part
+from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
@@ -44,6 +45,7 @@ class Gate:
         "changed_at",
         "is_hold",
         "key",
+        "line",
         "meter",
         "name",
         "part",
@@ -80,6 +82,8 @@ class Gate:
             None if part is None else part.meter(key)
         )
         self.adapt: Adaptive | None = None if part is None else part.adapt
+        # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
+        self.line: Line | None = None
         # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
         # its slots without waiting. Then nothing starts until enough has ended.
         self.used: int = 0
@@ -219,7 +223,7 @@ class Gate:
         return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class FairShare(Protocol):
+class FairShare(InLine, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
     All attributes are set by the scheduler alone.

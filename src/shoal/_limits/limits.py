@@ -281,6 +281,7 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    waiting: int | None = None  # runs that may wait; None: any number
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -347,6 +348,8 @@ class Part:
                 called: str | None = getattr(value, "__qualname__", None)
                 shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
                 given.append(f"{name}={shown}")
+        if self.waiting is not None:
+            given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
 
 
@@ -455,6 +458,13 @@ class Limits:
             by default. ``context.charge(actual)`` corrects the number afterwards.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
+        waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
+            refused at once: the attempt with which it comes fails with ``Overloaded``, which says
+            after how many seconds to try again. Runs are counted, and not what each of them has
+            waiting, because runs take turns. A run that the limit has let in once, or that is in
+            line, waits with whatever else it has: its children, its further steps, its retries. A
+            further run that begins with a fan-out fails as a whole and not child by child; in a
+            race, only the contestant fails.
 
     Raises:
         DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
@@ -475,6 +485,7 @@ class Limits:
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
         adapt: Adaptive | None = None,
+        waiting: int | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         if n is not None:
@@ -494,8 +505,12 @@ class Limits:
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
+        # 0 is a limit for which nothing waits: what finds no room is refused.
+        if waiting is not None and (type(waiting) is not int or waiting < 0):
+            msg = f"Limits(waiting=...) takes a whole number of runs, at least 0, not {waiting!r}"
+            raise DefinitionError(msg)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
+        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, waiting),))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""

@@ -108,9 +108,14 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            for gate in self.needed:
-                gate.used += 1
-            self.hold()
+            self.take_unpaid()
+
+    def take_unpaid(self) -> None:
+        """Take the slot, whether or not there is room, and pay no rate."""
+        for gate in self.needed:
+            gate.used += 1
+        self.is_due = False
+        self.hold()
 
     def leave(self) -> None:
         """Release the slot for good."""
