@@ -80,6 +80,10 @@ class AdmissionController:
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
 
         Returns None if nothing limits the attempt.
+
+        Raises:
+            Overloaded: It would have to wait for a limit for which enough runs wait. Not for the
+                attempt of a child, which has begun.
         """
         # None also for a child in flight that never needed one: the group counts it.
         slot = None if holder is None else holder.slot
@@ -90,7 +94,7 @@ class AdmissionController:
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
         needed, costs = self.limiters.gates(limiters, data)
-        return AttemptPermit(
+        permit = AttemptPermit(
             self.scheduler,
             needed,
             costs,
@@ -99,6 +103,12 @@ class AdmissionController:
             worker=worker,
             keeps_worker=keeps_worker,
         )
+        if holder is not None and holder.in_flight is None:
+            refusal = self.scheduler.overload(permit)
+            if refusal is not None:
+                permit.cancel()
+                raise refusal
+        return permit
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""

@@ -23,6 +23,7 @@ from typing import Protocol, final
 
 from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
+from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
@@ -43,7 +44,9 @@ class Gate:
         "adapt",
         "alarm_at",
         "changed_at",
+        "is_hold",
         "key",
+        "line",
         "meter",
         "name",
         "part",
@@ -80,6 +83,8 @@ class Gate:
             None if part is None else part.meter(key)
         )
         self.adapt: Adaptive | None = None if part is None else part.adapt
+        # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
+        self.line: Line | None = None
         # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
         # its slots without waiting. Then nothing starts until enough has ended.
         self.used: int = 0
@@ -87,6 +92,8 @@ class Gate:
         # suspended. While there are any, the gate must not be dropped: a second gate for the same
         # key would grant its slots twice.
         self.users: int = 0
+        self.is_hold: bool = False
+        """Whether this gate stops a held execution, and counts nothing."""
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
@@ -119,6 +126,21 @@ class Gate:
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
+
+    def turn_from(self, at: float, cost: float) -> float:
+        """Return when, from ``at`` on, a request that goes before all others has its turn here.
+
+        As far as that is known: when a pause ends, and when the rate has its next turn. Nobody
+        knows when a slot is released.
+        """
+        opens, meter = self.paused_until, self.meter
+        if isinstance(meter, Meter):
+            turn = meter.opens_at(cost)
+            if self.posted and turn < at and cost == 1.0:
+                # Requests that wait use each turn until then, so the turns lie evenly.
+                turn += math.ceil((at - turn) / meter.interval) * meter.interval
+            opens = max(opens, turn)
+        return max(at, opens)
 
     @property
     def shared(self) -> SharedMeter | None:
@@ -227,7 +249,7 @@ class Gate:
         return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class FairShare(Protocol):
+class FairShare(InLine, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
     All attributes are set by the scheduler alone.
@@ -239,6 +261,8 @@ class FairShare(Protocol):
     """The round in which it last began to wait after it had nothing waiting."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
+    held_at: Gate | None
+    """The gate at which its requests wait while the execution is held; None: it isn't."""
 
 
 @final
@@ -309,8 +333,8 @@ class PermitRequest(Acquired):
         """
         super().__init__(needed, costs)
         self.unit: FairShare | None = unit
-        # Whether a child that has started waits for its next attempt. Such a request goes before
-        # children that have not started.
+        # Whether a run waits for another attempt. Such a request goes before those of children that
+        # have not started, and of first attempts.
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
@@ -323,6 +347,12 @@ class PermitRequest(Acquired):
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]
+
+    def cost_at(self, gate: Gate) -> float:
+        """Return the units that a gate charges at which it waits."""
+        # The gate of a held execution is none of those that are needed, and charges nothing.
+        is_hold = self.unit is not None and gate.is_hold
+        return 0.0 if is_hold else self.cost(self.needed.index(gate))
 
     @property
     def room(self) -> int:

@@ -23,6 +23,7 @@ from shoal._state.state import State, make_state, refuse_awaitable
 
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
+from .lines import Line
 from .meters import ForeignMeter, Meter
 from .places import Origin
 from .scheduler import FairScheduler
@@ -104,6 +105,8 @@ class Limiter:
             # Without a key there is one gate for each part, and it is never dropped. Once each,
             # because `&` may have joined an object with itself.
             self.same = tuple(dict.fromkeys(gates.the_one() for gates in self.parts))
+        if any(gates.part.waiting is not None for gates in self.parts):
+            self._scheduler.bounds_waiting = True
 
     def is_of(self, limits: Limits) -> bool:
         """Return whether its parts were written as the objects in ``limits``."""
@@ -176,9 +179,11 @@ class Limiter:
 class PartGates:
     """The gates of one part of a limit, by key."""
 
-    __slots__ = ("_sweep_at", "gates", "part")
+    __slots__ = ("_identity", "_sweep_at", "gates", "part")
 
     def __init__(self, part: Part) -> None:
+        # Stands for this object, which lines must not refer to: that would be a cycle.
+        self._identity: object = object()
         # Replaced by `change`, in all gates at once. A gate made later gets the new one.
         self.part: Part = part
         # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
@@ -189,7 +194,7 @@ class PartGates:
         """Return the only gate of a part without ``by=``, creating it on first use."""
         gate = self.gates.get(None)
         if gate is None:
-            gate = self.gates[None] = Gate(self.part.n, self.part)
+            gate = self._made(None)
         return gate
 
     def find(self, state: State, now: float) -> tuple[Gate, float]:
@@ -204,8 +209,14 @@ class PartGates:
             # Before the new gate is there: it isn't used yet, so it would be dropped.
             if len(self.gates) >= self._sweep_at:
                 self._sweep(now)
-            gate = self.gates[key] = Gate(part.n, part, key)
+            gate = self._made(key)
         return gate, cost
+
+    def _made(self, key: Hashable) -> Gate:
+        gate = self.gates[key] = Gate(self.part.n, self.part, key)
+        if self.part.waiting is not None:
+            gate.line = Line(self._identity)
+        return gate
 
     def _sweep(self, now: float) -> None:
         """Drop the gates that are not in use."""
@@ -236,6 +247,8 @@ class PartGates:
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
+            if part.waiting is not None and gate.line is None:
+                gate.line = Line(self._identity)
             if meter is not None:
                 meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter

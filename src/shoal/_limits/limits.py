@@ -283,6 +283,7 @@ class Part:
     adapt: Adaptive | None = None
     # What `cost` counts; None where it isn't said.
     unit: str | None = None
+    waiting: int | None = None  # runs that may wait; None: any number
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -351,6 +352,8 @@ class Part:
                 given.append(f"{name}={shown}")
         if self.unit is not None:
             given.append(f"unit={self.unit!r}")
+        if self.waiting is not None:
+            given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
 
 
@@ -427,10 +430,8 @@ class Limits:
     - On a *fan-out*, ``n`` counts the children in flight, for each execution of the step. A child
       is in flight from its start until its result is part of the parent's saved state, so a slow
       reducer or store slows the source down. Rates and per-key limits are shared by all executions
-      of the fan-out in a runtime. A rate is charged when a child starts and when it is tried again:
-      by ``Each(retry=)``, or in its first step by the ``retry=`` of that action. Its further steps
-      pay nothing. A child that waits for another attempt goes before children that have not
-      started.
+      of the fan-out in a runtime. A rate is charged when a child starts, and when its start is done
+      anew, because its first step is tried again. Further steps and their retries pay nothing.
     - On an *action*, its running attempts are counted, in all runs of a runtime together.
     - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
       runtime together.
@@ -446,7 +447,8 @@ class Limits:
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
-    room. While it waits it holds no slot, and it does not delay other keys. Only a running attempt
+    room. While it waits it holds no slot, and it does not delay other keys. What has waited for its
+    next attempt goes before all that has not started. Only a running attempt
     holds slots: a fan-out that waits for its children holds none, nor does an action inside
     ``context.fan_out``. So recursion under a limit of 1 doesn't deadlock.
 
@@ -462,6 +464,13 @@ class Limits:
             itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
+        waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
+            refused at once: the attempt with which it comes fails with ``Overloaded``, which says
+            after how many seconds to try again. Runs are counted, and not what each of them has
+            waiting, because runs take turns. A run that the limit has let in once, or that is in
+            line, waits with whatever else it has: its children, its further steps, its retries. A
+            further run that begins with a fan-out fails as a whole and not child by child; in a
+            race, only the contestant fails.
 
     Raises:
         DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
@@ -483,6 +492,7 @@ class Limits:
         cost: Callable[[Any], float] | None = None,
         unit: str | None = None,
         adapt: Adaptive | None = None,
+        waiting: int | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         if n is not None:
@@ -508,8 +518,12 @@ class Limits:
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
+        # 0 is a limit for which nothing waits: what finds no room is refused.
+        if waiting is not None and (type(waiting) is not int or waiting < 0):
+            msg = f"Limits(waiting=...) takes a whole number of runs, at least 0, not {waiting!r}"
+            raise DefinitionError(msg)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit),))
+        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit, waiting),))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""

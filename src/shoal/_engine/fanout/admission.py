@@ -53,6 +53,7 @@ class ChildAdmission:
         "_live_count",
         "_on_refused",
         "_on_room",
+        "_refuses_alone",
         "_scheduler",
         "_scopes",
         "_unpublished",
@@ -72,6 +73,7 @@ class ChildAdmission:
         among: str,
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
+        refuses_alone: bool = False,
     ) -> None:
         """Begin with no child in flight or waiting.
 
@@ -83,6 +85,9 @@ class ChildAdmission:
             among: Tells several fan-outs of one owner apart.
             on_room: Called when a child may start, or another may take its place.
             on_refused: Called with the reason why a waiting child can never start.
+            refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
+                contestant of a race does. Else the whole group fails: the children after it would
+                be taken from the source one after the other to be refused as well.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
@@ -135,6 +140,7 @@ class ChildAdmission:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
+        self._refuses_alone = refuses_alone
 
     @property
     def waiting(self) -> int:
@@ -195,6 +201,7 @@ class ChildAdmission:
 
         Raises:
             Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
+            Overloaded: So many runs wait for one of its limits that this one may not.
         """
         config = child.config
         # Before the child runs: its permits find their places through this.
@@ -206,6 +213,13 @@ class ChildAdmission:
             return True
         permit = self._request(child)
         if permit.granted:
+            return True
+        refusal = self._scheduler.overload(permit)
+        if refusal is not None:
+            permit.cancel()
+            if not self._refuses_alone:
+                raise refusal
+            self._start_refused(child, permit, refusal)
             return True
         self._waiting[child] = permit
         if config.hooks.waiting:
@@ -250,6 +264,15 @@ class ChildAdmission:
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
         return permit
+
+    def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
+        """Start ``child`` with a permit that fails its first attempt."""
+        permits = child.permits
+        assert permits is not None, "it has requested a permit"
+        assert permits.slot is not None, "a child in flight has one"
+        permit.refusal = refusal
+        permits.first_permit = permit
+        permits.slot.take_unpaid()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.
