@@ -20,6 +20,7 @@ Examples:
 from __future__ import annotations
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     BadKey,
     BadResult,
     BadUse,
@@ -44,6 +45,7 @@ from shoal._errors.exceptions import (
     NotEncodable,
     NoTransition,
     NotSendable,
+    NotSteered,
     NoWorker,
     Poisoned,
     RateUnavailable,
@@ -71,6 +73,7 @@ from shoal._errors.exceptions import (
 )
 
 __all__ = [
+    "BadAnswer",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -96,6 +99,7 @@ __all__ = [
     "NotDecodable",
     "NotEncodable",
     "NotSendable",
+    "NotSteered",
     "Poisoned",
     "RateUnavailable",
     "Rejected",

@@ -444,6 +444,21 @@ class GraceExceeded(Event, hook="on_grace_exceeded"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunSteered(Event, hook="on_run_steered"):
+    """A root run was paused, resumed, cancelled or changed from outside, and that is on record."""
+
+    what: str
+    """What was done: ``"pause"``, ``"resume"`` and so on; see ``shoal.stores.Command``."""
+    by: str = ""
+    """Who has asked for it, as far as that was told."""
+    reason: str = ""
+    """Why, as far as that was told."""
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The arguments of the command, as JSON."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildStarted(Event, hook="on_child_started"):
     """A fan-out of this run started a child."""
 

@@ -7,8 +7,10 @@ because of a command.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from time import time
 from typing import Any, cast
 
 from shoal._engine.commit import Write, commit
@@ -21,41 +23,74 @@ from shoal._errors.exceptions import BadUse, brief
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_of_data
 from shoal._limits.limiters import Limiter
-from shoal.stores._history import QuestionAnswered
-from shoal.stores._watching import Command
+from shoal.stores._history import QuestionAnswered, Steered
+from shoal.stores._watching import Command, CommandKind
 
 from .handle import RunHandle
-from .limit_use import change_limits
+from .limit_use import change_limits, limiter_of
 from .root_run import RootRun
 
 logger = logging.getLogger("shoal")
 
 BY_WATCHER = "a watcher cancelled it"
+REFUSED = "refused"
+"""What is on record of a command that could not be carried out."""
+
+Limiters = Callable[[], Mapping[str, Limiter]]
+"""Returns the limiters of a runtime by the names of their owners."""
 
 
-def carry_out(root: RootRun, command: Command, limiters: Mapping[str, Limiter]) -> None:
-    """Carry out a command for a root run that is executed here; see ``Command``.
+async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None:
+    """Carry out a command for a root run that is executed here, and put it on record.
 
     Args:
         root: The run.
-        command: The command.
-        limiters: The limiters of the runtime, by the names of their owners.
+        command: The command; see ``Command``.
+        limiters: Returns the limiters of the runtime, by the names of their owners.
 
     Raises:
-        Exception: It can't be carried out: it is malformed, or what it is about isn't there.
+        Exception: It can't be carried out: it is malformed, or what it is about isn't there. That
+            is on record, too, if its sender can look for it.
     """
     arguments = dict(command.arguments)
-    if command.kind == "cancel":
-        root.cancel(_reason(arguments))
-    elif command.kind == "cancel child":
+    by = str(arguments.pop("by", ""))
+    steered = Steered(command.kind, by, time(), arguments)
+    try:
+        if command.kind == "answer":
+            await root.begun.wait()
+            _answer(root, arguments)  # which has an entry of its own
+        else:
+            act = None
+            if command.kind not in ("pause", "resume", "cancel"):
+                act = partial(_act, root, command.kind, arguments, limiters)
+            if not await root.steer(steered, act):
+                msg = "the run has ended"
+                raise BadUse(msg)
+            if command.kind == "cancel":  # last: nothing is recorded of a run that has ended
+                root.cancel(_reason(arguments))
+    except Exception as error:
+        if "id" in arguments and root.run is not None:
+            refused = {"id": arguments["id"], "command": command.kind, "why": brief(error)}
+            with suppress(Exception):  # the run has ended, or its store fails
+                await root.steer(Steered(REFUSED, by, time(), refused))
+        raise
+
+
+def _act(
+    root: RootRun, kind: CommandKind, arguments: Mapping[str, Any], limiters: Limiters
+) -> None:
+    told = ("id", "reason", "owner", "part", "key")
+    owner, part = arguments.get("owner", ""), arguments.get("part", 0)
+    if kind == "cancel child":
         _cancel_child(root, arguments)
-    elif command.kind == "answer":
-        _answer(root, arguments)
-    elif command.kind == "change limits":
-        owner, part = arguments.pop("owner"), arguments.pop("part", 0)
-        change_limits(limiters, root.groups, owner=owner, part=part, numbers=arguments)
+    elif kind == "change limits":
+        numbers = {name: value for name, value in arguments.items() if name not in told}
+        change_limits(limiters(), root.groups, owner=owner, part=part, numbers=numbers)
+    elif kind in ("pause limit", "resume limit"):
+        limiter, key = limiter_of(limiters(), owner), arguments.get("key")
+        (limiter.pause if kind == "pause limit" else limiter.resume)(key, part=part)
     else:
-        msg = f"there is no command {command.kind!r}"
+        msg = f"there is no command {kind!r}"
         raise BadUse(msg)
 
 

@@ -177,7 +177,7 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
     has_reported: bool,  # a parameter
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     store = MemoryStore()
     reads = application(read, on_error="fail", limits=Limits(1))
     reads.store = store
@@ -203,7 +203,7 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
 async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     store = MemoryStore()
     reads = application(read, on_error="collect")
     async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, final
 from shoal._errors.exceptions import RunClaimed, ShoalError, StoreFailed
 from shoal._events.identity import Key
 from shoal.stores._codec.codec import Codec
+from shoal.stores._history import Steered
 from shoal.stores._protocol import RunStatus
 from shoal.stores._watching import Command
 
@@ -30,7 +31,7 @@ from . import results as _cached
 from .children import children_where
 from .dialect import Connection, Dialect, ErrorPolicy
 from .leases import KnownRows, Lease, LeaseState
-from .rows import Begun, Child, History, Place, Rows
+from .rows import Begun, Child, History, Place, Rows, steered_row
 from .unpacking import outlived
 from .writer_thread import Job
 
@@ -579,6 +580,18 @@ class Database(ABC):
     def command(self, command: Command) -> None:
         """Leave a command for the execution that has claimed a run."""
         _reporting.command(self._sql, self._dialect, command)
+
+    def steer(self, run_id: str, steered: Steered) -> bool:
+        """Append to the history of a root run; return whether that was possible."""
+        found = _reporting.root_of(self._sql, self._dialect, run_id)
+        if found is None:
+            return False
+        # Locked until the end of the transaction, so no process claims the run meanwhile.
+        held = self._lease_state(run_id)
+        if held is not None and held.seconds_left:
+            return False
+        self._append([(found.row, steered_row(found.number, steered))], steered.at)
+        return True
 
     def discard(self, run_id: str) -> None:
         """Condemn a root run; see ``pruning``."""
