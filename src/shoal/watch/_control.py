@@ -235,10 +235,12 @@ class Control:
             told = {**arguments, "by": self._by, "id": id_}
             await self._carrier.command(Command(run_id=run_id, kind=kind, arguments=told))
             while True:
+                # Before the history: a run may end right after it has carried that out.
+                now = (await self._summary(run_id))[1]
                 for one in reversed(await steered_of(inspected, path)):
                     if one.arguments.get("id") == id_:
                         return _done(one, run_id, kind)
-                if not (now := (await self._summary(run_id))[1]).holder:
+                if not now.holder:
                     msg = f"run {run_id} has ended meanwhile ({now.status})"
                     raise NotSteered(msg)
                 await sleep(LOOKS)
