@@ -228,8 +228,9 @@ class RunHandle(Generic[S]):
             >>> import anyio
             >>> @action(reads=["n"], writes=["square"])
             ... async def square(n: int) -> int:
+            ...     await anyio.sleep(0.05)
             ...     return n * n
-            >>> squares = fan_out(square, over="ns", item="n", into="squares")
+            >>> squares = fan_out(square, over="ns", item="n", into="squares", limits=Limits(1))
             >>> async def main() -> None:
             ...     async with Runtime() as runtime:
             ...         run = await runtime.start(Application(squares), {"ns": [1, 2]})

@@ -50,8 +50,10 @@ class Control:
         >>> from shoal.watch import Control
         >>> @action(reads=["n"], writes=["square"])
         ... async def square(n: int) -> int:
+        ...     await anyio.sleep(0.05)
         ...     return n * n
-        >>> squares = Application(fan_out(square, over="ns", item="n", into="squares"), watch=True)
+        >>> step = fan_out(square, over="ns", item="n", into="squares", limits=Limits(1))
+        >>> squares = Application(step, watch=True)
         >>> async def main() -> None:
         ...     store = MemoryStore()
         ...     control = Control(store, by="ops")  # in another process, with its own store object
