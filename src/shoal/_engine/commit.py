@@ -61,6 +61,8 @@ class Write(NamedTuple):
     """Questions that the run asks, or answers that were given to it."""
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first commit in this execution."""
+    steered: Sequence[Steered] = ()
+    """Who has answered the questions, if that was told."""
 
 
 SAVE = Write()
@@ -126,6 +128,7 @@ async def commit(run: Run, write: Write) -> None:
         execution.holder,
         write.questions,
         write.step_begun,
+        write.steered,
     )
     if write.ended is not None and run.path.parent is None:
         execution.is_over = True

@@ -41,6 +41,8 @@ class Question:
     """The question itself: data of the application's own."""
     id: str = field(repr=False)
     """Different for every question that was ever asked."""
+    answer_schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The JSON schema of its answers, by ``context.ask(answer=...)``; None: any answer is one."""
 
     @property
     def run_id(self) -> str:

@@ -22,7 +22,7 @@ from shoal._state.state import Operation
 
 from . import _inspecting
 from ._codec.codec import Codec
-from ._history import Entry, Steered, pause_in
+from ._history import Entry, QuestionAnswered, Steered, pause_in
 from ._inspecting import Inspected
 from ._protocol import (
     ENDED,
@@ -455,12 +455,14 @@ class MemoryStore:
             self._commands.setdefault(command.run_id, []).append(command)
             self._changes += 1
 
-    async def steer(self, run_id: str, steered: Steered) -> bool:
+    async def steer(self, run_id: str, entries: Sequence[Steered | QuestionAnswered]) -> bool:
         """Append to the history of a root run that no process executes; see ``Steers``."""
+        if self._packer is not None:
+            self._packer.steered(run_id, entries)
         kept = self._roots.get(run_id)
         if kept is None or kept.beginning is None or run_id in self._claims:
             return False
-        kept.history = (*kept.history, steered)
+        kept.add(tuple(entries))
         self._changes += 1
         return True
 

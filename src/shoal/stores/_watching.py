@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from shoal._events.identity import Key, RunPath
 
-from ._history import Steered
+from ._history import QuestionAnswered, Steered
 from ._protocol import Browses, ChildStatus, RunSummary
 
 Order = Literal["failed first", "position", "ended last", "slowest"]
@@ -215,14 +215,18 @@ class KeepsReports(Protocol):
 class Steers(Protocol):
     """An optional extension of a store: runs are steered although no process executes them.
 
-    What was asked for, a pause for example, waits in the history for the next execution.
+    What was asked for, a pause for example, waits in the history for the next execution; so does an
+    answer to a question.
     """
 
-    async def steer(self, run_id: str, steered: Steered) -> bool:
-        """Append to the history of a root run that no process executes.
+    async def steer(self, run_id: str, entries: Sequence[Steered | QuestionAnswered]) -> bool:
+        """Append to the history of a root run that no process executes: all entries, or nothing.
 
         Returns False, and does nothing, if a process executes the run, or if there is no such run.
-        May be cancelled; then the entry was made or not.
+        May be cancelled; then the entries were made or not.
+
+        Raises:
+            NotData: An answer can't be saved.
         """
         ...
 

@@ -223,7 +223,7 @@ class Control:
             msg = f"no process executes run {run_id} now, and {brief(self._store)} notes nothing"
             raise NotSteered(msg)
         noted = Steered(kind, self._by, time.time(), arguments)
-        return noted if await self._store.steer(run_id, noted) else None
+        return noted if await self._store.steer(run_id, (noted,)) else None
 
     async def _ask_holder(
         self, path: RunPath, summary: RunSummary, kind: CommandKind, arguments: Mapping[str, Any]

@@ -323,6 +323,22 @@ class Packer:
         rows += [steered_row(last, one) for one in batch.steered]
         return rows
 
+    def steered(self, run_id: str, entries: Iterable[Steered | QuestionAnswered]) -> list[History]:
+        """Encode entries that a run gets while no process executes it; their number is 0.
+
+        Raises:
+            NotEncodable: An answer can't be saved.
+            UpdateTooLarge: It is too large.
+        """
+        rows: list[History] = []
+        for one in entries:
+            if isinstance(one, Steered):
+                rows.append(steered_row(0, one))
+            else:
+                rows.append(self._answered(0, one))
+                self._sizes.check(rows[-1].data, f"an answer to a question of run {run_id}")
+        return rows
+
     def _asked(self, number: int, asked: QuestionAsked) -> History:
         question = self._encode(asked.question, "question")
         name = self._encode(asked.name, "the name of a question")

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, final
 from shoal._errors.exceptions import RunClaimed, ShoalError, StoreFailed
 from shoal._events.identity import Key
 from shoal.stores._codec.codec import Codec
-from shoal.stores._history import Steered
 from shoal.stores._protocol import RunStatus
 from shoal.stores._watching import Command
 
@@ -31,7 +30,7 @@ from . import results as _cached
 from .children import children_where
 from .dialect import Connection, Dialect, ErrorPolicy
 from .leases import KnownRows, Lease, LeaseState
-from .rows import Begun, Child, History, Place, Rows, steered_row
+from .rows import Begun, Child, History, Place, Rows
 from .unpacking import outlived
 from .writer_thread import Job
 
@@ -581,7 +580,7 @@ class Database(ABC):
         """Leave a command for the execution that has claimed a run."""
         _reporting.command(self._sql, self._dialect, command)
 
-    def steer(self, run_id: str, steered: Steered) -> bool:
+    def steer(self, run_id: str, entries: Sequence[History]) -> bool:
         """Append to the history of a root run; return whether that was possible."""
         found = _reporting.root_of(self._sql, self._dialect, run_id)
         if found is None:
@@ -590,7 +589,8 @@ class Database(ABC):
         held = self._lease_state(run_id)
         if held is not None and held.seconds_left:
             return False
-        self._append([(found.row, steered_row(found.number, steered))], steered.at)
+        rows = [(found.row, one._replace(number=found.number)) for one in entries]
+        self._append(rows, time.time())
         return True
 
     def discard(self, run_id: str) -> None:
