@@ -856,7 +856,7 @@ async def typed_answers(context: Context) -> None:
     assert_type(await context.ask("a", "?", list[int]), list[int])
     assert_type(await context.ask("a", answer=Literal["yes", "no"]), Any)
     assert_type(await context.ask("a", answer={"type": "integer"}), Any)
-    assert_type(await anyio.from_thread.run(context.ask, "a", None, int), Any)
+    assert_type(anyio.from_thread.run(context.ask, "a", None, int), int)
 
 
 async def steering(run: RunHandle[Any], store: MemoryStore) -> None:
