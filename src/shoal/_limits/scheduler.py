@@ -357,7 +357,7 @@ class FairScheduler:
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
-        if gate.shared is not None:
+        if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
