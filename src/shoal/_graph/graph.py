@@ -558,8 +558,18 @@ def no_act(found: object, where: str) -> str:
     elif isinstance(found, Coroutine):
         cast("Coroutine[Any, Any, Any]", found).close()  # else it warns that it was never awaited
         hint = "it is the result of calling a coroutine function: write the action without ()"
+    elif _is_of_burr(cast("object", found)):
+        hint = "it is Burr's: shoal.burr.act(...) makes an act of it, or shoal.burr.graph(...)"
     elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:
         hint = "give an @action, a fan_out(...) or a Graph(...)"
     return f"{where} takes actions; {found!r} is none: {hint}"
+
+
+def _is_of_burr(found: object) -> bool:
+    """Return whether ``found`` belongs to Burr, which is not imported for that."""
+    # Burr's decorator leaves a function as it is, with one more attribute.
+    if hasattr(found, "action_function"):
+        return True
+    return any(cls.__module__.partition(".")[0] == "burr" for cls in type(found).__mro__)

@@ -116,6 +116,17 @@ class FieldAccess:
     writes: frozenset[str]
 
 
+class _Every(frozenset[str]):
+    __slots__ = ()
+
+    def __contains__(self, field: object) -> bool:
+        return True
+
+
+EVERY_FIELD: frozenset[str] = _Every()
+"""The writes of a state that is no run's state: what is made of it is given to children."""
+
+
 class _Derivation(NamedTuple):
     """The operations that led here from a base state: a linked list, newest first."""
 
