@@ -47,6 +47,8 @@ class Parameters(NamedTuple):
     """The parameters that get an input, and whether the function needs it."""
     takes_state: bool = False
     takes_context: bool = False
+    are_apart: bool = False
+    """Whether an input may have the name of a field; see ``Input.is_apart``."""
 
 
 @hides(
@@ -188,7 +190,10 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.sure_writes: Collection[str] = () if self.takes_state else self.writes
         self.fields: tuple[str, ...] = parameters.fields
         self.input_names: tuple[str, ...] = tuple(parameters.inputs)
-        self._takes = {name: Input(self.name, need) for name, need in parameters.inputs.items()}
+        apart = parameters.are_apart
+        self._takes = {
+            name: Input(self.name, need, apart) for name, need in parameters.inputs.items()
+        }
         # With one write, the return value is the field's value and no mapping.
         self.only_write: str | None = next(iter(self.writes)) if len(self.writes) == 1 else None
 
@@ -292,7 +297,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.bound_inputs = {**self.bound_inputs, **inputs}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
-            taken: Input(name, need.required)
+            taken: Input(name, need.required, need.is_apart)
             for taken, need in self._takes.items()
             if taken not in inputs
         }
