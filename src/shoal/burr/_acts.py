@@ -85,9 +85,10 @@ def act(
             why.
 
     Examples:
-        >>> import burr.core
+        >>> from burr.core import action
+        >>> from shoal import Application, fan_out
         >>> from shoal.burr import act
-        >>> @burr.core.action(reads=["n"], writes=["square"])
+        >>> @action(reads=["n"], writes=["square"])
         ... def square(state):
         ...     return state.update(square=state["n"] ** 2)
         >>> many = fan_out(act(square), over="numbers", item="n", into="squares")
@@ -167,6 +168,7 @@ def parallel(
     Examples:
         >>> from burr.core import action
         >>> from burr.core.parallelism import MapStates
+        >>> from shoal import Application, Limits
         >>> from shoal.burr import parallel
         >>> @action(reads=["n"], writes=["square"])
         ... def square(state):
@@ -254,6 +256,7 @@ def graph(
 
     Examples:
         >>> from burr.core import GraphBuilder, action, expr
+        >>> from shoal import Application
         >>> from shoal.burr import graph
         >>> @action(reads=["n"], writes=["n"])
         ... def count(state):
