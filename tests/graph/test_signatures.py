@@ -8,8 +8,20 @@ from typing import Any
 
 import pytest
 
-from shoal import Application, Graph, MapActions, MapStates, ParallelAction, State, Task, action
-from shoal.errors import DefinitionError, UndeclaredRead
+import shoal
+from shoal import (
+    Application,
+    Graph,
+    MapActions,
+    MapStates,
+    ParallelAction,
+    State,
+    Task,
+    action,
+    fan_out,
+    when,
+)
+from shoal.errors import BadResult, DefinitionError, UndeclaredRead
 
 pytestmark = pytest.mark.anyio
 
@@ -114,9 +126,47 @@ def test_other_ways_to_write_a_method_stay():
     define("reduce", staticmethod(lambda state, outcome: state))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
 
 
+class BurrsCondition:
+    __module__ = "burr.core.action"
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: action(["n"], ["out"]), "instead, you want: @action(reads=['n'], writes=['out'])"),  # pyright: ignore[reportArgumentType]
+        (lambda: action(["n"]), "instead, you want: @action(reads=['n'])"),  # pyright: ignore[reportArgumentType]
+        (lambda: when(age__gte=18), "instead, you want: when(lambda age: age >= 18)"),
+        (lambda: when(tags__contains="x"), "instead, you want: when(lambda tags: 'x' in tags)"),
+        (lambda: Graph((ask, Ask(), BurrsCondition())), "take `when` from shoal, and leave out `d"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_a_line_of_burrs_is_shown_mended(make: Any, why: str):
+    with pytest.raises(DefinitionError, match=re.escape(why)):
+        make()
+    assert repr(when(age_gte=18, __in=3)) == "when(age_gte=18, __in=3)"
+
+
+async def test_a_result_besides_the_state_has_no_place():
+    @action(reads=["n"], writes=["out"])
+    async def add(state: State) -> Any:
+        return {"n": 1}, state.update(out=1)
+
+    with pytest.raises(BadResult, match="return the state alone; a result besides it, as with Bu"):
+        await Application(add).run({"n": 1})
+
+
+def test_names_of_burrs_say_what_to_write():
+    with pytest.raises(AttributeError, match=r"shoal has no expr; instead of Burr's, write: when"):
+        _ = shoal.expr  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+    with pytest.raises(ImportError, match=r"no ApplicationBuilder; instead of Burr's, write: App"):
+        exec("from shoal import ApplicationBuilder")
+
+
 def test_what_belongs_to_burr_is_told_how_it_becomes_an_act():
-    def decorated() -> None: ...
+    def decorated(state: State) -> None: ...
 
     decorated.action_function = object()  # pyright: ignore[reportFunctionMemberAccess] # as Burr's decorator leaves it
     with pytest.raises(DefinitionError, match=r"it is Burr's: shoal\.burr\.act\(\.\.\.\) makes an"):
         Graph.chain(decorated)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DefinitionError, match=r"it is Burr's"):
+        fan_out(decorated, over="ns", into="outs", reads=["ns"])  # pyright: ignore[reportArgumentType]

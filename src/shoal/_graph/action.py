@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, cast,
 
 from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
-from shoal._errors.exceptions import DefinitionError, did_you_mean
+from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming, signature_of
@@ -313,6 +313,7 @@ class FunctionAction(Act, Generic[P, R_co]):
 
 def action(
     misplaced: None = None,
+    also_misplaced: None = None,
     /,
     *,
     reads: Iterable[str] = (),
@@ -368,6 +369,7 @@ def action(
 
     Args:
         misplaced: Nothing; a function here means that the parentheses were forgotten.
+        also_misplaced: Nothing; ``reads`` and ``writes`` are given by name.
         reads: Names of the fields that it reads.
         writes: Names of the fields that it writes.
         name: The name of the action in graphs, events and errors; by default the function's.
@@ -395,6 +397,13 @@ def action(
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"
     """
+    given_by_place: tuple[object, ...] = (misplaced, also_misplaced)
+    by_place = [brief(one) for one in given_by_place if isinstance(one, list | tuple)]
+    if by_place:
+        names = ("reads", "writes") if len(by_place) > 1 else ("reads",)
+        given = ", ".join(f"{name}={one}" for name, one in zip(names, by_place, strict=True))
+        msg = f"@action takes fields by name; instead, you want: @action({given})"
+        raise DefinitionError(msg)
     bare = misplaced or (reads if callable(reads) else None)
     if bare is not None:
         msg = (

@@ -481,9 +481,12 @@ def change_between(base: State, result: object, subject: str) -> Change:
     """
     if not isinstance(result, State):
         refuse_awaitable(result, subject)
+        hint = "return state.update(...), or the state as it was"
+        if isinstance(result, tuple) and State in map(type, cast("Sequence[object]", result)):
+            hint = "return the state alone; a result besides it, as with Burr, has no place here"
         msg = (
-            f"{subject} returned {_brief(result)}, but it takes the state and so must return one: "
-            f"return state.update(...), or the state as it was"
+            f"{subject} returned {_brief(cast('object', result))}, but it takes the state and so "
+            f"must return one: {hint}"
         )
         raise BadResult(msg)
     if result is base:
