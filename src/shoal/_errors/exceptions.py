@@ -126,7 +126,8 @@ class ChangedInPlace(StateError):
 class MissingInput(ShoalError):
     """An action has a parameter that no read, input or default fills.
 
-    Raised at the start of a run, before any action.
+    Raised at the start of a run, before any action; of actions that ``shoal.burr.graph`` has taken
+    over, when one begins.
     """
 
 
