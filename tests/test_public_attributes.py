@@ -64,7 +64,7 @@ SHOWN: dict[Callable[[], object], str] = {
     lambda: Limits(1): "n",
     first: "accept n",
     lambda: Retry(2, on=OSError): "attempts budget cap delay factor initial is_for jitter on total",
-    lambda: Each(timeout=1): "breaker retry timeout",
+    lambda: Each(timeout=1): "breaker retry timeout work_timeout",
     lambda: Tolerate(count=1): "after count is_exceeded share",
     lambda: Rate(1): "burst k per",
     lambda: State(
