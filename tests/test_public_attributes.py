@@ -75,8 +75,8 @@ SHOWN: dict[Callable[[], object], str] = {
 
 CLASSES: dict[type, str] = {  # those that only a run makes
     Context: (
-        "ask attempt charge deadline depth emit fan_out idempotency_key key note parent path "
-        "run_id span step"
+        "ask attempt charge deadline depth emit fan_out idempotency_key key learn note parent "
+        "path run_id span step"
     ),
     ChildGroup: "cancel cancel_child start start_each",
     RunResult: "all_outcomes outcomes questions raise_for_failures report run_id state status",

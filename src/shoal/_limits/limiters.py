@@ -275,11 +275,6 @@ class PartGates:
     def _must_be_shut(self, key: Hashable) -> bool:
         return self._is_shut or (bool(self._shut_keys) and str(key) in self._shut_keys)
 
-    def _made(self, key: Hashable) -> Gate:
-        gate = self.gates[key] = Gate(self.part.n, self.part, key)
-        gate.is_shut = self._must_be_shut(key)
-        return gate
-
     def the_one(self) -> Gate:
         """Return the only gate of a part without ``by=``, creating it on first use."""
         gate = self.gates.get(None)
@@ -304,6 +299,7 @@ class PartGates:
 
     def _made(self, key: Hashable) -> Gate:
         gate = self.gates[key] = Gate(self.part.n, self.part, key)
+        gate.is_shut = self._must_be_shut(key)
         if self.part.waiting is not None:
             gate.line = Line(self._identity)
         return gate
