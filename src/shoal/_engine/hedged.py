@@ -367,6 +367,8 @@ class HedgedAttempt:
                 # Not by `_attempt`, which publishes a wait: the child itself doesn't wait.
                 await permit.wait()
                 await checkpoint_if_cancelled()
+                if self.run.config.execution.hold.is_on:
+                    return  # nothing begins meanwhile, and the attempt itself goes on
                 began = True
                 self._hedging.started(self)
                 await self._attempt(copy, permit)

@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal, final
 
 from shoal._errors.arguments import is_number, is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
@@ -91,6 +92,7 @@ INHERIT = Inherit.INHERIT
 
 
 @final
+@hides("has_timeout")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Each:
     """Policies for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
@@ -99,7 +101,13 @@ class Each:
         timeout: Seconds from the start of a child's first attempt to its end, waits for further
             attempts, slots and its own children included. Then the child is cancelled, its cleanup
             is awaited, and it fails with ``StepTimeout``, even if an action swallows the
-            cancellation.
+            cancellation. The error says how much of the time was waiting, and for what. An attempt
+            that can't begin in time, by the next turn of its rate, the pause of its key or its own
+            delay, is not waited for: the child fails at once.
+        work_timeout: Seconds in which the child is at work, in all its attempts together. Waits for
+            limits, for workers and for the next attempt don't count. While a step of it fans out,
+            the child is at work as long as at least one of its own children is. ``StepTimeout``
+            ends it as above.
         retry: Which failures of a child are tried again. The child continues at the step that
             failed; steps that it has completed, and results that were applied to its state, stay.
         breaker: Skips children, for a while, whose key keeps failing.
@@ -125,13 +133,19 @@ class Each:
     timeout: float | None = None
     retry: Retry | None = None
     breaker: Breaker | None = None
+    work_timeout: float | None = None
     hedge: Hedge | None = None
 
     def __post_init__(self) -> None:
-        if all(one is None for one in (self.timeout, self.retry, self.breaker, self.hedge)):
-            msg = "Each() has no effect; give it timeout=..., retry=..., breaker=... or hedge=..."
+        others = self.retry, self.breaker, self.hedge
+        if not self.has_timeout and all(one is None for one in others):
+            msg = (
+                "Each() has no effect; give it timeout=..., work_timeout=..., retry=..., "
+                "breaker=... or hedge=..."
+            )
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
+        check_timeout("Each(work_timeout=...)", self.work_timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
             msg = f"Each(retry=...) takes Retry(...), not {self.retry!r}"
             raise DefinitionError(msg)
@@ -141,6 +155,11 @@ class Each:
         if self.hedge is not None and not isinstance(self.hedge, Hedge):
             msg = f"Each(hedge=...) takes Hedge(...), not {self.hedge!r}"
             raise DefinitionError(msg)
+
+    @property
+    def has_timeout(self) -> bool:
+        """Whether the time of a child is bounded."""
+        return self.timeout is not None or self.work_timeout is not None
 
 
 def check_timeout(what: str, timeout: object) -> None:

@@ -64,8 +64,10 @@ class ChildAdmission:
         "_live_count",
         "_on_refused",
         "_on_room",
+        "_refuses_alone",
         "_reserved",
         "_scheduler",
+        "_scopes",
         "_source",
         "_unpublished",
         "_waiting",
@@ -87,6 +89,7 @@ class ChildAdmission:
         ahead: int | None,
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
+        refuses_alone: bool = False,
     ) -> None:
         """Begin with no child in flight or waiting.
 
@@ -100,15 +103,29 @@ class ChildAdmission:
             ahead: The user's ``ahead=``.
             on_room: Called when a child may start, or another may take its place.
             on_refused: Called with the reason why a waiting child can never start.
+            refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
+                contestant of a race does. Else the whole group fails: the children after it would
+                be taken from the source one after the other to be refused as well.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
-        controller, shared = services.admission, limits.shared
+        controller, of_starts, of_attempts = (
+            services.admission,
+            limits.of_starts,
+            limits.of_attempts,
+        )
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
-        if shared is not None:
-            self._limiters = (controller.limiter(owner, shared, among),)
+        if of_starts is not None:
+            self._limiters = (controller.limiter(owner, of_starts, among),)
+        # None if nothing is added, which is usual.
+        self._scopes: tuple[Limiter, ...] | None = None
+        """The limiters of the children's attempts, if the fan-out has limits that count those."""
+        if of_attempts is not None:
+            name = f"{among} attempts".strip()
+            beneath = controller.limiter(owner, of_attempts, name)
+            self._scopes = (*parent.config.scopes_below, beneath)
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
@@ -118,13 +135,15 @@ class ChildAdmission:
         # Not by a `Part`, since places are no limiter's: each execution of the fan-out has its own.
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
-        self._governs_all = shared is not None or limits.adapts_in_flight is not None
+        self._governs_all = (
+            of_starts is not None or of_attempts is not None or limits.adapts_in_flight is not None
+        )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
         self.ready: deque[Run] = deque()
         """Children that have waited and may start now. Workers take them; never ended ones."""
         self._source = source
-        self._ahead = ReadAhead(ahead, limit, controller.limiters, self._limiters)
+        self._ahead = ReadAhead(ahead, limit, controller.limiters, self._limiters, self._scopes)
         self.reads_nothing_ahead: bool = ahead == 0
         """Whether an element is pulled only if its child can start, as far as that is known."""
         # Children that wait to start, each until its permit is granted or it is cancelled.
@@ -147,6 +166,7 @@ class ChildAdmission:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
+        self._refuses_alone = refuses_alone
 
     @property
     def waiting(self) -> int:
@@ -241,15 +261,25 @@ class ChildAdmission:
 
         Raises:
             Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
+            Overloaded: So many runs wait for one of its limits that this one may not.
         """
         config = child.config
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
+        if self._scopes is not None:
+            config.scopes, config.is_governed = self._scopes, True
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
         permit = self._request(child)
         if permit.granted:
+            return True
+        refusal = self._scheduler.overload(permit)
+        if refusal is not None:
+            permit.cancel()
+            if not self._refuses_alone:
+                raise refusal
+            self._start_refused(child, permit, refusal)
             return True
         self._waiting[child] = permit
         if config.hooks.waiting:
@@ -307,6 +337,15 @@ class ChildAdmission:
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
         return permit
+
+    def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
+        """Start ``child`` with a permit that fails its first attempt."""
+        permits = child.permits
+        assert permits is not None, "it has requested a permit"
+        assert permits.slot is not None, "a child in flight has one"
+        permit.refusal = refusal
+        permits.first_permit = permit
+        permits.slot.take_unpaid()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.
@@ -471,16 +510,25 @@ class ChildAdmission:
     def _ask(self) -> Reserved | None:
         """Request what a child needs to start; None: only its element says that."""
         kind = self._source.kind
-        gates = None if kind is None else self._ahead.gates(kind)
-        if kind is None or not gates:  # if none, it needs a place alone
+        found = None if kind is None else self._ahead.gates(kind)
+        if kind is None or found is None:
             return None
-        in_flight, own = self._in_flight, sum(len(one.same or ()) for one in self._limiters)
+        gates, needed = found
+        if not (gates or needed):
+            return None  # a place is all that it needs
+        in_flight = self._in_flight
         permits = HeldPermits(kind.execution, in_flight)
-        permits.slot = in_flight.make_slot(permits, gates[:own], (1.0,) * own, is_held=False)
+        costs = (1.0,) * len(gates)
+        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         permit = self._permit(
-            kind, permits, gates[own:], None, worker=_worker_of(kind), on_granted=self._on_reserved
+            kind, permits, needed, None, worker=_worker_of(kind), on_granted=self._on_reserved
         )
-        return Reserved(kind, permits, permit)
+        reserved = Reserved(kind, permits, permit)
+        if not permit.granted and self._scheduler.overload(permit) is not None:
+            # More wait than may: the child is refused, which is known only by its element.
+            self._give_back(reserved)
+            return None
+        return reserved
 
     def _on_reserved(self) -> None:
         for one in (self._reserved, self._asked):
@@ -499,7 +547,10 @@ class ChildAdmission:
             self.give_back_reserved()
             return self.admit(child)
         self._reserved = None
-        child.config.in_flight = self._in_flight
+        config = child.config
+        config.in_flight = self._in_flight
+        if self._scopes is not None:
+            config.scopes, config.is_governed = self._scopes, True
         child.permits = reserved.permits
         return True
 

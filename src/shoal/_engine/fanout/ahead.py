@@ -41,10 +41,15 @@ limits. See test_runs_that_share_a_rate_take_turns.
 class ReadAhead:
     """The elements of one source that may be pulled before their children can start."""
 
-    __slots__ = ("_limiters", "_own", "beyond", "given")
+    __slots__ = ("_limiters", "_own", "_scopes", "beyond", "given")
 
     def __init__(
-        self, given: int | None, places: int, limiters: Limiters, own: tuple[Limiter, ...]
+        self,
+        given: int | None,
+        places: int,
+        limiters: Limiters,
+        own: tuple[Limiter, ...],
+        scopes: tuple[Limiter, ...] | None,
     ) -> None:
         """Describe one fan-out.
 
@@ -52,10 +57,12 @@ class ReadAhead:
             given: The user's ``ahead=``.
             places: How many children may be in flight.
             limiters: The limiters of the runtime.
-            own: Those of the fan-out.
+            own: Those of the fan-out that count starts of its children.
+            scopes: Those that count all attempts below it; None: those that the children have.
         """
         self._limiters = limiters
         self._own = own
+        self._scopes = scopes
         self.given: int | None = given
         self.beyond: int = max(LEAST, PER_PLACE * places) if given is None else given
         """Elements that may be pulled and not ended, besides as many as there are places."""
@@ -73,28 +80,25 @@ class ReadAhead:
         return ALIKE if kind is not None and not self._counts_by_key(kind) else self.beyond
 
     def _counts_by_key(self, kind: RunConfig) -> bool:
-        return any(
-            part.by is not None for limiter in self._applying(kind) for part in limiter.limits.parts
-        )
+        limiters = (*self._own, *self._of_attempt(kind))
+        return any(part.by is not None for one in limiters for part in one.limits.parts)
 
-    def gates(self, kind: RunConfig) -> tuple[Gate, ...] | None:
-        """Return the gates that every child needs to start, besides its place.
+    def gates(self, kind: RunConfig) -> tuple[tuple[Gate, ...], tuple[Gate, ...]] | None:
+        """Return the gates of the fan-out, and those of the first attempt, that every child needs.
 
         Returns None if they, or what they charge, depend on the element.
         """
-        gates: tuple[Gate, ...] = ()
-        for limiter in self._applying(kind):
-            if limiter.same is None:
-                return None
-            gates += limiter.same
-        return gates
+        own, of_attempt = self._own, self._of_attempt(kind)
+        if any(limiter.same is None for limiter in (*own, *of_attempt)):
+            return None
+        return self._limiters.gates(own, {})[0], self._limiters.gates(of_attempt, {})[0]
 
-    def _applying(self, kind: RunConfig) -> tuple[Limiter, ...]:
+    def _of_attempt(self, kind: RunConfig) -> tuple[Limiter, ...]:
         action = kind.entry
         if action is None:
-            return self._own
-        own = self._limiters.of_attempt(kind.scopes, action.definition, action.limits)
-        return (*self._own, *own)
+            return ()
+        scopes = kind.scopes if self._scopes is None else self._scopes
+        return self._limiters.of_attempt(scopes, action.definition, action.limits)
 
     def __repr__(self) -> str:
         return f"<ReadAhead of {self.beyond}>"

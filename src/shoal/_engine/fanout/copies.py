@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from math import inf
 from typing import Any, final
 
@@ -40,6 +39,7 @@ class Copies:
         "_admission",
         "_clock",
         "_granted",
+        "_hold",
         "_news",
         "_scope",
         "_statistics",
@@ -48,11 +48,7 @@ class Copies:
     )
 
     def __init__(
-        self,
-        statistics: HedgeStatistics,
-        admission: ChildAdmission,
-        scope: GroupScope,
-        clock: Callable[[], float],
+        self, statistics: HedgeStatistics, admission: ChildAdmission, scope: GroupScope, parent: Run
     ) -> None:
         """Prepare; nothing is late yet.
 
@@ -60,12 +56,13 @@ class Copies:
             statistics: What is known of the steps, and the budget of copies.
             admission: The admission of the group.
             scope: Starts the tasks of copies.
-            clock: Returns the time.
+            parent: The run whose children they are.
         """
         self._statistics = statistics
         self._admission = admission
         self._scope = scope
-        self._clock = clock
+        self._clock = parent.config.services.clock
+        self._hold = parent.config.execution.hold
         # The attempts that have begun and are not late, by the name of the step: the first to begin
         # first. Ordered, since a plain dict looks at all that were deleted in front of its first.
         self._watched: dict[str, OrderedDict[HedgedAttempt, None]] = {}
@@ -138,9 +135,16 @@ class Copies:
                 await self._news.wait()
             self._news = None
 
+    def look(self) -> None:
+        """Look for late attempts now."""
+        if self._news is not None:
+            self._news.set()
+
     def _copy_late(self, now: float) -> float:
         """Copy the attempts that are late; return when the next one will be."""
         wakes_at = inf
+        if self._hold.is_on:  # nothing starts meanwhile; what has begun goes on, and may be late
+            return wakes_at
         for step, watched in self._watched.items():
             delay = self._statistics.of(step).delay
             while watched:
@@ -157,7 +161,7 @@ class Copies:
     def copy(self, attempt: HedgedAttempt) -> None:
         """Start the copy of an attempt, which has got the budget for it."""
         self._granted.add(attempt)
-        if self._scope.closing or not attempt.copy(self._scope.start):
+        if self._scope.closing or self._hold.is_on or not attempt.copy(self._scope.start):
             self._give_back(attempt)
 
     def _give_back(self, attempt: HedgedAttempt) -> None:

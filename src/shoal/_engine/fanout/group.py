@@ -31,15 +31,15 @@ from shoal._engine.run import Run
 from shoal._engine.standing import stands_for
 from shoal._events.events import ChildName, Status
 from shoal._events.identity import Key
-from shoal._graph.policy import Title
+from shoal._graph.policy import Each, Title
 from shoal._limits.breaker import Circuits
 from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit
 
 from .admission import ChildAdmission
-from .copies import Copies
+from .children import circuits_of
+from .copies import Copies, statistics_of
 from .entries import AsyncFeed, ChildSource, Dropped
-from .hedge import HedgeStatistics
 from .ledger import Ledger
 from .scope import GroupScope
 from .workers import Taken, Worker, WorkerPool
@@ -106,11 +106,11 @@ class ChildTaskGroup:
         among: str = "",
         timeout: float | None = None,
         ends_at: float | None = None,
-        circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
         ahead: int | None = None,
-        hedge: HedgeStatistics | None = None,
+        each: Each | None = None,
+        is_race: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -124,11 +124,12 @@ class ChildTaskGroup:
             among: Tells several fan-outs of one owner apart.
             timeout: Seconds from now until all are cancelled, as the user gave them.
             ends_at: When the timeout expires, by the loop's clock, if it began before now.
-            circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
             ahead: How many elements may be pulled for children that can't start yet.
-            hedge: What is known of late children, which get second copies; None: they get none.
+            each: The policy of each child: a breaker skips children for a while, and a hedge makes
+                second copies of late ones.
+            is_race: Whether the children are contestants of a race.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -156,16 +157,18 @@ class ChildTaskGroup:
             ahead=ahead,
             on_room=self._on_room,
             on_refused=self.scope.fail,
+            refuses_alone=is_race,
         )
         self._pool = WorkerPool(
             parent, self.scope, self._admission, source, take=self._take, leave=self._leave
         )
         self._copies: Copies | None = None
+        services = parent.config.services
+        hedge = statistics_of(services, owner, each, among)
         if hedge is not None:
-            clock = parent.config.services.clock
-            self._copies = Copies(hedge, self._admission, self.scope, clock)
+            self._copies = Copies(hedge, self._admission, self.scope, parent)
             self._admission.hedge(self._copies)
-        self._circuits = circuits
+        self._circuits: Circuits | None = circuits_of(services, owner, each, among)
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
         # Both only while ``run`` lasts: they return the halted children, and let those go on that
@@ -292,13 +295,17 @@ class ChildTaskGroup:
         """
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
+        hold = self.parent.config.execution.hold
         self.ledger_of = ledger_of
         self._halted_of, self._on_answer = halted_of, on_answer
         # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
+        hold.members.add(self)
         try:
             async with create_task_group() as tasks:
                 scope.open(tasks)
+                if hold.is_on:
+                    scope.stop_clock()
                 # One worker is enough to begin with: it adds others when its first child waits.
                 self._pool.add_workers(1)
                 for source in self._source.feeds():
@@ -320,6 +327,7 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
+            hold.members.discard(self)
             # Breaks a cycle: these are methods of the step.
             self.ledger_of = self._halted_of = self._on_answer = None
             # Before the admission is closed: this gives back what waiting children were granted.
@@ -429,6 +437,18 @@ class ChildTaskGroup:
             self._use_room(1)
             self.scope.wake()
 
+    def on_hold(self) -> None:
+        """Let the timeout stand still: the execution is held. No child starts meanwhile."""
+        self.scope.stop_clock()
+        self._admission.stop()
+
+    def on_release(self) -> None:
+        """Go on after a hold."""
+        self.scope.start_clock()
+        if self._copies is not None:
+            self._copies.look()
+        self.engage()
+
     def _use_room(self, count: int) -> None:
         """Fill up to ``count`` in-flight slots that have become free."""
         self._wake_feeder()
@@ -505,6 +525,9 @@ class ChildTaskGroup:
             # A child that is cancelled gives its permits back, and they may have been granted to
             # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
+        # After those: they hold what they were granted until they find out that they have to wait.
+        if self.parent.config.execution.hold.is_on:
+            return None
         # Before the source is asked: an element is pulled only if its child has a place.
         reads_nothing_ahead = admission.reads_nothing_ahead
         if reads_nothing_ahead:
@@ -629,7 +652,8 @@ class ChildTaskGroup:
     async def wait_for_room(self) -> bool:
         """Wait until there is room for one more element; return False if the group is closing."""
         admission, scope = self._admission, self.scope
-        while not scope.closing and (self._is_shut or not admission.may_pull()):
+        hold = self.parent.config.execution.hold
+        while not scope.closing and (self._is_shut or hold.is_on or not admission.may_pull()):
             # No await since the condition was looked at, so nothing that makes room is missed.
             self._room = Event()
             await self._room.wait()
