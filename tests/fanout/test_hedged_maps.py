@@ -832,6 +832,35 @@ async def test_what_is_learnt_lasts_as_long_as_the_runtime_and_a_changed_hedge_b
 # -- cancelled, crashed, resumed -------------------------------------------------------------------
 
 
+async def test_nothing_is_copied_in_a_run_that_is_paused():
+    calls, store = Calls(), MemoryStore()
+    async with Runtime(store=store) as runtime:
+        handle = await runtime.start(Application(mapped(calls.act)), {"ns": [1]}, id="a")
+        await anyio.sleep(0.5)
+        await handle.pause("for a while")
+        await anyio.sleep(10)
+        assert calls.count[1] == 1
+        await handle.resume()
+        result = await handle.result()
+    assert result.state["out"] == {"1": "1 by call 2"}
+    assert anyio.current_time() == pytest.approx(0.5 + 10 + 0.5)
+
+
+async def test_the_time_at_work_goes_on_while_only_the_copy_is_at_work():
+    async def body(n: int, call: int) -> str:
+        await anyio.sleep(2 if call == 1 else 100)
+        if call == 1:
+            raise ConnectionError(n)
+        return f"call {call}"
+
+    step = mapped(Calls(body).act, each=Each(hedge=HEDGE, work_timeout=5), on_error="collect")
+    result = await Application(step, store=MemoryStore()).run({"ns": [1]})
+    (outcome,) = await outcomes_of(result)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, StepTimeout)
+    assert anyio.current_time() == 5
+
+
 async def test_one_child_cancelled_by_hand_takes_its_copy_along():
     calls = Calls(lambda n, call: value(100, n))
     async with no_leaks(), Runtime() as runtime:
