@@ -585,6 +585,30 @@ async def test_a_copy_that_goes_on_alone_and_fails_has_failed():
     assert anyio.current_time() == 1
 
 
+async def test_one_that_gives_way_and_returns_all_the_same_has_lost():
+    """It swallows the cancellation, and its result must not follow the items of its copy."""
+    calls = Counter[int]()
+
+    @action(reads=["n"], writes=["out"])
+    async def stream(n: int) -> Any:
+        calls[n] += 1
+        if calls[n] == 1:
+            try:
+                await anyio.sleep(100)
+            except anyio.get_cancelled_exc_class():
+                pass
+            yield Result("call 1")
+            return
+        yield "an item"
+        await anyio.sleep(2)
+        yield Result("call 2")
+
+    hook = RecordingHook()
+    result = await Application(mapped(stream), hooks=[hook]).run({"ns": [1]})
+    assert result.state["out"] == {"1": "call 2"}
+    assert [event.item for event in hook.of(Item)] == ["an item"]
+
+
 async def test_the_first_item_of_a_copy_decides_a_race():
     calls = Counter[int]()
 

@@ -48,7 +48,7 @@ from .streaming import Items
 logger = logging.getLogger("shoal")
 
 Which = Literal["first", "copy"]
-Started = tuple[CoroutineType[Any, Any, None], object]
+Started = tuple["CoroutineType[Any, Any, None]", object]
 
 
 class Hedging(Protocol):
@@ -162,11 +162,6 @@ class HedgedAttempt:
         """When the attempt began."""
         return self._began_at
 
-    @property
-    def has_started_copy(self) -> bool:
-        """Whether a copy has begun."""
-        return self._copy_began_at is not None
-
     # -- what the attempt itself says -------------------------------------------------------------
 
     def begin(self, run: Run) -> None:
@@ -206,13 +201,16 @@ class HedgedAttempt:
 
     async def go_on_alone(self, run: Run) -> None:
         """Return when there is no copy any more, and none will be. In the copy, never return."""
-        if run is not self.run:
+        is_copy = run is not self.run
+        if is_copy:
             # The history has no copies, so this one can't go further. The attempt itself does.
             self._cancel("copy")
+        if is_copy or self._gives_way:
             if cancelled():
                 await sleep_forever()
             # A shield around this call, or a thread that made it, keeps the cancellation off.
-            msg = f"a second copy of action {self.action.name!r} of run {run.path.id} was ended"
+            which = "a second copy" if is_copy else "the first attempt"
+            msg = f"{which} of action {self.action.name!r} of run {run.path.id} was ended"
             raise RunCancelled(msg)
         self._claim("first")
         if self._ended is not None:
@@ -255,7 +253,8 @@ class HedgedAttempt:
             try:
                 await self._end_copy()
             finally:
-                retries.hedged = self._copy_failure = None
+                retries.hedged = self._copy_failure = self._context = None
+                self._items.clear()  # breaks a cycle: they refer to this
                 del failure  # breaks the traceback cycle
 
     async def _make_first(self, first: Coroutine[Any, Any, Change]) -> BaseException | None:
@@ -294,7 +293,9 @@ class HedgedAttempt:
 
     def _settle(self, which: Which, change: Change) -> None:
         """Take the change of the first that succeeds, and cancel the other one."""
-        if self._winner is not None:
+        # What gives way may return all the same, because it swallows its cancellation; see
+        # test_one_that_gives_way_and_returns_all_the_same_has_lost.
+        if self._winner is not None or (which == "first" and self._gives_way):
             return
         self._winner, self._change, self._is_alone = which, change, True
         now = self.run.config.services.clock()

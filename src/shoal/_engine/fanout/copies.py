@@ -129,7 +129,8 @@ class Copies:
     async def feed(self, group: Backpressure) -> None:
         """Copy late attempts until the group cancels this."""
         while True:
-            self._news = Event()
+            # Anything that becomes late while this looks makes it look again.
+            self._news, self._wakes_at = Event(), inf
             self._wakes_at = self._copy_late(self._clock())
             with CancelScope(deadline=self._wakes_at):
                 await self._news.wait()
@@ -145,7 +146,8 @@ class Copies:
         wakes_at = inf
         if self._hold.is_on:  # nothing starts meanwhile; what has begun goes on, and may be late
             return wakes_at
-        for step, watched in self._watched.items():
+        # A copy, since on eager event loops other attempts may begin in this loop.
+        for step, watched in list(self._watched.items()):
             delay = self._statistics.of(step).delay
             while watched:
                 attempt = next(iter(watched))
