@@ -55,6 +55,8 @@ attempt, the round in which it is due, and a number that is unique.
 Turn = tuple[Key, ...]
 """The position of a request among all others: the keys of the flows around it, and its own."""
 
+FIRST: Turn = ((False, False, -math.inf, 0),)
+"""A turn before all others."""
 LAST: Turn = ((True, True, math.inf, 0),)
 """A turn after all others."""
 
@@ -165,7 +167,7 @@ class Flow:
         """Make a flow without a parent a member of ``parent``."""
         self.parent, self.weight = parent, weight
         if self._members:
-            parent._add(weight)
+            parent.add(weight)
 
     def _sweep(self) -> None:
         """Drop what would be made anew with the same turns."""
@@ -180,24 +182,18 @@ class Flow:
 
     # -- what waits -----------------------------------------------------------------------------
 
-    def add_queue(self) -> None:
-        """Count a wait queue that begins to wait."""
-        self._add(1.0)
-
-    def remove_queue(self) -> None:
-        """Count off a wait queue in which nothing waits any more."""
-        self._remove(1.0)
-
-    def _add(self, weight: float) -> None:
+    def add(self, weight: float = 1.0) -> None:
+        """Count a member that begins to wait: a wait queue, or a flow of some weight."""
         self.active += weight
         self._members += 1
         parent = self.parent
         if self._members == 1 and parent is not None:
             # Turns that it didn't need while nothing of it waited are not saved up.
             self.due = max(self.due, parent.round)
-            parent._add(self.weight)
+            parent.add(self.weight)
 
-    def _remove(self, weight: float) -> None:
+    def remove(self, weight: float = 1.0) -> None:
+        """Count off a member in which nothing waits any more."""
         self._members -= 1
         if self._members:
             self.active -= weight
@@ -205,7 +201,7 @@ class Flow:
         self.active = 0.0  # without the rounding errors of the weights
         self._turns.clear()
         if self.parent is not None:
-            self.parent._remove(self.weight)
+            self.parent.remove(self.weight)
 
     # -- turns ----------------------------------------------------------------------------------
 

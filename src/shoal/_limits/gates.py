@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Hashable
 from heapq import heappop, heappush, heapreplace
 from itertools import islice
-from typing import Protocol, final
+from typing import ClassVar, Protocol, final
 
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
 from .limits import Adaptive, Part
@@ -173,8 +173,10 @@ class Gate:
         posts, flow = self._posts, wait_queue.flow
         if not wait_queue.is_behind:
             posts = self._ahead = self._ahead or Posts(flow)
-        elif posts is None or posts.flow is not flow or flow.parent is not None:
+        elif flow.parent is not None or (posts is not None and posts.flow is not flow):
             posts = self._posts_of(flow)
+        elif posts is None:
+            posts = self._posts = Posts(flow)
         heappush(posts.entries, (wait_queue.key_in_flow(), wait_queue.version, wait_queue))
 
     def _posts_of(self, flow: Flow) -> Posts:
@@ -212,11 +214,16 @@ class Gate:
 
     def first(self) -> WaitQueue | None:
         """Return the wait queue with the next turn; None if none is posted here."""
-        found = None
+        found, posts = None, self._posts
         if self._ahead is not None:
             found = self._first(self._ahead)
-        if found is None and self._posts is not None:
-            found = self._first(self._posts)
+        elif posts is not None and posts.entries:
+            # Usually there is one flow, and its first entry is valid. No flow has a version.
+            _, version, one = posts.entries[0]
+            if one.version == version and one.gate is self:
+                return one  # pyright: ignore[reportReturnType]
+        if found is None and posts is not None:
+            found = self._first(posts)
         return found
 
     def _first(self, posts: Posts) -> WaitQueue | None:
@@ -295,6 +302,8 @@ class Posts:
     """
 
     __slots__ = ("entries", "flow", "is_entered")
+    version: ClassVar[None] = None
+    gate: ClassVar[None] = None
 
     def __init__(self, flow: Flow) -> None:
         self.flow: Flow = flow
@@ -477,10 +486,10 @@ class WaitQueue:
 
     def turn(self) -> Turn:
         """Return the turn of the first request, to be compared with those of other wait queues."""
+        request, arrival = next(iter(self.requests.items()))
+        key = self.is_behind, self.is_new, request.due, arrival
         flow = self.flow
-        if flow.parent is None or not self.is_behind:
-            return (self.key_in_flow(),)
-        return (*flow.path(), self.key_in_flow())
+        return (key,) if flow.parent is None or not self.is_behind else (*flow.path(), key)
 
     def __repr__(self) -> str:
         return f"<WaitQueue of {len(self.requests)} at {self.gate}>"

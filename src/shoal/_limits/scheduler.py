@@ -35,7 +35,7 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
-from .flows import WEIGHTS, Flow, Key, Priority, Share, Turn
+from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .limits import Adaptive, Ended
 from .lines import Line
@@ -112,17 +112,21 @@ class FairScheduler:
             ahead: Whether it goes before all requests that are not ``ahead``.
         """
         gate: Gate | None = None
+        wait_queue: WaitQueue | None = None
         flow = request.flow or self.first_flow
         kind = ahead, request.is_returning, request.unit, flow
-        wait_queue = self.wait_queues.get((*kind, request.needed)) if self.wait_queues else None
-        # The turn after all those that come before this request, whatever their arrival.
-        key: Key = not ahead, not request.is_returning, math.inf, sys.maxsize
-        turn: Turn = (key,) if flow.parent is None or ahead else (*flow.path(), key)
+        # The turn after all those that come before this request, whatever their arrival. While
+        # nothing waits no turn is compared, and most requests come then.
+        turn = FIRST if ahead else LAST
+        if self.wait_queues:
+            wait_queue = self.wait_queues.get((*kind, request.needed))
+            key: Key = not ahead, not request.is_returning, math.inf, sys.maxsize
+            turn = (key,) if flow.parent is None or ahead else (*flow.path(), key)
         if wait_queue is None:
             gate = self._shut(request, turn)
             if gate is None:
                 self.take(request)
-                if self.wait_queues and request.flow is not None:
+                if request.flow is not None and self.wait_queues:
                     # It goes before others that wait, so it counts; else a flow whose requests are
                     # never long enough in line could keep one waiting that needs many units.
                     flow.on_turn(flow.round)
@@ -138,7 +142,7 @@ class FairScheduler:
             name = *kind, request.needed
             wait_queue = WaitQueue(name, flow, is_behind=not ahead, is_new=not request.is_returning)
             self.wait_queues[name] = wait_queue
-            flow.add_queue()
+            flow.add()
             # Joined before it is posted: the turn of an empty wait queue is not defined.
             self._join(request, wait_queue)
             self._post(wait_queue, gate)
@@ -254,7 +258,10 @@ class FairScheduler:
         gate = wait_queue.gate
         assert gate is not None, "a wait queue with requests is posted"
         gate.unpost(wait_queue)
-        self._remove(request, wait_queue)
+        del wait_queue.requests[request]
+        request.wait_queue = None
+        if self.bounds_waiting:
+            self._leave_lines(request)
         if wait_queue.requests:
             gate.post(wait_queue)  # with the turn of the request that is first now
         else:
@@ -263,17 +270,15 @@ class FairScheduler:
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
 
-    def _remove(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
-        del wait_queue.requests[request]
-        request.wait_queue = None
-        if self.bounds_waiting and request.unit is not None:
+    def _leave_lines(self, request: PermitRequest) -> None:
+        if request.unit is not None:
             for line in _lines(request):
                 line.leave(request.unit, self.clock())
 
     def _end(self, wait_queue: WaitQueue) -> None:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
-        wait_queue.flow.remove_queue()
+        wait_queue.flow.remove()
         if not self.wait_queues:
             self._timers.clear()
 
@@ -319,13 +324,19 @@ class FairScheduler:
                 self._post(wait_queue, other)
                 continue
             if not request.is_gone:
-                if wait_queue.is_behind or wait_queue.flow.parent is None:
-                    wait_queue.flow.on_turn(request.due)
+                flow = wait_queue.flow
+                if flow.parent is None:
+                    flow.round = max(flow.round + 1.0 / flow.active, request.due)
+                elif wait_queue.is_behind:
+                    flow.on_turn(request.due)
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(request, at=gate, credit=credit)
-            self._remove(request, wait_queue)
+            del wait_queue.requests[request]
+            request.wait_queue = None
+            if self.bounds_waiting:
+                self._leave_lines(request)
             if wait_queue.requests:
                 gate.post(wait_queue)  # its next request waits for its own turn
             else:
