@@ -230,8 +230,8 @@ _MOVED = {
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
-        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Quorum "
-        "Recovered RunEvents Statistics Until"
+        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Priority "
+        "Quorum Recovered RunEvents Statistics Until"
     ),
 }
 """Names that stood in ``shoal`` before, or that are looked for there, by the module that has them
