@@ -57,6 +57,7 @@ HAVE_NO_DOCSTRING = {
     "ExecutorName",
     "Key",
     "OnError",
+    "Priority",
     "Operation",
     "Outcome",
     "Until",

@@ -2,7 +2,8 @@
 
 Programs get objects of these classes and don't make them: a function under ``@action`` is a
 ``FunctionAction``, and ``fan_out`` returns a ``FanOut``. Parameters of shoal take the unions
-(``Key``, ``Until``, ``OnError``, ``Priority``), and ``Adaptive`` is the protocol behind ``Limits(adapt=)``.
+(``Key``, ``Until``, ``OnError``, ``Priority``), and ``Adaptive`` is the protocol behind
+``Limits(adapt=)``.
 
 Examples:
     >>> from shoal import action
