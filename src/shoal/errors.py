@@ -20,6 +20,7 @@ Examples:
 from __future__ import annotations
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     BadKey,
     BadResult,
     BadUse,
@@ -44,6 +45,7 @@ from shoal._errors.exceptions import (
     NotEncodable,
     NoTransition,
     NotSendable,
+    NotSteered,
     NoWorker,
     Overloaded,
     Poisoned,
@@ -72,6 +74,7 @@ from shoal._errors.exceptions import (
 )
 
 __all__ = [
+    "BadAnswer",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -97,6 +100,7 @@ __all__ = [
     "NotDecodable",
     "NotEncodable",
     "NotSendable",
+    "NotSteered",
     "Overloaded",
     "Poisoned",
     "RateUnavailable",

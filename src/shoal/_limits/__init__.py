@@ -18,5 +18,6 @@ once, or it waits:
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.
+- ``headers``: what the headers of a response say of a rate.
 - ``shared_rates``, ``shared_rate_client``: rates that several processes share.
 """

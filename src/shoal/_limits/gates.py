@@ -23,6 +23,7 @@ from itertools import islice
 from typing import ClassVar, Protocol, final
 
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
+from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
 from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
@@ -41,6 +42,7 @@ class Gate:
         "alarm_at",
         "changed_at",
         "is_hold",
+        "is_shut",
         "key",
         "line",
         "meter",
@@ -90,6 +92,9 @@ class Gate:
         self.users: int = 0
         self.is_hold: bool = False
         """Whether this gate stops a held execution, and counts nothing."""
+        # Set and unset by `PartGates` alone. Attempts under way go on.
+        self.is_shut: bool = False
+        """Whether it is paused until it is resumed, by a person and not by time."""
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
@@ -122,6 +127,8 @@ class Gate:
         if paid:
             # A pause doesn't hold it back either: its attempt is under way and only wants to go on.
             return -math.inf
+        if self.is_shut:
+            return math.inf
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
@@ -157,11 +164,37 @@ class Gate:
         """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
 
+    @property
+    def unit(self) -> str | None:
+        """What its ``cost=`` function counts; None if that isn't said, or there is none."""
+        return None if self.part is None else self.part.unit
+
+    def learn(self, said: RateHeaders, now: float) -> bool:
+        """Adjust the rate to what a server has said of it; return whether anything concerns it."""
+        if self.meter is None:
+            return False
+        unit = (self.unit or TOKENS) if self.has_cost else REQUESTS
+        # Whatever it counts: the server wants to be left alone.
+        until = -math.inf if said.retry_after is None else now + said.retry_after
+        for left in said.remaining:
+            if left.unit.replace("_", "-") != unit.replace("_", "-"):
+                continue
+            if isinstance(self.meter, Meter):
+                self.meter.learn(now, left.units, left.reset_in)
+            # What is left of a shared rate is known to its backend alone, and a window opens as a
+            # whole: then nothing starts until it does.
+            is_bucket = isinstance(self.meter, Meter) and not left.is_window
+            if left.units < 1 and left.reset_in is not None and not is_bucket:
+                until = max(until, now + left.reset_in)
+        self.paused_until = max(self.paused_until, until)
+        return True
+
     def is_new(self, now: float) -> bool:
         """Return whether a new gate would behave the same, so that this one can be dropped."""
         return (
             self.users == 0
             and self.paused_until <= now
+            and not self.is_shut
             and (self.meter is None or self.meter.is_full(now))
         )
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, cast, final
+from typing import Any, NamedTuple, Protocol, final
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
+from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
@@ -271,10 +272,6 @@ def is_overload(error: BaseException) -> bool:
     return status in OVERLOAD
 
 
-Weight = Mapping[Any, float] | Callable[[Any], float]
-"""The weights of shares of a limit: by what ``share=`` returned, or a function of that."""
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -285,6 +282,8 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    # What `cost` counts; None where it isn't said.
+    unit: str | None = None
     waiting: int | None = None  # runs that may wait; None: any number
     share: Callable[[Any], Hashable] | None = None
     weight: Weight | None = None  # of a share; None: 1 each
@@ -360,6 +359,8 @@ class Part:
                 called: str | None = getattr(value, "__qualname__", None)
                 shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
                 given.append(f"{name}={shown}")
+        if self.unit is not None:
+            given.append(f"unit={self.unit!r}")
         if self.waiting is not None:
             given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
@@ -427,24 +428,6 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-def check_weight(weight: object, share: object) -> None:
-    """Check a user's ``weight=``.
-
-    Raises:
-        DefinitionError: It is neither a mapping nor a plain function, or there is no ``share=``.
-    """
-    if weight is None:
-        return
-    if share is None:
-        msg = "Limits(weight=...) is the weight of a share; give share=... too"
-        raise DefinitionError(msg)
-    if isinstance(weight, Mapping):
-        for key, value in cast("Mapping[object, object]", weight).items():
-            check_number(f"Limits(weight={{{brief(key)}: ...}})", value)
-    else:
-        require_plain(weight, "Limits(weight=...)")
-
-
 @hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
 @final
 @dataclass(frozen=True, slots=True, init=False)
@@ -486,6 +469,8 @@ class Limits:
             key, any hashable, and ``n`` and ``rate`` apply to each key separately.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
+        unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
+            itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
         waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
@@ -524,6 +509,7 @@ class Limits:
         rate: Rate | SharedRate | ForeignRate | None = None,
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
+        unit: str | None = None,
         adapt: Adaptive | None = None,
         waiting: int | None = None,
         share: Callable[[Any], Hashable] | None = None,
@@ -542,6 +528,12 @@ class Limits:
         if cost is not None and rate is None:
             msg = "Limits(cost=...) is what a rate is charged; give rate=Rate(...) too"
             raise DefinitionError(msg)
+        if unit is not None and (not isinstance(unit, str) or not unit):
+            msg = f"Limits(unit=...) takes a name, such as 'tokens', not {brief(unit)}"
+            raise DefinitionError(msg)
+        if unit is not None and cost is None:
+            msg = f"Limits(unit={unit!r}) names what cost= counts; give cost=... too"
+            raise DefinitionError(msg)
         if adapt is not None and n is None:
             msg = "Limits(adapt=...) changes n; give the n to begin with"
             raise DefinitionError(msg)
@@ -553,7 +545,7 @@ class Limits:
             raise DefinitionError(msg)
         check_weight(weight, share)
         # The class is frozen.
-        part = Part(n, rate, by, cost, adapt, waiting, share, weight)
+        part = Part(n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight)
         object.__setattr__(self, "parts", (part,))
 
     def __and__(self, other: Limits) -> Limits:

@@ -393,7 +393,7 @@ class AttemptPermit(PermitRequest):
         """
         if self._includes_slot or self._holder is None:
             return False
-        if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
+        if not any(gate.meter is not None or gate.is_keyed or gate.is_shut for gate in self.needed):
             # A hold may be long, too, but the place alone is of no use to another execution.
             held = self._holder.slot if self._holder.unit.held_at is not None else None
             if held is None or not held.is_shared:
@@ -486,7 +486,8 @@ class AttemptPermit(PermitRequest):
             return "paused", "", None
         if gate is None or gate.part is None:
             return "slot", limit, key
-        if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):
+        is_paused = gate.is_shut or gate.paused_until > now
+        if gate.is_keyed and (is_paused or gate.used >= gate.slots):
             return "key", limit, key
         if gate.used < gate.slots and gate.meter is not None:
             return "rate", limit, key

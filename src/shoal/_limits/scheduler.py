@@ -37,6 +37,7 @@ from shoal._state.state import refuse_awaitable
 
 from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
+from .headers import RateHeaders
 from .limits import Adaptive, Ended
 from .lines import Line
 from .meters import CREDIT, ForeignMeter, Meter
@@ -355,7 +356,7 @@ class FairScheduler:
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
-        if gate.shared is not None:
+        if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
@@ -506,17 +507,38 @@ class FairScheduler:
         if gate.shared is not None:
             self._clients.want(gate)
 
-    def charge(self, held: Acquired, actual: float, unit: FairShare | None = None) -> None:
-        """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
+    def charge(
+        self,
+        held: Acquired,
+        actual: float,
+        unit: FairShare | None = None,
+        *,
+        named: str | None = None,
+    ) -> None:
+        """Replace the units charged by ``actual`` at gates with a ``cost=`` function.
+
+        Args:
+            held: What was charged.
+            actual: The units.
+            unit: The execution that pays.
+            named: What the function counts; None: at all gates with one.
+        """
         if held.costs is None:
             return
         due = tuple(
-            actual if gate.has_cost else cost
+            actual if gate.has_cost and (named is None or gate.unit == named) else cost
             for gate, cost in zip(held.needed, held.costs, strict=True)
         )
         self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)], unit)
         # So a further call corrects this one; see test_charging_what_it_was.
         held.costs = due
+
+    def learn(self, held: Acquired, said: RateHeaders) -> None:
+        """Adjust the rates of ``held`` to what a server has said of them."""
+        now = self.clock()
+        for gate in held.needed:
+            if gate.learn(said, now) and gate.posted:
+                self.serve(gate)  # sets the alarm to the new time
 
     def pause(self, held: Acquired, until: float) -> bool:
         """Pause the gates of ``held`` that belong to one key of many.
