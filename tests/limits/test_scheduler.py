@@ -59,6 +59,7 @@ class Unit:
         self.turn_due = self.turns_since = 0.0
         self.held_at: Gate | None = None
         self.costs: Costs | None = None
+        self.let_in: set[object] | None = None
 
 
 class Log:

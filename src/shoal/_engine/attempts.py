@@ -33,7 +33,8 @@ from shoal._concurrency.watchdog import Part, Watched
 from shoal._errors.exceptions import Poisoned, StepTimeout, note
 from shoal._limits.retry import Retry
 
-from .permits import wait_without_slot
+from .child_time import ChildTime, Countdown, in_words, time_of
+from .permits import starts_in, wait_without_slot
 from .publish import publish_attempt_ended
 from .run import Run
 
@@ -52,7 +53,9 @@ async def within(
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
     keeps_late: bool = False,
-    time: AttemptTime | ChildTime | None = None,
+    time: AttemptTime | Countdown | None = None,
+    waited: Callable[[], dict[str, float]] | None = None,
+    named: str = "timeout",
 ) -> T:
     """Await the coroutine that ``attempt`` makes, and cancel it after ``seconds``.
 
@@ -66,6 +69,8 @@ async def within(
             its walk looks for the timeout before each save, and a saved success stays one.
         time: Stops meanwhile. A pool stops that of an attempt which waits for a worker, and a hold
             of the execution that of a child.
+        waited: Returns what the attempt has waited for, for the error.
+        named: The argument by which the user gave the timeout.
 
     Raises:
         StepTimeout: The attempt was cancelled at its deadline and has ended, or it returned after
@@ -103,7 +108,7 @@ async def within(
                 raise
         else:
             if scope.cancel_called:
-                note(error, f"shoal: raised after the timeout of {seconds:g} s")
+                note(error, f"shoal: raised after the {named} of {seconds:g} s")
             raise
     finally:
         if watched is not None:
@@ -113,9 +118,23 @@ async def within(
     # The attempt may have swallowed an outer cancellation together with its own; see
     # test_what_returns_late_and_was_cancelled_from_outside_too_is_cancelled.
     await checkpoint_if_cancelled()
-    raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
+    raise too_long(what(), named, seconds, {} if waited is None else waited()) from (
         None if cause is None else cause()
     )
+
+
+def too_long(what: str, named: str, seconds: float, waited: dict[str, float]) -> StepTimeout:
+    """Return the error of a timeout.
+
+    Args:
+        what: What took too long.
+        named: The argument by which the user gave the timeout.
+        seconds: The timeout.
+        waited: The seconds of waiting, by what for. A ``work_timeout`` doesn't count them.
+    """
+    beside = named != "timeout"
+    msg = f"{what} took longer than its {named} of {seconds:g} s{in_words(waited, beside=beside)}"
+    return StepTimeout(msg, waited)
 
 
 @final
@@ -126,12 +145,30 @@ class AttemptTime:
     may, or it is at another call, which may take longer. That is not the attempt's fault.
     """
 
-    __slots__ = ("_clock", "_parts", "_scope", "_seconds", "_watchdog", "_watched", "deadline")
+    __slots__ = (
+        "_child",
+        "_clock",
+        "_is_stopped",
+        "_parts",
+        "_scope",
+        "_seconds",
+        "_watchdog",
+        "_watched",
+        "deadline",
+    )
 
-    def __init__(self, seconds: float, run: Run) -> None:
-        """Begin nothing yet."""
+    def __init__(self, seconds: float | None, run: Run) -> None:
+        """Begin nothing yet.
+
+        Args:
+            seconds: The timeout of the attempt; None: only the child has one.
+            run: The run that the attempt belongs to.
+        """
         self.deadline: float = math.inf
-        self._seconds = seconds
+        self._seconds = math.inf if seconds is None else seconds
+        # Both for the child, whose timeouts count such a wait as one.
+        self._child: ChildTime | None = time_of(run)
+        self._is_stopped = False
         self._clock = run.config.services.clock
         self._watchdog = run.config.services.watchdog
         self._watched: Watched | None = None
@@ -146,12 +183,16 @@ class AttemptTime:
 
     def stop(self) -> None:
         """See ``TimePort.stop``."""
+        if self._child is not None and not self._is_stopped:
+            self._is_stopped = True
+            self._child.begin_wait("a worker")
         if self._scope is not None and not self._scope.cancel_called:
             self.deadline = self._scope.deadline = math.inf
             self._unwatch()
 
     def start(self) -> None:
         """See ``TimePort.start``."""
+        self._go_on()
         scope, parts = self._scope, self._parts
         if scope is None or parts is None or scope.cancel_called or self.deadline < math.inf:
             return
@@ -160,65 +201,19 @@ class AttemptTime:
 
     def end(self) -> None:
         """Stop for good."""
+        self._go_on()
         self._unwatch()
         self._scope = self._parts = None
+
+    def _go_on(self) -> None:
+        if self._child is not None and self._is_stopped:
+            self._is_stopped = False
+            self._child.end_wait()
 
     def _unwatch(self) -> None:
         watched, self._watched = self._watched, None
         if watched is not None:
             self._watchdog.forget(watched)
-
-
-@final
-class ChildTime:
-    """The time of a child with a timeout, which stands still while the execution is held."""
-
-    __slots__ = ("_left", "_parts", "_run", "_scope", "_watched", "deadline")
-
-    def __init__(self, run: Run) -> None:
-        """Begin nothing yet."""
-        self.deadline: float = math.inf
-        self._run = run
-        self._watched: Watched | None = None
-        self._scope: CancelScope | None = None  # only while `within` is in it
-        self._parts: Callable[[], tuple[Part]] | None = None
-        self._left: float | None = None  # seconds that are left; None: the time runs
-
-    def begin(self, scope: CancelScope, parts: Callable[[], tuple[Part]]) -> None:
-        """Let the time run that ``scope`` has."""
-        config = self._run.config
-        self._scope, self._parts, self.deadline = scope, parts, scope.deadline
-        self._watched = config.services.watchdog.watch(parts, self.deadline)
-        config.execution.hold.members.add(self)
-        if config.execution.hold.is_on:
-            self.on_hold()
-
-    def on_hold(self) -> None:
-        """Stop."""
-        if self._scope is not None and not self._scope.cancel_called and self._left is None:
-            self._left = self.deadline - self._run.config.services.clock()
-            self.deadline = self._scope.deadline = math.inf
-            self._unwatch()
-
-    def on_release(self) -> None:
-        """Go on."""
-        left, self._left = self._left, None
-        if self._scope is None or self._parts is None or left is None or self._scope.cancel_called:
-            return
-        services = self._run.config.services
-        self.deadline = self._scope.deadline = services.clock() + left
-        self._watched = services.watchdog.watch(self._parts, self.deadline)
-
-    def end(self) -> None:
-        """Stop for good."""
-        self._run.config.execution.hold.members.discard(self)
-        self._unwatch()
-        self._scope = self._parts = None
-
-    def _unwatch(self) -> None:
-        watched, self._watched = self._watched, None
-        if watched is not None:
-            self._run.config.services.watchdog.forget(watched)
 
 
 def _parts(run: Run, coroutine: object) -> tuple[Part]:
@@ -242,6 +237,7 @@ class Tries:
         "_services",
         "count",
         "last",
+        "next_in",
     )
 
     def __init__(self, retry: Retry, run: Run) -> None:
@@ -262,6 +258,9 @@ class Tries:
         # error's traceback leads back to the frame that holds this object.
         self.last: Exception | None = None
         """The failure of the attempt before."""
+        # At least what `pause` has returned last.
+        self.next_in: float = 0.0
+        """Seconds after which the next attempt can begin, as far as limits tell."""
 
     def begin(self) -> None:
         """Count an attempt that begins now.
@@ -280,6 +279,9 @@ class Tries:
             self._run.begin_attempt()
         self._is_on = True
         self.count += 1
+        owner = self._run.slot_owner
+        if owner.retries is not None:
+            owner.retries.last_permit = None
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is none.
@@ -301,7 +303,10 @@ class Tries:
             return None
         pause = retry.delay(self.count, self._services.retries.chance())
         now = self._services.clock()
-        if self._is_late(now + pause, error):
+        # Not only the delay: an attempt that a rate lets begin too late isn't waited for; see
+        # test_an_attempt_that_a_rate_lets_begin_too_late_is_not_waited_for.
+        self.next_in = starts_in(self._run, pause)
+        if self._is_late(now + self.next_in, error):
             return None
         # After all other reasons not to retry: an attempt that isn't made must not be paid for.
         if self._account is not None and not self._account.spend(now):
@@ -358,12 +363,25 @@ async def try_again(
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            await publish_attempt_ended(run, failure, pause)
+            late = _too_late(run, tries.next_in)
+            if late is not None:
+                # Not waited for: the child's time is over before its next attempt can begin.
+                await publish_attempt_ended(run, failure, None)
+                raise late from failure
+            await publish_attempt_ended(run, failure, tries.next_in)
         finally:
             failure = None  # breaks the traceback cycle
         # A native cancel that the action left on this task would interrupt the wait below.
         await absorb_stray_cancel(run.config.services.native_cancels)
         await wait_without_slot(run, pause)
+
+
+def _too_late(run: Run, seconds: float) -> StepTimeout | None:
+    """Return the error of a child that has no time for another attempt, in ``seconds``."""
+    time = time_of(run)
+    if time is None or run.config.services.clock() + seconds < time.deadline:
+        return None
+    return time.too_late(seconds)
 
 
 @ki_protected

@@ -120,6 +120,7 @@ class Execution:
         "is_over",
         "is_resumed",
         "is_watched",
+        "let_in",
         "live",
         "max_depth",
         "max_steps",
@@ -197,6 +198,8 @@ class Execution:
         """The scheduler's notes on this execution, so that executions take turns."""
         self.held_at: Gate | None = None  # also the scheduler's
         """The gate at which its requests wait while it is held; None: it isn't."""
+        self.let_in: set[object] | None = None  # also the scheduler's
+        """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's
         """What was charged to it at limits with ``cost=``; None: nothing yet."""
         # Set with `_failure`, and never reset, also when that error is released.

@@ -21,7 +21,9 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Protocol, final
 
+from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
+from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
@@ -45,6 +47,7 @@ class Gate:
         "is_hold",
         "is_shut",
         "key",
+        "line",
         "meter",
         "name",
         "part",
@@ -81,6 +84,8 @@ class Gate:
             None if part is None else part.meter(key)
         )
         self.adapt: Adaptive | None = None if part is None else part.adapt
+        # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
+        self.line: Line | None = None
         # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
         # its slots without waiting. Then nothing starts until enough has ended.
         self.used: int = 0
@@ -128,6 +133,21 @@ class Gate:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
 
+    def turn_from(self, at: float, cost: float) -> float:
+        """Return when, from ``at`` on, a request that goes before all others has its turn here.
+
+        As far as that is known: when a pause ends, and when the rate has its next turn. Nobody
+        knows when a slot is released.
+        """
+        opens, meter = self.paused_until, self.meter
+        if isinstance(meter, Meter):
+            turn = meter.opens_at(cost)
+            if self.posted and turn < at and cost == 1.0:
+                # Requests that wait use each turn until then, so the turns lie evenly.
+                turn += math.ceil((at - turn) / meter.interval) * meter.interval
+            opens = max(opens, turn)
+        return max(at, opens)
+
     @property
     def shared(self) -> SharedMeter | None:
         """The meter, if the rate is shared with other processes."""
@@ -142,6 +162,31 @@ class Gate:
     def has_cost(self) -> bool:
         """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
+
+    @property
+    def unit(self) -> str | None:
+        """What its ``cost=`` function counts; None if that isn't said, or there is none."""
+        return None if self.part is None else self.part.unit
+
+    def learn(self, said: RateHeaders, now: float) -> bool:
+        """Adjust the rate to what a server has said of it; return whether anything concerns it."""
+        if self.meter is None:
+            return False
+        unit = (self.unit or TOKENS) if self.has_cost else REQUESTS
+        # Whatever it counts: the server wants to be left alone.
+        until = -math.inf if said.retry_after is None else now + said.retry_after
+        for left in said.remaining:
+            if left.unit.replace("_", "-") != unit.replace("_", "-"):
+                continue
+            if isinstance(self.meter, Meter):
+                self.meter.learn(now, left.units, left.reset_in)
+            # What is left of a shared rate is known to its backend alone, and a window opens as a
+            # whole: then nothing starts until it does.
+            is_bucket = isinstance(self.meter, Meter) and not left.is_window
+            if left.units < 1 and left.reset_in is not None and not is_bucket:
+                until = max(until, now + left.reset_in)
+        self.paused_until = max(self.paused_until, until)
+        return True
 
     def is_new(self, now: float) -> bool:
         """Return whether a new gate would behave the same, so that this one can be dropped."""
@@ -211,7 +256,7 @@ class Gate:
         return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class FairShare(Protocol):
+class FairShare(InLine, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
     All attributes are set by the scheduler alone.
@@ -295,8 +340,8 @@ class PermitRequest(Acquired):
         """
         super().__init__(needed, costs)
         self.unit: FairShare | None = unit
-        # Whether a child that has started waits for its next attempt. Such a request goes before
-        # children that have not started.
+        # Whether a run waits for another attempt. Such a request goes before those of children that
+        # have not started, and of first attempts.
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and

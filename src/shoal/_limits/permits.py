@@ -35,7 +35,7 @@ class InFlightSlot(Acquired):
     moment.
     """
 
-    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held", "returns")
+    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held")
 
     def __init__(
         self,
@@ -63,11 +63,9 @@ class InFlightSlot(Acquired):
         # `_give_back`, which counts it off.
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
-        """Whether acquiring it charges its rates: at the start, and at each ``Each(retry=)``."""
+        """Whether acquiring it charges its rates: at the start, and when that is done anew."""
         # Only while the child waits: set by `step_aside`, reset by `hold`. Both tell the group.
         self.is_aside: bool = False
-        self.returns: bool = False
-        """Whether a child that has started waits for it, and so goes before those that have not."""
         for gate in needed:
             gate.users += 1
 
@@ -97,7 +95,7 @@ class InFlightSlot(Acquired):
             self.taken_at = taken_at
         self.is_held = True
         # For this grant only. The next one is free, unless the child steps aside for a retry.
-        self.is_due = self.returns = False
+        self.is_due = False
         self.since = since
         if self.is_aside:
             self.is_aside = False
@@ -110,9 +108,14 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            for gate in self.needed:
-                gate.used += 1
-            self.hold()
+            self.take_unpaid()
+
+    def take_unpaid(self) -> None:
+        """Take the slot, whether or not there is room, and pay no rate."""
+        for gate in self.needed:
+            gate.used += 1
+        self.is_due = False
+        self.hold()
 
     def leave(self) -> None:
         """Release the slot for good."""
@@ -217,7 +220,7 @@ class InFlight:
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "first_permit", "slot", "unit")
+    __slots__ = ("in_flight", "first_permit", "returns", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -232,6 +235,10 @@ class HeldPermits:
         """The in-flight slot of a child; None until it is needed: the group counts the child."""
         self.first_permit: AttemptPermit | None = None
         """The permit of the first attempt, which was acquired when the child was admitted."""
+        # Set while a run waits for another attempt, also a root run, which has no slot. The next
+        # request takes it over, so that no later step of the run is preferred.
+        self.returns: bool = False
+        """Whether the next request goes before those of attempts and children that are new."""
 
     @property
     def above(self) -> HeldPermits | None:
@@ -302,7 +309,8 @@ class AttemptPermit(PermitRequest):
             needed, worker = (*needed, worker), None
             costs = None if costs is None else (*costs, 1.0)
         super().__init__(needed, costs, None if holder is None else holder.unit)
-        self.is_returning: bool = slot is not None and slot.returns
+        if holder is not None and holder.returns:
+            holder.returns, self.is_returning = False, True
         self._scheduler: FairScheduler = scheduler
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted

@@ -37,10 +37,15 @@ def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
         limiters: The limiters by the names of their owners, as ``Runtime.limiters`` has them.
         now: The time, by the clock of the runtime.
     """
+    # Once each: a limit that stands in several places is told of under the first of their names.
+    found = {
+        part: (owner or RUNTIME, number, limiter)
+        for owner, limiter in reversed(list(limiters.items()))
+        for number, part in reversed(list(enumerate(limiter.parts)))
+    }
     return [
-        _use(owner or RUNTIME, number, part, now, limiter.charged(part.part))
-        for owner, limiter in limiters.items()
-        for number, part in enumerate(limiter.parts)
+        _use(owner, number, part, now, limiter.charged(part.part))
+        for part, (owner, number, limiter) in reversed(list(found.items()))
     ][:LIMITS]
 
 

@@ -106,6 +106,7 @@ class ChildTaskGroup:
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
+        is_race: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -122,6 +123,7 @@ class ChildTaskGroup:
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
+            is_race: Whether the children are contestants of a race.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -147,6 +149,7 @@ class ChildTaskGroup:
             among=among,
             on_room=self._on_room,
             on_refused=self.scope.fail,
+            refuses_alone=is_race,
         )
         self._pool = WorkerPool(
             parent, self.scope, self._admission, source, take=self._take, leave=self._leave

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
+from shoal._engine.child_time import at_rest
 from shoal._engine.commit import Write, commit
 from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.run import Run
@@ -181,6 +182,7 @@ class FanOutStep:
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
             title=act.title,
+            is_race=self._race is not None,
         )
         try:
             if not self._has_opened:
@@ -693,4 +695,5 @@ async def fan_out(act: Parallel, run: Run) -> Change:
     if step is None:
         step = FanOutStep(act, run)
     assert isinstance(step, FanOutStep), "nothing else is kept for a parallel act"
-    return await step.execute()
+    with at_rest(run):
+        return await step.execute()
