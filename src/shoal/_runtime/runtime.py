@@ -71,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -641,6 +641,17 @@ class Runtime:
             partial(uses_of_breakers, breakers),
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
+
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
 
     async def _carry_out(self, root: RootRun, command: Command) -> None:
         await carry_out(root, command, self._limiters)
