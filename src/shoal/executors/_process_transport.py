@@ -309,6 +309,10 @@ class ProcessLink:
                     partial(self.on_orphaned, "the process that had started it has ended")
                 )
 
+    def pause(self, seconds: float) -> None:
+        """Look for nothing for so long; see ``Link.pause``."""
+        self._ready.pause(seconds)
+
     @ki_protected
     def _read(self) -> None:
         try:

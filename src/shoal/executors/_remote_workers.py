@@ -39,6 +39,7 @@ class RemoteWorker:
         "plain",
         "reprieve",
         "started_at",
+        "urgent",
     )
 
     link: Link
@@ -51,6 +52,8 @@ class RemoteWorker:
         self.plain: int = 0
         """Calls of plain functions among them."""
         self.others: int = 0
+        self.urgent: int = 0
+        """Calls with a timeout or a context among them: what they answer is waited for."""
         self.load: float = 0.0
         """Seconds that the plain ones are expected to take."""
         self.began: set[int] = set()

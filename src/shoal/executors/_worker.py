@@ -62,6 +62,7 @@ class WorkerCore:
         initializer: bytes | None = None,
         mark: Callable[[int], None] | None = None,
         receive: Callable[[], None] | None = None,
+        glance: Callable[[], None] | None = None,
         hurry: Callable[[], None] | None = None,
     ) -> None:
         """Start nothing yet.
@@ -75,6 +76,8 @@ class WorkerCore:
             receive: Waits for messages and has them handled, and returns then: called by the lane
                 when it has nothing to do, so that no other thread has to wake it. None: messages
                 are handled by another thread.
+            glance: Has messages handled if there are any, and doesn't wait: called by the lane
+                between calls, unless those are quick.
             hurry: Called by the lane before a function that will wait for replies, so that another
                 thread handles messages meanwhile.
         """
@@ -82,6 +85,7 @@ class WorkerCore:
         self._initializer = initializer
         self._mark = mark
         self._receive = receive
+        self._glance = glance
         self._hurry = hurry
         self._out: deque[Message] = deque()
         self._sending = threading.Lock()
@@ -262,6 +266,8 @@ class WorkerCore:
                 call.close()
                 if perf_counter() - self._sent_at > COLLECTED:
                     self.flush()
+                if self._glance is not None and ended[-1] > COLLECTED:
+                    self._glance()
             del at_work[number]
             call = None  # its arguments are not kept until the next one comes
 
