@@ -220,7 +220,7 @@ _MOVED = {
         "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
         "Waiting"
     ),
-    "executors": "Executor ExecutorName Processes Ray Threads",
+    "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),
     "stores": (
         "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "

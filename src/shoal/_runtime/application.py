@@ -74,8 +74,8 @@ class Application(Generic[S]):
             in flight doesn't.
         watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
-            ``"loop"``, ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``.
-            It goes before ``Runtime(executor=)``.
+            ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes before ``Runtime(executor=)``.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.

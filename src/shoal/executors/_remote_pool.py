@@ -79,6 +79,7 @@ class RemotePool:
         kill_after: float | None = None,
         window: float = WINDOW,
         pause: float = PAUSE,
+        kills: bool = True,
     ) -> None:
         """Start nothing yet.
 
@@ -92,12 +93,15 @@ class RemotePool:
                 of the runtime.
             window: Seconds of work that are sent ahead; see ``_pace``.
             pause: Seconds for which a busy worker is not looked at. 0 if links can't do that.
+            kills: Whether the link can kill a worker. If not, functions that don't end after a
+                cancellation are left behind in it.
         """
         self._host = host
         self._transport = transport
         self._name = name
         self._most = workers
         self._window = window
+        self._kills = kills
         # Where time is virtual, it would jump to the end of each pause.
         self._pause = pause if host.backend.is_real else 0.0
         self._looks_at = 0.0  # when the present pauses end: all in one turn of the loop
@@ -222,9 +226,14 @@ class RemotePool:
             self._fill(queue)
 
     def kill(self, call: RemoteCall) -> bool:
-        """End the worker of a call, once no other call is at work there."""
+        """End the worker of a call, once no other call is at work there, or leave it behind."""
         worker: RemoteWorker | None = call.worker
         if not call.number or worker is None:
+            return False
+        if not self._kills:
+            if not call.record.is_other:
+                worker.stuck.add(call.number)
+                self._post(worker, (m.WITHDRAW, worker.waiting()))
             return False
         if worker.is_doomed:
             return worker.is_killed
@@ -508,6 +517,7 @@ class RemotePool:
             worker.count(record, -1)
         worker.urgent -= call.is_urgent
         worker.began.discard(message[1])
+        worker.stuck.discard(message[1])
         worker.moved_at = self._clock()
         if call.queue == ALONE:
             worker.is_kept = False
@@ -525,6 +535,7 @@ class RemotePool:
                 continue
             worker.count(call.record, -1)
             worker.urgent -= call.is_urgent
+            worker.stuck.discard(number)
             if call.queue == ALONE:
                 worker.is_kept = False
             if call.is_given_up:

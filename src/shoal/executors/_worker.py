@@ -64,6 +64,7 @@ class WorkerCore:
         receive: Callable[[], None] | None = None,
         glance: Callable[[], None] | None = None,
         hurry: Callable[[], None] | None = None,
+        is_daemon: bool = True,
     ) -> None:
         """Start nothing yet.
 
@@ -80,6 +81,7 @@ class WorkerCore:
                 between calls, unless those are quick.
             hurry: Called by the lane before a function that will wait for replies, so that another
                 thread handles messages meanwhile.
+            is_daemon: Whether the thread of the loop is a daemon, so that it need not be ended.
         """
         self._send = send
         self._initializer = initializer
@@ -95,7 +97,7 @@ class WorkerCore:
         self._waiting: dict[int, _WorkerCall] = {}
         self._at_work: dict[int, _WorkerCall] = {}
         self._lane: SimpleQueue[_WorkerCall | None] = SimpleQueue()
-        self._loop = WorkerLoop()
+        self._loop = WorkerLoop(is_daemon=is_daemon)
         self._backend = LaneBackend(self._loop)
         self._announced = 0  # the call of the lane that was reported to have begun
         self._is_flushing_soon = False  # only the loop's thread changes it
@@ -210,6 +212,10 @@ class WorkerCore:
     def close(self) -> None:
         """End the thread of the loop. Call this after ``run`` has returned."""
         self._loop.close()
+
+    def close_soon(self) -> None:
+        """Cancel what is at work in the loop, whose thread ends then, and don't wait."""
+        self._loop.close_soon()
 
     # -- the lane -------------------------------------------------------------------------------
 
