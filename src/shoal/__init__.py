@@ -221,7 +221,7 @@ _MOVED = {
         "RunStarted RunSteered Set SpanStarted StateUpdated StepEnded StepStarted Update "
         "WaitEnded Waiting"
     ),
-    "executors": "Executor ExecutorName Processes Ray Threads",
+    "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": (
         "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
     ),

@@ -146,9 +146,10 @@ class Runtime:
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
             executor: Where actions are called, unless their application, a fan-out around them or
-                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
-                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
-                action is called there, shared by all runs, and closed with the runtime.
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``,
+                ``"interpreters"``, or an ``Executor`` of ``shoal.executors``. Whatever is used here
+                is opened when the first action is called there, shared by all runs, and closed with
+                the runtime.
             debug: Whether to compare the fields that a step reads before and after it. A step that
                 has changed a list, a dict or another value of the state in place, instead of
                 returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
