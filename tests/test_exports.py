@@ -236,6 +236,7 @@ OPTIONAL = {
     "aiolimiter",
     "asyncio",  # trio does without it
     "blockbuster",
+    "burr",
     "fastapi",
     "httpx",
     "hypothesis",
