@@ -285,6 +285,11 @@ def _node(action: Action, typing_system: TypingSystem[Any] | None) -> Act:
     return _single_act(found, typing_system, asks_late=True)
 
 
+def _task(action: Action, typing_system: TypingSystem[Any] | None) -> Act:
+    found = declared(action, None, "parallel")
+    return _parallel_act(found) if is_parallel(action) else _single_act(found, typing_system)
+
+
 def _single_act(
     found: Declared,
     typing_system: TypingSystem[Any] | None,
@@ -338,7 +343,8 @@ def _parallel_act(
         names = {action.name for action in task.graph.actions}
         # Other tasks of the action may have the other actions.
         mine = {name: act for name, act in acts.items() if name in names}
-        return graph(task, acts=mine)
+        # A task can't halt, so what it needs must be there when it starts.
+        return translated(walk_of(task, None, ()), None, mine, _task)
 
     made = make_action(
         FannedOut(found, cascade(found, options or {}), graph_of),
