@@ -45,6 +45,7 @@ from burr.core.parallelism import (
 )
 
 from shoal.burr import act, graph, parallel
+from shoal.burr._parallel import _Graphs
 
 pytestmark = pytest.mark.anyio
 
@@ -384,6 +385,14 @@ def test_cancelled_at_some_places_a_run_goes_on(backend: Literal["asyncio", "tri
         assert len(counted.calls) <= 3
 
     assert cancel_everywhere(scenario, backend=backend, seed=1, limit=8) > 5
+
+
+def test_tasks_of_the_same_actions_share_a_graph():
+    graphs = _Graphs(graph)
+    bound = RunnableGraph.create(create_action(query_llm.bind(model="x"), "query_llm"))
+    made = [graphs.of(RunnableGraph.create(query_llm)), graphs.of(riddles), graphs.of(bound)]
+    assert graphs.of(RunnableGraph.create(query_llm)) is made[0]
+    assert len({id(one) for one in made}) == 3
 
 
 # -- mistakes --------------------------------------------------------------------------------------
