@@ -207,26 +207,29 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
-        "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
-        "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
-        "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
+        "BadAnswer BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError "
+        "DepthExceeded Halting HookFailed IncompleteStream InputChanged InvalidState "
+        "LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker NotData "
+        "NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
+        "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
+        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
         "UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
         "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
-        "Waiting"
+        "RunStarted RunSteered Set SpanStarted StateUpdated StepEnded StepStarted Update "
+        "WaitEnded Waiting"
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
-    "rates": ("RateBackend RateReply RateRequest RateState reckon"),
+    "rates": (
+        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+    ),
     "stores": (
-        "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
-        "EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
-        "QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary SavedRun StepBegun "
-        "StepTally Store StoredEntry StoredReport replay"
+        "Batch Beginning Bin Browses CachesResults ChildRecord Command CommandKind Completed "
+        "DoneChild Entry EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes "
+        "QuestionAnswered QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary "
+        "SavedRun Steered Steers StepBegun StepTally Store StoredEntry StoredReport replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "

@@ -428,7 +428,7 @@ def action(
         if not act_name or act_name == "<lambda>":
             msg = f"{function!r} has no name of its own; give one: @action(name=..., ...)"
             raise DefinitionError(msg)
-        return make_action(
+        made = make_action(
             function,
             name=act_name,
             reads=read_fields,
@@ -441,6 +441,9 @@ def action(
             abandon=abandon,
             cache=cache,
         )
+        if limits is not None:
+            limits.stand_on(made)
+        return made
 
     return decorate
 

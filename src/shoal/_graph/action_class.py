@@ -72,6 +72,8 @@ class Action(Act):
             raise DefinitionError(msg)
         if cls.run is not Action.run:
             cls._definition = _function_of(cls, cls.run, cls.__name__, method=True)
+            if cls.limits is not None:
+                cls.limits.stand_on(cls._definition)
             cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod

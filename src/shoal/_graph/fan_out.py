@@ -69,6 +69,7 @@ class FanOut(Parallel):
         self.limits: Limits = DEFAULT_LIMITS if limits is None else limits
         self.stagger = stagger
         self._definition = self
+        self.limits.stand_on(self)
         self.store = store
         self.hooks = hooks
         self.title = title

@@ -151,6 +151,7 @@ class ParallelAction(Parallel):
             title=cls.title,
             executor=cls.executor,
         )
+        cls.limits.stand_on(cls)
         until = as_condition(subject, cls.until)
         check_stagger(subject, cls.stagger, until)
         if until.is_race and _says(cls, "on_error"):

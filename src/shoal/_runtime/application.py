@@ -174,6 +174,8 @@ class Application(Generic[S]):
             watch=watch,
             executor=executor,
         )
+        if limits is not None:
+            limits.stand_on(self)
 
     # -- what it is -----------------------------------------------------------------------------
 
