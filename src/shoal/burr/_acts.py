@@ -143,6 +143,9 @@ def parallel(
     the others are cancelled and an ``ExceptionGroup`` is raised. When all have ended, ``reduce``
     gets their states, in the order of the tasks.
 
+    What the class does itself, making tasks and reducing, is called in a worker thread unless it
+    says that it is async. That thread is awaited, also when the action is cancelled.
+
     If the process dies meanwhile, or the action is tried again, the tasks are made again, and those
     that are done already are not executed again. They are recognized by their place, or by their
     ``application_id`` if the class makes the tasks itself.
