@@ -376,12 +376,13 @@ def fan_out(
             function of the state that a child starts with, which names the child; it is called only
             for children that are shown. If it raises, that is shown instead.
         executor: Where the actions of the children and their descendants are called: ``"loop"``,
-            ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``. It goes
+            ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes
             before those of the run and the application; one of a fan-out further down, or of the
             action itself, goes before it.
         ahead: How many elements may be pulled for children that can't start yet, because a limit is
             closed. By default 2 if all children wait for the same, and the greater of 64 and four
-            times the limit if ``by=`` of a limit, or several acts, let others start first. At most
+            times the limit if ``by=`` or ``share=`` of a limit, or several acts, let others start first. At most
             so many elements more than ``limits`` allows in flight are pulled and not ended, those
             of children that wait for another attempt included. Give a small number if pulling an
             element takes it away from others, as from a queue. With 0 an element is pulled only

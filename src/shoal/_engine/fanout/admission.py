@@ -28,6 +28,7 @@ from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._events.events import ChildName
 from shoal._graph.action import FunctionAction
+from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
@@ -58,6 +59,7 @@ class ChildAdmission:
         "_asked",
         "_budget",
         "_copies",
+        "_controller",
         "_governs_all",
         "_in_flight",
         "_limiters",
@@ -114,6 +116,7 @@ class ChildAdmission:
             limits.of_starts,
             limits.of_attempts,
         )
+        self._controller = controller
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
@@ -128,7 +131,7 @@ class ChildAdmission:
             self._scopes = (*parent.config.scopes_below, beneath)
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
-        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
+        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above, parent)
         self.place: Gate = self._in_flight.place
         """Counts the children in flight, from their start until the parent has committed their end.
         """
@@ -297,21 +300,30 @@ class ChildAdmission:
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
+        if self._scheduler.has_shares:
+            permits.belong_to(self._controller.shares(self._limiters, child))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         worker: Gate | None = None
+        flow: Flow | None = None
         action = config.entry
         # A child that continues may begin at another action, which takes its permit by itself.
-        if action is not None and child.begins_anew:
-            try:
+        begins_with_action = action is not None and child.begins_anew
+        applying = config.scopes
+        try:
+            if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
                 worker = _worker_of(config)
-            except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
-                pass
+            if self._scheduler.has_shares or permits.unit.priority != "normal":
+                flow = self._controller.flow(config.scopes, applying, permits, child)
+        except Exception:  # noqa: BLE001 # raised again by the attempt, which it fails
+            needed, own, worker = (), None, None
         on_granted = partial(self._on_granted, child)
-        return self._permit(config, permits, needed, own, worker=worker, on_granted=on_granted)
+        return self._permit(
+            config, permits, needed, own, worker=worker, flow=flow, on_granted=on_granted
+        )
 
     def _permit(
         self,
@@ -321,6 +333,7 @@ class ChildAdmission:
         costs: tuple[float, ...] | None,
         *,
         worker: Gate | None,
+        flow: Flow | None,
         on_granted: Callable[[], None],
     ) -> AttemptPermit:
         """Request the permit of a child's first attempt, together with its slot in ``permits``."""
@@ -329,6 +342,7 @@ class ChildAdmission:
             needed,
             costs,
             permits,
+            flow=flow,
             on_granted=on_granted,
             slot=permits.slot,
             worker=worker,
@@ -431,12 +445,15 @@ class ChildAdmission:
         permits = copy.permits = HeldPermits(config.execution, in_flight)
         if costs is None:
             costs = (1.0,) * len(gates)
+        if self._scheduler.has_shares:
+            permits.belong_to(self._controller.shares(self._limiters, copy))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         return AttemptPermit(
             self._scheduler,
             needed,
             own,
             permits,
+            flow=self._controller.flow(config.scopes, applying, permits, copy),
             slot=permits.slot,
             worker=None if pool is None else pool.gate,
             keeps_worker=action.is_plain,
@@ -511,7 +528,8 @@ class ChildAdmission:
         """Request what a child needs to start; None: only its element says that."""
         kind = self._source.kind
         found = None if kind is None else self._ahead.gates(kind)
-        if kind is None or found is None:
+        # Its shares of limits depend on its state.
+        if kind is None or found is None or self._scheduler.has_shares:
             return None
         gates, needed = found
         if not (gates or needed):
@@ -521,7 +539,13 @@ class ChildAdmission:
         costs = (1.0,) * len(gates)
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         permit = self._permit(
-            kind, permits, needed, None, worker=_worker_of(kind), on_granted=self._on_reserved
+            kind,
+            permits,
+            needed,
+            None,
+            worker=_worker_of(kind),
+            flow=self._controller.flow(kind.scopes, (), permits, None),
+            on_granted=self._on_reserved,
         )
         reserved = Reserved(kind, permits, permit)
         if not permit.granted and self._scheduler.overload(permit) is not None:

@@ -81,7 +81,9 @@ class ReadAhead:
 
     def _counts_by_key(self, kind: RunConfig) -> bool:
         limiters = (*self._own, *self._of_attempt(kind))
-        return any(part.by is not None for one in limiters for part in one.limits.parts)
+        parts = [part for one in limiters for part in one.limits.parts]
+        # Shares have turns, so that children of another one may start first as well.
+        return any(part.by is not None or part.share is not None for part in parts)
 
     def gates(self, kind: RunConfig) -> tuple[tuple[Gate, ...], tuple[Gate, ...]] | None:
         """Return the gates of the fan-out, and those of the first attempt, that every child needs.
