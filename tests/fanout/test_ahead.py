@@ -19,11 +19,13 @@ from shoal import (
     Retry,
     RetryLater,
     Runtime,
+    SharedRate,
     State,
     action,
     fan_out,
 )
 from shoal.errors import DefinitionError
+from shoal.rates import MemoryRates
 from shoal.testing import Attempt, cancel_everywhere, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -474,3 +476,19 @@ async def test_it_takes_a_number_of_elements(wrong: Any):
 
     with pytest.raises(DefinitionError, match=r"ahead=...\) takes a number of elements"):
         await Application(act).run()
+
+
+async def test_of_shared_rates_and_with_shares_more_wait_by_default():
+    """A backend is asked for as many units as children wait; and shares have turns."""
+    source = Pulled(30)
+    act = source.act(0.5)
+    for limits in (
+        Limits(rate=SharedRate(Rate(2, burst=1), "some", MemoryRates())),
+        Limits(rate=Rate(2, burst=1), share=lambda state: state["n"] % 3),
+    ):
+        source.begin_again()
+        async with source.watched():
+            step = many(source, act, "iterable", Limits(PLACES) & limits)
+            await Application(step).run()
+        assert source.ended == 30
+        assert source.most_unstarted >= 25

@@ -383,13 +383,13 @@ def fan_out(
         ahead: How many elements may be pulled for children that can't start yet, because a limit is
             closed. By default 2 if all children wait for the same, and the greater of 64 and four
             times the limit if ``by=`` or ``share=`` of a limit, or several acts, let others start
-            first. At most so many elements more than ``limits`` allows in flight are pulled and not
-            ended, those of children that wait for another attempt included. Give a small number if
-            pulling an element takes it away from others, as from a queue. With 0 an element is
-            pulled only when its child can start. Where only the element tells (``by=``, ``cost=``,
-            ``share=``, several acts), and if limits have closed while an async source took its
-            time, one waits all the same. If it is given, an async source is pulled while all places
-            are taken, too.
+            first, and for a ``SharedRate``. At most so many elements more than ``limits`` allows in
+            flight are pulled and not ended, those of children that wait for another attempt
+            included. Give a small number if pulling an element takes it away from others, as from a
+            queue. With 0 an element is pulled only when its child can start. Where only the element
+            tells (``by=``, ``cost=``, ``share=``, several acts), and if limits have closed while an
+            async source took its time, one waits all the same. If it is given, an async source is
+            pulled while all places are taken, too.
 
     Raises:
         DefinitionError: The arguments don't fit together; the message says why.

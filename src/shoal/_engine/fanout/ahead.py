@@ -19,6 +19,7 @@ from typing import final
 from shoal._engine.config import RunConfig
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter, Limiters
+from shoal._limits.limits import SharedRate
 
 PER_PLACE = 4
 """Elements that are read ahead for each place in flight, by default: so memory is in proportion to
@@ -77,13 +78,19 @@ class ReadAhead:
         """
         if self.given is not None:
             return max(1, self.given)
-        return ALIKE if kind is not None and not self._counts_by_key(kind) else self.beyond
+        return ALIKE if kind is not None and not self._needs_many(kind) else self.beyond
 
-    def _counts_by_key(self, kind: RunConfig) -> bool:
+    def _needs_many(self, kind: RunConfig) -> bool:
+        """Whether others may start before those that wait, or as many are granted as wait."""
         limiters = (*self._own, *self._of_attempt(kind))
         parts = [part for one in limiters for part in one.limits.parts]
-        # Shares have turns, so that children of another one may start first as well.
-        return any(part.by is not None or part.share is not None for part in parts)
+        # Shares have turns, so children of another one may start first, as those of another key. A
+        # backend of shared rates is asked for as many units as requests wait, and may be far away:
+        # see test_throughput_is_the_rate_however_far_the_backend_is.
+        return any(
+            part.by is not None or part.share is not None or isinstance(part.rate, SharedRate)
+            for part in parts
+        )
 
     def gates(self, kind: RunConfig) -> tuple[tuple[Gate, ...], tuple[Gate, ...]] | None:
         """Return the gates of the fan-out, and those of the first attempt, that every child needs.
