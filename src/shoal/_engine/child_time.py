@@ -165,9 +165,11 @@ class ChildTime:
             if self._above is not None:
                 self._above.go_on()
 
-    def begin_wait(self, what: str) -> None:
-        """Note that the child waits, until ``end_wait``."""
-        self._what, self._since = what, self._now()
+    def begin_wait(self, what: str | AttemptPermit) -> None:
+        """Note that the child waits, for a permit or what a text says, until ``end_wait``."""
+        # Named here, so that it costs nothing where nobody will read it.
+        self._what = what if isinstance(what, str) else awaited(self._run, what)
+        self._since = self._now()
         self.rest()
 
     def end_wait(self) -> None:
@@ -230,7 +232,7 @@ class waiting:  # noqa: N801 # used like a function
 
     __slots__ = ("_time", "_what")
 
-    def __init__(self, run: Run, what: str) -> None:
+    def __init__(self, run: Run, what: str | AttemptPermit) -> None:
         self._time = time_of(run)
         self._what = what
 

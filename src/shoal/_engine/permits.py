@@ -20,7 +20,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
-from .child_time import awaited, time_of, waiting
+from .child_time import time_of, waiting
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
@@ -88,7 +88,7 @@ async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
     """
     if permit.wait_queue is not None:
         refuse_too_late(run, permit)
-    with waiting(run, awaited(run, permit)):
+    with waiting(run, permit):
         published = await publish_waiting(run, permit)
         await permit.wait()
         await publish_wait_ended(run, published)
@@ -273,7 +273,7 @@ async def wait_while_held(run: Run) -> None:
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.config.scopes, run.held_permits(), run)
     try:
-        with waiting(run, awaited(run, permit)):
+        with waiting(run, permit):
             published = await publish_waiting(run, permit)
             await permit.wait()
             await publish_wait_ended(run, published)
