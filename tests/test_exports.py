@@ -239,6 +239,7 @@ OPTIONAL = {
     "aiolimiter",
     "asyncio",  # trio does without it
     "blockbuster",
+    "burr",
     "fastapi",
     "httpx",
     "hypothesis",

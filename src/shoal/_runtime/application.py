@@ -75,8 +75,8 @@ class Application(Generic[S]):
             in flight doesn't.
         watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
-            ``"loop"``, ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``.
-            It goes before ``Runtime(executor=)``.
+            ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes before ``Runtime(executor=)``.
         priority: How urgent its runs are, also those that are recovered. While requests wait at any
             limit, ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these
             eight for one of ``"batch"`` runs, however many runs of each class there are. So a batch

@@ -71,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -146,9 +146,10 @@ class Runtime:
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
             executor: Where actions are called, unless their application, a fan-out around them or
-                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
-                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
-                action is called there, shared by all runs, and closed with the runtime.
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``,
+                ``"interpreters"``, or an ``Executor`` of ``shoal.executors``. Whatever is used here
+                is opened when the first action is called there, shared by all runs, and closed with
+                the runtime.
             debug: Whether to compare the fields that a step reads before and after it. A step that
                 has changed a list, a dict or another value of the state in place, instead of
                 returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
@@ -641,6 +642,17 @@ class Runtime:
             partial(uses_of_breakers, breakers),
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
+
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
 
     async def _carry_out(self, root: RootRun, command: Command) -> None:
         await carry_out(root, command, self._limiters)
