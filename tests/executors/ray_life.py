@@ -77,7 +77,7 @@ def held_by_ray(address: str) -> Counter[str]:
 
 
 async def left(may_have: Counter[str]) -> Counter[str]:
-    """Return what is left beyond what there may be; threads that are about to end are waited for."""
+    """Return what is left beyond what there may be, after threads have had time to end."""
     until = time.monotonic() + 10
     while (found := held() - may_have) and time.monotonic() < until:
         await anyio.sleep(0.1)
