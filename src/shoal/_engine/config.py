@@ -72,6 +72,9 @@ class RunConfig:
         "keeps",
         "on_item",
         "is_resumable",
+        "keeps_no_history",
+        "may_call_simply",
+        "packs",
         "parent",
         "performs_directly",
         "schema",
@@ -159,6 +162,11 @@ class RunConfig:
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
+        # By type: stores that only save derive from it.
+        self.keeps_no_history: bool = type(self.store) is NullStore
+        """Whether nothing keeps what the children do between their start and their end."""
+        self.packs: bool = parent is not None and type(self.keeper) is not NullStore
+        """Whether the store that keeps the ends of the children encodes them at once."""
         # Whether the ends of the children are saved and nothing else of them: their parent has a
         # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
@@ -185,6 +193,8 @@ class RunConfig:
         )
         """Whether nothing is checked around a step: the children have no timeout, and the runtime
         does not look for values that are changed in place."""
+        self.may_call_simply: bool = self.performs_directly and not scopes and executor is None
+        """Whether nothing but an action itself may need more around its call than the call."""
         self.schema: Schema[Any] | None = graph.schema
         # None unless the run is a graph as a node. `Any`, since `run` is above this module.
         self.host: Any = host
