@@ -375,15 +375,18 @@ class ChildTaskGroup:
         second batch would be a small one. See
         test_quick_children_are_saved_as_many_at_once_as_are_in_flight.
         """
-        waits = self._gives_early or self.parent.config.execution.saves_wait
+        waits = self.parent.config.execution.saves_wait
+        if self._gives_early:
+            # A single end comes from children that take their time, and few ends are left to come.
+            waits = 1 < len(self.inbox) < ENOUGH and self._admission.place.used > 0
         for _ in range(TURNS if waits else 0):
             before = len(self.inbox), self.in_flight
-            if self._gives_early and len(self.inbox) >= ENOUGH:
-                return
             if self._is_held:  # one end may decide, and no child starts before it is judged
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
+                return
+            if self._gives_early and len(self.inbox) >= ENOUGH:
                 return
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
