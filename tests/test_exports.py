@@ -48,15 +48,18 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "ReadsInParts",
     "RunHandle",
     "SavedRun",
+    "Steers",
     "Store",
 }
 HAVE_NO_DOCSTRING = {
     "__version__",
+    "CommandKind",
     "Entry",
     "EntryKind",
     "ExecutorName",
     "Key",
     "OnError",
+    "Priority",
     "Operation",
     "Outcome",
     "Until",
@@ -236,6 +239,7 @@ OPTIONAL = {
     "aiolimiter",
     "asyncio",  # trio does without it
     "blockbuster",
+    "burr",
     "fastapi",
     "httpx",
     "hypothesis",

@@ -28,6 +28,7 @@ from shoal._events.events import (
     Halted,
     Item,
     RunEnded,
+    RunSteered,
     StateUpdated,
     Status,
     StepEnded,
@@ -37,6 +38,7 @@ from shoal._events.events import (
 )
 from shoal._events.hooks import Hooks, Listeners
 from shoal._limits.permits import AttemptPermit
+from shoal.stores._history import Steered
 
 from .progress import recorded_questions
 from .run import Run
@@ -132,8 +134,9 @@ async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
     is over already.
     """
     hooks = run.config.hooks
-    # A place that is taken again may have been free at once: see `_retake_place`.
-    if not (hooks.waiting or hooks.wait_ended) or permit.granted:
+    # A place that is taken again may have been free at once: see `_retake_place`. And a permit that
+    # was refused waits for nothing.
+    if not (hooks.waiting or hooks.wait_ended) or permit.wait_queue is None:
         return None
     limit, key = permit.awaited
     event = Waiting(
@@ -168,6 +171,20 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
         await hooks.notify(hooks.attempt_ended, event)
+
+
+async def publish_run_steered(run: Run, steered: Steered) -> None:
+    """Publish that a root run was steered from outside, which is saved."""
+    hooks = run.config.hooks
+    if hooks.run_steered:
+        event = RunSteered(
+            path=run.path,
+            what=steered.what,
+            by=steered.by,
+            reason=steered.reason,
+            arguments=steered.arguments,
+        )
+        await hooks.notify(hooks.run_steered, event)
 
 
 async def publish_grace_exceeded(

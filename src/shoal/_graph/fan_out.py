@@ -22,7 +22,7 @@ from .act import Act, Input, bind_where_taken, merged_inputs, versions
 from .action import field_names
 from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
-from .graph import Graph, no_act
+from .graph import Graph, is_of_burr, no_act
 from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title, Tolerate
 from .sketch import Sketch, named, named_by
@@ -69,10 +69,11 @@ class FanOut(Parallel):
         self.limits: Limits = DEFAULT_LIMITS if limits is None else limits
         self.stagger = stagger
         self._definition = self
+        self.limits.stand_on(self)
         self.store = store
         self.hooks = hooks
         self.title = title
-        self.executor = executor
+        self.executor: ExecutorName | Executor | None = executor
         self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout
@@ -370,7 +371,8 @@ def fan_out(
             function of the state that a child starts with, which names the child; it is called only
             for children that are shown. If it raises, that is shown instead.
         executor: Where the actions of the children and their descendants are called: ``"loop"``,
-            ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``. It goes
+            ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes
             before those of the run and the application; one of a fan-out further down, or of the
             action itself, goes before it.
 
@@ -495,7 +497,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or is_streaming(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act) or is_of_burr(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 

@@ -35,6 +35,7 @@ from shoal._events.report import Report
 from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
+from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
@@ -70,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -145,9 +146,10 @@ class Runtime:
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
             executor: Where actions are called, unless their application, a fan-out around them or
-                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
-                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
-                action is called there, shared by all runs, and closed with the runtime.
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``,
+                ``"interpreters"``, or an ``Executor`` of ``shoal.executors``. Whatever is used here
+                is opened when the first action is called there, shared by all runs, and closed with
+                the runtime.
             debug: Whether to compare the fields that a step reads before and after it. A step that
                 has changed a list, a dict or another value of the state in place, instead of
                 returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
@@ -180,6 +182,8 @@ class Runtime:
         self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
+        if limits is not None:
+            limits.stand_on(self)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):
@@ -297,7 +301,11 @@ class Runtime:
             return self._admission.limiter(self, self.limits)
         limits = getattr(found, "limits", None)
         if isinstance(limits, Limits) and isinstance(found, Parallel):
-            limits = limits.shared
+            # With those of objects that stand elsewhere too; its own limiter lacks them.
+            limits, own = limits.of_fan_out, limits.of_starts
+            if limits is not None and limits.of_attempts is not None:
+                return self._admission.limiters.view(limits)
+            limits = own
         if not isinstance(limits, Limits):
             msg = (
                 f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
@@ -362,6 +370,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -376,6 +385,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -389,6 +399,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -406,6 +417,7 @@ class Runtime:
             answers: Answers to questions that the run has asked before.
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
+            priority: How urgent it is, beside others that wait for limits.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -422,6 +434,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -630,8 +643,19 @@ class Runtime:
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
 
-    def _carry_out(self, root: RootRun, command: Command) -> None:
-        carry_out(root, command, self._limiters())
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
+
+    async def _carry_out(self, root: RootRun, command: Command) -> None:
+        await carry_out(root, command, self._limiters)
 
     def _on_ended(self, root: RootRun, *, is_detached: bool) -> None:
         """Notify the followers of a root run that has ended; see to what came out of it."""

@@ -50,6 +50,7 @@ if typing.TYPE_CHECKING:
         SlowRun,
         Waited,
     )
+    from shoal._runtime.steering import Control
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
     from ._burr import BurrExport
@@ -71,6 +72,7 @@ _HOMES = {
     "BurrExport": "shoal.watch._burr",
     "ChildDifference": "shoal.watch._diff",
     "CircuitUse": "shoal._events.report",
+    "Control": "shoal._runtime.steering",
     "Difference": "shoal.watch._diff",
     "Doing": "shoal._events.report",
     "Explanation": "shoal.watch._explain",
@@ -113,6 +115,7 @@ __all__ = [
     "BurrExport",
     "ChildDifference",
     "CircuitUse",
+    "Control",
     "Difference",
     "Doing",
     "Explanation",
