@@ -354,6 +354,7 @@ class Tally:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
+        ended += group.uncommitted
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
         title = group.title
         return LiveStep(
@@ -420,7 +421,7 @@ def _is_last(leaf: Leaf, sample: Sample) -> bool:
     if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
         return False
     ledger = None if group.ledger_of is None else group.ledger_of()
-    count = group.started + (0 if ledger is None else ledger.total)
+    count = group.started + group.uncommitted + (0 if ledger is None else ledger.total)
     few = max(1, int(min(count, group.slots)) // FEW)
     return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few
 

@@ -9,6 +9,8 @@ Invariants:
 - A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
 - Every child that began reaches the inbox, even if a user's callback for its end raises: that fails
   the child.
+- As many children are executed as there are places, at most. A child holds its place until its end
+  is committed; with ``gives_places_early``, until it ends, as long as few others wait for that.
 """
 
 from __future__ import annotations
@@ -47,6 +49,16 @@ BATCH = 1000
 
 See test_between_two_batches_others_may_run.
 """
+UNCOMMITTED = 64
+"""Ended children that hold no place before their commit, at most, besides as many as have places.
+
+Only if ``gives_places_early``. So the workers of a group with few places don't wait for its parent.
+"""
+ENOUGH = 32
+"""Ended children that such a group commits at once without waiting for more.
+
+A commit costs as much as a few small children, which is little for each of so many.
+"""
 TURNS = 4
 """Turns of the event loop that a save waits for more ends, at most.
 
@@ -75,6 +87,7 @@ class ChildTaskGroup:
         "_decisive",
         "_errand",
         "_feeding",
+        "_gives_early",
         "_halted_of",
         "_is_held",
         "_is_judging",
@@ -106,6 +119,7 @@ class ChildTaskGroup:
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
+        gives_places_early: bool = False,
         is_race: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
@@ -123,6 +137,8 @@ class ChildTaskGroup:
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
+            gives_places_early: Whether children that have ended may give their places to others
+                before the parent has committed their ends.
             is_race: Whether the children are contestants of a race.
         """
         self.name: str = name
@@ -167,6 +183,7 @@ class ChildTaskGroup:
         self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by _stop_feeding
         self._is_shut = False  # no more children start; never unset: a decision stays
         self._decisive = decisive
+        self._gives_early = gives_places_early
         # The inbox has a decisive end, so no child starts until the parent has judged it...
         self._is_held = False
         # ...unless ``apply`` is saving: it has judged its own batch by then, and a slow save must
@@ -176,12 +193,12 @@ class ChildTaskGroup:
     @property
     def in_flight(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        return self._admission.place.used
+        return self._admission.place.used + self._admission.uncommitted
 
     @property
     def under_way(self) -> int:
         """Count the children that may still succeed: those in flight, and those that wait."""
-        return self._admission.place.used + self._admission.waiting
+        return self.in_flight + self._admission.waiting
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
@@ -201,8 +218,13 @@ class ChildTaskGroup:
 
     @property
     def started(self) -> int:
-        """Count the children that have started, and whose end the parent has not committed."""
+        """Count the children that have started, and that have not ended or hold a place yet."""
         return self._admission.place.used + self._admission.suspended
+
+    @property
+    def uncommitted(self) -> int:
+        """Count the children that have ended, hold no place, and are about to be committed."""
+        return self._admission.uncommitted
 
     @property
     def halted(self) -> Sequence[Run]:
@@ -356,16 +378,23 @@ class ChildTaskGroup:
     async def _let_more_end(self) -> None:
         """If saves take time, give other children a few turns to end before the next save.
 
+        Also where places are given early: a commit costs as much as several small children.
         Quick children would otherwise end just after a save began, again and again, and every
         second batch would be a small one. See
         test_quick_children_are_saved_as_many_at_once_as_are_in_flight.
         """
-        for _ in range(TURNS if self.parent.config.execution.saves_wait else 0):
+        waits = self.parent.config.execution.saves_wait
+        if self._gives_early:
+            # A single end comes from children that take their time, and few ends are left to come.
+            waits = 1 < len(self.inbox) < ENOUGH and self._admission.place.used > 0
+        for _ in range(TURNS if waits else 0):
             before = len(self.inbox), self.in_flight
             if self._is_held:  # one end may decide, and no child starts before it is judged
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
+                return
+            if self._gives_early and len(self.inbox) >= ENOUGH:
                 return
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
@@ -547,6 +576,8 @@ class ChildTaskGroup:
             if child.status in self._decisive:
                 self._is_held = True
             self.inbox.append(child)
+            if self._gives_early and (child.permits is None or child.permits.slot is None):
+                self._admission.give_place_early(UNCOMMITTED)
             self.scope.wake()
 
     # -- breakers ---------------------------------------------------------------------------------
