@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar, final
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any, Protocol, TypeVar, cast, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
 
@@ -34,11 +34,14 @@ from shoal._errors.exceptions import (
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
+from shoal._limits.accounts import Accounts
 from shoal._limits.gates import Costs
 from shoal._state.secrets import Secrets
+from shoal.stores._history import BudgetLevel
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
+from .root_record import RootRecord
 from .services import Services
 from .standing import stands_for
 
@@ -97,6 +100,19 @@ class LiveBudget:
         self.used -= 1
 
 
+class _Group(Protocol):
+    """A group of children that are alive; the class is above."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def under_way(self) -> int: ...
+
+    @property
+    def parent(self) -> Any: ...
+
+
 @final
 class Execution:
     """A root run and all its descendants in this process, from start or resume to the end."""
@@ -104,7 +120,9 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "_recording",
         "_refusal",
+        "accounts",
         "forks_at",
         "answers",
         "costs",
@@ -119,6 +137,8 @@ class Execution:
         "live",
         "max_depth",
         "max_steps",
+        "number",
+        "path",
         "reducing",
         "saves_wait",
         "secrets",
@@ -178,6 +198,14 @@ class Execution:
         """The secrets of the root run and all its descendants."""
         self.answers: dict[str, object] = {}
         """Answers to questions of the run and its descendants, by the ids of the questions."""
+        # Both are set by the root run as it begins; `number` by its commits from then on.
+        self.path: RunPath | None = None
+        """The path of the root run."""
+        self.number: int = 0
+        """The number of the root run's last update."""
+        self.accounts: Accounts = Accounts(answers=lambda: self.answers, is_busy=self._is_busy)
+        """The accounts of its budgets."""
+        self._recording: Event | None = None  # set when the last save of `record_spent` is over
         # None of these four changes, apart from the size of `live`: a fan-out with a larger limit
         # raises it.
         self.max_steps: int = max_steps
@@ -268,9 +296,58 @@ class Execution:
         finally:
             self.reducing += self.services.clock() - began
 
+    def _is_busy(self, payers: Collection[object]) -> bool:
+        """Return whether a child is at work that doesn't wait for children of its own.
+
+        Args:
+            payers: The permits of runs whose attempts are inside of their own fan-outs. Such an
+                attempt that has no child under way is at work itself.
+        """
+        groups = cast("Collection[_Group]", self.groups)
+        blocked = {group.parent.slot_owner.permits for group in groups if group.under_way}
+        if not blocked.issuperset(payers):
+            return True
+        at_work = sum(group.in_flight for group in groups)
+        # A child with groups waits for their children, and is in flight itself.
+        waiting = {owner.path for group in groups if (owner := group.parent.slot_owner).path.parent}
+        return at_work > len(waiting)
+
+    def begin_record(self, path: RunPath, number: int) -> None:
+        """Record what is spent from now on, since the run has begun."""
+        self.path, self.number = path, number
+        self.accounts.run_id = path.id
+        self.accounts.keeps = not isinstance(self.store, NullStore)
+
+    async def record_spent(self) -> None:
+        """Save what has changed in the accounts, and wait until all of it is saved.
+
+        Raises:
+            ShoalError: As ``save``.
+        """
+        if self.accounts.is_changed:
+            await self._save_spent()
+        # What another attempt saves may hold what this one has set aside.
+        while (recording := self._recording) is not None:
+            await recording.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _save_spent(self) -> None:
+        assert self.path is not None, "accounts change after the run has begun"
+        spent = tuple(BudgetLevel(*level) for level in self.accounts.take_changed())
+        record = RootRecord(self.path)
+        batch = Batch(record, spent=spent, before=self.number, holder=self.holder)
+        recording = self._recording = Event()
+        try:
+            await self.save(batch, self.store)
+        finally:
+            recording.set()
+            if self._recording is recording:  # else a later save is under way
+                self._recording = None
+
     @stands_for("store")
     async def save(self, batch: Batch, store: Store) -> None:
-        """Save ``batch`` in ``store``.
+        """Save ``batch`` in ``store``; before it, what attempts have cost since the last save.
 
         Once a save has failed, each further one raises the error of the first.
 
@@ -285,6 +362,8 @@ class Execution:
         """
         if self._failure is not None:
             raise self._failure
+        if self.accounts.is_changed:
+            await self._save_spent()
         pending: Awaitable[None] | None = None
         try:
             pending = store.save(batch)

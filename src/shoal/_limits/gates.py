@@ -21,6 +21,7 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Protocol, final
 
+from .accounts import Accounts, Payer, Purse, Stake
 from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
 from .meters import ForeignMeter, Meter
@@ -49,6 +50,7 @@ class Gate:
         "part",
         "paused_until",
         "posted",
+        "purse",
         "size",
         "slots",
         "used",
@@ -79,6 +81,9 @@ class Gate:
         self.meter: Meter | ForeignMeter | SharedMeter | None = (
             None if part is None else part.meter(key)
         )
+        # Set by `PartGates` alone, and never replaced.
+        self.purse: Purse | None = None
+        """The account from which a request is paid, if the part is a budget."""
         self.adapt: Adaptive | None = None if part is None else part.adapt
         # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
         # its slots without waiting. Then nothing starts until enough has ended.
@@ -118,6 +123,8 @@ class Gate:
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
+        if self.purse is not None:
+            opens = max(opens, self.purse.account.opens_at(cost))
         return opens
 
     @property
@@ -240,6 +247,11 @@ class FairShare(Protocol):
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
 
+    @property
+    def accounts(self) -> Accounts | None:
+        """The accounts of its budgets; None: it has none of its own."""
+        ...
+
 
 @final
 class Costs:
@@ -274,7 +286,7 @@ class Costs:
 class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
-    __slots__ = ("costs", "needed", "since", "taken_at")
+    __slots__ = ("costs", "needed", "since", "stakes", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
         """Describe what is needed; nothing is acquired yet.
@@ -285,6 +297,7 @@ class Acquired:
         """
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
+        self.stakes: tuple[Stake, ...] = ()  # what it costs at budgets, once it is granted
         self.since: float | None = None  # when it was granted; only set where a gate has `adapt`
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
@@ -323,6 +336,11 @@ class PermitRequest(Acquired):
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]
+
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that makes the request, if it belongs to one."""
+        return None
 
     @property
     def room(self) -> int:

@@ -13,6 +13,7 @@ from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
+from .accounts import Terms, name_of
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
@@ -283,6 +284,8 @@ class Part:
     adapt: Adaptive | None = None
     # What `cost` counts; None where it isn't said.
     unit: str | None = None
+    # What a `Budget` says; None: it is no budget.
+    terms: Terms | None = None
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -341,14 +344,13 @@ class Part:
         return 1 if self.cost is None else rate.k
 
     def __repr__(self) -> str:
+        if self.terms is not None:
+            by = "" if self.by is None else f", by={name_of(self.by)}"
+            return f"Budget({self.terms!r}{by})"
         given = [] if self.n is None else [str(self.n)]
         for name, value in (("rate", self.rate), ("by", self.by), ("cost", self.cost)):
             if value is not None:
-                # A function by its own name, without those of the functions around it; see
-                # test_limits_by_a_local_function_are_shown_by_its_own_name.
-                called: str | None = getattr(value, "__qualname__", None)
-                shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
-                given.append(f"{name}={shown}")
+                given.append(f"{name}={name_of(value)}")
         if self.unit is not None:
             given.append(f"unit={self.unit!r}")
         return f"Limits({', '.join(given)})"
@@ -416,8 +418,10 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-@hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
-@final
+@hides(
+    "adapts_in_flight in_flight of_attempts of_descendants of_fan_out of_starts parts stand_on "
+    "with_numbers"
+)
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
     """Limits how much runs at once and how much starts per second, in all or for each key.
@@ -589,27 +593,40 @@ class Limits:
         parts = tuple(
             part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
-            if not part.origin.is_shared and (part.by is not None or part.rate is not None)
+            if not (part.origin.is_shared or part.terms is not None)
+            and (part.by is not None or part.rate is not None)
         )
         return limits_of(parts) if parts else None
 
     @property
     def of_attempts(self) -> Limits | None:
         """The limits of a fan-out that stand in other places too: its children's attempts count."""
-        parts = tuple(part for part in self.parts if part.origin.is_shared)
+        parts = tuple(part for part in self.parts if part.origin.is_shared and part.terms is None)
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_descendants(self) -> Limits | None:
+        """The budgets of a fan-out: the attempts of its children and of all below them count."""
+        parts = tuple(part for part in self.parts if part.terms is not None)
         return limits_of(parts) if parts else None
 
     @property
     def of_fan_out(self) -> Limits | None:
         """The limits of a fan-out that are counted in a runtime, and not for one execution."""
-        found = (self.of_starts, self.of_attempts)
+        found = (self.of_starts, self.of_attempts, self.of_descendants)
         parts = tuple(part for limits in found if limits is not None for part in limits.parts)
         return limits_of(parts) if parts else None
 
-    def stand_on(self, owner: object, name: str = "") -> None:
-        """Note that the limits are those of a definition; see ``Origin``."""
+    def stand_on(self, owner: object, name: str = "", *, is_runtime: bool = False) -> None:
+        """Note that the limits are those of a definition or a runtime; see ``Origin``."""
         for part in self.parts:
-            part.origin.stand_on(owner, name)
+            if is_runtime and part.terms is not None and part.terms.on_empty == "ask":
+                msg = (
+                    f"{part!r} stands on a runtime, and on_empty='ask' asks for more for one run: "
+                    f"place it on an application, an action or a fan-out, or let it fail or stop"
+                )
+                raise DefinitionError(msg)
+            part.origin.stand_on(owner, name, is_runtime=is_runtime)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.parts)) or "the default limits"
