@@ -120,6 +120,7 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "_recorded",
         "_recording",
         "_refusal",
         "accounts",
@@ -205,7 +206,8 @@ class Execution:
         """The number of the root run's last update."""
         self.accounts: Accounts = Accounts(answers=lambda: self.answers, is_busy=self._is_busy)
         """The accounts of its budgets."""
-        self._recording: Event | None = None  # set when the last save of `record_spent` is over
+        self._recording: Event | None = None  # set when a save of what was spent is over
+        self._recorded: int = 0  # the version of the accounts that is saved
         # None of these four changes, apart from the size of `live`: a fan-out with a larger limit
         # raises it.
         self.max_steps: int = max_steps
@@ -318,38 +320,60 @@ class Execution:
         self.accounts.run_id = path.id
         self.accounts.keeps = not isinstance(self.store, NullStore)
 
+    @stands_for("store")
     async def record_spent(self) -> None:
-        """Save what has changed in the accounts, and wait until all of it is saved.
+        """Save what has changed in the accounts by now, and wait until it is saved.
+
+        Saves of this kind are made one after the other, because the last one counts, and a store
+        may keep two in any order. Attempts that begin together share one.
 
         Raises:
             ShoalError: As ``save``.
         """
-        if self.accounts.is_changed:
-            await self._save_spent()
-        # What another attempt saves may hold what this one has set aside.
-        while (recording := self._recording) is not None:
-            await recording.wait()
+        wanted = self.accounts.version
+        while self._recorded < wanted and self._failure is None:
+            recording = self._recording
+            if recording is None:
+                await self._save_spent()
+            else:
+                with CancelScope(shield=True):
+                    await shielded_wait(recording.wait())
         if self._failure is not None:
             raise self._failure
 
     async def _save_spent(self) -> None:
         assert self.path is not None, "accounts change after the run has begun"
-        spent = tuple(BudgetLevel(*level) for level in self.accounts.take_changed())
-        record = RootRecord(self.path)
-        batch = Batch(record, spent=spent, before=self.number, holder=self.holder)
+        version, changed = self.accounts.version, self.accounts.take_changed()
+        spent = tuple(BudgetLevel(*account.level) for account in changed)
+        batch = Batch(RootRecord(self.path), spent=spent, before=self.number, holder=self.holder)
         recording = self._recording = Event()
         try:
-            await self.save(batch, self.store)
+            await self._save(batch, self.store)
+            self._recorded = version
+        except BaseException:
+            for account in changed:
+                self.accounts.note(account)
+            raise
         finally:
             recording.set()
-            if self._recording is recording:  # else a later save is under way
-                self._recording = None
+            self._recording = None
 
     @stands_for("store")
     async def save(self, batch: Batch, store: Store) -> None:
-        """Save ``batch`` in ``store``; before it, what attempts have cost since the last save.
+        """Save ``batch`` in ``store``; before it, what attempts have cost by now.
 
         Once a save has failed, each further one raises the error of the first.
+
+        Raises:
+            ShoalError: As ``_save``.
+        """
+        if self._recorded != self.accounts.version:
+            await self.record_spent()
+        await self._save(batch, store)
+
+    @stands_for("store")
+    async def _save(self, batch: Batch, store: Store) -> None:
+        """Save ``batch`` in ``store``.
 
         Raises:
             NotData: Some value can't be saved, so nothing is. The execution goes on: the step that
@@ -362,8 +386,6 @@ class Execution:
         """
         if self._failure is not None:
             raise self._failure
-        if self.accounts.is_changed:
-            await self._save_spent()
         pending: Awaitable[None] | None = None
         try:
             pending = store.save(batch)

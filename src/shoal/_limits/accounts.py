@@ -436,6 +436,7 @@ class Accounts:
         "is_busy",
         "keeps",
         "run_id",
+        "version",
     )
 
     def __init__(
@@ -461,6 +462,8 @@ class Accounts:
         self.keeps: bool = False
         """Whether changes are to be recorded."""
         self._changed: dict[tuple[str, str], Account] = {}
+        self.version: int = 0
+        """Counts the changes that are to be recorded."""
 
     def of(self, terms: Terms, key: Hashable) -> Account:
         """Return the account of a budget for a key, opening it on first use.
@@ -522,17 +525,13 @@ class Accounts:
     def note(self, account: Account) -> None:
         """Note that an account has changed."""
         if self.keeps:
+            self.version += 1
             self._changed[account.terms.label, account.key] = account
 
-    @property
-    def is_changed(self) -> bool:
-        """Whether something is to be recorded."""
-        return bool(self._changed)
-
-    def take_changed(self) -> Collection[Level]:
-        """Return what is to be recorded, which then counts as recorded."""
+    def take_changed(self) -> Collection[Account]:
+        """Return the accounts that have changed since the last call."""
         changed, self._changed = self._changed, {}
-        return [account.level for account in changed.values()]
+        return changed.values()
 
     @property
     def spent(self) -> Mapping[str, float]:
