@@ -31,6 +31,7 @@ from shoal import (
 from shoal.errors import BadUse, BudgetExceeded, DefinitionError, UnknownQuestion
 from shoal.events import Spent
 from shoal.testing import RecordingHook, no_leaks
+from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
 
@@ -643,6 +644,26 @@ async def test_statistics_say_what_is_spent_and_set_aside():
         assert money.aside == pytest.approx(0.1)
         assert (slots.amount, slots.spent) == (None, None)
         assert money.limits == "Budget(1, 'USD', worst=0.1)"
+
+
+async def test_reports_and_pages_tell_of_it():
+    store = MemoryStore()
+    budget = Budget(0.2, "USD", worst=0.1, on_empty="ask")
+    app = Application(answers(asking(costs=lambda n: 0.1)), limits=budget, store=store)
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        result = await runtime.run(app, {"ns": range(6)}, id="x")
+        assert result.report is not None
+        [spending] = result.report.spending
+        assert (spending.spent, spending.amount, spending.aside) == (0.2, 0.2, 0)
+        [use] = [one for one in result.report.limits if one.amount is not None]
+        assert (use.cost, use.amount, use.unit, use.limits) == (0.2, 0.2, "USD", repr(budget))
+        queries = Queries(store)
+        overview = await queries.overview("x")
+        assert overview.headline.text.endswith("0.2 of 0.2 USD spent")
+        assert len((await queries.questions("x")).open) == 1
+        texts = [entry.text for entry in (await queries.history("x")).entries if entry.text]
+        assert texts[0] == "USD: 0 USD spent, 0.1 set aside"
+        assert texts[-1] == "USD: 0.2 USD spent"
 
 
 # -- misuse ----------------------------------------------------------------------------------------

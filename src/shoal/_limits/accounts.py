@@ -544,6 +544,23 @@ class Accounts:
         # Without the rounding errors of adding up.
         return {name: round(spent, 12) for name, spent in found.items()}
 
+    def levels(self) -> Mapping[str, tuple[str, float, float, float | None]]:
+        """Return the unit, what is spent, set aside and there in all, by the name of each budget.
+
+        How much there is in all is None where other runs spend it too.
+        """
+        found: dict[str, tuple[str, float, float, float | None]] = {}
+        for accounts, is_whole in ((self._by_name, True), (self._mirrors, False)):
+            for account in accounts.values():
+                name = account.terms.label
+                unit, spent, aside, amount = found.get(name, (account.terms.unit, 0.0, 0.0, 0.0))
+                whole = None if amount is None or not is_whole else amount + account.amount
+                found[name] = unit, spent + account.spent, aside + account.aside, whole
+        for level in self._recorded.values():
+            if level.budget not in found:
+                found[level.budget] = level.unit, level.spent + level.aside, 0.0, None
+        return found
+
     # -- questions ------------------------------------------------------------------------------
 
     def added(self, account: Account) -> Iterator[float]:

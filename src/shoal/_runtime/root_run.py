@@ -43,7 +43,7 @@ from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
-from shoal._events.report import Report
+from shoal._events.report import Report, Spending
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._limits.accounts import Level
@@ -162,6 +162,15 @@ class RootRun:
         """What was charged to it at limits with ``cost=``."""
         costs = self._execution.costs
         return () if costs is None else costs.all()
+
+    @property
+    def spending(self) -> tuple[Spending, ...]:
+        """What it has spent of budgets."""
+        levels = self._execution.accounts.levels().items()
+        return tuple(
+            Spending(budget=name, unit=unit, spent=spent, aside=aside, amount=amount)
+            for name, (unit, spent, aside, amount) in levels
+        )
 
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""
