@@ -39,6 +39,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Hook",
     "Inspects",
     "KeepsReports",
+    "Limits",  # of which `Budget` is one
     "MapActions",
     "MapActionsAndStates",
     "MapStates",

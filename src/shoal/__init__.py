@@ -76,6 +76,7 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
     )
     from shoal._graph.until import all_, first, first_item, quorum
     from shoal._limits.breaker import Breaker
+    from shoal._limits.budgets import Budget
     from shoal._limits.limits import AIMD, Limits, Rate, SharedRate
     from shoal._limits.retry import Retry, RetryBudget
     from shoal._runtime.application import Application
@@ -104,6 +105,7 @@ __all__ = [
     "Action",
     "Application",
     "Breaker",
+    "Budget",
     "Cancelled",
     "Codec",
     "Context",
@@ -187,6 +189,7 @@ _DEFINED = {
     "_graph.task_classes": "MapActions MapActionsAndStates MapStates ParallelAction Task",
     "_graph.until": "all_ first first_item quorum",
     "_limits.breaker": "Breaker",
+    "_limits.budgets": "Budget",
     "_limits.limits": "AIMD Limits Rate SharedRate",
     "_limits.retry": "Retry RetryBudget",
     "_runtime.application": "Application",
@@ -207,26 +210,28 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
-        "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
-        "NotSendable Overloaded Poisoned RateUnavailable Rejected RemoteError SavedError "
-        "SecretLeaked SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead "
-        "UndeclaredWrite UpdateTooLarge WorkerDied"
+        "BadKey BadResult BadUse BudgetExceeded ChangedInPlace CommitInDoubt DefinitionError "
+        "DepthExceeded Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost "
+        "MissingField MissingInput NoApplication NoTransition NoWorker NotData NotDecodable "
+        "NotEncodable NotSendable Overloaded Poisoned RateUnavailable Rejected RemoteError "
+        "SavedError SecretLeaked SpuriousCancel StateError TooFewChildren TooManySteps "
+        "UndeclaredRead UndeclaredWrite UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
         "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
+        "RunStarted Set SpanStarted Spent StateUpdated StepEnded StepStarted Update WaitEnded "
         "Waiting"
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
-    "rates": ("RateBackend RateReply RateRequest RateState reckon"),
+    "rates": (
+        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+    ),
     "stores": (
-        "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
-        "EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
-        "QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary SavedRun StepBegun "
-        "StepTally Store StoredEntry StoredReport replay"
+        "Batch Beginning Bin BudgetLevel Browses CachesResults ChildRecord Command Completed "
+        "DoneChild Entry EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes "
+        "QuestionAnswered QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary "
+        "SavedRun StepBegun StepTally Store StoredEntry StoredReport replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "

@@ -72,7 +72,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
     await checkpoint_if_cancelled()
     subject = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     # Before anything is noted: a question that can't be saved could never be answered.
-    _refuse_unsaved(run, subject, name)
+    refuse_unsaved(run, subject, name)
     pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
@@ -99,7 +99,7 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_)
-            await out_of_reach(run.config.services, _pose(run, asked))
+            await out_of_reach(run.config.services, pose(run, asked))
     except NotData as error:
         msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
@@ -126,7 +126,7 @@ def _question_id(run: Run, step: str, name: str, question: object) -> str:
     return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
-async def _pose(run: Run, asked: QuestionAsked) -> None:
+async def pose(run: Run, asked: QuestionAsked) -> None:
     """Save a question, and halt the attempt from then on, whatever interrupts it."""
     pending = run.pending_questions()
     await commit(run, Write(questions=(asked,)))
@@ -135,7 +135,12 @@ async def _pose(run: Run, asked: QuestionAsked) -> None:
     pending.is_halting = True
 
 
-def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
+def refuse_unsaved(run: Run, subject: str, name: str) -> None:
+    """Refuse a question that nothing would keep until it is answered.
+
+    Raises:
+        BadUse: The run, or its root run, has no store.
+    """
     config = run.config
     # Both are needed: the root run's store has the answers, the child's own the question.
     for store, why, where in (

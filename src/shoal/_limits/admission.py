@@ -7,15 +7,17 @@ the *scheduler*. The children of a fan-out are admitted through the same parts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from random import random
 from typing import Any, final
 
 from shoal._concurrency.backend import Clock, Waiter
+from shoal._errors.exceptions import BadUse
 
 from .flows import Flow, Share
 from .gates import FairShare, Gate
+from .headers import read_headers
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
@@ -103,7 +105,8 @@ class AdmissionController:
             return None
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
-        needed, costs = self.limiters.gates(limiters, data)
+        accounts = None if holder is None else holder.unit.accounts
+        needed, costs = self.limiters.gates(limiters, data, accounts)
         flow: Flow | None = None
         if holder is not None and (self.scheduler.has_shares or holder.unit.priority != "normal"):
             flow = self.flow(scopes, limiters, holder, run)
@@ -167,6 +170,8 @@ class AdmissionController:
         slot: InFlightSlot | None,
         actual: float,
         unit: FairShare | None = None,
+        *,
+        named: str | None = None,
     ) -> None:
         """Replace the units that ``cost=`` functions charged an attempt and its child.
 
@@ -175,11 +180,37 @@ class AdmissionController:
             slot: The in-flight slot of the child.
             actual: The units.
             unit: The execution that pays.
+            named: What is charged; None: the only cost that there is.
+
+        Raises:
+            BadUse: There are several costs and none is named, or one whose name is misspelled.
         """
         # Both may have a gate with `cost=`, and each remembers what it was charged.
-        for held in (permit, slot):
-            if held is not None:
-                self.scheduler.charge(held, actual, unit)
+        charged = [held for held in (permit, slot) if held is not None]
+        units = {gate.unit for held in charged for gate in held.needed if gate.has_cost}
+        units |= {stake.account.terms.unit for held in charged for stake in held.stakes}
+        check_unit(units, named)
+        for held in charged:
+            self.scheduler.charge(held, actual, unit, named=named)
+
+    def learn(
+        self, permit: AttemptPermit | None, holder: HeldPermits, headers: Mapping[str, str]
+    ) -> None:
+        """Adjust all rates that an attempt was charged to what the headers of a response say.
+
+        Raises:
+            BadUse: ``headers`` is no mapping.
+        """
+        said = read_headers(headers)
+        # Of its permit, of its child, and of the children around it: each may stand for the server.
+        held: list[AttemptPermit | InFlightSlot | None] = [permit, holder.slot]
+        above = holder.above
+        while above is not None:
+            held.append(above.slot)
+            above = above.above
+        for one in held:
+            if one is not None:
+                self.scheduler.learn(one, said)
 
     def pause(self, permit: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
@@ -216,3 +247,32 @@ class AdmissionController:
 
     def __repr__(self) -> str:
         return f"<AdmissionController, {self.scheduler}>"
+
+
+def check_unit(units: Collection[str | None], named: str | None) -> None:
+    """Check the unit in which an attempt says its cost.
+
+    Args:
+        units: The units of the costs that apply; None: one without a name.
+        named: The unit that was given; None: none was.
+
+    Raises:
+        BadUse: There are several and none was given, or one that is misspelled.
+    """
+    known = sorted(repr(unit) for unit in units if unit is not None)
+    if named is None and len(units) > 1:
+        others = "" if None not in units else ", and a cost without unit="
+        msg = (
+            f"context.charge(actual) does not say what it charges, and several costs apply: "
+            f"{', '.join(known)}{others}; give its name: context.charge(actual, unit={known[0]})"
+        )
+        raise BadUse(msg)
+    # Another unit is none of these limits' business, unless it is one of theirs, misspelled: an
+    # action says what it has cost also where nothing limits it.
+    if (
+        named is not None
+        and named not in units
+        and named.lower() in {str(one).lower() for one in units}
+    ):
+        msg = f"context.charge(..., unit={named!r}): the costs that apply are in {', '.join(known)}"
+        raise BadUse(msg)

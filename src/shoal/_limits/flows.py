@@ -20,11 +20,13 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from itertools import count
-from typing import Literal, NamedTuple, Protocol, final
+from typing import Any, Literal, NamedTuple, Protocol, cast, final
 
-from shoal._errors.exceptions import brief
+from shoal._errors.arguments import is_positive
+from shoal._errors.exceptions import DefinitionError, brief
+from shoal._state.functions import require_plain
 
 Priority = Literal["interactive", "normal", "batch"]
 """How urgent a run is, beside others that wait for the same limits."""
@@ -45,6 +47,9 @@ test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
 """
 SWEEP = 64
 """Members of a flow that are kept before unused ones are dropped: too few to be worth the work."""
+
+Weight = Mapping[Any, float] | Callable[[Any], float]
+"""The weights of shares of a limit: by what ``share=`` returned, or a function of that."""
 
 Key = tuple[bool, bool, float, int]
 """The position of a member of a flow among the others; the smallest goes first.
@@ -72,6 +77,27 @@ def check_priority(priority: object, what: str, kind: type[Exception]) -> Priori
     names = ", ".join(map(repr, WEIGHTS))
     msg = f"{what} takes one of {names}, not {brief(priority)}"
     raise kind(msg)
+
+
+def check_weight(weight: object, share: object) -> None:
+    """Check a user's ``weight=``.
+
+    Raises:
+        DefinitionError: It is neither a mapping nor a plain function, or there is no ``share=``.
+    """
+    if weight is None:
+        return
+    if share is None:
+        msg = "Limits(weight=...) is the weight of a share; give share=... too"
+        raise DefinitionError(msg)
+    if isinstance(weight, Mapping):
+        for key, value in cast("Mapping[object, object]", weight).items():
+            if not is_positive(value):
+                what = f"Limits(weight={{{brief(key)}: ...}})"
+                msg = f"{what} takes a number above 0, not {brief(value)}"
+                raise DefinitionError(msg)
+    else:
+        require_plain(weight, "Limits(weight=...)")
 
 
 class Share(NamedTuple):

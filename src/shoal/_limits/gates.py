@@ -22,7 +22,9 @@ from heapq import heappop, heappush, heapreplace
 from itertools import islice
 from typing import ClassVar, Protocol, final
 
+from .accounts import Accounts, Payer, Purse, Stake
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
+from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
 from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
@@ -48,6 +50,7 @@ class Gate:
         "part",
         "paused_until",
         "posted",
+        "purse",
         "size",
         "slots",
         "used",
@@ -78,6 +81,9 @@ class Gate:
         self.meter: Meter | ForeignMeter | SharedMeter | None = (
             None if part is None else part.meter(key)
         )
+        # Set by `PartGates` alone, and never replaced.
+        self.purse: Purse | None = None
+        """The account from which a request is paid, if the part is a budget."""
         self.adapt: Adaptive | None = None if part is None else part.adapt
         # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
         self.line: Line | None = None
@@ -125,6 +131,8 @@ class Gate:
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
+        if self.purse is not None:
+            opens = max(opens, self.purse.account.opens_at(cost))
         return opens
 
     def turn_from(self, at: float, cost: float) -> float:
@@ -156,6 +164,31 @@ class Gate:
     def has_cost(self) -> bool:
         """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
+
+    @property
+    def unit(self) -> str | None:
+        """What its ``cost=`` function counts; None if that isn't said, or there is none."""
+        return None if self.part is None else self.part.unit
+
+    def learn(self, said: RateHeaders, now: float) -> bool:
+        """Adjust the rate to what a server has said of it; return whether anything concerns it."""
+        if self.meter is None:
+            return False
+        unit = (self.unit or TOKENS) if self.has_cost else REQUESTS
+        # Whatever it counts: the server wants to be left alone.
+        until = -math.inf if said.retry_after is None else now + said.retry_after
+        for left in said.remaining:
+            if left.unit.replace("_", "-") != unit.replace("_", "-"):
+                continue
+            if isinstance(self.meter, Meter):
+                self.meter.learn(now, left.units, left.reset_in)
+            # What is left of a shared rate is known to its backend alone, and a window opens as a
+            # whole: then nothing starts until it does.
+            is_bucket = isinstance(self.meter, Meter) and not left.is_window
+            if left.units < 1 and left.reset_in is not None and not is_bucket:
+                until = max(until, now + left.reset_in)
+        self.paused_until = max(self.paused_until, until)
+        return True
 
     def is_new(self, now: float) -> bool:
         """Return whether a new gate would behave the same, so that this one can be dropped."""
@@ -325,6 +358,11 @@ class FairShare(InLine, Turns, Protocol):
     held_at: Gate | None
     """The gate at which its requests wait while the execution is held; None: it isn't."""
 
+    @property
+    def accounts(self) -> Accounts | None:
+        """The accounts of its budgets; None: it has none of its own."""
+        ...
+
 
 @final
 class Costs:
@@ -359,7 +397,7 @@ class Costs:
 class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
-    __slots__ = ("costs", "needed", "since", "taken_at")
+    __slots__ = ("costs", "needed", "since", "stakes", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
         """Describe what is needed; nothing is acquired yet.
@@ -370,6 +408,7 @@ class Acquired:
         """
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
+        self.stakes: tuple[Stake, ...] = ()  # what it costs at budgets, once it is granted
         self.since: float | None = None  # when it was granted; only set where a gate has `adapt`
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
@@ -417,6 +456,11 @@ class PermitRequest(Acquired):
         # The gate of a held execution is none of those that are needed, and charges nothing.
         is_hold = self.unit is not None and gate.is_hold
         return 0.0 if is_hold else self.cost(self.needed.index(gate))
+
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that makes the request, if it belongs to one."""
+        return None
 
     @property
     def room(self) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, cast, final
+from typing import Any, NamedTuple, Protocol, final
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
+from .accounts import Terms, name_of
+from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
@@ -271,10 +273,6 @@ def is_overload(error: BaseException) -> bool:
     return status in OVERLOAD
 
 
-Weight = Mapping[Any, float] | Callable[[Any], float]
-"""The weights of shares of a limit: by what ``share=`` returned, or a function of that."""
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -285,6 +283,10 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    # What `cost` counts; None where it isn't said.
+    unit: str | None = None
+    # What a `Budget` says; None: it is no budget.
+    terms: Terms | None = None
     waiting: int | None = None  # runs that may wait; None: any number
     share: Callable[[Any], Hashable] | None = None
     weight: Weight | None = None  # of a share; None: 1 each
@@ -346,6 +348,9 @@ class Part:
         return 1 if self.cost is None else rate.k
 
     def __repr__(self) -> str:
+        if self.terms is not None:
+            by = "" if self.by is None else f", by={name_of(self.by)}"
+            return f"Budget({self.terms!r}{by})"
         given = [] if self.n is None else [str(self.n)]
         for name, value in (
             ("rate", self.rate),
@@ -355,11 +360,9 @@ class Part:
             ("weight", self.weight),
         ):
             if value is not None:
-                # A function by its own name, without those of the functions around it; see
-                # test_limits_by_a_local_function_are_shown_by_its_own_name.
-                called: str | None = getattr(value, "__qualname__", None)
-                shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
-                given.append(f"{name}={shown}")
+                given.append(f"{name}={name_of(value)}")
+        if self.unit is not None:
+            given.append(f"unit={self.unit!r}")
         if self.waiting is not None:
             given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
@@ -427,26 +430,10 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-def check_weight(weight: object, share: object) -> None:
-    """Check a user's ``weight=``.
-
-    Raises:
-        DefinitionError: It is neither a mapping nor a plain function, or there is no ``share=``.
-    """
-    if weight is None:
-        return
-    if share is None:
-        msg = "Limits(weight=...) is the weight of a share; give share=... too"
-        raise DefinitionError(msg)
-    if isinstance(weight, Mapping):
-        for key, value in cast("Mapping[object, object]", weight).items():
-            check_number(f"Limits(weight={{{brief(key)}: ...}})", value)
-    else:
-        require_plain(weight, "Limits(weight=...)")
-
-
-@hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
-@final
+@hides(
+    "adapts_in_flight in_flight of_attempts of_descendants of_fan_out of_starts parts stand_on "
+    "with_numbers"
+)
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
     """Limits how much runs at once and how much starts per second, in all or for each key.
@@ -486,6 +473,8 @@ class Limits:
             key, any hashable, and ``n`` and ``rate`` apply to each key separately.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
+        unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
+            itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
         waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
@@ -524,6 +513,7 @@ class Limits:
         rate: Rate | SharedRate | ForeignRate | None = None,
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
+        unit: str | None = None,
         adapt: Adaptive | None = None,
         waiting: int | None = None,
         share: Callable[[Any], Hashable] | None = None,
@@ -542,6 +532,12 @@ class Limits:
         if cost is not None and rate is None:
             msg = "Limits(cost=...) is what a rate is charged; give rate=Rate(...) too"
             raise DefinitionError(msg)
+        if unit is not None and (not isinstance(unit, str) or not unit):
+            msg = f"Limits(unit=...) takes a name, such as 'tokens', not {brief(unit)}"
+            raise DefinitionError(msg)
+        if unit is not None and cost is None:
+            msg = f"Limits(unit={unit!r}) names what cost= counts; give cost=... too"
+            raise DefinitionError(msg)
         if adapt is not None and n is None:
             msg = "Limits(adapt=...) changes n; give the n to begin with"
             raise DefinitionError(msg)
@@ -553,7 +549,9 @@ class Limits:
             raise DefinitionError(msg)
         check_weight(weight, share)
         # The class is frozen.
-        part = Part(n, rate, by, cost, adapt, waiting, share, weight)
+        part = Part(
+            n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight
+        )
         object.__setattr__(self, "parts", (part,))
 
     def __and__(self, other: Limits) -> Limits:
@@ -634,27 +632,40 @@ class Limits:
         parts = tuple(
             part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
-            if not part.origin.is_shared and (part.by is not None or part.rate is not None)
+            if not (part.origin.is_shared or part.terms is not None)
+            and (part.by is not None or part.rate is not None)
         )
         return limits_of(parts) if parts else None
 
     @property
     def of_attempts(self) -> Limits | None:
         """The limits of a fan-out that stand in other places too: its children's attempts count."""
-        parts = tuple(part for part in self.parts if part.origin.is_shared)
+        parts = tuple(part for part in self.parts if part.origin.is_shared and part.terms is None)
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_descendants(self) -> Limits | None:
+        """The budgets of a fan-out: the attempts of its children and of all below them count."""
+        parts = tuple(part for part in self.parts if part.terms is not None)
         return limits_of(parts) if parts else None
 
     @property
     def of_fan_out(self) -> Limits | None:
         """The limits of a fan-out that are counted in a runtime, and not for one execution."""
-        found = (self.of_starts, self.of_attempts)
+        found = (self.of_starts, self.of_attempts, self.of_descendants)
         parts = tuple(part for limits in found if limits is not None for part in limits.parts)
         return limits_of(parts) if parts else None
 
-    def stand_on(self, owner: object, name: str = "") -> None:
-        """Note that the limits are those of a definition; see ``Origin``."""
+    def stand_on(self, owner: object, name: str = "", *, is_runtime: bool = False) -> None:
+        """Note that the limits are those of a definition or a runtime; see ``Origin``."""
         for part in self.parts:
-            part.origin.stand_on(owner, name)
+            if is_runtime and part.terms is not None and part.terms.on_empty == "ask":
+                msg = (
+                    f"{part!r} stands on a runtime, and on_empty='ask' asks for more for one run: "
+                    f"place it on an application, an action or a fan-out, or let it fail or stop"
+                )
+                raise DefinitionError(msg)
+            part.origin.stand_on(owner, name, is_runtime=is_runtime)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.parts)) or "the default limits"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from shoal._engine.progress import unique
 from shoal._engine.questions import asker_key, is_same_data, require_data
+from shoal._engine.spending import is_for_more
 from shoal._errors.exceptions import NotData, UnknownQuestion, brief, did_you_mean
 from shoal._events.events import Question
+from shoal._limits.accounts import is_amount
 from shoal.stores._history import QuestionAnswered
 
 LISTED = 10
@@ -46,21 +49,27 @@ def resolve_answers(
     open_ = [one for one in asked if one.id not in known]
     found: dict[str, QuestionAnswered] = {}
     for at, value in answers.items():
-        meant = [one for one in open_ if at in (one.address, one.name)]
+        meant = unique(one for one in open_ if at in (one.address, one.name))
         if not meant:
-            meant = [one for one in asked if at in (one.address, one.name)]
+            meant = unique(one for one in asked if at in (one.address, one.name))
             if len(meant) == 1 and is_same_data(known[meant[0].id], value):
                 continue
         if len(meant) != 1 or (meant[0].id in known and not has_failed):
             message, why = _why_unknown(at, meant, open_, known, run_id)
             raise UnknownQuestion(message, at, why)
         question = meant[0]
+        if question.id in found and is_same_data(found[question.id].value, value):
+            continue
         if question.id in found:
             msg = (
                 f"run {run_id}: answers= has two for {question.address!r}, one by its name alone; "
                 f"leave out one"
             )
             raise UnknownQuestion(msg, at, "the question is answered twice here")
+        why = refuse_amount(question.question, value)
+        if why:
+            msg = f"run {run_id}: the answer to {question.address!r} {why}"
+            raise UnknownQuestion(msg, at, f"the answer {why}")
         try:
             require_data(value, "answer")
         except NotData as error:
@@ -68,6 +77,16 @@ def resolve_answers(
             raise NotData(msg) from error
         found[question.id] = QuestionAnswered(question.id, value)
     return list(found.values())
+
+
+def refuse_amount(question: object, value: object) -> str:
+    """Return why ``value`` is no answer to a budget's question for more; "" if it may be one."""
+    if not is_for_more(question) or is_amount(value):
+        return ""
+    return (
+        f"says how much more of the budget there is, a number of at least 0, and not "
+        f"{brief(value)}; with 0, what doesn't fit fails"
+    )
 
 
 def _why_unknown(

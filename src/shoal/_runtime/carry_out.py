@@ -18,12 +18,14 @@ from shoal._engine.progress import recorded_questions
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
+from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_of_data
 from shoal._limits.limiters import Limiter
 from shoal.stores._history import QuestionAnswered
 from shoal.stores._watching import Command
 
+from .answers import refuse_amount
 from .handle import RunHandle
 from .limit_use import change_limits
 from .root_run import RootRun
@@ -92,21 +94,22 @@ def _answer(root: RootRun, arguments: Mapping[str, Any]) -> None:
     raise BadUse(msg)
 
 
-async def _has_asked(root: RootRun, run: Run, question: str) -> bool:
-    """Return whether a run or its descendants have asked a question, by its id."""
+async def _find(root: RootRun, run: Run, question: str) -> Question | None:
+    """Return the question of that id that a run or its descendants have asked, if any."""
     # The store's records lead from halted runs to halted children only, not from a child under way.
     for group in root.groups:
         for child in group.halted:
-            if any(one.id == question for one in recorded_questions(child.value, child.path)):
-                return True
+            for one in recorded_questions(child.value, child.path):
+                if one.id == question:
+                    return one
     execution, path = run.config.execution, run.path
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
     if record is None:
-        return False
+        return None
     played = await recorded_history(execution, path, record.beginning)
     _, children = await read_children(execution, execution.store, path)
     asked = recorded_asked(path, run.config.graph, played, children)
-    return any(one.id == question for one in asked)
+    return next((one for one in asked if one.id == question), None)
 
 
 async def _save_answer(root: RootRun, question: object, answer: object) -> None:
@@ -114,10 +117,13 @@ async def _save_answer(root: RootRun, question: object, answer: object) -> None:
     run = root.run
     assert run is not None, "its task executes this"
     execution, path, why = run.config.execution, run.path, ""
-    if not isinstance(question, str) or not await _has_asked(root, run, question):
+    asked = await _find(root, run, question) if isinstance(question, str) else None
+    if asked is None:
         why = "the run has not asked it"
     elif question in execution.answers:
         why = "it was answered before"
+    else:
+        why = refuse_amount(asked.question, answer)
     try:
         require_data(answer, "answer")
         run.config.secrets.refuse(answer, "an answer")

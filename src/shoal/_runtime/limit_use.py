@@ -66,7 +66,10 @@ def _use(owner: str, number: int, part: PartGates, now: float, charged: float | 
         paused=counts.paused,
         keys=counts.keys,
         waits=waits,
-        cost=charged,
+        cost=charged if counts.spent is None else counts.spent,
+        unit=counts.unit,
+        amount=counts.amount,
+        aside=counts.aside or 0.0,
     )
 
 

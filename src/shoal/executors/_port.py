@@ -86,8 +86,12 @@ class ContextPort(Protocol):
         """When the action will be cancelled, on the clock of the loop; inf if that isn't known."""
         ...
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """Replace what ``Limits(cost=)`` has charged for the attempt."""
+        ...
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Adjust the rates of the attempt to what the headers of a response say."""
         ...
 
     def note(self, text: object) -> None:

@@ -33,6 +33,7 @@ from ._sending import dump_error, load_error
 
 NOTE = "note"
 CHARGE = "charge"
+LEARN = "learn"
 SPAN = "span"
 SPAN_END = "span end"
 EMIT = "emit"
@@ -162,9 +163,14 @@ class RemoteContext:
             raise load_error(key, "the run's own process")
         return key
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """See ``Context.charge``. An error fails the action, when it is served."""
-        self._requests.say(CHARGE, actual)
+        self._requests.say(CHARGE, actual, unit)
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """See ``Context.learn``. An error fails the action, when it is served."""
+        # A dict, because the class of the mapping may be unknown where it is served.
+        self._requests.say(LEARN, dict(headers))
 
     def note(self, text: object) -> None:
         """See ``Context.note``. A secret in it fails the action, when it is served."""

@@ -87,7 +87,35 @@ class QuestionAnswered(NamedTuple):
     value: object
 
 
-Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
+@final
+class BudgetLevel(NamedTuple):
+    """What the run and its descendants have spent of a budget so far. Only root runs have these.
+
+    A later entry of the same budget and key replaces this one.
+    """
+
+    budget: str
+    """The budget's name, by default its unit."""
+    key: str
+    """The key that it is counted for, as ``repr`` writes it; empty without ``by=``."""
+    unit: str
+    spent: float
+    aside: float
+    """What was set aside for attempts under way. It counts as spent if no later entry follows."""
+    by: Mapping[str, float]
+    """What was spent, by the names of actions."""
+
+
+Entry = (
+    Update
+    | Decision
+    | Completed
+    | Rewound
+    | QuestionAsked
+    | QuestionAnswered
+    | StepBegun
+    | BudgetLevel
+)
 """An entry of a history. A decision follows the update that it is saved with."""
 
 
@@ -164,6 +192,10 @@ class ReplayedHistory:
     """The questions of the step under way, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers, by the questions' ids."""
+    spent: dict[tuple[str, str], BudgetLevel] = field(
+        default_factory=dict[tuple[str, str], BudgetLevel]
+    )
+    """What was spent of each budget, by its name and key. Nothing makes it void."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
 
     @property
@@ -234,6 +266,8 @@ class ReplayedHistory:
                 self.asked[entry.name] = entry
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
+            case BudgetLevel():
+                self.spent[entry.budget, entry.key] = entry
 
     def _is_of_a_new_kind(self, update: Update) -> bool:
         """Return whether this is the step's first update with these fields and operations."""

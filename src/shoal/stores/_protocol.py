@@ -17,7 +17,15 @@ from shoal._events.events import ChildName, Decision, Outcome, Status, Update
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import (
+    BudgetLevel,
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    StepBegun,
+)
 
 RunStatus = Status | Literal["running"]
 """The status of a root run. A run without a recorded end is running, even if its process died."""
@@ -189,6 +197,9 @@ class Batch(NamedTuple):
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first save in this execution."""
 
+    spent: Sequence[BudgetLevel] = ()
+    """What the run has spent of budgets so far; of root runs only."""
+
     @property
     def path(self) -> RunPath:
         """The identity of the run whose state the updates change."""
@@ -202,7 +213,7 @@ class Batch(NamedTuple):
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
         begun = () if self.step_begun is None else (self.step_begun,)
-        return (*rewound, *begun, *self.updates, *decided, *completed, *self.questions)
+        return (*rewound, *begun, *self.updates, *decided, *completed, *self.questions, *self.spent)
 
 
 @final

@@ -90,7 +90,9 @@ class Bin(NamedTuple):
     counts: Mapping[ChildStatus, int]
 
 
-EntryKind = Literal["update", "decision", "completed", "rewound", "begun", "asked", "answered"]
+EntryKind = Literal[
+    "update", "decision", "completed", "rewound", "begun", "asked", "answered", "spent"
+]
 """The kind of an entry of a history; see ``shoal.stores.Entry``."""
 
 
@@ -105,7 +107,8 @@ class StoredEntry(NamedTuple):
     data: str
     """JSON. Of an update: ``{"number", "do": [[kind, field, ...], ...], "step", "found", "at"}``;
     of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``; of an
-    answer: ``[id, answer]``; of a declaration, an object; else a number."""
+    answer: ``[id, answer]``; of what was spent: ``[budget, key, unit, spent, aside, by]``; of a
+    declaration, an object; else a number."""
     at: float | None = None
     """When it was saved, in seconds since 1970; None if that isn't known."""
     child: Row | None = None

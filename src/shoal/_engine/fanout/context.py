@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -176,7 +176,7 @@ class Context:
         """What `idempotency_key` is made of, for executors; see `effect_of`."""
         return effect(self._run, self._action)
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.
 
         For instance, charge the tokens that an answer has used instead of the expected number. If
@@ -185,8 +185,16 @@ class Context:
         anyway. Limits without ``cost=`` are not affected. If it is called again, the last call
         counts.
 
+        Where several costs apply, ``unit=`` says which is meant; each is charged by itself. A unit
+        in which nothing is limited is ignored, so an action may say what it costs wherever it runs.
+
         Args:
             actual: Units of the rate, at least 0.
+            unit: What they are, as in ``Limits(unit=...)``; by default, the only cost there is.
+
+        Raises:
+            BadUse: ``actual`` is no number of units; or several costs apply and ``unit`` doesn't
+                say which.
 
         Examples:
             >>> limits = Limits(rate=Rate(90_000, per=60), cost=lambda state: 2_000)
@@ -208,7 +216,39 @@ class Context:
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
-        config.services.admission.charge(self._permit, slot, actual, config.execution)
+        config.services.admission.charge(self._permit, slot, actual, config.execution, named=unit)
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Adjust the rates of this attempt to what the headers of a response say is left of them.
+
+        ``context.learn(response.headers)``, after each response or after refusals alone. Headers of
+        OpenAI's and Anthropic's forms, ``x-ratelimit-remaining`` and ``retry-after`` are read, see
+        ``shoal.rates.read_headers``; others are ignored. What is left of requests concerns rates
+        without ``cost=``, and what is left of another unit those with that ``unit=``. They then
+        pass no more at once than the server would, for instance because another program uses the
+        same account; they are never faster than declared. After ``retry-after`` nothing that these
+        rates limit starts for so long. A ``SharedRate`` learns only when to pause, in this process.
+
+        Without a rate nothing happens. It doesn't fail the attempt or try it again: for that,
+        ``raise RetryLater(seconds)``.
+
+        Args:
+            headers: The headers of a response, as ``httpx`` and others have them.
+
+        Raises:
+            BadUse: ``headers`` is no mapping.
+
+        Examples:
+            >>> limits = Limits(rate=Rate(50, burst=50))
+            >>> @action(reads=["question"], writes=["answer"], limits=limits)
+            ... async def ask(question: str, context: Context) -> str:
+            ...     context.learn({"x-ratelimit-remaining-requests": "3"})
+            ...     return "42"
+            >>> Application(ask).run_sync({"question": "?"}).state["answer"]
+            '42'
+        """
+        holder = self._run.slot_owner.held_permits()
+        self._run.config.services.admission.learn(self._permit, holder, headers)
 
     def note(self, text: object) -> None:
         """Describe what the action is doing, for displays: ``context.note("page 3 of 9")``.

@@ -18,6 +18,7 @@ from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel
 from shoal.stores._history import (
+    BudgetLevel,
     Completed,
     Entry,
     QuestionAnswered,
@@ -202,7 +203,8 @@ class _Way:
                 # What comes after a completion belongs to the next step.
                 under_way.clear()
                 self.last = entry.step
-            elif not isinstance(entry, QuestionAsked | QuestionAnswered):  # these change nothing
+            # These change nothing.
+            elif not isinstance(entry, QuestionAsked | QuestionAnswered | BudgetLevel):
                 under_way.add(entry.step)
                 if isinstance(entry, Decision):
                     self.decisions[entry.step, visits.get(entry.step, 0)] = entry

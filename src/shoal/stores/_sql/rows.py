@@ -34,7 +34,7 @@ FORMS = 1000
 """Forms, and names, that are cached. A program has a few, but forms hold numbers of updates, so a
 loop makes new ones with each visit."""
 
-Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
+Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun", "spent"]
 """The kind of an entry in the table ``history``."""
 
 
@@ -318,6 +318,9 @@ class Packer:
             else:
                 rows.append(self._answered(last, one))
                 self._sizes.check(rows[-1].data, f"an answer to a question of run {batch.path.id}")
+        for level in batch.spent:
+            text = self._encode([*level[:-1], dict(level.by)], "what is spent of a budget")
+            rows.append(History(last, "spent", "", text))
         return rows
 
     def _asked(self, number: int, asked: QuestionAsked) -> History:
