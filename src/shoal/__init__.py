@@ -213,9 +213,9 @@ _MOVED = {
         "BadKey BadResult BadUse BudgetExceeded ChangedInPlace CommitInDoubt DefinitionError "
         "DepthExceeded Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost "
         "MissingField MissingInput NoApplication NoTransition NoWorker NotData NotDecodable "
-        "NotEncodable NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError "
-        "SecretLeaked SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead "
-        "UndeclaredWrite UpdateTooLarge WorkerDied"
+        "NotEncodable NotSendable Overloaded Poisoned RateUnavailable Rejected RemoteError "
+        "SavedError SecretLeaked SpuriousCancel StateError TooFewChildren TooManySteps "
+        "UndeclaredRead UndeclaredWrite UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "

@@ -35,12 +35,14 @@ from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
 from shoal._limits.accounts import Accounts
-from shoal._limits.gates import Costs
+from shoal._limits.flows import Priority
+from shoal._limits.gates import Costs, Gate
 from shoal._state.secrets import Secrets
 from shoal.stores._history import BudgetLevel
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
+from .hold import Hold
 from .root_record import RootRecord
 from .services import Services
 from .standing import stands_for
@@ -130,14 +132,18 @@ class Execution:
         "deadline",
         "groups",
         "has_lost_workers",
+        "held_at",
+        "hold",
         "holder",
         "hooks",
         "is_interrupted",
         "is_resumed",
         "is_watched",
+        "let_in",
         "live",
         "max_depth",
         "max_steps",
+        "priority",
         "number",
         "path",
         "reducing",
@@ -163,6 +169,7 @@ class Execution:
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         deadline: float = math.inf,
+        priority: Priority = "normal",
     ) -> None:
         """Begin, with nothing saved and no store claimed.
 
@@ -174,6 +181,7 @@ class Execution:
             max_depth: Levels to which runs may be nested.
             max_live: Children alive at once, besides one of each fan-out.
             deadline: The time on the loop's clock at which the caller will cancel the execution.
+            priority: How urgent it is, beside others that wait for the same limits.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
@@ -218,6 +226,12 @@ class Execution:
         self.turn_due: float = 0.0
         self.turns_since: float = 0.0
         """The scheduler's notes on this execution, so that executions take turns."""
+        self.held_at: Gate | None = None  # also the scheduler's
+        """The gate at which its requests wait while it is held; None: it isn't."""
+        self.priority: Priority = priority
+        """The class in which it takes turns at limits."""
+        self.let_in: set[object] | None = None  # also the scheduler's
+        """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's
         """What was charged to it at limits with ``cost=``; None: nothing yet."""
         # Set with `_failure`, and never reset, also when that error is released.
@@ -233,6 +247,8 @@ class Execution:
         # Groups add and remove themselves; `cancel_child` finds the group of a child here.
         self.groups: set[object] = set()
         """The groups of children that are alive now, at all depths."""
+        self.hold: Hold = Hold(services.clock)
+        """Whether anything new may start."""
         # The first failure of a save; every further save raises it.
         self._failure: ShoalError | None = None
         # Why the program can't resume the saved run. It ends the whole tree, at any depth: as a
@@ -254,6 +270,18 @@ class Execution:
             is_known = any(one is store for one in self.stores)
             if not is_known and not isinstance(store, NullStore):
                 self.stores.append(store)
+
+    def hold_up(self, reason: str) -> None:
+        """Start nothing new until ``let_go`` is called with the same reason; see ``hold``."""
+        if self.hold.add(reason):
+            self.services.admission.scheduler.hold(self)
+
+    def let_go(self, reason: str) -> None:
+        """Remove a reason of ``hold_up``; with the last one everything goes on."""
+        if self.hold.remove(reason):
+            # Requests that have waited first: among them are those of children under way.
+            self.services.admission.scheduler.release(self)
+            self.hold.release_members()
 
     def forget(self) -> None:
         """Release the errors that end the execution, once one of them is being raised.

@@ -11,6 +11,7 @@ from typing import Any, cast, final
 from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._graph.act import Act
+from shoal._limits.permits import AttemptPermit
 from shoal._state.state import Change
 from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
@@ -32,6 +33,7 @@ class RetryState:
         "is_suspect",
         "is_undecided",
         "lacks_value",
+        "last_permit",
         "needs_own_worker",
         "next_at",
         "noted",
@@ -81,6 +83,10 @@ class RetryState:
         its worker died. So the store may have children that the action has started."""
         self.next_at: float = 0.0
         """When the wait before the next attempt ends, by the loop's clock; past: it has ended."""
+        # Only of the child of a fan-out, or of a root run; graphs that are nodes have theirs there.
+        self.last_permit: AttemptPermit | None = None
+        """The permit of the last attempt, if that has failed; it is over. The next attempt needs
+        the same, so this tells when it can begin."""
         # Both belong to the current step. The key is set before each execution of an action with
         # `cache=`, and `is_cached` is reset once the end of the step is published.
         self.result_key: str = ""

@@ -132,8 +132,9 @@ async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
     is over already.
     """
     hooks = run.config.hooks
-    # A place that is taken again may have been free at once: see `_retake_place`.
-    if not (hooks.waiting or hooks.wait_ended) or permit.granted:
+    # A place that is taken again may have been free at once: see `_retake_place`. And a permit that
+    # was refused waits for nothing.
+    if not (hooks.waiting or hooks.wait_ended) or permit.wait_queue is None:
         return None
     limit, key = permit.awaited
     event = Waiting(

@@ -47,6 +47,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── NoWorker             no worker of an executor can be started
     ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
+    ├── Overloaded           an attempt was refused: too many wait, or it could only start too late
     ├── BudgetExceeded       an attempt may cost more than is left of a budget; it has not begun
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
@@ -184,6 +185,12 @@ class StepTimeout(ShoalError, TimeoutError):
     The work was cancelled and awaited; updates applied by then stay. If an earlier attempt had
     failed, its failure is the ``__cause__``.
     """
+
+    def __init__(self, message: str = "", waited: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.waited: Mapping[str, float] = {} if waited is None else waited
+        """How many seconds a child has waited, by what for: a limit by its name, its turn of a
+        rate, a key, a worker, its next attempt. The longest first. Empty for other timeouts."""
 
 
 _REASONS = 5
@@ -513,6 +520,21 @@ class RateUnavailable(ShoalError):
 
     The work that waited for the rate has not started. The backend's exception is the ``__cause__``.
     """
+
+
+class Overloaded(ShoalError):
+    """An attempt was refused before it began, because it would have waited too long.
+
+    As many runs as ``Limits(waiting=)`` allows wait for one of its limits already, or it could not
+    have started before its deadline. It used up nothing of any limit, and the ``retry`` of its
+    action doesn't apply.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after: float = retry_after
+        """Seconds after which another attempt has better prospects: an estimate, from the rates of
+        the limit and from how fast it has let others in of late."""
 
 
 class LeaseLost(ShoalError):

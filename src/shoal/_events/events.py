@@ -422,7 +422,11 @@ class AttemptEnded(Event, hook="on_attempt_ended"):
     error: Exception | None = None
     """Its failure; None if it succeeded."""
     next_in: float | None = None
-    """Seconds until the next attempt; None if there is none."""
+    """Seconds until the next attempt can begin; None if there is none.
+
+    That is its delay, or longer if the pause of its key ends later, or its rate has its next turn
+    later. It begins then if slots are free: it goes ahead of all that has not started.
+    """
 
 
 @final

@@ -23,8 +23,10 @@ from shoal._state.secrets import refuse_key
 from shoal._state.state import State, make_state, refuse_awaitable
 
 from .accounts import Account, Accounts, Purse, Terms
+from .flows import Share
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
+from .lines import Line
 from .meters import ForeignMeter, Meter
 from .places import Origin
 from .scheduler import FairScheduler
@@ -121,6 +123,12 @@ class Limiter:
             # Without a key there is one gate for each part, and it is never dropped. Once each,
             # because `&` may have joined an object with itself.
             self.same = tuple(dict.fromkeys(gates.the_one() for gates in self.parts))
+        if any(gates.part.waiting is not None for gates in self.parts):
+            self._scheduler.bounds_waiting = True
+        self.has_shares: bool = any(gates.part.share is not None for gates in self.parts)
+        """Whether a part has ``share=``."""
+        if self.has_shares:
+            self._scheduler.has_shares = True
 
     def is_of(self, limits: Limits) -> bool:
         """Return whether its parts were written as the objects in ``limits``."""
@@ -193,7 +201,7 @@ class Limiter:
 class PartGates:
     """The gates of one part of a limit, by key."""
 
-    __slots__ = ("_accounts", "_sweep_at", "gates", "is_of_run", "part")
+    __slots__ = ("_accounts", "_identity", "_sweep_at", "gates", "is_of_run", "part")
 
     def __init__(self, part: Part, *, is_of_run: bool = False) -> None:
         """Create the gates of a part; there is none yet.
@@ -202,6 +210,8 @@ class PartGates:
             part: The part.
             is_of_run: Whether it is a budget that each run has for itself.
         """
+        # Stands for this object, which lines must not refer to: that would be a cycle.
+        self._identity: object = object()
         self.is_of_run: bool = is_of_run
         self._accounts: Accounts = Accounts()  # of a budget that runs share
         # Replaced by `change`, in all gates at once. A gate made later gets the new one.
@@ -214,7 +224,7 @@ class PartGates:
         """Return the only gate of a part without ``by=``, creating it on first use."""
         gate = self.gates.get(None)
         if gate is None:
-            gate = self.gates[None] = Gate(self.part.n, self.part)
+            gate = self._made(None)
         return gate
 
     def find(
@@ -239,8 +249,22 @@ class PartGates:
             # Before the new gate is there: it isn't used yet, so it would be dropped.
             if len(self.gates) >= self._sweep_at:
                 self._sweep(now)
-            gate = self.gates[key] = Gate(part.n, part, key)
+            gate = self._made(key)
         return gate, cost
+
+    def share_of(self, state: State) -> Share | None:
+        """Return the share that a start from ``state`` belongs to; None if there are no shares."""
+        part = self.part
+        if part.share is None:
+            return None
+        key = _share(part, state)
+        return Share(self._identity, key, _weight(part, key))
+
+    def _made(self, key: Hashable) -> Gate:
+        gate = self.gates[key] = Gate(self.part.n, self.part, key)
+        if self.part.waiting is not None:
+            gate.line = Line(self._identity)
+        return gate
 
     def _find_budget(
         self, terms: Terms, state: State, now: float, accounts: Accounts | None
@@ -300,6 +324,8 @@ class PartGates:
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
+            if part.waiting is not None and gate.line is None:
+                gate.line = Line(self._identity)
             if meter is not None:
                 meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
@@ -441,6 +467,26 @@ class Limiters:
         found = [gates.find(state, now, accounts) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
+    def shares(
+        self, limiters: Sequence[Limiter], fields: Callable[[], Mapping[str, object]]
+    ) -> tuple[Share, ...]:
+        """Return the shares that a start belongs to, in the order of the limiters.
+
+        Args:
+            limiters: The limiters that apply.
+            fields: Returns the fields of the start, and of the runs around it.
+
+        Raises:
+            Exception: Whatever ``share=`` or ``weight=`` raises.
+            BadResult: ``share=`` returned no valid key, or ``weight=`` no valid number.
+        """
+        parts = [gates for limiter in limiters if limiter.has_shares for gates in limiter.parts]
+        if not parts:
+            return ()
+        state = make_state(fields())
+        found = (gates.share_of(state) for gates in dict.fromkeys(parts))
+        return tuple([share for share in found if share is not None])
+
 
 # The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.
 
@@ -480,15 +526,38 @@ def _worst(part: Part, terms: Terms, state: State) -> float:
 @ki_unprotected
 def _key(part: Part, state: State) -> Hashable:
     assert part.by is not None
-    key = part.by(state)
+    return _checked(part.by(state), "by", part, state)
+
+
+@ki_unprotected
+def _share(part: Part, state: State) -> Hashable:
+    assert part.share is not None
+    return _checked(part.share(state), "share", part, state)
+
+
+def _checked(key: Hashable, name: str, part: Part, state: State) -> Hashable:
+    """Return a key that a user's function has returned, if it can be one."""
     try:
         hash(key)
     except TypeError:
-        msg = f"{part!r}: by= returned {brief(key)}, which is not hashable; return a str, say"
+        msg = f"{part!r}: {name}= returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
-    refuse_awaitable(key, "Limits(by=...)")  # a coroutine is hashable
-    refuse_key(key, state._data, f"by= of {part!r}")
+    refuse_awaitable(key, f"Limits({name}=...)")  # a coroutine is hashable
+    refuse_key(key, state._data, f"{name}= of {part!r}")
     return key
+
+
+@ki_unprotected
+def _weight(part: Part, key: Hashable) -> float:
+    if part.weight is None:
+        return 1.0
+    of = part.weight
+    weight: object = of(key) if callable(of) else of.get(key, 1.0)
+    if not is_number(weight) or not 0 < weight < math.inf:
+        refuse_awaitable(weight, "Limits(weight=...)")
+        msg = f"{part!r}: weight= returned {brief(weight)} for {brief(key)}, no number above 0"
+        raise BadResult(msg)
+    return float(weight)
 
 
 def _refuse_foreign(limits: Limits) -> None:

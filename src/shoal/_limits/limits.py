@@ -14,6 +14,7 @@ from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
 from .accounts import Terms, name_of
+from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
@@ -286,6 +287,9 @@ class Part:
     unit: str | None = None
     # What a `Budget` says; None: it is no budget.
     terms: Terms | None = None
+    waiting: int | None = None  # runs that may wait; None: any number
+    share: Callable[[Any], Hashable] | None = None
+    weight: Weight | None = None  # of a share; None: 1 each
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -348,11 +352,19 @@ class Part:
             by = "" if self.by is None else f", by={name_of(self.by)}"
             return f"Budget({self.terms!r}{by})"
         given = [] if self.n is None else [str(self.n)]
-        for name, value in (("rate", self.rate), ("by", self.by), ("cost", self.cost)):
+        for name, value in (
+            ("rate", self.rate),
+            ("by", self.by),
+            ("cost", self.cost),
+            ("share", self.share),
+            ("weight", self.weight),
+        ):
             if value is not None:
                 given.append(f"{name}={name_of(value)}")
         if self.unit is not None:
             given.append(f"unit={self.unit!r}")
+        if self.waiting is not None:
+            given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
 
 
@@ -431,10 +443,8 @@ class Limits:
     - On a *fan-out*, ``n`` counts the children in flight, for each execution of the step. A child
       is in flight from its start until its result is part of the parent's saved state, so a slow
       reducer or store slows the source down. Rates and per-key limits are shared by all executions
-      of the fan-out in a runtime. A rate is charged when a child starts and when it is tried again:
-      by ``Each(retry=)``, or in its first step by the ``retry=`` of that action. Its further steps
-      pay nothing. A child that waits for another attempt goes before children that have not
-      started.
+      of the fan-out in a runtime. A rate is charged when a child starts, and when its start is done
+      anew, because its first step is tried again. Further steps and their retries pay nothing.
     - On an *action*, its running attempts are counted, in all runs of a runtime together.
     - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
       runtime together.
@@ -450,7 +460,8 @@ class Limits:
 
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
-    room. While it waits it holds no slot, and it does not delay other keys. Only a running attempt
+    room. While it waits it holds no slot, and it does not delay other keys. What has waited for its
+    next attempt goes before all that has not started. Only a running attempt
     holds slots: a fan-out that waits for its children holds none, nor does an action inside
     ``context.fan_out``. So recursion under a limit of 1 doesn't deadlock.
 
@@ -466,6 +477,23 @@ class Limits:
             itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
+        waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
+            refused at once: the attempt with which it comes fails with ``Overloaded``, which says
+            after how many seconds to try again. Runs are counted, and not what each of them has
+            waiting, because runs take turns. A run that the limit has let in once, or that is in
+            line, waits with whatever else it has: its children, its further steps, its retries. A
+            further run that begins with a fan-out fails as a whole and not child by child; in a
+            race, only the contestant fails.
+        share: A plain function of that state that returns whose share of the limit it is: a tenant,
+            say. While requests wait, the shares have turns by their weights, however many runs and
+            children of each wait; within a share, runs take turns as they do without. Fields that
+            a child wasn't given are those of the runs around it, so the tenant of a run holds in
+            all fan-outs below. Where several limits of an attempt have ``share=``, the outermost
+            one gives the first turns: that of the runtime, the application, the fan-outs, the
+            action. On a fan-out it orders only children that wait for rates, keys and limits of
+            actions; places in flight are taken in the order of the source.
+        weight: The turns of a share beside others of weight 1: a plain function of what ``share``
+            returned, or a mapping from it; what the mapping lacks has 1.
 
     Raises:
         DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
@@ -487,12 +515,15 @@ class Limits:
         cost: Callable[[Any], float] | None = None,
         unit: str | None = None,
         adapt: Adaptive | None = None,
+        waiting: int | None = None,
+        share: Callable[[Any], Hashable] | None = None,
+        weight: Weight | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         if n is not None:
             check_count("Limits(n)", n)
         check_rate(rate)
-        for name, function in (("by", by), ("cost", cost)):
+        for name, function in (("by", by), ("cost", cost), ("share", share)):
             if function is not None:
                 require_plain(function, f"Limits({name}=...)")
         if n is None and rate is None:
@@ -512,8 +543,16 @@ class Limits:
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
+        # 0 is a limit for which nothing waits: what finds no room is refused.
+        if waiting is not None and (type(waiting) is not int or waiting < 0):
+            msg = f"Limits(waiting=...) takes a whole number of runs, at least 0, not {waiting!r}"
+            raise DefinitionError(msg)
+        check_weight(weight, share)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit),))
+        part = Part(
+            n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight
+        )
+        object.__setattr__(self, "parts", (part,))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from shoal._concurrency.backend import Waiter
 
 from .accounts import Payer, Stake
+from .flows import Flow, Share
 from .gates import Acquired, FairShare, Gate, PermitRequest
 from .scheduler import FairScheduler
 
@@ -36,7 +37,7 @@ class InFlightSlot(Acquired):
     moment.
     """
 
-    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held", "returns")
+    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held")
 
     def __init__(
         self,
@@ -64,11 +65,9 @@ class InFlightSlot(Acquired):
         # `_give_back`, which counts it off.
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
-        """Whether acquiring it charges its rates: at the start, and at each ``Each(retry=)``."""
+        """Whether acquiring it charges its rates: at the start, and when that is done anew."""
         # Only while the child waits: set by `step_aside`, reset by `hold`. Both tell the group.
         self.is_aside: bool = False
-        self.returns: bool = False
-        """Whether a child that has started waits for it, and so goes before those that have not."""
         for gate in needed:
             gate.users += 1
 
@@ -77,6 +76,11 @@ class InFlightSlot(Acquired):
         """The units that acquiring it charges at each gate; 0 if they are paid already."""
         assert self.costs is not None, "a slot is made with its costs"
         return self.costs if self.is_due else (0.0,) * len(self.needed)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other executions may need something of it: more than the place in the group."""
+        return len(self.needed) > 1
 
     def step_aside(self) -> None:
         """Release the slot while the child waits for something else."""
@@ -93,7 +97,7 @@ class InFlightSlot(Acquired):
             self.taken_at = taken_at
         self.is_held = True
         # For this grant only. The next one is free, unless the child steps aside for a retry.
-        self.is_due = self.returns = False
+        self.is_due = False
         self.since = since
         if self.is_aside:
             self.is_aside = False
@@ -106,9 +110,7 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            for gate in self.needed:
-                gate.used += 1
-            self.hold()
+            self.take_place()
 
     def take_place(self) -> None:
         """Hold the slot, whether or not there is room, and charge nothing."""
@@ -147,7 +149,7 @@ def ignore_aside(by: int) -> None:
 class InFlight:
     """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
-    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "place")
+    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "parent", "place")
 
     def __init__(
         self,
@@ -155,6 +157,7 @@ class InFlight:
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
+        parent: object = None,
     ) -> None:
         """Create the counter, with no child in flight.
 
@@ -163,6 +166,7 @@ class InFlight:
             places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
             above: The permits of the run that starts the children.
+            parent: That run itself.
         """
         self._scheduler = scheduler
         self._on_aside = on_aside
@@ -172,6 +176,9 @@ class InFlight:
         self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
         """The permits of the run that started the children; None once the fan-out has ended."""
+        # Let go of by `close`, as `above` is. `Any`, since runs are above this package.
+        self.parent: Any = parent
+        """The run that starts the children, for what knows runs."""
         self.place: Gate = Gate(places)
         """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
@@ -208,7 +215,7 @@ class InFlight:
     def close(self) -> None:
         """Release the in-flight slots of all children whose results were not applied."""
         self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
-        self.above = None
+        self.above = self.parent = None
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
@@ -219,7 +226,7 @@ class InFlight:
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "first_permit", "slot", "unit")
+    __slots__ = ("_shares", "in_flight", "first_permit", "returns", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -234,6 +241,24 @@ class HeldPermits:
         """The in-flight slot of a child; None until it is needed: the group counts the child."""
         self.first_permit: AttemptPermit | None = None
         """The permit of the first attempt, which was acquired when the child was admitted."""
+        # Set while a run waits for another attempt, also a root run, which has no slot. The next
+        # request takes it over, so that no later step of the run is preferred.
+        self._shares: tuple[Share, ...] | None = None  # None: those of the run above
+        self.returns: bool = False
+        """Whether the next request goes before those of attempts and children that are new."""
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The shares of the fan-outs around it that the run belongs to, the outermost first."""
+        if self._shares is None:
+            above = self.above
+            return () if above is None else above.shares
+        return self._shares
+
+    def belong_to(self, shares: tuple[Share, ...]) -> None:
+        """Note the shares of its own fan-out that a child belongs to."""
+        above = self.above
+        self._shares = shares if above is None else (*above.shares, *shares)
 
     @property
     def above(self) -> HeldPermits | None:
@@ -285,6 +310,7 @@ class AttemptPermit(PermitRequest):
         slot: InFlightSlot | None = None,
         worker: Gate | None = None,
         keeps_worker: bool = True,
+        flow: Flow | None = None,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -299,12 +325,14 @@ class AttemptPermit(PermitRequest):
             slot: The in-flight slot of the run, if it must be held as well.
             worker: The gate of the workers, if the attempt runs in one.
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
+            flow: Where it takes turns; None: where everything without a priority or share does.
         """
         if worker is not None and not keeps_worker:
             needed, worker = (*needed, worker), None
             costs = None if costs is None else (*costs, 1.0)
-        super().__init__(needed, costs, None if holder is None else holder.unit)
-        self.is_returning: bool = slot is not None and slot.returns
+        super().__init__(needed, costs, None if holder is None else holder.unit, flow)
+        if holder is not None and holder.returns:
+            holder.returns, self.is_returning = False, True
         self._scheduler: FairScheduler = scheduler
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
@@ -384,7 +412,10 @@ class AttemptPermit(PermitRequest):
             gate.meter is not None or gate.is_keyed or gate.purse is not None
             for gate in self.needed
         ):
-            return False
+            # A hold may be long, too, but the place alone is of no use to another execution.
+            held = self._holder.slot if self._holder.unit.held_at is not None else None
+            if held is None or not held.is_shared:
+                return False
         slot = self._holder.make_slot()
         if slot is not None:
             self._include(slot)
@@ -466,13 +497,16 @@ class AttemptPermit(PermitRequest):
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
         return self.waiter is not None and self.waiter.done()
 
-    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key"], str, Hashable]:
+    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key", "paused"], str, Hashable]:
         """Return what the permit waits for: what kind of thing, the limit as written, and the key.
 
         That is the gate at which it is posted. Others may be closed too.
         """
         gate = None if self.wait_queue is None else self.wait_queue.gate
         limit, key = self.awaited
+        if self.unit is not None and self.unit.held_at is not None:
+            # It may be posted elsewhere still, but only the end of the hold helps.
+            return "paused", "", None
         if gate is None or gate.part is None:
             return "slot", limit, key
         if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):

@@ -6,14 +6,16 @@ Invariants:
   delays only requests that need it.
 - Work conserving, no overtaking: a request that could be granted never waits, and a request that
   finds others with an earlier turn at one of its gates waits behind them.
-- Requests of one run are served first come, first served, with one exception. A child that waits
-  for its next attempt goes before children that have not started, because a fan-out reads many of
+- Requests of one run are served first come, first served, with one exception. What waits for its
+  next attempt goes before all of its flow that has not started, because a fan-out reads many of
   those ahead.
-- Runs take turns, however many requests each has waiting (start-time fair queueing: P. Goyal, H.
-  Vin, H. Cheng, 1996). A turn that a returning child takes early counts as a turn of its run, so a
-  run whose children fail gets no more than its fair share. A run may use its first few turns in one
-  go. So small runs are served one after the other, instead of all at once and all of them late; a
-  large run only gets a few turns a little earlier.
+- Runs take turns, however many requests each has waiting (start-time fair queueing, see ``flows``).
+  A turn that a returning child takes early counts as a turn of its run, so a run whose children
+  fail gets no more than its fair share. A run may use its first few turns in one go. So small runs
+  are served one after the other, instead of all at once and all of them late; a large run only gets
+  a few turns a little earlier.
+- Classes of priority, and shares of a limit, take turns by their weights, and the runs in each of
+  them among themselves.
 - Nothing leaks: no slot and no unit of a rate is lost when the holder fails or is cancelled, even
   if it is cancelled in the loop iteration in which its request is granted.
 """
@@ -30,27 +32,21 @@ from typing import final
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._concurrency.cancellation import ki_protected, ki_unprotected
 from shoal._errors.arguments import is_number
-from shoal._errors.exceptions import BadResult, brief
+from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
 from .accounts import Accounts, Stake
-from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, Turn, WaitQueue
+from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
+from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
 from .limits import Adaptive, Ended
-from .meters import CREDIT, ForeignMeter
+from .lines import Line
+from .meters import CREDIT, ForeignMeter, Meter
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
 
 PATIENCE = 0.05
 """Seconds after which a request is looked at again that waits for money of attempts that wait."""
-AT_ONCE = 8
-"""Turns that a run may take in one go when it begins to wait.
-
-A chosen number: as many small fan-outs have children, and so few that a large run that takes all of
-them delays others by no more than eight attempts. See
-test_small_units_are_served_one_after_the_other and
-test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
-"""
 
 
 @final
@@ -60,13 +56,16 @@ class FairScheduler:
     __slots__ = (
         "_timers",
         "_arrivals",
+        "_classes",
         "_judgement",
         "_soon",
         "_unjudged",
-        "_round",
         "_clients",
+        "bounds_waiting",
         "clock",
         "costs",
+        "first_flow",
+        "has_shares",
         "wait_queues",
         "waiter",
     )
@@ -96,10 +95,15 @@ class FairScheduler:
         self.wait_queues: dict[Hashable, WaitQueue] = {}
         self.costs: Costs = Costs()
         """What was charged at limits with ``cost=``, by all executions."""
+        self.bounds_waiting: bool = False
+        """Whether any limit has ``waiting=``. Set by ``Limiters``, and never unset."""
         self._arrivals: count[int] = count()
-        # The virtual time of fair queueing: the number of turns that each waiting run has had. It
-        # only grows.
-        self._round: float = 0.0
+        self.first_flow: Flow = Flow(weight=WEIGHTS["normal"], is_first=True)
+        """Where everything without a priority or a share takes turns."""
+        # Empty until a run has a priority: until then `first_flow` is all there is.
+        self._classes: dict[Priority, Flow] = {}
+        self.has_shares: bool = False
+        """Whether any limit has ``share=``. Set by ``Limiters``, and never unset."""
         self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
         # Gates of budgets at which the first request may wait for money that will never be there.
         # Judged in a callback of the loop, because here requests are being moved.
@@ -121,14 +125,24 @@ class FairScheduler:
             ahead: Whether it goes before all requests that are not ``ahead``.
         """
         gate: Gate | None = None
-        kind = ahead, request.is_returning, request.unit
-        wait_queue = self.wait_queues.get((*kind, request.needed)) if self.wait_queues else None
-        # The turn after all those that come before this request, whatever their arrival.
-        turn = not ahead, self._early() if request.is_returning else math.inf, sys.maxsize
+        wait_queue: WaitQueue | None = None
+        flow = request.flow or self.first_flow
+        kind = ahead, request.is_returning, request.unit, flow
+        # The turn after all those that come before this request, whatever their arrival. While
+        # nothing waits no turn is compared, and most requests come then.
+        turn = FIRST if ahead else LAST
+        if self.wait_queues:
+            wait_queue = self.wait_queues.get((*kind, request.needed))
+            key: Key = not ahead, not request.is_returning, math.inf, sys.maxsize
+            turn = (key,) if flow.parent is None or ahead else (*flow.path(), key)
         if wait_queue is None:
             gate = self._shut(request, turn)
             if gate is None:
                 self.take(request)
+                if request.flow is not None and self.wait_queues:
+                    # It goes before others that wait, so it counts; else a flow whose requests are
+                    # never long enough in line could keep one waiting that needs many units.
+                    flow.on_turn(flow.round)
                 return
         # A request that must wait may need more gates by that, and so another wait queue. An
         # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
@@ -138,8 +152,10 @@ class FairScheduler:
             # The gate found above stays valid: gates were only added, and this one is still closed.
             gate = gate or self._shut(request, turn)
             assert gate is not None, "others wait in front of it"
-            key = *kind, request.needed
-            wait_queue = self.wait_queues[key] = WaitQueue(key, is_behind=not ahead)
+            name = *kind, request.needed
+            wait_queue = WaitQueue(name, flow, is_behind=not ahead, is_new=not request.is_returning)
+            self.wait_queues[name] = wait_queue
+            flow.add()
             # Joined before it is posted: the turn of an empty wait queue is not defined.
             self._join(request, wait_queue)
             self._post(wait_queue, gate)
@@ -152,28 +168,12 @@ class FairScheduler:
     def _join(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
         unit = request.unit
         if unit is not None:
-            # A run that has used no turns ahead of the others begins now: turns that it didn't need
-            # while nothing of it waited are not saved up.
-            if unit.turn_due <= self._round:
-                unit.turns_since = unit.turn_due = self._round
-            is_early = unit.turn_due < unit.turns_since + AT_ONCE
-            request.due = unit.turns_since if is_early else unit.turn_due
-            if request.is_returning:
-                request.due = min(request.due, self._early())
-            # Counted for an early turn too: see
-            # test_a_run_whose_children_are_retried_takes_no_more_than_its_share.
-            unit.turn_due += 1.0
+            request.due = wait_queue.flow.join(unit, is_returning=request.is_returning)
         wait_queue.requests[request] = next(self._arrivals)
         request.wait_queue = wait_queue
-
-    def _early(self) -> float:
-        """Return the round of a returning child's turn: before all waiting requests of its run.
-
-        The first of those is due at most ``AT_ONCE`` rounds ago, because a run has that many turns
-        in one go and each grant advances the round by at most one turn. See
-        test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead.
-        """
-        return self._round - AT_ONCE
+        if self.bounds_waiting and unit is not None:
+            for line in _lines(request):
+                line.join(unit, self.clock())
 
     def _shut(self, request: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``request`` waiting; None if all are open.
@@ -186,6 +186,10 @@ class FairScheduler:
             turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
+        unit = request.unit
+        # An attempt under way that reacquires its slots goes on, so it isn't held.
+        if unit is not None and unit.held_at is not None and turn[0][0]:
+            return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
         shared: Gate | None = None
         now: float | None = None
@@ -221,6 +225,9 @@ class FairScheduler:
                 gate.used += 1
             return
         request.paid = True
+        if self.bounds_waiting and request.unit is not None:
+            for line in _lines(request):
+                line.admit(request.unit, self.clock())
         # One reading of the clock for all gates, and none where nothing needs it.
         now: float | None = None
         since: float | None = None
@@ -271,6 +278,8 @@ class FairScheduler:
         gate.unpost(wait_queue)
         del wait_queue.requests[request]
         request.wait_queue = None
+        if self.bounds_waiting:
+            self._leave_lines(request)
         if wait_queue.requests:
             gate.post(wait_queue)  # with the turn of the request that is first now
         else:
@@ -279,9 +288,15 @@ class FairScheduler:
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
 
+    def _leave_lines(self, request: PermitRequest) -> None:
+        if request.unit is not None:
+            for line in _lines(request):
+                line.leave(request.unit, self.clock())
+
     def _end(self, wait_queue: WaitQueue) -> None:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
+        wait_queue.flow.remove()
         if not self.wait_queues:
             self._timers.clear()
 
@@ -307,7 +322,7 @@ class FairScheduler:
                 serving.remove(gate)
                 continue
             request = wait_queue.first()
-            opens = gate.opens_at(request.cost(request.needed.index(gate)), paid=request.paid)
+            opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
             now = self.clock()
             # A request whose task is being cancelled is removed, not granted: the task would only
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
@@ -327,15 +342,19 @@ class FairScheduler:
                 self._post(wait_queue, other)
                 continue
             if not request.is_gone:
-                # One turn, shared by all wait queues. The round never falls behind the turn that is
-                # granted.
-                self._round = max(self._round + 1.0 / len(self.wait_queues), request.due)
+                flow = wait_queue.flow
+                if flow.parent is None:
+                    flow.round = max(flow.round + 1.0 / flow.active, request.due)
+                elif wait_queue.is_behind:
+                    flow.on_turn(request.due)
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(request, at=gate, credit=credit)
             del wait_queue.requests[request]
             request.wait_queue = None
+            if self.bounds_waiting:
+                self._leave_lines(request)
             if wait_queue.requests:
                 gate.post(wait_queue)  # its next request waits for its own turn
             else:
@@ -353,8 +372,7 @@ class FairScheduler:
             self._set_alarm(gate, wait_queue.first())
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
-        at = request.needed.index(gate)
-        opens = gate.opens_at(request.cost(at), paid=request.paid)
+        opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
         if gate.shared is not None:
             self._clients.want(gate)
         if gate.purse is not None:
@@ -423,6 +441,101 @@ class FairScheduler:
             judgement()
         self._timers.close()
         self._clients.close()
+
+    # -- held executions ------------------------------------------------------------------------
+
+    @ki_protected
+    def hold(self, unit: FairShare) -> None:
+        """Grant nothing to an execution until ``release``, except slots of attempts under way.
+
+        Requests that wait elsewhere stay there until it is their turn, and are moved then.
+        """
+        if unit.held_at is None:
+            unit.held_at = Gate(0, name="paused")
+            unit.held_at.is_hold = True
+
+    @ki_protected
+    def release(self, unit: FairShare) -> None:
+        """Grant the requests of a held execution that can be granted now, in their turns."""
+        gate, unit.held_at = unit.held_at, None
+        if gate is not None:
+            gate.resize(None)
+            self.serve(gate)
+
+    # -- flows ----------------------------------------------------------------------------------
+
+    def flow_of(self, unit: FairShare, shares: Sequence[Share]) -> Flow | None:
+        """Return where a request takes turns; None: where everything without a share does.
+
+        Args:
+            unit: Its execution.
+            shares: Its shares of limits, the outermost first.
+        """
+        if unit.priority == "normal" and not shares:
+            return None
+        flow = self.first_flow
+        if unit.priority != "normal":
+            flow = self._class(unit.priority)
+        for share in shares:
+            flow = flow.child((share.limit, share.key), share.weight)
+        return flow
+
+    def _class(self, priority: Priority) -> Flow:
+        if not self._classes:
+            # Now that there are several classes, the first flow is the one of those between.
+            around = Flow()
+            self.first_flow.move_below(around, WEIGHTS["normal"])
+            self._classes = {"normal": self.first_flow}
+            for name in ("interactive", "batch"):
+                self._classes[name] = around.child(name, WEIGHTS[name])
+        return self._classes[priority]
+
+    # -- refusals -------------------------------------------------------------------------------
+
+    def overload(self, request: PermitRequest) -> Overloaded | None:
+        """Return why ``request``, which has just begun to wait, is refused; None if it isn't."""
+        unit = request.unit
+        # What comes back was let in before: a run is not refused half-way.
+        if not self.bounds_waiting or unit is None or request.granted or request.is_returning:
+            return None
+        for gate in request.needed:
+            line, most = gate.line, None if gate.part is None else gate.part.waiting
+            if line is None or most is None or not line.is_over(unit, most):
+                continue
+            now = self.clock()
+            # Those that wait without it, or what runs: one of these must end.
+            before = max(1, len(line.waiting) - 1)
+            least = None
+            if isinstance(gate.meter, Meter):
+                least = max(0.0, gate.meter.opens_at(before) - now)
+            seconds = max(line.turns_in(before, now, least=least), gate.paused_until - now)
+            plural = "s wait" if most > 1 else " waits"
+            many = f"{most} run{plural} already" if most else "no run waits"
+            at = f", key {brief(gate.key)}" if gate.is_keyed else ""
+            msg = f"{many} for {gate.part!r}{at}, and no more may; try again in {seconds:.3g} s"
+            return Overloaded(msg, seconds)
+        return None
+
+    def starts_at(self, request: PermitRequest) -> tuple[float, Gate | None]:
+        """Return when ``request``, the last in its wait queue, can start at the earliest.
+
+        As far as that is known: by pauses, by the next turns of rates, and by the requests of its
+        own run that are ahead of it. Returns the gate that says so, too.
+        """
+        starts, by = -math.inf, None
+        wait_queue = request.wait_queue
+        for index, gate in enumerate(request.needed):
+            cost = request.cost(index)
+            opens = gate.paused_until
+            if isinstance(gate.meter, Meter) and not request.paid:
+                ahead = 0
+                # With `cost=`, those ahead may need any number of units.
+                if not gate.has_cost and wait_queue is not None and wait_queue.gate is gate:
+                    ahead = len(wait_queue.requests) - 1
+                opens = max(opens, gate.meter.opens_at(cost + ahead))
+            if opens > starts:
+                starts, by = opens, gate
+        return starts, by
 
     # -- corrections by holders -----------------------------------------------------------------
 
@@ -539,6 +652,10 @@ class FairScheduler:
     def __repr__(self) -> str:
         waiting = sum(len(one.requests) for one in self.wait_queues.values())
         return f"<FairScheduler, {waiting} waiting>"
+
+
+def _lines(request: PermitRequest) -> list[Line]:
+    return [gate.line for gate in request.needed if gate.line is not None]
 
 
 @ki_unprotected

@@ -27,6 +27,7 @@ from shoal._events.identity import RunPath
 from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
+from shoal._limits.flows import Priority
 from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.executors._named import ExecutorName
@@ -77,6 +78,10 @@ class Application(Generic[S]):
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
             ``"loop"``, ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``.
             It goes before ``Runtime(executor=)``.
+        priority: How urgent its runs are, also those that are recovered. While requests wait at any
+            limit, ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these
+            eight for one of ``"batch"`` runs, however many runs of each class there are. So a batch
+            run yields, and never starves. An attempt that runs is not interrupted.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -118,6 +123,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None: ...
 
     @overload
@@ -138,6 +144,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None: ...
 
     def __init__(
@@ -157,6 +164,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None:
         """Check the definition; see the class."""
         self._definition = define(
@@ -174,6 +182,7 @@ class Application(Generic[S]):
             max_live=max_live,
             watch=watch,
             executor=executor,
+            priority=priority,
         )
         if limits is not None:
             limits.stand_on(self)
@@ -268,6 +277,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
         progress: bool = False,
     ) -> RunResult[S]:
@@ -303,6 +313,8 @@ class Application(Generic[S]):
             halt_before: Acts of the graph, or their names, before which the run halts.
             halt_after: Acts of the graph, or their names, after which the run halts, unless nothing
                 follows.
+            priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
+                by default as the application says. It is not saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
             progress: Whether to show the progress on stderr: as bars on a terminal and in a
                 notebook, else as a line every few seconds. Needs ``pip install shoal[progress]``.
@@ -332,6 +344,7 @@ class Application(Generic[S]):
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
             )
             return await self._launcher.run(request, runtime, progress=progress)
 
@@ -529,6 +542,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime,
     ) -> RunHandle[S]:
         """Start a run in ``runtime``, and return once it has begun; see ``Runtime.start``.
@@ -540,6 +554,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -554,6 +569,7 @@ class Application(Generic[S]):
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
             )
             return await self._launcher.start(request, runtime)
 
@@ -566,6 +582,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
         buffer: int = BUFFER,
         stepwise: bool = False,
@@ -583,6 +600,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one; by default one that this run has for itself.
             buffer: Events that may wait to be read before the run is held back or, while no loop
                 reads, the oldest are dropped; at least 1.
@@ -616,6 +634,7 @@ class Application(Generic[S]):
             answers=answers,
             halt_before=halt_before,
             halt_after=halt_after,
+            priority=priority,
         )
         check_buffer(buffer, "open")
         return self._launcher.open(request, runtime, buffer=buffer, stepwise=stepwise)
@@ -629,6 +648,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         progress: bool = False,
         backend: Literal["asyncio", "trio"] = "asyncio",
     ) -> RunResult[S]:
@@ -641,6 +661,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             progress: As for ``run``.
             backend: The event loop's kind.
 
@@ -661,6 +682,7 @@ class Application(Generic[S]):
             answers=answers,
             halt_before=halt_before,
             halt_after=halt_after,
+            priority=priority,
             progress=progress,
         )
         with frames_hidden:

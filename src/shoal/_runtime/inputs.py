@@ -27,6 +27,7 @@ from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, Miss
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.act import Act
 from shoal._graph.reach import refuse_unsendable
+from shoal._limits.flows import Priority, check_priority
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
@@ -75,6 +76,7 @@ class StartCheck:
         answers: object,
         halt_before: Iterable[Act | str],
         halt_after: Iterable[Act | str],
+        priority: Priority | None = None,
     ) -> RunRequest:
         """Request a run that is new, or goes on if the store has it: ``run``, ``start``, ``open``.
 
@@ -90,7 +92,9 @@ class StartCheck:
             raise DefinitionError(msg)
         answered = self._check_answers(call, answers)
         halts = self._check_halts(call, halt_before, halt_after)
-        return RunRequest(first, given, path, answered, halts)
+        if priority is not None:
+            check_priority(priority, f"{call.where}(priority=...)", BadUse)
+        return RunRequest(first, given, path, answered, halts, priority=priority)
 
     def fork_request(
         self,

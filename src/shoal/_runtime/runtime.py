@@ -35,6 +35,7 @@ from shoal._events.report import Report
 from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
+from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
@@ -368,6 +369,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -382,6 +384,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -395,6 +398,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -412,6 +416,7 @@ class Runtime:
             answers: Answers to questions that the run has asked before.
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
+            priority: How urgent it is, beside others that wait for limits.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -428,6 +433,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 

@@ -40,6 +40,7 @@ WAITING: tuple[Doing, ...] = (
     "key",
     "breaker",
     "backoff",
+    "paused",
     "store",
     "question",
     "loop",
@@ -311,6 +312,8 @@ def named(doing: Doing, limit: str = "", key: str = "", keys: int = 0) -> str:
             return f"{kind} of {limit}" if limit else kind
         case "backoff":
             return "backoff before further attempts"
+        case "paused":
+            return "a pause"
         case "store":
             return "the store"
         case "question":

@@ -27,6 +27,7 @@ from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
+from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
@@ -50,12 +51,14 @@ class ChildAdmission:
         "_all_limiters",
         "_below",
         "_budget",
+        "_controller",
         "_governs_all",
         "_in_flight",
         "_limiters",
         "_live_count",
         "_on_refused",
         "_on_room",
+        "_refuses_alone",
         "_on_stopped",
         "_scheduler",
         "_scopes",
@@ -76,6 +79,7 @@ class ChildAdmission:
         among: str,
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
+        refuses_alone: bool = False,
         on_stopped: Callable[[str], None],
     ) -> None:
         """Begin with no child in flight or waiting.
@@ -88,6 +92,9 @@ class ChildAdmission:
             among: Tells several fan-outs of one owner apart.
             on_room: Called when a child may start, or another may take its place.
             on_refused: Called with the reason why a waiting child can never start.
+            refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
+                contestant of a race does. Else the whole group fails: the children after it would
+                be taken from the source one after the other to be refused as well.
             on_stopped: Called with the reason why no more children are to start.
         """
         limit = limits.in_flight if limit is None else limit
@@ -97,6 +104,7 @@ class ChildAdmission:
             limits.of_starts,
             limits.of_attempts,
         )
+        self._controller = controller
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
@@ -117,7 +125,7 @@ class ChildAdmission:
             self._scopes = (*self._below, controller.limiter(owner, of_attempts, name))
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
-        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
+        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above, parent)
         self.place: Gate = self._in_flight.place
         """Counts the children in flight, from their start until the parent has committed their end.
         """
@@ -147,6 +155,7 @@ class ChildAdmission:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
+        self._refuses_alone = refuses_alone
         self._on_stopped = on_stopped
 
     @property
@@ -208,6 +217,7 @@ class ChildAdmission:
 
         Raises:
             Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
+            Overloaded: So many runs wait for one of its limits that this one may not.
         """
         config = child.config
         # Before the child runs: its permits find their places through this.
@@ -219,6 +229,13 @@ class ChildAdmission:
             return True
         permit = self._request(child)
         if permit.granted:
+            return True
+        refusal = self._scheduler.overload(permit)
+        if refusal is not None:
+            permit.cancel()
+            if not self._refuses_alone:
+                raise refusal
+            self._start_refused(child, permit, refusal)
             return True
         self._waiting[child] = permit
         if config.hooks.waiting:
@@ -236,26 +253,34 @@ class ChildAdmission:
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
+        if self._scheduler.has_shares:
+            permits.belong_to(self._controller.shares(self._limiters, child))
         slot = permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         worker: Gate | None = None
+        flow: Flow | None = None
         action = config.entry
         # A child that continues may begin at another action, which takes its permit by itself.
-        if action is not None and child.begins_anew:
-            try:
+        begins_with_action = action is not None and child.begins_anew
+        applying = config.scopes
+        try:
+            if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 accounts = config.execution.accounts
                 needed, own = limiters.gates(applying, child.data, accounts)
                 pool = config.pool_of(action)
                 worker = None if pool is None else pool.gate
-            except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
-                pass
+            if self._scheduler.has_shares or permits.unit.priority != "normal":
+                flow = self._controller.flow(config.scopes, applying, permits, child)
+        except Exception:  # noqa: BLE001 # raised again by the attempt, which it fails
+            needed, own, worker = (), None, None
         permit = AttemptPermit(
             self._scheduler,
             needed,
             own,
             permits,
+            flow=flow,
             on_granted=partial(self._on_granted, child),
             slot=slot,
             worker=worker,
@@ -264,6 +289,15 @@ class ChildAdmission:
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
         return permit
+
+    def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
+        """Start ``child`` with a permit that fails its first attempt."""
+        permits = child.permits
+        assert permits is not None, "it has requested a permit"
+        assert permits.slot is not None, "a child in flight has one"
+        permit.refusal = refusal
+        permits.first_permit = permit
+        permits.slot.take_place()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.

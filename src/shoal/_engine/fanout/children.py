@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from shoal._engine.child_time import work_around
 from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._engine.services import Services
@@ -115,6 +116,7 @@ def child_config(
         host=host,
         executor=config.executor if executor is None else executor,
         begins_host=host is None or run.is_starting,
+        time_above=work_around(run) if host is None else None,
     )
 
 
