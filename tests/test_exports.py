@@ -32,6 +32,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Action",
     "Adaptive",
     "Browses",
+    "BudgetBackend",
     "CachesResults",
     "Event",
     "Executor",

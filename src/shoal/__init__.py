@@ -225,7 +225,8 @@ _MOVED = {
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
     "rates": (
-        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+        "BudgetBackend BudgetReply BudgetRequest BudgetState RateBackend RateHeaders RateReply "
+        "RateRequest RateState Remaining read_headers reckon reckon_budget"
     ),
     "stores": (
         "Batch Beginning Bin BudgetLevel Browses CachesResults ChildRecord Command Completed "

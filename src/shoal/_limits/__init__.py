@@ -20,6 +20,7 @@ once, or it waits:
 - ``accounts``: what was spent of budgets, and what is set aside for attempts under way.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.
+- ``shared_budgets``, ``shared_budget_client``: budgets that several processes share.
 - ``headers``: what the headers of a response say of a rate.
 - ``shared_rates``, ``shared_rate_client``: rates that several processes share.
 """

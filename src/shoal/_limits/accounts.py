@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, final
 
 from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, BudgetExceeded, DefinitionError, brief
 from shoal._state.digest import digest
 
+from .shared_budgets import BudgetBackend, Grant
 from .shared_rates import is_plain
 
 OnEmpty = Literal["fail", "stop", "ask"]
@@ -41,6 +42,9 @@ class Terms:
     per: float | None = None
     on_empty: OnEmpty = "fail"
     name: str | None = None
+    backend: BudgetBackend | None = None
+    # Of the `Budget` that it was written as; kept when the amount is changed while it is in use.
+    identity: object = field(default_factory=object)
 
     @property
     def label(self) -> str:
@@ -55,6 +59,8 @@ class Terms:
             given.append(f"on_empty={self.on_empty!r}")
         if self.name is not None:
             given.append(f"name={self.name!r}")
+        if self.backend is not None:
+            given.append(f"backend={self.backend!r}")
         return ", ".join(given)
 
 
@@ -219,13 +225,13 @@ class Account:
     """What was spent and set aside of one budget, for one key of it."""
 
     __slots__ = (
-        "_asks",
         "_holders",
         "_owner",
         "aside",
         "by",
         "epoch",
         "gates",
+        "grant",
         "key",
         "refused",
         "resting",
@@ -260,7 +266,10 @@ class Account:
         """Requests that did not fit."""
         # `Any`, because gates are above. Those at which requests wait for this account.
         self.gates: set[Any] = set()
-        self._asks: tuple[int, str] | None = None  # how many answers there are, and the next's id
+        self.grant: Grant | None = None
+        """What this process was granted, if several share the budget."""
+        if terms.backend is not None:
+            self.grant = Grant(terms.backend, f"{terms.label}:{key}" if key else terms.label)
 
     # -- how much there is ----------------------------------------------------------------------
 
@@ -283,6 +292,8 @@ class Account:
 
     def fits(self, cost: float, held: float | None = None) -> bool:
         """Return whether ``cost`` fits beside what is spent and held: by default, all set aside."""
+        if self.grant is not None:
+            return cost <= self.grant.units + ROUNDING * max(1.0, cost)
         amount, held = self.amount, self.aside if held is None else held
         return self.spent + held + cost <= amount + ROUNDING * max(1.0, amount)
 
@@ -290,18 +301,24 @@ class Account:
         """Return when ``cost`` may be set aside: -inf if now, inf if time alone changes nothing."""
         if self.fits(cost):
             return -math.inf
-        per = self.terms.per
+        per = None if self.grant is not None else self.terms.per
         return math.inf if per is None or cost > self.amount else self.since + per
 
     def roll(self, now: float) -> None:
         """Begin a new window if the present one is over, or none has begun."""
         per = self.terms.per
-        if per is not None and now >= self.since + per:
-            self.since, self.epoch = now, self.epoch + 1
-            self.spent = self.aside = 0.0
-            self._holders = 0
-            self.resting.clear()
-            self.by.clear()
+        # A backend has a clock of its own.
+        if self.grant is None and per is not None and now >= self.since + per:
+            self.since = now
+            self.begin_window()
+
+    def begin_window(self) -> None:
+        """Forget what was spent: what began before counts in the window that is over."""
+        self.epoch += 1
+        self.spent = self.aside = 0.0
+        self._holders = 0
+        self.resting.clear()
+        self.by.clear()
 
     @property
     def is_resting(self) -> bool:
@@ -311,7 +328,7 @@ class Account:
     def is_new(self, now: float) -> bool:
         """Return whether a new account would behave the same."""
         per = self.terms.per
-        if self._holders or self.gates:
+        if self._holders or self.gates or (self.grant is not None and self.grant.units):
             return False
         return self.spent == 0 or (per is not None and now >= self.since + per)
 
@@ -319,6 +336,8 @@ class Account:
 
     def set_aside(self, cost: float) -> None:
         """Set so much aside for one attempt more; if negative, for one attempt less."""
+        if self.grant is not None:
+            self.grant.units -= cost
         self._holders += 1 if cost >= 0 else -1
         # Exactly 0 when nothing is held, so that rounding errors don't add up.
         self.aside = max(0.0, self.aside + cost) if self._holders > 0 else 0.0
@@ -326,6 +345,8 @@ class Account:
 
     def spend(self, actual: float) -> None:
         """Count so much more as spent."""
+        if self.grant is not None:
+            self.grant.units -= actual
         self.spent = max(0.0, self.spent + actual)
         self._changed()
 
@@ -343,7 +364,11 @@ class Account:
     # -- what doesn't fit -----------------------------------------------------------------------
 
     def is_hopeless(
-        self, cost: float, payer: Payer | None, is_busy: Callable[[Collection[Payer]], bool]
+        self,
+        cost: float,
+        payer: Payer | None,
+        is_busy: Callable[[Collection[Payer]], bool],
+        now: float,
     ) -> bool:
         """Return whether nothing under way could make room for ``cost``.
 
@@ -352,22 +377,28 @@ class Account:
             payer: The permits of the run that makes the request.
             is_busy: Returns whether anything is at work that is no such request, or one of some
                 attempts that hold money inside of their own fan-outs.
+            now: The time.
         """
-        if not self.fits(cost, 0.0):
+        if self.grant is not None:
+            if cost > self.terms.amount:
+                return True
+            if not self.grant.is_denied(cost, now):
+                return False  # the backend is asked first
+        elif not self.fits(cost, 0.0):
             return True
         # Attempts around it wait for its end, so they settle nothing before that.
         above, held = payer, 0.0
         while above is not None:
             held += self.resting.get(above, 0.0)
             above = above.above
-        if not self.fits(cost, held):
+        if self.grant is None and not self.fits(cost, held):
             return True
         resting = math.fsum(self.resting.values())
         if self.aside - resting > ROUNDING * max(1.0, self.aside):
             return False
         # All that is set aside is held by attempts that wait for children. If every one of those
         # waits for this money, none of them will ever have it.
-        return not is_busy(self.resting.keys())
+        return not self.resting or not is_busy(self.resting.keys())
 
     def exceeded(self, cost: float) -> BudgetExceeded:
         """Return the error of a request that doesn't fit."""
@@ -380,12 +411,15 @@ class Account:
             shares.append(f"{len(self.by) - SHOWN} others")
         whom = f" (by {', '.join(shares)})" if shares else ""
         aside = f", and {self.aside:g} set aside for attempts under way" if self.aside else ""
+        spent, left = f"{self.spent:g}", self.left
+        if self.grant is not None:
+            spent, left = f"{self.grant.used:g} in all processes", amount - self.grant.used
         alone = ""
         if cost > amount:
             alone = "; no attempt of that size fits at all: give more, or a smaller worst="
         msg = (
             f"budget {terms.label!r}{key}: an attempt may cost {cost:g} {terms.unit}, and "
-            f"{max(0.0, self.left):g} of {amount:g} is left; {self.spent:g} is spent{whom}{aside}"
+            f"{max(0.0, left):g} of {amount:g} is left; {spent} is spent{whom}{aside}"
             f"{alone}"
         )
         return BudgetExceeded(
@@ -394,7 +428,7 @@ class Account:
             key=self.key,
             unit=terms.unit,
             amount=amount,
-            spent=self.spent,
+            spent=self.spent if self.grant is None else self.grant.used,
             aside=self.aside,
             cost=cost,
             by=dict(self.by),
@@ -476,7 +510,9 @@ class Accounts:
         account = self._by_name.get(name)
         if account is None:
             account = self._by_name[name] = self._open(terms, name)
-        elif account.terms is not terms and not _is_same(account.terms, terms):
+        elif account.terms.identity is terms.identity:
+            account.terms = terms  # its amount may have been changed
+        elif not _is_same(account.terms, terms):
             msg = (
                 f"two budgets of one run are called {terms.label!r}, Budget({account.terms!r}) and "
                 f"Budget({terms!r}), and a run records what is spent by the name: give each a "
@@ -491,7 +527,7 @@ class Accounts:
         name = f"{terms.label} of the runtime", key
         account = self._mirrors.get(name)
         if account is None:
-            terms = replace(terms, name=name[0], per=None, on_empty="fail")
+            terms = replace(terms, name=name[0], per=None, on_empty="fail", backend=None)
             account = self._mirrors[name] = self._open(terms, name)
         return account
 

@@ -12,6 +12,7 @@ from shoal._state.functions import require_plain
 
 from .accounts import OnEmpty, Terms
 from .limits import Limits, Part, check_number
+from .shared_budgets import BudgetBackend
 
 
 @final
@@ -28,12 +29,14 @@ class Budget(Limits):
     **What it covers.** On an action, its attempts. On a fan-out, the attempts of its children and
     of everything below them. On an application, all attempts of a run. Each run has such a budget
     for itself, root run by root run, for all visits of the step together. On a runtime, or with
-    ``per=``, all runs of the runtime share it. One object in several places is one budget, like any
-    ``Limits``.
+    ``per=``, all runs of the runtime share it; with ``backend=``, all processes. One object in
+    several places is one budget, like any ``Limits``.
 
     **What is remembered.** What a run spends is in its history, under ``name``: a resumed run knows
     it, ``result.spent`` and events tell it. Attempts that were under way when their process died
-    cost their worst case. What all runs of a runtime share is forgotten with the runtime.
+    cost their worst case. What all runs of a runtime share is forgotten with the runtime; what
+    processes share is at the backend, where a process that dies leaves its worst cases behind.
+    An attempt waits for what its own process has under way, and not for other processes.
 
     **When it is empty.** An attempt that doesn't fit waits as long as attempts under way could
     still cost less than was set aside for them. Then, by ``on_empty``:
@@ -59,6 +62,9 @@ class Budget(Limits):
         on_empty: What happens to an attempt that doesn't fit.
         name: The name by which runs record it; by default its unit. Budgets of one run need
             different names.
+        backend: Keeps it for several processes, under its ``name``, which it needs then:
+            ``shoal.rates.redis.RedisRates(url)``, for example, or your own. All processes share
+            the amount, and what they have spent is remembered as long as the backend does.
 
     Raises:
         DefinitionError: An argument has the wrong type or is out of range.
@@ -86,6 +92,7 @@ class Budget(Limits):
         per: float | None = None,
         on_empty: OnEmpty = "fail",
         name: str | None = None,
+        backend: BudgetBackend | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         check_number("Budget(amount)", amount)
@@ -120,7 +127,38 @@ class Budget(Limits):
                 "runtime share it: leave one of them out"
             )
             raise DefinitionError(msg)
+        if on_empty == "ask" and backend is not None:
+            msg = (
+                "Budget(on_empty='ask') asks for more for one run, and with backend= all processes "
+                "share it: leave one of them out"
+            )
+            raise DefinitionError(msg)
+        check_backend(backend, name)
         worst = worst if callable(worst) else float(worst)
-        terms = Terms(float(amount), unit, worst, per, on_empty, name)
+        terms = Terms(float(amount), unit, worst, per, on_empty, name, backend)
         part = Part(None, None, by, None, terms=terms)
         object.__setattr__(self, "parts", (part,))  # the class is frozen
+
+
+def check_backend(backend: object, name: str | None) -> None:
+    """Check a user's ``backend=``.
+
+    Raises:
+        DefinitionError: It keeps no budgets, or the budget has no name there.
+    """
+    if backend is None:
+        return
+    # By its method and not by its class, because users write backends of their own.
+    if isinstance(backend, type) or not callable(getattr(backend, "spend", None)):
+        kind = type(backend)
+        keeps = "keeps rates and no budgets" if hasattr(backend, "settle") else "keeps no budgets"
+        msg = (
+            f"Budget(backend=...) takes a backend that keeps budgets, such as "
+            f"shoal.rates.redis.RedisRates(url), and {kind.__qualname__} {keeps}: give it an async "
+            f"method spend(requests), which applies shoal.rates.reckon_budget to each; see "
+            f"shoal.rates.BudgetBackend"
+        )
+        raise DefinitionError(msg)
+    if name is None:
+        msg = "Budget(backend=...) needs name=..., under which all processes find it at the backend"
+        raise DefinitionError(msg)

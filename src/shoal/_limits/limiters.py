@@ -159,7 +159,7 @@ class Limiter:
             msg = f"limiter.change(limits) takes Limits(...), not {brief(limits)}"
             raise BadUse(msg)
         if len(limits.parts) != len(self.parts) or any(
-            (part.by is None) != (gates.part.by is None)
+            (part.by is None) != (gates.part.by is None) or not _fits(gates.part, part)
             for part, gates in zip(limits.parts, self.parts, strict=True)
         ):
             msg = (
@@ -177,7 +177,7 @@ class Limiter:
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates, new in zip(limits.parts, self.parts, meters, strict=True):
             # Before the gates change: what is charged from then on counts under the new part.
-            part = part.of_gates  # noqa: PLW2901
+            part = part.in_place_of(gates.part)  # noqa: PLW2901
             self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part, new):
                 self._scheduler.serve(gate)
@@ -324,6 +324,8 @@ class PartGates:
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
+            if gate.purse is not None and part.terms is not None:
+                gate.purse.account.terms = part.terms
             if part.waiting is not None and gate.line is None:
                 gate.line = Line(self._identity)
             if meter is not None:
@@ -409,7 +411,8 @@ class Limiters:
         """Return the gates of a part, which are those of its object wherever that stands."""
         gates = self._gates.get(part.origin)
         if gates is None:
-            is_of_run = part.terms is not None and part.terms.per is None
+            terms = part.terms
+            is_of_run = terms is not None and terms.per is None and terms.backend is None
             gates = PartGates(part.of_gates, is_of_run=is_of_run)
             self._gates[part.origin] = gates
         elif gates.part.n is None and part.n is not None:
@@ -486,6 +489,16 @@ class Limiters:
         state = make_state(fields())
         found = (gates.share_of(state) for gates in dict.fromkeys(parts))
         return tuple([share for share in found if share is not None])
+
+
+def _fits(old: Part, new: Part) -> bool:
+    """Whether a part may replace another one: no budget may, but for one of other numbers."""
+    if old.terms is None or new.terms is None:
+        return old.terms is new.terms
+    kept = (old.terms.unit, old.terms.name, old.terms.per, old.terms.backend, old.terms.on_empty)
+    return kept == (
+        *(new.terms.unit, new.terms.name, new.terms.per, new.terms.backend, new.terms.on_empty),
+    )
 
 
 # The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.

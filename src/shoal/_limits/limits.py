@@ -298,6 +298,13 @@ class Part:
         """The same part without its origin, for gates, which must not keep that alive."""
         return replace(self, origin=NOWHERE)
 
+    def in_place_of(self, old: Part) -> Part:
+        """The part for gates that had another one until now; a budget keeps its accounts."""
+        if self.terms is None or old.terms is None:
+            return self.of_gates
+        terms = replace(self.terms, identity=old.terms.identity)
+        return replace(self, terms=terms, origin=NOWHERE)
+
     @property
     def burst(self) -> float:
         """How many units of the rate may pass at once; inf if there is no rate."""
@@ -549,9 +556,7 @@ class Limits:
             raise DefinitionError(msg)
         check_weight(weight, share)
         # The class is frozen.
-        part = Part(
-            n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight
-        )
+        part = Part(n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight)
         object.__setattr__(self, "parts", (part,))
 
     def __and__(self, other: Limits) -> Limits:
@@ -568,6 +573,7 @@ class Limits:
         rate: float | None = None,
         per: float | None = None,
         burst: float | None = None,
+        amount: float | None = None,
     ) -> Limits:
         """Return the same limits with other numbers in one part; numbers that are None stay.
 
@@ -577,6 +583,7 @@ class Limits:
             rate: How many may start in ``per`` seconds.
             per: The seconds of the rate.
             burst: How many may start at once.
+            amount: How much a budget has.
 
         Raises:
             DefinitionError: There is no such part, it has no such number, or one is out of range.
@@ -601,7 +608,14 @@ class Limits:
                 old.rate.per if per is None else per,
                 old.rate.burst if burst is None else burst,
             )
-        new = replace(old, n=old.n if n is None else n, rate=new_rate)
+        terms = old.terms
+        if amount is not None:
+            check_number("Budget(amount)", amount)
+            if terms is None:
+                msg = f"{old!r} has no amount to change: it is no Budget"
+                raise DefinitionError(msg)
+            terms = replace(terms, amount=float(amount))
+        new = replace(old, n=old.n if n is None else n, rate=new_rate, terms=terms)
         return limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
 
     @property

@@ -42,6 +42,7 @@ from .headers import RateHeaders
 from .limits import Adaptive, Ended
 from .lines import Line
 from .meters import CREDIT, ForeignMeter, Meter
+from .shared_budget_client import SharedBudgetClients
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
 
@@ -60,6 +61,7 @@ class FairScheduler:
         "_judgement",
         "_soon",
         "_unjudged",
+        "_budgets",
         "_clients",
         "bounds_waiting",
         "clock",
@@ -112,6 +114,9 @@ class FairScheduler:
         self._judgement: Callable[[], object] | None = None  # cancels the callback
         self._clients: SharedRateClients = SharedRateClients(
             clock, start_task, chance, self.serve, self._refuse
+        )
+        self._budgets: SharedBudgetClients = SharedBudgetClients(
+            clock, start_task, self.serve, self._judge_soon, self._refuse
         )
 
     # -- entering and leaving -------------------------------------------------------------------
@@ -399,8 +404,11 @@ class FairScheduler:
     def _judge_soon(self, gate: Gate, *, after: float = 0.0) -> None:
         """Find out in the next iteration of the loop whether requests at ``gate`` wait in vain."""
         self._unjudged[gate] = None
-        if self._judgement is None and self._soon is not None:
-            self._judgement = self._soon(self.clock() + after, self._judge)
+        if self._soon is None or (self._judgement is not None and after):
+            return
+        if self._judgement is not None:
+            self._judgement()  # it may be a later one
+        self._judgement = self._soon(self.clock() + after, self._judge)
 
     @ki_protected
     def _judge(self) -> None:
@@ -419,10 +427,14 @@ class FairScheduler:
             unit = request.unit
             accounts = None if unit is None else unit.accounts
             is_busy = Accounts().is_busy if accounts is None else accounts.is_busy
-            if account.is_hopeless(cost, request.payer, is_busy):
+            now = self.clock()
+            if account.is_hopeless(cost, request.payer, is_busy, now):
                 # The next one is judged in its turn: `_drop` serves the gate.
                 self._drop(request, wait_queue)
                 request.refuse(account.exceeded(cost))
+                self._return_units(gate)
+            elif account.grant is not None and not account.grant.is_denied(cost, now):
+                self._budgets.want(gate, account.grant)
             elif account.is_resting:
                 # Nothing tells when what is at work ends, if no limit counts it.
                 self._judge_soon(gate, after=PATIENCE)
@@ -433,6 +445,13 @@ class FairScheduler:
             for gate in tuple(stake.account.gates):
                 if gate.posted:
                     self.serve(gate)
+                self._return_units(gate)
+
+    def _return_units(self, gate: Gate) -> None:
+        """Return what this process was granted of a shared budget, if nothing waits for it."""
+        grant = None if gate.purse is None else gate.purse.account.grant
+        if grant is not None and grant.units and not gate.posted:
+            self._budgets.want(gate, grant)
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
@@ -441,6 +460,7 @@ class FairScheduler:
             judgement()
         self._timers.close()
         self._clients.close()
+        self._budgets.close()
 
     # -- held executions ------------------------------------------------------------------------
 

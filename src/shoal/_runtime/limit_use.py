@@ -22,7 +22,7 @@ EXECUTOR = "executor"
 """The owner of the workers of an executor, in reports."""
 IN_FLIGHT = -1
 """The part of a fan-out that is its children in flight."""
-NUMBERS = ("n", "max_rate", "per", "burst")
+NUMBERS = ("n", "max_rate", "per", "burst", "amount")
 """The numbers of a limit that can change."""
 KEYS = 10
 """Keys of a limit that a report tells of, those for which most wait."""
@@ -209,5 +209,6 @@ def change_limits(
             rate=numbers.get("max_rate"),
             per=numbers.get("per"),
             burst=numbers.get("burst"),
+            amount=numbers.get("amount"),
         )
     )
