@@ -20,6 +20,7 @@ Examples:
 from __future__ import annotations
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     BadKey,
     BadResult,
     BadUse,
@@ -45,6 +46,7 @@ from shoal._errors.exceptions import (
     NotEncodable,
     NoTransition,
     NotSendable,
+    NotSteered,
     NoWorker,
     Overloaded,
     Poisoned,
@@ -73,6 +75,7 @@ from shoal._errors.exceptions import (
 )
 
 __all__ = [
+    "BadAnswer",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -99,6 +102,7 @@ __all__ = [
     "NotDecodable",
     "NotEncodable",
     "NotSendable",
+    "NotSteered",
     "Overloaded",
     "Poisoned",
     "RateUnavailable",

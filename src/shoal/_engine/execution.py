@@ -137,6 +137,7 @@ class Execution:
         "holder",
         "hooks",
         "is_interrupted",
+        "is_over",
         "is_resumed",
         "is_watched",
         "let_in",
@@ -198,6 +199,9 @@ class Execution:
         # Never reset once it is set. Ends of children are not recorded then: they go on elsewhere.
         self.is_interrupted: bool = False
         """Whether this process is stopping, so that another one resumes the run."""
+        # Set before that save, and never reset: a save after it would say that the run goes on.
+        self.is_over: bool = False
+        """Whether the end of the root run is being saved, or is saved."""
         # None unless a crash came before, so that most executions save nothing before an action.
         self.suspects: CrashSuspects | None = None
         """The children that may have crashed the process of the execution before."""

@@ -206,7 +206,13 @@ def unique(questions: Iterable[Question]) -> tuple[Question, ...]:
 def plain(questions: Iterable[Question]) -> list[object]:
     """Return questions as plain data that any store keeps; ``recorded_questions`` reads it."""
     # A stored format: `recorded_questions` must read what any release has written.
-    return [[_links(one.path), one.step, one.name, one.question, one.id] for one in questions]
+    return [
+        [
+            *(_links(one.path), one.step, one.name, one.question, one.id),
+            *(() if one.answer_schema is None else (one.answer_schema,)),
+        ]
+        for one in questions
+    ]
 
 
 def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
@@ -217,11 +223,14 @@ def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
         path: The path of any run below the same root run, the child's for example.
     """
     found: list[Question] = []
-    for links, step, name, question, id_ in cast("Sequence[Any]", value or ()):
+    for links, step, name, question, id_, *more in cast("Sequence[Any]", value or ()):
         at = path.root
         for of_step, visit, act, key in links:
             at = RunPath(parent=at, step=of_step, visit=visit, act=act, key=key)
-        found.append(Question(path=at, step=step, name=name, question=question, id=id_))
+        schema = more[0] if more else None  # questions of earlier versions have none
+        found.append(
+            Question(path=at, step=step, name=name, question=question, id=id_, answer_schema=schema)
+        )
     return tuple(found)
 
 
@@ -236,7 +245,12 @@ def _links(path: RunPath) -> list[list[object]]:
 
 def _question(path: RunPath, asked: QuestionAsked) -> Question:
     return Question(
-        path=path, step=asked.step, name=asked.name, question=asked.question, id=asked.id
+        path=path,
+        step=asked.step,
+        name=asked.name,
+        question=asked.question,
+        id=asked.id,
+        answer_schema=asked.schema,
     )
 
 

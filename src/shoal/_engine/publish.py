@@ -28,6 +28,7 @@ from shoal._events.events import (
     Halted,
     Item,
     RunEnded,
+    RunSteered,
     StateUpdated,
     Status,
     StepEnded,
@@ -37,6 +38,7 @@ from shoal._events.events import (
 )
 from shoal._events.hooks import Hooks, Listeners
 from shoal._limits.permits import AttemptPermit
+from shoal.stores._history import Steered
 
 from .progress import recorded_questions
 from .run import Run
@@ -169,6 +171,20 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
         await hooks.notify(hooks.attempt_ended, event)
+
+
+async def publish_run_steered(run: Run, steered: Steered) -> None:
+    """Publish that a root run was steered from outside, which is saved."""
+    hooks = run.config.hooks
+    if hooks.run_steered:
+        event = RunSteered(
+            path=run.path,
+            what=steered.what,
+            by=steered.by,
+            reason=steered.reason,
+            arguments=steered.arguments,
+        )
+        await hooks.notify(hooks.run_steered, event)
 
 
 async def publish_grace_exceeded(

@@ -8,8 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import cast
 
 from shoal._concurrency.cancellation import ki_protected
 from shoal._errors.exceptions import BadUse, BudgetExceeded, Halting, HookFailed
@@ -23,8 +23,12 @@ from .publish import out_of_reach
 from .questions import pose, refuse_unsaved
 from .run import Run
 
-_ASKS = {"budget", "key", "unit", "amount", "spent", "needs", "by"}
-"""The keys of a question for more, by which it is known."""
+_MORE: Mapping[str, object] = {
+    "type": "number",
+    "minimum": 0,
+    "description": "How much more of the budget there is; with 0, what doesn't fit fails.",
+}
+"""The JSON schema of answers to a question for more."""
 
 
 async def record_stakes(run: Run, permit: AttemptPermit) -> None:
@@ -62,7 +66,7 @@ async def refused(run: Run, step: str, error: BudgetExceeded) -> None:
         return
     name = f"budget {error.budget}" + (f" of {error.key}" if error.key else "")
     refuse_unsaved(run, f"action {step!r} of run {run.path.id}", name)
-    question = {  # the keys are `_ASKS`
+    question = {
         "budget": error.budget,
         "key": error.key,
         "unit": error.unit,
@@ -75,16 +79,11 @@ async def refused(run: Run, step: str, error: BudgetExceeded) -> None:
     id_ = accounts.question_id(account, accounts.asked(account))
     known = pending.asked.get(name)
     if known is None or known.id != id_:
-        asked = QuestionAsked(step, name, question, id_)
+        asked = QuestionAsked(step, name, question, id_, _MORE)
         await out_of_reach(run.config.services, pose(run, asked))
     pending.posed[name] = question
     pending.is_halting = True
     raise Halting(f"run {run.path.id} waits for more of budget {error.budget!r}")
-
-
-def is_for_more(question: object) -> bool:
-    """Return whether a question is that of a budget, which is answered by how much more."""
-    return isinstance(question, dict) and cast("dict[object, object]", question).keys() == _ASKS
 
 
 async def publish_spent(run: Run, step: str, stakes: tuple[Stake, ...]) -> None:

@@ -40,6 +40,8 @@ caller as it is, with a note that names the run, the step and the key. These are
     │   └── InputChanged         ...a child's input changed after its result was reduced
     ├── UnknownRun           the store has no run of that id
     ├── UnknownQuestion      an answer fits no open question, or several
+    ├── BadAnswer            an answer isn't one that its question allows (a ValueError too)
+    ├── NotSteered           a run could not be paused, cancelled or changed from outside
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks for another attempt later (users raise it)
     ├── Poisoned             each of several crashes happened while this child was at work
@@ -125,7 +127,8 @@ class ChangedInPlace(StateError):
 class MissingInput(ShoalError):
     """An action has a parameter that no read, input or default fills.
 
-    Raised at the start of a run, before any action.
+    Raised at the start of a run, before any action; of actions that ``shoal.burr.graph`` has taken
+    over, when one begins.
     """
 
 
@@ -357,6 +360,30 @@ class UnknownQuestion(ShoalError):
         """The key of the answer in ``answers=``."""
         self.why: str = why
         """The problem with the answer, in words that fit every caller."""
+
+
+class BadAnswer(ShoalError, ValueError):
+    """An answer isn't of the type that its question asks for: ``context.ask(answer=...)``.
+
+    Refused where it was given, nothing was saved and nothing was run. Raised in the action that
+    asks, the answer was saved, and doesn't fit the program that reads it.
+    """
+
+    def __init__(self, message: str, at: object = None, why: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.at: object = at
+        """The key of the answer in ``answers=``; None if it was not given there."""
+        self.why: str = why
+        """What is wrong, in words that fit every caller, and without the answer itself."""
+        self.place: str = place
+        """Where in the answer: fields and indices with dots between; empty: the whole answer."""
+
+
+class NotSteered(ShoalError):
+    """A run could not be paused, resumed, cancelled or changed from another process.
+
+    Nothing was changed, unless the message says that the request stays.
+    """
 
 
 class NoApplication(ShoalError):

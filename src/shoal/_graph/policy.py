@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal, final
 
 from shoal._errors.arguments import is_number, is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
@@ -91,6 +92,7 @@ INHERIT = Inherit.INHERIT
 
 
 @final
+@hides("has_timeout")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Each:
     """Policies for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.

@@ -43,6 +43,7 @@ class Gate:
         "alarm_at",
         "changed_at",
         "is_hold",
+        "is_shut",
         "key",
         "line",
         "meter",
@@ -96,6 +97,9 @@ class Gate:
         self.users: int = 0
         self.is_hold: bool = False
         """Whether this gate stops a held execution, and counts nothing."""
+        # Set and unset by `PartGates` alone. Attempts under way go on.
+        self.is_shut: bool = False
+        """Whether it is paused until it is resumed, by a person and not by time."""
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
@@ -128,6 +132,8 @@ class Gate:
         if paid:
             # A pause doesn't hold it back either: its attempt is under way and only wants to go on.
             return -math.inf
+        if self.is_shut:
+            return math.inf
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
@@ -195,6 +201,7 @@ class Gate:
         return (
             self.users == 0
             and self.paused_until <= now
+            and not self.is_shut
             and (self.meter is None or self.meter.is_full(now))
         )
 

@@ -183,6 +183,68 @@ class Limiter:
                 self._scheduler.serve(gate)
         self._on_changed()  # a part may have a `cost=` now, or have none any more
 
+    def pause(self, key: Hashable = None, *, part: int = 0) -> None:
+        """Start nothing more that needs this limit, until ``resume``; attempts under way go on.
+
+        Pausing again changes nothing. It lasts as long as the runtime, and ``change`` keeps it.
+
+        Args:
+            key: Only for this key of a limit with ``by=``, whether or not it is known yet: what
+                ``by`` returns, or its text; None: for all.
+            part: Which part of the limits, of those that ``&`` has joined, counted from 0.
+
+        Raises:
+            BadUse: There is no such part, or it has no keys.
+
+        Examples:
+            >>> import anyio
+            >>> @action(
+            ...     reads=["host"],
+            ...     writes=["page"],
+            ...     limits=Limits(2, by=lambda state: state["host"]),
+            ... )
+            ... async def fetch(host: str) -> str:
+            ...     return f"a page of {host}"
+            >>> async def main() -> None:
+            ...     async with Runtime() as runtime:
+            ...         limiter = runtime.limiter(fetch)
+            ...         limiter.pause("slow.example")
+            ...         other = await runtime.run(Application(fetch), {"host": "quick.example"})
+            ...         limiter.resume("slow.example")
+            ...         print(other.state["page"])
+            >>> anyio.run(main)
+            a page of quick.example
+        """
+        for gate in self._part(part, key).set_shut(key, is_shut=True):
+            if gate.posted:
+                self._scheduler.serve(gate)  # takes its timer away
+
+    def resume(self, key: Hashable = None, *, part: int = 0) -> None:
+        """End ``pause``; what has waited starts as the limit allows.
+
+        Without a pause nothing happens.
+
+        Args:
+            key: Only this key, which goes on unless all are paused; None: all of them, those that
+                were paused by themselves too.
+            part: Which part of the limits.
+
+        Raises:
+            BadUse: There is no such part, or it has no keys.
+        """
+        for gate in self._part(part, key).set_shut(key, is_shut=False):
+            self._scheduler.serve(gate)
+
+    def _part(self, part: int, key: Hashable) -> PartGates:
+        if type(part) is not int or not 0 <= part < len(self.parts):
+            msg = f"{self.limits!r} has no part {part!r}: it has {len(self.parts)}, from 0"
+            raise BadUse(msg)
+        found = self.parts[part]
+        if key is not None and found.part.by is None:
+            msg = f"{found.part!r} has no keys, so {brief(key)} is none of them: leave out key="
+            raise BadUse(msg)
+        return found
+
     def charged(self, part: Part) -> float | None:
         """Return what was charged at one of its parts so far; None if that has no ``cost=``."""
         return None if part.cost is None else self._scheduler.costs.of(part)
@@ -201,7 +263,16 @@ class Limiter:
 class PartGates:
     """The gates of one part of a limit, by key."""
 
-    __slots__ = ("_accounts", "_identity", "_sweep_at", "gates", "is_of_run", "part")
+    __slots__ = (
+        "_accounts",
+        "_identity",
+        "_is_shut",
+        "_shut_keys",
+        "_sweep_at",
+        "gates",
+        "is_of_run",
+        "part",
+    )
 
     def __init__(self, part: Part, *, is_of_run: bool = False) -> None:
         """Create the gates of a part; there is none yet.
@@ -219,6 +290,29 @@ class PartGates:
         # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
         self.gates: dict[Hashable, Gate] = {}  # under None, the one of a part without `by=`
         self._sweep_at: int = SWEEP  # the number of keys at which unused ones are dropped
+        # What `set_shut` has said, for gates that are made later. Keys as text, because a person
+        # names them.
+        self._is_shut: bool = False
+        self._shut_keys: set[str] = set()
+
+    def set_shut(self, key: Hashable, *, is_shut: bool) -> list[Gate]:
+        """Shut or open the gates of a key, or, if it is None, of all; return those that changed."""
+        if key is None:
+            self._is_shut = is_shut
+            self._shut_keys.clear()
+        elif is_shut:
+            self._shut_keys.add(str(key))
+        else:
+            self._shut_keys.discard(str(key))
+        changed = [
+            gate for of, gate in self.gates.items() if gate.is_shut is not self._must_be_shut(of)
+        ]
+        for gate in changed:
+            gate.is_shut = not gate.is_shut
+        return changed
+
+    def _must_be_shut(self, key: Hashable) -> bool:
+        return self._is_shut or (bool(self._shut_keys) and str(key) in self._shut_keys)
 
     def the_one(self) -> Gate:
         """Return the only gate of a part without ``by=``, creating it on first use."""
@@ -262,6 +356,7 @@ class PartGates:
 
     def _made(self, key: Hashable) -> Gate:
         gate = self.gates[key] = Gate(self.part.n, self.part, key)
+        gate.is_shut = self._must_be_shut(key)
         if self.part.waiting is not None:
             gate.line = Line(self._identity)
         return gate
@@ -355,7 +450,7 @@ class PartGates:
             in_use=sum(gate.used for gate in gates),
             slots=next((gate.size for gate in gates), self.part.n),
             waiting=sum(gate.waiting() for gate in gates),
-            paused=sum(gate.paused_until > now for gate in gates),
+            paused=sum(gate.is_shut or gate.paused_until > now for gate in gates),
         )
 
 

@@ -409,7 +409,7 @@ class AttemptPermit(PermitRequest):
         if self._includes_slot or self._holder is None:
             return False
         if not any(
-            gate.meter is not None or gate.is_keyed or gate.purse is not None
+            gate.meter is not None or gate.is_keyed or gate.is_shut or gate.purse is not None
             for gate in self.needed
         ):
             # A hold may be long, too, but the place alone is of no use to another execution.
@@ -509,7 +509,8 @@ class AttemptPermit(PermitRequest):
             return "paused", "", None
         if gate is None or gate.part is None:
             return "slot", limit, key
-        if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):
+        is_paused = gate.is_shut or gate.paused_until > now
+        if gate.is_keyed and (is_paused or gate.used >= gate.slots):
             return "key", limit, key
         if gate.used < gate.slots and gate.meter is not None:
             return "rate", limit, key

@@ -378,7 +378,7 @@ class FairScheduler:
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
-        if gate.shared is not None:
+        if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
         if gate.purse is not None:
             self._judge_soon(gate)

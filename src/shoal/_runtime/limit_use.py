@@ -197,11 +197,7 @@ def change_limits(
         for group in meant:
             group.resize(slots)
         return
-    limiter = limiters.get("" if owner == RUNTIME else owner)
-    if limiter is None:
-        known = ", ".join(name or RUNTIME for name in limiters) or "none"
-        msg = f"there is no limit of {owner!r} here (there are: {known})"
-        raise BadUse(msg)
+    limiter = limiter_of(limiters, owner)
     limiter.change(
         limiter.limits.with_numbers(
             part,
@@ -212,3 +208,17 @@ def change_limits(
             amount=numbers.get("amount"),
         )
     )
+
+
+def limiter_of(limiters: Mapping[str, Limiter], owner: str) -> Limiter:
+    """Return the limiter of an owner, as ``LimitUse`` names it.
+
+    Raises:
+        BadUse: There is none.
+    """
+    limiter = limiters.get("" if owner == RUNTIME else owner)
+    if limiter is None:
+        known = ", ".join(name or RUNTIME for name in limiters) or "none"
+        msg = f"there is no limit of {owner!r} here (there are: {known})"
+        raise BadUse(msg)
+    return limiter

@@ -642,8 +642,8 @@ class Runtime:
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
 
-    def _carry_out(self, root: RootRun, command: Command) -> None:
-        carry_out(root, command, self._limiters())
+    async def _carry_out(self, root: RootRun, command: Command) -> None:
+        await carry_out(root, command, self._limiters)
 
     def _on_ended(self, root: RootRun, *, is_detached: bool) -> None:
         """Notify the followers of a root run that has ended; see to what came out of it."""

@@ -106,8 +106,10 @@ class ContextPort(Protocol):
         """Publish a partial item. Await it in the task that awaits ``Call.call``."""
         ...
 
-    def ask(self, name: str, question: object = None) -> Awaitable[Any]:
+    def ask(self, name: str, question: object = None, answer: Any = None) -> Awaitable[Any]:
         """Ask a person; raises ``Halting`` if there is no answer yet.
+
+        ``answer`` is the JSON schema of answers: what the type is, is known where the function is.
 
         The function must end by ``Halting`` then: ``Call.call`` raises the one that the function
         has raised where it ran.

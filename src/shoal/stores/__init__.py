@@ -24,6 +24,7 @@ from shoal.stores._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 from shoal.stores._protocol import (
@@ -46,11 +47,13 @@ from shoal.stores._protocol import (
 from shoal.stores._watching import (
     Bin,
     Command,
+    CommandKind,
     EntryKind,
     Inspects,
     KeepsReports,
     Row,
     RowPage,
+    Steers,
     StepTally,
     StoredEntry,
     StoredReport,
@@ -65,6 +68,7 @@ __all__ = [
     "CachesResults",
     "ChildRecord",
     "Command",
+    "CommandKind",
     "Completed",
     "DoneChild",
     "Entry",
@@ -84,6 +88,8 @@ __all__ = [
     "RunRecord",
     "RunSummary",
     "SavedRun",
+    "Steered",
+    "Steers",
     "StepBegun",
     "StepTally",
     "Store",

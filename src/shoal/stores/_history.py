@@ -13,6 +13,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import localtime, strftime
+from types import MappingProxyType
 from typing import NamedTuple, cast, final
 
 from shoal._events.events import Decision, Update
@@ -77,6 +79,8 @@ class QuestionAsked(NamedTuple):
     id: str
     """The question's identity, which answers refer to. If a run begins anew and asks again in the
     same state, the question has the same id."""
+    schema: Mapping[str, object] | None = None
+    """The JSON schema of its answers; None: any answer is one."""
 
 
 @final
@@ -106,6 +110,37 @@ class BudgetLevel(NamedTuple):
     """What was spent, by the names of actions."""
 
 
+@final
+class Steered(NamedTuple):
+    """The run was steered from outside: paused, resumed, cancelled, a limit of it changed.
+
+    Only root runs have these entries. They change no state, so a ``Rewound`` leaves them as they
+    are.
+    """
+
+    what: str
+    """The kind of the command; see ``Command``."""
+    by: str = ""
+    """Who has asked for it, as far as that was told."""
+    at: float = 0.0
+    """When it was carried out, in seconds since 1970."""
+    arguments: Mapping[str, object] = MappingProxyType({})
+    """The arguments of the command, as JSON."""
+
+    @property
+    def reason(self) -> str:
+        """Why; empty if that was not told."""
+        return str(self.arguments.get("reason") or "")
+
+    @property
+    def sentence(self) -> str:
+        """For people: ``paused since 2026-12-01 14:03:12 by ops (the service is down)``."""
+        what = {"pause": "paused since", "resume": "resumed"}.get(self.what, self.what)
+        at = strftime("%Y-%m-%d %H:%M:%S", localtime(self.at))
+        by = f" by {self.by}" if self.by else ""
+        return f"{what} {at}{by}" + (f" ({self.reason})" if self.reason else "")
+
+
 Entry = (
     Update
     | Decision
@@ -115,6 +150,7 @@ Entry = (
     | QuestionAnswered
     | StepBegun
     | BudgetLevel
+    | Steered
 )
 """An entry of a history. A decision follows the update that it is saved with."""
 
@@ -196,6 +232,8 @@ class ReplayedHistory:
         default_factory=dict[tuple[str, str], BudgetLevel]
     )
     """What was spent of each budget, by its name and key. Nothing makes it void."""
+    paused: Steered | None = None
+    """The pause under which the run is; None: it isn't paused."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
 
     @property
@@ -268,6 +306,8 @@ class ReplayedHistory:
                 self.answers[entry.id] = entry.value
             case BudgetLevel():
                 self.spent[entry.budget, entry.key] = entry
+            case Steered():
+                self.paused = paused_by(self.paused, entry)
 
     def _is_of_a_new_kind(self, update: Update) -> bool:
         """Return whether this is the step's first update with these fields and operations."""
@@ -315,6 +355,27 @@ class ReplayedHistory:
                 return
         msg = f"a history goes back into {entry.step!r}, which it never completed"
         raise ValueError(msg)
+
+
+def paused_by(paused: Steered | None, entry: Steered) -> Steered | None:
+    """Return the pause under which a run is after an entry.
+
+    Args:
+        paused: The pause before; None: it was not paused.
+        entry: The entry.
+    """
+    if entry.what == "pause":
+        return paused or entry  # a second one changes nothing: the first says since when
+    return None if entry.what == "resume" else paused
+
+
+def pause_in(entries: Iterable[Entry]) -> Steered | None:
+    """Return the pause under which a run is, given some of its history; None if it isn't paused."""
+    paused: Steered | None = None
+    for entry in entries:
+        if isinstance(entry, Steered):
+            paused = paused_by(paused, entry)
+    return paused
 
 
 def play(

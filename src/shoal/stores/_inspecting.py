@@ -24,6 +24,7 @@ from ._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 from ._protocol import ChildRecord, ChildStatus
@@ -177,7 +178,7 @@ def entries(
         at = bisect_left(times, number, key=lambda noted: noted[0])
         when = times[at][1] if at < len(times) else None
         child = rows.get(number) if isinstance(entry, Update) else None
-        step = "" if isinstance(entry, QuestionAnswered | BudgetLevel) else entry.step
+        step = "" if isinstance(entry, QuestionAnswered | BudgetLevel | Steered) else entry.step
         found.append(StoredEntry(number, kind, step, _data(entry), when, child))
     return found, None
 
@@ -191,6 +192,7 @@ _KINDS: dict[type, EntryKind] = {
     QuestionAsked: "asked",
     QuestionAnswered: "answered",
     BudgetLevel: "spent",
+    Steered: "steered",
 }
 _OPERATIONS: dict[type, str] = {
     Set: "set",
@@ -223,11 +225,14 @@ def _data(entry: Entry) -> str:
         case StepBegun():
             return text(entry.declared)
         case QuestionAsked():
-            return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}]"
+            schema = "" if entry.schema is None else f",{text(entry.schema)}"
+            return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}{schema}]"
         case QuestionAnswered():
             return f"[{json.dumps(entry.id)},{text(entry.value)}]"
         case BudgetLevel():
             return text([*entry[:-1], dict(entry.by)])
+        case Steered():
+            return json.dumps([entry.what, entry.by, entry.at, dict(entry.arguments)])
 
 
 def _operation(operation: Operation) -> str:

@@ -24,6 +24,7 @@ from ._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 
@@ -196,6 +197,8 @@ class Batch(NamedTuple):
     """Questions that the run asks with this save, or answers that arrived."""
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first save in this execution."""
+    steered: Sequence[Steered] = ()
+    """How the root run was steered from outside."""
 
     spent: Sequence[BudgetLevel] = ()
     """What the run has spent of budgets so far; of root runs only."""
@@ -213,7 +216,9 @@ class Batch(NamedTuple):
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
         begun = () if self.step_begun is None else (self.step_begun,)
-        return (*rewound, *begun, *self.updates, *decided, *completed, *self.questions, *self.spent)
+        asked, steered = self.questions, self.steered
+        begins = (*rewound, *begun, *self.updates, *decided, *completed)
+        return (*begins, *asked, *self.spent, *steered)
 
 
 @final
@@ -239,6 +244,8 @@ class Orphan(NamedTuple):
     """The version of its application."""
     secret: frozenset[str] = frozenset()
     """The names of its secret fields; a caller that resumes the run passes their values again."""
+    is_paused: bool = False
+    """Whether it is paused: then it isn't recovered until it is resumed."""
 
 
 @final

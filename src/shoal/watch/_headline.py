@@ -24,6 +24,7 @@ Part = Literal[
     "failed",
     "cancelled",
     "waiting",
+    "paused",
     "running",
     "lost",
     "pace",
@@ -342,6 +343,7 @@ def headline(
     costs: Mapping[str, float],
     spending: Sequence[Spending] = (),
     child: RunPath | None = None,
+    paused: str = "",
 ) -> Headline:
     """Make the sentence about a run.
 
@@ -358,6 +360,7 @@ def headline(
         costs: What was charged at limits with ``cost=``.
         spending: What was spent of budgets.
         child: The run, if it is no root run. The report tells of the whole root run.
+        paused: Since when its root run is paused, and by whom, for people; empty if it isn't.
     """
     runs = status == "running" and not is_lost
     now = [bar for bar in bars if bar.is_under_way] if runs else []
@@ -396,6 +399,8 @@ def headline(
     halted = sum(bar.halted for bar in about_now)
     if halted:
         parts.append(("waiting", f"{halted:,} waiting for an answer"))
+    if paused:
+        parts.append(("paused", paused))
     gone = sum(bar.gone for bar in about_now)
     if gone:
         parts.append(("lost", f"{gone:,} lost"))
@@ -405,7 +410,7 @@ def headline(
         parts.append(("pace", pace(speed)))
     if left is not None:
         parts.append(("left", f"{about(left)} left"))
-    if stuck is not None:
+    if stuck is not None and not (paused and stuck.doing == "paused"):
         parts.append(("held up", stuck.sentence))
     for name, cost in costs.items():
         if cost:

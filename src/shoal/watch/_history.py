@@ -148,6 +148,13 @@ def _text_of(kind: EntryKind, data: Any) -> str:
             budget, key, unit, spent, aside, _ = data
             more = f", {aside:g} set aside" if aside else ""
             return f"{budget}{' of ' + key if key else ''}: {spent:g} {unit} spent{more}"
+        case "steered":
+            what, by, _, arguments = data
+            told = ", ".join(
+                f"{name}={value}" for name, value in arguments.items() if name not in ("id", "path")
+            )
+            said = f"{what} by {by}" if by else what
+            return shortened(f"{said}: {told}" if told else said, _SHOWN)
         case "rewound":
             return f"goes back into visit {data}"
         case _:

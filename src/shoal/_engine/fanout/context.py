@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, TypeVar, final, overload
 
 import anyio
 
@@ -24,6 +24,7 @@ from shoal._graph.checks import check_cascade, check_title
 from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
+from shoal._state.answers import AnswerType, answer_type, read_answer
 from shoal._state.result import Result
 from shoal.executors._effects import Effect
 from shoal.executors._named import ExecutorName, executor_named
@@ -31,6 +32,8 @@ from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action_group import ChildGroup
+
+T = TypeVar("T")
 
 
 @final
@@ -384,7 +387,25 @@ class Context:
         if pending is not None:
             await pending
 
-    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]:
+    @overload
+    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def ask(self, name: str, question: object, answer: type[T]) -> Coroutine[Any, Any, T]: ...
+
+    # `Literal["a", "b"]`, `str | None` and the like are no `type[...]` to a type checker.
+    @overload
+    def ask(self, name: str, question: object, answer: object) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def ask(self, name: str, *, answer: type[T]) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def ask(self, name: str, *, answer: object) -> Coroutine[Any, Any, Any]: ...
+
+    def ask(
+        self, name: str, question: object = None, answer: Any = None
+    ) -> Coroutine[Any, Any, Any]:
         """Ask a person, and return the answer: ``answer = await context.ask(name, question)``.
 
         If there is no answer yet, the question is saved and the run halts here: ``Halting`` is
@@ -402,8 +423,13 @@ class Context:
         attempted while one of its questions is open. If a later attempt asks a question that is
         still open, it may have changed; the newest one counts.
 
+        With ``answer=``, the answer is of that type, and an instance is returned. An answer that is
+        none is refused where it is given, in whichever process that is: the question is saved with
+        the JSON schema of the type (``Question.answer_schema``), of which pages make a form. The
+        answer is saved as JSON. A validator that the schema can't express is asked here.
+
         A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
-        question)``.
+        question)``, with the type as the third argument.
 
         Inside the block of ``context.fan_out``, ``Halting`` leaves the block: children that have
         not ended are cancelled, and continue when the attempt runs again.
@@ -414,10 +440,18 @@ class Context:
         Args:
             name: The name of the question, within this execution of the action.
             question: The question, as data for the program that shows it.
+            answer: The type of the answer: ``bool``, ``int``, ``float``, ``str``, ``Literal``, an
+                enum, or a list, dict or union of these; with pydantic, also a model, a dataclass, a
+                ``TypedDict``, or whatever else it knows. Or a JSON schema: then the answer is JSON.
+                None: any data is an answer.
 
         Raises:
             Halting: There is no answer yet. Let it propagate.
             NotData: The question can't be saved.
+            BadAnswer: The answer that was saved doesn't fit ``answer``, because the program has
+                changed, or a validator refuses it. If the run has failed with it, another answer
+                may be given.
+            DefinitionError: ``answer`` is no type of answers.
             BadUse: The run has no store; the name was used in this attempt for another question;
                 the action has ended, or is a plain function that calls this directly.
 
@@ -435,22 +469,39 @@ class Context:
             >>> anyio.run(main)
             halted {'change': 'fix typo'}
             succeeded True
+            >>> @action(reads=["change"], writes=["rating"])
+            ... async def rate(change: str, context: Context) -> int:
+            ...     return await context.ask("rating", change, answer=int)
+            >>> app = Application(rate, store=MemoryStore())
+            >>> app.run_sync({"change": "fix typo"}, id="a").questions[0].answer_schema
+            {'type': 'integer'}
+            >>> app.run_sync(id="a", answers={"rating": "good"})
+            Traceback (most recent call last):
+              ...
+            shoal.BadAnswer: ... 'good' is no answer to ('a', 'rating'): must be a whole number ...
+            >>> app.run_sync(id="a", answers={"rating": 4}).state["rating"]
+            4
         """
         # Now and not in the coroutine: see test_a_plain_function_that_asks_by_itself_gets_advice.
         self._refuse_plain("an answer", "ask, name, question")
         if not isinstance(name, str) or not name:
             msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
             raise BadUse(msg)
-        return self._ask(name, question)
+        kind = None if answer is None else answer_type(answer)
+        return self._ask(name, question, kind)
 
-    async def _ask(self, name: str, question: object) -> object:
+    async def _ask(self, name: str, question: object, kind: AnswerType | None) -> object:
         if self._items.is_over:
             msg = (
                 f"action {self._action.name!r} of run {self.run_id} has ended, and something it "
                 f"left behind asks {name!r}: await all that asks before the action returns"
             )
             raise BadUse(msg)
-        return await ask(self._run, self._action.name, name, question)
+        step = self._action.name
+        if kind is None:
+            return await ask(self._run, step, name, question)
+        found = await ask(self._run, step, name, question, kind.schema)
+        return read_answer(kind, found, f"action {step!r} of run {self.run_id}", name)
 
     def fan_out(
         self,

@@ -22,6 +22,7 @@ from shoal.stores._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 from shoal.stores._protocol import Beginning, ChildRecord, FailedChild, RunRecord
@@ -135,6 +136,8 @@ class Unpacker:
                 return QuestionAnswered(*self._decode(row.data))
             case "spent":
                 return BudgetLevel(*self._decode(row.data))
+            case "steered":
+                return Steered(*json.loads(row.data))
             case _:
                 return self._update(row.data)
 
