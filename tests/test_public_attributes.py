@@ -79,7 +79,8 @@ CLASSES: dict[type, str] = {  # those that only a run makes
         "path run_id span step"
     ),
     ChildGroup: "cancel cancel_child start start_each",
-    RunResult: "all_outcomes outcomes questions raise_for_failures report run_id state status",
+    RunResult: "all_outcomes outcomes questions raise_for_failures report run_id spent state "
+    "status",
     Done: ("abandoned act attempts elapsed element key path position run_id state used value"),
 }
 

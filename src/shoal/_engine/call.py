@@ -25,6 +25,7 @@ from shoal._concurrency.cancellation import (
 )
 from shoal._errors.exceptions import (
     BadResult,
+    BudgetExceeded,
     DefinitionError,
     Halting,
     MissingField,
@@ -67,6 +68,7 @@ from .publish import publish_grace_exceeded
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
+from .spending import publish_spent, record_stakes, refused
 from .standing import stands_for
 from .streaming import Items
 from .worker_deaths import outlive
@@ -287,7 +289,11 @@ async def _attempt(
     try:
         # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
-            await wait_for_permit(run, permit)
+            try:
+                await wait_for_permit(run, permit)
+            except BudgetExceeded as error:
+                await refused(run, action.name, error)
+                raise
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.
@@ -298,6 +304,8 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
+        if permit is not None and permit.stakes:
+            await record_stakes(run, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -353,6 +361,9 @@ async def _attempt(
             failure = None  # breaks the traceback cycle
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
+            if permit is not None and permit.stakes and begun:
+                # By name, and before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle(action.name))
             if permit is not None and call is not None:
                 await _leave_worker(run, call, permit)
             elif permit is not None and begun:

@@ -18,6 +18,7 @@ from anyio import NoEventLoopError, get_cancelled_exc_class
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from shoal._engine.fanout.read_runs import read_questions
+from shoal._engine.progress import unique
 from shoal._errors.exceptions import BadUse
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
@@ -385,7 +386,7 @@ class Application(Generic[S]):
             if record is not None and record.status == "succeeded":
                 return []
             asked, played = await read_questions(execution, path, self.graph)
-            return [one for one in asked if one.id not in played.answers]
+            return list(unique(one for one in asked if one.id not in played.answers))
 
     async def fork(
         self,

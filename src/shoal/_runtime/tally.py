@@ -31,6 +31,7 @@ from shoal._events.report import (
     LiveStep,
     Report,
     SlowRun,
+    Spending,
     Waited,
 )
 from shoal._graph.action import FunctionAction
@@ -221,6 +222,7 @@ class Tally:
         budgets: tuple[BudgetUse, ...] = (),
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
+        spending: tuple[Spending, ...] = (),
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -233,6 +235,7 @@ class Tally:
             budgets: The budgets of retries that have been used.
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
+            spending: What was spent of budgets so far.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -280,6 +283,7 @@ class Tally:
             omitted=omitted,
             is_over=is_over,
             costs=costs or {},
+            spending=spending,
         )
 
     def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:

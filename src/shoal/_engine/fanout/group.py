@@ -95,6 +95,7 @@ class ChildTaskGroup:
         "_on_answer",
         "_pool",
         "_room",
+        "_skips",
         "_source",
         "inbox",
         "ledger_of",
@@ -166,10 +167,19 @@ class ChildTaskGroup:
             on_room=self._on_room,
             on_refused=self.scope.fail,
             refuses_alone=is_race,
+            on_stopped=self._stop_for_budget,
         )
         self._pool = WorkerPool(
-            parent, self.scope, self._admission, source, take=self._take, leave=self._leave
+            parent,
+            self.scope,
+            self._admission,
+            source,
+            take=self._take,
+            leave=self._leave,
+            stop=self._stop_for_budget,
         )
+        # Why the rest is skipped, once a budget has said so; never unset.
+        self._skips: str = ""
         self._circuits = circuits
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
@@ -350,7 +360,7 @@ class ChildTaskGroup:
                     return True
                 continue
             if not inbox:
-                if not self.under_way and source.dry():
+                if not self.under_way and (source.dry() or self._leaves_rest):
                     return True
                 await scope.wait()
                 await self._let_more_end()
@@ -426,6 +436,23 @@ class ChildTaskGroup:
     def stop_starting(self) -> None:
         """Start no more children: the step is decided or fails, and that is about to be saved."""
         self._is_shut = True
+
+    def _stop_for_budget(self, reason: str) -> None:
+        """Start no more children: nothing is left of a budget that says so. Those at work go on."""
+        if self._skips or self.scope.closing:
+            return
+        self._skips = reason
+        unstarted = self._admission.waiting_to_start
+        self._admission.skip_unstarted(unstarted, reason)
+        for child in unstarted:
+            self._leave(child)
+        self._pool.add_workers(1)  # takes the rest from the source, to skip it
+        self.scope.wake()
+
+    @property
+    def _leaves_rest(self) -> bool:
+        """Whether the rest is left in the source: it has no known end, so it is not even read."""
+        return bool(self._skips) and self.to_come is None
 
     def engage(self) -> None:
         """Start a child if there is room by now; let the parent check if the group has ended."""
@@ -514,6 +541,8 @@ class ChildTaskGroup:
         if self._is_shut or (self._is_held and not self._is_judging):
             return None  # if held: ``resume_starting`` adds workers again
         admission, source = self._admission, self._source
+        if self._leaves_rest:
+            return None
         if admission.ready:
             # A child that is cancelled gives its permits back, and they may have been granted to
             # another child of this group, which is being cancelled too: that must not start.
@@ -529,6 +558,8 @@ class ChildTaskGroup:
             child = source.take()
             if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
+            if self._skips and isinstance(child, Run) and child.is_live:
+                child.pass_over(self._skips)
             if child is None:
                 admission.let_out()
                 if source.dry():
