@@ -79,7 +79,9 @@ CLASSES: dict[type, str] = {  # those that only a run makes
         "run_id span step"
     ),
     ChildGroup: "cancel cancel_child start start_each",
-    RunResult: "all_outcomes outcomes questions raise_for_failures report run_id state status",
+    RunResult: (
+        "all_outcomes outcomes questions raise_for_failures reason report run_id state status"
+    ),
     Done: ("abandoned act attempts elapsed element key path position run_id state used value"),
 }
 

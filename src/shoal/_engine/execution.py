@@ -39,6 +39,7 @@ from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
+from .drain import Drain
 from .services import Services
 from .standing import stands_for
 
@@ -109,6 +110,7 @@ class Execution:
         "answers",
         "costs",
         "deadline",
+        "drain",
         "groups",
         "has_lost_workers",
         "holder",
@@ -169,6 +171,8 @@ class Execution:
         # Never reset once it is set. Ends of children are not recorded then: they go on elsewhere.
         self.is_interrupted: bool = False
         """Whether this process is stopping, so that another one resumes the run."""
+        self.drain: Drain = Drain()
+        """Whether it starts nothing more."""
         # None unless a crash came before, so that most executions save nothing before an action.
         self.suspects: CrashSuspects | None = None
         """The children that may have crashed the process of the execution before."""

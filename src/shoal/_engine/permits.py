@@ -8,7 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from anyio import sleep
@@ -18,6 +19,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
+from .halting import unless_drained, wait_for_permit
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
@@ -64,7 +66,7 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
         # Ahead of children that have not started: what is under way is finished first.
         slot.returns = True
     try:
-        await sleep(seconds)
+        await unless_drained(run, partial(sleep, seconds))
         # The pause and an outer cancellation can end in the same tick; the cancellation wins.
         await checkpoint_if_cancelled()
     except BaseException:
@@ -129,20 +131,20 @@ async def retake_slot(run: Run) -> None:
     await _retake_place(run)
 
 
-async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
-    """Await ``turn`` without a slot in flight: the children that give the turn may need the slot.
+async def wait_turn_without_slot(run: Run, turn: Callable[[], Awaitable[None]]) -> None:
+    """Wait for a turn without a slot in flight: the children that give the turn may need the slot.
 
     See test_a_suspect_that_waits_for_its_turn_holds_no_place.
     """
     owner = run.slot_owner
     slot = owner.held_permits().make_slot()
     if slot is None or not slot.is_held:
-        await turn
+        await unless_drained(run, turn)
         return
     slot.step_aside()
     slot.returns = True
     try:
-        await turn
+        await unless_drained(run, turn)
         await _retake_place(owner)
     except BaseException:
         slot.resume()  # the child is about to end, and ends in flight
@@ -153,7 +155,7 @@ async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.held_permits())
     try:
         waiting = await publish_waiting(run, permit)
-        await permit.wait()
+        await wait_for_permit(run, permit)
         await publish_wait_ended(run, waiting)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.

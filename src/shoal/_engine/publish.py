@@ -252,7 +252,7 @@ async def publish_run_ended(run: Run) -> None:
         await publication.publish(hooks.step_ended, step_ended)
     if hooks.run_ended:
         # A root run has the reason as soon as it is cancelled, and may end otherwise all the same.
-        reason = run.reason if status == "cancelled" else ""
+        reason = run.reason if status in ("cancelled", "halted") else ""
         questions = run.open_questions if status == "halted" else ()
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
         await publication.publish(hooks.run_ended, ended)

@@ -474,6 +474,8 @@ class ChildRerun(Event, hook="on_child_rerun"):
 class ChildHalted(Event, hook="on_child_halted", by_commit=True):
     """A child of this run waits for answers, and that is saved. Its siblings go on.
 
+    Or the run is drained (see ``RunHandle.drain``), and the child would have begun another attempt.
+
     It takes the place of the ``ChildEnded`` for its ``ChildStarted``. A ``ChildEnded`` follows it
     only if the child is no longer needed, because a race was decided without it.
     """
@@ -504,7 +506,7 @@ class RunEnded(Event, hook="on_run_ended", by_commit=True):
     status: Status
     error: BaseException | None = None
     reason: str = ""
-    """The reason, if it was cancelled."""
+    """The reason, if it was cancelled; or if it halted because it was drained."""
     questions: tuple[Question, ...] = ()
     """The open questions of the run and its descendants, if it is halted."""
 

@@ -101,9 +101,9 @@ class RunHandle(Generic[S]):
 
     @property
     def reason(self) -> str:
-        """Why the run was cancelled; empty if it was not."""
+        """Why the run was cancelled, or drained if that has halted it; else empty."""
         self._check_begun()
-        return self._run.reason if self._run.status == "cancelled" else ""
+        return self._run.reason if self.status in ("cancelled", "halted") else ""
 
     @property
     def questions(self) -> Sequence[Question]:
@@ -179,6 +179,59 @@ class RunHandle(Generic[S]):
         with frames_hidden:
             self._raise_failure()
             return self._root.result()
+
+    @property
+    def draining(self) -> bool:
+        """Whether ``drain`` was called, and the run has not ended yet."""
+        self._check_begun()
+        return self._root.is_draining
+
+    def drain(self, reason: str = "it was drained") -> None:
+        """Start nothing more in the run, and let it halt when what runs has ended; returns at once.
+
+        Attempts that are under way go on to their end, and their results are saved. Nothing else
+        begins: no step, no child, no retry, no contestant of a race. If something is left that way,
+        the run ends as ``"halted"`` for ``reason``, and the next ``run`` of its id goes on there; a
+        run without a store can't be run again. If nothing is left, the run ends as it would have.
+
+        - Children that have not started have no record, no event and no outcome. Those that stand
+          between two attempts are halted: they wait for a retry, a slot, a rate or their next step.
+        - A race that is decided ends with its winner. One that isn't halts instead of being lost.
+        - An action that awaits children of its own ``context.fan_out`` halts when those under way
+          have ended; its body runs again later, as after a question.
+        - Failures, timeouts and ``cancel`` count as always: they end the run in their own way.
+
+        It can't be undone; a second call does nothing.
+
+        Args:
+            reason: Who drains it, or why; it becomes ``RunEnded.reason`` and ``RunResult.reason``.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     await anyio.sleep(0.01)
+            ...     return n * n
+            >>> numbers = fan_out(
+            ...     square, over="numbers", item="n", into="squares", limits=Limits(2)
+            ... )
+            >>> async def main() -> None:
+            ...     app = Application(numbers, store=MemoryStore())
+            ...     async with Runtime() as runtime:
+            ...         run = await runtime.start(app, {"numbers": [1, 2, 3]}, id="some")
+            ...         run.drain("time to go home")
+            ...         result = await run.result()
+            ...         print(result.status, result.reason)
+            ...         print((await app.run(id="some")).state["squares"])
+            >>> anyio.run(main)
+            halted time to go home
+            [1, 4, 9]
+        """
+        self._check_begun()
+        if not isinstance(reason, str):
+            msg = f"drain(reason) takes a string, not {reason!r}"
+            raise TypeError(msg)
+        self._root.drain(reason)
 
     def cancel(self, reason: str) -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.

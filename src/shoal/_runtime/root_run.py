@@ -125,12 +125,29 @@ class RootRun:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was cancelled because its process stops."""
-        return self._execution.is_interrupted
+        """Whether it was cancelled, or halted, because its process stops: it has no end then."""
+        return self._execution.is_interrupted or (self.run is not None and _stays_open(self.run))
 
     def cancel(self, reason: str) -> None:
         """Cancel it, unless it has ended or is cancelled: the first reason counts."""
         self.task.cancel(reason)
+
+    def drain(self, reason: str) -> None:
+        """Start nothing more in it; it halts when what runs has ended. The first reason counts."""
+        self._execution.drain.begin(reason)
+
+    def drain_interrupted(self, reason: str) -> None:
+        """Start nothing more in it because its process stops, if another one can resume it."""
+        if isinstance(self._execution.store, NullStore):
+            return
+        # Not `is_interrupted`: a failure of the run is its own until then, and is saved.
+        self._execution.drain.leaves_open = True
+        self.drain(reason)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it starts nothing more, and has not ended."""
+        return self._execution.drain.reason is not None and not self.has_ended
 
     def interrupt(self, reason: str) -> None:
         """Cancel it because its process stops: no end is saved, so it can be recovered."""
@@ -503,9 +520,15 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
                 run.fail(error, "succeeded", "halted")
 
 
+def _stays_open(run: Run) -> bool:
+    """Whether the run has halted only because its process stops, so that no end is saved."""
+    drain = run.config.execution.drain
+    return run.status == "halted" and drain.has_cut and drain.leaves_open
+
+
 async def _save_end(run: Run) -> None:
     execution = run.config.execution
-    if execution.is_interrupted and run.status not in ("succeeded", "halted"):
+    if _stays_open(run) or (execution.is_interrupted and run.status not in ("succeeded", "halted")):
         return  # the process stops: the run has no end, and another process resumes it
     # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
     # fails with that error: what could not be saved did not end well.

@@ -80,10 +80,12 @@ class ChildTaskGroup:
         "_is_judging",
         "_is_shut",
         "_on_answer",
+        "_on_drained",
         "_pool",
         "_room",
         "_source",
         "inbox",
+        "is_drained",
         "ledger_of",
         "name",
         "parent",
@@ -106,6 +108,7 @@ class ChildTaskGroup:
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
+        on_drained: Callable[[], bool] | None = None,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -122,6 +125,8 @@ class ChildTaskGroup:
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
+            on_drained: Called when nothing more starts and nothing is under way; returns whether
+                the group ends with that. None: it does.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -163,6 +168,12 @@ class ChildTaskGroup:
         self._room: Event | None = None  # None unless a feeder waits for room
         self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by _stop_feeding
         self._is_shut = False  # no more children start; never unset: a decision stays
+        self.is_drained: bool = False
+        """Whether the execution starts nothing more: the source may have children left then.
+
+        Never unset.
+        """
+        self._on_drained = on_drained
         self._decisive = decisive
         # The inbox has a decisive end, so no child starts until the parent has judged it...
         self._is_held = False
@@ -179,6 +190,11 @@ class ChildTaskGroup:
     def under_way(self) -> int:
         """Count the children that may still succeed: those in flight, and those that wait."""
         return self._admission.place.used + self._admission.waiting
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no child is under way, and all that have ended were taken from the inbox."""
+        return not (self.under_way or self.inbox)
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
@@ -268,6 +284,10 @@ class ChildTaskGroup:
         self._halted_of, self._on_answer = halted_of, on_answer
         # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
+        drain = self.parent.config.execution.drain
+        drain.add(self.drain)
+        if drain.reason is not None:
+            self.drain()
         try:
             async with create_task_group() as tasks:
                 scope.open(tasks)
@@ -290,8 +310,9 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
+            drain.remove(self.drain)
             # Breaks a cycle: these are methods of the step.
-            self.ledger_of = self._halted_of = self._on_answer = None
+            self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
             # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
@@ -320,7 +341,7 @@ class ChildTaskGroup:
                     return True
                 continue
             if not inbox:
-                if not self.under_way and source.dry():
+                if not self.under_way and (source.dry() or self._ends_drained()):
                     return True
                 await scope.wait()
                 await self._let_more_end()
@@ -389,6 +410,24 @@ class ChildTaskGroup:
     def stop_starting(self) -> None:
         """Start no more children: the step is decided or fails, and that is about to be saved."""
         self._is_shut = True
+
+    def drain(self) -> None:
+        """Start no more children: the execution starts nothing more. Those in flight go on.
+
+        Children that wait to start go back to the source, which keeps them for the next execution.
+        """
+        self._is_shut = self.is_drained = True
+        unstarted = self._admission.withdraw()
+        # The first by position is put back last, so it stands in front.
+        for child in sorted(unstarted, key=_position, reverse=True):
+            if self._circuits is not None:
+                self._notify_circuit(self._circuits, child)
+            self._source.take_back(child)
+        self.scope.wake()
+
+    def _ends_drained(self) -> bool:
+        """Whether the group ends though its source may have more, since nothing more starts."""
+        return self.is_drained and (self._on_drained is None or self._on_drained())
 
     def engage(self) -> None:
         """Start a child if there is room by now; let the parent check if the group has ended."""

@@ -40,12 +40,12 @@ class Ledger:
     dropped: int = 0
     """Elements without a child, because their keys were repeated; see ``grow``."""
     left: int = 0
-    """Known children that were not started, because ``at_most`` was reached or the step failed.
+    """Known children that were not started: ``at_most`` was reached, or the step failed or halted.
 
     They are children of elements that ``grow`` had found, and of further acts of the last element.
     """
     halted: int = 0
-    """Children that have no outcome yet, because they wait for answers."""
+    """Children that have no outcome yet, because they wait for answers or the run was drained."""
     is_decided: bool = field(default=False, repr=False)
     """Whether a race was decided. Then the unused outcomes are those of its losers."""
     # Where outcomes are read from later, when the step and its configuration are gone.

@@ -657,11 +657,17 @@ class FanOutStep:
         if self._is_won:
             self.ledger.release_errors()
             return
-        if self._runs_again():
+        assert self.source is not None
+        runs_again, drained = self._runs_again(), self._group.is_drained
+        if runs_again and not drained:
             return
         # A failure that is raised comes before a question, and so does a race that no answer could
         # win; see test_a_race_that_can_not_be_won_any_more_fails_in_spite_of_halted_children.
-        if self._resting and not self._is_failing and not self._is_lost(0):
+        if drained and (runs_again or not self.source.dry()):
+            if runs_again or not (self._is_failing or self._is_lost(0)):
+                self.parent.config.execution.drain.has_cut = True
+                halt_for(self.parent, self.act.name, self._resting, self.recorded_children)
+        elif self._resting and not self._is_failing and not self._is_lost(0):
             halt_for(self.parent, self.act.name, self._resting)
         if self._race is not None:
             loss = self._race.loss(self.ledger, self.ledger.total, self._possible())
