@@ -344,7 +344,7 @@ def headline(
     Args:
         status: The run's status.
         is_lost: Whether no process executes it, though it has no end.
-        why: Why it failed or was cancelled.
+        why: Why it failed, was cancelled or was drained.
         elapsed: Seconds from its start to its end; 0 if it has none.
         at: The step that it is at, if it has no live children.
         bars: Its steps with children.
@@ -390,7 +390,9 @@ def headline(
         parts.append(("cancelled", f"{cancelled:,} cancelled"))
     halted = sum(bar.halted for bar in about_now)
     if halted:
-        parts.append(("waiting", f"{halted:,} waiting for an answer"))
+        # A run that was drained has a reason, and its children were drained with it.
+        what = "halted" if status == "halted" and why else "waiting for an answer"
+        parts.append(("waiting", f"{halted:,} {what}"))
     gone = sum(bar.gone for bar in about_now)
     if gone:
         parts.append(("lost", f"{gone:,} lost"))
