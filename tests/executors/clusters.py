@@ -31,6 +31,23 @@ class RayCluster:
         """Kill all processes of a node."""
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def actors(self) -> set[int]:
+        """Return the processes that are our actors, in this cluster and no other one."""
+        # Only the files that an actor has open, its logs, tell of which cluster it is.
+        logs = self._cluster.head_node.get_session_dir_path()
+        found: set[int] = set()
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                if (entry / "cmdline").read_bytes().startswith(b"ray::RayActor"):
+                    opened = {str(one.readlink()) for one in (entry / "fd").iterdir()}
+                    if any(one.startswith(logs) for one in opened):
+                        found.add(int(entry.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
 
 @contextmanager
 def ray_cluster() -> Generator[RayCluster]:
@@ -51,17 +68,3 @@ def ray_cluster() -> Generator[RayCluster]:
         import_module("ray").shutdown()
         cluster.shutdown()
         signal.signal(signal.SIGTERM, before)
-
-
-def actors() -> set[int]:
-    """Return the processes of this machine that are our actors."""
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:  # it has ended
-                continue
-            if command.startswith(b"ray::RayActor"):
-                found.add(int(entry.name))
-    return found

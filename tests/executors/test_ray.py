@@ -37,7 +37,7 @@ from shoal.errors import NoWorker, Poisoned
 from shoal.events import ChildEnded, Item
 from shoal.executors import Processes, Ray
 from shoal.testing import RecordingHook, no_leaks
-from tests.executors.clusters import HAS_RAY, RayCluster, actors, ray_cluster
+from tests.executors.clusters import HAS_RAY, RayCluster, ray_cluster
 from tests.executors.one_program import final_state
 
 pytestmark = [
@@ -101,7 +101,9 @@ def process(n: int) -> int:
     return os.getpid()
 
 
-async def test_functions_are_called_in_actors_on_both_nodes(four: Ray, anyio_backend: object):
+async def test_functions_are_called_in_actors_on_both_nodes(
+    cluster: RayCluster, four: Ray, anyio_backend: object
+):
     processes = fan_out(process, over="ns", item="n", into="processes")
     async with no_leaks(descriptors=False), Runtime(executor=four) as runtime:
         result = await Application(processes).run({"ns": range(60)}, runtime=runtime)
@@ -109,7 +111,7 @@ async def test_functions_are_called_in_actors_on_both_nodes(four: Ray, anyio_bac
         assert os.getpid() not in result.state["processes"]
         nodes = {parent_of(pid) for pid in result.state["processes"]}
         assert len(nodes) == 2
-    assert not actors()
+    assert not cluster.actors()
 
 
 def parent_of(process: int) -> int:
@@ -282,7 +284,7 @@ async def sleep_and_clean_up(path: str) -> str:
 
 
 async def test_fifty_cancellations_at_random_times(
-    four: Ray, tmp_path: Path, anyio_backend: object
+    cluster: RayCluster, four: Ray, tmp_path: Path, anyio_backend: object
 ):
     chance = random.Random(7)
     took: list[float] = []
@@ -298,13 +300,13 @@ async def test_fifty_cancellations_at_random_times(
 
     async with Runtime(executor=four) as runtime:
         await warm_up(runtime)
-        before = actors()
+        before = cluster.actors()
         async with anyio.create_task_group() as tasks:
             for n in range(50):
                 tasks.start_soon(run, n, chance.uniform(0, 2), runtime)
         assert len(took) == 50
         assert max(took) < 1
-        assert before <= actors()  # none was killed
+        assert before <= cluster.actors()  # none was killed
 
 
 @action(reads=["n"], writes=["winner"])
@@ -322,10 +324,12 @@ def contend_plainly(n: int, seconds: float) -> float:
     return seconds
 
 
-async def test_the_losers_of_a_race_are_cancelled_within_a_second(four: Ray, anyio_backend: object):
+async def test_the_losers_of_a_race_are_cancelled_within_a_second(
+    cluster: RayCluster, four: Ray, anyio_backend: object
+):
     async with Runtime(executor=four) as runtime:
         await warm_up(runtime)
-        before = actors()
+        before = cluster.actors()
         for act in (contend, contend_plainly):
             slow = [act.bind(name=f"slow {n}", seconds=100.0) for n in range(3)]
             app = Application(race(*slow, act.bind(name="quick", seconds=0.3), into="winner"))
@@ -333,7 +337,7 @@ async def test_the_losers_of_a_race_are_cancelled_within_a_second(four: Ray, any
             result = await app.run({"n": 1}, runtime=runtime)
             assert result.state["winner"] == 0.3
             assert time.monotonic() - began < 1.3
-        assert actors() == before
+        assert cluster.actors() == before
 
 
 @action(reads=["n"], writes=["end"])
@@ -348,14 +352,14 @@ async def test_an_actor_that_does_not_listen_is_killed_after_the_grace(
     ray = Ray(cluster.address, kill_after=0.2, actors=1)
     async with Runtime(executor=ray) as runtime:
         await Application(square).run({"n": 1}, runtime=runtime)
-        before = actors()
+        before = cluster.actors()
         since = time.monotonic()
         with anyio.move_on_after(0.3):
             await Application(dig_in).run({"n": 1}, runtime=runtime)
         assert time.monotonic() - since < 2
         result = await Application(square).run({"n": 3}, runtime=runtime)
         assert result.state["square"] == 9
-        assert not before & actors()
+        assert not before & cluster.actors()
 
 
 # -- dying -----------------------------------------------------------------------------------------
@@ -483,7 +487,7 @@ async def test_a_connection_of_the_program_is_left_as_it_is(
             result = await Application(square, executor=ray).run({"n": 2})
             assert result.state["square"] == 4
             assert tools.is_initialized()
-            await anyio.to_thread.run_sync(wait_until, lambda: not actors())
+            await anyio.to_thread.run_sync(wait_until, lambda: not cluster.actors())
         with pytest.raises(NoWorker, match=f"is connected to the Ray cluster at {cluster.address}"):
             await Application(square, executor=Ray("127.0.0.1:1")).run({"n": 2})
     finally:
@@ -497,7 +501,7 @@ async def test_runtimes_share_a_connection(cluster: RayCluster, anyio_backend: o
         await Application(square).run({"n": 2}, runtime=outer)
         async with Runtime(executor=another) as inner:
             await Application(square).run({"n": 2}, runtime=inner)
-            assert len(actors()) == 2
+            assert len(cluster.actors()) == 2
         assert tools.is_initialized()
         result = await Application(square).run({"n": 3}, runtime=outer)
         assert result.state["square"] == 9
@@ -552,11 +556,11 @@ def test_actors_end_with_the_program(cluster: RayCluster, how: signal.Signals):
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"4\n"
-        wait_until(lambda: len(actors()) == 1)
+        wait_until(lambda: len(cluster.actors()) == 1)
         time.sleep(0.5)  # the function is at work
         process.send_signal(how)
         process.wait(30)
-    wait_until(lambda: not actors())
+    wait_until(lambda: not cluster.actors())
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

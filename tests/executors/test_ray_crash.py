@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.executors.clusters import HAS_RAY, RayCluster, actors, ray_cluster
+from tests.executors.clusters import HAS_RAY, RayCluster, ray_cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,7 +44,7 @@ class Rounds:
     def __init__(self, cluster: RayCluster, seed: int):
         self.kills: Counter[str] = Counter()
         self._chance = random.Random(seed)
-        self._address = cluster.address
+        self._cluster = cluster
 
     def run(self, number: int) -> None:
         """Run a program to its end, however often it is killed; check what has become of it."""
@@ -64,7 +64,8 @@ class Rounds:
     def _live(self, folder: str, run: str, backend: str) -> dict[str, Any] | None:
         """Run the program until it ends or is killed; return what it has said, if it has ended."""
         module = ["-m", "tests.executors.ray_life"]
-        program = [sys.executable, *module, self._address, folder, run, str(CHILDREN), backend]
+        of_run = [self._cluster.address, folder, run, str(CHILDREN), backend]
+        program = [sys.executable, *module, *of_run]
         effects = Path(folder) / "effects"
         before = effects.stat().st_size if effects.exists() else 0
         with subprocess.Popen(
@@ -80,7 +81,7 @@ class Rounds:
                     process.kill()
                     self.kills["program"] += 1
                     break
-                alive = sorted(actors())
+                alive = sorted(self._cluster.actors())
                 if alive:
                     with suppress(ProcessLookupError):
                         os.kill(self._chance.choice(alive), signal.SIGKILL)
@@ -101,6 +102,6 @@ def test_nothing_is_lost_and_nothing_applied_twice(cluster: RayCluster):
         rounds.run(number)
     print(f"{number} runs, {dict(rounds.kills)} killed")
     until = time.monotonic() + 30
-    while actors():
+    while cluster.actors():
         assert time.monotonic() < until
         time.sleep(0.05)

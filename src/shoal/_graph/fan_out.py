@@ -72,7 +72,7 @@ class FanOut(Parallel):
         self.store = store
         self.hooks = hooks
         self.title = title
-        self.executor = executor
+        self.executor: ExecutorName | Executor | None = executor
         self.version: str = "" if callable(acts) else versions(acts)
         self.each = each
         self.timeout = timeout

@@ -111,7 +111,7 @@ class Processes(Executor):
         self.initializer = initializer
         self.initargs: tuple[Any, ...] = tuple(initargs)
         self.start: Literal["forkserver", "spawn"] = start
-        self.takes = takes
+        self.takes: Literal["plain", "all"] = takes
         self.kill_after: float | None = kill_after
         self._refusals = Refusals("Processes", initializer, self.initargs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 from shoal._concurrency.worker_threads import Thread
 from shoal._concurrency.worker_threads import Threads as WorkerThreads
@@ -38,7 +38,7 @@ class Threads(Executor):
     """
 
     name = "threads"
-    takes = "plain"
+    takes: Literal["plain", "all"] = "plain"
 
     def __init__(self, max_workers: int | None = None) -> None:
         if max_workers is not None and (type(max_workers) is not int or max_workers < 1):
