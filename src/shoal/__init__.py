@@ -216,9 +216,9 @@ _MOVED = {
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
-        "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted Set SpanStarted StateUpdated StepEnded StepStarted Update WaitEnded "
-        "Waiting"
+        "Event Extend GraceExceeded Increment Item LeaderChanged LeadingItems Missed Operation "
+        "Put PutWithin RunEnded RunStarted Set SpanStarted StateUpdated StepEnded StepStarted "
+        "Update WaitEnded Waiting"
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
     "rates": ("RateBackend RateReply RateRequest RateState reckon"),

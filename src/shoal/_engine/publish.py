@@ -27,6 +27,7 @@ from shoal._events.events import (
     GraceExceeded,
     Halted,
     Item,
+    LeaderChanged,
     RunEnded,
     StateUpdated,
     Status,
@@ -36,6 +37,7 @@ from shoal._events.events import (
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
+from shoal._events.identity import RunPath
 from shoal._limits.permits import AttemptPermit
 
 from .progress import recorded_questions
@@ -168,6 +170,13 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
             path=run.path, step=run.step or "", attempt=run.attempt, error=error, next_in=next_in
         )
         await hooks.notify(hooks.attempt_ended, event)
+
+
+async def publish_leader_changed(run: Run, step: str, leader: RunPath | None, reason: str) -> None:
+    """Publish that another child leads a race of ``run``, or none does any more."""
+    hooks = run.config.hooks
+    event = LeaderChanged(path=run.path, step=step, leader=leader, reason=reason)
+    await hooks.notify(hooks.leader_changed, event)
 
 
 async def publish_grace_exceeded(

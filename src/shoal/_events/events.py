@@ -387,6 +387,24 @@ class Item(Event, hook="on_item"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderChanged(Event, hook="on_leader_changed"):
+    """A contestant leads a race by ``first_item``: its items count, and those of no other.
+
+    The decision for it is saved. Its first items came before this event, since they are what has
+    decided; ``LeadingItems`` keeps them for that long. If it succeeds, it has won.
+    """
+
+    step: str
+    """The race, which is a step of this run."""
+    leader: RunPath | None
+    """The contestant; None if it broke off, so that its items count no more. With
+    ``on_break="restart"`` another one may lead then, else the race is lost."""
+    reason: str = ""
+    """Why none leads any more."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdated(Event, hook="on_state_updated", by_commit=True):
     """A run's state changed, and the change is saved."""
 

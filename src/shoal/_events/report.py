@@ -87,6 +87,8 @@ class LiveStep:
     """How many have started, and their end is not saved."""
     waiting: int = 0
     """How many have been read from its source and have not started."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item``, by its key or its act."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many children in flight stand at each step of theirs, by what they do there."""
 

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import ChildTaskGroup
+from shoal._engine.fanout.ledger import Ledger
 from shoal._engine.run import Run
 from shoal._errors.completion import hides
-from shoal._errors.exceptions import DefinitionError
+from shoal._errors.exceptions import DefinitionError, did_you_mean
 from shoal._errors.tracebacks import frames_hidden
-from shoal._events.events import Event, Question, Status
+from shoal._events.events import ChildName, Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.report import Report
 from shoal._events.stream import Stream
@@ -124,6 +125,34 @@ class RunHandle(Generic[S]):
         ms after its start.
         """
         return self._root.report
+
+    def winner(self, step: str) -> ChildName | None:
+        """Return which contestant has won a race of the run; None as long as none has.
+
+        In a race by ``first_item`` the contestant is known as soon as it leads, which is while it
+        goes on; ``LeaderChanged`` is the event. Of a race that was executed several times, it is
+        the last one's. After a success, ``result.outcomes(step).winner`` says the same.
+
+        Args:
+            step: The race's name; inside of a graph that is a node, ``"graph/race"`` once that has
+                ended.
+
+        Raises:
+            KeyError: The run's graph has no such step.
+        """
+        self._check_begun()
+        ledgers = self._run.ledgers.get(step)
+        if ledgers:
+            return cast("Ledger", ledgers[-1]).winner
+        graph = self._run.config.graph
+        if graph.find(step.partition("/")[0]) is None:
+            names = [act.name for act in graph.acts]
+            msg = (
+                f"run {self.run_id} has no step {step!r} (it has: {', '.join(names)})"
+                f"{did_you_mean(step, names)}"
+            )
+            raise KeyError(msg)
+        return None
 
     # -- its events -----------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ Part = Literal[
     "failed",
     "cancelled",
     "waiting",
+    "leader",
     "running",
     "lost",
     "pace",
@@ -102,6 +103,8 @@ class StepBar:
     """How many wait to start, by the last report."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many stand at each step of theirs, by what they do there; by the last report."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item`` now, by its key or its act."""
     is_under_way: bool = False
     gone: int = 0
     """How many were in flight in a process that is gone."""
@@ -393,6 +396,9 @@ def headline(
         # A run that was drained has a reason, and its children were drained with it.
         what = "halted" if status == "halted" and why else "waiting for an answer"
         parts.append(("waiting", f"{halted:,} {what}"))
+    leader = next((bar.leader for bar in now if bar.leader), "")
+    if leader:
+        parts.append(("leader", f"{leader} leads"))
     gone = sum(bar.gone for bar in about_now)
     if gone:
         parts.append(("lost", f"{gone:,} lost"))

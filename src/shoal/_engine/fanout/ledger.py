@@ -46,8 +46,12 @@ class Ledger:
     """
     halted: int = 0
     """Children that have no outcome yet, because they wait for answers or the run was drained."""
-    is_decided: bool = field(default=False, repr=False)
-    """Whether a race was decided. Then the unused outcomes are those of its losers."""
+    winner: ChildName | None = field(default=None, repr=False)
+    """The contestant that has decided the race, by its act and key; None: nothing was decided.
+
+    Then the unused outcomes are those of its losers. In a race by ``first_item`` it is known as
+    soon as the contestant leads.
+    """
     # Where outcomes are read from later, when the step and its configuration are gone.
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories; None: the parent's store."""
@@ -56,6 +60,11 @@ class Ledger:
     # Cancelled children without a made outcome: a race may cancel many, and few programs look at
     # them. Whenever outcomes are read, `settle` moves them to _rest.
     _cancelled: list[Run] | None = field(default=None, repr=False)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a race was decided."""
+        return self.winner is not None
 
     @property
     def total(self) -> int:
