@@ -55,7 +55,7 @@ SHOWN: dict[Callable[[], object], str] = {
     lambda: Graph.chain(act, act.bind(name="b")): f"{ACT} acts chain edges entry part typed",
     lambda: Application(act): (
         "fork graph hooks inputs limits max_depth max_live max_steps name open questions recover "
-        "retry_failed run run_sync secret start store take_over version"
+        "reopen retry_failed run run_sync secret start store take_over version"
     ),
     Runtime: (
         "can_recover circuits drain draining executor find healthy inputs keep_recovering limiter "

@@ -86,8 +86,8 @@ class LeadingItems:
 
     def _contestant(self, path: RunPath) -> RunPath | None:
         """Return the contestant that is, or is above, the run at ``path``; None if none is."""
-        at: RunPath | None = path
-        while at is not None and at.parent is not None:
+        at = path
+        while at.parent is not None:
             if at.step == self.step and self._of in (None, at.parent):
                 return at
             at = at.parent

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Generic, Literal, final, overload
 
 import anyio
-from anyio import NoEventLoopError, get_cancelled_exc_class
 
+from shoal._concurrency.backend import is_in_a_loop
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
 from shoal._engine.fanout.read_runs import read_questions
 from shoal._errors.exceptions import BadUse
@@ -38,6 +38,7 @@ from .handle import BUFFER, RunHandle, check_buffer
 from .inputs import Call, StartCheck
 from .launch import Launcher, opened
 from .open_run import OpenRun
+from .reopening import Reopening
 from .result import RunResult
 from .runtime import Runtime
 
@@ -280,8 +281,8 @@ class Application(Generic[S]):
         returned.
 
         Secret fields, declared in ``state`` or by ``Application(secret=)``, are saved nowhere, so a
-        run that goes on needs them again; their values may be other ones. ``state`` may then have
-        these alone: ``run(State({"token": token}, secret={"token"}), id=...)``.
+        run that goes on needs them again. ``state`` may then have these alone:
+        ``run(State({"token": token}, secret={"token"}), id=...)``; their values may be others.
 
         A run that waits for a person (see ``Context.ask``) ends for now: the result's ``status`` is
         ``"halted"``, and ``questions`` has the open questions. Run again with ``answers``, it goes
@@ -298,8 +299,7 @@ class Application(Generic[S]):
                 the name alone if one open question has it. They are saved together, then the run
                 goes on.
             halt_before: Acts of the graph, or their names, before which the run halts.
-            halt_after: Acts of the graph, or their names, after which the run halts, unless nothing
-                follows.
+            halt_after: Acts of the graph, or their names, after which the run halts if one follows.
             runtime: Where to run, an open one; by default one that this run has for itself.
             progress: Whether to show the progress on stderr: as bars on a terminal and in a
                 notebook, else as a line every few seconds. Needs ``pip install shoal[progress]``.
@@ -442,8 +442,7 @@ class Application(Generic[S]):
 
         This reaches the run's own fan-outs. A child that runs again goes on where it failed,
         however deep that was. A child, or a graph as a node, that tolerated failures below itself
-        is Done, so it does not run again. A contestant that has only lost its race has not failed
-        either.
+        is Done, so it does not run again, nor does a contestant that has only lost its race.
 
         Args:
             run_id: The run, which the store has.
@@ -459,7 +458,41 @@ class Application(Generic[S]):
         """
         with frames_hidden:
             call = Call("retry_failed", run_id, runtime)
-            request = self._check.retry_request(call, run_id, state, inputs)
+            request = self._check.reopen_request(call, run_id, state, inputs, Reopening())
+            return await self._launcher.run(request, runtime)
+
+    async def reopen(
+        self,
+        run_id: str,
+        state: Mapping[str, Any] | None = None,
+        *,
+        step: Act | str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> RunResult[S]:
+        """Go back to a completed fan-out that may start more now, and go on from there.
+
+        As ``retry_failed``, and also for elements that were left out because ``at_most`` children
+        had started: if the application has a higher ``at_most`` now, they start.
+
+        Args:
+            run_id: The run, which the store has.
+            state: The run's secret fields, again; nothing else.
+            step: The fan-out, or its name; by default the first one that has failures, or fewer
+                children than its ``at_most`` allows. Without ``at_most`` it has to be named.
+            inputs: As for ``run``.
+            runtime: As for ``run``.
+
+        Raises:
+            UnknownRun: The store has no such run.
+            BadUse: There is nothing to start; or ``reduce`` has taken the failures, or ``state``
+                has a field that isn't secret.
+            Exception: Everything that ``run`` raises.
+        """
+        with frames_hidden:
+            call = Call("reopen", run_id, runtime)
+            reopening = Reopening(step.name if isinstance(step, Act) else step, more=True)
+            request = self._check.reopen_request(call, run_id, state, inputs, reopening)
             return await self._launcher.run(request, runtime)
 
     async def recover(
@@ -644,7 +677,7 @@ class Application(Generic[S]):
         Raises:
             BadUse: An event loop runs already in this thread; everything else as ``run``.
         """
-        if _is_in_a_loop():
+        if is_in_a_loop():
             msg = (
                 f"application {self.name!r}: run_sync() is called where an event loop is already "
                 f"running, which it would block: await app.run(...) instead"
@@ -665,11 +698,3 @@ class Application(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
-
-
-def _is_in_a_loop() -> bool:
-    try:
-        get_cancelled_exc_class()
-    except NoEventLoopError:
-        return False
-    return True

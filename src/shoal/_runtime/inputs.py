@@ -33,6 +33,7 @@ from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
 from .definition import AppDefinition, missing_field, missing_inputs, unread_field
+from .reopening import Reopening
 from .runtime import Runtime
 from .start import (
     OrphanStart,
@@ -135,18 +136,22 @@ class StartCheck:
 
         return RunRequest(first, given, path)
 
-    def retry_request(
+    def reopen_request(
         self,
         call: Call,
         run_id: str,
         state: Mapping[str, object] | None,
         inputs: Mapping[str, object] | None,
+        reopening: Reopening,
     ) -> RunRequest:
-        """Request that the failed children of the known run ``run_id`` run again.
+        """Request that the known run ``run_id`` goes back to a step that it has completed.
 
         Raises:
-            Exception: As ``Application.retry_failed`` before the store is asked.
+            Exception: As ``Application.reopen`` before the store is asked.
         """
+        if reopening.step is not None and not isinstance(reopening.step, str):
+            msg = f"{call.where}(step=...) takes the name of a fan-out, not {reopening.step!r}"
+            raise BadUse(msg)
         self.require_store(call)
         secrets = fields_of(state, "state", call.where)
         given, path = self._check_inputs(call, inputs)
@@ -156,7 +161,7 @@ class StartCheck:
                 raise await unknown_run(execution, run_id)
             return self._same(known, only_secrets(secrets, known.beginning, call.where))
 
-        return RunRequest(first, given, path, retries_failed=True)
+        return RunRequest(first, given, path, reopening=reopening)
 
     def orphan_request(
         self,

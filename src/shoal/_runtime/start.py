@@ -28,6 +28,7 @@ from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, wit
 from shoal.stores._protocol import Beginning, RunRecord
 
 from .answers import Answers
+from .reopening import Reopening
 
 T = TypeVar("T")
 
@@ -76,8 +77,8 @@ class RunRequest(NamedTuple):
     """Answers to questions that the run has asked in an earlier execution."""
     halts: Halts | None = None
     """Steps before and after which the run halts; None if there are none."""
-    retries_failed: bool = False
-    """Whether children that have failed, and whose failures were collected, run again."""
+    reopening: Reopening | None = None
+    """What a run goes back for to a step that it has completed; None: it doesn't."""
 
 
 def only_secrets(
