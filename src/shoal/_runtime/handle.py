@@ -262,7 +262,7 @@ class RunHandle(Generic[S]):
             raise TypeError(msg)
         self._root.drain(reason)
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, reason: str = "it was cancelled") -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.
 
         Its actions are cancelled where they wait. The run ends as cancelled for ``reason`` when all
@@ -277,7 +277,9 @@ class RunHandle(Generic[S]):
             raise TypeError(msg)
         self._root.cancel(reason)
 
-    def cancel_child(self, child: Key | RunPath, reason: str, *, act: str | None = None) -> bool:
+    def cancel_child(
+        self, child: Key | RunPath, reason: str = "it was cancelled", *, act: str | None = None
+    ) -> bool:
         """Cancel one child of the run, at once and without waiting; its siblings don't notice.
 
         The child ends as ``Cancelled`` for ``reason`` when its cleanup has ended, and contributes
