@@ -38,8 +38,10 @@ from shoal import (
 )
 from shoal.errors import BadUse
 from shoal.events import ChildEnded, ChildHalted, ChildStarted, RunEnded, RunStarted
-from shoal.testing import RecordingHook, cancel_everywhere, no_leaks
+from shoal.stores import Store
+from shoal.testing import RecordingHook, Recovery, cancel_everywhere, crash_everywhere, no_leaks
 from shoal.types import Act
+from tests.sweeps import EVERYWHERE
 
 pytestmark = pytest.mark.anyio
 
@@ -524,9 +526,56 @@ async def test_seconds_to_start_things_are_seconds() -> None:
             await runtime.drain(starts_for=-1)
 
 
+RACES = ("first", "staggered", "hedged", "quorum", "first item", "first item of all")
+SWEPT = (
+    PROGRAMS if EVERYWHERE else ("nested", "fed", "action's rate", "put off", "by hand", "first")
+)
+
+
 @pytest.mark.sweep
-@pytest.mark.parametrize("how", ["scope", "native"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("name", SWEPT)
+def test_wherever_it_is_drained_it_comes_to_the_same(
+    name: str, backend: Literal["asyncio", "trio"]
+) -> None:
+    results = list[Any]()
+
+    async def scenario(attempt: Any) -> None:
+        bodies = Bodies()
+        app = Application(PROGRAMS[name], name="app", store=MemoryStore())
+
+        async def go_on(runtime: Runtime, run: RunHandle[Any]) -> None:
+            if await run.wait_ended() == "halted":
+                run = await start(runtime, app, bodies)
+            assert await run.wait_ended() == "succeeded", run.error
+            if name not in RACES:
+                assert not bodies.cut
+                assert len(set(bodies.done)) == len(bodies.done)
+            results.append(run.state.to_plain())
+
+        async def live() -> None:
+            async with Runtime() as runtime:
+                run = await start(runtime, app, bodies)
+                try:
+                    await run.wait_ended()
+                except BaseException:
+                    run.drain()  # at this place
+                    with anyio.CancelScope(shield=True):
+                        await go_on(runtime, run)
+                    raise
+                await go_on(runtime, run)
+
+        await attempt(live)
+
+    limit = None if EVERYWHERE else 12
+    assert cancel_everywhere(scenario, backend=backend, limit=limit) > 5
+    if name not in RACES:
+        assert all(one == results[0] for one in results)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("how", ["scope", "native"])
 def test_a_drained_run_can_be_cancelled_at_any_moment(
     how: Literal["scope", "native"], backend: Literal["asyncio", "trio"]
 ) -> None:
@@ -544,10 +593,29 @@ def test_a_drained_run_can_be_cancelled_at_any_moment(
                 await run.wait_ended()
 
         await attempt(drained)
-        async with Runtime() as runtime:
-            result = await app.run(
-                {"items": ITEMS}, id="run", inputs={"bodies": bodies}, runtime=runtime
-            )
+        state, inputs = {"items": ITEMS}, {"bodies": bodies}
+        result = await app.run(state, id="run", inputs=inputs)
         assert len(result.state["bs"]) == len(ITEMS)
 
-    assert cancel_everywhere(scenario, how=how, backend=backend, limit=60) > 5
+    assert cancel_everywhere(scenario, how=how, backend=backend, limit=25) > 5
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_wherever_its_process_dies_while_it_is_drained_it_goes_on(
+    backend: Literal["asyncio", "trio"],
+) -> None:
+    async def scenario(store: Store) -> Any:
+        app, bodies = Application(PROGRAMS["nested"], name="app", store=store), Bodies()
+        async with Runtime() as runtime:
+            run = await start(runtime, app, bodies)
+            await anyio.sleep(1.5)
+            run.drain()
+            await run.wait_ended()
+            result = await app.run(id="run", inputs={"bodies": bodies}, runtime=runtime)
+        return result.state.to_plain()
+
+    def check(recovery: Recovery[Any]) -> None:
+        assert recovery.result == recovery.clean
+
+    assert crash_everywhere(scenario, check, backend=backend, limit=10) > 5
