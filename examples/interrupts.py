@@ -83,6 +83,10 @@ class Interruptible:
         self._scope.cancel()
 
 
-async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
-    """Do `work` until it ends or a signal cancels it; return whether a signal did."""
-    return await Interruptible().do(work) == "interrupted"
+async def until_interrupted(
+    work: Callable[[], Awaitable[object]], settle: Callable[[], Awaitable[None]] = _at_once
+) -> bool:
+    """Do `work` until it ends, or a signal comes and `settle` is done; return whether one came."""
+    interruptible = Interruptible(settle)
+    await interruptible.do(work)
+    return interruptible.asked == "interrupted"

@@ -63,7 +63,8 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def simply(work: Callable[[], Any]) -> bool:  # virtual clocks know no signals
+    # Virtual clocks know no signals.
+    async def simply(work: Callable[[], Any], _settle: object = None) -> bool:
         await work()
         return False
 
