@@ -236,6 +236,11 @@ def test_children_of_a_drained_run_wait_for_no_answer():
     assert line.text == "halted: enough · 3 done · 1 halted"
 
 
+def test_a_run_that_starts_nothing_more_says_so():
+    found = report({"action": 1.0}, draining="the week is over")
+    assert said(report=found).text.startswith("starts nothing more: the week is over · 12,431 of")
+
+
 def test_the_leader_of_a_race_is_named():
     race = LiveStep(path=ROOT, step="race", visit=0, in_flight=2, leader="gpt")
     found = parse_report(report_text(report({"action": 1.0}, steps=(race,))))

@@ -248,5 +248,7 @@ class Report:
     """How many fan-outs under way are left out of ``steps``."""
     is_over: bool = False
     """Whether the execution has ended: this is its last report."""
+    draining: str = ""
+    """Why the run starts nothing more (see ``RunHandle.drain``); empty as long as it does."""
     costs: Mapping[str, float] = field(default_factory=dict[str, float])
     """What was charged so far, by the name of the limit with ``cost=``."""

@@ -31,6 +31,7 @@ from .root_run import RootRun
 logger = logging.getLogger("shoal")
 
 BY_WATCHER = "a watcher cancelled it"
+DRAINED_BY_WATCHER = "a watcher drained it"
 
 
 def carry_out(root: RootRun, command: Command, limiters: Mapping[str, Limiter]) -> None:
@@ -49,6 +50,8 @@ def carry_out(root: RootRun, command: Command, limiters: Mapping[str, Limiter]) 
         root.cancel(_reason(arguments))
     elif command.kind == "cancel child":
         _cancel_child(root, arguments)
+    elif command.kind == "drain":
+        root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
     elif command.kind == "answer":
         _answer(root, arguments)
     elif command.kind == "change limits":

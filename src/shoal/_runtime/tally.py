@@ -237,9 +237,10 @@ class Tally:
         """
         steps: tuple[LiveStep, ...] = ()
         longest: tuple[LiveRun, ...] = ()
-        in_flight = omitted = 0
+        in_flight, omitted, draining = 0, 0, ""
         if self._last is not None:
             run, living, sample = self._last
+            draining = shown(run, run.config.execution.drain.reason or "")
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
             steps = tuple([self._step(group, sample) for group in groups])
@@ -279,6 +280,7 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            draining=draining,
             costs=costs or {},
         )
 

@@ -136,6 +136,7 @@ class Command:
                           root's child down to the one that is meant (a number of
                           more than 64 bits as a list with its hexadecimal digits);
                           ``reason``
+    ``"drain"``           ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
                           ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
@@ -145,7 +146,7 @@ class Command:
 
     run_id: str
     """The root run."""
-    kind: Literal["cancel", "cancel child", "answer", "change limits"]
+    kind: Literal["cancel", "cancel child", "drain", "answer", "change limits"]
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """JSON; see the table above."""
 

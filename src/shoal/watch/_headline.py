@@ -19,6 +19,7 @@ from ._words import about, length, many, number, pace, percent
 
 Part = Literal[
     "status",
+    "draining",
     "step",
     "done",
     "failed",
@@ -382,6 +383,8 @@ def headline(
         parts.append(("status", _status(status, is_lost, why, elapsed)))
     elif not about_now:
         parts.append(("status", f"running {at}" if at else "running"))
+    if runs and report is not None and report.draining:
+        parts.append(("draining", f"starts nothing more: {report.draining}"))
     if step:
         parts.append(("step", now[0].title or step))
     if about_now:
