@@ -77,7 +77,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def soak(session: nox.Session) -> None:
     """Run slow tests and full sweeps, then the tests of the gate under each starter."""
-    install(session, "test", extras="[examples]")
+    install(session, "test", "peers", extras="[examples]")
     install_services(session)
     session.env["SHOAL_EVERYWHERE"] = "1"
     session.run("pytest", "-m", "slow or sweep", "--timeout=1200", *session.posargs)

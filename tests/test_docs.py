@@ -175,6 +175,7 @@ def test_llms_txt_lists_the_pages_for_users() -> None:
 
 
 def test_the_reference_has_each_public_name_once() -> None:
+    import shoal.burr
     import shoal.events
     import shoal.fastapi
     import shoal.rates
@@ -190,7 +191,7 @@ def test_the_reference_has_each_public_name_once() -> None:
     ]
     assert len(found) == len(set(found))
     modules = (shoal, shoal.events, shoal.types, shoal.stores, shoal.rates, shoal.watch)
-    modules = (*modules, shoal.errors, shoal.testing, shoal.fastapi)
+    modules = (*modules, shoal.errors, shoal.testing, shoal.fastapi, shoal.burr)
     whole = {name for name in found if name in sys.modules}
     for module in modules:
         if module.__name__ in whole:
@@ -237,7 +238,8 @@ def test_each_extra_is_in_the_reference_and_has_code_behind_it() -> None:
     for extra in set(listed) - {"examples"}:
         for requirement in extras[extra]:
             (package,) = re.findall(r"^[\w-]+", requirement)
-            module = {"opentelemetry-api": "opentelemetry"}.get(package, package)
+            names = {"opentelemetry-api": "opentelemetry", "apache-burr": "burr"}
+            module = names.get(package, package)
             assert re.search(rf"(from |import |\"){module}\b", code), requirement
 
 

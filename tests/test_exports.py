@@ -48,10 +48,12 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "ReadsInParts",
     "RunHandle",
     "SavedRun",
+    "Steers",
     "Store",
 }
 HAVE_NO_DOCSTRING = {
     "__version__",
+    "CommandKind",
     "Entry",
     "EntryKind",
     "ExecutorName",

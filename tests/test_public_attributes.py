@@ -64,7 +64,7 @@ SHOWN: dict[Callable[[], object], str] = {
     lambda: Limits(1): "n",
     first: "accept n",
     lambda: Retry(2, on=OSError): "attempts budget cap delay factor initial is_for jitter on total",
-    lambda: Each(timeout=1): "breaker retry timeout",
+    lambda: Each(timeout=1): "breaker retry timeout work_timeout",
     lambda: Tolerate(count=1): "after count is_exceeded share",
     lambda: Rate(1): "burst k per",
     lambda: State(
@@ -75,8 +75,8 @@ SHOWN: dict[Callable[[], object], str] = {
 
 CLASSES: dict[type, str] = {  # those that only a run makes
     Context: (
-        "ask attempt charge deadline depth emit fan_out idempotency_key key note parent path "
-        "run_id span step"
+        "ask attempt charge deadline depth emit fan_out idempotency_key key learn note parent "
+        "path run_id span step"
     ),
     ChildGroup: "cancel cancel_child start start_each",
     RunResult: (

@@ -7,6 +7,7 @@ prints the rows of the table on that page. tests/test_programs.py compares them.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "docs" / "programs"
 NAMES = ("map", "race", "crawl", "review", "service", "search")
-KINDS = ("asyncio", "shoal")
+PEERS = {"crawl": "crawlee", "service": "dbos"}
+"""Where it isn't LangGraph: the libraries with a store that do the most of the program for one."""
 
 DRIVER = """
-import asyncio, os, sys
+import asyncio, json, os, sys
 sys.path.insert(0, sys.argv[1])
 import world
 main = __import__(sys.argv[2]).main
@@ -41,6 +43,8 @@ async def drive():
         ended = None
     world.note("over", type(ended).__name__)
     await asyncio.sleep(0.3)  # whatever goes on writes it down now
+    result = None if ended or task.cancelled() else task.result()
+    world.note("result", json.dumps(result, sort_keys=True))
 
 asyncio.run(drive())
 """
@@ -56,11 +60,18 @@ class Row:
     after_failure: int
     after_cancellation: int
     goes_on: int
+    right: int
+    """How many of the three second runs return what a clean run returns."""
 
     def cells(self) -> str:
         """Return the cells of the page's table."""
         lost = (self.after_kill, self.after_failure, self.after_cancellation, self.goes_on)
-        return " | ".join(str(one) for one in (self.lines, self.calls, *lost))
+        return " | ".join(str(one) for one in (self.lines, self.calls, *lost, self.right))
+
+
+def kinds(name: str) -> tuple[str, str, str]:
+    """Return with what a program is written, as its files' names say it."""
+    return "asyncio", PEERS.get(name, "langgraph"), "shoal"
 
 
 def run(program: str, folder: Path, trouble: Mapping[str, str] | None = None) -> list[list[str]]:
@@ -89,17 +100,19 @@ def measure(name: str, kind: str) -> Row:
     program = f"{name}_{kind}"
     source = (PROGRAMS / f"{program}.py").read_text("utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        clean = names(run(program, Path(folder)), "begin")
+        log = run(program, Path(folder))
+    clean, expected = names(log, "begin"), returned(name, log)
     middle = len(clean) * 6 // 10
     lost: list[int] = []
-    goes_on = 0
+    goes_on = right = 0
     for trouble in ({"KILL_AT": str(middle)}, {"FAIL": clean[middle]}, {"CANCEL_AT": str(middle)}):
         with tempfile.TemporaryDirectory() as folder:
             first = run(program, Path(folder), trouble)
             again = run(program, Path(folder))
         lost.append(len({*names(first, "end")} & {*names(again, "begin")}))
-        kinds = [one for one, _ in first]
-        goes_on += len(kinds) - kinds.index("over") - 1 if "over" in kinds else 0
+        said = [one for one, _ in first if one != "result"]
+        goes_on += len(said) - said.index("over") - 1 if "over" in said else 0
+        right += returned(name, again) == expected
     return Row(
         lines=sum(bool(line.strip()) for line in source.splitlines()),
         calls=len(clean),
@@ -107,10 +120,19 @@ def measure(name: str, kind: str) -> Row:
         after_failure=lost[1],
         after_cancellation=lost[2],
         goes_on=goes_on,
+        right=right,
     )
+
+
+def returned(name: str, log: list[list[str]]) -> object:
+    """Return what a program returned; of a race only to which questions there are answers."""
+    (said,) = names(log, "result")
+    result = json.loads(said)
+    # Where the model fails that wins otherwise, the other one's answer is right.
+    return sorted(result) if name == "race" and result else result
 
 
 if __name__ == "__main__":
     for one in sys.argv[1:] or NAMES:
-        for kind in KINDS:
+        for kind in kinds(one):
             print(f"| {one}, {kind} | {measure(one, kind).cells()} |")

@@ -207,26 +207,29 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError DepthExceeded "
-        "Halting HookFailed IncompleteStream InputChanged InvalidState LeaseLost MissingField "
-        "MissingInput NoApplication NoTransition NoWorker NotData NotDecodable NotEncodable "
-        "NotSendable Poisoned RateUnavailable Rejected RemoteError SavedError SecretLeaked "
-        "SpuriousCancel StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
+        "BadAnswer BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError "
+        "DepthExceeded Halting HookFailed IncompleteStream InputChanged InvalidState "
+        "LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker NotData "
+        "NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
+        "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
+        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
         "UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
         "Event Extend GraceExceeded Increment Item LeaderChanged LeadingItems Missed Operation "
-        "Put PutWithin RunEnded RunStarted Set SpanStarted StateUpdated StepEnded StepStarted "
-        "Update WaitEnded Waiting"
+        "Put PutWithin RunEnded RunStarted RunSteered Set SpanStarted StateUpdated StepEnded "
+        "StepStarted Update WaitEnded Waiting"
     ),
     "executors": "Executor ExecutorName Processes Ray Threads",
-    "rates": ("RateBackend RateReply RateRequest RateState reckon"),
+    "rates": (
+        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+    ),
     "stores": (
-        "Batch Beginning Bin Browses CachesResults ChildRecord Command Completed DoneChild Entry "
-        "EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes QuestionAnswered "
-        "QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary SavedRun StepBegun "
-        "StepTally Store StoredEntry StoredReport replay"
+        "Batch Beginning Bin Browses CachesResults ChildRecord Command CommandKind Completed "
+        "DoneChild Entry EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes "
+        "QuestionAnswered QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary "
+        "SavedRun Steered Steers StepBegun StepTally Store StoredEntry StoredReport replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
@@ -236,6 +239,18 @@ _MOVED = {
 }
 """Names that stood in ``shoal`` before, or that are looked for there, by the module that has them
 now. Stores write them as ``shoal:Name``."""
+
+_OF_BURR = {
+    "ApplicationBuilder": "Application(Graph((a, b), ...))",
+    "GraphBuilder": "Graph((a, b), (b, c, when(...)))",
+    "RunnableGraph": "Graph, or graph.part(entry=..., ends_after=[...])",
+    "SubGraphTask": "Task(act, {field: ...}, key=...)",
+    "TaskBasedParallelAction": "ParallelAction",
+    "default": "an edge without a condition",
+    "expr": "when(lambda n: n < 3)",
+    "streaming_action": "@action on an async generator function",
+}
+"""Names of Burr's that are looked for here, and what is written instead."""
 
 _HOMES = {
     name: f"{__name__}.{module}"
@@ -261,6 +276,11 @@ def _get(name: str) -> object:
     home = _HOMES.get(name)
     if home is None and name in _MOVED:
         return importlib.import_module(f"{__name__}.{name}")
+    if home is None and name in _OF_BURR:
+        msg = f"{__name__} has no {name}; instead of Burr's, write: {_OF_BURR[name]}"
+        if sys._getframe(2).f_code.co_name == "_handle_fromlist":
+            raise ImportError(msg, name=__name__)
+        raise AttributeError(msg)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in __all__ and not _is_pickled(name):

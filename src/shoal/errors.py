@@ -20,6 +20,7 @@ Examples:
 from __future__ import annotations
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     BadKey,
     BadResult,
     BadUse,
@@ -44,7 +45,9 @@ from shoal._errors.exceptions import (
     NotEncodable,
     NoTransition,
     NotSendable,
+    NotSteered,
     NoWorker,
+    Overloaded,
     Poisoned,
     RateUnavailable,
     Rejected,
@@ -71,6 +74,7 @@ from shoal._errors.exceptions import (
 )
 
 __all__ = [
+    "BadAnswer",
     "BadKey",
     "BadResult",
     "BadUse",
@@ -96,6 +100,8 @@ __all__ = [
     "NotDecodable",
     "NotEncodable",
     "NotSendable",
+    "NotSteered",
+    "Overloaded",
     "Poisoned",
     "RateUnavailable",
     "Rejected",

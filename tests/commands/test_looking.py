@@ -241,7 +241,7 @@ def test_a_child_is_found_by_its_id(file: Path, capsys: Any):
 def test_a_run_under_way_is_shown_with_its_last_report(
     tmp_path: Path, terminal: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     path = tmp_path / "now.db"
     root = RunPath(run_id="now")
     child = RunPath(parent=root, step="pages", act="fetch", key="x")

@@ -42,7 +42,7 @@ async def check(name: str, store: Store, executed: str) -> None:
     assert ran == {}, "what has ended is told, and nothing runs"
 
 
-@pytest.mark.parametrize("layout", [4, 5])
+@pytest.mark.parametrize("layout", [4, 5, 6])
 @pytest.mark.parametrize("name", RUNS)
 async def test_runs_of_an_earlier_version_are_resumed(name: str, layout: int, tmp_path: Path):
     file = tmp_path / "runs.db"
@@ -52,7 +52,7 @@ async def test_runs_of_an_earlier_version_are_resumed(name: str, layout: int, tm
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("layout", [3, 4])
+@pytest.mark.parametrize("layout", [3, 4, 5])
 @pytest.mark.parametrize("name", RUNS)
 async def test_runs_in_a_schema_of_an_earlier_version_are_resumed(
     name: str, layout: int, postgres: PostgresServer

@@ -619,10 +619,10 @@ async def test_runs_without_a_common_runtime_share_nothing(where: str):
     assert anyio.current_time() == pytest.approx(2)
 
 
-async def test_one_limits_on_two_owners_counts_for_each():
-    gauge, limits = Gauge(), Limits(1)
-    one = Application(many(sleeper(gauge, name="one", limits=limits)), limits=limits)
-    two = Application(many(sleeper(gauge, name="two", limits=limits)), limits=limits)
+async def test_equal_limits_on_two_owners_count_for_each():
+    gauge = Gauge()
+    one = Application(many(sleeper(gauge, name="one", limits=Limits(1))), limits=Limits(1))
+    two = Application(many(sleeper(gauge, name="two", limits=Limits(1))), limits=Limits(1))
     async with freed_runtime() as runtime:
         await together(runtime, one, two)
     assert gauge.peak == {"leaf": 2, "one": 1, "two": 1}

@@ -32,7 +32,7 @@ from shoal import (
     fan_out,
 )
 from shoal.errors import BadResult, BadUse, DefinitionError
-from shoal.events import Waiting
+from shoal.events import AttemptEnded, Waiting
 from shoal.rates import MemoryRates
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
 from shoal.types import Ended
@@ -643,7 +643,7 @@ async def test_limits_that_are_refused_change_nothing():
             limiter.change(
                 Limits(1, by=lambda state: key) & Limits(3, rate=shared, by=lambda state: key)
             )
-        assert limiter.limits is limits
+        assert limiter.limits == limits
         assert [one.slots for one in limiter.statistics()] == [2, 3]
         assert [one.limits for one in limiter.statistics()] == list(map(repr, limits.parts))
     assert starts.times() == pytest.approx([0, 0, 1, 1, 2], abs=0.1)
@@ -1403,7 +1403,11 @@ async def test_limits_show_what_they_are_and_how_they_are_used():
 # -- when a rate is charged ------------------------------------------------------------------------
 
 
-async def test_a_fan_outs_rate_is_charged_for_starts_and_retries_and_not_for_further_steps():
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_fan_outs_rate_is_charged_for_starts_done_anew_and_not_for_further_steps(
+    nested: bool,
+):
+    """A child that is retried goes before the other one; only its first step pays the rate."""
     starts: list[tuple[str, int, float]] = []
 
     def step(name: str, field: str) -> Any:
@@ -1411,22 +1415,25 @@ async def test_a_fan_outs_rate_is_charged_for_starts_and_retries_and_not_for_fur
         async def step(n: int) -> None:
             starts.append((name, n, anyio.current_time()))
             tries = sum(one[:2] == (name, n) for one in starts)
-            if name == "second" and n == 0 and tries < 3:
+            if n == 0 and tries < {"first": 2, "second": 3}[name]:
                 raise ConnectionError
 
         return step
 
-    again = Retry(3, on=ConnectionError, initial=0.25, jitter=0)
+    again = Retry(9, on=ConnectionError, initial=0.125, factor=1, jitter=0)
     child = Graph.chain(step("first", "x"), step("second", "out"), name="child")
-    await Application(many(child, Limits(rate=Rate(1)), each=Each(retry=again))).run({"ns": [0, 1]})
-    # the retried child goes before the other one, which has not started
+    # Nested, both are in the first step of the child.
+    child = Graph.chain(child, name="outer") if nested else child
+    fan = many(child, Limits(rate=Rate(1)), take="out", each=Each(retry=again))
+    await Application(fan).run({"ns": [0, 1]})
     assert starts == [
         ("first", 0, 0),
-        ("second", 0, 0),
+        ("first", 0, 1),
         ("second", 0, 1),
-        ("second", 0, 2),
-        ("first", 1, 3),
-        ("second", 1, 3),
+        ("second", 0, 1.125),
+        ("second", 0, 1.25),
+        ("first", 1, 2),
+        ("second", 1, 2),
     ]
 
 
@@ -1526,6 +1533,94 @@ async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
     assert len(plain) == 300
     ahead = 64 * 4  # the retries of children that had their turns when the first one failed
     assert plain[-1] <= 2 * 300 + ahead, "of 1,800 calls"
+
+
+@pytest.mark.parametrize("retries", ["action", "child"])
+@pytest.mark.parametrize("where", ["action", "fan-out", "key", "application"])
+@pytest.mark.parametrize("delay", [0.25, 1.5, 2.5])
+async def test_next_in_is_when_the_next_attempt_begins(where: str, retries: str, delay: float):
+    """Also if the rate has its next turn later, and others use up its turns until then."""
+    starts: list[tuple[int, float]] = []
+    hook = RecordingHook()
+    limits = Limits(rate=Rate(1), by=(lambda state: 0) if where == "key" else None)
+    again = Retry(2, on=ConnectionError, initial=delay, jitter=0)
+
+    @action(
+        reads=["n"], writes=["out"],
+        limits=limits if where in ("action", "key") else None,
+        retry=again if retries == "action" else None,
+    )  # fmt: skip
+    async def work(n: int) -> None:
+        starts.append((n, anyio.current_time()))
+        if n == 1 and [one[0] for one in starts].count(1) == 1:
+            raise ConnectionError
+
+    step = many(
+        work,
+        limits if where == "fan-out" else None,
+        each=Each(retry=again if retries == "child" else None, timeout=60),
+    )
+    app = Application(step, limits=limits if where == "application" else None, hooks=[hook])
+    await app.run({"ns": range(6)})
+    (failed,) = [one for one in hook.of(AttemptEnded) if one.error is not None]
+    first, second = (at for n, at in starts if n == 1)
+    assert failed.next_in == pytest.approx(second - first)
+    assert second - first == {0.25: 1, 1.5: 2, 2.5: 3}[delay]
+
+
+async def test_next_in_knows_of_a_pause():
+    starts: list[tuple[int, float]] = []
+    hook = RecordingHook()
+    again = Retry(2, on=ConnectionError, initial=1, jitter=0)
+
+    @action(reads=["n"], writes=["out"], retry=again, limits=Limits(9, by=lambda state: 0))
+    async def work(n: int) -> None:
+        starts.append((n, anyio.current_time()))
+        if len(starts) < 3:
+            await anyio.sleep(n)
+            raise RetryLater(5) if n == 0 else ConnectionError
+
+    await Application(many(work), hooks=[hook]).run({"ns": [0, 1]})
+    assert sorted(starts[:2]) == [(0, 0), (1, 0)]
+    assert starts[2:] == [(1, 5), (0, 5)]
+    assert [one.next_in for one in hook.of(AttemptEnded) if one.error is not None] == [4]
+
+
+async def test_an_attempt_that_a_rate_lets_begin_too_late_is_not_waited_for():
+    again = Retry(3, on=ConnectionError, initial=1, jitter=0, total=5)
+    hook = RecordingHook()
+
+    @action(reads=["n"], writes=["out"], retry=again, limits=Limits(rate=Rate(1, per=10)))
+    async def fail(n: int) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError) as caught:
+        await Application(fail, hooks=[hook]).run({"n": 0})
+    assert anyio.current_time() == 0
+    assert "shoal: not tried again after attempt 1: 5 s are over" in caught.value.__notes__
+    assert [one.next_in for one in hook.of(AttemptEnded)] == [None]
+
+
+@pytest.mark.parametrize("where", ["action", "runtime"])
+async def test_the_retry_of_a_root_run_goes_before_first_attempts(where: str):
+    """A root run has no place in flight, and comes back ahead of others all the same."""
+    calls: list[int] = []
+    limits = Limits(rate=Rate(1))
+    again = Retry(3, on=ConnectionError, initial=0.5, factor=1, jitter=0)
+
+    @action(reads=["n"], writes=["out"], retry=again, limits=limits if where == "action" else None)
+    async def flaky(n: int) -> None:
+        calls.append(n)
+        if n == 0 and calls.count(0) < 3:
+            raise ConnectionError
+
+    app = Application(flaky)
+    runtime_limits = limits if where == "runtime" else None
+    async with Runtime(limits=runtime_limits) as runtime, anyio.create_task_group() as tasks:
+        for n in range(6):
+            tasks.start_soon(runtime.run, app, {"n": n})
+            await anyio.sleep(0.01)
+    assert calls == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("where", ["action", "application", "runtime"])

@@ -410,7 +410,7 @@ async def test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it
             ends.append((anyio.current_time(), repr(ended.error)))
             return n
 
-    @action(reads=["n"], writes=["out"], retry=evenly(9, total=5))
+    @action(reads=["n"], writes=["out"], retry=evenly(9, total=5, initial=3))
     async def act(n: int) -> int:
         starts.append((anyio.current_time(), n))
         if n == 1:
@@ -418,7 +418,7 @@ async def test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it
         await anyio.sleep(10)
         return n
 
-    app = Application(act, limits=Limits(1, adapt=Seen()) & Limits(rate=Rate(1, per=4)))
+    app = Application(act, limits=Limits(1, adapt=Seen()) & Limits(rate=Rate(1, per=2)))
     async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
 
         async def other(after: float, n: int) -> None:
@@ -429,9 +429,9 @@ async def test_an_attempt_that_comes_too_late_pays_nothing_and_no_policy_sees_it
         tasks.start_soon(other, 1.5, 3)
         with pytest.raises(ConnectionError):
             await runtime.run(app, {"n": 1})
-    # The first run is granted its slot at 14, when its attempt would come too late.
-    assert starts == [(0, 1), (4, 2), (14, 3)]
-    assert ends == [(0, "ConnectionError()"), (14, "None"), (24, "None")]
+    # The first run is granted its slot at 12, when its attempt would come too late.
+    assert starts == [(0, 1), (2, 2), (12, 3)]
+    assert ends == [(0, "ConnectionError()"), (12, "None"), (22, "None")]
 
 
 async def test_a_function_that_cannot_decide_raises_its_own_error():

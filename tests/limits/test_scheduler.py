@@ -57,7 +57,9 @@ class Unit:
 
     def __init__(self) -> None:
         self.turn_due = self.turns_since = 0.0
+        self.held_at: Gate | None = None
         self.costs: Costs | None = None
+        self.let_in: set[object] | None = None
 
 
 class Log:

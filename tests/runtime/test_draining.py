@@ -36,11 +36,12 @@ from shoal import (
     first_item,
     quorum,
 )
-from shoal.errors import BadUse
+from shoal.errors import BadUse, NotSteered
 from shoal.events import ChildEnded, ChildHalted, ChildStarted, RunEnded, RunStarted
 from shoal.stores import Store
 from shoal.testing import RecordingHook, Recovery, cancel_everywhere, crash_everywhere, no_leaks
 from shoal.types import Act
+from shoal.watch import Control
 from tests.sweeps import EVERYWHERE
 
 pytestmark = pytest.mark.anyio
@@ -465,6 +466,40 @@ async def test_a_reason_is_text() -> None:
         run = await start(runtime, Application(PROGRAMS["map"]), Bodies())
         with pytest.raises(TypeError, match="takes a string"):
             run.drain(3)  # pyright: ignore[reportArgumentType]
+
+
+async def test_a_paused_run_is_drained_and_stays_paused() -> None:
+    bodies, store = Bodies(), MemoryStore()
+    app = Application(PROGRAMS["action's slots"], store=store)
+    async with no_leaks(), Runtime() as runtime:
+        run = await start(runtime, app, bodies)
+        await anyio.sleep(0.5)
+        await run.pause("the service is down")
+        await anyio.sleep(60)  # what ran has ended, and its next steps are held
+        begun = len(bodies.begun)
+        run.drain("home")
+        assert await run.wait_ended() == "halted"
+        run = await start(runtime, app, bodies)
+        await anyio.sleep(60)
+        assert run.status is None
+        assert len(bodies.begun) == begun
+        await run.resume()
+        assert (await run.result()).state["bs"] == {n: 10 * n for n in ITEMS}
+    assert len(set(bodies.done)) == len(bodies.done)
+
+
+async def test_another_process_drains_it_and_that_is_on_record() -> None:
+    bodies, store = Bodies(), MemoryStore()
+    async with Runtime(store=store, watch=True) as runtime:
+        run = await start(runtime, Application(PROGRAMS["steps"]), bodies)
+        await anyio.sleep(0.5)
+        record = await Control(store, by="ops").drain("run", "a rollout")
+        assert (record.what, record.by, record.reason) == ("drain", "ops", "a rollout")
+        assert await run.wait_ended() == "halted"
+        assert run.reason == "a rollout"
+        with pytest.raises(NotSteered, match="no process executes run run now"):
+            await Control(store).drain("run")
+    assert not bodies.cut
 
 
 # -- runtimes ------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, TypedDict, assert_never, assert_type
 
+import anyio.from_thread
 from pydantic import BaseModel
 
 import shoal
@@ -100,7 +101,7 @@ from shoal.events import (
     StepStarted,
     Update,
 )
-from shoal.stores import replay
+from shoal.stores import Steered, replay
 from shoal.testing import RecordingHook
 from shoal.types import (
     Act,
@@ -118,7 +119,7 @@ from shoal.types import (
     RunEvents,
     Until,
 )
-from shoal.watch import draw
+from shoal.watch import Control, draw
 from shoal.watch.logging import LogContext
 from shoal.watch.telemetry import OpenTelemetry
 
@@ -842,3 +843,27 @@ def telemetry(store: SQLiteStore, logger: logging.Handler) -> None:
     hooks: Sequence[Hook] = [OpenTelemetry(children="off", store=store), context]
     OpenTelemetry(children="some")  # pyright: ignore[reportArgumentType]
     OpenTelemetry(store=MemoryStore())
+
+
+class Verdict(TypedDict):
+    merge: bool
+
+
+async def typed_answers(context: Context) -> None:
+    assert_type(await context.ask("a"), Any)
+    assert_type(await context.ask("a", {"any": "thing"}, answer=Verdict), Verdict)
+    assert_type(await context.ask("a", answer=float), float)
+    assert_type(await context.ask("a", "?", list[int]), list[int])
+    assert_type(await context.ask("a", answer=Literal["yes", "no"]), Any)
+    assert_type(await context.ask("a", answer={"type": "integer"}), Any)
+    assert_type(anyio.from_thread.run(context.ask, "a", None, int), int)
+
+
+async def steering(run: RunHandle[Any], store: MemoryStore) -> None:
+    await run.pause("the service is down", by="ops")
+    assert_type(run.paused, Steered | None)
+    control = Control(store, by="ops")
+    assert_type(await control.pause("id"), Steered)
+    assert_type(await control.resume("id"), Steered | None)
+    await control.change_limit("id", "runtime", n=3, rate=2.5)
+    Control("runs.db")  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ Functions over a run:
 
 - ``walk`` goes along the graph, step after step.
 - ``call`` executes one step; ``attempts`` bounds and retries it, ``streaming`` reads its items.
+- ``child_time``: the timeouts of a child, and what it waits for.
 - ``worker_deaths`` goes on after the death of a worker that an action was called in.
 - ``commit`` is the only way to change a state; ``publish`` sends events to hooks, in order.
 - ``replay`` finds the step at which an earlier execution stopped.
@@ -15,6 +16,7 @@ Functions over a run:
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
+- ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``: needed
   by few runs.

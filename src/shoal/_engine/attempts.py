@@ -33,7 +33,8 @@ from shoal._concurrency.watchdog import Part, Watched
 from shoal._errors.exceptions import Poisoned, StepTimeout, note
 from shoal._limits.retry import Retry
 
-from .permits import wait_without_slot
+from .child_time import ChildTime, Countdown, in_words, time_of
+from .permits import starts_in, wait_without_slot
 from .publish import publish_attempt_ended
 from .run import Run
 
@@ -52,7 +53,9 @@ async def within(
     what: Callable[[], str],
     cause: Callable[[], Exception | None] | None = None,
     keeps_late: bool = False,
-    time: AttemptTime | None = None,
+    time: AttemptTime | Countdown | None = None,
+    waited: Callable[[], dict[str, float]] | None = None,
+    named: str = "timeout",
 ) -> T:
     """Await the coroutine that ``attempt`` makes, and cancel it after ``seconds``.
 
@@ -64,7 +67,10 @@ async def within(
         cause: Returns the exception that the error is raised from.
         keeps_late: Whether a result that comes after the deadline counts. It does for a child:
             its walk looks for the timeout before each save, and a saved success stays one.
-        time: Given to a pool, which stops the time while the attempt waits for a worker.
+        time: Stops meanwhile. A pool stops that of an attempt which waits for a worker, and a hold
+            of the execution that of a child.
+        waited: Returns what the attempt has waited for, for the error.
+        named: The argument by which the user gave the timeout.
 
     Raises:
         StepTimeout: The attempt was cancelled at its deadline and has ended, or it returned after
@@ -102,7 +108,7 @@ async def within(
                 raise
         else:
             if scope.cancel_called:
-                note(error, f"shoal: raised after the timeout of {seconds:g} s")
+                note(error, f"shoal: raised after the {named} of {seconds:g} s")
             raise
     finally:
         if watched is not None:
@@ -112,9 +118,23 @@ async def within(
     # The attempt may have swallowed an outer cancellation together with its own; see
     # test_what_returns_late_and_was_cancelled_from_outside_too_is_cancelled.
     await checkpoint_if_cancelled()
-    raise StepTimeout(f"{what()} took longer than its timeout of {seconds:g} s") from (
+    raise too_long(what(), named, seconds, {} if waited is None else waited()) from (
         None if cause is None else cause()
     )
+
+
+def too_long(what: str, named: str, seconds: float, waited: dict[str, float]) -> StepTimeout:
+    """Return the error of a timeout.
+
+    Args:
+        what: What took too long.
+        named: The argument by which the user gave the timeout.
+        seconds: The timeout.
+        waited: The seconds of waiting, by what for. A ``work_timeout`` doesn't count them.
+    """
+    beside = named != "timeout"
+    msg = f"{what} took longer than its {named} of {seconds:g} s{in_words(waited, beside=beside)}"
+    return StepTimeout(msg, waited)
 
 
 @final
@@ -125,12 +145,30 @@ class AttemptTime:
     may, or it is at another call, which may take longer. That is not the attempt's fault.
     """
 
-    __slots__ = ("_clock", "_parts", "_scope", "_seconds", "_watchdog", "_watched", "deadline")
+    __slots__ = (
+        "_child",
+        "_clock",
+        "_is_stopped",
+        "_parts",
+        "_scope",
+        "_seconds",
+        "_watchdog",
+        "_watched",
+        "deadline",
+    )
 
-    def __init__(self, seconds: float, run: Run) -> None:
-        """Begin nothing yet."""
+    def __init__(self, seconds: float | None, run: Run) -> None:
+        """Begin nothing yet.
+
+        Args:
+            seconds: The timeout of the attempt; None: only the child has one.
+            run: The run that the attempt belongs to.
+        """
         self.deadline: float = math.inf
-        self._seconds = seconds
+        self._seconds = math.inf if seconds is None else seconds
+        # Both for the child, whose timeouts count such a wait as one.
+        self._child: ChildTime | None = time_of(run)
+        self._is_stopped = False
         self._clock = run.config.services.clock
         self._watchdog = run.config.services.watchdog
         self._watched: Watched | None = None
@@ -145,12 +183,16 @@ class AttemptTime:
 
     def stop(self) -> None:
         """See ``TimePort.stop``."""
+        if self._child is not None and not self._is_stopped:
+            self._is_stopped = True
+            self._child.begin_wait("a worker")
         if self._scope is not None and not self._scope.cancel_called:
             self.deadline = self._scope.deadline = math.inf
             self._unwatch()
 
     def start(self) -> None:
         """See ``TimePort.start``."""
+        self._go_on()
         scope, parts = self._scope, self._parts
         if scope is None or parts is None or scope.cancel_called or self.deadline < math.inf:
             return
@@ -159,8 +201,14 @@ class AttemptTime:
 
     def end(self) -> None:
         """Stop for good."""
+        self._go_on()
         self._unwatch()
         self._scope = self._parts = None
+
+    def _go_on(self) -> None:
+        if self._child is not None and self._is_stopped:
+            self._is_stopped = False
+            self._child.end_wait()
 
     def _unwatch(self) -> None:
         watched, self._watched = self._watched, None
@@ -179,7 +227,18 @@ def _parts(run: Run, coroutine: object) -> tuple[Part]:
 class Tries:
     """The attempts of one step or child, as many as its ``Retry`` allows."""
 
-    __slots__ = ("_account", "_began_at", "_is_on", "_retry", "_run", "_services", "count", "last")
+    __slots__ = (
+        "_account",
+        "_began_at",
+        "_hold",
+        "_is_on",
+        "_retry",
+        "_run",
+        "_services",
+        "count",
+        "last",
+        "next_in",
+    )
 
     def __init__(self, retry: Retry, run: Run) -> None:
         """Count no attempt yet."""
@@ -187,7 +246,9 @@ class Tries:
         self._run = run
         self._services = services = run.config.services
         self._account = None if retry.budget is None else services.retries.account(retry.budget)
-        self._began_at = 0.0  # set by the first attempt; `Retry.total` counts from here
+        # Set by the first attempt; `Retry.total` counts from here, and holds don't count.
+        self._began_at = 0.0
+        self._hold = run.config.execution.hold
         # Whether an attempt is under way. A failure before `begin`, while waiting for a permit,
         # is not the action's, so it is not retried.
         self._is_on = False
@@ -197,6 +258,9 @@ class Tries:
         # error's traceback leads back to the frame that holds this object.
         self.last: Exception | None = None
         """The failure of the attempt before."""
+        # At least what `pause` has returned last.
+        self.next_in: float = 0.0
+        """Seconds after which the next attempt can begin, as far as limits tell."""
 
     def begin(self) -> None:
         """Count an attempt that begins now.
@@ -206,7 +270,7 @@ class Tries:
         """
         now = self._services.clock()
         if self.last is None:
-            self._began_at = now
+            self._began_at = now - self._hold.seconds()
             if self._account is not None:
                 self._account.earn(now)  # only first attempts earn, so retries can't pay for others
         elif self._is_late(now, self.last):
@@ -215,6 +279,9 @@ class Tries:
             self._run.begin_attempt()
         self._is_on = True
         self.count += 1
+        owner = self._run.slot_owner
+        if owner.retries is not None:
+            owner.retries.last_permit = None
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is none.
@@ -236,7 +303,10 @@ class Tries:
             return None
         pause = retry.delay(self.count, self._services.retries.chance())
         now = self._services.clock()
-        if self._is_late(now + pause, error):
+        # Not only the delay: an attempt that a rate lets begin too late isn't waited for; see
+        # test_an_attempt_that_a_rate_lets_begin_too_late_is_not_waited_for.
+        self.next_in = starts_in(self._run, pause)
+        if self._is_late(now + self.next_in, error):
             return None
         # After all other reasons not to retry: an attempt that isn't made must not be paid for.
         if self._account is not None and not self._account.spend(now):
@@ -250,7 +320,7 @@ class Tries:
     def _is_late(self, at: float, error: Exception) -> bool:
         """Return whether ``Retry.total`` is over at that time; if so, note it in ``error``."""
         total = self._retry.total
-        if total is None or at <= self._began_at + total:
+        if total is None or at - self._hold.seconds() <= self._began_at + total:
             return False
         note(error, f"shoal: not tried again after attempt {self.count}: {total:g} s are over")
         return True
@@ -293,12 +363,25 @@ async def try_again(
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            await publish_attempt_ended(run, failure, pause)
+            late = _too_late(run, tries.next_in)
+            if late is not None:
+                # Not waited for: the child's time is over before its next attempt can begin.
+                await publish_attempt_ended(run, failure, None)
+                raise late from failure
+            await publish_attempt_ended(run, failure, tries.next_in)
         finally:
             failure = None  # breaks the traceback cycle
         # A native cancel that the action left on this task would interrupt the wait below.
         await absorb_stray_cancel(run.config.services.native_cancels)
         await wait_without_slot(run, pause)
+
+
+def _too_late(run: Run, seconds: float) -> StepTimeout | None:
+    """Return the error of a child that has no time for another attempt, in ``seconds``."""
+    time = time_of(run)
+    if time is None or run.config.services.clock() + seconds < time.deadline:
+        return None
+    return time.too_late(seconds)
 
 
 @ki_protected

@@ -44,11 +44,19 @@ from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
 
 from .attempts import AttemptTime, try_step, within
+from .child_time import time_of
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
-from .halting import stop_if_drained, wait_for_permit
-from .permits import pause_keys, take_permit, wait_for_later, wait_turn_without_slot
-from .publish import publish_grace_exceeded, publish_wait_ended, publish_waiting
+from .halting import stop_if_drained
+from .permits import (
+    pause_keys,
+    take_permit,
+    wait_for_later,
+    wait_for_permit,
+    wait_turn_without_slot,
+    wait_while_held,
+)
+from .publish import publish_grace_exceeded
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
@@ -163,7 +171,14 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
     # the threads.
     if config.scopes or action.is_governed or config.executor is not None:
         return _call_admitted(run, action)
+    if config.execution.hold.is_on:
+        return _call_after_hold(run, action)
     return _call(run, action, is_free=True)
+
+
+async def _call_after_hold(run: Run, action: FunctionAction[..., object]) -> Change:
+    await wait_while_held(run)
+    return await _call(run, action, is_free=True)
 
 
 @stands_for("again")
@@ -198,6 +213,8 @@ async def _call_admitted(
             await wait_for_later(run, later.after, is_paused=paused.pop())
             stop_if_drained(run)  # keys that are paused may be open again at once
             later = None
+        if run.config.execution.hold.is_on:
+            await wait_while_held(run)
         # No await between this and the `try` in `_attempt`, which releases the permit: a
         # cancellation in between would leave its slots taken for good.
         permit = take_permit(run, action, pool)
@@ -258,14 +275,13 @@ async def _attempt(
     its policy may fail the attempt.
     """
     call: Call | None = None
+    time: AttemptTime | None = None
     failure: BaseException | None = None
     begun = False  # decides whether the permit is charged (left) or given back (cancelled)
     try:
         # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
-            waiting = await publish_waiting(run, permit)
             await wait_for_permit(run, permit)
-            await publish_wait_ended(run, waiting)
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.
@@ -287,8 +303,7 @@ async def _attempt(
         begun = True
         if pool is not None:
             call = pool.call()
-        time: AttemptTime | None = None
-        if call is not None and action.timeout is not None:
+        if call is not None and (action.timeout is not None or time_of(run) is not None):
             time = AttemptTime(action.timeout, run)
         if action.takes_context or action.is_streaming:
             attempt = partial(_call_emitting, run, action, permit, call, time)
@@ -316,6 +331,9 @@ async def _attempt(
         if isinstance(error, RetryLater):
             # While the permit is held: nothing else with its keys can start before the pause.
             paused.append(pause_keys(run, error.after, permit))
+        is_resumable = action.retry is not None or run.config.is_resumable
+        if permit is not None and is_resumable and isinstance(error, Exception):
+            run.slot_owner.retry_state().last_permit = permit
         raise
     finally:
         try:
@@ -327,6 +345,8 @@ async def _attempt(
         finally:
             # Also if the user's policy raises; see test_a_policy_that_raises_fails_the_attempt.
             failure = None  # breaks the traceback cycle
+            if time is not None:
+                time.end()  # it may have ended while it waited for a worker
             if permit is not None and call is not None:
                 await _leave_worker(run, call, permit)
             elif permit is not None and begun:

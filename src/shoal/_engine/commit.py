@@ -18,10 +18,16 @@ from shoal._concurrency.cancellation import ki_protected
 from shoal._errors.exceptions import HookFailed, NotData, SecretLeaked, UpdateTooLarge
 from shoal._events.events import Decision, Status, Update
 from shoal._state.state import NO_CHANGE, Change, Drop, Set
-from shoal.stores._history import QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from shoal.stores._history import QuestionAnswered, QuestionAsked, Rewound, Steered, StepBegun
 from shoal.stores._protocol import Batch, Beginning, NullStore, SavedRun
 
-from .publish import is_listening, publish_child_rerun, publish_commit, refuse_secrets
+from .publish import (
+    is_listening,
+    publish_child_rerun,
+    publish_commit,
+    publish_run_steered,
+    refuse_secrets,
+)
 from .run import Run
 from .standing import stands_for
 from .unended import end_unended, may_have_children
@@ -55,6 +61,8 @@ class Write(NamedTuple):
     """Questions that the run asks, or answers that were given to it."""
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first commit in this execution."""
+    steered: Sequence[Steered] = ()
+    """Who has answered the questions, if that was told."""
 
 
 SAVE = Write()
@@ -120,7 +128,10 @@ async def commit(run: Run, write: Write) -> None:
         execution.holder,
         write.questions,
         write.step_begun,
+        write.steered,
     )
+    if write.ended is not None and run.path.parent is None:
+        execution.is_over = True
     await execution.save(batch, config.store)
     # Saved, then set, then published: nothing is visible before it is saved. Number and state are
     # one assignment, which a KeyboardInterrupt can't tear; see
@@ -150,6 +161,29 @@ async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
     execution = run.config.execution
     batch = Batch(run, unapplied=children, before=run.head[0], holder=execution.holder)
     await execution.save(batch, run.config.store)
+
+
+@ki_protected
+async def record_steered(run: Run, steered: Steered) -> bool:
+    """Save and publish that a root run is steered from outside.
+
+    Any task may call this: no state changes, so the entry need not be in order with the commits of
+    the run's own task.
+
+    Returns False, and does nothing, if the run has ended or is about to.
+
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    execution = run.config.execution
+    if execution.is_over or run.status is not None:
+        return False
+    if run.config.secrets.names:
+        refuse_secrets(run, (steered.by, steered.arguments), f"how run {run.path.id} is steered")
+    batch = Batch(run, before=run.head[0], holder=execution.holder, steered=(steered,))
+    await execution.save(batch, run.config.store)
+    await publish_run_steered(run, steered)
+    return True
 
 
 async def commit_unapplied(run: Run, children: Sequence[Run]) -> None:

@@ -72,14 +72,18 @@ class RunConfig:
         "keeps",
         "on_item",
         "is_resumable",
+        "is_timed",
         "parent",
         "performs_directly",
         "schema",
         "scopes",
+        "scopes_below",
         "secrets",
         "services",
         "step",
         "store",
+        "time_above",
+        "times",
         "value_of",
         "visit",
     )
@@ -109,6 +113,7 @@ class RunConfig:
         begins_host: bool = True,
         halts: Halts | None = None,
         executor: Place | None = None,
+        time_above: Any = None,
     ) -> None:
         """Derive from the arguments what each child would else work out by itself.
 
@@ -142,6 +147,7 @@ class RunConfig:
             halts: The breakpoints of a root run.
             executor: Where their actions are called, and those of their descendants, unless these
                 say otherwise; None: where they are called by default.
+            time_above: The ``ChildTime`` of a child around them that has a ``work_timeout``.
         """
         self.graph: Graph = graph
         self.inputs: Mapping[str, object] = inputs
@@ -172,7 +178,11 @@ class RunConfig:
         self.visit: int = visit
         # None if nothing takes the value, as of a graph that is a node.
         self.value_of: Callable[[Any], object] | None = value_of
+        # Where children stand under limits of their fan-out, it adds those as it admits them.
         self.scopes: tuple[Limiter, ...] = scopes
+        """The limiters of every attempt of these runs, but for those of their actions."""
+        self.scopes_below: tuple[Limiter, ...] = scopes
+        """The limiters of every attempt of their descendants."""
         # Only of a root run that is executed step by step.
         self.gate: Callable[[str], Awaitable[None]] | None = gate
         self.on_item: Callable[[Any, object], None] | None = on_item
@@ -180,11 +190,17 @@ class RunConfig:
         # Then a run that raises keeps where it stood, and what its fan-outs have done.
         self.is_resumable: bool = is_resumable or (each is not None and each.retry is not None)
         # Worked out once, since children read it at every step.
-        self.performs_directly: bool = not self.services.debug and (
-            each is None or each.timeout is None
-        )
+        has_timeout = each is not None and each.has_timeout
+        self.performs_directly: bool = not self.services.debug and not has_timeout
         """Whether nothing is checked around a step: the children have no timeout, and the runtime
         does not look for values that are changed in place."""
+        # `Any`, since `child_time` is above this module.
+        self.time_above: Any = time_above
+        # By child, and not an attribute of each: most have none. Only of children at work.
+        self.times: dict[Any, Any] | None = {} if has_timeout or time_above is not None else None
+        """The ``ChildTime`` of each child, if it is known for what they wait."""
+        self.is_timed: bool = each is not None or time_above is not None
+        """Whether anything surrounds the walk of a child; see ``live_child``."""
         self.schema: Schema[Any] | None = graph.schema
         # None unless the run is a graph as a node. `Any`, since `run` is above this module.
         self.host: Any = host

@@ -34,12 +34,13 @@ from shoal._errors.exceptions import (
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
-from shoal._limits.gates import Costs
+from shoal._limits.gates import Costs, Gate
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
 from .drain import Drain
+from .hold import Hold
 from .services import Services
 from .standing import stands_for
 
@@ -113,11 +114,15 @@ class Execution:
         "drain",
         "groups",
         "has_lost_workers",
+        "held_at",
+        "hold",
         "holder",
         "hooks",
         "is_interrupted",
+        "is_over",
         "is_resumed",
         "is_watched",
+        "let_in",
         "live",
         "max_depth",
         "max_steps",
@@ -173,6 +178,9 @@ class Execution:
         """Whether this process is stopping, so that another one resumes the run."""
         self.drain: Drain = Drain()
         """Whether it starts nothing more."""
+        # Set before that save, and never reset: a save after it would say that the run goes on.
+        self.is_over: bool = False
+        """Whether the end of the root run is being saved, or is saved."""
         # None unless a crash came before, so that most executions save nothing before an action.
         self.suspects: CrashSuspects | None = None
         """The children that may have crashed the process of the execution before."""
@@ -192,6 +200,10 @@ class Execution:
         self.turn_due: float = 0.0
         self.turns_since: float = 0.0
         """The scheduler's notes on this execution, so that executions take turns."""
+        self.held_at: Gate | None = None  # also the scheduler's
+        """The gate at which its requests wait while it is held; None: it isn't."""
+        self.let_in: set[object] | None = None  # also the scheduler's
+        """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's
         """What was charged to it at limits with ``cost=``; None: nothing yet."""
         # Set with `_failure`, and never reset, also when that error is released.
@@ -207,6 +219,8 @@ class Execution:
         # Groups add and remove themselves; `cancel_child` finds the group of a child here.
         self.groups: set[object] = set()
         """The groups of children that are alive now, at all depths."""
+        self.hold: Hold = Hold(services.clock)
+        """Whether anything new may start."""
         # The first failure of a save; every further save raises it.
         self._failure: ShoalError | None = None
         # Why the program can't resume the saved run. It ends the whole tree, at any depth: as a
@@ -228,6 +242,18 @@ class Execution:
             is_known = any(one is store for one in self.stores)
             if not is_known and not isinstance(store, NullStore):
                 self.stores.append(store)
+
+    def hold_up(self, reason: str) -> None:
+        """Start nothing new until ``let_go`` is called with the same reason; see ``hold``."""
+        if self.hold.add(reason):
+            self.services.admission.scheduler.hold(self)
+
+    def let_go(self, reason: str) -> None:
+        """Remove a reason of ``hold_up``; with the last one everything goes on."""
+        if self.hold.remove(reason):
+            # Requests that have waited first: among them are those of children under way.
+            self.services.admission.scheduler.release(self)
+            self.hold.release_members()
 
     def forget(self) -> None:
         """Release the errors that end the execution, once one of them is being raised.

@@ -63,7 +63,7 @@ async def unless_drained(run: Run, wait: Callable[[], Awaitable[object]]) -> Non
         stop_if_drained(run)
 
 
-async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
+async def until_granted(run: Run, permit: AttemptPermit) -> None:
     """Wait for the permit of an attempt, and halt as soon as the execution starts nothing more.
 
     The caller gives the permit back if this raises.

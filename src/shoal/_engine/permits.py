@@ -8,18 +8,21 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from anyio import sleep
+from anyio import current_effective_deadline, sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from shoal._errors.exceptions import Overloaded
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
-from .halting import unless_drained, wait_for_permit
+from .child_time import awaited, time_of, waiting
+from .halting import unless_drained, until_granted
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
@@ -54,6 +57,49 @@ def take_permit(
     )
 
 
+async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
+    """Wait until ``permit`` is granted, and publish that.
+
+    Raises:
+        Overloaded: The attempt could only start after its deadline.
+        RateUnavailable: The backend of a shared rate can't be reached.
+    """
+    if permit.wait_queue is not None:
+        refuse_too_late(run, permit)
+    with waiting(run, awaited(run, permit)):
+        published = await publish_waiting(run, permit)
+        await until_granted(run, permit)
+        await publish_wait_ended(run, published)
+
+
+def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
+    """Refuse an attempt that waits, if it can't start before its deadline.
+
+    Raises:
+        Overloaded: A rate has its next turn too late, or the pause of a key ends too late.
+    """
+    owner = run.slot_owner
+    if owner.config.in_flight is None:
+        deadline = min(current_effective_deadline(), run.config.deadline)
+    else:
+        # Only its own: what a fan-out or another run around it does when its time is over, and what
+        # it keeps for the next execution, is not for a child to decide.
+        time = time_of(run)
+        deadline = math.inf if time is None else time.deadline
+    if deadline == math.inf:
+        return
+    scheduler = run.config.services.admission.scheduler
+    starts, gate = scheduler.starts_at(permit)
+    if starts < deadline or gate is None:
+        return
+    now = run.config.services.clock()
+    msg = (
+        f"it could start in {starts - now:.3g} s at the earliest, by {gate.part!r}, and its time "
+        f"is over in {max(0.0, deadline - now):.3g} s"
+    )
+    raise Overloaded(msg, starts - now)
+
+
 @stands_for("backoff")
 async def wait_without_slot(run: Run, seconds: float) -> None:
     """Wait before another attempt and hold nothing meanwhile, not even the slot in flight.
@@ -62,28 +108,57 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
     """
     slot = _step_aside(run)
     run.retry_state().next_at = run.config.services.clock() + seconds  # for watchers alone
-    if slot is not None:
-        # Ahead of children that have not started: what is under way is finished first.
-        slot.returns = True
+    # Ahead of children that have not started: what is under way is finished first.
+    run.slot_owner.held_permits().returns = True
     try:
-        await unless_drained(run, partial(sleep, seconds))
-        # The pause and an outer cancellation can end in the same tick; the cancellation wins.
-        await checkpoint_if_cancelled()
+        with waiting(run, "its next attempt"):
+            await unless_drained(run, partial(sleep, seconds))
+            # The pause and an outer cancellation can end in the same tick; the cancellation wins.
+            await checkpoint_if_cancelled()
     except BaseException:
         if slot is not None:
             slot.resume()
         raise
 
 
+def starts_in(run: Run, seconds: float) -> float:
+    """Return the seconds until another attempt of ``run``, which waits for ``seconds``, can begin.
+
+    It may begin later than that, when a rate has its next turn or the pause of a key ends. When
+    slots are released is unknown, so it may begin still later.
+    """
+    owner, now = run.slot_owner, run.config.services.clock()
+    begins = at = now + seconds
+    last = None if owner.retries is None else owner.retries.last_permit
+    if last is not None:
+        for index, gate in enumerate(last.needed):
+            begins = gate.turn_from(begins, last.cost(index))
+    slot = None if owner.permits is None else owner.permits.slot
+    if slot is not None:
+        starts = _starts_anew(run)
+        for index, gate in enumerate(slot.needed):
+            begins = gate.turn_from(begins, slot.costs[index] if starts and slot.costs else 0.0)
+    return seconds if begins == at else begins - now
+
+
 def _step_aside(run: Run) -> InFlightSlot | None:
     slot = run.slot_owner.held_permits().make_slot()
     if slot is not None:
         slot.step_aside()
-        # The rate of a fan-out counts starts of children. A retry by the action's own ``retry`` is
-        # a start only in the child's first step; see
-        # test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out.
-        slot.is_due = run.is_starting
+        # The rate of a fan-out counts starts of children, and only a retry of the first step is
+        # another start; see test_a_retry_of_a_further_step_does_not_pay_the_rate_of_the_fan_out and
+        # test_a_fan_outs_rate_is_charged_for_starts_done_anew_and_not_for_further_steps.
+        slot.is_due = _starts_anew(run)
     return slot
+
+
+def _starts_anew(run: Run) -> bool:
+    """Return whether the next attempt of ``run`` is its start, done anew."""
+    if not run.is_starting:
+        return False
+    # Graphs that are nodes go on where they have failed, and may have completed steps of their own.
+    kept = () if run.retries is None else run.retries.retained.values()
+    return all(_starts_anew(inner) for inner in kept if isinstance(inner, Run))
 
 
 def pause_keys(run: Run, seconds: float, permit: AttemptPermit | None) -> bool:
@@ -117,7 +192,6 @@ async def retake_slot(run: Run) -> None:
     slot = None if run.permits is None else run.permits.slot
     if slot is None or slot.is_held:
         return
-    slot.is_due = True  # a retry of the child is a start, whichever step it continues at
     # An action with a cache may need no permit, and then nothing else would acquire the slot; see
     # test_a_child_that_is_tried_again_takes_its_place_though_it_needs_no_permit.
     if run.pending is None and any(
@@ -142,21 +216,45 @@ async def wait_turn_without_slot(run: Run, turn: Callable[[], Awaitable[None]]) 
         await unless_drained(run, turn)
         return
     slot.step_aside()
-    slot.returns = True
+    owner.held_permits().returns = True
     try:
-        await unless_drained(run, turn)
+        with waiting(run, "its turn after a crash"):
+            await unless_drained(run, turn)
         await _retake_place(owner)
     except BaseException:
         slot.resume()  # the child is about to end, and ends in flight
         raise
 
 
+@stands_for("paused")
+async def wait_while_held(run: Run) -> None:
+    """Wait until the execution is not held, before an attempt that needs no permit yet.
+
+    What the run holds that another execution could use is released meanwhile. Its place in its
+    fan-out is not, if it is nothing but that: the children of a paused run stay as they are.
+    """
+    permits, hold = run.permits, run.config.execution.hold
+    if permits is not None and permits.first_permit is not None:
+        # It was granted when the child was admitted, before the hold.
+        permits.first_permit.cancel()
+        permits.first_permit = None
+    slot = run.slot_owner.permits and run.slot_owner.permits.slot
+    while hold.is_on:
+        if slot is None or not slot.is_shared:
+            await unless_drained(run, hold.wait)
+        else:
+            await wait_turn_without_slot(run, hold.wait)
+    # The hold and an outer cancellation can end in the same tick; the cancellation wins.
+    await checkpoint_if_cancelled()
+
+
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.held_permits())
     try:
-        waiting = await publish_waiting(run, permit)
-        await wait_for_permit(run, permit)
-        await publish_wait_ended(run, waiting)
+        with waiting(run, awaited(run, permit)):
+            published = await publish_waiting(run, permit)
+            await until_granted(run, permit)
+            await publish_wait_ended(run, published)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.
         permit.cancel()

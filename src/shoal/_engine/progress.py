@@ -11,6 +11,7 @@ from typing import Any, cast, final
 from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._graph.act import Act
+from shoal._limits.permits import AttemptPermit
 from shoal._state.state import Change
 from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
@@ -32,6 +33,7 @@ class RetryState:
         "is_suspect",
         "is_undecided",
         "lacks_value",
+        "last_permit",
         "needs_own_worker",
         "next_at",
         "noted",
@@ -81,6 +83,10 @@ class RetryState:
         its worker died. So the store may have children that the action has started."""
         self.next_at: float = 0.0
         """When the wait before the next attempt ends, by the loop's clock; past: it has ended."""
+        # Only of the child of a fan-out, or of a root run; graphs that are nodes have theirs there.
+        self.last_permit: AttemptPermit | None = None
+        """The permit of the last attempt, if that has failed; it is over. The next attempt needs
+        the same, so this tells when it can begin."""
         # Both belong to the current step. The key is set before each execution of an action with
         # `cache=`, and `is_cached` is reset once the end of the step is published.
         self.result_key: str = ""
@@ -189,7 +195,13 @@ class StepCounts:
 def plain(questions: Iterable[Question]) -> list[object]:
     """Return questions as plain data that any store keeps; ``recorded_questions`` reads it."""
     # A stored format: `recorded_questions` must read what any release has written.
-    return [[_links(one.path), one.step, one.name, one.question, one.id] for one in questions]
+    return [
+        [
+            *(_links(one.path), one.step, one.name, one.question, one.id),
+            *(() if one.answer_schema is None else (one.answer_schema,)),
+        ]
+        for one in questions
+    ]
 
 
 def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
@@ -200,11 +212,14 @@ def recorded_questions(value: object, path: RunPath) -> tuple[Question, ...]:
         path: The path of any run below the same root run, the child's for example.
     """
     found: list[Question] = []
-    for links, step, name, question, id_ in cast("Sequence[Any]", value or ()):
+    for links, step, name, question, id_, *more in cast("Sequence[Any]", value or ()):
         at = path.root
         for of_step, visit, act, key in links:
             at = RunPath(parent=at, step=of_step, visit=visit, act=act, key=key)
-        found.append(Question(path=at, step=step, name=name, question=question, id=id_))
+        schema = more[0] if more else None  # questions of earlier versions have none
+        found.append(
+            Question(path=at, step=step, name=name, question=question, id=id_, answer_schema=schema)
+        )
     return tuple(found)
 
 
@@ -219,7 +234,12 @@ def _links(path: RunPath) -> list[list[object]]:
 
 def _question(path: RunPath, asked: QuestionAsked) -> Question:
     return Question(
-        path=path, step=asked.step, name=asked.name, question=asked.question, id=asked.id
+        path=path,
+        step=asked.step,
+        name=asked.name,
+        question=asked.question,
+        id=asked.id,
+        answer_schema=asked.schema,
     )
 
 

@@ -29,6 +29,7 @@ from shoal._events.events import (
     Item,
     LeaderChanged,
     RunEnded,
+    RunSteered,
     StateUpdated,
     Status,
     StepEnded,
@@ -39,6 +40,7 @@ from shoal._events.events import (
 from shoal._events.hooks import Hooks, Listeners
 from shoal._events.identity import RunPath
 from shoal._limits.permits import AttemptPermit
+from shoal.stores._history import Steered
 
 from .progress import recorded_questions
 from .run import Run
@@ -134,8 +136,9 @@ async def publish_waiting(run: Run, permit: AttemptPermit) -> Waiting | None:
     is over already.
     """
     hooks = run.config.hooks
-    # A place that is taken again may have been free at once: see `_retake_place`.
-    if not (hooks.waiting or hooks.wait_ended) or permit.granted:
+    # A place that is taken again may have been free at once: see `_retake_place`. And a permit that
+    # was refused waits for nothing.
+    if not (hooks.waiting or hooks.wait_ended) or permit.wait_queue is None:
         return None
     limit, key = permit.awaited
     event = Waiting(
@@ -177,6 +180,20 @@ async def publish_leader_changed(run: Run, step: str, leader: RunPath | None, re
     hooks = run.config.hooks
     event = LeaderChanged(path=run.path, step=step, leader=leader, reason=reason)
     await hooks.notify(hooks.leader_changed, event)
+
+
+async def publish_run_steered(run: Run, steered: Steered) -> None:
+    """Publish that a root run was steered from outside, which is saved."""
+    hooks = run.config.hooks
+    if hooks.run_steered:
+        event = RunSteered(
+            path=run.path,
+            what=steered.what,
+            by=steered.by,
+            reason=steered.reason,
+            arguments=steered.arguments,
+        )
+        await hooks.notify(hooks.run_steered, event)
 
 
 async def publish_grace_exceeded(

@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import NoReturn, Protocol, TypeVar
 
@@ -70,8 +70,18 @@ def is_answered(run: Run) -> bool:
     return not questions.still_open(run.config.execution.answers)
 
 
-async def ask(run: Run, step: str, name: str, question: object) -> object:
+async def ask(
+    run: Run, step: str, name: str, question: object, schema: Mapping[str, object] | None = None
+) -> object:
     """Return the answer to a question that an action of ``run`` asks, or halt; see ``Context.ask``.
+
+    Args:
+        run: The run.
+        step: Its action.
+        name: The name of the question.
+        question: The question.
+        schema: The JSON schema of its answers; None: any answer is one. The answer that is returned
+            may have been given to an earlier program, with another schema.
 
     Raises:
         Halting: The question has no answer yet.
@@ -101,13 +111,20 @@ async def ask(run: Run, step: str, name: str, question: object) -> object:
             pending.posed[name] = question
             # Also where there is an answer, so that a second question by this name is refused in
             # any attempt.
+            if asked is not None and asked.schema != schema:
+                # The program has changed since. If the answer no longer fits, another one is held
+                # against what is asked today; see
+                # test_an_answer_that_no_longer_fits_is_refused_and_can_be_replaced.
+                now = asked._replace(schema=schema)
+                await out_of_reach(run.config.services, _ask_anew(run, now))
             return answers[id_]
         # An attempt may word the question anew: it keeps its id, and the new words are saved. See
         # test_what_is_asked_may_have_changed_in_the_next_attempt.
-        if asked is None or not is_same_data(asked.question, question):
+        is_worded = asked is not None and is_same_data(asked.question, question)
+        if asked is None or not is_worded or asked.schema != schema:
             require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
-            asked = QuestionAsked(step, name, question, id_)
+            asked = QuestionAsked(step, name, question, id_, schema)
             await out_of_reach(run.config.services, _pose(run, asked))
     except NotData as error:
         msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
@@ -142,6 +159,12 @@ async def _pose(run: Run, asked: QuestionAsked) -> None:
     # After the save: a question that is not saved must neither halt the attempt nor be listed.
     pending.asked[asked.name] = asked
     pending.is_halting = True
+
+
+async def _ask_anew(run: Run, asked: QuestionAsked) -> None:
+    """Save a question that has an answer, since its schema has changed."""
+    await commit(run, Write(questions=(asked,)))
+    run.pending_questions().asked[asked.name] = asked
 
 
 def _refuse_unsaved(run: Run, subject: str, name: str) -> None:

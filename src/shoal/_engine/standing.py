@@ -24,6 +24,7 @@ Mark = Literal[
     "context",  # has a local variable `context`
     "graph",  # executes a graph as a node: its local variable `child` is that run
     "group",  # the task of a parent, in a fan-out
+    "paused",
     "permit",  # a method of an `AttemptPermit`
     "relay",  # resumes the coroutine in its local variable `coroutine`
     "store",
@@ -109,6 +110,8 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
             doing = "action"
         elif mark == "backoff":
             return Standing("backoff", None, inner, context)
+        elif mark == "paused":
+            return Standing("paused", None, inner, context)
         elif mark == "store":
             return Standing("store", None, inner, context)
         elif mark == "permit":

@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from shoal._concurrency.cancellation import absorb_stray_cancel, ki_protected
 from shoal._concurrency.watchdog import is_life_of
-from shoal._errors.exceptions import NotData, SecretLeaked, TooManySteps, UpdateTooLarge, brief
+from shoal._errors.exceptions import NotData, SecretLeaked, TooManySteps, UpdateTooLarge
 from shoal._events.events import RunStarted, StepStarted, Update
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
@@ -26,6 +26,7 @@ from shoal.stores._history import StepBegun, own_declared
 
 from .attempts import Tries, try_again, within
 from .call import call_action
+from .child_time import ChildTime, described
 from .commit import Write, commit
 from .config import Halts, RunConfig
 from .halting import stop_here, stop_if_drained, unless_drained
@@ -255,7 +256,7 @@ async def _perform_checked(run: Run, act: Act) -> Change:
         change = await refuse_changes_in_place(run, act, partial(_perform, run, act))
     else:
         change = await _perform(run, act)
-    if each is not None and each.timeout is not None:
+    if each is not None and each.has_timeout:
         # The action may have swallowed the cancellation by its child's timeout. That is found here,
         # before the step is saved; see test_a_child_that_swallows_its_timeout_has_failed.
         await checkpoint_if_cancelled()
@@ -376,14 +377,19 @@ async def complete_last(run: Run) -> None:
 
 
 @ki_protected
-async def live_child(child: Run, each: Each) -> None:
+async def live_child(child: Run, each: Each | None) -> None:
     """Walk a child's graph to its end, with the attempts and the time that ``each`` allows.
 
     Raises:
-        StepTimeout: The child took too long, with all its attempts and waits together.
+        StepTimeout: The child took too long, with all its attempts and waits together, or with its
+            work.
         BaseException: The last attempt raised it.
     """
-    tries = None if each.retry is None else Tries(each.retry, child)
+    retry = None if each is None else each.retry
+    tries = None if retry is None else Tries(retry, child)
+    times, time = child.config.times, None
+    if times is not None:
+        time = times[child] = ChildTime(child, each)
 
     async def live() -> None:
         if tries is None:
@@ -400,16 +406,30 @@ async def live_child(child: Run, each: Each) -> None:
     def cause() -> Exception | None:
         return None if tries is None else tries.last
 
-    def what() -> str:
-        path, step = child.path, child.step
-        where = "" if step is None else f", in {step!r},"
-        return f"child {brief(path.key)} of fan-out {path.step!r}{where} run {path.id},"
-
     try:
-        if each.timeout is None:
-            await live()
-        else:
-            await within(each.timeout, live, child, what=what, cause=cause, keeps_late=True)
+        bounded = live
+        if each is not None and time is not None:
+            for seconds, clock, name in (
+                (each.work_timeout, time.work, "work_timeout"),
+                (each.timeout, time.total, "timeout"),
+            ):
+                if seconds is not None and clock is not None:
+                    bounded = partial(
+                        within,
+                        seconds,
+                        bounded,
+                        child,
+                        what=partial(described, child),
+                        cause=cause,
+                        keeps_late=True,
+                        time=clock,
+                        waited=time.waited,
+                        named=name,
+                    )
+        await bounded()
     finally:
+        if times is not None and time is not None:
+            time.end()
+            del times[child]
         if tries is not None:
             tries.last = None  # breaks the traceback cycle

@@ -40,6 +40,8 @@ caller as it is, with a note that names the run, the step and the key. These are
     │   └── InputChanged         ...a child's input changed after its result was reduced
     ├── UnknownRun           the store has no run of that id
     ├── UnknownQuestion      an answer fits no open question, or several
+    ├── BadAnswer            an answer isn't one that its question allows (a ValueError too)
+    ├── NotSteered           a run could not be paused, cancelled or changed from outside
     ├── NoApplication        a run can't be recovered: the runtime has no application of that name
     ├── RetryLater           an action asks for another attempt later (users raise it)
     ├── Poisoned             each of several crashes happened while this child was at work
@@ -47,6 +49,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── NoWorker             no worker of an executor can be started
     ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
+    ├── Overloaded           an attempt was refused: too many wait, or it could only start too late
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
@@ -57,7 +60,7 @@ caller as it is, with a note that names the run, the step and the key. These are
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -123,7 +126,8 @@ class ChangedInPlace(StateError):
 class MissingInput(ShoalError):
     """An action has a parameter that no read, input or default fills.
 
-    Raised at the start of a run, before any action.
+    Raised at the start of a run, before any action; of actions that ``shoal.burr.graph`` has taken
+    over, when one begins.
     """
 
 
@@ -183,6 +187,12 @@ class StepTimeout(ShoalError, TimeoutError):
     The work was cancelled and awaited; updates applied by then stay. If an earlier attempt had
     failed, its failure is the ``__cause__``.
     """
+
+    def __init__(self, message: str = "", waited: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.waited: Mapping[str, float] = {} if waited is None else waited
+        """How many seconds a child has waited, by what for: a limit by its name, its turn of a
+        rate, a key, a worker, its next attempt. The longest first. Empty for other timeouts."""
 
 
 _REASONS = 5
@@ -351,6 +361,30 @@ class UnknownQuestion(ShoalError):
         """The problem with the answer, in words that fit every caller."""
 
 
+class BadAnswer(ShoalError, ValueError):
+    """An answer isn't of the type that its question asks for: ``context.ask(answer=...)``.
+
+    Refused where it was given, nothing was saved and nothing was run. Raised in the action that
+    asks, the answer was saved, and doesn't fit the program that reads it.
+    """
+
+    def __init__(self, message: str, at: object = None, why: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.at: object = at
+        """The key of the answer in ``answers=``; None if it was not given there."""
+        self.why: str = why
+        """What is wrong, in words that fit every caller, and without the answer itself."""
+        self.place: str = place
+        """Where in the answer: fields and indices with dots between; empty: the whole answer."""
+
+
+class NotSteered(ShoalError):
+    """A run could not be paused, resumed, cancelled or changed from another process.
+
+    Nothing was changed, unless the message says that the request stays.
+    """
+
+
 class NoApplication(ShoalError):
     """A run can't be recovered: the runtime has no application of its name and version.
 
@@ -466,6 +500,21 @@ class RateUnavailable(ShoalError):
 
     The work that waited for the rate has not started. The backend's exception is the ``__cause__``.
     """
+
+
+class Overloaded(ShoalError):
+    """An attempt was refused before it began, because it would have waited too long.
+
+    As many runs as ``Limits(waiting=)`` allows wait for one of its limits already, or it could not
+    have started before its deadline. It used up nothing of any limit, and the ``retry`` of its
+    action doesn't apply.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after: float = retry_after
+        """Seconds after which another attempt has better prospects: an estimate, from the rates of
+        the limit and from how fast it has let others in of late."""
 
 
 class LeaseLost(ShoalError):

@@ -41,6 +41,8 @@ class Question:
     """The question itself: data of the application's own."""
     id: str = field(repr=False)
     """Different for every question that was ever asked."""
+    answer_schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    """The JSON schema of its answers, by ``context.ask(answer=...)``; None: any answer is one."""
 
     @property
     def run_id(self) -> str:
@@ -440,7 +442,11 @@ class AttemptEnded(Event, hook="on_attempt_ended"):
     error: Exception | None = None
     """Its failure; None if it succeeded."""
     next_in: float | None = None
-    """Seconds until the next attempt; None if there is none."""
+    """Seconds until the next attempt can begin; None if there is none.
+
+    That is its delay, or longer if the pause of its key ends later, or its rate has its next turn
+    later. It begins then if slots are free: it goes ahead of all that has not started.
+    """
 
 
 @final
@@ -458,6 +464,21 @@ class GraceExceeded(Event, hook="on_grace_exceeded"):
     """How long it has run since it was cancelled."""
     abandoned: bool = False
     """Whether it is a thread that was left behind, whose result will be dropped."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSteered(Event, hook="on_run_steered"):
+    """A root run was paused, resumed, cancelled or changed from outside, and that is on record."""
+
+    what: str
+    """What was done: ``"pause"``, ``"resume"`` and so on; see ``shoal.stores.Command``."""
+    by: str = ""
+    """Who has asked for it, as far as that was told."""
+    reason: str = ""
+    """Why, as far as that was told."""
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The arguments of the command, as JSON."""
 
 
 @final

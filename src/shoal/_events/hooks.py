@@ -39,6 +39,7 @@ from .events import (
     LeaderChanged,
     RunEnded,
     RunStarted,
+    RunSteered,
     SpanStarted,
     StateUpdated,
     StepEnded,
@@ -145,6 +146,13 @@ class Hook:
 
     def on_grace_exceeded(self, event: GraceExceeded) -> HookResult:
         """Called when an action still runs long after it was cancelled; says where it stands."""
+        return self.on_event(event)
+
+    def on_run_steered(self, event: RunSteered) -> HookResult:
+        """Called when a run was paused, resumed or changed from outside, which is on record.
+
+        By another task than the run's: it may be called while another event of the run is.
+        """
         return self.on_event(event)
 
     def around_step(self, event: StepStarted) -> AbstractContextManager[object]:

@@ -24,6 +24,7 @@ Doing = Literal[
     "key",  # waits for a key that is busy or paused
     "breaker",  # waits for an open breaker
     "backoff",  # waits for its next attempt
+    "paused",  # waits because the run is paused
     "store",  # waits for a save
     "reducer",  # applies results: reduce, grow, take, hooks
     "question",  # waits for an answer

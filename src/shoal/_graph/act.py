@@ -46,6 +46,9 @@ class Input(NamedTuple):
     """The name of the action that takes it."""
     required: bool
     """Whether that action needs it: the parameter has no default."""
+    is_apart: bool = False
+    """Whether it has nothing to do with a field of that name. Parameters of our functions are told
+    apart by their names, so that a parameter with the name of a field is meant to get the field."""
 
 
 @hides(
@@ -200,8 +203,12 @@ def merged_inputs(acts: Iterable[Act]) -> Mapping[str, Input]:
     takes: dict[str, Input] = {}
     for act in acts:
         for name, need in act.takes.items():
-            if name not in takes or (need.required and not takes[name].required):
+            known = takes.get(name)
+            if known is None:
                 takes[name] = need
+                continue
+            first = need if need.required and not known.required else known
+            takes[name] = first._replace(is_apart=known.is_apart and need.is_apart)
     return takes
 
 

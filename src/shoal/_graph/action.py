@@ -12,11 +12,11 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from math import inf
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, final
+from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, cast, final
 
 from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
-from shoal._errors.exceptions import DefinitionError, did_you_mean
+from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
 from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming, signature_of
@@ -35,6 +35,20 @@ R_co = TypeVar("R_co", covariant=True)
 
 _POSITIONAL_ONLY = inspect.Parameter.POSITIONAL_ONLY
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@final
+class Parameters(NamedTuple):
+    """What the parameters of an action's function are filled with, by name."""
+
+    fields: tuple[str, ...] = ()
+    """The parameters that get the field of their name."""
+    inputs: Mapping[str, bool] = {}
+    """The parameters that get an input, and whether the function needs it."""
+    takes_state: bool = False
+    takes_context: bool = False
+    are_apart: bool = False
+    """Whether an input may have the name of a field; see ``Input.is_apart``."""
 
 
 @hides(
@@ -61,6 +75,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         abandon: bool = False,
         cache: float | None = None,
         method: bool = False,
+        parameters: Parameters | None = None,
     ) -> None:
         """Create an action from the function and its signature; see ``action``.
 
@@ -78,6 +93,7 @@ class FunctionAction(Act, Generic[P, R_co]):
             abandon: Whether a worker is left behind at once when the action is cancelled.
             cache: Seconds for which results are cached.
             method: Whether ``function`` is an unbound method, whose first parameter is the object.
+            parameters: What its parameters are filled with, if its signature doesn't say so.
         """
         functools.update_wrapper(self, function)
         self.function = function
@@ -104,7 +120,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         elif executor != "loop":
             self.default_executor = executor
         self.bound_inputs: Mapping[str, object] = {}
-        self._read_signature(method=method)
+        self._take(self._read_signature(method=method) if parameters is None else parameters)
         self.is_governed: bool = (
             self.takes_context
             or self.default_executor is not None
@@ -115,9 +131,9 @@ class FunctionAction(Act, Generic[P, R_co]):
         )
         """Whether an attempt is more than a call: for others the engine takes a shorter path."""
 
-    def _read_signature(self, *, method: bool) -> None:
+    def _read_signature(self, *, method: bool) -> Parameters:
         fields: list[str] = []
-        inputs: dict[str, Input] = {}
+        inputs: dict[str, bool] = {}
         special: set[str] = set()
         try:
             parameters = list(signature_of(self.function).parameters.values())
@@ -156,22 +172,28 @@ class FunctionAction(Act, Generic[P, R_co]):
                         f"parameter {name!r} is annotated as a Context, but only a parameter "
                         f"called 'context' gets it; rename it"
                     )
-                inputs[name] = Input(self.name, parameter.default is inspect.Parameter.empty)
-        required = [name for name, need in inputs.items() if need.required]
+                inputs[name] = parameter.default is inspect.Parameter.empty
+        required = [name for name, is_required in inputs.items() if is_required]
         for field in () if special else sorted(set(self.reads).difference(fields)):
             meant = did_you_mean(field, required)
             # Only if a parameter looks like a misspelt field: reading one field more does no harm.
             if meant:
                 self._refuse(f"it reads {field!r}, but no parameter has that name{meant}")
-        self.takes_state: bool = "state" in special
-        self.takes_context: bool = "context" in special
+        return Parameters(tuple(fields), inputs, "state" in special, "context" in special)
+
+    def _take(self, parameters: Parameters) -> None:
+        self.takes_state: bool = parameters.takes_state
+        self.takes_context: bool = parameters.takes_context
         self.access: FieldAccess = FieldAccess(
             self.name, frozenset(self.reads), frozenset(self.writes)
         )
         self.sure_writes: Collection[str] = () if self.takes_state else self.writes
-        self.fields: tuple[str, ...] = tuple(fields)
-        self.input_names: tuple[str, ...] = tuple(inputs)
-        self._takes = inputs
+        self.fields: tuple[str, ...] = parameters.fields
+        self.input_names: tuple[str, ...] = tuple(parameters.inputs)
+        apart = parameters.are_apart
+        self._takes = {
+            name: Input(self.name, need, apart) for name, need in parameters.inputs.items()
+        }
         # With one write, the return value is the field's value and no mapping.
         self.only_write: str | None = next(iter(self.writes)) if len(self.writes) == 1 else None
 
@@ -275,7 +297,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.bound_inputs = {**self.bound_inputs, **inputs}
         self.access = FieldAccess(name, self.access.reads, self.access.writes)
         self._takes = {
-            taken: Input(name, need.required)
+            taken: Input(name, need.required, need.is_apart)
             for taken, need in self._takes.items()
             if taken not in inputs
         }
@@ -291,6 +313,7 @@ class FunctionAction(Act, Generic[P, R_co]):
 
 def action(
     misplaced: None = None,
+    also_misplaced: None = None,
     /,
     *,
     reads: Iterable[str] = (),
@@ -346,6 +369,7 @@ def action(
 
     Args:
         misplaced: Nothing; a function here means that the parentheses were forgotten.
+        also_misplaced: Nothing; ``reads`` and ``writes`` are given by name.
         reads: Names of the fields that it reads.
         writes: Names of the fields that it writes.
         name: The name of the action in graphs, events and errors; by default the function's.
@@ -373,6 +397,13 @@ def action(
         ... async def greet(name: str) -> str:
         ...     return f"hello, {name}"
     """
+    given_by_place: tuple[object, ...] = (misplaced, also_misplaced)
+    by_place = [brief(one) for one in given_by_place if isinstance(one, list | tuple)]
+    if by_place:
+        names = ("reads", "writes") if len(by_place) > 1 else ("reads",)
+        given = ", ".join(f"{name}={one}" for name, one in zip(names, by_place, strict=True))
+        msg = f"@action takes fields by name; instead, you want: @action({given})"
+        raise DefinitionError(msg)
     bare = misplaced or (reads if callable(reads) else None)
     if bare is not None:
         msg = (
@@ -397,7 +428,7 @@ def action(
         if not act_name or act_name == "<lambda>":
             msg = f"{function!r} has no name of its own; give one: @action(name=..., ...)"
             raise DefinitionError(msg)
-        return make_action(
+        made = make_action(
             function,
             name=act_name,
             reads=read_fields,
@@ -410,6 +441,9 @@ def action(
             abandon=abandon,
             cache=cache,
         )
+        if limits is not None:
+            limits.stand_on(made)
+        return made
 
     return decorate
 
@@ -428,6 +462,7 @@ def make_action(
     abandon: bool,
     cache: Any,
     method: bool = False,
+    parameters: Parameters | None = None,
 ) -> FunctionAction[P, R]:
     """Check the arguments that actions of functions and of classes share, and make the action."""
     place = executor_named(executor, f"action {name!r}")
@@ -457,6 +492,7 @@ def make_action(
         abandon=bool(abandon),
         cache=cache,
         method=method,
+        parameters=parameters,
     )
     why = made.unfit_for(made.default_executor)
     if isinstance(place, Threads):  # others can tell only once the module is imported

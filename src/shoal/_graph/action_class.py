@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any, cast
 
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.limits import Limits
@@ -72,6 +72,8 @@ class Action(Act):
             raise DefinitionError(msg)
         if cls.run is not Action.run:
             cls._definition = _function_of(cls, cls.run, cls.__name__, method=True)
+            if cls.limits is not None:
+                cls.limits.stand_on(cls._definition)
             cls.sure_writes: Collection[str] = cls._definition.sure_writes
 
     @abstractmethod
@@ -143,8 +145,14 @@ def _function_of(
     )
 
 
-def check_class(cls: type[Act], *attributes: str) -> None:
-    """Check the name of a class of acts, and the attributes that list names; freeze these."""
+def check_class(cls: type[Act], *attributes: str, may_be_properties: bool = False) -> None:
+    """Check the name of a class of acts, and the attributes that list names; freeze these.
+
+    Args:
+        cls: The class.
+        attributes: The attributes.
+        may_be_properties: Whether these may be properties, which are checked when they are read.
+    """
     own = vars(cls)
     if "name" not in own and "name" not in annotations_of(cls):
         cls.name = cls.__name__
@@ -154,15 +162,32 @@ def check_class(cls: type[Act], *attributes: str) -> None:
         msg = f"class {cls.__name__}: name is a string, not {name!r}"
         raise DefinitionError(msg)
     for attribute in attributes:
-        given = getattr(cls, attribute)
+        given: Any = getattr(cls, attribute)
+        if isinstance(given, property) and may_be_properties:
+            if attribute in own:
+                setattr(cls, attribute, _checked_property(cls, attribute, given))
+            continue
         try:
-            fields = field_names(given, attribute)
+            fields = field_names(cast("Iterable[str]", given), attribute)
         except DefinitionError as error:
             msg = f"class {cls.__name__}: {error}"
             raise DefinitionError(msg) from None
         # An empty default is not set, or it would hide the attribute of a mixin further on.
         if given:
             setattr(cls, attribute, fields)
+
+
+def _checked_property(cls: type[Act], attribute: str, given: property) -> property:
+    read = cast("Callable[[Act], Iterable[str]]", given.fget)
+
+    def checked(act: Act) -> Collection[str]:
+        try:
+            return field_names(read(act), attribute)
+        except DefinitionError as error:
+            msg = f"class {cls.__name__}: {error}"
+            raise DefinitionError(msg) from None
+
+    return property(checked, doc=given.__doc__)
 
 
 def bind_instance(act: Act, name: str, bound: Mapping[str, object]) -> None:

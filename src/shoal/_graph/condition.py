@@ -156,6 +156,7 @@ def when(
         )
         raise DefinitionError(msg)
     if fields:
+        _refuse_lookups(fields)
         return _equal(fields)
     if test is None:
         msg = (
@@ -173,6 +174,39 @@ def when(
         else f"when() takes the name of a field or a function, not {brief(test)}"
     )
     raise DefinitionError(msg)
+
+
+_LOOKUPS = {
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "lt": "{} < {}",
+    "lte": "{} <= {}",
+    "gt": "{} > {}",
+    "gte": "{} >= {}",
+    "in": "{} in {}",
+    "notin": "{} not in {}",
+    "contains": "{1} in {0}",
+    "is": "{} is {}",
+    "isnot": "{} is not {}",
+}
+"""What Burr writes behind a field and two underscores, and the expression that it means."""
+
+
+def _refuse_lookups(fields: Mapping[str, object]) -> None:
+    """Refuse ``when(age__gte=18)``, which would compare a field ``age__gte``.
+
+    Raises:
+        DefinitionError: A name ends like one of Burr's lookups.
+    """
+    for name, value in fields.items():
+        field, _, lookup = name.rpartition("__")
+        if field and lookup in _LOOKUPS:
+            meant = _LOOKUPS[lookup].format(field, brief(value))
+            msg = (
+                f"when({name}={brief(value)}) is how Burr compares; instead, you want: "
+                f"when(lambda {field}: {meant})"
+            )
+            raise DefinitionError(msg)
 
 
 def _true(field: str) -> Condition:

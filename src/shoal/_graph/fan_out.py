@@ -22,7 +22,7 @@ from .act import Act, Input, bind_where_taken, merged_inputs, versions
 from .action import field_names
 from .acts import Acts, as_graphs, check_acts, check_wanted
 from .checks import check_policies, check_stagger
-from .graph import Graph, no_act
+from .graph import Graph, is_of_burr, no_act
 from .parallel import Grow, JoinSpec, Parallel, Reduce, Shape, Take
 from .policy import INHERIT, Each, Inherit, OnError, Stagger, Title, Tolerate
 from .sketch import Sketch, named, named_by
@@ -69,6 +69,7 @@ class FanOut(Parallel):
         self.limits: Limits = DEFAULT_LIMITS if limits is None else limits
         self.stagger = stagger
         self._definition = self
+        self.limits.stand_on(self)
         self.store = store
         self.hooks = hooks
         self.title = title
@@ -502,7 +503,7 @@ class _Checks(NamedTuple):
                     "side by side"
                 )
             return graphs, several
-        if is_async(act) or is_streaming(act) or not _takes_one(act):
+        if is_async(act) or is_streaming(act) or not _takes_one(act) or is_of_burr(act):
             raise DefinitionError(no_act(act, f"fan_out {self.name!r}"))
         return cast("Callable[[State], Act | Sequence[Act]]", act), False
 

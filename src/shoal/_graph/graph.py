@@ -431,6 +431,11 @@ def _condition(found: object, where: str) -> Condition | None:
         return found
     if isinstance(found, str):
         hint = f"write when({found!r})"
+    elif is_of_burr(found):
+        hint = (
+            "it is Burr's: take `when` from shoal, and leave out `default`; "
+            "shoal.burr.graph(...) takes over a whole graph of Burr's"
+        )
     elif isinstance(found, bool):
         hint = "an edge without a condition is always taken"
     elif callable(found):
@@ -558,8 +563,18 @@ def no_act(found: object, where: str) -> str:
     elif isinstance(found, Coroutine):
         cast("Coroutine[Any, Any, Any]", found).close()  # else it warns that it was never awaited
         hint = "it is the result of calling a coroutine function: write the action without ()"
+    elif is_of_burr(cast("object", found)):
+        hint = "it is Burr's: shoal.burr.act(...) makes an act of it, or shoal.burr.graph(...)"
     elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:
         hint = "give an @action, a fan_out(...) or a Graph(...)"
     return f"{where} takes actions; {found!r} is none: {hint}"
+
+
+def is_of_burr(found: object) -> bool:
+    """Return whether ``found`` belongs to Burr, which is not imported for that."""
+    # Burr's decorator leaves a function as it is, with one more attribute.
+    if hasattr(found, "action_function"):
+        return True
+    return any(cls.__module__.partition(".")[0] == "burr" for cls in type(found).__mro__)

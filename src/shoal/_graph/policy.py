@@ -9,6 +9,7 @@ from math import inf
 from typing import Literal, final
 
 from shoal._errors.arguments import is_number, is_positive
+from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
@@ -91,6 +92,7 @@ INHERIT = Inherit.INHERIT
 
 
 @final
+@hides("has_timeout")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Each:
     """Policies for each child of a fan-out by itself: ``fan_out(..., each=Each(...))``.
@@ -99,7 +101,13 @@ class Each:
         timeout: Seconds from the start of a child's first attempt to its end, waits for further
             attempts, slots and its own children included. Then the child is cancelled, its cleanup
             is awaited, and it fails with ``StepTimeout``, even if an action swallows the
-            cancellation.
+            cancellation. The error says how much of the time was waiting, and for what. An attempt
+            that can't begin in time, by the next turn of its rate, the pause of its key or its own
+            delay, is not waited for: the child fails at once.
+        work_timeout: Seconds in which the child is at work, in all its attempts together. Waits for
+            limits, for workers and for the next attempt don't count. While a step of it fans out,
+            the child is at work as long as at least one of its own children is. ``StepTimeout``
+            ends it as above.
         retry: Which failures of a child are tried again. The child continues at the step that
             failed; steps that it has completed, and results that were applied to its state, stay.
         breaker: Skips children, for a while, whose key keeps failing.
@@ -124,18 +132,28 @@ class Each:
     timeout: float | None = None
     retry: Retry | None = None
     breaker: Breaker | None = None
+    work_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.timeout is None and self.retry is None and self.breaker is None:
-            msg = "Each() has no effect; give it timeout=..., retry=... or breaker=..."
+        if not self.has_timeout and self.retry is None and self.breaker is None:
+            msg = (
+                "Each() has no effect; give it timeout=..., work_timeout=..., retry=... or "
+                "breaker=..."
+            )
             raise DefinitionError(msg)
         check_timeout("Each(timeout=...)", self.timeout)
+        check_timeout("Each(work_timeout=...)", self.work_timeout)
         if self.retry is not None and not isinstance(self.retry, Retry):
             msg = f"Each(retry=...) takes Retry(...), not {self.retry!r}"
             raise DefinitionError(msg)
         if self.breaker is not None and not isinstance(self.breaker, Breaker):
             msg = f"Each(breaker=...) takes Breaker(...), not {self.breaker!r}"
             raise DefinitionError(msg)
+
+    @property
+    def has_timeout(self) -> bool:
+        """Whether the time of a child is bounded."""
+        return self.timeout is not None or self.work_timeout is not None
 
 
 def check_timeout(what: str, timeout: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import (
     AsyncIterable,
@@ -12,6 +13,7 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast, final
@@ -19,7 +21,7 @@ from typing import Any, ClassVar, TypeVar, cast, final
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._events.events import Done, Failed
 from shoal._events.identity import Key
-from shoal._state.functions import is_async, require_plain
+from shoal._state.functions import is_async, require_plain, signature_of
 from shoal._state.state import Change, FieldAccess, State, change_between
 
 from .act import Act, Input
@@ -89,6 +91,7 @@ class ParallelAction(Parallel):
     default the name of the class), ``limits`` (how many children are in flight), ``until``,
     ``stagger``, ``on_error``, ``at_most``, ``each``, ``timeout``, ``store``, ``hooks``,
     ``title`` and ``executor`` (as for ``fan_out``; ``until`` and ``title`` may also be methods).
+    ``reads``, ``writes`` and ``inputs`` may be properties.
 
     Examples:
         >>> @action(reads=["word"], writes=["length"])
@@ -123,7 +126,9 @@ class ParallelAction(Parallel):
     def __init_subclass__(cls, **options: Any) -> None:
         """Check the subclass where it is defined."""
         super().__init_subclass__(**options)
-        check_class(cls, "reads", "writes", "inputs")
+        check_class(cls, "reads", "writes", "inputs", may_be_properties=True)
+        for method, parameters in _SIGNATURES.items():
+            _check_signature(cls, method, parameters)
         for method in cls._plain:
             require_plain(getattr(cls, method), f"{cls.__name__}.{method}")
         for method in cls._making:
@@ -146,6 +151,7 @@ class ParallelAction(Parallel):
             title=cls.title,
             executor=cls.executor,
         )
+        cls.limits.stand_on(cls)
         until = as_condition(subject, cls.until)
         check_stagger(subject, cls.stagger, until)
         if until.is_race and _says(cls, "on_error"):
@@ -232,6 +238,53 @@ class ParallelAction(Parallel):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+
+_SIGNATURES = {
+    "tasks": ("state", "inputs"),
+    "states": ("state", "inputs"),
+    "actions": ("state", "inputs"),
+    "action": ("state", "inputs"),
+    "state": ("state", "inputs"),
+    "key": ("state",),
+    "reduce": ("state", "outcome"),
+    "finish": ("state",),
+}
+"""The methods of the classes here, and what each is called with."""
+
+
+def _check_signature(cls: type[ParallelAction], method: str, parameters: Sequence[str]) -> None:
+    """Check that a method takes what it is called with.
+
+    Raises:
+        DefinitionError: It doesn't. One that is written as for Burr is shown as it is here.
+    """
+    own = vars(cls).get(method)
+    if not inspect.isfunction(own):  # inherited and checked there, or made by something else
+        return
+    taken = signature_of(own).parameters.values()
+    names = [parameter.name for parameter in taken][1:]
+    mended = f"def {method}(self, {', '.join(parameters)})"
+    try:
+        signature_of(own).bind("self", *parameters)
+    except TypeError:
+        why = "no context" if "context" in names else f"{' and '.join(parameters)}, in this order"
+        msg = (
+            f"class {cls.__name__}: {method}(self, {', '.join(names)}) can't be called: shoal "
+            f"gives it {why}; instead, you want: {mended}"
+        )
+        raise DefinitionError(msg) from None
+    gets_all = names[1:2] == ["states"] or "Generator" in str([one.annotation for one in taken])
+    if method == "reduce" and gets_all:
+        field = next(iter(cls.writes), "results") if not isinstance(cls.writes, property) else "..."
+        msg = (
+            f"class {cls.__name__}: reduce(self, {', '.join(names)}) is Burr's, which is called "
+            f"once, with the states of all children. shoal calls it for each result, as it "
+            f"arrives; instead, you want: {mended}: return state.append({field}=outcome.value); or "
+            f"keep Burr's base class, and make an act of it as it is: "
+            f"shoal.burr.act({cls.__name__}())"
+        )
+        raise DefinitionError(msg)
 
 
 def _says(cls: type[ParallelAction], attribute: str) -> bool:

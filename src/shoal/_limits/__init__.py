@@ -10,10 +10,13 @@ once, or it waits:
 
 - ``admission``: the controller, which binds the others together.
 - ``limiters``: the gates of each owner of limits, by key.
+- ``places``: the identity of a ``Limits`` object, and whether it stands in several places.
+- ``lines``: how many runs wait at a gate, where that is bounded.
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
 - ``scheduler``: the scheduler in front of the gates, with fair shares.
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.
+- ``headers``: what the headers of a response say of a rate.
 - ``shared_rates``, ``shared_rate_client``: rates that several processes share.
 """

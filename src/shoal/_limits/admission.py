@@ -7,13 +7,15 @@ the *scheduler*. The children of a fan-out are admitted through the same parts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import random
 from typing import final
 
 from shoal._concurrency.backend import Clock, Waiter
+from shoal._errors.exceptions import BadUse
 
 from .gates import FairShare, Gate
+from .headers import read_headers
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
@@ -78,6 +80,10 @@ class AdmissionController:
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
 
         Returns None if nothing limits the attempt.
+
+        Raises:
+            Overloaded: It would have to wait for a limit for which enough runs wait. Not for the
+                attempt of a child, which has begun.
         """
         # None also for a child in flight that never needed one: the group counts it.
         slot = None if holder is None else holder.slot
@@ -88,7 +94,7 @@ class AdmissionController:
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
         needed, costs = self.limiters.gates(limiters, data)
-        return AttemptPermit(
+        permit = AttemptPermit(
             self.scheduler,
             needed,
             costs,
@@ -97,6 +103,12 @@ class AdmissionController:
             worker=worker,
             keeps_worker=keeps_worker,
         )
+        if holder is not None and holder.in_flight is None:
+            refusal = self.scheduler.overload(permit)
+            if refusal is not None:
+                permit.cancel()
+                raise refusal
+        return permit
 
     def place(self, holder: HeldPermits) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
@@ -109,6 +121,8 @@ class AdmissionController:
         slot: InFlightSlot | None,
         actual: float,
         unit: FairShare | None = None,
+        *,
+        named: str | None = None,
     ) -> None:
         """Replace the units that ``cost=`` functions charged an attempt and its child.
 
@@ -117,11 +131,35 @@ class AdmissionController:
             slot: The in-flight slot of the child.
             actual: The units.
             unit: The execution that pays.
+            named: What is charged; None: the only cost that there is.
+
+        Raises:
+            BadUse: There are several costs and none is named, or one whose name is misspelled.
         """
         # Both may have a gate with `cost=`, and each remembers what it was charged.
-        for held in (permit, slot):
-            if held is not None:
-                self.scheduler.charge(held, actual, unit)
+        charged = [held for held in (permit, slot) if held is not None]
+        check_unit({gate.unit for held in charged for gate in held.needed if gate.has_cost}, named)
+        for held in charged:
+            self.scheduler.charge(held, actual, unit, named=named)
+
+    def learn(
+        self, permit: AttemptPermit | None, holder: HeldPermits, headers: Mapping[str, str]
+    ) -> None:
+        """Adjust all rates that an attempt was charged to what the headers of a response say.
+
+        Raises:
+            BadUse: ``headers`` is no mapping.
+        """
+        said = read_headers(headers)
+        # Of its permit, of its child, and of the children around it: each may stand for the server.
+        held: list[AttemptPermit | InFlightSlot | None] = [permit, holder.slot]
+        above = holder.above
+        while above is not None:
+            held.append(above.slot)
+            above = above.above
+        for one in held:
+            if one is not None:
+                self.scheduler.learn(one, said)
 
     def pause(self, permit: AttemptPermit | None, holder: HeldPermits, seconds: float) -> bool:
         """Pause the keys of an attempt: those of its permit, its child, and enclosing children.
@@ -158,3 +196,32 @@ class AdmissionController:
 
     def __repr__(self) -> str:
         return f"<AdmissionController, {self.scheduler}>"
+
+
+def check_unit(units: Collection[str | None], named: str | None) -> None:
+    """Check the unit in which an attempt says its cost.
+
+    Args:
+        units: The units of the costs that apply; None: one without a name.
+        named: The unit that was given; None: none was.
+
+    Raises:
+        BadUse: There are several and none was given, or one that is misspelled.
+    """
+    known = sorted(repr(unit) for unit in units if unit is not None)
+    if named is None and len(units) > 1:
+        others = "" if None not in units else ", and a cost without unit="
+        msg = (
+            f"context.charge(actual) does not say what it charges, and several costs apply: "
+            f"{', '.join(known)}{others}; give its name: context.charge(actual, unit={known[0]})"
+        )
+        raise BadUse(msg)
+    # Another unit is none of these limits' business, unless it is one of theirs, misspelled: an
+    # action says what it has cost also where nothing limits it.
+    if (
+        named is not None
+        and named not in units
+        and named.lower() in {str(one).lower() for one in units}
+    ):
+        msg = f"context.charge(..., unit={named!r}): the costs that apply are in {', '.join(known)}"
+        raise BadUse(msg)

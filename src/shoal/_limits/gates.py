@@ -21,7 +21,9 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Protocol, final
 
+from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
+from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
 
@@ -42,7 +44,10 @@ class Gate:
         "adapt",
         "alarm_at",
         "changed_at",
+        "is_hold",
+        "is_shut",
         "key",
+        "line",
         "meter",
         "name",
         "part",
@@ -79,6 +84,8 @@ class Gate:
             None if part is None else part.meter(key)
         )
         self.adapt: Adaptive | None = None if part is None else part.adapt
+        # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
+        self.line: Line | None = None
         # Slots taken. May exceed `slots`: after a resize, and when a cancelled attempt reacquires
         # its slots without waiting. Then nothing starts until enough has ended.
         self.used: int = 0
@@ -86,6 +93,11 @@ class Gate:
         # suspended. While there are any, the gate must not be dropped: a second gate for the same
         # key would grant its slots twice.
         self.users: int = 0
+        self.is_hold: bool = False
+        """Whether this gate stops a held execution, and counts nothing."""
+        # Set and unset by `PartGates` alone. Attempts under way go on.
+        self.is_shut: bool = False
+        """Whether it is paused until it is resumed, by a person and not by time."""
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
@@ -114,10 +126,27 @@ class Gate:
         if paid:
             # A pause doesn't hold it back either: its attempt is under way and only wants to go on.
             return -math.inf
+        if self.is_shut:
+            return math.inf
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
         return opens
+
+    def turn_from(self, at: float, cost: float) -> float:
+        """Return when, from ``at`` on, a request that goes before all others has its turn here.
+
+        As far as that is known: when a pause ends, and when the rate has its next turn. Nobody
+        knows when a slot is released.
+        """
+        opens, meter = self.paused_until, self.meter
+        if isinstance(meter, Meter):
+            turn = meter.opens_at(cost)
+            if self.posted and turn < at and cost == 1.0:
+                # Requests that wait use each turn until then, so the turns lie evenly.
+                turn += math.ceil((at - turn) / meter.interval) * meter.interval
+            opens = max(opens, turn)
+        return max(at, opens)
 
     @property
     def shared(self) -> SharedMeter | None:
@@ -134,11 +163,37 @@ class Gate:
         """Whether a user's ``cost=`` function says how many units a request takes."""
         return self.part is not None and self.part.cost is not None
 
+    @property
+    def unit(self) -> str | None:
+        """What its ``cost=`` function counts; None if that isn't said, or there is none."""
+        return None if self.part is None else self.part.unit
+
+    def learn(self, said: RateHeaders, now: float) -> bool:
+        """Adjust the rate to what a server has said of it; return whether anything concerns it."""
+        if self.meter is None:
+            return False
+        unit = (self.unit or TOKENS) if self.has_cost else REQUESTS
+        # Whatever it counts: the server wants to be left alone.
+        until = -math.inf if said.retry_after is None else now + said.retry_after
+        for left in said.remaining:
+            if left.unit.replace("_", "-") != unit.replace("_", "-"):
+                continue
+            if isinstance(self.meter, Meter):
+                self.meter.learn(now, left.units, left.reset_in)
+            # What is left of a shared rate is known to its backend alone, and a window opens as a
+            # whole: then nothing starts until it does.
+            is_bucket = isinstance(self.meter, Meter) and not left.is_window
+            if left.units < 1 and left.reset_in is not None and not is_bucket:
+                until = max(until, now + left.reset_in)
+        self.paused_until = max(self.paused_until, until)
+        return True
+
     def is_new(self, now: float) -> bool:
         """Return whether a new gate would behave the same, so that this one can be dropped."""
         return (
             self.users == 0
             and self.paused_until <= now
+            and not self.is_shut
             and (self.meter is None or self.meter.is_full(now))
         )
 
@@ -201,7 +256,7 @@ class Gate:
         return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class FairShare(Protocol):
+class FairShare(InLine, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
     All attributes are set by the scheduler alone.
@@ -213,6 +268,8 @@ class FairShare(Protocol):
     """The round in which it last began to wait after it had nothing waiting."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
+    held_at: Gate | None
+    """The gate at which its requests wait while the execution is held; None: it isn't."""
 
 
 @final
@@ -283,8 +340,8 @@ class PermitRequest(Acquired):
         """
         super().__init__(needed, costs)
         self.unit: FairShare | None = unit
-        # Whether a child that has started waits for its next attempt. Such a request goes before
-        # children that have not started.
+        # Whether a run waits for another attempt. Such a request goes before those of children that
+        # have not started, and of first attempts.
         self.is_returning: bool = False
         self.due: float = 0.0  # the round of its turn; set when it joins a wait queue
         # Whether its rates are charged. Once set it stays: a permit that is released and
@@ -297,6 +354,12 @@ class PermitRequest(Acquired):
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]
+
+    def cost_at(self, gate: Gate) -> float:
+        """Return the units that a gate charges at which it waits."""
+        # The gate of a held execution is none of those that are needed, and charges nothing.
+        is_hold = self.unit is not None and gate.is_hold
+        return 0.0 if is_hold else self.cost(self.needed.index(gate))
 
     @property
     def room(self) -> int:

@@ -3,16 +3,18 @@
 Invariants:
 - An owner has one limiter as long as the owner and the runtime live, so that all runs that share
   its limits share its gates.
+- A ``Limits`` object has one set of gates in a runtime, as long as the object lives, wherever it
+  stands. So limiters of several owners may have gates in common, and a request needs each once.
 - Memory follows use: gates of keys that nothing uses are dropped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._errors.exceptions import BadResult, BadUse, DefinitionError, brief
@@ -20,8 +22,10 @@ from shoal._state.secrets import refuse_key
 from shoal._state.state import State, make_state, refuse_awaitable
 
 from .gates import Gate
-from .limits import Limits, Part, Rate, SharedRate
+from .limits import Limits, Part, Rate, SharedRate, limits_of
+from .lines import Line
 from .meters import ForeignMeter, Meter
+from .places import Origin
 from .scheduler import FairScheduler
 from .shared_rates import SharedMeter
 
@@ -52,28 +56,64 @@ class Statistics:
 class Limiter:
     """The gates of one owner's ``Limits``, for all runs of a runtime."""
 
-    def __init__(self, limits: Limits, scheduler: FairScheduler, *, takes_foreign: bool) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        scheduler: FairScheduler,
+        gates_of: Callable[[Part], PartGates],
+        on_changed: Callable[[], None],
+        *,
+        takes_foreign: bool,
+    ) -> None:
+        """Create the limiter of one owner.
+
+        Args:
+            limits: The owner's limits.
+            scheduler: The scheduler in which requests wait.
+            gates_of: Returns the gates of a part, which other limiters may have too.
+            on_changed: Called when ``change`` has replaced parts.
+            takes_foreign: Whether limiters of other libraries work here.
+        """
         # Not where the limits are written: only the runtime knows on which event loop it is.
         if not takes_foreign:
             _refuse_foreign(limits)
         self._scheduler: FairScheduler = scheduler
+        self._on_changed: Callable[[], None] = on_changed
         self._takes_foreign: bool = takes_foreign
-        # Replaced by `change` alone, which also keeps the number and order of the parts. So a
-        # part's gates stay at their index for good.
-        self.limits: Limits = limits
-        self.parts: tuple[PartGates, ...] = tuple(map(PartGates, limits.parts))
-        self.same: tuple[Gate, ...] | None = self._same()
+        self.origins: tuple[ref[Origin], ...] = tuple([ref(part.origin) for part in limits.parts])
+        """The identities of the objects that its parts were written as."""
+        # Never replaced: a part's gates stay at their index for good, whoever changes the part.
+        self.parts: tuple[PartGates, ...] = tuple(map(gates_of, limits.parts))
+        self.same: tuple[Gate, ...] | None
         """The gates that every attempt needs; None if they depend on the state it starts from.
 
         With these, finding the gates of an attempt calls no user's function and makes no state.
         """
+        self.look()
 
-    def _same(self) -> tuple[Gate, ...] | None:
+    @property
+    def limits(self) -> Limits:
+        """The limits as they are now."""
+        return limits_of(tuple([gates.part for gates in self.parts]))
+
+    def look(self) -> None:
+        """Note which gates every attempt needs, after a part has changed."""
         # With `by=` the gate depends on the state, and with `cost=` the charge does.
-        if any(part.by is not None or part.cost is not None for part in self.limits.parts):
-            return None
-        # Without a key there is one gate for each part, and it is never dropped.
-        return tuple([gates.the_one() for gates in self.parts])
+        if any(gates.part.by is not None or gates.part.cost is not None for gates in self.parts):
+            self.same = None
+        else:
+            # Without a key there is one gate for each part, and it is never dropped. Once each,
+            # because `&` may have joined an object with itself.
+            self.same = tuple(dict.fromkeys(gates.the_one() for gates in self.parts))
+        if any(gates.part.waiting is not None for gates in self.parts):
+            self._scheduler.bounds_waiting = True
+
+    def is_of(self, limits: Limits) -> bool:
+        """Return whether its parts were written as the objects in ``limits``."""
+        parts = limits.parts
+        return len(parts) == len(self.origins) and all(
+            origin() is part.origin for origin, part in zip(self.origins, parts, strict=True)
+        )
 
     def change(self, limits: Limits) -> None:
         """Replace the limits by others with the same parts; waiting attempts notice at once.
@@ -112,14 +152,76 @@ class Limiter:
         meters = [
             gates.meters_of(part) for part, gates in zip(limits.parts, self.parts, strict=True)
         ]
-        self.limits = limits
-        self.same = self._same()  # a part may have a `cost=` now, or have none any more
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates, new in zip(limits.parts, self.parts, meters, strict=True):
             # Before the gates change: what is charged from then on counts under the new part.
+            part = part.of_gates  # noqa: PLW2901
             self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part, new):
                 self._scheduler.serve(gate)
+        self._on_changed()  # a part may have a `cost=` now, or have none any more
+
+    def pause(self, key: Hashable = None, *, part: int = 0) -> None:
+        """Start nothing more that needs this limit, until ``resume``; attempts under way go on.
+
+        Pausing again changes nothing. It lasts as long as the runtime, and ``change`` keeps it.
+
+        Args:
+            key: Only for this key of a limit with ``by=``, whether or not it is known yet: what
+                ``by`` returns, or its text; None: for all.
+            part: Which part of the limits, of those that ``&`` has joined, counted from 0.
+
+        Raises:
+            BadUse: There is no such part, or it has no keys.
+
+        Examples:
+            >>> import anyio
+            >>> @action(
+            ...     reads=["host"],
+            ...     writes=["page"],
+            ...     limits=Limits(2, by=lambda state: state["host"]),
+            ... )
+            ... async def fetch(host: str) -> str:
+            ...     return f"a page of {host}"
+            >>> async def main() -> None:
+            ...     async with Runtime() as runtime:
+            ...         limiter = runtime.limiter(fetch)
+            ...         limiter.pause("slow.example")
+            ...         other = await runtime.run(Application(fetch), {"host": "quick.example"})
+            ...         limiter.resume("slow.example")
+            ...         print(other.state["page"])
+            >>> anyio.run(main)
+            a page of quick.example
+        """
+        for gate in self._part(part, key).set_shut(key, is_shut=True):
+            if gate.posted:
+                self._scheduler.serve(gate)  # takes its timer away
+
+    def resume(self, key: Hashable = None, *, part: int = 0) -> None:
+        """End ``pause``; what has waited starts as the limit allows.
+
+        Without a pause nothing happens.
+
+        Args:
+            key: Only this key, which goes on unless all are paused; None: all of them, those that
+                were paused by themselves too.
+            part: Which part of the limits.
+
+        Raises:
+            BadUse: There is no such part, or it has no keys.
+        """
+        for gate in self._part(part, key).set_shut(key, is_shut=False):
+            self._scheduler.serve(gate)
+
+    def _part(self, part: int, key: Hashable) -> PartGates:
+        if type(part) is not int or not 0 <= part < len(self.parts):
+            msg = f"{self.limits!r} has no part {part!r}: it has {len(self.parts)}, from 0"
+            raise BadUse(msg)
+        found = self.parts[part]
+        if key is not None and found.part.by is None:
+            msg = f"{found.part!r} has no keys, so {brief(key)} is none of them: leave out key="
+            raise BadUse(msg)
+        return found
 
     def charged(self, part: Part) -> float | None:
         """Return what was charged at one of its parts so far; None if that has no ``cost=``."""
@@ -139,20 +241,45 @@ class Limiter:
 class PartGates:
     """The gates of one part of a limit, by key."""
 
-    __slots__ = ("_sweep_at", "gates", "part")
+    __slots__ = ("_identity", "_is_shut", "_shut_keys", "_sweep_at", "gates", "part")
 
     def __init__(self, part: Part) -> None:
+        # Stands for this object, which lines must not refer to: that would be a cycle.
+        self._identity: object = object()
         # Replaced by `change`, in all gates at once. A gate made later gets the new one.
         self.part: Part = part
         # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
         self.gates: dict[Hashable, Gate] = {}  # under None, the one of a part without `by=`
         self._sweep_at: int = SWEEP  # the number of keys at which unused ones are dropped
+        # What `set_shut` has said, for gates that are made later. Keys as text, because a person
+        # names them.
+        self._is_shut: bool = False
+        self._shut_keys: set[str] = set()
+
+    def set_shut(self, key: Hashable, *, is_shut: bool) -> list[Gate]:
+        """Shut or open the gates of a key, or, if it is None, of all; return those that changed."""
+        if key is None:
+            self._is_shut = is_shut
+            self._shut_keys.clear()
+        elif is_shut:
+            self._shut_keys.add(str(key))
+        else:
+            self._shut_keys.discard(str(key))
+        changed = [
+            gate for of, gate in self.gates.items() if gate.is_shut is not self._must_be_shut(of)
+        ]
+        for gate in changed:
+            gate.is_shut = not gate.is_shut
+        return changed
+
+    def _must_be_shut(self, key: Hashable) -> bool:
+        return self._is_shut or (bool(self._shut_keys) and str(key) in self._shut_keys)
 
     def the_one(self) -> Gate:
         """Return the only gate of a part without ``by=``, creating it on first use."""
         gate = self.gates.get(None)
         if gate is None:
-            gate = self.gates[None] = Gate(self.part.n, self.part)
+            gate = self._made(None)
         return gate
 
     def find(self, state: State, now: float) -> tuple[Gate, float]:
@@ -167,8 +294,15 @@ class PartGates:
             # Before the new gate is there: it isn't used yet, so it would be dropped.
             if len(self.gates) >= self._sweep_at:
                 self._sweep(now)
-            gate = self.gates[key] = Gate(part.n, part, key)
+            gate = self._made(key)
         return gate, cost
+
+    def _made(self, key: Hashable) -> Gate:
+        gate = self.gates[key] = Gate(self.part.n, self.part, key)
+        gate.is_shut = self._must_be_shut(key)
+        if self.part.waiting is not None:
+            gate.line = Line(self._identity)
+        return gate
 
     def _sweep(self, now: float) -> None:
         """Drop the gates that are not in use."""
@@ -199,10 +333,19 @@ class PartGates:
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
+            if part.waiting is not None and gate.line is None:
+                gate.line = Line(self._identity)
             if meter is not None:
                 meter.continue_from(gate.meter)  # else a change would grant a burst again
             gate.meter = meter
         return list(self.gates.values())
+
+    def size(self, part: Part) -> None:
+        """Replace the part by one that has ``n`` too, and the same rate."""
+        self.part = part
+        for gate in self.gates.values():
+            gate.part, gate.adapt = part, part.adapt
+            gate.resize(part.n)
 
     def statistics(self, now: float) -> Statistics:
         """Return the use of all gates together."""
@@ -213,7 +356,7 @@ class PartGates:
             in_use=sum(gate.used for gate in gates),
             slots=next((gate.size for gate in gates), self.part.n),
             waiting=sum(gate.waiting() for gate in gates),
-            paused=sum(gate.paused_until > now for gate in gates),
+            paused=sum(gate.is_shut or gate.paused_until > now for gate in gates),
         )
 
 
@@ -233,6 +376,10 @@ class Limiters:
         # Weak: actions made while running leave nothing behind. See
         # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
         self.by_owner: WeakKeyDictionary[object, dict[str, Limiter]] = WeakKeyDictionary()
+        # By the identity of the `Limits` objects and as long as these live, and not by their
+        # owners: an object may stand on actions that are made anew for each request. Gates keep
+        # parts without their origin, else nothing here would ever be collected.
+        self._gates: WeakKeyDictionary[Origin, PartGates] = WeakKeyDictionary()
 
     def of(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Return the limiter of ``owner``, creating it on first use.
@@ -249,10 +396,33 @@ class Limiters:
         if named is None:
             named = self.by_owner[owner] = {}
         found = named.get(name)
-        if found is None:
-            found = Limiter(limits, self._scheduler, takes_foreign=self._takes_foreign)
-            named[name] = found
+        # Its objects may stand in more places since: then a fan-out has them among those of its
+        # children's attempts.
+        if found is None or not found.is_of(limits):
+            found = named[name] = self.view(limits)
         return found
+
+    def view(self, limits: Limits) -> Limiter:
+        """Return a limiter of no owner, for looking at limits and for changing them."""
+        return Limiter(
+            limits, self._scheduler, self._gates_of, self._look, takes_foreign=self._takes_foreign
+        )
+
+    def _gates_of(self, part: Part) -> PartGates:
+        """Return the gates of a part, which are those of its object wherever that stands."""
+        gates = self._gates.get(part.origin)
+        if gates is None:
+            gates = self._gates[part.origin] = PartGates(part.of_gates)
+        elif gates.part.n is None and part.n is not None:
+            # Until now it stood on one fan-out, which counts places in flight by itself.
+            gates.size(part.of_gates)
+            self._look()
+        return gates
+
+    def _look(self) -> None:
+        for named in self.by_owner.values():
+            for limiter in named.values():
+                limiter.look()
 
     def of_attempt(
         self, scopes: tuple[Limiter, ...], owner: object, limits: Limits | None
@@ -279,10 +449,11 @@ class Limiters:
                 break
             same += limiter.same
         else:
-            return same, None
+            # Once each: one object may limit the action, the application and the runtime.
+            return same if len(limiters) < 2 else tuple(dict.fromkeys(same)), None  # noqa: PLR2004
         # One `by=` or `cost=` is enough: then all gates are sought in one way, so that gates and
         # costs have one order.
-        parts = [gates for limiter in limiters for gates in limiter.parts]
+        parts = dict.fromkeys(gates for limiter in limiters for gates in limiter.parts)
         state, now = make_state(data), self._scheduler.clock()
         found = [gates.find(state, now) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])

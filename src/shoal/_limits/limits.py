@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, final
 
 from shoal._errors.completion import hides
@@ -14,6 +14,7 @@ from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
 from .meters import ForeignMeter, ForeignRate, Meter
+from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
@@ -280,6 +281,16 @@ class Part:
     by: Callable[[Any], Hashable] | None
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
+    # What `cost` counts; None where it isn't said.
+    unit: str | None = None
+    waiting: int | None = None  # runs that may wait; None: any number
+    # The identity of the `Limits` that it was written as; equal limits have different ones.
+    origin: Origin = field(default_factory=Origin, compare=False)
+
+    @property
+    def of_gates(self) -> Part:
+        """The same part without its origin, for gates, which must not keep that alive."""
+        return replace(self, origin=NOWHERE)
 
     @property
     def burst(self) -> float:
@@ -339,6 +350,10 @@ class Part:
                 called: str | None = getattr(value, "__qualname__", None)
                 shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
                 given.append(f"{name}={shown}")
+        if self.unit is not None:
+            given.append(f"unit={self.unit!r}")
+        if self.waiting is not None:
+            given.append(f"waiting={self.waiting}")
         return f"Limits({', '.join(given)})"
 
 
@@ -404,7 +419,7 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-@hides("adapts_in_flight in_flight parts shared with_numbers")
+@hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
 @final
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
@@ -415,17 +430,25 @@ class Limits:
     - On a *fan-out*, ``n`` counts the children in flight, for each execution of the step. A child
       is in flight from its start until its result is part of the parent's saved state, so a slow
       reducer or store slows the source down. Rates and per-key limits are shared by all executions
-      of the fan-out in a runtime. A rate is charged when a child starts and when it is tried again:
-      by ``Each(retry=)``, or in its first step by the ``retry=`` of that action. Its further steps
-      pay nothing. A child that waits for another attempt goes before children that have not
-      started.
+      of the fan-out in a runtime. A rate is charged when a child starts, and when its start is done
+      anew, because its first step is tried again. Further steps and their retries pay nothing.
     - On an *action*, its running attempts are counted, in all runs of a runtime together.
     - On an *application* or a *runtime*, the running attempts of all actions are, in all runs of a
       runtime together.
 
+    The object counts, not its numbers. One ``Limits`` object that is given to several actions,
+    fan-outs, applications or the runtime is one limit in that runtime: "8 calls to the model in
+    all, whichever step makes them". An attempt that it reaches on several ways needs one slot and
+    is charged once. On a fan-out, such an object counts the running attempts of its children, like
+    everywhere else, and not the children in flight; of those, each execution still has at most
+    ``n``. Equal but separate objects are separate limits. ``&`` joins the objects themselves, and
+    ``bind`` keeps them; a copy (``copy.deepcopy``, ``pickle``) is another object. In another
+    runtime, and so in another process, the same object counts anew.
+
     Limits are joined with ``&``: ``Limits(20) & Limits(rate=Rate(5), by=host_of)`` is 20 at once,
     and 5 a second for each host. An attempt or a child starts when every limit that applies has
-    room. While it waits it holds no slot, and it does not delay other keys. Only a running attempt
+    room. While it waits it holds no slot, and it does not delay other keys. What has waited for its
+    next attempt goes before all that has not started. Only a running attempt
     holds slots: a fan-out that waits for its children holds none, nor does an action inside
     ``context.fan_out``. So recursion under a limit of 1 doesn't deadlock.
 
@@ -437,8 +460,17 @@ class Limits:
             key, any hashable, and ``n`` and ``rate`` apply to each key separately.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
+        unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
+            itself: ``context.charge(actual, unit="tokens")``.
         adapt: A policy that adjusts ``n`` as attempts end: ``AIMD()``, or your own. ``n`` is the
             number to begin with.
+        waiting: How many runs may wait for the limit, with ``by=`` for each key. A further one is
+            refused at once: the attempt with which it comes fails with ``Overloaded``, which says
+            after how many seconds to try again. Runs are counted, and not what each of them has
+            waiting, because runs take turns. A run that the limit has let in once, or that is in
+            line, waits with whatever else it has: its children, its further steps, its retries. A
+            further run that begins with a fan-out fails as a whole and not child by child; in a
+            race, only the contestant fails.
 
     Raises:
         DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
@@ -458,7 +490,9 @@ class Limits:
         rate: Rate | SharedRate | ForeignRate | None = None,
         by: Callable[[Any], Hashable] | None = None,
         cost: Callable[[Any], float] | None = None,
+        unit: str | None = None,
         adapt: Adaptive | None = None,
+        waiting: int | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         if n is not None:
@@ -473,19 +507,29 @@ class Limits:
         if cost is not None and rate is None:
             msg = "Limits(cost=...) is what a rate is charged; give rate=Rate(...) too"
             raise DefinitionError(msg)
+        if unit is not None and (not isinstance(unit, str) or not unit):
+            msg = f"Limits(unit=...) takes a name, such as 'tokens', not {brief(unit)}"
+            raise DefinitionError(msg)
+        if unit is not None and cost is None:
+            msg = f"Limits(unit={unit!r}) names what cost= counts; give cost=... too"
+            raise DefinitionError(msg)
         if adapt is not None and n is None:
             msg = "Limits(adapt=...) changes n; give the n to begin with"
             raise DefinitionError(msg)
         if adapt is not None:
             check_adapt(adapt)
+        # 0 is a limit for which nothing waits: what finds no room is refused.
+        if waiting is not None and (type(waiting) is not int or waiting < 0):
+            msg = f"Limits(waiting=...) takes a whole number of runs, at least 0, not {waiting!r}"
+            raise DefinitionError(msg)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt),))
+        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit, waiting),))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""
         if not isinstance(other, Limits):
             return NotImplemented
-        return _limits_of((*self.parts, *other.parts))
+        return limits_of((*self.parts, *other.parts))
 
     def with_numbers(
         self,
@@ -528,8 +572,8 @@ class Limits:
                 old.rate.per if per is None else per,
                 old.rate.burst if burst is None else burst,
             )
-        new = Part(old.n if n is None else n, new_rate, old.by, old.cost, old.adapt)
-        return _limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
+        new = replace(old, n=old.n if n is None else n, rate=new_rate)
+        return limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
 
     @property
     def n(self) -> int | None:
@@ -550,21 +594,43 @@ class Limits:
         return own[0].adapt if own and self.n is not None else None
 
     @property
-    def shared(self) -> Limits | None:
-        """The limits that all executions of a fan-out share: its rates and per-key parts."""
+    def of_starts(self) -> Limits | None:
+        """The limits of a fan-out that all its executions share: its rates and per-key parts.
+
+        Without those of objects that stand in other places as well, which count attempts.
+        """
         # Without `n` and its policy: places in flight belong to one execution of the fan-out.
         parts = tuple(
-            part if part.by is not None else Part(None, part.rate, None, part.cost)
+            part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
-            if part.by is not None or part.rate is not None
+            if not part.origin.is_shared and (part.by is not None or part.rate is not None)
         )
-        return _limits_of(parts) if parts else None
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_attempts(self) -> Limits | None:
+        """The limits of a fan-out that stand in other places too: its children's attempts count."""
+        parts = tuple(part for part in self.parts if part.origin.is_shared)
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_fan_out(self) -> Limits | None:
+        """The limits of a fan-out that are counted in a runtime, and not for one execution."""
+        found = (self.of_starts, self.of_attempts)
+        parts = tuple(part for limits in found if limits is not None for part in limits.parts)
+        return limits_of(parts) if parts else None
+
+    def stand_on(self, owner: object, name: str = "") -> None:
+        """Note that the limits are those of a definition; see ``Origin``."""
+        for part in self.parts:
+            part.origin.stand_on(owner, name)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.parts)) or "the default limits"
 
 
-def _limits_of(parts: tuple[Part, ...]) -> Limits:
+def limits_of(parts: tuple[Part, ...]) -> Limits:
+    """Join parts that were checked before."""
     # Past `__init__`, whose checks these parts have passed. And the default limits have no part,
     # which it would refuse.
     limits = Limits.__new__(Limits)
@@ -572,5 +638,5 @@ def _limits_of(parts: tuple[Part, ...]) -> Limits:
     return limits
 
 
-DEFAULT_LIMITS: Limits = _limits_of(())
+DEFAULT_LIMITS: Limits = limits_of(())
 """The limits of a fan-out that was given none: ``DEFAULT_IN_FLIGHT`` children in flight."""

@@ -105,6 +105,22 @@ class Meter:
         """Give back ``cost`` units that were taken at ``taken_at`` and never used."""
         self.correct(-cost, taken_at)
 
+    def learn(self, now: float, units: float, reset_in: float | None) -> None:
+        """Pass no more at once than the server says are left; more than before it never passes.
+
+        Args:
+            now: The time.
+            units: How many the server says are left.
+            reset_in: Seconds after which the server has all of them again.
+        """
+        lacking = (self.burst - units) * self.interval
+        if reset_in is not None:
+            lacking = min(lacking, reset_in)
+        # What was taken here already is part of what the server lacks, and isn't charged twice.
+        extra = now + lacking - max(self.tat, now)
+        if extra > 0:
+            self.take(now, extra / self.interval)
+
     def continue_from(self, other: object) -> None:
         """Continue with the units taken from the meter that this one replaces, if of this class."""
         if isinstance(other, Meter):

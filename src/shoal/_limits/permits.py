@@ -35,7 +35,7 @@ class InFlightSlot(Acquired):
     moment.
     """
 
-    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held", "returns")
+    __slots__ = ("_on_aside", "_scheduler", "is_aside", "is_due", "is_held")
 
     def __init__(
         self,
@@ -63,11 +63,9 @@ class InFlightSlot(Acquired):
         # `_give_back`, which counts it off.
         self.is_held: bool = is_held
         self.is_due: bool = not is_held
-        """Whether acquiring it charges its rates: at the start, and at each ``Each(retry=)``."""
+        """Whether acquiring it charges its rates: at the start, and when that is done anew."""
         # Only while the child waits: set by `step_aside`, reset by `hold`. Both tell the group.
         self.is_aside: bool = False
-        self.returns: bool = False
-        """Whether a child that has started waits for it, and so goes before those that have not."""
         for gate in needed:
             gate.users += 1
 
@@ -76,6 +74,11 @@ class InFlightSlot(Acquired):
         """The units that acquiring it charges at each gate; 0 if they are paid already."""
         assert self.costs is not None, "a slot is made with its costs"
         return self.costs if self.is_due else (0.0,) * len(self.needed)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other executions may need something of it: more than the place in the group."""
+        return len(self.needed) > 1
 
     def step_aside(self) -> None:
         """Release the slot while the child waits for something else."""
@@ -92,7 +95,7 @@ class InFlightSlot(Acquired):
             self.taken_at = taken_at
         self.is_held = True
         # For this grant only. The next one is free, unless the child steps aside for a retry.
-        self.is_due = self.returns = False
+        self.is_due = False
         self.since = since
         if self.is_aside:
             self.is_aside = False
@@ -105,9 +108,14 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            for gate in self.needed:
-                gate.used += 1
-            self.hold()
+            self.take_unpaid()
+
+    def take_unpaid(self) -> None:
+        """Take the slot, whether or not there is room, and pay no rate."""
+        for gate in self.needed:
+            gate.used += 1
+        self.is_due = False
+        self.hold()
 
     def leave(self) -> None:
         """Release the slot for good."""
@@ -212,7 +220,7 @@ class InFlight:
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "first_permit", "slot", "unit")
+    __slots__ = ("in_flight", "first_permit", "returns", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -227,6 +235,10 @@ class HeldPermits:
         """The in-flight slot of a child; None until it is needed: the group counts the child."""
         self.first_permit: AttemptPermit | None = None
         """The permit of the first attempt, which was acquired when the child was admitted."""
+        # Set while a run waits for another attempt, also a root run, which has no slot. The next
+        # request takes it over, so that no later step of the run is preferred.
+        self.returns: bool = False
+        """Whether the next request goes before those of attempts and children that are new."""
 
     @property
     def above(self) -> HeldPermits | None:
@@ -297,7 +309,8 @@ class AttemptPermit(PermitRequest):
             needed, worker = (*needed, worker), None
             costs = None if costs is None else (*costs, 1.0)
         super().__init__(needed, costs, None if holder is None else holder.unit)
-        self.is_returning: bool = slot is not None and slot.returns
+        if holder is not None and holder.returns:
+            holder.returns, self.is_returning = False, True
         self._scheduler: FairScheduler = scheduler
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted
@@ -358,8 +371,11 @@ class AttemptPermit(PermitRequest):
         """
         if self._includes_slot or self._holder is None:
             return False
-        if not any(gate.meter is not None or gate.is_keyed for gate in self.needed):
-            return False
+        if not any(gate.meter is not None or gate.is_keyed or gate.is_shut for gate in self.needed):
+            # A hold may be long, too, but the place alone is of no use to another execution.
+            held = self._holder.slot if self._holder.unit.held_at is not None else None
+            if held is None or not held.is_shared:
+                return False
         slot = self._holder.make_slot()
         if slot is not None:
             self._include(slot)
@@ -441,16 +457,20 @@ class AttemptPermit(PermitRequest):
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
         return self.waiter is not None and self.waiter.done()
 
-    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key"], str, Hashable]:
+    def held_up(self, now: float) -> tuple[Literal["slot", "rate", "key", "paused"], str, Hashable]:
         """Return what the permit waits for: what kind of thing, the limit as written, and the key.
 
         That is the gate at which it is posted. Others may be closed too.
         """
         gate = None if self.wait_queue is None else self.wait_queue.gate
         limit, key = self.awaited
+        if self.unit is not None and self.unit.held_at is not None:
+            # It may be posted elsewhere still, but only the end of the hold helps.
+            return "paused", "", None
         if gate is None or gate.part is None:
             return "slot", limit, key
-        if gate.is_keyed and (gate.paused_until > now or gate.used >= gate.slots):
+        is_paused = gate.is_shut or gate.paused_until > now
+        if gate.is_keyed and (is_paused or gate.used >= gate.slots):
             return "key", limit, key
         if gate.used < gate.slots and gate.meter is not None:
             return "rate", limit, key

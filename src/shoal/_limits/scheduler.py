@@ -30,12 +30,14 @@ from typing import final
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._concurrency.cancellation import ki_protected, ki_unprotected
 from shoal._errors.arguments import is_number
-from shoal._errors.exceptions import BadResult, brief
+from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, Turn, WaitQueue
+from .headers import RateHeaders
 from .limits import Adaptive, Ended
-from .meters import CREDIT, ForeignMeter
+from .lines import Line
+from .meters import CREDIT, ForeignMeter, Meter
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
 
@@ -58,6 +60,7 @@ class FairScheduler:
         "_arrivals",
         "_round",
         "_clients",
+        "bounds_waiting",
         "clock",
         "costs",
         "wait_queues",
@@ -89,6 +92,8 @@ class FairScheduler:
         self.wait_queues: dict[Hashable, WaitQueue] = {}
         self.costs: Costs = Costs()
         """What was charged at limits with ``cost=``, by all executions."""
+        self.bounds_waiting: bool = False
+        """Whether any limit has ``waiting=``. Set by ``Limiters``, and never unset."""
         self._arrivals: count[int] = count()
         # The virtual time of fair queueing: the number of turns that each waiting run has had. It
         # only grows.
@@ -153,6 +158,9 @@ class FairScheduler:
             unit.turn_due += 1.0
         wait_queue.requests[request] = next(self._arrivals)
         request.wait_queue = wait_queue
+        if self.bounds_waiting and unit is not None:
+            for line in _lines(request):
+                line.join(unit, self.clock())
 
     def _early(self) -> float:
         """Return the round of a returning child's turn: before all waiting requests of its run.
@@ -174,6 +182,10 @@ class FairScheduler:
             turn: Its turn; a wait queue with an earlier one is not overtaken.
             but: A gate to ignore.
         """
+        unit = request.unit
+        # An attempt under way that reacquires its slots goes on, so it isn't held.
+        if unit is not None and unit.held_at is not None and turn[0]:
+            return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
         shared: Gate | None = None
         now: float | None = None
@@ -209,6 +221,9 @@ class FairScheduler:
                 gate.used += 1
             return
         request.paid = True
+        if self.bounds_waiting and request.unit is not None:
+            for line in _lines(request):
+                line.admit(request.unit, self.clock())
         # One reading of the clock for all gates, and none where nothing needs it.
         now: float | None = None
         since: float | None = None
@@ -252,8 +267,7 @@ class FairScheduler:
         gate = wait_queue.gate
         assert gate is not None, "a wait queue with requests is posted"
         gate.unpost(wait_queue)
-        del wait_queue.requests[request]
-        request.wait_queue = None
+        self._remove(request, wait_queue)
         if wait_queue.requests:
             gate.post(wait_queue)  # with the turn of the request that is first now
         else:
@@ -261,6 +275,13 @@ class FairScheduler:
         # Another wait queue may be first now, and the gate open to its request: see
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
+
+    def _remove(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
+        del wait_queue.requests[request]
+        request.wait_queue = None
+        if self.bounds_waiting and request.unit is not None:
+            for line in _lines(request):
+                line.leave(request.unit, self.clock())
 
     def _end(self, wait_queue: WaitQueue) -> None:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
@@ -290,7 +311,7 @@ class FairScheduler:
                 serving.remove(gate)
                 continue
             request = wait_queue.first()
-            opens = gate.opens_at(request.cost(request.needed.index(gate)), paid=request.paid)
+            opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
             now = self.clock()
             # A request whose task is being cancelled is removed, not granted: the task would only
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
@@ -317,8 +338,7 @@ class FairScheduler:
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(request, at=gate, credit=credit)
-            del wait_queue.requests[request]
-            request.wait_queue = None
+            self._remove(request, wait_queue)
             if wait_queue.requests:
                 gate.post(wait_queue)  # its next request waits for its own turn
             else:
@@ -336,9 +356,8 @@ class FairScheduler:
             self._set_alarm(gate, wait_queue.first())
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
-        at = request.needed.index(gate)
-        opens = gate.opens_at(request.cost(at), paid=request.paid)
-        if gate.shared is not None:
+        opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
+        if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
@@ -361,6 +380,73 @@ class FairScheduler:
         """Stop the timer, and return unused units of shared rates to their backends."""
         self._timers.close()
         self._clients.close()
+
+    # -- held executions ------------------------------------------------------------------------
+
+    @ki_protected
+    def hold(self, unit: FairShare) -> None:
+        """Grant nothing to an execution until ``release``, except slots of attempts under way.
+
+        Requests that wait elsewhere stay there until it is their turn, and are moved then.
+        """
+        if unit.held_at is None:
+            unit.held_at = Gate(0, name="paused")
+            unit.held_at.is_hold = True
+
+    @ki_protected
+    def release(self, unit: FairShare) -> None:
+        """Grant the requests of a held execution that can be granted now, in their turns."""
+        gate, unit.held_at = unit.held_at, None
+        if gate is not None:
+            gate.resize(None)
+            self.serve(gate)
+
+    # -- refusals -------------------------------------------------------------------------------
+
+    def overload(self, request: PermitRequest) -> Overloaded | None:
+        """Return why ``request``, which has just begun to wait, is refused; None if it isn't."""
+        unit = request.unit
+        # What comes back was let in before: a run is not refused half-way.
+        if not self.bounds_waiting or unit is None or request.granted or request.is_returning:
+            return None
+        for gate in request.needed:
+            line, most = gate.line, None if gate.part is None else gate.part.waiting
+            if line is None or most is None or not line.is_over(unit, most):
+                continue
+            now = self.clock()
+            # Those that wait without it, or what runs: one of these must end.
+            before = max(1, len(line.waiting) - 1)
+            least = None
+            if isinstance(gate.meter, Meter):
+                least = max(0.0, gate.meter.opens_at(before) - now)
+            seconds = max(line.turns_in(before, now, least=least), gate.paused_until - now)
+            plural = "s wait" if most > 1 else " waits"
+            many = f"{most} run{plural} already" if most else "no run waits"
+            at = f", key {brief(gate.key)}" if gate.is_keyed else ""
+            msg = f"{many} for {gate.part!r}{at}, and no more may; try again in {seconds:.3g} s"
+            return Overloaded(msg, seconds)
+        return None
+
+    def starts_at(self, request: PermitRequest) -> tuple[float, Gate | None]:
+        """Return when ``request``, the last in its wait queue, can start at the earliest.
+
+        As far as that is known: by pauses, by the next turns of rates, and by the requests of its
+        own run that are ahead of it. Returns the gate that says so, too.
+        """
+        starts, by = -math.inf, None
+        wait_queue = request.wait_queue
+        for index, gate in enumerate(request.needed):
+            cost = request.cost(index)
+            opens = gate.paused_until
+            if isinstance(gate.meter, Meter) and not request.paid:
+                ahead = 0
+                # With `cost=`, those ahead may need any number of units.
+                if not gate.has_cost and wait_queue is not None and wait_queue.gate is gate:
+                    ahead = len(wait_queue.requests) - 1
+                opens = max(opens, gate.meter.opens_at(cost + ahead))
+            if opens > starts:
+                starts, by = opens, gate
+        return starts, by
 
     # -- corrections by holders -----------------------------------------------------------------
 
@@ -394,17 +480,38 @@ class FairScheduler:
         if gate.shared is not None:
             self._clients.want(gate)
 
-    def charge(self, held: Acquired, actual: float, unit: FairShare | None = None) -> None:
-        """Replace the units charged by ``actual`` at all gates with a ``cost=`` function."""
+    def charge(
+        self,
+        held: Acquired,
+        actual: float,
+        unit: FairShare | None = None,
+        *,
+        named: str | None = None,
+    ) -> None:
+        """Replace the units charged by ``actual`` at gates with a ``cost=`` function.
+
+        Args:
+            held: What was charged.
+            actual: The units.
+            unit: The execution that pays.
+            named: What the function counts; None: at all gates with one.
+        """
         if held.costs is None:
             return
         due = tuple(
-            actual if gate.has_cost else cost
+            actual if gate.has_cost and (named is None or gate.unit == named) else cost
             for gate, cost in zip(held.needed, held.costs, strict=True)
         )
         self.correct(held, [new - old for new, old in zip(due, held.costs, strict=True)], unit)
         # So a further call corrects this one; see test_charging_what_it_was.
         held.costs = due
+
+    def learn(self, held: Acquired, said: RateHeaders) -> None:
+        """Adjust the rates of ``held`` to what a server has said of them."""
+        now = self.clock()
+        for gate in held.needed:
+            if gate.learn(said, now) and gate.posted:
+                self.serve(gate)  # sets the alarm to the new time
 
     def pause(self, held: Acquired, until: float) -> bool:
         """Pause the gates of ``held`` that belong to one key of many.
@@ -448,6 +555,10 @@ class FairScheduler:
     def __repr__(self) -> str:
         waiting = sum(len(one.requests) for one in self.wait_queues.values())
         return f"<FairScheduler, {waiting} waiting>"
+
+
+def _lines(request: PermitRequest) -> list[Line]:
+    return [gate.line for gate in request.needed if gate.line is not None]
 
 
 @ki_unprotected

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shoal._engine.questions import asker_key, is_same_data, require_data
-from shoal._errors.exceptions import NotData, UnknownQuestion, brief, did_you_mean
+from shoal._errors.exceptions import BadAnswer, NotData, UnknownQuestion, brief, did_you_mean
 from shoal._events.events import Question
+from shoal._state.json_schema import Misfit, misfit
+from shoal._state.plain import to_json
 from shoal.stores._history import QuestionAnswered
 
 LISTED = 10
@@ -42,6 +44,7 @@ def resolve_answers(
     Raises:
         UnknownQuestion: An answer belongs to no question, or to several.
         NotData: An answer can't be saved.
+        BadAnswer: An answer isn't one that the schema of its question allows.
     """
     open_ = [one for one in asked if one.id not in known]
     found: dict[str, QuestionAnswered] = {}
@@ -49,7 +52,7 @@ def resolve_answers(
         meant = [one for one in open_ if at in (one.address, one.name)]
         if not meant:
             meant = [one for one in asked if at in (one.address, one.name)]
-            if len(meant) == 1 and is_same_data(known[meant[0].id], value):
+            if len(meant) == 1 and is_same_data(known[meant[0].id], kept_answer(meant[0], value)):
                 continue
         if len(meant) != 1 or (meant[0].id in known and not has_failed):
             message, why = _why_unknown(at, meant, open_, known, run_id)
@@ -66,8 +69,26 @@ def resolve_answers(
         except NotData as error:
             msg = f"run {run_id}: the answer to {question.address!r} can't be kept: {error}"
             raise NotData(msg) from error
-        found[question.id] = QuestionAnswered(question.id, value)
+        wrong = refusal_of(question, value)
+        if wrong is not None:
+            msg = (
+                f"run {run_id}: {brief(value)} is no answer to {question.address!r}: {wrong.text} "
+                f"(question.answer_schema says what is)"
+            )
+            raise BadAnswer(msg, at, wrong.why, wrong.place)
+        found[question.id] = QuestionAnswered(question.id, kept_answer(question, value))
     return list(found.values())
+
+
+def refusal_of(question: Question, value: object) -> Misfit | None:
+    """Return why a value is no answer to a question, as far as its schema says; None if it is."""
+    schema = question.answer_schema
+    return None if schema is None else misfit(to_json(value), schema)
+
+
+def kept_answer(question: Question, value: object) -> object:
+    """Return an answer as it is saved: as the JSON that its schema describes, if it has one."""
+    return value if question.answer_schema is None else to_json(value)
 
 
 def _why_unknown(

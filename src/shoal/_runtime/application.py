@@ -175,6 +175,8 @@ class Application(Generic[S]):
             watch=watch,
             executor=executor,
         )
+        if limits is not None:
+            limits.stand_on(self)
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -280,9 +282,8 @@ class Application(Generic[S]):
         its process was killed. For a run that has succeeded, nothing is executed and its result is
         returned.
 
-        Secret fields, declared in ``state`` or by ``Application(secret=)``, are saved nowhere, so a
-        run that goes on needs them again. ``state`` may then have these alone:
-        ``run(State({"token": token}, secret={"token"}), id=...)``; their values may be others.
+        Secret fields, declared in ``state`` or by ``Application(secret=)``, are not saved, so a run
+        that goes on needs them again: ``run(State({"token": token}, secret={"token"}), id=...)``.
 
         A run that waits for a person (see ``Context.ask``) ends for now: the result's ``status`` is
         ``"halted"``, and ``questions`` has the open questions. Run again with ``answers``, it goes
@@ -442,7 +443,7 @@ class Application(Generic[S]):
 
         This reaches the run's own fan-outs. A child that runs again goes on where it failed,
         however deep that was. A child, or a graph as a node, that tolerated failures below itself
-        is Done, so it does not run again, nor does a contestant that has only lost its race.
+        is Done and does not, nor does a contestant that has only lost its race.
 
         Args:
             run_id: The run, which the store has.
@@ -478,8 +479,8 @@ class Application(Generic[S]):
         Args:
             run_id: The run, which the store has.
             state: The run's secret fields, again; nothing else.
-            step: The fan-out, or its name; by default the first one that has failures, or fewer
-                children than its ``at_most`` allows. Without ``at_most`` it has to be named.
+            step: The fan-out, or its name; by default the first one that has failures, or an
+                ``at_most`` with room.
             inputs: As for ``run``.
             runtime: As for ``run``.
 

@@ -7,58 +7,95 @@ because of a command.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from time import time
 from typing import Any, cast
 
-from shoal._engine.commit import Write, commit
+from shoal._engine.commit import Write, commit, record_steered
 from shoal._engine.fanout.read_runs import recorded_asked, recorded_history
 from shoal._engine.parts import read_children
 from shoal._engine.progress import recorded_questions
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
+from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_of_data
 from shoal._limits.limiters import Limiter
-from shoal.stores._history import QuestionAnswered
-from shoal.stores._watching import Command
+from shoal.stores._history import QuestionAnswered, Steered
+from shoal.stores._watching import Command, CommandKind
 
+from .answers import kept_answer, refusal_of
 from .handle import RunHandle
-from .limit_use import change_limits
+from .limit_use import change_limits, limiter_of
 from .root_run import RootRun
 
 logger = logging.getLogger("shoal")
 
 BY_WATCHER = "a watcher cancelled it"
 DRAINED_BY_WATCHER = "a watcher drained it"
+REFUSED = "refused"
+"""What is on record of a command that could not be carried out."""
+
+Limiters = Callable[[], Mapping[str, Limiter]]
+"""Returns the limiters of a runtime by the names of their owners."""
 
 
-def carry_out(root: RootRun, command: Command, limiters: Mapping[str, Limiter]) -> None:
-    """Carry out a command for a root run that is executed here; see ``Command``.
+async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None:
+    """Carry out a command for a root run that is executed here, and put it on record.
 
     Args:
         root: The run.
-        command: The command.
-        limiters: The limiters of the runtime, by the names of their owners.
+        command: The command; see ``Command``.
+        limiters: Returns the limiters of the runtime, by the names of their owners.
 
     Raises:
-        Exception: It can't be carried out: it is malformed, or what it is about isn't there.
+        Exception: It can't be carried out: it is malformed, or what it is about isn't there. That
+            is on record, too, if its sender can look for it.
     """
     arguments = dict(command.arguments)
-    if command.kind == "cancel":
-        root.cancel(_reason(arguments))
-    elif command.kind == "cancel child":
+    by = str(arguments.pop("by", ""))
+    steered = Steered(command.kind, by, time(), arguments)
+    try:
+        if command.kind == "answer":
+            await root.begun.wait()
+            _answer(root, arguments, by)  # saved, and recorded, by the task of the run
+        else:
+            act = None
+            if command.kind not in ("pause", "resume", "cancel", "drain"):
+                act = partial(_act, root, command.kind, arguments, limiters)
+            if not await root.steer(steered, act):
+                msg = "the run has ended"
+                raise BadUse(msg)
+            if command.kind == "cancel":  # last: nothing is recorded of a run that has ended
+                root.cancel(_reason(arguments))
+            elif command.kind == "drain":
+                root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
+    except Exception as error:
+        if "id" in arguments and root.run is not None:
+            refused = {"id": arguments["id"], "command": command.kind, "why": brief(error)}
+            with suppress(Exception):  # the run has ended, or its store fails
+                await root.steer(Steered(REFUSED, by, time(), refused))
+        raise
+
+
+def _act(
+    root: RootRun, kind: CommandKind, arguments: Mapping[str, Any], limiters: Limiters
+) -> None:
+    told = ("id", "reason", "owner", "part", "key")
+    owner, part = arguments.get("owner", ""), arguments.get("part", 0)
+    if kind == "cancel child":
         _cancel_child(root, arguments)
-    elif command.kind == "drain":
-        root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
-    elif command.kind == "answer":
-        _answer(root, arguments)
-    elif command.kind == "change limits":
-        owner, part = arguments.pop("owner"), arguments.pop("part", 0)
-        change_limits(limiters, root.groups, owner=owner, part=part, numbers=arguments)
+    elif kind == "change limits":
+        numbers = {name: value for name, value in arguments.items() if name not in told}
+        change_limits(limiters(), root.groups, owner=owner, part=part, numbers=numbers)
+    elif kind in ("pause limit", "resume limit"):
+        limiter, key = limiter_of(limiters(), owner), arguments.get("key")
+        (limiter.pause if kind == "pause limit" else limiter.resume)(key, part=part)
     else:
-        msg = f"there is no command {command.kind!r}"
+        msg = f"there is no command {kind!r}"
         raise BadUse(msg)
 
 
@@ -77,7 +114,7 @@ def _cancel_child(root: RootRun, arguments: Mapping[str, Any]) -> None:
         raise BadUse(msg)
 
 
-def _answer(root: RootRun, arguments: Mapping[str, Any]) -> None:
+def _answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> None:
     """Have the run's own task save an answer, before it takes more results of children.
 
     The child that has asked goes on in this execution if the fan-out that it belongs to lasts, else
@@ -87,50 +124,58 @@ def _answer(root: RootRun, arguments: Mapping[str, Any]) -> None:
     for group in root.groups:
         # Only the task of the root run commits to it, and it executes graphs that are nodes, too.
         if run is not None and group.parent.slot_owner is run:
-            group.run_in_parent(
-                partial(_save_answer, root, arguments["question"], arguments["answer"])
-            )
+            group.run_in_parent(partial(_save_answer, root, arguments, by))
             return
     msg = "the run waits for nothing that could be interrupted to save an answer"
     raise BadUse(msg)
 
 
-async def _has_asked(root: RootRun, run: Run, question: str) -> bool:
-    """Return whether a run or its descendants have asked a question, by its id."""
+async def _asked(root: RootRun, run: Run, id_: str) -> Question | None:
+    """Return the question of a run or its descendants that has an id; None if there is none."""
     # The store's records lead from halted runs to halted children only, not from a child under way.
     for group in root.groups:
         for child in group.halted:
-            if any(one.id == question for one in recorded_questions(child.value, child.path)):
-                return True
+            for one in recorded_questions(child.value, child.path):
+                if one.id == id_:
+                    return one
     execution, path = run.config.execution, run.path
     record = await execution.ask(execution.store.load(path.id), f"run {path.id}")
     if record is None:
-        return False
+        return None
     played = await recorded_history(execution, path, record.beginning)
     _, children = await read_children(execution, execution.store, path)
     asked = recorded_asked(path, run.config.graph, played, children)
-    return any(one.id == question for one in asked)
+    return next((one for one in asked if one.id == id_), None)
 
 
-async def _save_answer(root: RootRun, question: object, answer: object) -> None:
+async def _save_answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> None:
     """Save an answer; executed by the task of the run. It can't fail the run by being wrong."""
-    run = root.run
+    run, id_, answer = root.run, arguments.get("question"), arguments.get("answer")
     assert run is not None, "its task executes this"
     execution, path, why = run.config.execution, run.path, ""
-    if not isinstance(question, str) or not await _has_asked(root, run, question):
+    question = await _asked(root, run, id_) if isinstance(id_, str) else None
+    if question is None:
         why = "the run has not asked it"
-    elif question in execution.answers:
+    elif question.id in execution.answers:
         why = "it was answered before"
-    try:
-        require_data(answer, "answer")
-        run.config.secrets.refuse(answer, "an answer")
-    except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
-        why = why or brief(error)
-    if why:
-        logger.warning("run %s: an answer to question %s is dropped: %s", path.id, question, why)
+    else:
+        try:
+            require_data(answer, "answer")
+            run.config.secrets.refuse(answer, "an answer")
+        except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
+            why = brief(error)
+        wrong = None if why else refusal_of(question, answer)
+        why = why or ("" if wrong is None else wrong.text)
+    told = {name: arguments[name] for name in ("id", "question") if name in arguments}
+    if why or question is None:
+        logger.warning("run %s: an answer to question %s is dropped: %s", path.id, id_, why)
+        if "id" in arguments:
+            refused = {**told, "command": "answer", "why": why}
+            await record_steered(run, Steered(REFUSED, by, time(), refused))
         return
-    assert isinstance(question, str), "else it was dropped"
-    await commit(run, Write(questions=(QuestionAnswered(question, answer),)))
-    execution.answers[question] = answer
+    steered = (Steered("answer", by, time(), told),) if "id" in arguments or by else ()
+    answered = QuestionAnswered(question.id, kept_answer(question, answer))
+    await commit(run, Write(questions=(answered,), steered=steered))
+    execution.answers[question.id] = answered.value
     for group in root.groups:
         group.look_for_answers()

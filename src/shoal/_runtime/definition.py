@@ -148,7 +148,7 @@ def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -
     schema = graph.schema
     known = {*state, *graph.writes, *(() if schema is None else schema.fields)}
     for name, need in graph.takes.items():
-        if name not in given and name in known:
+        if name not in given and name in known and not need.is_apart:
             return (
                 f"action {need.by!r} has a parameter {name!r}, which is a field of the state and "
                 f"not in its reads=[...], so that it would get its default; add it to reads, or "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
+from time import time
 from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import ChildTaskGroup
@@ -24,6 +25,8 @@ from shoal._events.identity import Key, RunPath
 from shoal._events.report import Report
 from shoal._events.stream import Stream
 from shoal._state.state import S, State
+from shoal.stores._history import Steered
+from shoal.stores._watching import CommandKind
 
 from .result import RunResult
 from .root_run import RootRun
@@ -276,6 +279,75 @@ class RunHandle(Generic[S]):
             msg = f"cancel(reason) takes a string, not {reason!r}"
             raise TypeError(msg)
         self._root.cancel(reason)
+
+    @property
+    def paused(self) -> Steered | None:
+        """The pause under which the run is: by whom, since when, why; None if it isn't paused."""
+        return self._root.paused
+
+    async def pause(self, reason: str = "", *, by: str = "") -> None:
+        """Start nothing more in the run until ``resume``; what is under way goes on to its end.
+
+        No attempt of an action begins, no child starts, and no source is read on. What waits holds
+        no slot of any limit meanwhile. The timeouts of fan-outs and children (``timeout=``,
+        ``Each(timeout=)``, ``Retry(total=)``) stand still; those of attempts under way, and
+        deadlines of the caller, count on.
+
+        The pause is on record in the run's history, and outlasts the process: until it is resumed,
+        the run starts nothing in whichever process goes on with it, and ``Runtime.recover`` leaves
+        it alone. Other processes pause runs with ``shoal.watch.Control``. Pausing again changes
+        nothing; if the run has ended, nothing happens.
+
+        Args:
+            reason: Why, for the record.
+            by: Who, for the record.
+
+        Raises:
+            SecretLeaked: The reason holds a secret of the run.
+            ShoalError: The record could not be saved; that ends this execution of the run.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     await anyio.sleep(0.05)
+            ...     return n * n
+            >>> squares = fan_out(square, over="ns", item="n", into="squares", limits=Limits(1))
+            >>> async def main() -> None:
+            ...     async with Runtime() as runtime:
+            ...         run = await runtime.start(Application(squares), {"ns": [1, 2]})
+            ...         await run.pause("the service is down", by="ops")
+            ...         assert run.paused is not None
+            ...         print(run.paused.what, run.paused.by, run.paused.reason)
+            ...         await run.resume()
+            ...         print((await run.result()).state["squares"])
+            >>> anyio.run(main)
+            pause ops the service is down
+            [1, 4]
+        """
+        await self._steer("pause", reason, by)
+
+    async def resume(self, reason: str = "", *, by: str = "") -> None:
+        """Go on after ``pause``; if the run isn't paused, or has ended, nothing happens.
+
+        Args:
+            reason: Why, for the record.
+            by: Who, for the record.
+
+        Raises:
+            SecretLeaked: The reason holds a secret of the run.
+            ShoalError: The record could not be saved; that ends this execution of the run.
+        """
+        if self._root.paused is not None:
+            await self._steer("resume", reason, by)
+
+    async def _steer(self, what: CommandKind, reason: str, by: str) -> None:
+        self._check_begun()
+        if not isinstance(reason, str) or not isinstance(by, str):
+            msg = f"{what}(reason, by=) takes strings, not {reason!r} and {by!r}"
+            raise TypeError(msg)
+        arguments = {"reason": reason} if reason else {}
+        await self._root.steer(Steered(what, by, time(), arguments))
 
     def cancel_child(
         self, child: Key | RunPath, reason: str = "it was cancelled", *, act: str | None = None

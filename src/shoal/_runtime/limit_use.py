@@ -37,10 +37,15 @@ def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
         limiters: The limiters by the names of their owners, as ``Runtime.limiters`` has them.
         now: The time, by the clock of the runtime.
     """
+    # Once each: a limit that stands in several places is told of under the first of their names.
+    found = {
+        part: (owner or RUNTIME, number, limiter)
+        for owner, limiter in reversed(list(limiters.items()))
+        for number, part in reversed(list(enumerate(limiter.parts)))
+    }
     return [
-        _use(owner or RUNTIME, number, part, now, limiter.charged(part.part))
-        for owner, limiter in limiters.items()
-        for number, part in enumerate(limiter.parts)
+        _use(owner, number, part, now, limiter.charged(part.part))
+        for part, (owner, number, limiter) in reversed(list(found.items()))
     ][:LIMITS]
 
 
@@ -189,11 +194,7 @@ def change_limits(
         for group in meant:
             group.resize(slots)
         return
-    limiter = limiters.get("" if owner == RUNTIME else owner)
-    if limiter is None:
-        known = ", ".join(name or RUNTIME for name in limiters) or "none"
-        msg = f"there is no limit of {owner!r} here (there are: {known})"
-        raise BadUse(msg)
+    limiter = limiter_of(limiters, owner)
     limiter.change(
         limiter.limits.with_numbers(
             part,
@@ -203,3 +204,17 @@ def change_limits(
             burst=numbers.get("burst"),
         )
     )
+
+
+def limiter_of(limiters: Mapping[str, Limiter], owner: str) -> Limiter:
+    """Return the limiter of an owner, as ``LimitUse`` names it.
+
+    Raises:
+        BadUse: There is none.
+    """
+    limiter = limiters.get("" if owner == RUNTIME else owner)
+    if limiter is None:
+        known = ", ".join(name or RUNTIME for name in limiters) or "none"
+        msg = f"there is no limit of {owner!r} here (there are: {known})"
+        raise BadUse(msg)
+    return limiter

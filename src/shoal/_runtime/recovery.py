@@ -140,12 +140,17 @@ class Recoverables:
             except Exception as error:
                 msg = f"{brief(store)} could not be asked for orphans: {brief(error)}"
                 raise StoreFailed(msg) from error
-            found += [(one, apps.get((one.application, one.version))) for one in orphans]
+            # Those that are paused rest: recovered, each would take a place and do nothing.
+            found += [
+                (one, apps.get((one.application, one.version)))
+                for one in orphans
+                if not one.is_paused
+            ]
         return found
 
     def why_none(self, orphan: Orphan) -> NoApplication:
         """Return the error for an orphan that no application fits."""
-        run_id, name, version, _ = orphan
+        run_id, name, version, *_ = orphan
         versions = [repr(other) for named, other in self.by_name if named == name]
         if versions:
             return NoApplication(
@@ -204,7 +209,7 @@ class Recovery:
                 self._report(recovered)
 
     async def _recover(self, orphan: Orphan, app: Recoverable | None) -> Recovered | None:
-        run_id, name, version, _ = orphan
+        run_id, name, version, *_ = orphan
         recovered = partial(Recovered, run_id=run_id, application=name, version=version)
         if app is None:
             return recovered(error=self._recoverables.why_none(orphan))

@@ -18,13 +18,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast, final
 
-from anyio import Event
+from anyio import CancelScope, Event, Lock
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import drive, ki_protected
 from shoal._concurrency.watchdog import Part
-from shoal._engine.commit import Write, commit, end_below
+from shoal._engine.commit import Write, commit, end_below, record_steered
 from shoal._engine.crash_suspects import CrashSuspects
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.finish import End, settle_end
@@ -47,7 +47,7 @@ from shoal._events.report import Report
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
-from shoal.stores._history import play
+from shoal.stores._history import Steered, paused_by, play
 from shoal.stores._protocol import NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
@@ -56,6 +56,9 @@ from .result import RunResult, result_of
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
+
+PAUSED = "paused"
+"""The reason for which an execution is held while its run is paused."""
 
 
 @final
@@ -93,6 +96,11 @@ class RootRun:
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
+        # Whatever steers it holds this meanwhile: two that come at once are carried out, and on
+        # record, one after the other.
+        self._steering = Lock()
+        self.paused: Steered | None = None
+        """The pause that is on record, and under which it is; None: it isn't paused."""
         self.started_at: float = execution.services.clock()
         """When it was planned, by the clock of its runtime."""
         self.last_report: Report | None = None
@@ -160,6 +168,48 @@ class RootRun:
         self._reason = reason
         if self.run is not None:
             self.run.reason = reason
+
+    # -- steered from outside -------------------------------------------------------------------
+
+    async def steer(self, steered: Steered, act: Callable[[], object] | None = None) -> bool:
+        """Carry out what was asked from outside, and put it on record.
+
+        Cancelled, it was carried out and recorded, or neither.
+
+        Args:
+            steered: What was asked for. A pause and its end are carried out here...
+            act: ...and all else by this, before it is recorded; what it raises is raised.
+
+        Returns False, and does nothing, if the run could not begin, or has ended.
+
+        Raises:
+            ShoalError: It could not be recorded, which ends the execution.
+        """
+        await self.begun.wait()
+        done = False
+        async with self._steering:
+            with CancelScope(shield=True):
+                done = await self._steer(steered, act)
+        return done
+
+    async def _steer(self, steered: Steered, act: Callable[[], object] | None) -> bool:
+        run, execution = self.run, self._execution
+        if run is None or run.status is not None or execution.is_over:
+            return False
+        if steered.what == "pause":
+            # Before it is saved, so that nothing starts meanwhile. The end of a pause is saved
+            # before anything starts.
+            execution.hold_up(PAUSED)
+        try:
+            if act is not None:
+                act()
+            if not await record_steered(run, steered):
+                return False
+            self.paused = paused_by(self.paused, steered)
+        finally:
+            if self.paused is None:  # also if the pause could not be recorded
+                execution.let_go(PAUSED)
+        return True
 
     # -- those that watch it --------------------------------------------------------------------
 
@@ -408,6 +458,14 @@ class RootRun:
         execution.forks_at = played.began.number
         stand_at(run, played)
         await recall_ledgers(run, done, children)
+        if not is_over and played.paused is not None:
+            self.paused = played.paused
+            execution.hold_up(PAUSED)
+            logger.warning(
+                "run %s starts nothing: it is %s, until it is resumed",
+                run_id,
+                played.paused.sentence,
+            )
         if is_over:
             run.status = "succeeded"
         elif answered:

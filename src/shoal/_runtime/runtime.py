@@ -180,6 +180,8 @@ class Runtime:
         self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
+        if limits is not None:
+            limits.stand_on(self)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):
@@ -297,7 +299,11 @@ class Runtime:
             return self._admission.limiter(self, self.limits)
         limits = getattr(found, "limits", None)
         if isinstance(limits, Limits) and isinstance(found, Parallel):
-            limits = limits.shared
+            # With those of objects that stand elsewhere too; its own limiter lacks them.
+            limits, own = limits.of_fan_out, limits.of_starts
+            if limits is not None and limits.of_attempts is not None:
+                return self._admission.limiters.view(limits)
+            limits = own
         if not isinstance(limits, Limits):
             msg = (
                 f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
@@ -641,8 +647,8 @@ class Runtime:
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
 
-    def _carry_out(self, root: RootRun, command: Command) -> None:
-        carry_out(root, command, self._limiters())
+    async def _carry_out(self, root: RootRun, command: Command) -> None:
+        await carry_out(root, command, self._limiters)
 
     def _on_ended(self, root: RootRun, *, is_detached: bool) -> None:
         """Notify the followers of a root run that has ended; see to what came out of it."""

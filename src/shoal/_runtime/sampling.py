@@ -65,7 +65,17 @@ class Leaf(NamedTuple):
 class Sample:
     """What the runs in flight of one root run do at one moment."""
 
-    __slots__ = ("_busy", "_marks", "_now", "at", "doing", "groups", "in_flight", "waits")
+    __slots__ = (
+        "_busy",
+        "_is_held",
+        "_marks",
+        "_now",
+        "at",
+        "doing",
+        "groups",
+        "in_flight",
+        "waits",
+    )
 
     def __init__(
         self, run: Run, living: Collection[Part], marks: Marks, *, now: float, turn: int = 0
@@ -81,6 +91,7 @@ class Sample:
         """
         self._marks = marks
         self._now = now
+        self._is_held = run.config.execution.hold.is_on
         self.doing: dict[Doing, float] = {}
         """How many runs in flight do what; those that wait to start count, too."""
         self.waits: dict[Wait, float] = {}
@@ -155,6 +166,8 @@ class Sample:
     def _count(self, standing: Standing, weight: float) -> Doing:
         """Count so many runs that stand like this; return what they do."""
         doing = standing.doing
+        if doing == "other" and self._is_held:
+            doing = "paused"  # a parent whose children don't start
         if standing.permit is not None:
             doing, wait = waits_for(standing.permit, self._now)
             if wait is not None:

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import cast, final
@@ -60,7 +60,7 @@ PATIENCE = 5.0
 
 Listener = Callable[[RootRun, Report], None]
 """Receives each report about a root run, in the loop's thread and no task. It must not raise."""
-CarryOut = Callable[[RootRun, Command], None]
+CarryOut = Callable[[RootRun, Command], Awaitable[None]]
 """Carries out a command for a root run."""
 
 
@@ -288,26 +288,36 @@ class Watching:
             await one.keeper.store_last(root.path.id, report_text(report))
 
     def _take(self, store: KeepsReports, commands: Sequence[Command]) -> None:
-        """Carry out commands that a store had; one that can't be carried out is dropped."""
-        for command in commands:
-            # Ids are unique within one store alone.
-            roots = [
-                root
-                for root in self._watched
-                if root.path.id == command.run_id and cast("object", root.store) is store
-            ]
-            try:
-                if not roots:
-                    logger.warning("a command for run %s came too late", command.run_id)
-                for root in roots[:1]:
-                    self._carry_out(root, command)
-            except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
-                logger.warning(
-                    "a command for run %s can't be carried out, and is dropped: %s: %s",
-                    command.run_id,
-                    command.kind,
-                    brief(error),
-                )
+        """Have commands carried out that a store had."""
+        if commands:
+            # In one task, so in their order; not in this one, which stores reports.
+            self._start(partial(self._carry_out_all, store, commands))
+
+    async def _carry_out_all(self, store: KeepsReports, commands: Sequence[Command]) -> None:
+        """Carry out commands; one that can't be carried out is dropped.
+
+        Shielded: they were taken from the store, so they would be lost.
+        """
+        with CancelScope(shield=True):
+            for command in commands:
+                # Ids are unique within one store alone.
+                roots = [
+                    root
+                    for root in self._watched
+                    if root.path.id == command.run_id and cast("object", root.store) is store
+                ]
+                try:
+                    if not roots:
+                        logger.warning("a command for run %s came too late", command.run_id)
+                    for root in roots[:1]:
+                        await self._carry_out(root, command)
+                except Exception as error:  # noqa: BLE001 # of a watcher in another process: no run's
+                    logger.warning(
+                        "a command for run %s can't be carried out, and is dropped: %s: %s",
+                        command.run_id,
+                        command.kind,
+                        brief(error),
+                    )
 
 
 @final

@@ -116,6 +116,17 @@ class FieldAccess:
     writes: frozenset[str]
 
 
+class _Every(frozenset[str]):
+    __slots__ = ()
+
+    def __contains__(self, field: object) -> bool:
+        return True
+
+
+EVERY_FIELD: frozenset[str] = _Every()
+"""The writes of a state that is no run's state: what is made of it is given to children."""
+
+
 class _Derivation(NamedTuple):
     """The operations that led here from a base state: a linked list, newest first."""
 
@@ -470,9 +481,12 @@ def change_between(base: State, result: object, subject: str) -> Change:
     """
     if not isinstance(result, State):
         refuse_awaitable(result, subject)
+        hint = "return state.update(...), or the state as it was"
+        if isinstance(result, tuple) and State in map(type, cast("Sequence[object]", result)):
+            hint = "return the state alone; a result besides it, as with Burr, has no place here"
         msg = (
-            f"{subject} returned {_brief(result)}, but it takes the state and so must return one: "
-            f"return state.update(...), or the state as it was"
+            f"{subject} returned {_brief(cast('object', result))}, but it takes the state and so "
+            f"must return one: {hint}"
         )
         raise BadResult(msg)
     if result is base:

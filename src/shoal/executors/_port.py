@@ -86,8 +86,12 @@ class ContextPort(Protocol):
         """When the action will be cancelled, on the clock of the loop; inf if that isn't known."""
         ...
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """Replace what ``Limits(cost=)`` has charged for the attempt."""
+        ...
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Adjust the rates of the attempt to what the headers of a response say."""
         ...
 
     def note(self, text: object) -> None:
@@ -102,8 +106,10 @@ class ContextPort(Protocol):
         """Publish a partial item. Await it in the task that awaits ``Call.call``."""
         ...
 
-    def ask(self, name: str, question: object = None) -> Awaitable[Any]:
+    def ask(self, name: str, question: object = None, answer: Any = None) -> Awaitable[Any]:
         """Ask a person; raises ``Halting`` if there is no answer yet.
+
+        ``answer`` is the JSON schema of answers: what the type is, is known where the function is.
 
         The function must end by ``Halting`` then: ``Call.call`` raises the one that the function
         has raised where it ran.

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast, final
 
 from shoal._errors.exceptions import BadResult, BadUse, NotData
 from shoal._events.identity import Key, RunPath
+from shoal._state.answers import AnswerType, answer_type, read_answer
 from shoal._state.result import Result
 
 from ._effects import Effect, effect_of
@@ -33,6 +34,7 @@ from ._sending import dump_error, load_error
 
 NOTE = "note"
 CHARGE = "charge"
+LEARN = "learn"
 SPAN = "span"
 SPAN_END = "span end"
 EMIT = "emit"
@@ -162,9 +164,14 @@ class RemoteContext:
             raise load_error(key, "the run's own process")
         return key
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """See ``Context.charge``. An error fails the action, when it is served."""
-        self._requests.say(CHARGE, actual)
+        self._requests.say(CHARGE, actual, unit)
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """See ``Context.learn``. An error fails the action, when it is served."""
+        # A dict, because the class of the mapping may be unknown where it is served.
+        self._requests.say(LEARN, dict(headers))
 
     def note(self, text: object) -> None:
         """See ``Context.note``. A secret in it fails the action, when it is served."""
@@ -197,10 +204,19 @@ class RemoteContext:
             raise BadResult(msg)
         return self._requests.ask_whole(EMIT, item)
 
-    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]:
+    def ask(
+        self, name: str, question: object = None, answer: Any = None
+    ) -> Coroutine[Any, Any, Any]:
         """See ``Context.ask``."""
         self._refuse_plain("an answer", "ask, name, question")
-        return self._requests.ask_whole(ASK, name, question)
+        if answer is None:
+            return self._requests.ask_whole(ASK, name, question)
+        return self._ask_typed(name, question, answer_type(answer))
+
+    async def _ask_typed(self, name: str, question: object, kind: AnswerType) -> object:
+        value = await self._requests.ask_whole(ASK, name, question, kind.schema)
+        subject = f"action {self._job.name!r} of run {self._facts.path.id}"
+        return read_answer(kind, value, subject, name)
 
     def fan_out(self, **options: Any) -> Any:
         """See ``Context.fan_out``."""

@@ -19,7 +19,7 @@ from shoal._concurrency.background import StartTask
 from shoal._errors.exceptions import BadUse, Halting
 
 from ._port import ContextPort, ItemsPort, Job
-from ._remote_context import ASK, CHARGE, EMIT, ITEM, LOG, NOTE, SPAN, SPAN_END
+from ._remote_context import ASK, CHARGE, EMIT, ITEM, LEARN, LOG, NOTE, SPAN, SPAN_END
 from ._remote_group import CANCEL, CANCEL_CHILD, LEAVE, OPEN, START, START_EACH
 from ._sending import dump, dump_error, load, load_error
 
@@ -96,7 +96,10 @@ class Serving:
         if what == NOTE:
             context.note(*arguments)
         elif what == CHARGE:
-            context.charge(*arguments)
+            actual, unit = arguments
+            context.charge(actual, unit=unit)
+        elif what == LEARN:
+            context.learn(*arguments)
         elif what == SPAN:
             self._enter(context, *arguments)
         elif what == SPAN_END:

@@ -7,6 +7,7 @@ service give the same answers.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, final
@@ -23,6 +24,7 @@ from shoal._errors.exceptions import (
     MissingSecret,
     NotData,
     NotDecodable,
+    Overloaded,
     RunClaimed,
     RunConflict,
     SecretLeaked,
@@ -32,6 +34,7 @@ from shoal._errors.exceptions import (
     UnknownRun,
     UpdateTooLarge,
 )
+from shoal._errors.inspection import leaves
 from shoal._events.events import Question, in_short
 from shoal._events.identity import RunPath
 from shoal._runtime.application import Application
@@ -197,6 +200,26 @@ def seen(handle: RunHandle[Any]) -> Seen:
     )
 
 
+def refuse_overloaded(error: BaseException | None) -> None:
+    """Refuse a request whose run has failed only because limits were overloaded.
+
+    Raises:
+        HTTPException: 503, with the seconds after which the client may retry.
+    """
+    if error is None:
+        return
+    failures = [*leaves(error)]
+    overloads = [one for one in failures if isinstance(one, Overloaded)]
+    if overloads and len(overloads) == len(failures):
+        # A race asks several, and needs one of them.
+        raise _overloaded(str(overloads[0]), min(one.retry_after for one in overloads))
+
+
+def _overloaded(text: str, seconds: float) -> HTTPException:
+    # Whole seconds, as the header has them, and rounded up: sooner, it would be refused again.
+    return HTTPException(503, printable(text), {"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
 def unknown(run_id: str, *, is_kept: bool = True) -> HTTPException:
     """Return the response for a run that doesn't exist."""
     hint = "" if is_kept else "; without a store a run is known only while it runs, in its process"
@@ -213,6 +236,8 @@ def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Gener
     """
     try:
         yield
+    except Overloaded as error:
+        raise _overloaded(str(error), error.retry_after) from error
     except Draining as error:
         raise HTTPException(503, printable(str(error)), {"Retry-After": RETRY_AFTER}) from error
     except (StoreFailed, CommitInDoubt, LeaseLost) as error:

@@ -29,7 +29,7 @@ from ._disconnect import cancel_on_disconnect
 from ._door import Authorize, authorizing, checked_route, refuse_no_data
 from ._events import DESCRIPTION, MEDIA_TYPE, EventStreamResponse, RunEventStream
 from ._lifespan import RuntimeDep
-from ._looking import Runs, as_responses, seen, status_of
+from ._looking import Runs, as_responses, refuse_overloaded, seen, status_of
 from ._models import (
     REASON,
     Answers,
@@ -160,6 +160,8 @@ def _add_starting(
                 with CancelScope(shield=True):
                     await begun.handle.wait_ended()
             raise
+        if begun.handle is not None:
+            refuse_overloaded(begun.handle.error)
         return Json(ended.view())
 
     for endpoint in (start_run, run_and_wait):

@@ -20,8 +20,19 @@ Examples:
 
 from __future__ import annotations
 
+from shoal._limits.headers import RateHeaders, Remaining, read_headers
 from shoal._limits.shared_rates import RateBackend, RateReply, RateRequest, RateState, reckon
 
 from ._memory import MemoryRates
 
-__all__ = ["MemoryRates", "RateBackend", "RateReply", "RateRequest", "RateState", "reckon"]
+__all__ = [
+    "MemoryRates",
+    "RateBackend",
+    "RateHeaders",
+    "RateReply",
+    "RateRequest",
+    "RateState",
+    "Remaining",
+    "read_headers",
+    "reckon",
+]

@@ -23,6 +23,7 @@ from shoal.stores._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 from shoal.stores._protocol import (
@@ -45,11 +46,13 @@ from shoal.stores._protocol import (
 from shoal.stores._watching import (
     Bin,
     Command,
+    CommandKind,
     EntryKind,
     Inspects,
     KeepsReports,
     Row,
     RowPage,
+    Steers,
     StepTally,
     StoredEntry,
     StoredReport,
@@ -63,6 +66,7 @@ __all__ = [
     "CachesResults",
     "ChildRecord",
     "Command",
+    "CommandKind",
     "Completed",
     "DoneChild",
     "Entry",
@@ -82,6 +86,8 @@ __all__ = [
     "RunRecord",
     "RunSummary",
     "SavedRun",
+    "Steered",
+    "Steers",
     "StepBegun",
     "StepTally",
     "Store",

@@ -13,6 +13,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import localtime, strftime
+from types import MappingProxyType
 from typing import NamedTuple, cast, final
 
 from shoal._events.events import Decision, Update
@@ -77,6 +79,8 @@ class QuestionAsked(NamedTuple):
     id: str
     """The question's identity, which answers refer to. If a run begins anew and asks again in the
     same state, the question has the same id."""
+    schema: Mapping[str, object] | None = None
+    """The JSON schema of its answers; None: any answer is one."""
 
 
 @final
@@ -87,7 +91,40 @@ class QuestionAnswered(NamedTuple):
     value: object
 
 
-Entry = Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun
+@final
+class Steered(NamedTuple):
+    """The run was steered from outside: paused, resumed, cancelled, a limit of it changed.
+
+    Only root runs have these entries. They change no state, so a ``Rewound`` leaves them as they
+    are.
+    """
+
+    what: str
+    """The kind of the command; see ``Command``."""
+    by: str = ""
+    """Who has asked for it, as far as that was told."""
+    at: float = 0.0
+    """When it was carried out, in seconds since 1970."""
+    arguments: Mapping[str, object] = MappingProxyType({})
+    """The arguments of the command, as JSON."""
+
+    @property
+    def reason(self) -> str:
+        """Why; empty if that was not told."""
+        return str(self.arguments.get("reason") or "")
+
+    @property
+    def sentence(self) -> str:
+        """For people: ``paused since 2026-12-01 14:03:12 by ops (the service is down)``."""
+        what = {"pause": "paused since", "resume": "resumed"}.get(self.what, self.what)
+        at = strftime("%Y-%m-%d %H:%M:%S", localtime(self.at))
+        by = f" by {self.by}" if self.by else ""
+        return f"{what} {at}{by}" + (f" ({self.reason})" if self.reason else "")
+
+
+Entry = (
+    Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun | Steered
+)
 """An entry of a history. A decision follows the update that it is saved with."""
 
 
@@ -164,6 +201,8 @@ class ReplayedHistory:
     """The questions of the step under way, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers, by the questions' ids."""
+    paused: Steered | None = None
+    """The pause under which the run is; None: it isn't paused."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
 
     @property
@@ -234,6 +273,8 @@ class ReplayedHistory:
                 self.asked[entry.name] = entry
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
+            case Steered():
+                self.paused = paused_by(self.paused, entry)
 
     def _is_of_a_new_kind(self, update: Update) -> bool:
         """Return whether this is the step's first update with these fields and operations."""
@@ -281,6 +322,27 @@ class ReplayedHistory:
                 return
         msg = f"a history goes back into {entry.step!r}, which it never completed"
         raise ValueError(msg)
+
+
+def paused_by(paused: Steered | None, entry: Steered) -> Steered | None:
+    """Return the pause under which a run is after an entry.
+
+    Args:
+        paused: The pause before; None: it was not paused.
+        entry: The entry.
+    """
+    if entry.what == "pause":
+        return paused or entry  # a second one changes nothing: the first says since when
+    return None if entry.what == "resume" else paused
+
+
+def pause_in(entries: Iterable[Entry]) -> Steered | None:
+    """Return the pause under which a run is, given some of its history; None if it isn't paused."""
+    paused: Steered | None = None
+    for entry in entries:
+        if isinstance(entry, Steered):
+            paused = paused_by(paused, entry)
+    return paused
 
 
 def play(

@@ -17,7 +17,7 @@ from shoal._events.events import Decision, Update, in_short
 from shoal._events.identity import RunPath
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, Steered, StepBegun
 from ._protocol import ChildRecord, ChildStatus
 from ._row_order import STATUSES, Standing, page, place_of
 from ._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
@@ -169,7 +169,7 @@ def entries(
         at = bisect_left(times, number, key=lambda noted: noted[0])
         when = times[at][1] if at < len(times) else None
         child = rows.get(number) if isinstance(entry, Update) else None
-        step = "" if isinstance(entry, QuestionAnswered) else entry.step
+        step = "" if isinstance(entry, QuestionAnswered | Steered) else entry.step
         found.append(StoredEntry(number, kind, step, _data(entry), when, child))
     return found, None
 
@@ -182,6 +182,7 @@ _KINDS: dict[type, EntryKind] = {
     StepBegun: "begun",
     QuestionAsked: "asked",
     QuestionAnswered: "answered",
+    Steered: "steered",
 }
 _OPERATIONS: dict[type, str] = {
     Set: "set",
@@ -214,9 +215,12 @@ def _data(entry: Entry) -> str:
         case StepBegun():
             return text(entry.declared)
         case QuestionAsked():
-            return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}]"
+            schema = "" if entry.schema is None else f",{text(entry.schema)}"
+            return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}{schema}]"
         case QuestionAnswered():
             return f"[{json.dumps(entry.id)},{text(entry.value)}]"
+        case Steered():
+            return json.dumps([entry.what, entry.by, entry.at, dict(entry.arguments)])
 
 
 def _operation(operation: Operation) -> str:

@@ -22,7 +22,7 @@ from shoal._state.state import Operation
 
 from . import _inspecting
 from ._codec.codec import Codec
-from ._history import Entry
+from ._history import Entry, QuestionAnswered, Steered, pause_in
 from ._inspecting import Inspected
 from ._protocol import (
     ENDED,
@@ -341,7 +341,13 @@ class MemoryStore:
     async def orphans(self) -> Sequence[Orphan]:
         """Return the runs without an end that are not claimed; see ``FindsOrphans``."""
         return [
-            Orphan(run_id, begun.application, begun.version, begun.secret)
+            Orphan(
+                run_id,
+                begun.application,
+                begun.version,
+                begun.secret,
+                pause_in(kept.history) is not None,
+            )
             for run_id, kept in self._roots.items()
             if (begun := kept.beginning) is not None
             and kept.status is None
@@ -448,6 +454,17 @@ class MemoryStore:
         if command.run_id in self._claims and command.run_id in self._lives:
             self._commands.setdefault(command.run_id, []).append(command)
             self._changes += 1
+
+    async def steer(self, run_id: str, entries: Sequence[Steered | QuestionAnswered]) -> bool:
+        """Append to the history of a root run that no process executes; see ``Steers``."""
+        if self._packer is not None:
+            self._packer.steered(run_id, entries)
+        kept = self._roots.get(run_id)
+        if kept is None or kept.beginning is None or run_id in self._claims:
+            return False
+        kept.add(tuple(entries))
+        self._changes += 1
+        return True
 
     async def mark(self) -> int:
         """Return a value that differs if anything was saved in between; see ``Inspects``."""

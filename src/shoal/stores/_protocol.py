@@ -17,7 +17,7 @@ from shoal._events.events import ChildName, Decision, Outcome, Status, Update
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, StepBegun
+from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, Steered, StepBegun
 
 RunStatus = Status | Literal["running"]
 """The status of a root run. A run without a recorded end is running, even if its process died."""
@@ -188,6 +188,8 @@ class Batch(NamedTuple):
     """Questions that the run asks with this save, or answers that arrived."""
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first save in this execution."""
+    steered: Sequence[Steered] = ()
+    """How the root run was steered from outside."""
 
     @property
     def path(self) -> RunPath:
@@ -202,7 +204,8 @@ class Batch(NamedTuple):
         completed = () if step is None else (Completed(step, self.before),)
         decided = () if self.decision is None else (self.decision,)
         begun = () if self.step_begun is None else (self.step_begun,)
-        return (*rewound, *begun, *self.updates, *decided, *completed, *self.questions)
+        asked, steered = self.questions, self.steered
+        return (*rewound, *begun, *self.updates, *decided, *completed, *asked, *steered)
 
 
 @final
@@ -228,6 +231,8 @@ class Orphan(NamedTuple):
     """The version of its application."""
     secret: frozenset[str] = frozenset()
     """The names of its secret fields; a caller that resumes the run passes their values again."""
+    is_paused: bool = False
+    """Whether it is paused: then it isn't recovered until it is resumed."""
 
 
 @final

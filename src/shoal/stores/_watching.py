@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 
 from shoal._events.identity import Key, RunPath
 
+from ._history import QuestionAnswered, Steered
 from ._protocol import Browses, ChildStatus, RunSummary
 
 Order = Literal["failed first", "position", "ended last", "slowest"]
@@ -90,7 +91,9 @@ class Bin(NamedTuple):
     counts: Mapping[ChildStatus, int]
 
 
-EntryKind = Literal["update", "decision", "completed", "rewound", "begun", "asked", "answered"]
+EntryKind = Literal[
+    "update", "decision", "completed", "rewound", "begun", "asked", "answered", "steered"
+]
 """The kind of an entry of a history; see ``shoal.stores.Entry``."""
 
 
@@ -104,8 +107,9 @@ class StoredEntry(NamedTuple):
     step: str
     data: str
     """JSON. Of an update: ``{"number", "do": [[kind, field, ...], ...], "step", "found", "at"}``;
-    of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``; of an
-    answer: ``[id, answer]``; of a declaration, an object; else a number."""
+    of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``, and the
+    JSON schema of its answers if it has one; of an answer: ``[id, answer]``; of a steered run:
+    ``[what, by, at, arguments]``, as in ``Steered``; of a declaration, an object; else a number."""
     at: float | None = None
     """When it was saved, in seconds since 1970; None if that isn't known."""
     child: Row | None = None
@@ -121,6 +125,20 @@ class StoredReport(NamedTuple):
     """When it was written, in seconds since 1970, by the clock of the store."""
     text: str
     """JSON, by ``report_text``; ``parse_report`` makes a ``Report`` of it."""
+
+
+CommandKind = Literal[
+    "cancel",
+    "cancel child",
+    "drain",
+    "answer",
+    "change limits",
+    "pause",
+    "resume",
+    "pause limit",
+    "resume limit",
+]
+"""What a command asks for; see ``Command``."""
 
 
 @final
@@ -141,12 +159,21 @@ class Command:
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
                           ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its
                           rate; those that are left out stay
+    ``"pause"``           ``reason``
+    ``"resume"``          ``reason``
+    ``"pause limit"``     ``owner`` and ``part``; ``key``: the only key that is paused,
+                          as text; ``reason``
+    ``"resume limit"``    the same
     ====================  ===========================================================
+
+    Each may have ``by``, who has asked for it, and ``id``, by which its sender finds in the history
+    what became of it. An entry of the history (``Steered``) has both, and what was refused has
+    ``"refused"`` in place of the kind, with ``command`` (the kind) and ``why``.
     """
 
     run_id: str
     """The root run."""
-    kind: Literal["cancel", "cancel child", "drain", "answer", "change limits"]
+    kind: CommandKind
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """JSON; see the table above."""
 
@@ -182,6 +209,26 @@ class KeepsReports(Protocol):
 
         It is dropped when the run is claimed anew: it was meant for the execution that it saw. It
         is dropped at once if no process executes the run.
+        """
+        ...
+
+
+@runtime_checkable
+class Steers(Protocol):
+    """An optional extension of a store: runs are steered although no process executes them.
+
+    What was asked for, a pause for example, waits in the history for the next execution; so does an
+    answer to a question.
+    """
+
+    async def steer(self, run_id: str, entries: Sequence[Steered | QuestionAnswered]) -> bool:
+        """Append to the history of a root run that no process executes: all entries, or nothing.
+
+        Returns False, and does nothing, if a process executes the run, or if there is no such run.
+        May be cancelled; then the entries were made or not.
+
+        Raises:
+            NotData: An answer can't be saved.
         """
         ...
 

@@ -108,6 +108,7 @@ _MEANING: Mapping[Doing, str] = {
     "key": "waiting for a key that was busy or paused",
     "breaker": "waiting for an open breaker",
     "backoff": "waiting for the next attempt",
+    "paused": "waiting because the run was paused",
     "store": "waiting for a save",
     "reducer": "applying results",
     "question": "waiting for an answer",
@@ -358,6 +359,11 @@ def _remedy(one: _Constraint, shares: Mapping[Doing, float], report: Report) -> 
                 f"{part} of the time is waiting for further attempts: fewer failures, or a shorter "
                 f"wait in Retry, would help"
             )
+        case "paused":
+            text = (
+                f"{part} of the time the run was paused: its history says by whom (shoal show), "
+                f"and it goes on when it is resumed"
+            )
         case "store":
             text = (
                 f"{part} of the time is waiting for saves: a faster disk or database, or "
@@ -463,6 +469,8 @@ def _noun(one: _Constraint) -> str:
             return "the event loop"
         case "backoff":
             return "the wait between attempts"
+        case "paused":
+            return "the pause"
         case "question":
             return "the open questions"
         case "reducer":

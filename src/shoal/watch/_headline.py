@@ -26,6 +26,7 @@ Part = Literal[
     "cancelled",
     "waiting",
     "leader",
+    "paused",
     "running",
     "lost",
     "pace",
@@ -42,6 +43,7 @@ WAITING: tuple[Doing, ...] = (
     "key",
     "breaker",
     "backoff",
+    "paused",
     "store",
     "question",
     "loop",
@@ -315,6 +317,8 @@ def named(doing: Doing, limit: str = "", key: str = "", keys: int = 0) -> str:
             return f"{kind} of {limit}" if limit else kind
         case "backoff":
             return "backoff before further attempts"
+        case "paused":
+            return "a pause"
         case "store":
             return "the store"
         case "question":
@@ -342,6 +346,7 @@ def headline(
     speed: float | None,
     costs: Mapping[str, float],
     child: RunPath | None = None,
+    paused: str = "",
 ) -> Headline:
     """Make the sentence about a run.
 
@@ -357,6 +362,7 @@ def headline(
         speed: How many children end in a second.
         costs: What was spent.
         child: The run, if it is no root run. The report tells of the whole root run.
+        paused: Since when its root run is paused, and by whom, for people; empty if it isn't.
     """
     runs = status == "running" and not is_lost
     now = [bar for bar in bars if bar.is_under_way] if runs else []
@@ -402,6 +408,8 @@ def headline(
     leader = next((bar.leader for bar in now if bar.leader), "")
     if leader:
         parts.append(("leader", f"{leader} leads"))
+    if paused:
+        parts.append(("paused", paused))
     gone = sum(bar.gone for bar in about_now)
     if gone:
         parts.append(("lost", f"{gone:,} lost"))
@@ -411,7 +419,7 @@ def headline(
         parts.append(("pace", pace(speed)))
     if left is not None:
         parts.append(("left", f"{about(left)} left"))
-    if stuck is not None:
+    if stuck is not None and not (paused and stuck.doing == "paused"):
         parts.append(("held up", stuck.sentence))
     for name, cost in costs.items():
         if cost:

@@ -144,6 +144,13 @@ def _text_of(kind: EntryKind, data: Any) -> str:
             return f"{data[0]}: {shortened(json.dumps(data[1], ensure_ascii=False), _SHOWN)}"
         case "answered":
             return shortened(json.dumps(data[1], ensure_ascii=False), _SHOWN)
+        case "steered":
+            what, by, _, arguments = data
+            told = ", ".join(
+                f"{name}={value}" for name, value in arguments.items() if name not in ("id", "path")
+            )
+            said = f"{what} by {by}" if by else what
+            return shortened(f"{said}: {told}" if told else said, _SHOWN)
         case "rewound":
             return f"goes back into visit {data}"
         case _:

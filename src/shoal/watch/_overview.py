@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,15 @@ from typing import final
 
 from shoal._events.identity import RunPath
 from shoal._events.report import LimitUse, LiveRun, LiveStep, Report
+from shoal.stores._history import Steered
 from shoal.stores._protocol import ChildStatus, RunSummary
 from shoal.stores._watching import Row, StepTally
 
 from ._failures import Failures
 from ._headline import Headline, StepBar
+
+_SILENT = 2.0
+"""Seconds after which a run that is watched has reported, also if its store is slow."""
 
 
 @final
@@ -28,6 +33,8 @@ class Overview:
     """The root run that it belongs to."""
     status: ChildStatus
     headline: Headline
+    paused: Steered | None = None
+    """The pause under which its root run is; None if it isn't paused."""
     is_lost: bool = False
     """Whether it has no end and no process executes it: its process has died, or was stopped."""
     breadcrumbs: Sequence[RunPath] = ()
@@ -134,3 +141,41 @@ def _gone(now: LiveStep | None, counts: Mapping[ChildStatus, int]) -> int:
         return running
     ended = sum(counts.values()) - running - counts.get("halted", 0)
     return max(running, now.in_flight - max(0, ended - now.ended))
+
+
+def is_silent(summary: RunSummary, report: Report | None) -> bool:
+    """Return whether a run is executed, and its process has not reported in this execution."""
+    if not summary.holder or (report is not None and not report.is_over):
+        return False
+    return time.time() - summary.began_at > _SILENT
+
+
+def step_of(path: RunPath, report: Report | None) -> str:
+    """Return the step that a run in flight is at; empty if that isn't known."""
+    found = () if report is None else report.longest
+    return next((one.step for one in found if one.path == path), "")
+
+
+def ancestors_of(path: RunPath) -> Sequence[RunPath]:
+    """Return the runs above a run, the root run first."""
+    found = list[RunPath]()
+    at = path.parent
+    while at is not None:
+        found.append(at)
+        at = at.parent
+    return found[::-1]
+
+
+def asking_in(path: RunPath, report: Report | None) -> Sequence[RunPath]:
+    """Return the descendants under way that have halted children, without the run itself."""
+    steps = () if report is None else report.steps
+    found = (step.path for step in steps if step.halted)
+    return [*dict.fromkeys(one for one in found if one != path and is_below(one, path))]
+
+
+def is_below(path: RunPath, ancestor: RunPath) -> bool:
+    """Return whether a run is a descendant of another one, or that run itself."""
+    at: RunPath | None = path
+    while at is not None and at.depth > ancestor.depth:
+        at = at.parent
+    return at == ancestor

@@ -16,6 +16,7 @@ from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import parse_report
+from shoal.stores._history import Steered
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
 from shoal.stores._watching import (
     Bin,
@@ -38,8 +39,9 @@ from ._failures import Failures, grouped
 from ._headline import StepBar, headline
 from ._history import HistoryPage, entry_of
 from ._nested import Nested, nested_of
-from ._overview import Overview, bars_of
+from ._overview import Overview, ancestors_of, asking_in, bars_of, is_below, is_silent, step_of
 from ._questions import Questions, questions_of
+from ._steered import pause_of, steered_of
 from ._timeline import MOST_BARS, Timeline
 from ._values import Value, What, value_of
 
@@ -51,8 +53,6 @@ _RESUMED = 0.1
 """If more than this part of a run's time is not in its report, it had executions before."""
 _SOON = 1.0
 """Seconds in which too little happens to tell a pace."""
-_SILENT = 2.0
-"""Seconds after which a run that is watched has reported, also if its store is slow."""
 _REMEMBERED = 1_000
 """The runs of which a ``Queries`` remembers what it has seen: more than there are open pages."""
 _SCANNED = 5_000
@@ -201,6 +201,7 @@ class Queries:
         halted: Sequence[Row] = ()
         if counts.get("halted"):
             halted = (await inspected.rows(path, status="halted", limit=50)).rows
+        paused = await pause_of(inspected, path) if row.status in ("running", "halted") else None
         is_root = path.parent is None
         costs: Mapping[str, float] = {} if report is None else report.costs
         return Overview(
@@ -213,16 +214,18 @@ class Queries:
                 is_lost=is_lost,
                 why=row.error or row.reason,
                 elapsed=row.elapsed if row.status != "running" else 0.0,
-                at=_step_of(path, report) if is_live else "",
+                at=step_of(path, report) if is_live else "",
                 bars=bars,
                 report=report if is_live else None,
                 age=age,
                 speed=speed,
                 costs=costs if is_root else {},
                 child=None if is_root else path,
+                paused="" if paused is None else paused.sentence,
             ),
+            paused=paused,
             is_lost=is_lost,
-            breadcrumbs=_ancestors(path),
+            breadcrumbs=ancestors_of(path),
             spawned_by=summary.spawned_by if is_root else None,
             spawned=await inspected.spawned(path),
             counts=counts,
@@ -231,16 +234,22 @@ class Queries:
             longest=[
                 one
                 for one in (() if report is None or not is_live else report.longest)
-                if is_root or _is_below(one.path, path)
+                if is_root or is_below(one.path, path)
             ],
             report=report,
             report_age=age,
-            is_silent=_is_silent(summary, report),
+            is_silent=is_silent(summary, report),
             limits=() if report is None or not is_live else report.limits,
             costs=costs,
             questions=[one.path for one in halted],
-            asking=_asking(path, report) if is_live else (),
+            asking=asking_in(path, report) if is_live else (),
         )
+
+    async def steered(self, path: RunPath | str) -> Sequence[Steered]:
+        """Return how a root run was steered from outside: who has paused it, and so on."""
+        path = self._path(path).root
+        await self._find(path)
+        return await steered_of(self._inspected, path)
 
     async def row(self, path: RunPath | str) -> Row:
         """Return one run, as the list of its parent's children shows it."""
@@ -420,7 +429,7 @@ class Queries:
         """Return the first open questions of a run and its descendants, at most ``limit``."""
         path = self._path(path)
         summary, _, report, _ = await self._find(path)
-        asking = _asking(path, report) if summary.holder else ()
+        asking = asking_in(path, report) if summary.holder else ()
         return await questions_of(self._inspected, path, asking=asking, limit=limit)
 
     async def nested(self, path: RunPath, *, limit: int, without: Collection[RunPath]) -> Nested:
@@ -629,42 +638,6 @@ def _counts(tallies: Sequence[StepTally]) -> dict[ChildStatus, int]:
 def _is_lost(summary: RunSummary, row: Row) -> bool:
     """Return whether a run has no end, and no process executes it."""
     return summary.status == "running" and not summary.holder and row.status == "running"
-
-
-def _is_silent(summary: RunSummary, report: Report | None) -> bool:
-    """Return whether a run is executed, and its process has not reported in this execution."""
-    if not summary.holder or (report is not None and not report.is_over):
-        return False
-    return time.time() - summary.began_at > _SILENT
-
-
-def _step_of(path: RunPath, report: Report | None) -> str:
-    """Return the step that a run in flight is at; empty if that isn't known."""
-    found = () if report is None else report.longest
-    return next((one.step for one in found if one.path == path), "")
-
-
-def _ancestors(path: RunPath) -> Sequence[RunPath]:
-    found = list[RunPath]()
-    at = path.parent
-    while at is not None:
-        found.append(at)
-        at = at.parent
-    return found[::-1]
-
-
-def _asking(path: RunPath, report: Report | None) -> Sequence[RunPath]:
-    """Return the descendants under way that have halted children, without the run itself."""
-    steps = () if report is None else report.steps
-    found = (step.path for step in steps if step.halted)
-    return [*dict.fromkeys(one for one in found if one != path and _is_below(one, path))]
-
-
-def _is_below(path: RunPath, ancestor: RunPath) -> bool:
-    at: RunPath | None = path
-    while at is not None and at.depth > ancestor.depth:
-        at = at.parent
-    return at == ancestor
 
 
 def _execution(summary: RunSummary, report: Report | None, age: float | None) -> float | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from shoal._engine.progress import recorded_questions
 from shoal._events.identity import RunPath
@@ -33,6 +33,8 @@ class OpenQuestion:
     """What is asked, as it is stored: plain JSON."""
     id: str
     """As in ``Question.id``."""
+    answer_schema: Mapping[str, Any] | None = None
+    """As in ``Question.answer_schema``."""
 
 
 @final
@@ -98,8 +100,11 @@ async def _asked_by(store: Inspects, path: RunPath) -> Sequence[OpenQuestion]:
         if entry.kind == "completed":
             asked.clear()  # the step that asked has ended, so its questions are answered
         else:
-            name, question, id_ = json.loads(entry.data)
-            asked[id_] = OpenQuestion(path=path, name=name, question=question, id=id_)
+            name, question, id_, *more = json.loads(entry.data)
+            schema = more[0] if more else None
+            asked[id_] = OpenQuestion(
+                path=path, name=name, question=question, id=id_, answer_schema=schema
+            )
     return [*asked.values()]
 
 
@@ -114,7 +119,13 @@ async def _recorded(store: Inspects, path: RunPath) -> Sequence[OpenQuestion]:
     except (AttributeError, TypeError, ValueError):  # the value of a child that isn't halted
         return ()
     return [
-        OpenQuestion(path=path, name=one.name, question=one.question, id=one.id)
+        OpenQuestion(
+            path=path,
+            name=one.name,
+            question=one.question,
+            id=one.id,
+            answer_schema=one.answer_schema,
+        )
         for one in found
         if one.path == path
     ]

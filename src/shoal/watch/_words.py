@@ -16,6 +16,7 @@ DOING: Mapping[Doing, str] = {
     "key": "waiting for its key",
     "breaker": "waiting for an open breaker",
     "backoff": "waiting for its next attempt",
+    "paused": "paused",
     "store": "being saved",
     "reducer": "being applied",
     "question": "waiting for an answer",

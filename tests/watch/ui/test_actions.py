@@ -6,12 +6,13 @@ import re
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import anyio
 import pytest
 from httpx import AsyncClient, Response
+from pydantic import Field
 
 from shoal import (
     Application,
@@ -177,7 +178,7 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
     has_reported: bool,  # a parameter
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     store = MemoryStore()
     reads = application(read, on_error="fail", limits=Limits(1))
     reads.store = store
@@ -203,7 +204,7 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
 async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("shoal.watch._queries._SILENT", -1.0)
+    monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     store = MemoryStore()
     reads = application(read, on_error="collect")
     async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
@@ -537,3 +538,66 @@ async def test_a_store_on_a_server_is_shown(postgres: PostgresServer):
                 page = await client.get(f"/runs/s?view={view}")
                 assert page.status_code == 200
             assert "b can't be read" in words((await client.get("/runs/s")).text)
+
+
+@pytest.mark.parametrize("where", ["in another process", "without a process"])
+async def test_a_run_is_paused_and_goes_on_again(where: str):
+    store = MemoryStore()
+    reads = application(read, limits=Limits(1))
+    state = {"files": [*"acdefg"]}
+    async with Runtime(store=store, watch=True) as runtime:
+        handle = await reads.start(state, id="r", runtime=runtime)
+        await anyio.sleep(0.5)
+        if where == "without a process":
+            died = store.copy()
+            handle.cancel("its process dies")
+            await handle.wait_ended()
+            store = died
+        async with page_over(store) as client:
+            page = Page((await client.get("/runs/r")).text)
+            assert [a for a in page.all("form") if a["action"].endswith("/do/pause/r")]
+            assert (await act(client, "pause", "r", reason="lunch")).status_code == 303
+            await anyio.sleep(0.5)
+            assert (await act(client, "pause", "r", reason="twice")).status_code == 303
+            page = Page((await client.get("/runs/r")).text)
+            assert re.search(r"paused since \S+ \S+ by the page \(lunch\)", words(page.text))
+            assert [a for a in page.all("form") if a["action"].endswith("/do/unpause/r")]
+            history = words((await client.get("/runs/r?view=history")).text)
+            assert "was steered from outside" in history
+            assert "pause by the page: reason=lunch" in history
+            assert (await act(client, "unpause", "r")).status_code == 303
+            await anyio.sleep(0.5)
+            assert "paused since" not in words((await client.get("/runs/r")).text)
+            if where == "in another process":
+                assert (await handle.result()).status == "succeeded"
+                refused = await act(client, "pause", "r")
+                assert (refused.status_code, "has succeeded" in refused.text) == (409, True)
+
+
+async def test_the_form_of_a_typed_answer_fits_its_type():
+    @action(reads=["file"], writes=["text"])
+    async def rate(file: str, context: Context) -> str:
+        stars = await context.ask("stars", f"{file}?", answer=Annotated[int, Field(ge=1, le=5)])
+        colour = await context.ask("colour", answer=Literal["red", "blue"])
+        return f"{stars} {colour}"
+
+    store = MemoryStore()
+    rates = application(rate)
+    rates.store = store
+    await rates.run({"files": ["a"]}, id="r")
+    async with page_over(store, rates) as client:
+        for name, given, wrong in [("stars", "4", "9"), ("colour", "red", "green")]:
+            page = Page((await client.get("/runs/r")).text)
+            [form] = [a for a in page.all("form") if "/do/answer/" in a["action"]]
+            if name == "stars":
+                [field] = page.all("input", name="answer")
+                assert field["type"] == "number"
+            else:
+                assert page.all("select", name="answer") or page.all("input", name="answer")
+            path = form["action"].partition("/do/answer/")[2]
+            [id_] = [a["value"] for a in page.all("input", name="id")]
+            refused = await act(client, "answer", path, id=id_, answer=wrong)
+            assert refused.status_code in (400, 409, 422)
+            assert (await act(client, "answer", path, id=id_, answer=given)).status_code == 303
+            await anyio.sleep(1)
+    assert (await rates.run(id="r")).state["texts"] == {"a": "4 red"}

@@ -29,6 +29,7 @@ import anyio
 from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import cancelled, ki_protected
 from shoal._engine.call import hand_blame_to_children
+from shoal._engine.child_time import waiting
 from shoal._engine.commit import Write, commit
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import RESTING
@@ -232,7 +233,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         if self._permit is not None:
             going_on = interruption is None and fatal is None
             if going_on and (error is None or (isinstance(error, Exception) and not cancelled())):
-                await self._permit.reacquire()  # waits for slots if it must; may be cancelled there
+                # Waits for slots if it must, and may be cancelled there.
+                with waiting(self._run, "slots after its children"):
+                    await self._permit.reacquire()
             else:  # the action is being cancelled, and must not wait for slots
                 self._permit.reacquire_nowait()
         failed = sorted(

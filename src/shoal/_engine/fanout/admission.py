@@ -53,7 +53,9 @@ class ChildAdmission:
         "_live_count",
         "_on_refused",
         "_on_room",
+        "_refuses_alone",
         "_scheduler",
+        "_scopes",
         "_unpublished",
         "_waiting",
         "place",
@@ -71,6 +73,7 @@ class ChildAdmission:
         among: str,
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
+        refuses_alone: bool = False,
     ) -> None:
         """Begin with no child in flight or waiting.
 
@@ -82,15 +85,29 @@ class ChildAdmission:
             among: Tells several fan-outs of one owner apart.
             on_room: Called when a child may start, or another may take its place.
             on_refused: Called with the reason why a waiting child can never start.
+            refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
+                contestant of a race does. Else the whole group fails: the children after it would
+                be taken from the source one after the other to be refused as well.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
-        controller, shared = services.admission, limits.shared
+        controller, of_starts, of_attempts = (
+            services.admission,
+            limits.of_starts,
+            limits.of_attempts,
+        )
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
-        if shared is not None:
-            self._limiters = (controller.limiter(owner, shared, among),)
+        if of_starts is not None:
+            self._limiters = (controller.limiter(owner, of_starts, among),)
+        # None if nothing is added, which is usual.
+        self._scopes: tuple[Limiter, ...] | None = None
+        """The limiters of the children's attempts, if the fan-out has limits that count those."""
+        if of_attempts is not None:
+            name = f"{among} attempts".strip()
+            beneath = controller.limiter(owner, of_attempts, name)
+            self._scopes = (*parent.config.scopes_below, beneath)
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
@@ -100,7 +117,9 @@ class ChildAdmission:
         # Not by a `Part`, since places are no limiter's: each execution of the fan-out has its own.
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
-        self._governs_all = shared is not None or limits.adapts_in_flight is not None
+        self._governs_all = (
+            of_starts is not None or of_attempts is not None or limits.adapts_in_flight is not None
+        )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
         self.ready: deque[Run] = deque()
@@ -121,6 +140,7 @@ class ChildAdmission:
             self._budget.size = max(self._budget.size, limit)
         self._on_room = on_room
         self._on_refused = on_refused
+        self._refuses_alone = refuses_alone
 
     @property
     def waiting(self) -> int:
@@ -181,15 +201,25 @@ class ChildAdmission:
 
         Raises:
             Exception: ``by=`` or ``cost=`` of the fan-out's limits raised it.
+            Overloaded: So many runs wait for one of its limits that this one may not.
         """
         config = child.config
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
+        if self._scopes is not None:
+            config.scopes = self._scopes
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
         permit = self._request(child)
         if permit.granted:
+            return True
+        refusal = self._scheduler.overload(permit)
+        if refusal is not None:
+            permit.cancel()
+            if not self._refuses_alone:
+                raise refusal
+            self._start_refused(child, permit, refusal)
             return True
         self._waiting[child] = permit
         if config.hooks.waiting:
@@ -234,6 +264,15 @@ class ChildAdmission:
         # None if it holds the slot alone: then the first attempt has nothing to take over.
         permits.first_permit = None if worker is None and not needed else permit
         return permit
+
+    def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
+        """Start ``child`` with a permit that fails its first attempt."""
+        permits = child.permits
+        assert permits is not None, "it has requested a permit"
+        assert permits.slot is not None, "a child in flight has one"
+        permit.refusal = refusal
+        permits.first_permit = permit
+        permits.slot.take_unpaid()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.

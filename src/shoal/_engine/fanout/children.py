@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from shoal._engine.child_time import work_around
 from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._engine.services import Services
@@ -98,7 +99,8 @@ def child_config(
         step=step,
         visit=run.visit(step) if visit is None else visit,
         value_of=value_of,
-        scopes=config.scopes,
+        # A graph that is a node belongs to the run: its steps are the run's own.
+        scopes=config.scopes_below if host is None else config.scopes,
         deadline=config.deadline if deadline is None else deadline,
         store=config.store if store is None else store,
         # The ends of the children stay with their parent, whatever store has their histories: the
@@ -114,6 +116,7 @@ def child_config(
         host=host,
         executor=config.executor if executor is None else executor,
         begins_host=host is None or run.is_starting,
+        time_above=work_around(run) if host is None else None,
     )
 
 

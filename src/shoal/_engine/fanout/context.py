@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, TypeVar, final, overload
 
 import anyio
 
@@ -24,6 +24,7 @@ from shoal._graph.checks import check_cascade, check_title
 from shoal._graph.policy import INHERIT, Each, Inherit, Title, check_timeout
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
 from shoal._limits.permits import AttemptPermit
+from shoal._state.answers import AnswerType, answer_type, read_answer
 from shoal._state.result import Result
 from shoal.executors._effects import Effect
 from shoal.executors._named import ExecutorName, executor_named
@@ -31,6 +32,8 @@ from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .action_group import ChildGroup
+
+T = TypeVar("T")
 
 
 @final
@@ -176,7 +179,7 @@ class Context:
         """What `idempotency_key` is made of, for executors; see `effect_of`."""
         return effect(self._run, self._action)
 
-    def charge(self, actual: float) -> None:
+    def charge(self, actual: float, *, unit: str | None = None) -> None:
         """Replace the cost that ``Limits(cost=...)`` charged for this attempt by the actual one.
 
         For instance, charge the tokens that an answer has used instead of the expected number. If
@@ -185,8 +188,16 @@ class Context:
         anyway. Limits without ``cost=`` are not affected. If it is called again, the last call
         counts.
 
+        Where several costs apply, ``unit=`` says which is meant; each is charged by itself. A unit
+        in which nothing is limited is ignored, so an action may say what it costs wherever it runs.
+
         Args:
             actual: Units of the rate, at least 0.
+            unit: What they are, as in ``Limits(unit=...)``; by default, the only cost there is.
+
+        Raises:
+            BadUse: ``actual`` is no number of units; or several costs apply and ``unit`` doesn't
+                say which.
 
         Examples:
             >>> limits = Limits(rate=Rate(90_000, per=60), cost=lambda state: 2_000)
@@ -208,7 +219,39 @@ class Context:
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
-        config.services.admission.charge(self._permit, slot, actual, config.execution)
+        config.services.admission.charge(self._permit, slot, actual, config.execution, named=unit)
+
+    def learn(self, headers: Mapping[str, str]) -> None:
+        """Adjust the rates of this attempt to what the headers of a response say is left of them.
+
+        ``context.learn(response.headers)``, after each response or after refusals alone. Headers of
+        OpenAI's and Anthropic's forms, ``x-ratelimit-remaining`` and ``retry-after`` are read, see
+        ``shoal.rates.read_headers``; others are ignored. What is left of requests concerns rates
+        without ``cost=``, and what is left of another unit those with that ``unit=``. They then
+        pass no more at once than the server would, for instance because another program uses the
+        same account; they are never faster than declared. After ``retry-after`` nothing that these
+        rates limit starts for so long. A ``SharedRate`` learns only when to pause, in this process.
+
+        Without a rate nothing happens. It doesn't fail the attempt or try it again: for that,
+        ``raise RetryLater(seconds)``.
+
+        Args:
+            headers: The headers of a response, as ``httpx`` and others have them.
+
+        Raises:
+            BadUse: ``headers`` is no mapping.
+
+        Examples:
+            >>> limits = Limits(rate=Rate(50, burst=50))
+            >>> @action(reads=["question"], writes=["answer"], limits=limits)
+            ... async def ask(question: str, context: Context) -> str:
+            ...     context.learn({"x-ratelimit-remaining-requests": "3"})
+            ...     return "42"
+            >>> Application(ask).run_sync({"question": "?"}).state["answer"]
+            '42'
+        """
+        holder = self._run.slot_owner.held_permits()
+        self._run.config.services.admission.learn(self._permit, holder, headers)
 
     def note(self, text: object) -> None:
         """Describe what the action is doing, for displays: ``context.note("page 3 of 9")``.
@@ -344,7 +387,25 @@ class Context:
         if pending is not None:
             await pending
 
-    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]:
+    @overload
+    def ask(self, name: str, question: object = None) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def ask(self, name: str, question: object, answer: type[T]) -> Coroutine[Any, Any, T]: ...
+
+    # `Literal["a", "b"]`, `str | None` and the like are no `type[...]` to a type checker.
+    @overload
+    def ask(self, name: str, question: object, answer: object) -> Coroutine[Any, Any, Any]: ...
+
+    @overload
+    def ask(self, name: str, *, answer: type[T]) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def ask(self, name: str, *, answer: object) -> Coroutine[Any, Any, Any]: ...
+
+    def ask(
+        self, name: str, question: object = None, answer: Any = None
+    ) -> Coroutine[Any, Any, Any]:
         """Ask a person, and return the answer: ``answer = await context.ask(name, question)``.
 
         If there is no answer yet, the question is saved and the run halts here: ``Halting`` is
@@ -362,8 +423,13 @@ class Context:
         attempted while one of its questions is open. If a later attempt asks a question that is
         still open, it may have changed; the newest one counts.
 
+        With ``answer=``, the answer is of that type, and an instance is returned. An answer that is
+        none is refused where it is given, in whichever process that is: the question is saved with
+        the JSON schema of the type (``Question.answer_schema``), of which pages make a form. The
+        answer is saved as JSON. A validator that the schema can't express is asked here.
+
         A plain function, in its worker thread, calls ``anyio.from_thread.run(context.ask, name,
-        question)``.
+        question)``, with the type as the third argument.
 
         Inside the block of ``context.fan_out``, ``Halting`` leaves the block: children that have
         not ended are cancelled, and continue when the attempt runs again.
@@ -374,10 +440,18 @@ class Context:
         Args:
             name: The name of the question, within this execution of the action.
             question: The question, as data for the program that shows it.
+            answer: The type of the answer: ``bool``, ``int``, ``float``, ``str``, ``Literal``, an
+                enum, or a list, dict or union of these; with pydantic, also a model, a dataclass, a
+                ``TypedDict``, or whatever else it knows. Or a JSON schema: then the answer is JSON.
+                None: any data is an answer.
 
         Raises:
             Halting: There is no answer yet. Let it propagate.
             NotData: The question can't be saved.
+            BadAnswer: The answer that was saved doesn't fit ``answer``, because the program has
+                changed, or a validator refuses it. If the run has failed with it, another answer
+                may be given.
+            DefinitionError: ``answer`` is no type of answers.
             BadUse: The run has no store; the name was used in this attempt for another question;
                 the action has ended, or is a plain function that calls this directly.
 
@@ -395,22 +469,39 @@ class Context:
             >>> anyio.run(main)
             halted {'change': 'fix typo'}
             succeeded True
+            >>> @action(reads=["change"], writes=["rating"])
+            ... async def rate(change: str, context: Context) -> int:
+            ...     return await context.ask("rating", change, answer=int)
+            >>> app = Application(rate, store=MemoryStore())
+            >>> app.run_sync({"change": "fix typo"}, id="a").questions[0].answer_schema
+            {'type': 'integer'}
+            >>> app.run_sync(id="a", answers={"rating": "good"})
+            Traceback (most recent call last):
+              ...
+            shoal.BadAnswer: ... 'good' is no answer to ('a', 'rating'): must be a whole number ...
+            >>> app.run_sync(id="a", answers={"rating": 4}).state["rating"]
+            4
         """
         # Now and not in the coroutine: see test_a_plain_function_that_asks_by_itself_gets_advice.
         self._refuse_plain("an answer", "ask, name, question")
         if not isinstance(name, str) or not name:
             msg = f"action {self._action.name!r}: context.ask(name, ...) takes a name, not {name!r}"
             raise BadUse(msg)
-        return self._ask(name, question)
+        kind = None if answer is None else answer_type(answer)
+        return self._ask(name, question, kind)
 
-    async def _ask(self, name: str, question: object) -> object:
+    async def _ask(self, name: str, question: object, kind: AnswerType | None) -> object:
         if self._items.is_over:
             msg = (
                 f"action {self._action.name!r} of run {self.run_id} has ended, and something it "
                 f"left behind asks {name!r}: await all that asks before the action returns"
             )
             raise BadUse(msg)
-        return await ask(self._run, self._action.name, name, question)
+        step = self._action.name
+        if kind is None:
+            return await ask(self._run, step, name, question)
+        found = await ask(self._run, step, name, question, kind.schema)
+        return read_answer(kind, found, f"action {step!r} of run {self.run_id}", name)
 
     def fan_out(
         self,
@@ -480,6 +571,8 @@ class Context:
         place = executor_named(executor, "context.fan_out(executor=...)")
         # Last, so that a call that was refused uses up no name.
         self._names.add(name)
+        if limits is not None:
+            limits.stand_on(self._action.definition, name)
         return ChildGroup(
             self._run,
             self._action,

@@ -109,6 +109,7 @@ class ChildTaskGroup:
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
         on_drained: Callable[[], bool] | None = None,
+        is_race: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -127,6 +128,7 @@ class ChildTaskGroup:
             title: What watchers call the fan-out, or its children.
             on_drained: Called when nothing more starts and nothing is under way; returns whether
                 the group ends with that. None: it does.
+            is_race: Whether the children are contestants of a race.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -152,6 +154,7 @@ class ChildTaskGroup:
             among=among,
             on_room=self._on_room,
             on_refused=self.scope.fail,
+            refuses_alone=is_race,
         )
         self._pool = WorkerPool(
             parent, self.scope, self._admission, source, take=self._take, leave=self._leave
@@ -280,10 +283,12 @@ class ChildTaskGroup:
         """
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
+        hold = self.parent.config.execution.hold
         self.ledger_of = ledger_of
         self._halted_of, self._on_answer = halted_of, on_answer
         # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
+        hold.members.add(self)
         drain = self.parent.config.execution.drain
         drain.add(self.drain)
         if drain.reason is not None:
@@ -291,6 +296,8 @@ class ChildTaskGroup:
         try:
             async with create_task_group() as tasks:
                 scope.open(tasks)
+                if hold.is_on:
+                    scope.stop_clock()
                 # One worker is enough to begin with: it adds others when its first child waits.
                 self._pool.add_workers(1)
                 for source in self._source.feeds():
@@ -310,6 +317,7 @@ class ChildTaskGroup:
         finally:
             scope.close()
             groups.discard(self)
+            hold.members.discard(self)
             drain.remove(self.drain)
             # Breaks a cycle: these are methods of the step.
             self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
@@ -435,6 +443,15 @@ class ChildTaskGroup:
             self._use_room(1)
             self.scope.wake()
 
+    def on_hold(self) -> None:
+        """Let the timeout stand still: the execution is held. No child starts meanwhile."""
+        self.scope.stop_clock()
+
+    def on_release(self) -> None:
+        """Go on after a hold."""
+        self.scope.start_clock()
+        self.engage()
+
     def _use_room(self, count: int) -> None:
         """Fill up to ``count`` in-flight slots that have become free."""
         self._wake_feeder()
@@ -511,6 +528,9 @@ class ChildTaskGroup:
             # A child that is cancelled gives its permits back, and they may have been granted to
             # another child of this group, which is being cancelled too: that must not start.
             return None if cancelled() else admission.ready.popleft()
+        # After those: they hold what they were granted until they find out that they have to wait.
+        if self.parent.config.execution.hold.is_on:
+            return None
         # Before the source is asked: an element is pulled only if its child has a place.
         if not admission.let_in():
             return None
@@ -611,8 +631,10 @@ class ChildTaskGroup:
     async def wait_for_room(self) -> bool:
         """Wait until there is room for one more element; return False if the group is closing."""
         admission, place, scope = self._admission, self._admission.place, self.scope
+        hold = self.parent.config.execution.hold
         while not scope.closing and (
             self._is_shut
+            or hold.is_on
             or not admission.has_room
             or place.used + self._source.waiting() >= place.slots
         ):

@@ -22,6 +22,7 @@ from shoal.stores._history import (
     Entry,
     QuestionAnswered,
     QuestionAsked,
+    Steered,
     StepBegun,
     own_of,
 )
@@ -203,7 +204,7 @@ class _Way:
                 # What comes after a completion belongs to the next step.
                 under_way.clear()
                 self.last = entry.step
-            elif not isinstance(entry, QuestionAsked | QuestionAnswered):  # these change nothing
+            elif not isinstance(entry, QuestionAsked | QuestionAnswered | Steered):  # no changes
                 under_way.add(entry.step)
                 if isinstance(entry, Decision):
                     self.decisions[entry.step, visits.get(entry.step, 0)] = entry

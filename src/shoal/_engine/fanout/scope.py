@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from types import CoroutineType
@@ -36,6 +37,8 @@ class GroupScope:
         "_coroutines",
         "_deadline",
         "_failure",
+        "_late",
+        "_left",
         "_name",
         "_news",
         "_parent",
@@ -95,6 +98,8 @@ class GroupScope:
         self._timeout = timeout
         now = parent.config.services.clock()
         self._deadline = now + (timeout or 0.0) if ends_at is None else ends_at
+        self._late: Watched | None = None  # of the timeout; None also while it stands still
+        self._left: float | None = None  # seconds of the timeout that are left; None: it runs
         self._timed_out = False
         self._watched: list[Watched] = []  # registrations with the watchdog, until ``close``
         self._news: Event | None = None  # None unless the parent waits
@@ -113,7 +118,34 @@ class GroupScope:
         self._tasks = tasks
         if self._timeout is not None:
             tasks.cancel_scope.deadline = self._deadline
-            self.watch(self.parts, self._deadline)
+            self._late = self._watch_late()
+
+    def _watch_late(self) -> Watched:
+        return self._parent.config.services.watchdog.watch(self.parts, self._deadline)
+
+    def stop_clock(self) -> None:
+        """Let the timeout stand still until ``start_clock``, unless it is over, or there is none.
+
+        Between the two nothing starts, since the execution is held; see ``Hold``.
+        """
+        tasks, late = self._tasks, self._late
+        if tasks is None or late is None or tasks.cancel_scope.cancel_called:
+            return
+        services = self._parent.config.services
+        services.watchdog.forget(late)
+        self._late = None
+        self._left = self._deadline - services.clock()
+        self._deadline = tasks.cancel_scope.deadline = math.inf
+
+    def start_clock(self) -> None:
+        """Let the timeout go on after ``stop_clock``."""
+        tasks, left = self._tasks, self._left
+        if tasks is None or left is None or tasks.cancel_scope.cancel_called:
+            return
+        self._left = None
+        self._deadline = self._parent.config.services.clock() + left
+        tasks.cancel_scope.deadline = self._deadline
+        self._late = self._watch_late()
 
     def start(
         self, function: Callable[[], CoroutineType[Any, Any, None]]
@@ -131,6 +163,8 @@ class GroupScope:
 
     def close(self) -> None:
         """Release the tasks, which have all ended."""
+        if self._late is not None:
+            self._watched.append(self._late)
         for watched in self._watched:
             self._parent.config.services.watchdog.forget(watched)
         self._watched.clear()  # breaks a cycle: the watched parts refer to this scope

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
+from shoal._engine.child_time import at_rest
 from shoal._engine.commit import Write, commit
 from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.run import Run
@@ -79,7 +80,9 @@ class FanOutStep:
         self._has_opened = False  # the collections are started; never unset
         self._done: Mapping[object, object] = {}  # results that were there from the start
         self._is_failing = False  # a failure isn't tolerated; only ``_go_on`` unsets it
-        self._ends_at = 0.0  # set by each attempt if there is a timeout; rounds share it
+        # Set by each attempt if there is a timeout, and shared by rounds; less the time in which
+        # the execution was held.
+        self._ends_at = 0.0
         self._unsaved: list[Run] = []  # the batch whose save failed, recorded when the step ends
         self._resting: list[Run] = []  # halted children, counted in the ledger
         self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
@@ -160,6 +163,7 @@ class FanOutStep:
         self, source: ElementSource, former: ElementSource | None, *, begins: bool
     ) -> None:
         act, clock = self.act, self.parent.config.services.clock
+        held = self.parent.config.execution.hold
         self.source = source
         # The next attempt goes on from this source, wherever this one fails.
         self._rounds.prepare(source)
@@ -170,7 +174,7 @@ class FanOutStep:
         staggered = self._staggered = stagger(how, source, services, definition, lacking)
         if act.timeout is not None and begins:
             # Not for further rounds: they share the time of their attempt.
-            self._ends_at = clock() + act.timeout
+            self._ends_at = clock() + act.timeout - held.seconds()
         group = self._group = ChildTaskGroup(
             self.parent,
             source if staggered is None else staggered,
@@ -179,10 +183,11 @@ class FanOutStep:
             owner=act.definition,
             name=act.name,
             timeout=act.timeout,
-            ends_at=None if act.timeout is None else self._ends_at,
+            ends_at=None if act.timeout is None else self._ends_at + held.seconds(),
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
             title=act.title,
+            is_race=self._race is not None,
         )
         try:
             if not self._has_opened:
@@ -689,4 +694,5 @@ async def fan_out(act: Parallel, run: Run) -> Change:
     if step is None:
         step = FanOutStep(act, run)
     assert isinstance(step, FanOutStep), "nothing else is kept for a parallel act"
-    return await step.execute()
+    with at_rest(run):
+        return await step.execute()

@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import final
 
 from shoal._engine.run import Run
@@ -18,7 +19,7 @@ from shoal._graph.checks import check_reads
 from shoal._graph.graph import Graph, as_graph
 from shoal._graph.task_classes import ParallelAction, Task
 from shoal._state.secrets import without_secrets
-from shoal._state.state import FieldAccess, held, make_state, refuse_awaitable
+from shoal._state.state import EVERY_FIELD, FieldAccess, held, make_state, refuse_awaitable
 
 from .children import narrowed, only_write_reader
 from .entries import MakeTemplate, PendingChild
@@ -63,8 +64,11 @@ class TaskElements(ElementSource):
         Raises:
             BadResult: ``tasks`` returned something that is not iterable.
         """
+        # Any field may be set on it: a state made from this one is what a child starts with, and
+        # no change of the parent's.
+        given = make_state(data, replace(access, writes=EVERY_FIELD))
         # What was bound to the action last, so that it wins over inputs of the run.
-        tasks = act.tasks(make_state(data, access), {**parent.config.inputs, **act._bound})
+        tasks = act.tasks(given, {**parent.config.inputs, **act._bound})
         super().__init__(
             tasks,
             name=act.name,

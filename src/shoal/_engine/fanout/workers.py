@@ -310,13 +310,12 @@ class WorkerPool:
             if publishes:
                 # Cancelled while hooks ran, or by one of them: the child's work must not begin.
                 await checkpoint_if_cancelled()
-            each = child.config.each
             if not is_live:
                 living = load_end(child)
-            elif each is None:
-                living = walk(child)
+            elif child.config.is_timed:
+                living = live_child(child, child.config.each)
             else:
-                living = live_child(child, each)
+                living = walk(child)
             # Before it begins: a watcher may look at any time.
             worker.living = living
             waited = await drive(context.copy(), living, self._add_some)

@@ -155,6 +155,9 @@ MIGRATIONS = (
             FROM runs JOIN places ON places.id = place WHERE position IS NOT NULL
         ) AS ended;
     """,
+    # Histories have entries of the kind "steered" from here on, and questions the schema of their
+    # answers, which earlier versions can't read.
+    "CREATE INDEX history_steered ON history (run, number) WHERE kind = 'steered'",
 )
 """The steps from each version of the layout to the next; the first one creates it."""
 

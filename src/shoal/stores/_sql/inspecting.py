@@ -396,6 +396,8 @@ class Inspector:
         values: list[Any] = [run, from_number]
         if kinds is not None and {*kinds} == {"asked", "answered"}:
             where += " AND kind IN ('asked', 'answered')"  # as the index says it
+        elif kinds is not None and {*kinds} == {"steered"}:
+            where += " AND kind = 'steered'"  # as above
         elif kinds is not None:
             where += f" AND kind IN ({', '.join('?' * len(kinds))})"
             values += kinds

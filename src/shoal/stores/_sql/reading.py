@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import TypeVar, cast, final
@@ -11,7 +12,7 @@ from shoal._events.events import Decision, Status
 from shoal._events.identity import RunPath
 from shoal._state.state import Operation
 from shoal.stores._codec.codec import Codec
-from shoal.stores._history import Entry
+from shoal.stores._history import Entry, Steered, pause_in
 from shoal.stores._protocol import (
     ChildRecord,
     ChildStatus,
@@ -83,16 +84,24 @@ class Reader:
     def orphans(self) -> list[Orphan]:
         run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
         found = self._sql.execute(
-            f"SELECT {self._dialect.key}, application, version, secret, "
+            f"SELECT {self._dialect.key}, application, version, secret, runs.id, "
             f"{self._dialect.lease_columns} FROM runs "
             "JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
-        )
+        ).fetchall()
         return [
-            Orphan(run_id_of(key), application, version, names_of(secret))
-            for key, application, version, secret, *held in found
+            Orphan(run_id_of(key), application, version, names_of(secret), bool(self._paused(run)))
+            for key, application, version, secret, run, *held in found
             if not lease_state_of(held).seconds_left
         ]
+
+    def _paused(self, run: int) -> Steered | None:
+        """Return the pause under which a root run is."""
+        found = self._sql.execute(
+            "SELECT data FROM history WHERE run = ? AND kind = 'steered' ORDER BY number, id",
+            (run,),
+        )
+        return pause_in(Steered(*json.loads(data)) for (data,) in found)
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         entries: list[Entry] = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
 
 from shoal.stores._watching import Command, StoredReport
 
@@ -71,6 +72,27 @@ def command(sql: Connection, dialect: Dialect, command: Command) -> None:
         f"JOIN claims ON claims.run_id = runs.key WHERE {_ROOT} AND execution IS NOT NULL",
         (command.kind, json.dumps(dict(command.arguments)), dialect.index_of(command.run_id)),
     )
+
+
+@final
+class Root(NamedTuple):
+    """A root run that has begun."""
+
+    row: int
+    number: int
+    """The number of its last update."""
+
+
+def root_of(sql: Connection, dialect: Dialect, run_id: str) -> Root | None:
+    """Return a root run; None if there is none that has begun."""
+    found: Sequence[int] | None = sql.execute(
+        "SELECT runs.id, "
+        "coalesce((SELECT max(number) FROM history WHERE history.run = runs.id), 0), "
+        "coalesce((SELECT max(number) FROM saves WHERE saves.run = runs.id), 0) "
+        f"FROM runs JOIN roots ON roots.run = runs.id WHERE {_ROOT}",
+        (dialect.index_of(run_id),),
+    ).fetchone()
+    return None if found is None else Root(int(found[0]), max(int(found[1]), int(found[2])))
 
 
 def reported(sql: Connection, dialect: Dialect, run_id: str) -> StoredReport | None:

@@ -24,7 +24,7 @@ from shoal._events.events import Status, Update, in_short
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal.stores._codec.codec import Codec
-from shoal.stores._history import QuestionAnswered, QuestionAsked
+from shoal.stores._history import QuestionAnswered, QuestionAsked, Steered
 from shoal.stores._protocol import Batch, Beginning, SavedRun
 
 from .error_texts import with_trace
@@ -34,7 +34,9 @@ FORMS = 1000
 """Forms, and names, that are cached. A program has a few, but forms hold numbers of updates, so a
 loop makes new ones with each visit."""
 
-Kind = Literal["update", "decision", "completed", "rewound", "asked", "answered", "begun"]
+Kind = Literal[
+    "update", "decision", "completed", "rewound", "asked", "answered", "begun", "steered"
+]
 """The kind of an entry in the table ``history``."""
 
 
@@ -318,12 +320,30 @@ class Packer:
             else:
                 rows.append(self._answered(last, one))
                 self._sizes.check(rows[-1].data, f"an answer to a question of run {batch.path.id}")
+        rows += [steered_row(last, one) for one in batch.steered]
+        return rows
+
+    def steered(self, run_id: str, entries: Iterable[Steered | QuestionAnswered]) -> list[History]:
+        """Encode entries that a run gets while no process executes it; their number is 0.
+
+        Raises:
+            NotEncodable: An answer can't be saved.
+            UpdateTooLarge: It is too large.
+        """
+        rows: list[History] = []
+        for one in entries:
+            if isinstance(one, Steered):
+                rows.append(steered_row(0, one))
+            else:
+                rows.append(self._answered(0, one))
+                self._sizes.check(rows[-1].data, f"an answer to a question of run {run_id}")
         return rows
 
     def _asked(self, number: int, asked: QuestionAsked) -> History:
         question = self._encode(asked.question, "question")
         name = self._encode(asked.name, "the name of a question")
-        data = f"[{name},{question},{json.dumps(asked.id)}]"
+        schema = "" if asked.schema is None else f",{self._encode(asked.schema, 'schema')}"
+        data = f"[{name},{question},{json.dumps(asked.id)}{schema}]"
         return History(number, "asked", asked.step, data)
 
     def _answered(self, number: int, answered: QuestionAnswered) -> History:
@@ -588,3 +608,9 @@ def _parts(operation: Operation) -> Iterator[tuple[str, Any]]:
             pass
     for name, part in zip(operation._fields, operation, strict=True):
         yield f"a key of {path}" if name in ("key", "inner_key") else place, part
+
+
+def steered_row(number: int, one: Steered) -> History:
+    """Return the row of an entry that says how a run was steered."""
+    data = json.dumps([one.what, one.by, one.at, dict(one.arguments)])
+    return History(number, "steered", "", data)

@@ -28,7 +28,7 @@ from shoal._errors.exceptions import DefinitionError, RunClaimed, brief
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 from shoal.stores._codec.codec import Codec
-from shoal.stores._history import Entry
+from shoal.stores._history import Entry, QuestionAnswered, Steered
 from shoal.stores._protocol import (
     ENDED,
     Batch,
@@ -470,6 +470,15 @@ class DurableStore(ABC):
             StoreFailed: The database can't be used.
         """
         await self._ask(lambda database: database.command(command))
+
+    async def steer(self, run_id: str, entries: Sequence[Steered | QuestionAnswered]) -> bool:
+        """Append to the history of a root run that no process executes; see ``Steers``.
+
+        Raises:
+            StoreFailed: The database can't be used.
+        """
+        rows = self._packer.steered(run_id, entries)
+        return await self._ask(lambda database: database.steer(run_id, rows))
 
     # -- ``Inspects`` ---------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from shoal.stores._history import (
     QuestionAnswered,
     QuestionAsked,
     Rewound,
+    Steered,
     StepBegun,
 )
 from shoal.stores._protocol import Beginning, ChildRecord, FailedChild, RunRecord
@@ -132,6 +133,8 @@ class Unpacker:
                 return QuestionAsked(row.step, *self._decode(row.data))
             case "answered":
                 return QuestionAnswered(*self._decode(row.data))
+            case "steered":
+                return Steered(*json.loads(row.data))
             case _:
                 return self._update(row.data)
 

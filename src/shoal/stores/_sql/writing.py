@@ -580,6 +580,19 @@ class Database(ABC):
         """Leave a command for the execution that has claimed a run."""
         _reporting.command(self._sql, self._dialect, command)
 
+    def steer(self, run_id: str, entries: Sequence[History]) -> bool:
+        """Append to the history of a root run; return whether that was possible."""
+        found = _reporting.root_of(self._sql, self._dialect, run_id)
+        if found is None:
+            return False
+        # Locked until the end of the transaction, so no process claims the run meanwhile.
+        held = self._lease_state(run_id)
+        if held is not None and held.seconds_left:
+            return False
+        rows = [(found.row, one._replace(number=found.number)) for one in entries]
+        self._append(rows, time.time())
+        return True
+
     def discard(self, run_id: str) -> None:
         """Condemn a root run; see ``pruning``."""
         self._refuse_claimed(run_id)

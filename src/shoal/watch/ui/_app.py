@@ -282,6 +282,10 @@ class UI:
             case "cancel":
                 await self._commands.cancel(path, sent.get("reason", "").strip() or "by the page")
                 back = urls.run(path)
+            case "pause":
+                await self._commands.pause(path, sent.get("reason", "").strip())
+            case "unpause":
+                await self._commands.unpause(path)
             case "resume":
                 await self._commands.resume(path)
             case "retry":

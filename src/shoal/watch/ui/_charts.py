@@ -99,7 +99,7 @@ def doing_bar(doing: Mapping[Any, int], total: float) -> Markup:
 
 KIND_OF: Mapping[str, str] = {
     "action": "running",
-    **dict.fromkeys(("slot", "rate", "key", "breaker", "question"), "waiting"),
+    **dict.fromkeys(("slot", "rate", "key", "breaker", "question", "paused"), "waiting"),
     "backoff": "backoff",
 }
 """The colours of what children do; of all else, it is grey."""

@@ -7,6 +7,7 @@ takes within a moment. If no process does, the run is executed here, which needs
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, final
 
@@ -15,19 +16,24 @@ from anyio.abc import TaskGroup
 
 from shoal._errors.exceptions import ShoalError
 from shoal._events.identity import RunPath
-from shoal._events.paths import key_data
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
-from shoal.stores._watching import Command, KeepsReports
+from shoal._state.json_schema import misfit
+from shoal.stores._history import Steered
+from shoal.stores._watching import Command, CommandKind, KeepsReports, Steers
+from shoal.watch._control import names_of
 from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries
 from shoal.watch._questions import question_of
 
-from ._forms import answer_from, schema_of
+from ._forms import BadAnswer, answer_from
+from ._questions import schema_asked
 from ._secrets import Secrets, why_not_here
 
 log = logging.getLogger("shoal.watch.ui")
 
+BY = "the page"
+"""Who steers runs here, for the record: the page doesn't know people."""
 PATIENCE = 1.0
 """Seconds to wait for an error of a run that is executed again: most of them come at once."""
 
@@ -87,12 +93,42 @@ class Commands:
         if path.parent is None:
             await self._leave(path, "cancel", {"reason": reason})
         else:
-            names: list[object] = []
-            at = path
-            while at.parent is not None:
-                names.insert(0, [at.step, at.visit, at.act, key_data(at.key)])
-                at = at.parent
-            await self._leave(path, "cancel child", {"path": names, "reason": reason})
+            await self._leave(path, "cancel child", {"path": names_of(path), "reason": reason})
+
+    async def pause(self, path: RunPath, reason: str = "") -> None:
+        """Pause a root run, also one that no process executes.
+
+        Raises:
+            CannotDo: It has ended, or can't be paused from here.
+        """
+        await self._steer(path.root, "pause", reason)
+
+    async def unpause(self, path: RunPath, reason: str = "") -> None:
+        """Let a paused root run go on.
+
+        Raises:
+            CannotDo: It has ended, or can't be resumed from here.
+        """
+        await self._steer(path.root, "resume", reason)
+
+    async def _steer(self, path: RunPath, kind: CommandKind, reason: str) -> None:
+        overview = await self._queries.overview(path)
+        if overview.status not in ("running", "halted"):
+            raise CannotDo(f"The run has {overview.status}.")
+        if (overview.paused is not None) is (kind == "pause"):
+            return
+        runtime = self._runtime()
+        handle = None if runtime is None else runtime.find(path.id)
+        if handle is not None and handle.status is None:
+            await (handle.pause if kind == "pause" else handle.resume)(reason, by=BY)
+        elif overview.summary.holder:
+            await self._leave(path, kind, {"reason": reason} if reason else {})
+        elif isinstance(self._store, Steers):
+            steered = Steered(kind, BY, time.time(), {"reason": reason} if reason else {})
+            if not await self._store.steer(path.id, (steered,)):
+                raise CannotDo("A process has begun to execute the run: try again.")
+        else:
+            self._require_held(overview)
 
     async def drain(self, path: RunPath, reason: str) -> None:
         """Let a root run start nothing more; see ``RunHandle.drain``.
@@ -136,7 +172,10 @@ class Commands:
         question = await question_of(self._queries.inspected, path, id_)
         if question is None:
             raise CannotDo("This question is no longer open: it was answered, or its step ended.")
-        answer = answer_from(schema_of(question.question), sent)
+        answer = answer_from(schema_asked(question), sent)
+        wrong = misfit(answer, question.answer_schema or {})
+        if wrong is not None:
+            raise BadAnswer(wrong.text)
         overview = await self._queries.overview(path.root)
         if overview.summary.holder:
             await self._leave(path, "answer", {"question": id_, "answer": answer})
@@ -193,7 +232,8 @@ class Commands:
                 "requests. It takes them if the run is watched: leave out watch=False, or set "
                 "watch=True."
             )
-        await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=arguments))
+        told = {**arguments, "by": BY}
+        await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=told))
 
     async def _is_silent(self, path: RunPath) -> bool:
         return (await self._queries.overview(path.root)).is_silent

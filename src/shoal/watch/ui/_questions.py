@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import cast, final
+from typing import Any, cast, final
 
 from shoal._events.identity import RunPath
 from shoal.watch._questions import OpenQuestion
@@ -29,16 +29,19 @@ class Asked:
         self.name: str = asked.name
         self.id: str = asked.id
         self._question = asked.question
+        self._schema = schema_asked(asked)
+        # An older way to say it, in the question itself, where it isn't shown.
+        self._is_inside = self._schema is not None and asked.answer_schema is None
 
     @property
     def fields(self) -> Sequence[Field]:
         """The fields of the form for its answer."""
-        return fields_of(schema_of(self._question))
+        return fields_of(self._schema)
 
     @property
     def has_schema(self) -> bool:
         """Whether it says of what form its answer is."""
-        return schema_of(self._question) is not None
+        return self._schema is not None
 
     @property
     def parts(self) -> Mapping[str, str]:
@@ -47,7 +50,7 @@ class Asked:
         if not isinstance(given, dict) or not self.has_schema or len(given) > PARTS:  # pyright: ignore[reportUnknownArgumentType]
             return {}
         shown = cast("dict[str, object]", given)
-        found = {name: part for name, part in shown.items() if name != "schema"}
+        found = {name: part for name, part in shown.items() if not self._is_hidden(name)}
         if not all(isinstance(part, str | int | float) for part in found.values()):
             return {}
         return {
@@ -59,8 +62,17 @@ class Asked:
     def text(self) -> str:
         """The question itself as text, without the schema of its answer."""
         shown = self._question
-        if isinstance(shown, dict) and self.has_schema:
+        if isinstance(shown, dict) and self._is_inside:
             shown = {name: value for name, value in shown.items() if name != "schema"}  # pyright: ignore[reportUnknownVariableType]
             if len(shown) == 1:  # pyright: ignore[reportUnknownArgumentType]
                 [shown] = shown.values()  # pyright: ignore[reportUnknownVariableType]
         return shown if isinstance(shown, str) else json.dumps(shown, indent=2, ensure_ascii=False)
+
+    def _is_hidden(self, name: str) -> bool:
+        return self._is_inside and name == "schema"
+
+
+def schema_asked(asked: OpenQuestion) -> Mapping[str, Any] | None:
+    """Return the JSON schema of the answers to a question; None if it has none."""
+    given = asked.answer_schema
+    return schema_of(asked.question) if given is None else given

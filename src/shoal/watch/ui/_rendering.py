@@ -36,6 +36,7 @@ KINDS = {
     "begun": "the fan-out began",
     "asked": "asked a question",
     "answered": "was answered",
+    "steered": "was steered from outside",
 }
 
 
