@@ -59,6 +59,7 @@ HAVE_NO_DOCSTRING = {
     "ExecutorName",
     "Key",
     "OnError",
+    "Priority",
     "Operation",
     "Outcome",
     "Until",
@@ -238,6 +239,7 @@ OPTIONAL = {
     "aiolimiter",
     "asyncio",  # trio does without it
     "blockbuster",
+    "burr",
     "fastapi",
     "httpx",
     "hypothesis",

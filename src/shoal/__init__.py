@@ -10,6 +10,7 @@ This module has the names that applications are written with. The others are at 
 - ``shoal.rates``: what a rate backend implements, for authors of backends.
 - ``shoal.watch``: queries about runs, for pages, commands and programs.
 - ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
+- ``shoal.burr``: actions and graphs of Burr's as acts.
 
 ``docs/internals.md`` is the tour of the source.
 
@@ -221,7 +222,7 @@ _MOVED = {
         "Put PutWithin RunEnded RunStarted RunSteered Set SpanStarted StateUpdated StepEnded "
         "StepStarted Update WaitEnded Waiting"
     ),
-    "executors": "Executor ExecutorName Processes Ray Threads",
+    "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": (
         "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
     ),
@@ -233,8 +234,8 @@ _MOVED = {
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
-        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Quorum "
-        "Recovered RunEvents Statistics Until"
+        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Priority "
+        "Quorum Recovered RunEvents Statistics Until"
     ),
 }
 """Names that stood in ``shoal`` before, or that are looked for there, by the module that has them

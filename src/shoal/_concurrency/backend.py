@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 from weakref import ref
 
-from anyio import Event, NoEventLoopError, current_time, get_cancelled_exc_class
+from anyio import Event, current_time, get_cancelled_exc_class
 
 from .cancellation import ki_protected_functions, ki_unprotected_functions
 
@@ -173,12 +173,3 @@ class _EventWaiter:
 
     def set_result(self, _result: None, /) -> None:
         self._event.set()
-
-
-def is_in_a_loop() -> bool:
-    """Return whether an event loop runs in this thread."""
-    try:
-        get_cancelled_exc_class()
-    except NoEventLoopError:
-        return False
-    return True

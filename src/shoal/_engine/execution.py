@@ -34,6 +34,7 @@ from shoal._errors.exceptions import (
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
+from shoal._limits.flows import Priority
 from shoal._limits.gates import Costs, Gate
 from shoal._state.secrets import Secrets
 from shoal.stores._protocol import Batch, NullStore, Store
@@ -126,6 +127,7 @@ class Execution:
         "live",
         "max_depth",
         "max_steps",
+        "priority",
         "reducing",
         "saves_wait",
         "secrets",
@@ -149,6 +151,7 @@ class Execution:
         max_depth: int = MAX_DEPTH,
         max_live: int = MAX_LIVE,
         deadline: float = math.inf,
+        priority: Priority = "normal",
     ) -> None:
         """Begin, with nothing saved and no store claimed.
 
@@ -160,6 +163,7 @@ class Execution:
             max_depth: Levels to which runs may be nested.
             max_live: Children alive at once, besides one of each fan-out.
             deadline: The time on the loop's clock at which the caller will cancel the execution.
+            priority: How urgent it is, beside others that wait for the same limits.
         """
         self.services: Services = services
         self.hooks: Hooks = hooks
@@ -202,6 +206,8 @@ class Execution:
         """The scheduler's notes on this execution, so that executions take turns."""
         self.held_at: Gate | None = None  # also the scheduler's
         """The gate at which its requests wait while it is held; None: it isn't."""
+        self.priority: Priority = priority
+        """The class in which it takes turns at limits."""
         self.let_in: set[object] | None = None  # also the scheduler's
         """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's

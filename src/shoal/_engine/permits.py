@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,31 @@ def take_permit(
         limits=action.limits,
         worker=None if pool is None else pool.gate,
         keeps_worker=action.is_plain,
+        run=run,
     )
+
+
+def fields_around(run: Run) -> dict[str, object]:
+    """Return the fields of a run, and the ones of the runs around it that it wasn't given.
+
+    So the tenant of a run is known in all fan-outs below it, whether or not their graphs read it.
+    """
+    found: list[Mapping[str, object]] = [run.head[1]]
+    owner = run.slot_owner
+    while True:
+        if owner is not run:
+            found.append(owner.head[1])
+        in_flight = owner.config.in_flight
+        # None in a root run, and once the fan-out has ended.
+        if in_flight is None or in_flight.parent is None:
+            break
+        run = in_flight.parent
+        found.append(run.head[1])
+        owner = run.slot_owner
+    fields: dict[str, object] = {}
+    for one in reversed(found):
+        fields.update(one)
+    return fields
 
 
 async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
@@ -249,7 +273,7 @@ async def wait_while_held(run: Run) -> None:
 
 
 async def _retake_place(run: Run) -> None:
-    permit = run.config.services.admission.place(run.held_permits())
+    permit = run.config.services.admission.place(run.config.scopes, run.held_permits(), run)
     try:
         with waiting(run, awaited(run, permit)):
             published = await publish_waiting(run, permit)

@@ -378,7 +378,8 @@ def fan_out(
             function of the state that a child starts with, which names the child; it is called only
             for children that are shown. If it raises, that is shown instead.
         executor: Where the actions of the children and their descendants are called: ``"loop"``,
-            ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``. It goes
+            ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes
             before those of the run and the application; one of a fan-out further down, or of the
             action itself, goes before it.
 

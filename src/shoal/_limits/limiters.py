@@ -17,10 +17,12 @@ from typing import final
 from weakref import WeakKeyDictionary, ref
 
 from shoal._concurrency.cancellation import ki_unprotected
+from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, BadUse, DefinitionError, brief
 from shoal._state.secrets import refuse_key
 from shoal._state.state import State, make_state, refuse_awaitable
 
+from .flows import Share
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
 from .lines import Line
@@ -107,6 +109,10 @@ class Limiter:
             self.same = tuple(dict.fromkeys(gates.the_one() for gates in self.parts))
         if any(gates.part.waiting is not None for gates in self.parts):
             self._scheduler.bounds_waiting = True
+        self.has_shares: bool = any(gates.part.share is not None for gates in self.parts)
+        """Whether a part has ``share=``."""
+        if self.has_shares:
+            self._scheduler.has_shares = True
 
     def is_of(self, limits: Limits) -> bool:
         """Return whether its parts were written as the objects in ``limits``."""
@@ -297,6 +303,14 @@ class PartGates:
             gate = self._made(key)
         return gate, cost
 
+    def share_of(self, state: State) -> Share | None:
+        """Return the share that a start from ``state`` belongs to; None if there are no shares."""
+        part = self.part
+        if part.share is None:
+            return None
+        key = _share(part, state)
+        return Share(self._identity, key, _weight(part, key))
+
     def _made(self, key: Hashable) -> Gate:
         gate = self.gates[key] = Gate(self.part.n, self.part, key)
         gate.is_shut = self._must_be_shut(key)
@@ -458,6 +472,26 @@ class Limiters:
         found = [gates.find(state, now) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
+    def shares(
+        self, limiters: Sequence[Limiter], fields: Callable[[], Mapping[str, object]]
+    ) -> tuple[Share, ...]:
+        """Return the shares that a start belongs to, in the order of the limiters.
+
+        Args:
+            limiters: The limiters that apply.
+            fields: Returns the fields of the start, and of the runs around it.
+
+        Raises:
+            Exception: Whatever ``share=`` or ``weight=`` raises.
+            BadResult: ``share=`` returned no valid key, or ``weight=`` no valid number.
+        """
+        parts = [gates for limiter in limiters if limiter.has_shares for gates in limiter.parts]
+        if not parts:
+            return ()
+        state = make_state(fields())
+        found = (gates.share_of(state) for gates in dict.fromkeys(parts))
+        return tuple([share for share in found if share is not None])
+
 
 # The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.
 
@@ -484,15 +518,38 @@ def _cost(part: Part, state: State) -> float:
 @ki_unprotected
 def _key(part: Part, state: State) -> Hashable:
     assert part.by is not None
-    key = part.by(state)
+    return _checked(part.by(state), "by", part, state)
+
+
+@ki_unprotected
+def _share(part: Part, state: State) -> Hashable:
+    assert part.share is not None
+    return _checked(part.share(state), "share", part, state)
+
+
+def _checked(key: Hashable, name: str, part: Part, state: State) -> Hashable:
+    """Return a key that a user's function has returned, if it can be one."""
     try:
         hash(key)
     except TypeError:
-        msg = f"{part!r}: by= returned {brief(key)}, which is not hashable; return a str, say"
+        msg = f"{part!r}: {name}= returned {brief(key)}, which is not hashable; return a str, say"
         raise BadResult(msg) from None
-    refuse_awaitable(key, "Limits(by=...)")  # a coroutine is hashable
-    refuse_key(key, state._data, f"by= of {part!r}")
+    refuse_awaitable(key, f"Limits({name}=...)")  # a coroutine is hashable
+    refuse_key(key, state._data, f"{name}= of {part!r}")
     return key
+
+
+@ki_unprotected
+def _weight(part: Part, key: Hashable) -> float:
+    if part.weight is None:
+        return 1.0
+    of = part.weight
+    weight: object = of(key) if callable(of) else of.get(key, 1.0)
+    if not is_number(weight) or not 0 < weight < math.inf:
+        refuse_awaitable(weight, "Limits(weight=...)")
+        msg = f"{part!r}: weight= returned {brief(weight)} for {brief(key)}, no number above 0"
+        raise BadResult(msg)
+    return float(weight)
 
 
 def _refuse_foreign(limits: Limits) -> None:

@@ -13,6 +13,7 @@ from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
+from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
 from .shared_rates import RateBackend, SharedMeter, key_of
@@ -284,6 +285,8 @@ class Part:
     # What `cost` counts; None where it isn't said.
     unit: str | None = None
     waiting: int | None = None  # runs that may wait; None: any number
+    share: Callable[[Any], Hashable] | None = None
+    weight: Weight | None = None  # of a share; None: 1 each
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 
@@ -343,7 +346,13 @@ class Part:
 
     def __repr__(self) -> str:
         given = [] if self.n is None else [str(self.n)]
-        for name, value in (("rate", self.rate), ("by", self.by), ("cost", self.cost)):
+        for name, value in (
+            ("rate", self.rate),
+            ("by", self.by),
+            ("cost", self.cost),
+            ("share", self.share),
+            ("weight", self.weight),
+        ):
             if value is not None:
                 # A function by its own name, without those of the functions around it; see
                 # test_limits_by_a_local_function_are_shown_by_its_own_name.
@@ -471,6 +480,16 @@ class Limits:
             line, waits with whatever else it has: its children, its further steps, its retries. A
             further run that begins with a fan-out fails as a whole and not child by child; in a
             race, only the contestant fails.
+        share: A plain function of that state that returns whose share of the limit it is: a tenant,
+            say. While requests wait, the shares have turns by their weights, however many runs and
+            children of each wait; within a share, runs take turns as they do without. Fields that
+            a child wasn't given are those of the runs around it, so the tenant of a run holds in
+            all fan-outs below. Where several limits of an attempt have ``share=``, the outermost
+            one gives the first turns: that of the runtime, the application, the fan-outs, the
+            action. On a fan-out it orders only children that wait for rates, keys and limits of
+            actions; places in flight are taken in the order of the source.
+        weight: The turns of a share beside others of weight 1: a plain function of what ``share``
+            returned, or a mapping from it; what the mapping lacks has 1.
 
     Raises:
         DefinitionError: Nothing is limited, or an argument has the wrong type or is out of range.
@@ -493,12 +512,14 @@ class Limits:
         unit: str | None = None,
         adapt: Adaptive | None = None,
         waiting: int | None = None,
+        share: Callable[[Any], Hashable] | None = None,
+        weight: Weight | None = None,
     ) -> None:
         """Check the arguments; see the class."""
         if n is not None:
             check_count("Limits(n)", n)
         check_rate(rate)
-        for name, function in (("by", by), ("cost", cost)):
+        for name, function in (("by", by), ("cost", cost), ("share", share)):
             if function is not None:
                 require_plain(function, f"Limits({name}=...)")
         if n is None and rate is None:
@@ -522,8 +543,10 @@ class Limits:
         if waiting is not None and (type(waiting) is not int or waiting < 0):
             msg = f"Limits(waiting=...) takes a whole number of runs, at least 0, not {waiting!r}"
             raise DefinitionError(msg)
+        check_weight(weight, share)
         # The class is frozen.
-        object.__setattr__(self, "parts", (Part(n, rate, by, cost, adapt, unit, waiting),))
+        part = Part(n, rate, by, cost, adapt, unit, waiting=waiting, share=share, weight=weight)
+        object.__setattr__(self, "parts", (part,))
 
     def __and__(self, other: Limits) -> Limits:
         """Join two limits: an attempt or child needs room in both."""

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from shoal._concurrency.backend import Waiter
 
+from .flows import Flow, Share
 from .gates import Acquired, FairShare, Gate, PermitRequest
 from .scheduler import FairScheduler
 
@@ -148,7 +149,7 @@ def ignore_aside(by: int) -> None:
 class InFlight:
     """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
-    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "place")
+    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "parent", "place")
 
     def __init__(
         self,
@@ -156,6 +157,7 @@ class InFlight:
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
+        parent: object = None,
     ) -> None:
         """Create the counter, with no child in flight.
 
@@ -164,6 +166,7 @@ class InFlight:
             places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
             above: The permits of the run that starts the children.
+            parent: That run itself.
         """
         self._scheduler = scheduler
         self._on_aside = on_aside
@@ -173,6 +176,9 @@ class InFlight:
         self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
         """The permits of the run that started the children; None once the fan-out has ended."""
+        # Let go of by `close`, as `above` is. `Any`, since runs are above this package.
+        self.parent: Any = parent
+        """The run that starts the children, for what knows runs."""
         self.place: Gate = Gate(places)
         """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
@@ -209,7 +215,7 @@ class InFlight:
     def close(self) -> None:
         """Release the in-flight slots of all children whose results were not applied."""
         self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
-        self.above = None
+        self.above = self.parent = None
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
@@ -220,7 +226,7 @@ class InFlight:
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "first_permit", "returns", "slot", "unit")
+    __slots__ = ("_shares", "in_flight", "first_permit", "returns", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -237,8 +243,22 @@ class HeldPermits:
         """The permit of the first attempt, which was acquired when the child was admitted."""
         # Set while a run waits for another attempt, also a root run, which has no slot. The next
         # request takes it over, so that no later step of the run is preferred.
+        self._shares: tuple[Share, ...] | None = None  # None: those of the run above
         self.returns: bool = False
         """Whether the next request goes before those of attempts and children that are new."""
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The shares of the fan-outs around it that the run belongs to, the outermost first."""
+        if self._shares is None:
+            above = self.above
+            return () if above is None else above.shares
+        return self._shares
+
+    def belong_to(self, shares: tuple[Share, ...]) -> None:
+        """Note the shares of its own fan-out that a child belongs to."""
+        above = self.above
+        self._shares = shares if above is None else (*above.shares, *shares)
 
     @property
     def above(self) -> HeldPermits | None:
@@ -290,6 +310,7 @@ class AttemptPermit(PermitRequest):
         slot: InFlightSlot | None = None,
         worker: Gate | None = None,
         keeps_worker: bool = True,
+        flow: Flow | None = None,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -304,11 +325,12 @@ class AttemptPermit(PermitRequest):
             slot: The in-flight slot of the run, if it must be held as well.
             worker: The gate of the workers, if the attempt runs in one.
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
+            flow: Where it takes turns; None: where everything without a priority or share does.
         """
         if worker is not None and not keeps_worker:
             needed, worker = (*needed, worker), None
             costs = None if costs is None else (*costs, 1.0)
-        super().__init__(needed, costs, None if holder is None else holder.unit)
+        super().__init__(needed, costs, None if holder is None else holder.unit, flow)
         if holder is not None and holder.returns:
             holder.returns, self.is_returning = False, True
         self._scheduler: FairScheduler = scheduler

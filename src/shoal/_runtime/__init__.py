@@ -12,7 +12,7 @@
 - ``handle``: ``RunHandle``. ``open_run``: ``OpenRun``, a handle whose run ends with its block.
 - ``watching`` samples the runs of a runtime a few times per second: ``sampling`` looks at the runs
   in flight, ``tally`` adds up what they do and makes reports, ``limit_use`` has the limits in use,
-  ``carry_out`` carries out the commands of watchers in other processes; ``display`` is the port to
-  displays of progress.
+  ``carry_out`` carries out the commands of watchers in other processes, which ``steering`` sends;
+  ``display`` is the port to displays of progress.
 - ``recovery`` finds and resumes the runs of dead processes.
 """

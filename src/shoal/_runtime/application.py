@@ -15,17 +15,14 @@ from typing import Any, Generic, Literal, final, overload
 
 import anyio
 
-from shoal._concurrency.backend import is_in_a_loop
-from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.read_runs import read_questions
-from shoal._errors.exceptions import BadUse
+from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
-from shoal._events.hooks import Hook, Hooks
-from shoal._events.identity import RunPath
+from shoal._events.hooks import Hook
 from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
+from shoal._limits.flows import Priority
 from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.executors._named import ExecutorName
@@ -35,8 +32,8 @@ from shoal.stores._protocol import Store
 from .answers import Answers
 from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
-from .inputs import Call, StartCheck
-from .launch import Launcher, opened
+from .inputs import Call, StartCheck, refuse_in_a_loop
+from .launch import Launcher
 from .open_run import OpenRun
 from .reopening import Reopening
 from .result import RunResult
@@ -75,8 +72,12 @@ class Application(Generic[S]):
             in flight doesn't.
         watch: Whether to sample what its runs do, and to report that; see ``Runtime(watch=)``.
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
-            ``"loop"``, ``"threads"``, ``"processes"``, or an ``Executor`` of ``shoal.executors``.
-            It goes before ``Runtime(executor=)``.
+            ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
+            ``shoal.executors``. It goes before ``Runtime(executor=)``.
+        priority: How urgent its runs are, also those that are recovered. While requests wait at any
+            limit, ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these
+            eight for one of ``"batch"`` runs, however many runs of each class there are. So a batch
+            run yields, and never starves. An attempt that runs is not interrupted.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -118,6 +119,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None: ...
 
     @overload
@@ -138,6 +140,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None: ...
 
     def __init__(
@@ -157,6 +160,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
+        priority: Priority = "normal",
     ) -> None:
         """Check the definition; see the class."""
         self._definition = define(
@@ -174,6 +178,7 @@ class Application(Generic[S]):
             max_live=max_live,
             watch=watch,
             executor=executor,
+            priority=priority,
         )
         if limits is not None:
             limits.stand_on(self)
@@ -268,6 +273,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
         progress: bool = False,
     ) -> RunResult[S]:
@@ -301,6 +307,8 @@ class Application(Generic[S]):
                 goes on.
             halt_before: Acts of the graph, or their names, before which the run halts.
             halt_after: Acts of the graph, or their names, after which the run halts if one follows.
+            priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
+                by default as the application says. It is not saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
             progress: Whether to show the progress on stderr: as bars on a terminal and in a
                 notebook, else as a line every few seconds. Needs ``pip install shoal[progress]``.
@@ -330,6 +338,7 @@ class Application(Generic[S]):
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
             )
             return await self._launcher.run(request, runtime, progress=progress)
 
@@ -363,15 +372,7 @@ class Application(Generic[S]):
             ('visitor', 'name') who are you?
         """
         self._check.require_store(Call("questions", run_id, runtime))
-        path = RunPath(run_id=run_id, act=self.name)
-        async with opened(runtime) as where:
-            store = where.store if self.store is None else self.store
-            execution = Execution(where.services, Hooks(), store)
-            record = await execution.ask(store.load(run_id), f"run {run_id}")
-            if record is not None and record.status == "succeeded":
-                return []
-            asked, played = await read_questions(execution, path, self.graph)
-            return [one for one in asked if one.id not in played.answers]
+        return await self._launcher.questions(run_id, runtime)
 
     async def fork(
         self,
@@ -407,19 +408,6 @@ class Application(Generic[S]):
             RunConflict: The graph does not have the step that the run had completed last.
             MissingSecret: The other run has secret fields, and ``update`` lacks some of them.
             Exception: Everything that ``run`` raises.
-
-        Examples:
-            >>> import anyio
-            >>> @action(reads=["n"], writes=["square"])
-            ... async def square(n: int) -> int:
-            ...     return n * n
-            >>> async def main() -> int:
-            ...     app = Application(square, store=MemoryStore())
-            ...     await app.run({"n": 3}, id="three")
-            ...     forked = await app.fork("three", number=0, update={"n": 4})
-            ...     return forked.state["square"]
-            >>> anyio.run(main)
-            16
         """
         with frames_hidden:
             call = Call("fork", id, runtime)
@@ -560,6 +548,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime,
     ) -> RunHandle[S]:
         """Start a run in ``runtime``, and return once it has begun; see ``Runtime.start``.
@@ -571,6 +560,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -585,6 +575,7 @@ class Application(Generic[S]):
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
             )
             return await self._launcher.start(request, runtime)
 
@@ -597,6 +588,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
         buffer: int = BUFFER,
         stepwise: bool = False,
@@ -614,6 +606,7 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one; by default one that this run has for itself.
             buffer: Events that may wait to be read before the run is held back or, while no loop
                 reads, the oldest are dropped; at least 1.
@@ -647,6 +640,7 @@ class Application(Generic[S]):
             answers=answers,
             halt_before=halt_before,
             halt_after=halt_after,
+            priority=priority,
         )
         check_buffer(buffer, "open")
         return self._launcher.open(request, runtime, buffer=buffer, stepwise=stepwise)
@@ -660,6 +654,7 @@ class Application(Generic[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         progress: bool = False,
         backend: Literal["asyncio", "trio"] = "asyncio",
     ) -> RunResult[S]:
@@ -672,18 +667,14 @@ class Application(Generic[S]):
             answers: As for ``run``.
             halt_before: As for ``run``.
             halt_after: As for ``run``.
+            priority: As for ``run``.
             progress: As for ``run``.
             backend: The event loop's kind.
 
         Raises:
             BadUse: An event loop runs already in this thread; everything else as ``run``.
         """
-        if is_in_a_loop():
-            msg = (
-                f"application {self.name!r}: run_sync() is called where an event loop is already "
-                f"running, which it would block: await app.run(...) instead"
-            )
-            raise BadUse(msg)
+        refuse_in_a_loop(self.name)
         run = partial(
             self.run,
             state,
@@ -692,6 +683,7 @@ class Application(Generic[S]):
             answers=answers,
             halt_before=halt_before,
             halt_after=halt_after,
+            priority=priority,
             progress=progress,
         )
         with frames_hidden:

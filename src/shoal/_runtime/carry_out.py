@@ -19,7 +19,7 @@ from shoal._engine.parts import read_children
 from shoal._engine.progress import recorded_questions
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, brief
+from shoal._errors.exceptions import BadUse, ShoalError, brief
 from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_of_data
@@ -75,7 +75,7 @@ async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None
                 root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
     except Exception as error:
         if "id" in arguments and root.run is not None:
-            refused = {"id": arguments["id"], "command": command.kind, "why": brief(error)}
+            refused = {"id": arguments["id"], "command": command.kind, "why": _text_of(error)}
             with suppress(Exception):  # the run has ended, or its store fails
                 await root.steer(Steered(REFUSED, by, time(), refused))
         raise
@@ -97,6 +97,10 @@ def _act(
     else:
         msg = f"there is no command {kind!r}"
         raise BadUse(msg)
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) if isinstance(error, ShoalError) else brief(error)
 
 
 def _reason(arguments: Mapping[str, Any]) -> str:

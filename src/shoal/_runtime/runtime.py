@@ -35,6 +35,7 @@ from shoal._events.report import Report
 from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
+from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
@@ -70,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -145,9 +146,10 @@ class Runtime:
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
             executor: Where actions are called, unless their application, a fan-out around them or
-                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
-                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
-                action is called there, shared by all runs, and closed with the runtime.
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``,
+                ``"interpreters"``, or an ``Executor`` of ``shoal.executors``. Whatever is used here
+                is opened when the first action is called there, shared by all runs, and closed with
+                the runtime.
             debug: Whether to compare the fields that a step reads before and after it. A step that
                 has changed a list, a dict or another value of the state in place, instead of
                 returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
@@ -368,6 +370,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -382,6 +385,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -395,6 +399,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -412,6 +417,7 @@ class Runtime:
             answers: Answers to questions that the run has asked before.
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
+            priority: How urgent it is, beside others that wait for limits.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -428,6 +434,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -646,6 +653,17 @@ class Runtime:
             partial(uses_of_breakers, breakers),
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
+
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
 
     async def _carry_out(self, root: RootRun, command: Command) -> None:
         await carry_out(root, command, self._limiters)

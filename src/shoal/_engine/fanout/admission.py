@@ -25,6 +25,7 @@ from typing import final
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._events.events import ChildName
+from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
@@ -47,6 +48,7 @@ class ChildAdmission:
         "_ahead",
         "_all_limiters",
         "_budget",
+        "_controller",
         "_governs_all",
         "_in_flight",
         "_limiters",
@@ -96,6 +98,7 @@ class ChildAdmission:
             limits.of_starts,
             limits.of_attempts,
         )
+        self._controller = controller
         self._scheduler = controller.scheduler
         self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
@@ -110,7 +113,7 @@ class ChildAdmission:
             self._scopes = (*parent.config.scopes_below, beneath)
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
-        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above)
+        self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above, parent)
         self.place: Gate = self._in_flight.place
         """Counts the children in flight, from their start until the parent has committed their end.
         """
@@ -237,25 +240,33 @@ class ChildAdmission:
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
+        if self._scheduler.has_shares:
+            permits.belong_to(self._controller.shares(self._limiters, child))
         slot = permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
         worker: Gate | None = None
+        flow: Flow | None = None
         action = config.entry
         # A child that continues may begin at another action, which takes its permit by itself.
-        if action is not None and child.begins_anew:
-            try:
+        begins_with_action = action is not None and child.begins_anew
+        applying = config.scopes
+        try:
+            if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
                 needed, own = limiters.gates(applying, child.data)
                 pool = config.pool_of(action)
                 worker = None if pool is None else pool.gate
-            except Exception:  # noqa: BLE001, S110 # raised again by the attempt, which it fails
-                pass
+            if self._scheduler.has_shares or permits.unit.priority != "normal":
+                flow = self._controller.flow(config.scopes, applying, permits, child)
+        except Exception:  # noqa: BLE001 # raised again by the attempt, which it fails
+            needed, own, worker = (), None, None
         permit = AttemptPermit(
             self._scheduler,
             needed,
             own,
             permits,
+            flow=flow,
             on_granted=partial(self._on_granted, child),
             slot=slot,
             worker=worker,

@@ -18,10 +18,10 @@ from shoal._errors.exceptions import ShoalError
 from shoal._events.identity import RunPath
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
+from shoal._runtime.steering import names_of
 from shoal._state.json_schema import misfit
 from shoal.stores._history import Steered
 from shoal.stores._watching import Command, CommandKind, KeepsReports, Steers
-from shoal.watch._control import names_of
 from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries
 from shoal.watch._questions import question_of
