@@ -220,9 +220,9 @@ _MOVED = {
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
-        "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted RunSteered Set SpanStarted Spent StateUpdated StepEnded StepStarted Update "
-        "WaitEnded Waiting"
+        "Event Extend GraceExceeded Increment Item LeaderChanged LeadingItems Missed "
+        "Operation Put PutWithin RunEnded RunStarted RunSteered Set SpanStarted Spent "
+        "StateUpdated StepEnded StepStarted Update WaitEnded Waiting"
     ),
     "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": (

@@ -56,6 +56,7 @@ from .attempts import AttemptTime, try_step, within
 from .child_time import time_of
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
+from .halting import stop_if_drained
 from .permits import (
     pause_keys,
     take_permit,
@@ -134,19 +135,19 @@ async def _call_suspect(
     retries = run.retry_state()
     # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
-    turn = suspects.wait_turn(retries, before)
-    # No wait then, so the permit that admission has acquired for the child can stay with it.
-    if suspects.is_free(before):
-        await turn
-    else:
-        # The child that is at work may wait for the very permit that this one holds; see
-        # test_a_child_that_waits_for_a_turn_holds_no_slot.
-        permits = run.permits
-        if permits is not None and permits.first_permit is not None:
-            permits.first_permit.cancel()
-            permits.first_permit = None
-        await wait_turn_without_slot(run, turn)
+    turn = partial(suspects.wait_turn, retries, before)
     try:
+        # No wait then, so the permit that admission has acquired for the child can stay with it.
+        if suspects.is_free(before):
+            await turn()
+        else:
+            # The child that is at work may wait for the very permit that this one holds; see
+            # test_a_child_that_waits_for_a_turn_holds_no_slot.
+            permits = run.permits
+            if permits is not None and permits.first_permit is not None:
+                permits.first_permit.cancel()
+                permits.first_permit = None
+            await wait_turn_without_slot(run, turn)
         if not retries.is_suspect:
             # Saved before the call: if the process dies in it, only the store can tell.
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
@@ -221,6 +222,7 @@ async def _call_admitted(
             # `pop` leaves the list empty for the next attempt, which fills it again if it gets that
             # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
+            stop_if_drained(run)  # keys that are paused may be open again at once
             later = None
         if run.config.execution.hold.is_on:
             await wait_while_held(run)
@@ -243,6 +245,7 @@ async def _call_admitted(
             death = error
         if death is not None:
             await outlive(run, death)
+            stop_if_drained(run)
             death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
         if action.takes_context:

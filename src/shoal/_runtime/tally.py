@@ -20,7 +20,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
-from shoal._events.events import Status
+from shoal._events.events import ChildName, Status
 from shoal._events.identity import RunPath
 from shoal._events.report import (
     BreakerUse,
@@ -240,9 +240,10 @@ class Tally:
         """
         steps: tuple[LiveStep, ...] = ()
         longest: tuple[LiveRun, ...] = ()
-        in_flight = omitted = 0
+        in_flight, omitted, draining = 0, 0, ""
         if self._last is not None:
             run, living, sample = self._last
+            draining = shown(run, run.config.execution.drain.reason or "")
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
             steps = tuple([self._step(group, sample) for group in groups])
@@ -282,6 +283,7 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            draining=draining,
             costs=costs or {},
             spending=spending,
         )
@@ -372,6 +374,7 @@ class Tally:
             halted=halted,
             in_flight=started,
             waiting=unstarted,
+            leader="" if ledger is None else _leader(ledger.winner),
             at={
                 step: {doing: round(count) for doing, count in here.items()}
                 for step, here in sample.at[id(group)].items()
@@ -555,3 +558,9 @@ def _add_recent(sums: dict[K, float], parts: Mapping[K, float], interval: float)
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:
     return nlargest(count, found.items(), key=lambda one: one[1])
+
+
+def _leader(child: ChildName | None) -> str:
+    if child is None:
+        return ""
+    return child.act if child.key == "" else str(child.key)

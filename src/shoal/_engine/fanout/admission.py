@@ -392,6 +392,26 @@ class ChildAdmission:
             child for child in self.ready if child.status is None and child.disposition is LIVE
         )
 
+    def withdraw(self) -> list[Run]:
+        """Return the children that wait to start, and give what they were granted to others.
+
+        They count neither as live nor as in flight any more: the group takes them back.
+        """
+        children = self.waiting_to_start
+        for child in children:
+            permits = child.permits
+            assert permits is not None, "a child that waits has asked for a permit"
+            permit = self._waiting.pop(child, None) or permits.first_permit
+            permits.first_permit = None
+            if permit is not None:
+                permit.cancel()
+            self._in_flight.release(permits, refunds=True)
+            child.permits = None
+            self.let_out()
+        # All of them, and those that permits of the others have brought here meanwhile.
+        self.ready.clear()
+        return children
+
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""
         self._unpublished.clear()
