@@ -344,8 +344,8 @@ async def _attempt(
             failure = None  # breaks the traceback cycle
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
-            if permit is not None and call is not None:
-                await _leave_worker(run, call, permit)
+            if permit is not None and call is not None and call.is_running:
+                await _leave_behind(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -371,11 +371,13 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
-    """Release the permit when the function of the call has ended, without waiting for that."""
+async def _leave_behind(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that.
+
+    The grace is over, and the function is still at work.
+    """
     try:
-        if call.is_running:  # the grace is over, so the worker is left behind
-            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
+        await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.
