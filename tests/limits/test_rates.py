@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any, Literal, cast
 
@@ -31,7 +32,7 @@ from shoal import (
     action,
     fan_out,
 )
-from shoal.errors import BadResult, BadUse, DefinitionError
+from shoal.errors import BadResult, BadUse, DefinitionError, Overloaded
 from shoal.events import AttemptEnded, Waiting
 from shoal.rates import MemoryRates
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
@@ -356,7 +357,8 @@ async def test_what_is_cancelled_while_it_waits_has_taken_nothing():
     async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
 
         async def run(n: int, patience: float) -> None:
-            with anyio.move_on_after(patience):
+            # Refused at once if even the first turn comes too late for it.
+            with suppress(Overloaded), anyio.move_on_after(patience):
                 await runtime.run(app, {"n": (0, n)})
 
         for n in range(200):
@@ -1582,7 +1584,7 @@ async def test_next_in_knows_of_a_pause():
 
     await Application(many(work), hooks=[hook]).run({"ns": [0, 1]})
     assert sorted(starts[:2]) == [(0, 0), (1, 0)]
-    assert starts[2:] == [(1, 5), (0, 5)]
+    assert sorted(starts[2:]) == [(0, 5), (1, 5)]
     assert [one.next_in for one in hook.of(AttemptEnded) if one.error is not None] == [4]
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from shoal import Limits, Rate
+from shoal._limits.flows import AT_ONCE, Flow, Priority
 from shoal._limits.gates import Costs, Gate
 from shoal._limits.meters import CREDIT, MARKS, Meter
 from shoal._limits.permits import AttemptPermit, HeldPermits
-from shoal._limits.scheduler import AT_ONCE, FairScheduler
+from shoal._limits.scheduler import FairScheduler
 
 TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
 
@@ -55,11 +56,12 @@ class Clock:
 class Unit:
     """An execution."""
 
-    def __init__(self) -> None:
+    def __init__(self, priority: Priority = "normal") -> None:
         self.turn_due = self.turns_since = 0.0
         self.held_at: Gate | None = None
         self.costs: Costs | None = None
         self.let_in: set[object] | None = None
+        self.priority: Priority = priority
 
 
 class Log:
@@ -110,6 +112,8 @@ class Program:
         Limits(3, rate=Rate(8, per=1, burst=8), cost=lambda state: 1.0),
     )
 
+    may_overtake = False  # what comes has no turn before anything that waits
+
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.clock = Clock()
@@ -151,15 +155,20 @@ class Program:
         needed = sorted(self.random.sample(range(len(self.gates)), self.random.randrange(1, 4)))
         costs = [float(self.random.choice([1, 1, 2, 8])) if n == 3 else 1.0 for n in needed]
         found_others = any(self.gates[n].posted for n in needed)
+        unit = self.random.choice(self.units)
         permit = AttemptPermit(
             self.scheduler,
             tuple(self.gates[n] for n in needed),
             tuple(costs),
-            HeldPermits(self.random.choice(self.units)),
+            HeldPermits(unit),
+            flow=self.flow_of(unit),
         )
-        assert not (found_others and permit.granted), "it overtakes"
+        assert self.may_overtake or not (found_others and permit.granted), "it overtakes"
         one = Modelled(permit, needed, costs, next(self.arrivals))
         self.waiting.append(one)
+
+    def flow_of(self, unit: Unit) -> Flow | None:
+        return None
 
     def leave(self) -> None:
         if self.running:
@@ -205,6 +214,14 @@ class Program:
 
     # -- what must hold
 
+    def rank(self, one: Modelled) -> Any:
+        """Return something by which requests that were granted at once are sorted."""
+        return one.due, one.number
+
+    def turn(self, one: Modelled) -> Any:
+        """Return the turn of a request that waits, by what the scheduler has of it."""
+        return one.due, one.number
+
     def opens_at(self, n: int, cost: float) -> float:
         gate = self.gates[n]
         held = sum(n in one.needed for one in self.running)
@@ -216,7 +233,7 @@ class Program:
     def settle(self) -> None:
         """Account for what was granted, one after the other; then nobody may wait in vain."""
         granted = [one for one in self.waiting if one.permit.granted]
-        for one in sorted(granted, key=lambda one: (one.due, one.number)):
+        for one in sorted(granted, key=self.rank):
             for n in one.needed:
                 opens = self.opens_at(n, one.costs[n])
                 assert opens <= self.clock.now, f"gate {n} opens at {opens} only"
@@ -242,8 +259,8 @@ class Program:
             if self.opens_at(n, one.costs[n]) > self.clock.now
         ]
         for one in self.waiting:
-            turn = one.due, one.number
-            behind = {n for other, n in shut if (other.due, other.number) <= turn}
+            turn = self.turn(one)
+            behind = {n for other, n in shut if self.turn(other) <= turn}
             assert behind & set(one.needed), "it could start, and waits"
 
 

@@ -8,12 +8,14 @@ the *scheduler*. The children of a fan-out are admitted through the same parts, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from random import random
-from typing import final
+from typing import Any, final
 
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._errors.exceptions import BadUse
 
+from .flows import Flow, Share
 from .gates import FairShare, Gate
 from .headers import read_headers
 from .limiters import Limiter, Limiters
@@ -22,6 +24,10 @@ from .permits import AttemptPermit, HeldPermits, InFlightSlot
 from .scheduler import FairScheduler
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
+
+
+def _no_fields(_run: object) -> Mapping[str, object]:
+    return {}
 
 
 @final
@@ -37,6 +43,7 @@ class AdmissionController:
         chance: Callable[[], float] = random,
         *,
         takes_foreign: bool = True,
+        fields_around: Callable[[Any], Mapping[str, object]] = _no_fields,
     ) -> None:
         """Create the admission control of a runtime, with no limits yet.
 
@@ -47,10 +54,13 @@ class AdmissionController:
             start_task: Starts a task; None: no rate is shared with other processes.
             chance: Returns random numbers in [0, 1).
             takes_foreign: Whether limiters of other libraries work here; they need asyncio.
+            fields_around: Returns the fields of a run, and of the runs around it, which are unknown
+                here. Called for limits with ``share=`` only.
         """
         # One for all owners: only what sees all gates that a request needs can grant them in one
         # moment. Neither attribute is ever replaced.
         self.scheduler: FairScheduler = FairScheduler(waiter, clock, alarm, start_task, chance)
+        self._fields_around = fields_around
         self.limiters: Limiters = Limiters(self.scheduler, takes_foreign=takes_foreign)
 
     def limiter(self, owner: object, limits: Limits, name: str = "") -> Limiter:
@@ -67,6 +77,7 @@ class AdmissionController:
         limits: Limits | None,
         worker: Gate | None,
         keeps_worker: bool = True,
+        run: object = None,
     ) -> AttemptPermit | None:
         """Return a permit for an attempt: granted if there is room, else waiting in the scheduler.
 
@@ -78,6 +89,7 @@ class AdmissionController:
             limits: The limits of the action, if it has any.
             worker: The gate of the workers that the attempt needs one of; None: it needs none.
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
+            run: The run, for ``fields_around``.
 
         Returns None if nothing limits the attempt.
 
@@ -93,7 +105,11 @@ class AdmissionController:
             return None
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
-        needed, costs = self.limiters.gates(limiters, data)
+        accounts = None if holder is None else holder.unit.accounts
+        needed, costs = self.limiters.gates(limiters, data, accounts)
+        flow: Flow | None = None
+        if holder is not None and (self.scheduler.has_shares or holder.unit.priority != "normal"):
+            flow = self.flow(scopes, limiters, holder, run)
         permit = AttemptPermit(
             self.scheduler,
             needed,
@@ -102,6 +118,7 @@ class AdmissionController:
             slot=slot,
             worker=worker,
             keeps_worker=keeps_worker,
+            flow=flow,
         )
         if holder is not None and holder.in_flight is None:
             refusal = self.scheduler.overload(permit)
@@ -110,10 +127,42 @@ class AdmissionController:
                 raise refusal
         return permit
 
-    def place(self, holder: HeldPermits) -> AttemptPermit:
+    def place(self, scopes: tuple[Limiter, ...], holder: HeldPermits, run: object) -> AttemptPermit:
         """Return a permit for the in-flight slot alone, of a child that has stepped aside."""
+        flow = self.flow(scopes, scopes, holder, run)
         # No gates but those of the slot, which keeps them when the permit is granted.
-        return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot)
+        return AttemptPermit(self.scheduler, (), None, holder, slot=holder.slot, flow=flow)
+
+    def flow(
+        self,
+        scopes: tuple[Limiter, ...],
+        limiters: tuple[Limiter, ...],
+        holder: HeldPermits,
+        run: object,
+    ) -> Flow | None:
+        """Return where an attempt takes turns: by its priority, and by its shares of limits.
+
+        Args:
+            scopes: The limiters of the runtime and the application.
+            limiters: These, and the limiter of the action, if it has one.
+            holder: The permits of its run, which belongs to shares of the fan-outs around it.
+            run: The run, for ``fields_around``.
+
+        Raises:
+            Exception: Whatever ``share=`` or ``weight=`` raises.
+            BadResult: They returned nothing valid.
+        """
+        if not self.scheduler.has_shares:
+            return self.scheduler.flow_of(holder.unit, ())
+        outside = self.shares(scopes, run)
+        inside = self.shares(limiters[len(scopes) :], run)
+        # Each once: one object may limit the action, the application and the runtime.
+        shares = tuple(dict.fromkeys((*outside, *holder.shares, *inside)))
+        return self.scheduler.flow_of(holder.unit, shares)
+
+    def shares(self, limiters: tuple[Limiter, ...], run: object) -> tuple[Share, ...]:
+        """Return the shares of these limiters that an attempt or a child belongs to."""
+        return self.limiters.shares(limiters, partial(self._fields_around, run))
 
     def charge(
         self,
@@ -138,7 +187,9 @@ class AdmissionController:
         """
         # Both may have a gate with `cost=`, and each remembers what it was charged.
         charged = [held for held in (permit, slot) if held is not None]
-        check_unit({gate.unit for held in charged for gate in held.needed if gate.has_cost}, named)
+        units = {gate.unit for held in charged for gate in held.needed if gate.has_cost}
+        units |= {stake.account.terms.unit for held in charged for stake in held.stakes}
+        check_unit(units, named)
         for held in charged:
             self.scheduler.charge(held, actual, unit, named=named)
 

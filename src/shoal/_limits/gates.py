@@ -7,7 +7,8 @@ its first request; the other gates don't know of it.
 
 Invariants:
 - A wait queue is posted at one gate, or at none. A gate knows which of those posted at it has the
-  next turn.
+  next turn: at each gate, the wait queues of a flow are ordered among themselves, and flows among
+  those that have something posted there.
 - Memory follows use: a gate in its initial state may be dropped, and is made again when needed.
 """
 
@@ -17,22 +18,17 @@ import math
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Hashable
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from itertools import islice
-from typing import Protocol, final
+from typing import ClassVar, Protocol, final
 
+from .accounts import Accounts, Payer, Purse, Stake
+from .flows import LAST, Flow, Key, Priority, Turn, Turns
 from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
 from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
-
-Turn = tuple[bool, float, int]
-"""The position of a wait queue among others; the smallest goes first.
-
-Whether it holds new requests (attempts that reacquire their slots go before these), the round in
-which its first request is due, and the arrival number of that request.
-"""
 
 
 @final
@@ -40,6 +36,8 @@ class Gate:
     """Semaphore and rate meter of one key of one part of a limit."""
 
     __slots__ = (
+        "_ahead",
+        "_by_flow",
         "_posts",
         "adapt",
         "alarm_at",
@@ -53,6 +51,7 @@ class Gate:
         "part",
         "paused_until",
         "posted",
+        "purse",
         "size",
         "slots",
         "used",
@@ -83,6 +82,9 @@ class Gate:
         self.meter: Meter | ForeignMeter | SharedMeter | None = (
             None if part is None else part.meter(key)
         )
+        # Set by `PartGates` alone, and never replaced.
+        self.purse: Purse | None = None
+        """The account from which a request is paid, if the part is a budget."""
         self.adapt: Adaptive | None = None if part is None else part.adapt
         # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
         self.line: Line | None = None
@@ -101,10 +103,14 @@ class Gate:
         self.paused_until: float = -math.inf
         self.changed_at: float = -math.inf  # when `adapt` last lowered the number of slots
         self.alarm_at: float = math.inf  # set by `GateTimers` alone; inf: no alarm
-        self.posted: int = 0  # wait queues posted here; `_posts` may hold more
-        # A heap. A wait queue that is moved, or whose first request changes, leaves its old entry
-        # behind, with a version that no longer matches; `first` drops it when it surfaces.
-        self._posts: list[tuple[Turn, int, WaitQueue]] = []
+        self.posted: int = 0  # wait queues posted here; the heaps may hold more
+        # Of attempts that reacquire their slots, which go before all others in whatever flow; None
+        # until one is posted here, which is rare.
+        self._ahead: Posts | None = None
+        # Of the outermost flow of all that was posted here; those of flows in it are entries there.
+        self._posts: Posts | None = None
+        # None until something of a second flow is posted here.
+        self._by_flow: dict[Flow, Posts] | None = None
 
     def resize(self, size: float | None) -> None:
         """Change the number of slots. ``size`` may be fractional; only whole slots are granted."""
@@ -131,6 +137,8 @@ class Gate:
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
+        if self.purse is not None:
+            opens = max(opens, self.purse.account.opens_at(cost))
         return opens
 
     def turn_from(self, at: float, cost: float) -> float:
@@ -202,7 +210,41 @@ class Gate:
         wait_queue.gate = self
         wait_queue.version += 1
         self.posted += 1
-        heappush(self._posts, (wait_queue.turn(), wait_queue.version, wait_queue))
+        posts, flow = self._posts, wait_queue.flow
+        if not wait_queue.is_behind:
+            posts = self._ahead = self._ahead or Posts(flow)
+        elif flow.parent is not None or (posts is not None and posts.flow is not flow):
+            posts = self._posts_of(flow)
+        elif posts is None:
+            posts = self._posts = Posts(flow)
+        heappush(posts.entries, (wait_queue.key_in_flow(), wait_queue.version, wait_queue))
+
+    def _posts_of(self, flow: Flow) -> Posts:
+        """Return the wait queues of a flow here, entered among those of the flows around it."""
+        if self._by_flow is None:
+            self._by_flow = {}
+            if self._posts is not None:
+                self._by_flow[self._posts.flow] = self._posts
+        before = self._posts
+        posts, top = self._enter(flow, self._by_flow)
+        if before is not None and before is not top and not before.is_entered:
+            # It was the outermost one: a flow around it was made since.
+            top = self._enter(before.flow, self._by_flow)[1]
+        self._posts = top
+        return posts
+
+    def _enter(self, flow: Flow, by_flow: dict[Flow, Posts]) -> tuple[Posts, Posts]:
+        """Return the posts of a flow, and the outermost ones around them."""
+        posts = by_flow.get(flow)
+        if posts is None:
+            posts = by_flow[flow] = Posts(flow)
+        if flow.parent is None:
+            return posts, posts
+        around, top = self._enter(flow.parent, by_flow)
+        if not posts.is_entered:
+            posts.is_entered = True
+            heappush(around.entries, (flow.key(), 0, posts))
+        return posts, top
 
     def unpost(self, wait_queue: WaitQueue) -> None:
         """Remove ``wait_queue`` from this gate."""
@@ -212,25 +254,59 @@ class Gate:
 
     def first(self) -> WaitQueue | None:
         """Return the wait queue with the next turn; None if none is posted here."""
-        while self._posts:
-            _, version, wait_queue = self._posts[0]
-            if wait_queue.gate is self and wait_queue.version == version:
-                return wait_queue
-            heappop(self._posts)
+        found, posts = None, self._posts
+        if self._ahead is not None:
+            found = self._first(self._ahead)
+        elif posts is not None and posts.entries:
+            # Usually there is one flow, and its first entry is valid. No flow has a version.
+            _, version, one = posts.entries[0]
+            if one.version == version and one.gate is self:
+                return one  # pyright: ignore[reportReturnType]
+        if found is None and posts is not None:
+            found = self._first(posts)
+        return found
+
+    def _first(self, posts: Posts) -> WaitQueue | None:
+        entries = posts.entries
+        while entries:
+            key, version, one = entries[0]
+            if isinstance(one, WaitQueue):
+                if one.gate is self and one.version == version:
+                    return one
+            else:
+                now = one.flow.key()
+                if now != key:
+                    # The flow had turns since, and is due later: turns only grow, so an entry that
+                    # is too early surfaces in time to be put right.
+                    heapreplace(entries, (now, 0, one))
+                    continue
+                found = self._first(one)
+                if found is not None:
+                    return found
+                one.is_entered = False
+                assert self._by_flow is not None, "there are several flows"
+                del self._by_flow[one.flow]
+            heappop(entries)
         return None
 
     def first_turn(self) -> Turn:
         """Return the turn of the first wait queue; if there is none, a turn after all others."""
         wait_queue = self.first()
-        return (True, math.inf, 0) if wait_queue is None else wait_queue.turn()
+        return LAST if wait_queue is None else wait_queue.turn()
 
     def wait_queues(self) -> list[WaitQueue]:
         """Return the wait queues posted here, the first one first and the rest in no order."""
-        return [
-            wait_queue
-            for _, version, wait_queue in self._posts
-            if wait_queue.gate is self and wait_queue.version == version
-        ]
+        first = self.first()
+        if first is None:
+            return []
+        found, left = [first], [posts for posts in (self._ahead, self._posts) if posts is not None]
+        while left:
+            for _, version, one in left.pop().entries:
+                if not isinstance(one, WaitQueue):
+                    left.append(one)
+                elif one.gate is self and one.version == version and one is not first:
+                    found.append(one)
+        return found
 
     def waiting(self) -> int:
         """Return the number of requests that wait here."""
@@ -256,20 +332,43 @@ class Gate:
         return f"<Gate{size}{rate}, {self.posted} wait queues>"
 
 
-class FairShare(InLine, Protocol):
-    """The fair share of one execution: an execution takes turns with others, not each child.
+@final
+class Posts:
+    """The wait queues of one flow that are posted at one gate, and the flows in it that have some.
 
-    All attributes are set by the scheduler alone.
+    ``entries`` is a heap. A wait queue that is moved, or whose first request changes, leaves its
+    old entry behind, with a version that no longer matches, and a flow that had a turn has an entry
+    that is too early. ``Gate.first`` drops or mends them when they surface.
     """
 
-    turn_due: float
-    """The round in which its next request is due. Each waiting execution has one turn a round."""
-    turns_since: float
-    """The round in which it last began to wait after it had nothing waiting."""
+    __slots__ = ("entries", "flow", "is_entered")
+    version: ClassVar[None] = None
+    gate: ClassVar[None] = None
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow: Flow = flow
+        self.entries: list[tuple[Key, int, WaitQueue | Posts]] = []
+        self.is_entered: bool = False
+        """Whether it is an entry in the posts of the flow around, at the same gate."""
+
+
+class FairShare(InLine, Turns, Protocol):
+    """The fair share of one execution: an execution takes turns with others, not each child.
+
+    All attributes are set by the scheduler alone, but for ``priority``.
+    """
+
+    priority: Priority
+    """The class in which it takes turns."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
     held_at: Gate | None
     """The gate at which its requests wait while the execution is held; None: it isn't."""
+
+    @property
+    def accounts(self) -> Accounts | None:
+        """The accounts of its budgets; None: it has none of its own."""
+        ...
 
 
 @final
@@ -305,7 +404,7 @@ class Costs:
 class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
-    __slots__ = ("costs", "needed", "since", "taken_at")
+    __slots__ = ("costs", "needed", "since", "stakes", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
         """Describe what is needed; nothing is acquired yet.
@@ -316,6 +415,7 @@ class Acquired:
         """
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
+        self.stakes: tuple[Stake, ...] = ()  # what it costs at budgets, once it is granted
         self.since: float | None = None  # when it was granted; only set where a gate has `adapt`
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
@@ -323,13 +423,14 @@ class Acquired:
 class PermitRequest(Acquired):
     """A request for several gates: granted all of them at once, or waiting for them."""
 
-    __slots__ = ("due", "granted", "is_returning", "paid", "unit", "wait_queue")
+    __slots__ = ("due", "flow", "granted", "is_returning", "paid", "unit", "wait_queue")
 
     def __init__(
         self,
         needed: tuple[Gate, ...],
         costs: tuple[float, ...] | None = None,
         unit: FairShare | None = None,
+        flow: Flow | None = None,
     ) -> None:
         """Create a request that is neither granted nor waiting.
 
@@ -337,8 +438,10 @@ class PermitRequest(Acquired):
             needed: The gates, each once.
             costs: The units that each of them charges; None: 1 each.
             unit: The execution that takes turns for it; None: requests go by arrival.
+            flow: Where that takes turns; None: where everything without a priority or share does.
         """
         super().__init__(needed, costs)
+        self.flow: Flow | None = flow
         self.unit: FairShare | None = unit
         # Whether a run waits for another attempt. Such a request goes before those of children that
         # have not started, and of first attempts.
@@ -360,6 +463,11 @@ class PermitRequest(Acquired):
         # The gate of a held execution is none of those that are needed, and charges nothing.
         is_hold = self.unit is not None and gate.is_hold
         return 0.0 if is_hold else self.cost(self.needed.index(gate))
+
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that makes the request, if it belongs to one."""
+        return None
 
     @property
     def room(self) -> int:
@@ -396,13 +504,22 @@ class PermitRequest(Acquired):
 class WaitQueue:
     """Waiting requests of one unit on the same gates, in order of arrival."""
 
-    __slots__ = ("requests", "gate", "is_behind", "key", "version")
+    __slots__ = ("requests", "flow", "gate", "is_behind", "is_new", "key", "version")
 
-    def __init__(self, key: Hashable, *, is_behind: bool) -> None:
-        """Create an empty wait queue; if ``is_behind``, it is served after those that are not."""
+    def __init__(self, key: Hashable, flow: Flow, *, is_behind: bool, is_new: bool) -> None:
+        """Create an empty wait queue.
+
+        Args:
+            key: What its requests have in common.
+            flow: Where they take turns.
+            is_behind: Whether it is served after those that are not.
+            is_new: Whether its requests are for first attempts. Others of the flow go before these.
+        """
         self.key: Hashable = key
-        # Neither is changed: a request that needs other gates joins another wait queue.
+        # None of these is changed: a request that needs other gates joins another wait queue.
+        self.flow: Flow = flow
         self.is_behind: bool = is_behind
+        self.is_new: bool = is_new
         # Requests and their arrival numbers; never empty while it is posted. A plain dict would
         # scan over the entries deleted at its front each time the first one is looked up.
         self.requests: OrderedDict[PermitRequest, int] = OrderedDict()
@@ -413,10 +530,17 @@ class WaitQueue:
         """Return the first request."""
         return next(iter(self.requests))
 
+    def key_in_flow(self) -> Key:
+        """Return the position of the first request among those of its flow."""
+        request, arrival = next(iter(self.requests.items()))
+        return self.is_behind, self.is_new, request.due, arrival
+
     def turn(self) -> Turn:
         """Return the turn of the first request, to be compared with those of other wait queues."""
         request, arrival = next(iter(self.requests.items()))
-        return self.is_behind, request.due, arrival
+        key = self.is_behind, self.is_new, request.due, arrival
+        flow = self.flow
+        return (key,) if flow.parent is None or not self.is_behind else (*flow.path(), key)
 
     def __repr__(self) -> str:
         return f"<WaitQueue of {len(self.requests)} at {self.gate}>"

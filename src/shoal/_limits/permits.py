@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from shoal._concurrency.backend import Waiter
 
+from .accounts import Payer, Stake
+from .flows import Flow, Share
 from .gates import Acquired, FairShare, Gate, PermitRequest
 from .scheduler import FairScheduler
 
@@ -108,13 +110,12 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            self.take_unpaid()
+            self.take_place()
 
-    def take_unpaid(self) -> None:
-        """Take the slot, whether or not there is room, and pay no rate."""
+    def take_place(self) -> None:
+        """Hold the slot, whether or not there is room, and charge nothing."""
         for gate in self.needed:
             gate.used += 1
-        self.is_due = False
         self.hold()
 
     def leave(self) -> None:
@@ -148,7 +149,7 @@ def ignore_aside(by: int) -> None:
 class InFlight:
     """The children in flight of one execution of a fan-out, and their in-flight slots."""
 
-    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "place")
+    __slots__ = ("_holders", "_on_aside", "_scheduler", "above", "parent", "place")
 
     def __init__(
         self,
@@ -156,6 +157,7 @@ class InFlight:
         places: int,
         on_aside: Callable[[int], None],
         above: HeldPermits | None = None,
+        parent: object = None,
     ) -> None:
         """Create the counter, with no child in flight.
 
@@ -164,6 +166,7 @@ class InFlight:
             places: How many children may be in flight.
             on_aside: Called with 1 when a child has stepped aside, with -1 when it is back.
             above: The permits of the run that starts the children.
+            parent: That run itself.
         """
         self._scheduler = scheduler
         self._on_aside = on_aside
@@ -173,6 +176,9 @@ class InFlight:
         self._holders: dict[InFlightSlot, HeldPermits] = {}
         self.above: HeldPermits | None = above
         """The permits of the run that started the children; None once the fan-out has ended."""
+        # Let go of by `close`, as `above` is. `Any`, since runs are above this package.
+        self.parent: Any = parent
+        """The run that starts the children, for what knows runs."""
         self.place: Gate = Gate(places)
         """Counts the children in flight. The group counts those without a ``InFlightSlot``."""
 
@@ -209,7 +215,7 @@ class InFlight:
     def close(self) -> None:
         """Release the in-flight slots of all children whose results were not applied."""
         self._on_aside = ignore_aside  # breaks a cycle: frames of an error, child, slot, group
-        self.above = None
+        self.above = self.parent = None
         while self._holders:
             slot, holder = self._holders.popitem()
             slot.leave()
@@ -220,7 +226,7 @@ class InFlight:
 class HeldPermits:
     """The permits of a run: one that its first attempt has yet to use, and its in-flight slot."""
 
-    __slots__ = ("in_flight", "first_permit", "returns", "slot", "unit")
+    __slots__ = ("_shares", "in_flight", "first_permit", "returns", "slot", "unit")
 
     def __init__(self, unit: FairShare, in_flight: InFlight | None = None) -> None:
         """Create the record; nothing is held yet.
@@ -237,8 +243,22 @@ class HeldPermits:
         """The permit of the first attempt, which was acquired when the child was admitted."""
         # Set while a run waits for another attempt, also a root run, which has no slot. The next
         # request takes it over, so that no later step of the run is preferred.
+        self._shares: tuple[Share, ...] | None = None  # None: those of the run above
         self.returns: bool = False
         """Whether the next request goes before those of attempts and children that are new."""
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The shares of the fan-outs around it that the run belongs to, the outermost first."""
+        if self._shares is None:
+            above = self.above
+            return () if above is None else above.shares
+        return self._shares
+
+    def belong_to(self, shares: tuple[Share, ...]) -> None:
+        """Note the shares of its own fan-out that a child belongs to."""
+        above = self.above
+        self._shares = shares if above is None else (*above.shares, *shares)
 
     @property
     def above(self) -> HeldPermits | None:
@@ -290,6 +310,7 @@ class AttemptPermit(PermitRequest):
         slot: InFlightSlot | None = None,
         worker: Gate | None = None,
         keeps_worker: bool = True,
+        flow: Flow | None = None,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -304,11 +325,12 @@ class AttemptPermit(PermitRequest):
             slot: The in-flight slot of the run, if it must be held as well.
             worker: The gate of the workers, if the attempt runs in one.
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
+            flow: Where it takes turns; None: where everything without a priority or share does.
         """
         if worker is not None and not keeps_worker:
             needed, worker = (*needed, worker), None
             costs = None if costs is None else (*costs, 1.0)
-        super().__init__(needed, costs, None if holder is None else holder.unit)
+        super().__init__(needed, costs, None if holder is None else holder.unit, flow)
         if holder is not None and holder.returns:
             holder.returns, self.is_returning = False, True
         self._scheduler: FairScheduler = scheduler
@@ -343,6 +365,21 @@ class AttemptPermit(PermitRequest):
         if self.granted:
             self._notify = None
 
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that the attempt belongs to."""
+        return self._holder
+
+    def settle(self, who: str) -> tuple[Stake, ...]:
+        """Count at budgets what the attempt of action ``who`` has cost; return what is counted now.
+
+        An attempt that said nothing has cost its worst case.
+        """
+        settled = tuple([stake for stake in self.stakes if stake.settle(who)])
+        if settled:
+            self._scheduler.look_at(settled)
+        return settled
+
     # -- the in-flight slot ---------------------------------------------------------------------
 
     def _include(self, slot: InFlightSlot) -> None:
@@ -371,7 +408,10 @@ class AttemptPermit(PermitRequest):
         """
         if self._includes_slot or self._holder is None:
             return False
-        if not any(gate.meter is not None or gate.is_keyed or gate.is_shut for gate in self.needed):
+        if not any(
+            gate.meter is not None or gate.is_keyed or gate.is_shut or gate.purse is not None
+            for gate in self.needed
+        ):
             # A hold may be long, too, but the place alone is of no use to another execution.
             held = self._holder.slot if self._holder.unit.held_at is not None else None
             if held is None or not held.is_shared:
@@ -380,6 +420,11 @@ class AttemptPermit(PermitRequest):
         if slot is not None:
             self._include(slot)
         return slot is not None
+
+    def take_place(self) -> None:
+        """Hold the child's in-flight slot, though the permit was refused: it begins, and ends."""
+        if self._includes_slot:
+            self._split_off_slot().take_place()
 
     def suspend_slot(self) -> None:
         """Release the child's in-flight slot, now that the permit waits for it as well."""
@@ -447,6 +492,11 @@ class AttemptPermit(PermitRequest):
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
+    def withdraw(self) -> None:
+        """End the wait of ``wait``, which then returns without a grant; else do nothing."""
+        if self.wait_queue is not None:
+            self.leave()
+
     @property
     def is_gone(self) -> bool:
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
@@ -496,6 +546,8 @@ class AttemptPermit(PermitRequest):
         if self._over:
             return
         self._over = True
+        if self.stakes:
+            self.settle("")  # done before by name, unless the engine itself was interrupted
         self._scheduler.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.
@@ -528,7 +580,10 @@ class AttemptPermit(PermitRequest):
         test_a_permit_released_again_by_another_task_of_the_attempt_is_not_granted.
         """
         self._released += 1
+        for stake in self.stakes:
+            stake.rest(self._holder)
         self._scheduler.leave(self)
+        self._scheduler.look_at(self.stakes)  # what waits for this attempt's money may be in vain
         self.wake()
 
     async def reacquire(self) -> None:
@@ -564,7 +619,11 @@ class AttemptPermit(PermitRequest):
         # All three matter: another task of the attempt may have reacquired the slots, may still
         # have children at work, or may have ended the attempt. See
         # test_tasks_of_one_attempt_that_fan_out_at_overlapping_times.
-        return not (self.granted or self._released or self._over)
+        if self._released or self._over:
+            return False
+        for stake in self.stakes:
+            stake.wake()
+        return not self.granted
 
     def _reacquire_now(self) -> None:
         if self._is_vacant():

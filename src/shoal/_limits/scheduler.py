@@ -6,14 +6,16 @@ Invariants:
   delays only requests that need it.
 - Work conserving, no overtaking: a request that could be granted never waits, and a request that
   finds others with an earlier turn at one of its gates waits behind them.
-- Requests of one run are served first come, first served, with one exception. A child that waits
-  for its next attempt goes before children that have not started, because a fan-out reads many of
+- Requests of one run are served first come, first served, with one exception. What waits for its
+  next attempt goes before all of its flow that has not started, because a fan-out reads many of
   those ahead.
-- Runs take turns, however many requests each has waiting (start-time fair queueing: P. Goyal, H.
-  Vin, H. Cheng, 1996). A turn that a returning child takes early counts as a turn of its run, so a
-  run whose children fail gets no more than its fair share. A run may use its first few turns in one
-  go. So small runs are served one after the other, instead of all at once and all of them late; a
-  large run only gets a few turns a little earlier.
+- Runs take turns, however many requests each has waiting (start-time fair queueing, see ``flows``).
+  A turn that a returning child takes early counts as a turn of its run, so a run whose children
+  fail gets no more than its fair share. A run may use its first few turns in one go. So small runs
+  are served one after the other, instead of all at once and all of them late; a large run only gets
+  a few turns a little earlier.
+- Classes of priority, and shares of a limit, take turns by their weights, and the runs in each of
+  them among themselves.
 - Nothing leaks: no slot and no unit of a rate is lost when the holder fails or is cancelled, even
   if it is cancelled in the loop iteration in which its request is granted.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
 from random import random
 from typing import final
@@ -33,22 +35,19 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
-from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, Turn, WaitQueue
+from .accounts import Accounts, Stake
+from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
+from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
 from .limits import Adaptive, Ended
 from .lines import Line
 from .meters import CREDIT, ForeignMeter, Meter
+from .shared_budget_client import SharedBudgetClients
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
 
-AT_ONCE = 8
-"""Turns that a run may take in one go when it begins to wait.
-
-A chosen number: as many small fan-outs have children, and so few that a large run that takes all of
-them delays others by no more than eight attempts. See
-test_small_units_are_served_one_after_the_other and
-test_a_large_unit_that_others_keep_joining_has_its_turns_all_the_same.
-"""
+PATIENCE = 0.05
+"""Seconds after which a request is looked at again that waits for money of attempts that wait."""
 
 
 @final
@@ -58,11 +57,17 @@ class FairScheduler:
     __slots__ = (
         "_timers",
         "_arrivals",
-        "_round",
+        "_classes",
+        "_judgement",
+        "_soon",
+        "_unjudged",
+        "_budgets",
         "_clients",
         "bounds_waiting",
         "clock",
         "costs",
+        "first_flow",
+        "has_shares",
         "wait_queues",
         "waiter",
     )
@@ -95,12 +100,23 @@ class FairScheduler:
         self.bounds_waiting: bool = False
         """Whether any limit has ``waiting=``. Set by ``Limiters``, and never unset."""
         self._arrivals: count[int] = count()
-        # The virtual time of fair queueing: the number of turns that each waiting run has had. It
-        # only grows.
-        self._round: float = 0.0
+        self.first_flow: Flow = Flow(weight=WEIGHTS["normal"], is_first=True)
+        """Where everything without a priority or a share takes turns."""
+        # Empty until a run has a priority: until then `first_flow` is all there is.
+        self._classes: dict[Priority, Flow] = {}
+        self.has_shares: bool = False
+        """Whether any limit has ``share=``. Set by ``Limiters``, and never unset."""
         self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
+        # Gates of budgets at which the first request may wait for money that will never be there.
+        # Judged in a callback of the loop, because here requests are being moved.
+        self._unjudged: dict[Gate, None] = {}
+        self._soon: SetAlarm | None = set_alarm
+        self._judgement: Callable[[], object] | None = None  # cancels the callback
         self._clients: SharedRateClients = SharedRateClients(
             clock, start_task, chance, self.serve, self._refuse
+        )
+        self._budgets: SharedBudgetClients = SharedBudgetClients(
+            clock, start_task, self.serve, self._judge_soon, self._refuse
         )
 
     # -- entering and leaving -------------------------------------------------------------------
@@ -114,14 +130,24 @@ class FairScheduler:
             ahead: Whether it goes before all requests that are not ``ahead``.
         """
         gate: Gate | None = None
-        kind = ahead, request.is_returning, request.unit
-        wait_queue = self.wait_queues.get((*kind, request.needed)) if self.wait_queues else None
-        # The turn after all those that come before this request, whatever their arrival.
-        turn = not ahead, self._early() if request.is_returning else math.inf, sys.maxsize
+        wait_queue: WaitQueue | None = None
+        flow = request.flow or self.first_flow
+        kind = ahead, request.is_returning, request.unit, flow
+        # The turn after all those that come before this request, whatever their arrival. While
+        # nothing waits no turn is compared, and most requests come then.
+        turn = FIRST if ahead else LAST
+        if self.wait_queues:
+            wait_queue = self.wait_queues.get((*kind, request.needed))
+            key: Key = not ahead, not request.is_returning, math.inf, sys.maxsize
+            turn = (key,) if flow.parent is None or ahead else (*flow.path(), key)
         if wait_queue is None:
             gate = self._shut(request, turn)
             if gate is None:
                 self.take(request)
+                if request.flow is not None and self.wait_queues:
+                    # It goes before others that wait, so it counts; else a flow whose requests are
+                    # never long enough in line could keep one waiting that needs many units.
+                    flow.on_turn(flow.round)
                 return
         # A request that must wait may need more gates by that, and so another wait queue. An
         # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
@@ -131,8 +157,10 @@ class FairScheduler:
             # The gate found above stays valid: gates were only added, and this one is still closed.
             gate = gate or self._shut(request, turn)
             assert gate is not None, "others wait in front of it"
-            key = *kind, request.needed
-            wait_queue = self.wait_queues[key] = WaitQueue(key, is_behind=not ahead)
+            name = *kind, request.needed
+            wait_queue = WaitQueue(name, flow, is_behind=not ahead, is_new=not request.is_returning)
+            self.wait_queues[name] = wait_queue
+            flow.add()
             # Joined before it is posted: the turn of an empty wait queue is not defined.
             self._join(request, wait_queue)
             self._post(wait_queue, gate)
@@ -145,31 +173,12 @@ class FairScheduler:
     def _join(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
         unit = request.unit
         if unit is not None:
-            # A run that has used no turns ahead of the others begins now: turns that it didn't need
-            # while nothing of it waited are not saved up.
-            if unit.turn_due <= self._round:
-                unit.turns_since = unit.turn_due = self._round
-            is_early = unit.turn_due < unit.turns_since + AT_ONCE
-            request.due = unit.turns_since if is_early else unit.turn_due
-            if request.is_returning:
-                request.due = min(request.due, self._early())
-            # Counted for an early turn too: see
-            # test_a_run_whose_children_are_retried_takes_no_more_than_its_share.
-            unit.turn_due += 1.0
+            request.due = wait_queue.flow.join(unit, is_returning=request.is_returning)
         wait_queue.requests[request] = next(self._arrivals)
         request.wait_queue = wait_queue
         if self.bounds_waiting and unit is not None:
             for line in _lines(request):
                 line.join(unit, self.clock())
-
-    def _early(self) -> float:
-        """Return the round of a returning child's turn: before all waiting requests of its run.
-
-        The first of those is due at most ``AT_ONCE`` rounds ago, because a run has that many turns
-        in one go and each grant advances the round by at most one turn. See
-        test_a_retry_waits_for_one_turn_and_not_for_what_was_read_ahead.
-        """
-        return self._round - AT_ONCE
 
     def _shut(self, request: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``request`` waiting; None if all are open.
@@ -184,7 +193,7 @@ class FairScheduler:
         """
         unit = request.unit
         # An attempt under way that reacquires its slots goes on, so it isn't held.
-        if unit is not None and unit.held_at is not None and turn[0]:
+        if unit is not None and unit.held_at is not None and turn[0][0]:
             return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
         shared: Gate | None = None
@@ -236,6 +245,11 @@ class FairScheduler:
                 gate.meter.take(now, request.cost(index), credit if gate is at else 0.0)
                 if request.costs is not None:
                     self._count(gate, request.costs[index], request.unit)
+            if gate.purse is not None:
+                now = self.clock() if now is None else now
+                accounts = None if request.unit is None else request.unit.accounts
+                stake = gate.purse.stake(request.cost(index), accounts, now)
+                request.stakes = (*request.stakes, stake)
         request.on_granted(since)  # after the charges, because it may remove gates from `needed`
 
     def _count(self, gate: Gate, cost: float, unit: FairShare | None) -> None:
@@ -267,7 +281,10 @@ class FairScheduler:
         gate = wait_queue.gate
         assert gate is not None, "a wait queue with requests is posted"
         gate.unpost(wait_queue)
-        self._remove(request, wait_queue)
+        del wait_queue.requests[request]
+        request.wait_queue = None
+        if self.bounds_waiting:
+            self._leave_lines(request)
         if wait_queue.requests:
             gate.post(wait_queue)  # with the turn of the request that is first now
         else:
@@ -276,16 +293,15 @@ class FairScheduler:
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
 
-    def _remove(self, request: PermitRequest, wait_queue: WaitQueue) -> None:
-        del wait_queue.requests[request]
-        request.wait_queue = None
-        if self.bounds_waiting and request.unit is not None:
+    def _leave_lines(self, request: PermitRequest) -> None:
+        if request.unit is not None:
             for line in _lines(request):
                 line.leave(request.unit, self.clock())
 
     def _end(self, wait_queue: WaitQueue) -> None:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
+        wait_queue.flow.remove()
         if not self.wait_queues:
             self._timers.clear()
 
@@ -331,14 +347,19 @@ class FairScheduler:
                 self._post(wait_queue, other)
                 continue
             if not request.is_gone:
-                # One turn, shared by all wait queues. The round never falls behind the turn that is
-                # granted.
-                self._round = max(self._round + 1.0 / len(self.wait_queues), request.due)
+                flow = wait_queue.flow
+                if flow.parent is None:
+                    flow.round = max(flow.round + 1.0 / flow.active, request.due)
+                elif wait_queue.is_behind:
+                    flow.on_turn(request.due)
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
                 self.take(request, at=gate, credit=credit)
-            self._remove(request, wait_queue)
+            del wait_queue.requests[request]
+            request.wait_queue = None
+            if self.bounds_waiting:
+                self._leave_lines(request)
             if wait_queue.requests:
                 gate.post(wait_queue)  # its next request waits for its own turn
             else:
@@ -359,6 +380,8 @@ class FairScheduler:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
         if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
+        if gate.purse is not None:
+            self._judge_soon(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
@@ -376,10 +399,68 @@ class FairScheduler:
                     self._drop(request, wait_queue)
                     request.refuse(make_error())
 
+    # -- budgets --------------------------------------------------------------------------------
+
+    def _judge_soon(self, gate: Gate, *, after: float = 0.0) -> None:
+        """Find out in the next iteration of the loop whether requests at ``gate`` wait in vain."""
+        self._unjudged[gate] = None
+        if self._soon is None or (self._judgement is not None and after):
+            return
+        if self._judgement is not None:
+            self._judgement()  # it may be a later one
+        self._judgement = self._soon(self.clock() + after, self._judge)
+
+    @ki_protected
+    def _judge(self) -> None:
+        """Refuse the first request of each gate that nothing under way could make room for."""
+        self._judgement = None
+        unjudged, self._unjudged = self._unjudged, {}
+        for gate in unjudged:
+            wait_queue = gate.first()
+            if wait_queue is None or gate.purse is None:
+                continue
+            request, account = wait_queue.first(), gate.purse.account
+            cost = request.cost(request.needed.index(gate))
+            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate.
+            if request.paid or gate.opens_at(cost, paid=False) <= self.clock():
+                continue
+            unit = request.unit
+            accounts = None if unit is None else unit.accounts
+            is_busy = Accounts().is_busy if accounts is None else accounts.is_busy
+            now = self.clock()
+            if account.is_hopeless(cost, request.payer, is_busy, now):
+                # The next one is judged in its turn: `_drop` serves the gate.
+                self._drop(request, wait_queue)
+                request.refuse(account.exceeded(cost))
+                self._return_units(gate)
+            elif account.grant is not None and not account.grant.is_denied(cost, now):
+                self._budgets.want(gate, account.grant)
+            elif account.is_resting:
+                # Nothing tells when what is at work ends, if no limit counts it.
+                self._judge_soon(gate, after=PATIENCE)
+
+    def look_at(self, stakes: Iterable[Stake]) -> None:
+        """Serve the gates of accounts that have changed."""
+        for stake in stakes:
+            for gate in tuple(stake.account.gates):
+                if gate.posted:
+                    self.serve(gate)
+                self._return_units(gate)
+
+    def _return_units(self, gate: Gate) -> None:
+        """Return what this process was granted of a shared budget, if nothing waits for it."""
+        grant = None if gate.purse is None else gate.purse.account.grant
+        if grant is not None and grant.units and not gate.posted:
+            self._budgets.want(gate, grant)
+
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
+        self._soon, judgement, self._judgement = None, self._judgement, None
+        if judgement is not None:
+            judgement()
         self._timers.close()
         self._clients.close()
+        self._budgets.close()
 
     # -- held executions ------------------------------------------------------------------------
 
@@ -400,6 +481,34 @@ class FairScheduler:
         if gate is not None:
             gate.resize(None)
             self.serve(gate)
+
+    # -- flows ----------------------------------------------------------------------------------
+
+    def flow_of(self, unit: FairShare, shares: Sequence[Share]) -> Flow | None:
+        """Return where a request takes turns; None: where everything without a share does.
+
+        Args:
+            unit: Its execution.
+            shares: Its shares of limits, the outermost first.
+        """
+        if unit.priority == "normal" and not shares:
+            return None
+        flow = self.first_flow
+        if unit.priority != "normal":
+            flow = self._class(unit.priority)
+        for share in shares:
+            flow = flow.child((share.limit, share.key), share.weight)
+        return flow
+
+    def _class(self, priority: Priority) -> Flow:
+        if not self._classes:
+            # Now that there are several classes, the first flow is the one of those between.
+            around = Flow()
+            self.first_flow.move_below(around, WEIGHTS["normal"])
+            self._classes = {"normal": self.first_flow}
+            for name in ("interactive", "batch"):
+                self._classes[name] = around.child(name, WEIGHTS[name])
+        return self._classes[priority]
 
     # -- refusals -------------------------------------------------------------------------------
 
@@ -466,6 +575,10 @@ class FairScheduler:
 
     def refund(self, held: Acquired, unit: FairShare | None = None) -> None:
         """Give back the units charged for an attempt or a child that never started."""
+        for stake in held.stakes:
+            stake.give_back()
+        self.look_at(held.stakes)
+        held.stakes = ()
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
                 cost = 1.0 if held.costs is None else held.costs[at]
@@ -496,6 +609,10 @@ class FairScheduler:
             unit: The execution that pays.
             named: What the function counts; None: at all gates with one.
         """
+        paid = [one for one in held.stakes if named in (None, one.account.terms.unit)]
+        for stake in paid:
+            stake.charge(actual)
+        self.look_at(paid)
         if held.costs is None:
             return
         due = tuple(

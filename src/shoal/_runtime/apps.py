@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from shoal._graph.act import Act
+from shoal._limits.flows import Priority
 from shoal._state.state import S
 from shoal.stores._protocol import Store
 
@@ -30,6 +31,7 @@ class Runnable(Protocol[R_co]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Any = None,
     ) -> R_co:
         """Run it in ``runtime``."""
@@ -48,6 +50,7 @@ class Startable(Protocol[S]):
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
         runtime: Any,
     ) -> RunHandle[S]:
         """Execute it in ``runtime``, and return once the run has begun."""

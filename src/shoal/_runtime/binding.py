@@ -23,6 +23,7 @@ from shoal._engine.call import call_action
 from shoal._engine.fanout.context import Context
 from shoal._engine.fanout.step import fan_out
 from shoal._engine.fanout.subgraph import enter
+from shoal._engine.permits import fields_around
 from shoal._engine.publish import publish_grace_exceeded
 from shoal._engine.services import Retries, Services
 from shoal._errors.arguments import is_positive
@@ -100,6 +101,7 @@ def bind_services(
         retries.chance,
         # An aiolimiter waits on asyncio's timers.
         takes_foreign=backend.alarm is not None,
+        fields_around=fields_around,
     )
     pool_host = PoolHost(
         backend=backend,

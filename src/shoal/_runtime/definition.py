@@ -15,6 +15,7 @@ from shoal._events.hooks import Hook, Hooks
 from shoal._graph.act import Act
 from shoal._graph.action import field_names
 from shoal._graph.graph import Graph, as_graph
+from shoal._limits.flows import Priority, check_priority
 from shoal._limits.limits import Limits
 from shoal.executors._named import Place, executor_named
 from shoal.stores._protocol import Store, check_store
@@ -43,6 +44,8 @@ class AppDefinition:
     """Whether runs are watched; None: as their runtime does."""
     executor: Place | None
     """Where actions are called; None: where the runtime says, or by default."""
+    priority: Priority
+    """How urgent runs are, unless they say so themselves."""
 
     def __str__(self) -> str:
         """How error messages begin."""
@@ -65,6 +68,7 @@ def define(
     max_live: int,
     watch: bool | None = None,
     executor: object = None,
+    priority: Priority = "normal",
 ) -> AppDefinition:
     """Check what ``Application`` was given, and make its definition.
 
@@ -110,6 +114,7 @@ def define(
         limits=limits,
         watch=watch,
         executor=executor_named(executor, subject),
+        priority=check_priority(priority, f"{subject}: priority=", DefinitionError),
         **bounds,
     )
 

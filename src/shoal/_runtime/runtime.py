@@ -35,6 +35,7 @@ from shoal._events.report import Report
 from shoal._graph.act import Act
 from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
+from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._state.state import S
@@ -70,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -182,7 +183,7 @@ class Runtime:
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         if limits is not None:
-            limits.stand_on(self)
+            limits.stand_on(self, is_runtime=True)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):
@@ -369,6 +370,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -383,6 +385,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -396,6 +399,7 @@ class Runtime:
         answers: Answers | None = None,
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
+        priority: Priority | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -413,6 +417,7 @@ class Runtime:
             answers: Answers to questions that the run has asked before.
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
+            priority: How urgent it is, beside others that wait for limits.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -429,6 +434,7 @@ class Runtime:
                 answers=answers,
                 halt_before=halt_before,
                 halt_after=halt_after,
+                priority=priority,
                 runtime=self,
             )
 
@@ -475,30 +481,41 @@ class Runtime:
         with self._drain.calling(call):
             yield
 
-    async def drain(self, within: float = math.inf) -> None:
+    async def drain(self, within: float = math.inf, *, starts_for: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
 
-        Runs that are cancelled in this way have no end in their store: they are left as by a
-        process that has died, so that another one resumes them by ``recover``.
+        With ``starts_for``, runs that have a store may begin steps and children for so long; then
+        they start nothing more (see ``RunHandle.drain``), and the attempts that are under way have
+        the rest of ``within`` to end. So none of their work is lost. Runs without a store go on:
+        nothing could resume them.
 
-        A second call waits as well, and the earlier deadline counts. If it is cancelled, the runs
+        Runs that halt or are cancelled in this way have no end in their store: they are left as by
+        a process that has died, so that another one resumes them by ``recover``.
+
+        A second call waits as well, and the earlier deadlines count. If it is cancelled, the runs
         go on; the runtime takes no more runs all the same.
 
         Args:
             within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+            starts_for: Seconds in which runs may start something; 0: they start nothing more.
 
         Raises:
             BadUse: The runtime is not open.
         """
-        if within != 0 and not is_positive(within) and within != math.inf:
-            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
-            raise BadUse(msg)
+        for name, seconds in (("within", within), ("starts_for", starts_for)):
+            if seconds != 0 and not is_positive(seconds) and seconds != math.inf:
+                msg = f"drain({name}=...) takes a number of seconds, at least 0, not {seconds!r}"
+                raise BadUse(msg)
         if self._status != "closing":
             self.check_open()
         self._drain.set()
+        reason = "the runtime is being drained"
         with move_on_after(within):
+            with move_on_after(starts_for):
+                await self._roots.wait_empty()
+            self._roots.drain_all(reason)
             await self._roots.wait_empty()
-        await self._roots.interrupt_all("the runtime is being drained")
+        await self._roots.interrupt_all(reason)
 
     # -- recovery -------------------------------------------------------------------------------
 
@@ -636,6 +653,17 @@ class Runtime:
             partial(uses_of_breakers, breakers),
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
+
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
 
     async def _carry_out(self, root: RootRun, command: Command) -> None:
         await carry_out(root, command, self._limiters)

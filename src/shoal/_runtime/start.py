@@ -23,11 +23,13 @@ from shoal._errors.exceptions import (
 )
 from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
+from shoal._limits.flows import Priority
 from shoal._state.digest import digest
 from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, without_secrets
 from shoal.stores._protocol import Beginning, RunRecord
 
 from .answers import Answers
+from .reopening import Reopening
 
 T = TypeVar("T")
 
@@ -76,8 +78,10 @@ class RunRequest(NamedTuple):
     """Answers to questions that the run has asked in an earlier execution."""
     halts: Halts | None = None
     """Steps before and after which the run halts; None if there are none."""
-    retries_failed: bool = False
-    """Whether children that have failed, and whose failures were collected, run again."""
+    priority: Priority | None = None
+    """How urgent it is; None: as its application says."""
+    reopening: Reopening | None = None
+    """What a run goes back for to a step that it has completed; None: it doesn't."""
 
 
 def only_secrets(
