@@ -32,6 +32,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Action",
     "Adaptive",
     "Browses",
+    "BudgetBackend",
     "CachesResults",
     "Event",
     "Executor",
@@ -39,6 +40,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Hook",
     "Inspects",
     "KeepsReports",
+    "Limits",  # of which `Budget` is one
     "MapActions",
     "MapActionsAndStates",
     "MapStates",

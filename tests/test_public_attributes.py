@@ -80,7 +80,7 @@ CLASSES: dict[type, str] = {  # those that only a run makes
     ),
     ChildGroup: "cancel cancel_child start start_each",
     RunResult: (
-        "all_outcomes outcomes questions raise_for_failures reason report run_id state status"
+        "all_outcomes outcomes questions raise_for_failures reason report run_id spent state status"
     ),
     Done: ("abandoned act attempts elapsed element key path position run_id state used value"),
 }

@@ -21,7 +21,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
-from .child_time import awaited, time_of, waiting
+from .child_time import time_of, waiting
 from .halting import unless_drained, until_granted
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
@@ -90,7 +90,7 @@ async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
     """
     if permit.wait_queue is not None:
         refuse_too_late(run, permit)
-    with waiting(run, awaited(run, permit)):
+    with waiting(run, permit):
         published = await publish_waiting(run, permit)
         await until_granted(run, permit)
         await publish_wait_ended(run, published)
@@ -275,7 +275,7 @@ async def wait_while_held(run: Run) -> None:
 async def _retake_place(run: Run) -> None:
     permit = run.config.services.admission.place(run.config.scopes, run.held_permits(), run)
     try:
-        with waiting(run, awaited(run, permit)):
+        with waiting(run, permit):
             published = await publish_waiting(run, permit)
             await until_granted(run, permit)
             await publish_wait_ended(run, published)

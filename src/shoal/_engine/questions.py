@@ -91,7 +91,7 @@ async def ask(
     await checkpoint_if_cancelled()
     subject = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     # Before anything is noted: a question that can't be saved could never be answered.
-    _refuse_unsaved(run, subject, name)
+    refuse_unsaved(run, subject, name)
     pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
@@ -125,7 +125,7 @@ async def ask(
             require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_, schema)
-            await out_of_reach(run.config.services, _pose(run, asked))
+            await out_of_reach(run.config.services, pose(run, asked))
     except NotData as error:
         msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
@@ -152,7 +152,7 @@ def _question_id(run: Run, step: str, name: str, question: object) -> str:
     return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
-async def _pose(run: Run, asked: QuestionAsked) -> None:
+async def pose(run: Run, asked: QuestionAsked) -> None:
     """Save a question, and halt the attempt from then on, whatever interrupts it."""
     pending = run.pending_questions()
     await commit(run, Write(questions=(asked,)))
@@ -167,7 +167,12 @@ async def _ask_anew(run: Run, asked: QuestionAsked) -> None:
     run.pending_questions().asked[asked.name] = asked
 
 
-def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
+def refuse_unsaved(run: Run, subject: str, name: str) -> None:
+    """Refuse a question that nothing would keep until it is answered.
+
+    Raises:
+        BadUse: The run, or its root run, has no store.
+    """
     config = run.config
     # Both are needed: the root run's store has the answers, the child's own the question.
     for store, why, where in (

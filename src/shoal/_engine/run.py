@@ -425,7 +425,7 @@ class Run:
         if config.secrets.names and config.parent is not None:
             written = () if self.pending is None else self.pending.operations
             config.secrets.refuse((self.value, written), f"what {config.act!r} has come to")
-        if config.parent is not None:
+        if config.packs:
             self.packed = config.keeper.pack(self)
         if self.retries is not None:
             self.retries.clear_crashes()

@@ -451,6 +451,32 @@ class AttemptEnded(Event, hook="on_attempt_ended"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spent(Event, hook="on_spent"):
+    """An attempt has cost something of a budget: what it charged, or else its worst case.
+
+    One for each budget that applies, for attempts that failed or were cancelled as well.
+    """
+
+    step: str
+    attempt: int
+    """The attempt of the step, counted from 1."""
+    budget: str
+    """The budget's name, by default its unit."""
+    key: str
+    """The key that it is counted for, as ``repr`` writes it; empty without ``by=``."""
+    unit: str
+    cost: float
+    """What the attempt has cost."""
+    charged: bool
+    """Whether the attempt said so; else it is the worst case."""
+    spent: float
+    """What is spent of the budget in all, this attempt included."""
+    left: float
+    """What is neither spent nor set aside."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GraceExceeded(Event, hook="on_grace_exceeded"):
     """An action that was cancelled still runs after the grace of the runtime.
 

@@ -41,6 +41,7 @@ from .events import (
     RunStarted,
     RunSteered,
     SpanStarted,
+    Spent,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -114,6 +115,10 @@ class Hook:
 
     def on_attempt_ended(self, event: AttemptEnded) -> HookResult:
         """Called when an attempt of a step with a ``retry`` ended; says when the next begins."""
+        return self.on_event(event)
+
+    def on_spent(self, event: Spent) -> HookResult:
+        """Called when an attempt has cost something of a budget."""
         return self.on_event(event)
 
     def on_state_updated(self, event: StateUpdated) -> HookResult:

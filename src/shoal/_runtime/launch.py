@@ -19,6 +19,7 @@ from shoal._concurrency.cancellation import fatal_leaf
 from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.read_runs import read_questions
+from shoal._engine.progress import unique
 from shoal._engine.run import Run
 from shoal._errors.inspection import first_of
 from shoal._events.events import Question
@@ -164,7 +165,7 @@ class Launcher(Generic[S]):
             if record is not None and record.status == "succeeded":
                 return []
             asked, played = await read_questions(execution, path, definition.graph)
-            return [one for one in asked if one.id not in played.answers]
+            return list(unique(one for one in asked if one.id not in played.answers))
 
     def open(
         self, request: RunRequest, runtime: Runtime | None, *, buffer: int, stepwise: bool

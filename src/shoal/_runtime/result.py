@@ -36,6 +36,9 @@ class RunResult(Generic[S]):
     report: Report | None = field(default=None, repr=False, compare=False)
     """The last report about the run: where its time went. None if it was not watched, or ended
     before the first sample."""
+    spent: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the run and its descendants have spent of each budget, by the budget's name, which is
+    its unit by default; of a runtime's budget ``"USD"``, as ``"USD of the runtime"``."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
     _run: Run = field(repr=False, compare=False)
 
@@ -137,6 +140,7 @@ def result_of(run: Run, report: Report | None = None) -> RunResult[Any]:
         questions=run.open_questions if halted else (),
         reason=run.reason if halted else "",
         report=report,
+        spent=run.config.execution.accounts.spent,
         _ledgers=run.ledgers,
         _run=run,
     )

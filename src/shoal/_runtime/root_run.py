@@ -43,8 +43,9 @@ from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
-from shoal._events.report import Report
+from shoal._events.report import Report, Spending
 from shoal._graph.parallel import Parallel, stores_within
+from shoal._limits.accounts import Level
 from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Steered, paused_by, play
@@ -229,6 +230,15 @@ class RootRun:
         costs = self._execution.costs
         return () if costs is None else costs.all()
 
+    @property
+    def spending(self) -> tuple[Spending, ...]:
+        """What it has spent of budgets."""
+        levels = self._execution.accounts.levels().items()
+        return tuple(
+            Spending(budget=name, unit=unit, spent=spent, aside=aside, amount=amount)
+            for name, (unit, spent, aside, amount) in levels
+        )
+
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""
         return () if self._task is None else self._task.parts()
@@ -358,6 +368,7 @@ class RootRun:
             if self.run is None:
                 self.run = await self._begin()
                 self.begun.set()
+            self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
                 await _execute(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
@@ -433,6 +444,8 @@ class RootRun:
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
+        levels = {at: Level(*level) for at, level in played.spent.items()}
+        execution.accounts.restore(levels)
         if not is_over:
             visits = {*done, *((one.step, one.visit) for one in children)}
             refuse_left_steps(self.path, run.config.graph, played, sorted(visits))

@@ -183,7 +183,7 @@ class Runtime:
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         if limits is not None:
-            limits.stand_on(self)
+            limits.stand_on(self, is_runtime=True)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):

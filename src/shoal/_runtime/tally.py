@@ -31,6 +31,7 @@ from shoal._events.report import (
     LiveStep,
     Report,
     SlowRun,
+    Spending,
     Waited,
 )
 from shoal._graph.action import FunctionAction
@@ -221,6 +222,7 @@ class Tally:
         budgets: tuple[BudgetUse, ...] = (),
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
+        spending: tuple[Spending, ...] = (),
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -233,6 +235,7 @@ class Tally:
             budgets: The budgets of retries that have been used.
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
+            spending: What was spent of budgets so far.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -282,6 +285,7 @@ class Tally:
             is_over=is_over,
             draining=draining,
             costs=costs or {},
+            spending=spending,
         )
 
     def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:
@@ -356,6 +360,7 @@ class Tally:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
+        ended += group.uncommitted
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
         title = group.title
         return LiveStep(
@@ -423,7 +428,7 @@ def _is_last(leaf: Leaf, sample: Sample) -> bool:
     if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
         return False
     ledger = None if group.ledger_of is None else group.ledger_of()
-    count = group.started + (0 if ledger is None else ledger.total)
+    count = group.started + group.uncommitted + (0 if ledger is None else ledger.total)
     few = max(1, int(min(count, group.slots)) // FEW)
     return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few
 

@@ -458,6 +458,16 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
         "report_age": overview.report_age,
         "is_silent": overview.is_silent,
         "costs": dict(overview.costs),
+        "spending": [
+            {
+                "budget": one.budget,
+                "unit": one.unit,
+                "spent": one.spent,
+                "aside": one.aside,
+                "amount": one.amount,
+            }
+            for one in (() if overview.report is None else overview.report.spending)
+        ],
         "children": dict(overview.counts),
         "steps": [
             {

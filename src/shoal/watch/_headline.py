@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, Waited
+from shoal._events.report import Doing, LimitUse, Report, Spending, Waited
 from shoal.stores._protocol import ChildStatus
 
 from ._words import about, length, many, number, pace, percent
@@ -345,6 +345,7 @@ def headline(
     age: float | None,
     speed: float | None,
     costs: Mapping[str, float],
+    spending: Sequence[Spending] = (),
     child: RunPath | None = None,
     paused: str = "",
 ) -> Headline:
@@ -360,7 +361,8 @@ def headline(
         report: The last report about its root run.
         age: How old that is, in seconds.
         speed: How many children end in a second.
-        costs: What was spent.
+        costs: What was charged at limits with ``cost=``.
+        spending: What was spent of budgets.
         child: The run, if it is no root run. The report tells of the whole root run.
         paused: Since when its root run is paused, and by whom, for people; empty if it isn't.
     """
@@ -424,6 +426,9 @@ def headline(
     for name, cost in costs.items():
         if cost:
             parts.append(("cost", f"{number(cost)} spent at {name}"))
+    for one in spending:
+        if one.spent or one.aside:
+            parts.append(("cost", one.text))
     if runs and age is not None and age > _OLD:
         parts.append(("age", f"as of {length(age)} ago"))
     return Headline(

@@ -8,10 +8,11 @@ Invariants:
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
+from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import note
@@ -20,7 +21,7 @@ from shoal._events.events import Cancelled, ChildName, Done, Failed, Outcome, Sk
 from shoal.stores._protocol import Store
 
 
-@hides("add enter forget kept_in release_errors settle without")
+@hides("add enter enter_all forget kept_in release_errors settle without")
 @final
 @dataclass(slots=True)
 class Ledger:
@@ -110,6 +111,16 @@ class Ledger:
         # In this order: the outcome is made of the error that the run drops next.
         self._rest.append(child.outcome)
         child.release_error()
+
+    def enter_all(self, children: Iterable[Run], *, raised: Collection[int] | None) -> None:
+        """Enter children; ``raised`` are the ids of those whose failures are, None: all."""
+        done = 0
+        for child in children:
+            if child.status == "succeeded" and child.used and child.disposition is LIVE:
+                done += 1  # no call for nearly all children
+            else:
+                self.enter(child, raised=raised is None or id(child) in raised)
+        self.done += done
 
     def without(self, children: Collection[Run]) -> Ledger:
         """Return a ledger without ``children``, which have ended and come up again.

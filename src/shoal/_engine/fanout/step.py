@@ -39,7 +39,7 @@ from .rounds import Rounds
 from .source import ElementSource
 from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
-from .step_source import StepSources
+from .step_source import StepSources, goes_ahead
 from .takeup import only, refuse_lost, refuse_other_decision
 
 
@@ -187,6 +187,9 @@ class FanOutStep:
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
             title=act.title,
+            gives_places_early=self._resume is None
+            and self._race is None
+            and goes_ahead(self.parent, act.limits, self.join, source),
             is_race=self._race is not None,
         )
         try:
@@ -464,15 +467,7 @@ class FanOutStep:
         else:
             self._group.resume_starting()
         try:
-            write = Write(
-                draft.updates,
-                draft.finished_data(),
-                applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
-                decision=draft.decision,
-                step_begun=self._declares,
-            )
-            await commit(self.parent, write)
+            await draft.commit(self._declares)
             self._declares = None
         except HookFailed:
             raise  # the batch is saved and published
@@ -511,8 +506,7 @@ class FanOutStep:
         if error is not None:  # before the ledger releases the errors of failed children
             draft.note_missed(error)
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
-        for child in batch:
-            self.ledger.enter(child, raised=is_open or id(child) in fatal)
+        self.ledger.enter_all(batch, raised=None if is_open else fatal)
         if self.parent.config.is_resumable:
             self._unfinished += [
                 child
