@@ -10,6 +10,7 @@ This module has the names that applications are written with. The others are at 
 - ``shoal.rates``: what a rate backend implements, for authors of backends.
 - ``shoal.watch``: queries about runs, for pages, commands and programs.
 - ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
+- ``shoal.burr``: actions and graphs of Burr's as acts.
 
 ``docs/internals.md`` is the tour of the source.
 
@@ -219,11 +220,11 @@ _MOVED = {
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
-        "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted RunSteered Set SpanStarted Spent StateUpdated StepEnded StepStarted Update "
-        "WaitEnded Waiting"
+        "Event Extend GraceExceeded Increment Item LeaderChanged LeadingItems Missed "
+        "Operation Put PutWithin RunEnded RunStarted RunSteered Set SpanStarted Spent "
+        "StateUpdated StepEnded StepStarted Update WaitEnded Waiting"
     ),
-    "executors": "Executor ExecutorName Processes Ray Threads",
+    "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": (
         "BudgetBackend BudgetReply BudgetRequest BudgetState RateBackend RateHeaders RateReply "
         "RateRequest RateState Remaining read_headers reckon reckon_budget"
@@ -237,8 +238,8 @@ _MOVED = {
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
-        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Quorum "
-        "Recovered RunEvents Statistics Until"
+        "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Priority "
+        "Quorum Recovered RunEvents Statistics Until"
     ),
 }
 """Names that stood in ``shoal`` before, or that are looked for there, by the module that has them

@@ -17,6 +17,7 @@ from ._version import __version__
 from .commands import (
     Refused,
     Unwritten,
+    answer,
     diff,
     draw,
     events,
@@ -27,11 +28,12 @@ from .commands import (
     runs,
     show,
     shown,
+    steer,
     top,
     ui,
 )
 
-COMMANDS = (runs, show, top, events, explain, ui, diff, export, draw, prune)
+COMMANDS = (runs, show, top, events, explain, ui, answer, steer, diff, export, draw, prune)
 """The modules of the commands, in the order of the help."""
 UNWRITTEN = 3
 INTERRUPTED = 130
@@ -43,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The command line is wrong, or asked for help.
     """
-    parser = argparse.ArgumentParser(
-        prog="shoal", description="Look at runs: what they do, what failed, where the time went."
-    )
+    parser = argparse.ArgumentParser(prog="shoal", description="Look at runs, and steer them.")
     parser.add_argument("--version", action="version", version=f"shoal {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -30,6 +30,7 @@ from shoal._events.events import (
     Event,
     GraceExceeded,
     Item,
+    LeaderChanged,
     Missed,
     RunEnded,
     RunStarted,
@@ -43,6 +44,7 @@ from shoal._events.events import (
     WaitEnded,
     Waiting,
 )
+from shoal._events.leading import LeadingItems
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 __all__ = [
@@ -59,6 +61,8 @@ __all__ = [
     "GraceExceeded",
     "Increment",
     "Item",
+    "LeaderChanged",
+    "LeadingItems",
     "Missed",
     "Operation",
     "Put",

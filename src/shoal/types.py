@@ -2,7 +2,8 @@
 
 Programs get objects of these classes and don't make them: a function under ``@action`` is a
 ``FunctionAction``, and ``fan_out`` returns a ``FanOut``. Parameters of shoal take the unions
-(``Key``, ``Until``, ``OnError``), and ``Adaptive`` is the protocol behind ``Limits(adapt=)``.
+(``Key``, ``Until``, ``OnError``, ``Priority``), and ``Adaptive`` is the protocol behind
+``Limits(adapt=)``.
 
 Examples:
     >>> from shoal import action
@@ -28,6 +29,7 @@ from shoal._graph.fan_out import FanOut
 from shoal._graph.policy import Inherit, OnError
 from shoal._graph.until import All, First, FirstItem, Quorum, Until
 from shoal._limits.breaker import BreakerStatistics, Circuits
+from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter, Statistics
 from shoal._limits.limits import Adaptive, Ended
 from shoal._runtime.handle import RunEvents
@@ -54,6 +56,7 @@ __all__ = [
     "Limiter",
     "OnError",
     "OpenRun",
+    "Priority",
     "Quorum",
     "Recovered",
     "RunEvents",

@@ -260,13 +260,19 @@ async def test_a_stream_in_a_thread_is_closed_when_it_is_cancelled():
     closed = threading.Event()
     begun = anyio.Event()
 
-    @streaming_action(reads=[], writes=["out"])
-    def endless(state: State) -> Generator[Any]:
-        try:
-            while True:
-                yield {"more": 1}
-        finally:
-            closed.set()
+    class Endless(Words):
+        held: Any = None
+
+        def stream_run(self, state: State, **_: Any) -> Generator[dict[str, Any]]:
+            def endless() -> Generator[dict[str, Any]]:
+                try:
+                    while True:
+                        yield {"more": 1}
+                finally:
+                    closed.set()
+
+            self.held = endless()  # or Python would close it once nothing refers to it
+            return self.held
 
     @our_action(writes=["out"])
     async def quick() -> int:
@@ -278,7 +284,7 @@ async def test_a_stream_in_a_thread_is_closed_when_it_is_cancelled():
             begun.set()
 
     async with no_leaks():
-        app = Application(race(act(endless), quick, into="out"), hooks=[Begun()])
+        app = Application(race(act(Endless()), quick, into="out"), hooks=[Begun()])
         assert (await app.run({})).state["out"] == 1
     assert closed.is_set()
 

@@ -382,3 +382,15 @@ async def test_a_condition_sees_the_fields_that_it_names():
 def test_a_text_where_burr_takes_a_list_is_a_list_of_one():
     whole = RunnableGraph(built.graph, "double", "double")
     assert [one.name for one in graph(whole).acts] == ["double"]
+
+
+# Fails where only the list itself is looked at.
+async def test_a_shallow_copy_of_a_history_changes_the_history():
+    @action(reads=["history"], writes=["out"])
+    def answer(state: State) -> State:
+        history = state["history"].copy()
+        history[-1]["content"] = f"politely: {history[-1]['content']}"
+        return state.update(out=history[-1]["content"])
+
+    with pytest.raises(ChangedInPlace, match=r"a list's copy\(\) shares what is in it"):
+        await Application(act(answer)).run({"history": [{"content": "why"}]})

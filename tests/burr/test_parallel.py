@@ -23,7 +23,9 @@ from shoal.errors import (
     BadResult,
     DefinitionError,
     MissingField,
+    MissingInput,
     StepTimeout,
+    UndeclaredRead,
     UndeclaredWrite,
 )
 from shoal.events import ChildEnded, StepStarted
@@ -43,6 +45,7 @@ from burr.core.parallelism import (
 )
 
 from shoal.burr import act, graph, parallel
+from shoal.burr._parallel import _Graphs
 
 pytestmark = pytest.mark.anyio
 
@@ -384,6 +387,14 @@ def test_cancelled_at_some_places_a_run_goes_on(backend: Literal["asyncio", "tri
     assert cancel_everywhere(scenario, backend=backend, seed=1, limit=8) > 5
 
 
+def test_tasks_of_the_same_actions_share_a_graph():
+    graphs = _Graphs(graph)
+    bound = RunnableGraph.create(create_action(query_llm.bind(model="x"), "query_llm"))
+    made = [graphs.of(RunnableGraph.create(query_llm)), graphs.of(riddles), graphs.of(bound)]
+    assert graphs.of(RunnableGraph.create(query_llm)) is made[0]
+    assert len({id(one) for one in made}) == 3
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 
@@ -396,10 +407,20 @@ async def test_a_child_that_reads_what_the_parent_does_not_declare():
         def action(self, state: State, inputs: Any) -> Any:
             return toned
 
-    with pytest.raises((ExceptionGroup, MissingField)) as failed:
+    with pytest.raises(UndeclaredRead, match=r"'toned' reads field 'tone'.*\(declared: prompts\)"):
         await Application(act(Toned())).run({"prompts": ["a"], "tone": "kind"})
-    found = failed.value.exceptions[0] if isinstance(failed.value, ExceptionGroup) else failed.value
-    assert "'tone'" in str(found)
+    with pytest.raises(ExceptionGroup) as failed:
+        await Application(act(Toned())).run({"prompts": ["a"]})
+    assert isinstance(failed.value.exceptions[0], MissingField)
+
+
+async def test_a_child_that_takes_an_input_which_the_parent_does_not_name():
+    class Needs(OverPrompts):
+        def action(self, state: State, inputs: Any) -> Any:
+            return riddles
+
+    with pytest.raises(MissingInput, match=r"a task gets the inputs that 'Needs' names among its"):
+        await Application(act(Needs())).run({"prompts": ["a"]})
 
 
 async def test_tasks_that_are_none():

@@ -27,6 +27,7 @@ class ThreadLink:
         self.name = f"worker {number}"
         self.sent: list[Message] = []
         self.listening: list[bool] = []
+        self.pauses: list[float] = []
         self.mark = 0
         self._transport = transport
         self._on_batch, self._on_died = on_batch, on_died
@@ -77,6 +78,13 @@ class ThreadLink:
 
     def listen(self, is_on: bool) -> None:
         self.listening.append(is_on)
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+    def answer(self, *messages: Message) -> None:
+        """Let the pool receive what a worker without threads has not sent."""
+        self._on_batch(list(messages))
 
     def begun(self) -> Collection[int] | None:
         return [self.mark] if self._transport.marks else None

@@ -321,7 +321,10 @@ WRONG: list[Callable[[Any], object]] = [
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("thread", "executor= is 'loop', 'threads', 'processes', or an executor.* not 'thread'"),
+        (
+            "thread",
+            "executor= is 'loop', 'threads', 'processes', 'interpreters', or an.* not 'thread'",
+        ),
         (4, "not 4"),
         (Threads, r"not <class .*Threads'> \(make one of it"),
     ],

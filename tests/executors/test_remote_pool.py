@@ -15,6 +15,7 @@ from shoal.errors import WorkerDied
 from shoal.executors import _messages as m
 from shoal.executors import _remote_pool
 from shoal.executors._port import Job
+from shoal.executors._sending import dump
 from shoal.testing import no_leaks
 from tests.executors.links import job, pool_of
 
@@ -350,3 +351,72 @@ async def test_a_pool_may_be_allowed_more_workers(anyio_backend: object, gate: o
         assert transport.started == 3
         assert pool.gate.slots >= 3
         GATE.set()
+
+
+# -- pauses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", [None, Time()], ids=["plain", "timed"])
+async def test_workers_that_are_busy_for_long_are_looked_at_together(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch, time: Time | None
+):
+    async with no_leaks(), pool_of(2, runs=False) as (pool, transport):
+        monkeypatch.setattr(pool, "_clock", lambda: 1000.0)  # all at once, also on a busy machine
+        one = job(add)
+        async with anyio.create_task_group() as tasks:
+            for n in range(24):
+                tasks.start_soon(partial(pool.call().call, one, {"a": n, "b": n}, time=time))
+            await anyio.wait_all_tasks_blocked()
+            first, second = transport.links
+            first.answer((m.READY,))
+            second.answer((m.READY,))
+            numbers = [next(iter(worker.calls)) for worker in pool._workers]  # pyright: ignore[reportPrivateUsage]
+            data = dump(2)
+            first.answer((m.DONE, numbers[0], data, 0.005))  # it is known from now on
+            second.answer((m.DONE, numbers[1], data, 0.005))
+            await anyio.wait_all_tasks_blocked()
+            if time is not None:
+                assert not first.pauses
+                assert not second.pauses
+            else:
+                assert 0.005 < first.pauses[-1] <= _remote_pool.PAUSE
+                assert second.pauses[-1] == first.pauses[-1]  # they end in the same moment
+            while pool._workers[0].calls:  # pyright: ignore[reportPrivateUsage]
+                for link, worker in zip((first, second), pool._workers, strict=True):  # pyright: ignore[reportPrivateUsage]
+                    link.pauses.clear()
+                    link.answer(*((m.DONE, number, data, 0.005) for number in [*worker.calls][:2]))
+                await anyio.wait_all_tasks_blocked()
+            assert not first.pauses  # at the end, results are not held up
+            assert not second.pauses
+        for link in [*transport.links]:
+            link.die("it has ended")
+
+
+async def test_no_worker_is_left_alone_while_another_one_is_idle(anyio_backend: object):
+    async with no_leaks(), pool_of(2, runs=False) as (pool, transport):
+        one = job(add)
+        async with anyio.create_task_group() as tasks:
+            for n in range(8):
+                tasks.start_soon(lambda n=n: pool.call().call(one, {"a": n, "b": n}))
+            await anyio.wait_all_tasks_blocked()
+            first, second = transport.links
+            first.answer((m.READY,))
+            second.answer((m.READY,))
+            busy, idle = pool._workers  # pyright: ignore[reportPrivateUsage]
+            data = dump(2)
+            first.answer((m.DONE, next(iter(busy.calls)), data, 0.005))
+            await anyio.wait_all_tasks_blocked()
+            assert len(busy.calls) > 2
+            first.pauses.clear()
+            second.answer(*((m.DONE, number, data, 0.005) for number in [*idle.calls]))
+            while not any(message[0] == m.WITHDRAW for message in first.sent):
+                await anyio.sleep(0.001)
+            assert not first.pauses  # its answer gives calls to the idle one
+            withdrawn = next(sent[1] for sent in first.sent if sent[0] == m.WITHDRAW)
+            first.answer((m.WITHDRAWN, withdrawn))
+            assert idle.calls
+            for link, worker in ((first, busy), (second, idle)):
+                while worker.calls:
+                    link.answer(*((m.DONE, one, data, 0.005) for one in [*worker.calls]))
+        for link in [*transport.links]:
+            link.die("it has ended")

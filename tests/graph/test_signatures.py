@@ -105,7 +105,7 @@ def too_short(self: Any, state: Any) -> Any: ...
     ("method", "function", "mended"),
     [
         ("states", burrs_states, "no context; instead, you want: def states(self, state, inputs)"),
-        ("states", burrs_states_too, "gives it no context; instead, you want: def states(self, st"),
+        ("states", burrs_states_too, "make an act of it as it is: shoal.burr.act(Mine())"),
         ("tasks", burrs_states, "instead, you want: def tasks(self, state, inputs)"),
         ("action", too_short, "it state and inputs, in this order; instead, you want: def action("),
         ("reduce", too_short, "instead, you want: def reduce(self, state, outcome)"),

@@ -11,6 +11,7 @@ Functions over a run:
 - ``worker_deaths`` goes on after the death of a worker that an action was called in.
 - ``commit`` is the only way to change a state; ``publish`` sends events to hooks, in order.
 - ``replay`` finds the step at which an earlier execution stopped.
+- ``halting``: runs that stop between two attempts; ``drain``: whether nothing more is started.
 - ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
 - ``spending``: what attempts cost of budgets: recorded, published, asked for.
 - ``disposition``: whether a child is executed, and why not.

@@ -165,6 +165,20 @@ async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
     await execution.save(batch, run.config.store)
 
 
+def is_silent(run: Run) -> bool:
+    """Return whether a commit of ``run`` does nothing but set its state: it is faster done by hand.
+
+    Asked anew for each commit: a hook may join, and a save in another store may fail.
+    """
+    config = run.config
+    return (
+        config.keeps_no_history
+        and not config.hooks.listening
+        and not config.secrets.names
+        and not config.execution.unsaved
+    )
+
+
 @ki_protected
 async def record_steered(run: Run, steered: Steered) -> bool:
     """Save and publish that a root run is steered from outside.

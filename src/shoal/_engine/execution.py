@@ -42,6 +42,7 @@ from shoal.stores._history import BudgetLevel
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
+from .drain import Drain
 from .hold import Hold
 from .root_record import RootRecord
 from .services import Services
@@ -130,6 +131,7 @@ class Execution:
         "answers",
         "costs",
         "deadline",
+        "drain",
         "groups",
         "has_lost_workers",
         "held_at",
@@ -199,6 +201,8 @@ class Execution:
         # Never reset once it is set. Ends of children are not recorded then: they go on elsewhere.
         self.is_interrupted: bool = False
         """Whether this process is stopping, so that another one resumes the run."""
+        self.drain: Drain = Drain()
+        """Whether it starts nothing more."""
         # Set before that save, and never reset: a save after it would say that the run goes on.
         self.is_over: bool = False
         """Whether the end of the root run is being saved, or is saved."""

@@ -12,8 +12,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import NoReturn, Protocol, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -28,7 +29,7 @@ from shoal._errors.exceptions import BadUse, Halting, NotData, brief
 from shoal._events.identity import Key, RunPath, new_run_id
 from shoal._state.digest import digest, place_of_no_data
 from shoal.stores._history import QuestionAsked
-from shoal.stores._protocol import NullStore
+from shoal.stores._protocol import ChildRecord, NullStore
 
 from .commit import Write, commit
 from .progress import recorded_questions
@@ -36,6 +37,14 @@ from .publish import out_of_reach
 from .run import Run
 
 T = TypeVar("T")
+
+
+class RecordedChildren(Protocol):
+    """The children of a step that earlier executions have recorded; see ``fanout.recorded``."""
+
+    def rest(self) -> Sequence[ChildRecord]:
+        """Return the records of the children that have not come up."""
+        ...
 
 
 def is_blocked(run: Run) -> bool:
@@ -178,18 +187,30 @@ def refuse_unsaved(run: Run, subject: str, name: str) -> None:
             raise BadUse(msg)
 
 
-def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
-    """Halt ``run``, since children of ``step`` are halted and no other child is left.
+def halt_for(
+    run: Run, step: str, children: Iterable[Run], unreached: RecordedChildren | None = None
+) -> NoReturn:
+    """Halt ``run``, since children of ``step`` are halted and no other child may go on.
+
+    Args:
+        run: The parent.
+        step: The step.
+        children: Its halted children.
+        unreached: Children of an earlier execution that have not come up in this one, which starts
+            nothing more. Some may be halted as well.
 
     Raises:
         Halting: Always.
     """
+    halted = [(child.position, child.value) for child in children]
+    rest = () if unreached is None else unreached.rest()
+    halted += [(one.position, one.value) for one in rest if one.status == "halted"]
     # By position and not by time, so that callers see one order; see
     # test_questions_come_in_order_of_positions_and_not_of_time.
-    ordered = sorted(children, key=lambda child: child.position)
+    halted.sort(key=itemgetter(0))
     questions = run.pending_questions()
     questions.below[step] = tuple(
-        one for child in ordered for one in recorded_questions(child.value, child.path)
+        one for _, value in halted for one in recorded_questions(value, run.path)
     )
     questions.is_halting = True
     # The halt outlives whatever the action makes of the exception.

@@ -115,7 +115,8 @@ class InvalidState(StateError):
 class ChangedInPlace(StateError):
     """A step changed a value of the state in place. Only looked for under ``Runtime(debug=True)``.
 
-    The state has the changed value all the same, and so do all runs that share it.
+    The state has the changed value all the same, and so do all runs that share it. Actions of
+    Burr's are always looked at, and change copies.
     """
 
     def __init__(self, message: str, field: str = "") -> None:

@@ -389,6 +389,24 @@ class Item(Event, hook="on_item"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderChanged(Event, hook="on_leader_changed"):
+    """A contestant leads a race by ``first_item``: its items count, and those of no other.
+
+    The decision for it is saved. Its first items came before this event, since they are what has
+    decided; ``LeadingItems`` keeps them for that long. If it succeeds, it has won.
+    """
+
+    step: str
+    """The race, which is a step of this run."""
+    leader: RunPath | None
+    """The contestant; None if it broke off, so that its items count no more. With
+    ``on_break="restart"`` another one may lead then, else the race is lost."""
+    reason: str = ""
+    """Why none leads any more."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdated(Event, hook="on_state_updated", by_commit=True):
     """A run's state changed, and the change is saved."""
 
@@ -521,6 +539,8 @@ class ChildRerun(Event, hook="on_child_rerun"):
 class ChildHalted(Event, hook="on_child_halted", by_commit=True):
     """A child of this run waits for answers, and that is saved. Its siblings go on.
 
+    Or the run is drained (see ``RunHandle.drain``), and the child would have begun another attempt.
+
     It takes the place of the ``ChildEnded`` for its ``ChildStarted``. A ``ChildEnded`` follows it
     only if the child is no longer needed, because a race was decided without it.
     """
@@ -551,7 +571,7 @@ class RunEnded(Event, hook="on_run_ended", by_commit=True):
     status: Status
     error: BaseException | None = None
     reason: str = ""
-    """The reason, if it was cancelled."""
+    """The reason, if it was cancelled; or if it halted because it was drained."""
     questions: tuple[Question, ...] = ()
     """The open questions of the run and its descendants, if it is halted."""
 

@@ -36,6 +36,7 @@ from .events import (
     Event,
     GraceExceeded,
     Item,
+    LeaderChanged,
     RunEnded,
     RunStarted,
     RunSteered,
@@ -106,6 +107,10 @@ class Hook:
 
     def on_item(self, event: Item) -> HookResult:
         """Called with each partial item of an action at work. Items are not saved."""
+        return self.on_event(event)
+
+    def on_leader_changed(self, event: LeaderChanged) -> HookResult:
+        """Called when a contestant leads a race by ``first_item``, or does so no more."""
         return self.on_event(event)
 
     def on_attempt_ended(self, event: AttemptEnded) -> HookResult:

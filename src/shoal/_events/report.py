@@ -88,6 +88,8 @@ class LiveStep:
     """How many have started, and their end is not saved."""
     waiting: int = 0
     """How many have been read from its source and have not started."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item``, by its key or its act."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many children in flight stand at each step of theirs, by what they do there."""
 
@@ -276,6 +278,8 @@ class Report:
     """How many fan-outs under way are left out of ``steps``."""
     is_over: bool = False
     """Whether the execution has ended: this is its last report."""
+    draining: str = ""
+    """Why the run starts nothing more (see ``RunHandle.drain``); empty as long as it does."""
     costs: Mapping[str, float] = field(default_factory=dict[str, float])
     """What was charged so far, by the name of the limit with ``cost=``."""
     spending: tuple[Spending, ...] = ()

@@ -130,6 +130,10 @@ class FunctionAction(Act, Generic[P, R_co]):
             or cache is not None
         )
         """Whether an attempt is more than a call: for others the engine takes a shorter path."""
+        self.is_simple: bool = (
+            self.is_async and not self.is_governed and retry is None and not self.input_names
+        )
+        """Whether it only reads fields and is awaited: the engine calls most actions at once."""
 
     def _read_signature(self, *, method: bool) -> Parameters:
         fields: list[str] = []
@@ -374,11 +378,11 @@ def action(
         writes: Names of the fields that it writes.
         name: The name of the action in graphs, events and errors; by default the function's.
         version: Change it when the same input should give a different result than before.
-        executor: Where the function is called: ``"threads"``, ``"processes"``, or an ``Executor``
-            of ``shoal.executors``. ``"loop"`` calls a plain function on the event loop, for one
-            that is quick: nothing else runs until it returns. Without it, the nearest executor of
-            the fan-outs around, the application and the runtime holds, if it takes functions of
-            this kind.
+        executor: Where the function is called: ``"threads"``, ``"processes"``, ``"interpreters"``,
+            or an ``Executor`` of ``shoal.executors``. ``"loop"`` calls a plain function on the
+            event loop, for one that is quick: nothing else runs until it returns. Without it, the
+            nearest executor of the fan-outs around, the application and the runtime holds, if it
+            takes functions of this kind.
         limits: How many of its attempts run at once, in all runs of a runtime together.
         timeout: Seconds that one attempt may take, from when all limits let it start and a worker,
             if it is called in one, is at it. Then the attempt is cancelled, awaited until it has

@@ -265,24 +265,32 @@ def _check_signature(cls: type[ParallelAction], method: str, parameters: Sequenc
     taken = signature_of(own).parameters.values()
     names = [parameter.name for parameter in taken][1:]
     mended = f"def {method}(self, {', '.join(parameters)})"
+    shown = f"class {cls.__name__}: {method}(self, {', '.join(names)})"
+    as_it_is = (
+        f"or keep Burr's base class, and make an act of it as it is: "
+        f"shoal.burr.act({cls.__name__}())"
+    )
     try:
         signature_of(own).bind("self", *parameters)
     except TypeError:
-        why = "no context" if "context" in names else f"{' and '.join(parameters)}, in this order"
-        msg = (
-            f"class {cls.__name__}: {method}(self, {', '.join(names)}) can't be called: shoal "
-            f"gives it {why}; instead, you want: {mended}"
-        )
+        if "context" in names:
+            msg = (
+                f"{shown} is Burr's, and shoal gives it no context; instead, you want: {mended}; "
+                f"{as_it_is}"
+            )
+        else:
+            msg = (
+                f"{shown} can't be called: shoal gives it {' and '.join(parameters)}, in this "
+                f"order; instead, you want: {mended}"
+            )
         raise DefinitionError(msg) from None
     gets_all = names[1:2] == ["states"] or "Generator" in str([one.annotation for one in taken])
     if method == "reduce" and gets_all:
         field = next(iter(cls.writes), "results") if not isinstance(cls.writes, property) else "..."
         msg = (
-            f"class {cls.__name__}: reduce(self, {', '.join(names)}) is Burr's, which is called "
-            f"once, with the states of all children. shoal calls it for each result, as it "
-            f"arrives; instead, you want: {mended}: return state.append({field}=outcome.value); or "
-            f"keep Burr's base class, and make an act of it as it is: "
-            f"shoal.burr.act({cls.__name__}())"
+            f"{shown} is Burr's, which is called once, with the states of all children. shoal "
+            f"calls it for each result, as it arrives; instead, you want: {mended}: "
+            f"return state.append({field}=outcome.value); {as_it_is}"
         )
         raise DefinitionError(msg)
 

@@ -492,6 +492,11 @@ class AttemptPermit(PermitRequest):
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
+    def withdraw(self) -> None:
+        """End the wait of ``wait``, which then returns without a grant; else do nothing."""
+        if self.wait_queue is not None:
+            self.leave()
+
     @property
     def is_gone(self) -> bool:
         """Whether the task that waits was cancelled: it still waits, but its future is done."""

@@ -4,6 +4,7 @@
   ``inputs`` checks what a run is given and makes a ``RunRequest`` of it. ``launch`` plans the run,
   has a runtime execute it and awaits it.
 - ``start``: what a root run starts from. ``answers``: which answer belongs to which question.
+  ``reopening``: which completed step a run goes back to.
   ``root_run``: one execution of a root run, from claim to release. ``result``: ``RunResult``.
 - ``runtime``: ``Runtime``, which runs share. ``binding`` makes its services, ``tasks`` has its task
   group, ``registry`` the root runs that it executes, ``draining`` the signal that it takes no more.
@@ -11,7 +12,7 @@
 - ``handle``: ``RunHandle``. ``open_run``: ``OpenRun``, a handle whose run ends with its block.
 - ``watching`` samples the runs of a runtime a few times per second: ``sampling`` looks at the runs
   in flight, ``tally`` adds up what they do and makes reports, ``limit_use`` has the limits in use,
-  ``carry_out`` carries out the commands of watchers in other processes; ``display`` is the port to
-  displays of progress.
+  ``carry_out`` carries out the commands of watchers in other processes, which ``steering`` sends;
+  ``display`` is the port to displays of progress.
 - ``recovery`` finds and resumes the runs of dead processes.
 """

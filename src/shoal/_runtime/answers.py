@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from shoal._engine.progress import unique
 from shoal._engine.questions import asker_key, is_same_data, require_data
 from shoal._errors.exceptions import BadAnswer, NotData, UnknownQuestion, brief, did_you_mean
 from shoal._events.events import Question
+from shoal._events.identity import RunPath
 from shoal._state.json_schema import Misfit, misfit
 from shoal._state.plain import to_json
 from shoal.stores._history import QuestionAnswered
@@ -83,13 +85,37 @@ def resolve_answers(
     return list(found.values())
 
 
-def refusal_of(question: Question, value: object) -> Misfit | None:
+class Asked(Protocol):
+    """A question, as far as its answer can be judged and given to it."""
+
+    @property
+    def path(self) -> RunPath:
+        """The run that asks."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Different for every question that was ever asked."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def answer_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of its answers; None: any answer is one."""
+        ...
+
+
+def refusal_of(question: Asked, value: object) -> Misfit | None:
     """Return why a value is no answer to a question, as far as its schema says; None if it is."""
     schema = question.answer_schema
     return None if schema is None else misfit(to_json(value), schema)
 
 
-def kept_answer(question: Question, value: object) -> object:
+def kept_answer(question: Asked, value: object) -> object:
     """Return an answer as it is saved: as the JSON that its schema describes, if it has one."""
     return value if question.answer_schema is None else to_json(value)
 

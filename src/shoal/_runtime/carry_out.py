@@ -19,7 +19,7 @@ from shoal._engine.parts import read_children
 from shoal._engine.progress import recorded_questions
 from shoal._engine.questions import require_data
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, brief
+from shoal._errors.exceptions import BadUse, ShoalError, brief
 from shoal._events.events import Question
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_of_data
@@ -35,6 +35,7 @@ from .root_run import RootRun
 logger = logging.getLogger("shoal")
 
 BY_WATCHER = "a watcher cancelled it"
+DRAINED_BY_WATCHER = "a watcher drained it"
 REFUSED = "refused"
 """What is on record of a command that could not be carried out."""
 
@@ -63,16 +64,18 @@ async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None
             _answer(root, arguments, by)  # saved, and recorded, by the task of the run
         else:
             act = None
-            if command.kind not in ("pause", "resume", "cancel"):
+            if command.kind not in ("pause", "resume", "cancel", "drain"):
                 act = partial(_act, root, command.kind, arguments, limiters)
             if not await root.steer(steered, act):
                 msg = "the run has ended"
                 raise BadUse(msg)
             if command.kind == "cancel":  # last: nothing is recorded of a run that has ended
                 root.cancel(_reason(arguments))
+            elif command.kind == "drain":
+                root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
     except Exception as error:
         if "id" in arguments and root.run is not None:
-            refused = {"id": arguments["id"], "command": command.kind, "why": brief(error)}
+            refused = {"id": arguments["id"], "command": command.kind, "why": _text_of(error)}
             with suppress(Exception):  # the run has ended, or its store fails
                 await root.steer(Steered(REFUSED, by, time(), refused))
         raise
@@ -94,6 +97,10 @@ def _act(
     else:
         msg = f"there is no command {kind!r}"
         raise BadUse(msg)
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) if isinstance(error, ShoalError) else brief(error)
 
 
 def _reason(arguments: Mapping[str, Any]) -> str:

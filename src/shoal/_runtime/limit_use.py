@@ -115,7 +115,7 @@ def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
             owner=group.name,
             part=IN_FLIGHT,
             limits="in flight",
-            in_use=group.in_flight,
+            in_use=group.in_flight - group.uncommitted,
             slots=group.slots,
             waiting=group.more,
         )

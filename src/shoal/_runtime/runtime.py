@@ -71,7 +71,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
-@hides("begin check_open scopes watch_reports")
+@hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:
     """What runs share while a process lives: inputs, limits, threads, a store.
@@ -146,9 +146,10 @@ class Runtime:
             progress: Whether to show the progress of its runs on stderr; see ``Application.run``.
                 They are watched then.
             executor: Where actions are called, unless their application, a fan-out around them or
-                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``, or an
-                ``Executor`` of ``shoal.executors``. Whatever is used here is opened when the first
-                action is called there, shared by all runs, and closed with the runtime.
+                the action itself says otherwise: ``"loop"``, ``"threads"``, ``"processes"``,
+                ``"interpreters"``, or an ``Executor`` of ``shoal.executors``. Whatever is used here
+                is opened when the first action is called there, shared by all runs, and closed with
+                the runtime.
             debug: Whether to compare the fields that a step reads before and after it. A step that
                 has changed a list, a dict or another value of the state in place, instead of
                 returning a new one, then fails with ``ChangedInPlace``. That costs a digest of each
@@ -480,30 +481,41 @@ class Runtime:
         with self._drain.calling(call):
             yield
 
-    async def drain(self, within: float = math.inf) -> None:
+    async def drain(self, within: float = math.inf, *, starts_for: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
 
-        Runs that are cancelled in this way have no end in their store: they are left as by a
-        process that has died, so that another one resumes them by ``recover``.
+        With ``starts_for``, runs that have a store may begin steps and children for so long; then
+        they start nothing more (see ``RunHandle.drain``), and the attempts that are under way have
+        the rest of ``within`` to end. So none of their work is lost. Runs without a store go on:
+        nothing could resume them.
 
-        A second call waits as well, and the earlier deadline counts. If it is cancelled, the runs
+        Runs that halt or are cancelled in this way have no end in their store: they are left as by
+        a process that has died, so that another one resumes them by ``recover``.
+
+        A second call waits as well, and the earlier deadlines count. If it is cancelled, the runs
         go on; the runtime takes no more runs all the same.
 
         Args:
             within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+            starts_for: Seconds in which runs may start something; 0: they start nothing more.
 
         Raises:
             BadUse: The runtime is not open.
         """
-        if within != 0 and not is_positive(within) and within != math.inf:
-            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
-            raise BadUse(msg)
+        for name, seconds in (("within", within), ("starts_for", starts_for)):
+            if seconds != 0 and not is_positive(seconds) and seconds != math.inf:
+                msg = f"drain({name}=...) takes a number of seconds, at least 0, not {seconds!r}"
+                raise BadUse(msg)
         if self._status != "closing":
             self.check_open()
         self._drain.set()
+        reason = "the runtime is being drained"
         with move_on_after(within):
+            with move_on_after(starts_for):
+                await self._roots.wait_empty()
+            self._roots.drain_all(reason)
             await self._roots.wait_empty()
-        await self._roots.interrupt_all("the runtime is being drained")
+        await self._roots.interrupt_all(reason)
 
     # -- recovery -------------------------------------------------------------------------------
 
@@ -641,6 +653,17 @@ class Runtime:
             partial(uses_of_breakers, breakers),
             lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
         )
+
+    async def carry_out(self, command: Command) -> bool:
+        """Carry out a command for a run of this runtime; return whether it has one of that id.
+
+        Raises:
+            Exception: It can't be carried out; see ``shoal.stores.Command``.
+        """
+        root = self._roots.find(command.run_id)
+        if root is not None:
+            await self._carry_out(root, command)
+        return root is not None
 
     async def _carry_out(self, root: RootRun, command: Command) -> None:
         await carry_out(root, command, self._limiters)

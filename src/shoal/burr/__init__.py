@@ -17,13 +17,19 @@ The modules, from the bottom up:
 
 from __future__ import annotations
 
-try:
-    import burr.core as _burr
-except ImportError as error:
-    _msg = f"shoal.burr needs Burr, which isn't installed ({error}): pip install 'shoal[burr]'"
-    raise ImportError(_msg, name="burr") from error
-del _burr
+from importlib import import_module
 
-from ._acts import act, graph, parallel  # noqa: E402 # it imports Burr
+
+def _require() -> None:
+    try:
+        import_module("burr.core")
+    except ImportError as error:
+        msg = f"shoal.burr needs Burr, which isn't installed ({error}): pip install 'shoal[burr]'"
+        raise ImportError(msg, name="burr") from error
+
+
+_require()
+
+from ._acts import act, graph, parallel  # noqa: E402 # they import Burr
 
 __all__ = ["act", "graph", "parallel"]

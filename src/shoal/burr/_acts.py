@@ -143,6 +143,9 @@ def parallel(
     the others are cancelled and an ``ExceptionGroup`` is raised. When all have ended, ``reduce``
     gets their states, in the order of the tasks.
 
+    What the class does itself, making tasks and reducing, is called in a worker thread unless it
+    says that it is async. That thread is awaited, also when the action is cancelled.
+
     If the process dies meanwhile, or the action is tried again, the tasks are made again, and those
     that are done already are not executed again. They are recognized by their place, or by their
     ``application_id`` if the class makes the tasks itself.
@@ -285,6 +288,11 @@ def _node(action: Action, typing_system: TypingSystem[Any] | None) -> Act:
     return _single_act(found, typing_system, asks_late=True)
 
 
+def _task(action: Action, typing_system: TypingSystem[Any] | None) -> Act:
+    found = declared(action, None, "parallel")
+    return _parallel_act(found) if is_parallel(action) else _single_act(found, typing_system)
+
+
 def _single_act(
     found: Declared,
     typing_system: TypingSystem[Any] | None,
@@ -338,7 +346,8 @@ def _parallel_act(
         names = {action.name for action in task.graph.actions}
         # Other tasks of the action may have the other actions.
         mine = {name: act for name, act in acts.items() if name in names}
-        return graph(task, acts=mine)
+        # A task can't halt, so what it needs must be there when it starts.
+        return translated(walk_of(task, None, ()), None, mine, _task)
 
     made = make_action(
         FannedOut(found, cascade(found, options or {}), graph_of),

@@ -19,7 +19,7 @@ from burr.core.parallelism import MapActionsAndStates, RunnableGraph, SubGraphTa
 
 from shoal._engine.fanout.context import Context
 from shoal._engine.fanout.finish import failure_group
-from shoal._errors.exceptions import BadResult, DefinitionError, brief
+from shoal._errors.exceptions import BadResult, DefinitionError, MissingInput, UndeclaredRead, brief
 from shoal._events.events import Done, Failed
 from shoal._graph.graph import Graph
 from shoal._state.plain import to_plain
@@ -65,7 +65,15 @@ class FannedOut:
                 start = {one: whole[one] for one in graph.reads if one in whole}
                 starts.append(start)
                 inputs = {one: task.inputs[one] for one in task.inputs if one in graph.takes}
-                group.start(graph, start, key=self._key(task), inputs=inputs)
+                self._refuse_unread(state, graph, whole)
+                try:
+                    group.start(graph, start, key=self._key(task), inputs=inputs)
+                except MissingInput as error:
+                    msg = (
+                        f"{error}; a task gets the inputs that {name!r} names among its own: "
+                        f"def inputs(self): return [..., *super().inputs]"
+                    )
+                    raise MissingInput(msg) from None
             async for outcome in group:
                 at = outcome.position
                 if isinstance(outcome, Failed):
@@ -92,6 +100,24 @@ class FannedOut:
             # All of it in one thread, because the user's code may block before each of them.
             tasks = await to_thread.run_sync(lambda: list(_plain(action.tasks(*args))))
         return [_checked(task, self.declared.name) for task in tasks]
+
+    def _refuse_unread(self, state: State, graph: Graph, whole: Fields) -> None:
+        """Refuse a task that reads a field of the run which the action doesn't declare.
+
+        With Burr each task sees all fields, also those.
+
+        Raises:
+            UndeclaredRead: There is such a field.
+        """
+        for one in sorted(graph.reads.difference(whole)):
+            if one in state._data:
+                name = self.declared.name
+                msg = (
+                    f"action {name!r}: its task {graph.name!r} reads field {one!r}, which {name!r} "
+                    f"does not declare; add it to its reads (declared: "
+                    f"{', '.join(sorted(self.declared.reads)) or 'none'})"
+                )
+                raise UndeclaredRead(msg)
 
     def _key(self, task: SubGraphTask) -> str | None:
         # The classes with `states` or `actions` make an id of the position, which needs no name.

@@ -198,7 +198,8 @@ class View(BurrState[Any]):
             f"action {action!r} changed field {field!r} in place and didn't return the change, "
             f"which Burr keeps and shoal can't save; give it to the new state: "
             f"return state.update({field}={field}), or state.append({field}=...). To change only a "
-            f"copy of your own: {field} = copy.deepcopy(state[{field!r}])"
+            f"copy of your own: {field} = copy.deepcopy(state[{field!r}]); a list's copy() shares "
+            f"what is in it"
         )
         raise ChangedInPlace(msg, field)
 

@@ -1,4 +1,4 @@
-"""The commands of ``shoal``: a module for each, with ``add_to``.
+"""The commands of ``shoal``: a module for each, or for a few that do the same, with ``add_to``.
 
 ``_store`` opens the store that the command line or the environment names, ``_command`` makes a
 command of an async function, ``_lines`` writes output.

@@ -32,7 +32,7 @@ from .runs import LOST, as_json
 
 if TYPE_CHECKING:
     from shoal._events.identity import RunPath
-    from shoal.stores import FailedChild, Store
+    from shoal.stores import FailedChild, Steered, Store
     from shoal.watch import LiveRun, OpenQuestion, Overview, Queries, Row, RowPage, StepBar
 
 _MORE = {
@@ -173,6 +173,9 @@ def _describe(
 ) -> None:
     run, row = overview.summary, overview.row
     status = LOST if overview.is_lost else row.status
+    more = _MORE.get(status)
+    if status == "halted" and row.reason and not questions:
+        more = "it was drained; run it again, and it goes on"
     is_root = not overview.breadcrumbs
     ended = ""
     if row.ended_at is not None:
@@ -182,7 +185,8 @@ def _describe(
         ("run", path_text(overview.path)),
         ("application", f"{run.application}, version {run.version}" if is_root else ""),
         ("part of", "" if is_root else path_text(overview.breadcrumbs[-1])),
-        ("status", f"{status}: {_MORE[status]}" if status in _MORE else status),
+        ("status", status if more is None else f"{status}: {more}"),
+        ("paused", "" if overview.paused is None else _paused(overview.paused, is_root=is_root)),
         ("executed by", run.holder if row.status == "running" else ""),
         ("reports", _REPORTS if overview.is_silent and row.status == "running" else ""),
         ("began", "" if row.began_at is None else local(row.began_at)),
@@ -210,7 +214,8 @@ def _describe(
         write_table((), [(one.name, path_text(one.path), _asked(one)) for one in questions])
         first = questions[0]
         answers = f"{{({first.path.id!r}, {first.name!r}): ...}}"
-        write_named([("answer", "in a browser, by `shoal ui`, or by the application:")])
+        told = f"shoal answer {path_text(first.path)} {first.name}"
+        write_named([("answer", f"`{told}`, in a browser (`shoal ui`), or by the application:")])
         write_named([("", f"run(id={overview.path.root.id!r}, answers={answers})")])
     elif resting:
         write("\nall questions are answered; the answers are taken up when the run is run again")
@@ -238,6 +243,10 @@ def _describe_children(page: RowPage, overview: Overview) -> None:
 
 def _status(row: Row, overview: Overview) -> str:
     return LOST if overview.is_lost and row.status == "running" else row.status
+
+
+def _paused(paused: Steered, *, is_root: bool) -> str:
+    return f"{paused.sentence.removeprefix('paused ')}{'' if is_root else ', with its root run'}"
 
 
 def _why(row: Row) -> str:
@@ -321,6 +330,9 @@ def _list(overview: Overview, failed: Sequence[FailedChild]) -> None:
     about = _about(overview)
     for name, value in about.items():
         write_fields((name, "" if value is None else value))
+    paused = overview.paused
+    if paused is not None:
+        write_fields(("paused", utc(paused.at), paused.by, paused.reason))
     write_fields(("headline", overview.headline.text))
     for status, many in overview.counts.items():
         write_fields(("children", status, many))
@@ -435,6 +447,13 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
                 "share": stuck.share,
                 "is_full": stuck.is_full,
             },
+        },
+        "paused": None
+        if overview.paused is None
+        else {
+            "since": utc(overview.paused.at),
+            "by": overview.paused.by,
+            "reason": overview.paused.reason,
         },
         "report_age": overview.report_age,
         "is_silent": overview.is_silent,

@@ -2,7 +2,8 @@
 
 By default, plain functions run in worker threads and all others on the event loop. ``executor=`` of
 ``@action``, of fan-outs, of ``Application`` and of ``Runtime`` says otherwise, and the nearest one
-holds for an action: ``"loop"``, ``"threads"``, ``"processes"``, or one of the declarations here.
+holds for an action: ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or one of the
+declarations here.
 
 Examples:
     >>> from shoal import Application, action, fan_out
@@ -21,17 +22,19 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it is first asked for
+    from ._interpreters import Interpreters
     from ._named import ExecutorName
     from ._port import Executor
     from ._processes import Processes
     from ._ray import Ray
     from ._threads import Threads
 
-__all__ = ["Executor", "ExecutorName", "Processes", "Ray", "Threads"]
+__all__ = ["Executor", "ExecutorName", "Interpreters", "Processes", "Ray", "Threads"]
 
 _DEFINED = {
     "Executor": "_port",
     "ExecutorName": "_named",
+    "Interpreters": "_interpreters",
     "Processes": "_processes",
     "Ray": "_ray",
     "Threads": "_threads",

@@ -36,6 +36,13 @@ class Link(Protocol):
         """
         ...
 
+    def pause(self, seconds: float) -> None:
+        """Look for nothing for so long, although it listens: what comes is taken together then.
+
+        It may look sooner. Nothing if it pauses already.
+        """
+        ...
+
     def begun(self) -> Collection[int] | None:
         """Return which calls of the lane had begun and not ended when the worker died.
 

@@ -11,8 +11,8 @@ from shoal._errors.exceptions import DefinitionError
 from ._port import Executor
 from ._threads import SHARED_THREADS
 
-ExecutorName = Literal["loop", "threads", "processes"]
-"""The event loop, the worker threads of the runtime, or worker processes of it."""
+ExecutorName = Literal["loop", "threads", "processes", "interpreters"]
+"""The event loop, the worker threads of the runtime, or processes or interpreters of it."""
 
 Place = Executor | Literal["loop"]
 """Where functions are called: an executor, or the event loop."""
@@ -34,10 +34,12 @@ def executor_named(given: object, what: str) -> Place | None:
         return SHARED_THREADS
     if given == "processes":
         return _processes()
+    if given == "interpreters":
+        return _interpreters()
     made = " (make one of it: it is a class)" if isinstance(given, type) else ""
     msg = (
-        f"{what}: executor= is 'loop', 'threads', 'processes', or an executor such as "
-        f"Threads(4), not {given!r}{made}"
+        f"{what}: executor= is 'loop', 'threads', 'processes', 'interpreters', or an executor "
+        f"such as Threads(4), not {given!r}{made}"
     )
     raise DefinitionError(msg)
 
@@ -49,3 +51,9 @@ def _processes() -> Executor:
     Imported late, because most programs use no processes.
     """
     return importlib.import_module("shoal.executors._processes").Processes()
+
+
+@cache
+def _interpreters() -> Executor:
+    """Return the interpreters that ``"interpreters"`` stands for, in the same way."""
+    return importlib.import_module("shoal.executors._interpreters").Interpreters()

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -29,7 +28,7 @@ from anyio import CapacityLimiter, to_thread
 
 from shoal._concurrency.cancellation import ki_protected
 
-from ._frames import FrameReader, Piece, encode
+from ._channel import Channel
 from ._launcher import ENDED, KILL, RECORD, START, STARTED, command, from_record, to_record
 from ._links import OnBatch, OnDied
 from ._messages import Message
@@ -39,8 +38,6 @@ from ._readiness import Readiness
 logger = logging.getLogger("shoal")
 
 MARK_SIZE = 8
-AT_ONCE = 1 << 20
-"""Bytes that are sent to a worker in one turn of the loop, more or less."""
 ORPHANED = "the process that had started it has ended"
 ENDING = 5.0
 """Seconds for the launcher to end, which has nothing to do for that but to kill its children."""
@@ -96,6 +93,13 @@ class ProcessTransport:
         for launcher in (*self._former, self._launcher):
             if launcher is not None:
                 await launcher.aclose()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _memory() -> tempfile._TemporaryFileWrapper[bytes]:
@@ -241,22 +245,15 @@ class ProcessLink:
         on_batch: OnBatch,
         on_died: OnDied,
     ) -> None:
-        sock.setblocking(False)
         self.number: int = number
         self.pid: int = 0
         """Its process id; 0 before the launcher has told it."""
-        self._sock = sock
         self._mark = mark
         self._launcher = launcher
-        self._on_batch, self._on_died = on_batch, on_died
+        self._on_died = on_died
         self._call_soon = host.backend.call_soon
-        self._frames = FrameReader(sock)
-        self._pieces: deque[Piece] = deque()  # what the socket had no room for
-        self._ready = Readiness(
-            sock, host.backend, host.start_task, on_readable=self._read, on_writable=self._write
-        )
+        self._channel = Channel(sock, host, on_batch=on_batch, on_end=self._end_if_over)
         self._is_listening = False
-        self._is_read = False  # whether the end of what it sends was reached
         self._reason: str | None = None  # why it has ended, once the launcher has said so
         self._is_over = False
 
@@ -265,107 +262,55 @@ class ProcessLink:
         """How people find it."""
         return f"worker process {self.pid}" if self.pid else f"worker process no. {self.number}"
 
-    # -- to the worker --------------------------------------------------------------------------
-
     def send(self, batch: list[Message]) -> None:
         """Send a batch; see ``Link.send``."""
-        if not self._is_over:
-            self._pieces.extend(encode(batch))
-            self._write()
-
-    @ki_protected
-    def _write(self) -> None:
-        """Send what the socket has room for."""
-        pieces, sent = self._pieces, 0
-        try:
-            while pieces and sent < AT_ONCE:
-                piece = pieces[0]
-                count = self._sock.send(piece)
-                sent += count
-                if count == len(piece):
-                    pieces.popleft()
-                else:
-                    pieces[0] = memoryview(piece)[count:]
-        except BlockingIOError:  # the rest is sent when there is room
-            pass
-        except OSError:  # it has died, which is noticed where it is read
-            pieces.clear()
-        self._ready.write(bool(pieces))
+        self._channel.send(batch)
 
     def kill(self) -> None:
         """End it at once; see ``Link.kill``."""
         self._launcher.kill(self.number)
-
-    # -- from the worker ------------------------------------------------------------------------
 
     def listen(self, is_on: bool) -> None:
         """Look for batches, or no more; see ``Link.listen``."""
         if is_on != self._is_listening and not self._is_over:
             self._is_listening = is_on
             self._launcher.listen(is_on)
-            self._ready.read(is_on and not self._is_read)
+            self._channel.listen(is_on)
             if is_on and self._launcher.is_dead:
                 self._call_soon(
                     partial(self.on_orphaned, "the process that had started it has ended")
                 )
 
-    @ki_protected
-    def _read(self) -> None:
-        try:
-            batches = self._frames.read()
-        except BlockingIOError:  # nothing has come yet
-            return
-        except OSError:
-            batches = None
-        if batches is None:
-            self._is_read = True
-            self._ready.read(False)
-            self._end_if_over()
-            return
-        for batch in batches:
-            self._on_batch(batch)
+    def pause(self, seconds: float) -> None:
+        """Look for nothing for so long; see ``Link.pause``."""
+        self._channel.pause(seconds)
 
     def on_ended(self, reason: str) -> None:
         """The launcher says that it has ended, and why."""
         self._reason = reason
         # What it has sent is still to be read. Nothing in its group holds the socket any more, so
         # the end of that is near.
-        if not self._is_read:
-            self._drain()
+        self._channel.drain()
         self._end_if_over()
-
-    def _drain(self) -> None:
-        while not self._is_read and not self._is_over:
-            try:
-                batches = self._frames.read()
-            except OSError:  # also if there is no more for now
-                batches = None
-            if batches is None:
-                self._is_read = True
-            else:
-                for batch in batches:
-                    self._on_batch(batch)
 
     def on_orphaned(self, reason: str) -> None:
         """The launcher has died: nothing is known of the worker any more, so it is ended."""
         if self._is_over:
             return
-        if self.pid and not self._is_read:
+        if self.pid and not self._channel.is_read:
             with suppress(OSError):  # it has ended already
                 os.killpg(self.pid, signal.SIGKILL)
-        self._drain()
+        self._channel.drain()
         self._reason = reason
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        if self._is_over or self._reason is None or not self._is_read:
+        if self._is_over or self._reason is None or not self._channel.is_read:
             return
         if self._is_listening:
             self._launcher.listen(False)
         self._is_over = True
-        self._ready.close()
-        self._sock.close()
-        self._pieces.clear()
+        self._channel.close()
         self._launcher.forget(self.number)
         self._on_died(self._reason)
         self._mark.close()

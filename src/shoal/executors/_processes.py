@@ -13,7 +13,7 @@ from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError
 
 from ._port import Executor, Job, PoolHost
-from ._process_transport import ProcessTransport
+from ._process_transport import ProcessTransport, cores
 from ._refusals import Refusals
 from ._remote_pool import RemotePool
 
@@ -106,7 +106,7 @@ class Processes(Executor):
         if kill_after is not None and not is_positive(kill_after):
             msg = f"Processes(kill_after=...) takes seconds above 0, not {kill_after!r}"
             raise DefinitionError(msg)
-        self.max_workers: int = max_workers or _cores()
+        self.max_workers: int = max_workers or cores()
         self.concurrency: int = concurrency
         self.initializer = initializer
         self.initargs: tuple[Any, ...] = tuple(initargs)
@@ -135,10 +135,3 @@ class Processes(Executor):
 
     def __repr__(self) -> str:
         return f"Processes({self.max_workers})"
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

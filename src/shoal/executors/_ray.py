@@ -141,6 +141,7 @@ class Ray(Executor):
             workers=self.actors or 1,
             concurrency=self.concurrency,
             kill_after=self.kill_after,
+            pause=0.0,
             window=WINDOW,
         )
         return pool

@@ -222,6 +222,9 @@ class RayLink:
         if not self._is_reported:
             self._ready.read(is_on)
 
+    def pause(self, seconds: float) -> None:
+        """Do nothing: what Ray brings together is taken together; see ``Link.pause``."""
+
     def begun(self) -> None:
         """Return None: what an actor knew is lost with it; see ``Link.begun``."""
 

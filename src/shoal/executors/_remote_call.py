@@ -292,6 +292,11 @@ class RemoteCall:
                 msg = f"action {self.job.name!r} was cancelled, so its function should end"
                 self._pool.reply(self, message[2], *self._serving.refusal(RunCancelled(msg)))
 
+    @property
+    def is_urgent(self) -> bool:
+        """Whether its answers are waited for: it may ask for something, or its time runs."""
+        return self.time is not None or self.facts is not None
+
     # -- called by the pool ---------------------------------------------------------------------
 
     def end(self, ended: m.Message | BaseException | None) -> None:

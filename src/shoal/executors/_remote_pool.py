@@ -30,7 +30,7 @@ from shoal._limits.gates import Gate
 
 from . import _messages as m
 from ._links import Transport
-from ._pace import LONG, WINDOW, Pace
+from ._pace import LONG, PAUSE, WINDOW, Pace
 from ._port import ContextPort, ItemsPort, Job, PoolHost
 from ._remote_call import RemoteCall
 from ._remote_context import facts_of
@@ -47,13 +47,18 @@ the next one would be, too."""
 STARTING = 10.0
 """Seconds for which a worker that starts is left its share of the calls. Then it is known not to be
 ready in a moment: it waits for its place on a busy cluster."""
-PAUSE, LONGEST_PAUSE = 1.0, 60.0
+WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds until workers are started again, after they couldn't be; doubled each time. Calls fail at
 once meanwhile. So a map of a million children starts a dozen workers that fail, and not a million.
 """
 PATIENCE = 0.005
 """Seconds that a call may hold up those that were sent behind it while another worker is idle.
 Shorter than what it takes to notice, longer than most calls behind which any are sent."""
+SETTLED = 0.002
+"""Seconds until a worker counts as idle: the end of one call mostly brings the next one, soon."""
+LEFT = 2
+"""Calls that are left to a worker after a pause: the estimate may be wrong, and answers take time.
+"""
 CLOSING = 2.0
 """Seconds for an idle worker to end by itself when the pool closes, before it is killed: for
 ``atexit`` functions and the like."""
@@ -73,6 +78,8 @@ class RemotePool:
         concurrency: int,
         kill_after: float | None = None,
         window: float = WINDOW,
+        pause: float = PAUSE,
+        kills: bool = True,
     ) -> None:
         """Start nothing yet.
 
@@ -85,12 +92,19 @@ class RemotePool:
             kill_after: Seconds that a function is waited for after a cancellation; None: the grace
                 of the runtime.
             window: Seconds of work that are sent ahead; see ``_pace``.
+            pause: Seconds for which a busy worker is not looked at. 0 if links can't do that.
+            kills: Whether the link can kill a worker. If not, functions that don't end after a
+                cancellation are left behind in it.
         """
         self._host = host
         self._transport = transport
         self._name = name
         self._most = workers
         self._window = window
+        self._kills = kills
+        # Where time is virtual, it would jump to the end of each pause.
+        self._pause = pause if host.backend.is_real else 0.0
+        self._looks_at = 0.0  # when the present pauses end: all in one turn of the loop
         self._concurrency = concurrency
         self._clock = host.backend.clock
         # The loop's own thread need not wake the loop, as `call_soon` does for others.
@@ -121,7 +135,7 @@ class RemotePool:
         # long to pause after that.
         self._unable: Callable[[RemoteCall], BaseException] | None = None
         self._able_at = -math.inf
-        self._pause = PAUSE
+        self._wait_to_start = WAIT
         self._will_send = False  # whether `_send_all` is about to be called by the loop
         self._quiet: Callable[[], object] | None = None  # calls the alarm of `_even_out` off
         self._is_closed = False
@@ -167,7 +181,9 @@ class RemotePool:
         call.queue = ALONE if alone else OTHER if record.is_other else PLAIN
         queue = self._queues[call.queue]
         queue.append(call)
-        self._fill(queue)
+        # If others wait there, no worker has room.
+        if len(queue) == 1 or len(self._workers) < self._most:
+            self._fill(queue)
 
     def take_back(self, call: RemoteCall) -> bool:
         """Forget a call that was not sent; return whether that was so."""
@@ -210,9 +226,14 @@ class RemotePool:
             self._fill(queue)
 
     def kill(self, call: RemoteCall) -> bool:
-        """End the worker of a call, once no other call is at work there."""
+        """End the worker of a call, once no other call is at work there, or leave it behind."""
         worker: RemoteWorker | None = call.worker
         if not call.number or worker is None:
+            return False
+        if not self._kills:
+            if not call.record.is_other:
+                worker.stuck.add(call.number)
+                self._post(worker, (m.WITHDRAW, worker.waiting()))
             return False
         if worker.is_doomed:
             return worker.is_killed
@@ -262,9 +283,15 @@ class RemotePool:
 
     def _room_for_plain(self, record: Record) -> RemoteWorker | None:
         """Return the worker for a call of a plain function; None if it has to wait."""
-        best = min(self._ready(), key=_load, default=None)
-        if best is None or not best.plain:
-            return best
+        best = None
+        for one in self._workers:  # a loop: this is asked several times for each call
+            if one.is_open:
+                if not one.plain:
+                    return one
+                if best is None or one.load < best.load:
+                    best = one
+        if best is None:
+            return None
         if len(self._workers) < self._most and not self._starting():
             self._start(1)
         seconds = record.pace.seconds
@@ -313,6 +340,7 @@ class RemotePool:
             worker.moved_at = self._clock()
         worker.calls[number] = call
         worker.count(record, 1)
+        worker.urgent += call.is_urgent
         if call.time is not None:
             self._has_timed = True
             if record.is_other:
@@ -337,6 +365,21 @@ class RemotePool:
             if worker.out:
                 batch, worker.out = worker.out, []
                 worker.link.send(batch)
+                if worker.plain > LEFT and self._pause:
+                    self._look_later(worker)
+
+    def _look_later(self, worker: RemoteWorker) -> None:
+        """Take the next answers of a worker together, if nothing of them is urgent."""
+        seconds = worker.load * (1 - LEFT / worker.plain)
+        if seconds < self._pause / 8 or worker.urgent or worker.others or worker.is_doomed:
+            return
+        if any(one.is_open and not one.plain for one in self._workers):
+            return  # calls are about to be moved there
+        now = self._clock()
+        until = now + min(seconds, self._pause)
+        if not now < self._looks_at <= until:
+            self._looks_at = until
+        worker.link.pause(self._looks_at - now)
 
     def _forget(self) -> None:
         gone = [self._forgotten.popleft() for _ in range(len(self._forgotten))]
@@ -372,8 +415,8 @@ class RemotePool:
         """Fail the calls that wait, and those that come while it is too early to try again."""
         self._failed_starts = 0
         self._unable = error_for
-        self._able_at = self._clock() + self._pause
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._able_at = self._clock() + self._wait_to_start
+        self._wait_to_start = min(2 * self._wait_to_start, LONGEST_WAIT)
         self._fail_waiting(error_for)
 
     def _fail_waiting(self, error_for: Callable[[RemoteCall], BaseException]) -> None:
@@ -445,7 +488,7 @@ class RemotePool:
                 worker.began.update(message[1])
             elif kind == m.READY:
                 worker.is_ready = True
-                self._failed_starts, self._pause, self._unable = 0, PAUSE, None
+                self._failed_starts, self._wait_to_start, self._unable = 0, WAIT, None
             elif kind == m.REFUSED:
                 worker.is_refused = True
                 self._on_not_started(partial(_refused, worker.link.name, message[1]))
@@ -463,14 +506,18 @@ class RemotePool:
         elif not worker.calls and worker.is_ready and not self._is_closed:
             worker.link.listen(False)
             if len(self._workers) > 1:
-                self._even_out()
+                self._even_out(SETTLED)
+        elif worker.plain > LEFT and self._pause and self._queues[PLAIN]:
+            self._look_later(worker)
 
     def _on_ended(self, worker: RemoteWorker, call: RemoteCall, message: m.Message) -> None:
         seconds: float = message[-1]
         record: Record = call.record
         if not call.is_resting:
             worker.count(record, -1)
+        worker.urgent -= call.is_urgent
         worker.began.discard(message[1])
+        worker.stuck.discard(message[1])
         worker.moved_at = self._clock()
         if call.queue == ALONE:
             worker.is_kept = False
@@ -487,6 +534,8 @@ class RemotePool:
             if call is None:
                 continue
             worker.count(call.record, -1)
+            worker.urgent -= call.is_urgent
+            worker.stuck.discard(number)
             if call.queue == ALONE:
                 worker.is_kept = False
             if call.is_given_up:
@@ -496,17 +545,20 @@ class RemotePool:
         self._put_back(returned)
 
     def _resize(self) -> None:
-        """Let the gate grant as many calls as can be at work, or sent ahead."""
+        """Let the gate grant as many calls as can be at work or sent ahead, and the next ones.
+
+        Those wait in the queue, so that what a worker has ended is replaced at once.
+        """
         ahead = 1 if self._pace.seconds is None else self._pace.ahead(self._window)
-        slots = self._most * (1 + ahead) + self._has_others * self._most * self._concurrency
+        slots = self._most * (1 + 2 * ahead) + self._has_others * self._most * self._concurrency
         # Estimates waver. Each change of the gate costs more than a few slots are worth.
         if abs(slots - self.gate.slots) > self.gate.slots / 4:
             self._host.resize(self.gate, slots)
 
     # -- evening out ----------------------------------------------------------------------------
 
-    def _even_out(self) -> None:
-        """Take calls that wait behind a long one back, if there is an idle worker for them."""
+    def _even_out(self, after: float = 0.0) -> None:
+        """Take calls that wait behind a long one back, if there is an idle worker for them then."""
         if self._quiet is not None or self._queues[PLAIN]:
             return
         idle = sum(one.is_ready and not one.plain and not one.is_doomed for one in self._workers)
@@ -515,7 +567,7 @@ class RemotePool:
             return
         now, next_at = self._clock(), math.inf
         for worker in behind:
-            due = worker.moved_at + PATIENCE
+            due = max(worker.moved_at + PATIENCE, now + after)
             if due > now:
                 next_at = min(next_at, due)
                 continue
@@ -564,10 +616,6 @@ class RemotePool:
             f"<RemotePool of {len(self._workers)}/{self._most} {self._name}, {calls} calls sent, "
             f"{sum(map(len, self._queues))} waiting>"
         )
-
-
-def _load(worker: RemoteWorker) -> tuple[int, float]:
-    return min(worker.plain, 1), worker.load
 
 
 def _others(worker: RemoteWorker) -> int:

@@ -39,6 +39,8 @@ class RemoteWorker:
         "plain",
         "reprieve",
         "started_at",
+        "stuck",
+        "urgent",
     )
 
     link: Link
@@ -51,6 +53,8 @@ class RemoteWorker:
         self.plain: int = 0
         """Calls of plain functions among them."""
         self.others: int = 0
+        self.urgent: int = 0
+        """Calls with a timeout or a context among them: what they answer is waited for."""
         self.load: float = 0.0
         """Seconds that the plain ones are expected to take."""
         self.began: set[int] = set()
@@ -63,6 +67,8 @@ class RemoteWorker:
         """When it last ended a call, or got one after it had none."""
         self.is_kept: bool = False
         """Whether it is kept for one call alone: it gets no other one meanwhile."""
+        self.stuck: set[int] = set()
+        """Calls of plain functions that were left behind: it gets no other ones meanwhile."""
         # None of these four is ever reset.
         self.is_ready: bool = False
         self.is_refused: bool = False
@@ -76,7 +82,7 @@ class RemoteWorker:
     @property
     def is_open(self) -> bool:
         """Whether it may get calls."""
-        return self.is_ready and not self.is_doomed and not self.is_kept
+        return self.is_ready and not (self.is_doomed or self.is_kept or self.stuck)
 
     def count(self, record: Record, by: int) -> None:
         """Count a call that was sent, or with ``by=-1`` one that has ended or was given back."""

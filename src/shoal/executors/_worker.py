@@ -62,7 +62,9 @@ class WorkerCore:
         initializer: bytes | None = None,
         mark: Callable[[int], None] | None = None,
         receive: Callable[[], None] | None = None,
+        glance: Callable[[], None] | None = None,
         hurry: Callable[[], None] | None = None,
+        is_daemon: bool = True,
     ) -> None:
         """Start nothing yet.
 
@@ -75,13 +77,17 @@ class WorkerCore:
             receive: Waits for messages and has them handled, and returns then: called by the lane
                 when it has nothing to do, so that no other thread has to wake it. None: messages
                 are handled by another thread.
+            glance: Has messages handled if there are any, and doesn't wait: called by the lane
+                between calls, unless those are quick.
             hurry: Called by the lane before a function that will wait for replies, so that another
                 thread handles messages meanwhile.
+            is_daemon: Whether the thread of the loop is a daemon, so that it need not be ended.
         """
         self._send = send
         self._initializer = initializer
         self._mark = mark
         self._receive = receive
+        self._glance = glance
         self._hurry = hurry
         self._out: deque[Message] = deque()
         self._sending = threading.Lock()
@@ -91,7 +97,7 @@ class WorkerCore:
         self._waiting: dict[int, _WorkerCall] = {}
         self._at_work: dict[int, _WorkerCall] = {}
         self._lane: SimpleQueue[_WorkerCall | None] = SimpleQueue()
-        self._loop = WorkerLoop()
+        self._loop = WorkerLoop(is_daemon=is_daemon)
         self._backend = LaneBackend(self._loop)
         self._announced = 0  # the call of the lane that was reported to have begun
         self._is_flushing_soon = False  # only the loop's thread changes it
@@ -207,6 +213,10 @@ class WorkerCore:
         """End the thread of the loop. Call this after ``run`` has returned."""
         self._loop.close()
 
+    def close_soon(self) -> None:
+        """Cancel what is at work in the loop, whose thread ends then, and don't wait."""
+        self._loop.close_soon()
+
     # -- the lane -------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -262,6 +272,8 @@ class WorkerCore:
                 call.close()
                 if perf_counter() - self._sent_at > COLLECTED:
                     self.flush()
+                if self._glance is not None and ended[-1] > COLLECTED:
+                    self._glance()
             del at_work[number]
             call = None  # its arguments are not kept until the next one comes
 

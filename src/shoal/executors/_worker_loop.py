@@ -12,6 +12,7 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol, final
 
 import anyio
@@ -38,7 +39,9 @@ class Cancellable(Protocol):
 class WorkerLoop:
     """An event loop of asyncio's in a thread. The thread starts when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_daemon: bool = True) -> None:
+        """Start no thread yet; a daemon, unless interpreters here have none."""
+        self._is_daemon = is_daemon
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._new: deque[tuple[Work, contextvars.Context | None]] = deque()
@@ -66,18 +69,27 @@ class WorkerLoop:
 
     def close(self) -> None:
         """Cancel all tasks, and wait for the end of the thread if there is one."""
+        self.close_soon()
+        if self._thread is not None:
+            self._thread.join()
+
+    def close_soon(self) -> None:
+        """Cancel all tasks; the thread ends then. May be called again."""
         with self._starting:
             self._is_closing = True
-        if self._thread is not None:
-            self.call_soon(self._notify)
-            self._thread.join()
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._notify)
 
     def _start(self) -> asyncio.AbstractEventLoop:
         with self._starting:
             if self._loop is None:
                 ready = threading.Event()
                 self._thread = threading.Thread(
-                    target=anyio.run, args=(self._run, ready), name="shoal worker loop", daemon=True
+                    target=anyio.run,
+                    args=(self._run, ready),
+                    name="shoal worker loop",
+                    daemon=self._is_daemon,
                 )
                 self._thread.start()
                 ready.wait()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 from fastapi import HTTPException
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     BadUse,
     CommitInDoubt,
     DefinitionError,
@@ -24,6 +25,7 @@ from shoal._errors.exceptions import (
     MissingSecret,
     NotData,
     NotDecodable,
+    NotSteered,
     Overloaded,
     RunClaimed,
     RunConflict,
@@ -41,7 +43,7 @@ from shoal._runtime.application import Application
 from shoal._runtime.handle import RunHandle
 from shoal._runtime.runtime import Runtime
 from shoal._state.state import State, make_state
-from shoal.stores._history import ReplayedHistory, play
+from shoal.stores._history import ReplayedHistory, Steered, play
 from shoal.stores._protocol import Beginning, Browses, NullStore, ReadsInParts, RunSummary, Store
 
 from ._models import as_plain
@@ -51,6 +53,7 @@ RETRY_AFTER = "1"
 """Seconds after which a client may retry, and reach another process, if this one stops."""
 
 _REFUSED = (
+    BadAnswer,
     DefinitionError,
     MissingField,
     MissingSecret,
@@ -73,6 +76,7 @@ class Seen(NamedTuple):
     number: int
     state: State[Any]
     questions: Sequence[Question] = ()
+    paused: Steered | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -81,17 +85,21 @@ class Seen(NamedTuple):
 
     def info(self) -> dict[str, object]:
         """Return the content of a response without the state."""
-        return {
+        paused = self.paused if self.status in ("running", "halted") else None
+        info: dict[str, object] = {
             "id": self.run_id,
             "application": self.application,
             "status": self.status,
             "reason": self.reason,
         }
+        if paused is not None:
+            info["paused"] = {"since": paused.at, "by": paused.by, "reason": paused.reason}
+        return info
 
     def view(self) -> dict[str, object]:
         """Return the content of a response with the state."""
         view = {**self.info(), "number": self.number, "state": as_plain(self.state)}
-        if self.status not in ("failed", "cancelled"):
+        if self.status not in ("failed", "cancelled", "halted"):
             del view["reason"]
         if self.status == "halted":
             view["questions"] = [
@@ -101,6 +109,7 @@ class Seen(NamedTuple):
                     "step": one.step,
                     "key": one.key,
                     "question": one.question,
+                    "answer_schema": one.answer_schema,
                 }
                 for one in self.questions
             ]
@@ -152,7 +161,8 @@ class Runs:
             if status == "halted":
                 questions = await self.app.questions(run_id, runtime=runtime)
         state = make_state(played.data)
-        return Seen(run_id, self.app.name, status, reason, played.number, state, questions)
+        number, paused = played.number, played.paused
+        return Seen(run_id, self.app.name, status, reason, number, state, questions, paused)
 
 
 def status_of(run: RunSummary) -> str:
@@ -197,6 +207,7 @@ def seen(handle: RunHandle[Any]) -> Seen:
         handle.number,
         handle.state,
         handle.questions,
+        handle.paused,
     )
 
 
@@ -252,6 +263,8 @@ def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Gener
         msg = f"{what}; send its id without `state` to resume it, or another `id` for a new run"
         raise HTTPException(409, printable(msg)) from error
     except RunClaimed as error:
+        raise HTTPException(409, printable(str(error))) from error
+    except NotSteered as error:
         raise HTTPException(409, printable(str(error))) from error
     except BadUse as error:
         logger.warning("a request could not be met: %s", error)

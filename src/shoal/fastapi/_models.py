@@ -43,6 +43,14 @@ REASON = "asked for by a client"
 """The reason of a cancellation, if the client gives none."""
 
 
+class Paused(BaseModel):
+    """The pause under which a run is."""
+
+    since: float = Field(description="Seconds since 1970.")
+    by: str = Field("", description="Who has asked for it, as far as that was told.")
+    reason: str = ""
+
+
 class RunInfo(BaseModel):
     """A run, without its state."""
 
@@ -50,6 +58,7 @@ class RunInfo(BaseModel):
     application: str
     status: RunStatus
     reason: str = Field("", description="Why the run was cancelled, or the error it failed with.")
+    paused: Paused | None = Field(None, description="Left out if the run isn't paused.")
 
 
 class Listed(RunInfo):
@@ -81,6 +90,45 @@ class Cancel(BaseModel):
     reason: Annotated[str, Field(max_length=500)] = REASON
 
 
+class Steer(BaseModel):
+    """Who steers a run, and why, for the record in its history."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: str = Field(
+        default="",
+        max_length=200,
+        description="Who asks, for the record. The service doesn't check it.",
+    )
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the command."""
+        return {"reason": self.reason} if self.reason else {}
+
+
+class ChangeLimit(Steer):
+    """New numbers of a limit, or whether it is paused."""
+
+    owner: str = Field(
+        description="Where the limit stands: `runtime`, or the name of the application, of an "
+        "action or of a fan-out."
+    )
+    part: int = Field(
+        0, description="Which part of its limits, from 0; -1: the children in flight of a fan-out."
+    )
+    n: Annotated[int, Field(ge=1)] | None = Field(None, description="Slots.")
+    rate: Annotated[float, Field(gt=0)] | None = Field(None, description="Units of the rate...")
+    per: Annotated[float, Field(gt=0)] | None = Field(None, description="...in so many seconds.")
+    burst: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Units that may go at once."
+    )
+    paused: bool | None = Field(
+        None, description="Whether nothing more starts that needs the limit; null: as it is."
+    )
+    key: str | None = Field(None, description="The only key that is paused, or goes on.")
+
+
 class Asked(BaseModel):
     """A question that a run waits for an answer to."""
 
@@ -89,6 +137,9 @@ class Asked(BaseModel):
     step: str
     key: str | int = Field(description="That run's key within its fan-out.")
     question: Any
+    answer_schema: dict[str, Any] | None = Field(
+        None, description="The JSON schema of its answers; null: any JSON is one."
+    )
 
 
 class Answer(BaseModel):
@@ -139,6 +190,7 @@ class _View(BaseModel):
     id: str
     application: str
     number: int = Field(description="The number of the last update of `state`.")
+    paused: Paused | None = Field(None, description="Left out if the run isn't paused.")
 
 
 class Models(NamedTuple):
@@ -203,7 +255,13 @@ def models_of(app: Application[Any]) -> Models:
         view("succeeded", final, "A run that has succeeded."),
         view("failed", partial, "A run that has failed, with its error.", reason=reason),
         view("cancelled", partial, "A run that was cancelled, with the reason.", reason=reason),
-        view("halted", partial, "A run that waits for answers.", questions=(list[Asked], ...)),
+        view(
+            "halted",
+            partial,
+            "A run that waits for answers; or to be resumed, if it was drained for a reason.",
+            reason=reason,
+            questions=(list[Asked], ...),
+        ),
     )
     union: Any = views[0]
     for each in views[1:]:

@@ -17,6 +17,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from shoal._errors.exceptions import (
+    BadAnswer,
     InvalidState,
     MissingField,
     MissingSecret,
@@ -102,6 +103,10 @@ def refusal_of(
         case MissingSecret():
             message = "the run has secret fields, which are not saved, and this request has none"
             return refusal("missing_secret", ("body",), message)
+        case BadAnswer():
+            at = [answered.index(error.at), "value"] if error.at in answered else []
+            inner = error.place.split(".") if error.place else []
+            return refusal("bad_answer", (*where, *at, *inner), error.why)
         case UnknownQuestion():
             at = [answered.index(error.at)] if error.at in answered else []
             return refusal("unknown_question", (*where, *at), error.why)

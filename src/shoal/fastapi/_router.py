@@ -47,6 +47,7 @@ from ._models import (
 from ._problems import ANSWERS, printable
 from ._relay import ask_to_cancel
 from ._starting import begin, begin_surely, wait_ended
+from ._steering import add_steering
 
 logger = logging.getLogger("shoal.fastapi")
 
@@ -82,7 +83,9 @@ def runs_router(
     ``POST /runs`` starts a run and returns (202); ``POST /runs/wait`` starts a run and waits for
     its end; ``GET /runs`` lists runs, ``GET /runs/{id}`` returns one; ``GET /runs/{id}/events``
     sends its events as server-sent events; ``POST /runs/{id}/cancel`` cancels a run, and
-    ``POST /runs/{id}/answers`` answers the questions of a halted run and resumes it.
+    ``POST /runs/{id}/answers`` answers the questions of a halted run and resumes it;
+    ``POST /runs/{id}/pause`` and ``/resume`` pause a run and let it go on, ``/drain`` starts
+    nothing more in it, and ``POST /runs/{id}/limits`` changes a limit that it uses.
 
     If several workers share a store, each of them can answer every request. Without a store, only
     the process that executes a run knows it, and only while it runs.
@@ -133,6 +136,7 @@ def runs_router(
     runs, models = Runs(app), models_of(app)
     _add_starting(router, runs, models, on_disconnect)
     _add_looking(router, runs, models)
+    add_steering(router, runs)
     return router
 
 

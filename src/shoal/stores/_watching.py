@@ -131,6 +131,7 @@ class StoredReport(NamedTuple):
 CommandKind = Literal[
     "cancel",
     "cancel child",
+    "drain",
     "answer",
     "change limits",
     "pause",
@@ -154,6 +155,7 @@ class Command:
                           root's child down to the one that is meant (a number of
                           more than 64 bits as a list with its hexadecimal digits);
                           ``reason``
+    ``"drain"``           ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
                           ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its

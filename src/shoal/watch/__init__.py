@@ -16,8 +16,7 @@ The modules, from the first that others need to the last:
   ``_export`` writes lines of JSON, and ``_burr`` logs for Burr's UI.
 - ``_nested``: counts of nested fan-outs.
 - ``_any_store``: looks into stores that implement less than ``Inspects``.
-- ``_steered``: how a run was steered from outside.
-- ``_queries``: ``Queries``. ``_control``: ``Control``, which steers runs.
+- ``_queries``: ``Queries``.
 - ``_board``: what a display of progress shows of a run; ``progress`` shows it on a terminal, in a
   notebook, or as lines.
 - ``draw``: graphs as Mermaid, DOT and SVG. ``telemetry``: OpenTelemetry. ``logging``: the run that
@@ -52,10 +51,10 @@ if typing.TYPE_CHECKING:
         Spending,
         Waited,
     )
+    from shoal._runtime.steering import Control
     from shoal.stores._watching import Bin, Row, RowPage, StepTally
 
     from ._burr import BurrExport
-    from ._control import Control
     from ._diff import ChildDifference, Difference, FieldDifference, Parting
     from ._explain import Explanation, Link, explain
     from ._failures import FailureGroup, Failures
@@ -74,7 +73,7 @@ _HOMES = {
     "BurrExport": "shoal.watch._burr",
     "ChildDifference": "shoal.watch._diff",
     "CircuitUse": "shoal._events.report",
-    "Control": "shoal.watch._control",
+    "Control": "shoal._runtime.steering",
     "Difference": "shoal.watch._diff",
     "Doing": "shoal._events.report",
     "Explanation": "shoal.watch._explain",

@@ -433,6 +433,7 @@ def _more_slots(one: _Constraint, shares: Mapping[Doing, float]) -> tuple[str, f
 _MORE_WORKERS = {
     "threads": "by Runtime(threads=...)",
     "processes": "by Processes(max_workers=...)",
+    "interpreters": "by Interpreters(max_workers=...)",
     "ray": "by Ray(actors=...)",
 }
 """Where the number of workers is given, by the name of the executor."""

@@ -19,11 +19,13 @@ from ._words import about, length, many, number, pace, percent
 
 Part = Literal[
     "status",
+    "draining",
     "step",
     "done",
     "failed",
     "cancelled",
     "waiting",
+    "leader",
     "paused",
     "running",
     "lost",
@@ -104,6 +106,8 @@ class StepBar:
     """How many wait to start, by the last report."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many stand at each step of theirs, by what they do there; by the last report."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item`` now, by its key or its act."""
     is_under_way: bool = False
     gone: int = 0
     """How many were in flight in a process that is gone."""
@@ -350,7 +354,7 @@ def headline(
     Args:
         status: The run's status.
         is_lost: Whether no process executes it, though it has no end.
-        why: Why it failed or was cancelled.
+        why: Why it failed, was cancelled or was drained.
         elapsed: Seconds from its start to its end; 0 if it has none.
         at: The step that it is at, if it has no live children.
         bars: Its steps with children.
@@ -387,6 +391,8 @@ def headline(
         parts.append(("status", _status(status, is_lost, why, elapsed)))
     elif not about_now:
         parts.append(("status", f"running {at}" if at else "running"))
+    if runs and report is not None and report.draining:
+        parts.append(("draining", f"starts nothing more: {report.draining}"))
     if step:
         parts.append(("step", now[0].title or step))
     if about_now:
@@ -398,7 +404,12 @@ def headline(
         parts.append(("cancelled", f"{cancelled:,} cancelled"))
     halted = sum(bar.halted for bar in about_now)
     if halted:
-        parts.append(("waiting", f"{halted:,} waiting for an answer"))
+        # A run that was drained has a reason, and its children were drained with it.
+        what = "halted" if status == "halted" and why else "waiting for an answer"
+        parts.append(("waiting", f"{halted:,} {what}"))
+    leader = next((bar.leader for bar in now if bar.leader), "")
+    if leader:
+        parts.append(("leader", f"{leader} leads"))
     if paused:
         parts.append(("paused", paused))
     gone = sum(bar.gone for bar in about_now)

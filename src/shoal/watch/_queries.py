@@ -16,6 +16,7 @@ from shoal._events.identity import RunPath
 from shoal._events.paths import parse_path
 from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import parse_report
+from shoal._runtime.steering import pause_of, steered_of
 from shoal.stores._history import Steered
 from shoal.stores._protocol import Browses, ChildStatus, RunStatus, RunSummary
 from shoal.stores._watching import (
@@ -41,7 +42,6 @@ from ._history import HistoryPage, entry_of
 from ._nested import Nested, nested_of
 from ._overview import Overview, ancestors_of, asking_in, bars_of, is_below, is_silent, step_of
 from ._questions import Questions, questions_of
-from ._steered import pause_of, steered_of
 from ._timeline import MOST_BARS, Timeline
 from ._values import Value, What, value_of
 

@@ -7,6 +7,8 @@ action. So rates count real starts.
 Invariants:
 - A child is in flight from its start until the parent has committed its result, and there are at
   most as many as there are places. So a slow parent slows the source down, and memory is bounded.
+  Where nothing can slow the parent down, a child may give its place to another as soon as it ends;
+  see ``ChildTaskGroup``.
 - A child that waits to start holds no place, so others start before it. A child that has started
   and waits for a rate, a key or another attempt is suspended, and holds no place either. The group
   stops pulling elements only when a few times the limit wait.
@@ -67,6 +69,7 @@ class ChildAdmission:
         "place",
         "ready",
         "suspended",
+        "uncommitted",
     )
 
     def __init__(
@@ -137,6 +140,9 @@ class ChildAdmission:
         )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
+        self.uncommitted: int = 0
+        """Ended children that hold no place any more, though the parent has not committed their
+        end."""
         self.ready: deque[Run] = deque()
         """Children that have waited and may start now. Workers take them; never ended ones."""
         self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # children that may wait or be suspended
@@ -199,8 +205,11 @@ class ChildAdmission:
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
         # The first child takes none. That is why a tree of fan-outs can't come to a standstill.
-        if self._live_count and not self._budget.take():
-            return False
+        if self._live_count:
+            budget = self._budget  # `take` repeated here, for the same reason
+            if budget.used >= budget.size:
+                return False
+            budget.used += 1
         self._live_count += 1
         return True
 
@@ -208,7 +217,7 @@ class ChildAdmission:
         """Count one live child less, and return its permit to the live budget."""
         self._live_count -= 1
         if self._live_count:  # the last live child never took a permit
-            self._budget.give()
+            self._budget.used -= 1
 
     def admit(self, child: Run) -> bool:
         """Request what ``child`` needs to start; return whether it may start now.
@@ -318,15 +327,34 @@ class ChildAdmission:
             permits.slot.resume()
             self._scheduler.adapt(permits.slot, child.error)
 
+    def give_place_early(self, more: int) -> None:
+        """Release the place of a child that has ended and holds no slot, before its commit.
+
+        Not if as many children wait for their commit without a place as there are places, and
+        ``more``.
+        """
+        place = self.place
+        if self.uncommitted >= place.slots + more:
+            return
+        # Which child it was is of no interest: places are alike, and ``committed`` counts them.
+        self.uncommitted += 1
+        place.used -= 1
+        if place.posted:
+            self._scheduler.serve(place)
+
     def committed(self, children: Sequence[Run]) -> None:
         """Release the in-flight slots of ``children``, whose ends the parent has committed."""
         in_flight, place = self._in_flight, self.place
+        places = 0
         for child in children:
             permits = child.permits
             if permits is None or permits.slot is None:  # most hold just a place: no call for them
-                place.used -= 1
+                places += 1
             else:
                 in_flight.release(permits)
+        early = min(places, self.uncommitted)
+        self.uncommitted -= early
+        place.used -= places - early
         if place.posted:
             self._scheduler.serve(place)
 
@@ -363,6 +391,26 @@ class ChildAdmission:
         self.ready = deque(
             child for child in self.ready if child.status is None and child.disposition is LIVE
         )
+
+    def withdraw(self) -> list[Run]:
+        """Return the children that wait to start, and give what they were granted to others.
+
+        They count neither as live nor as in flight any more: the group takes them back.
+        """
+        children = self.waiting_to_start
+        for child in children:
+            permits = child.permits
+            assert permits is not None, "a child that waits has asked for a permit"
+            permit = self._waiting.pop(child, None) or permits.first_permit
+            permits.first_permit = None
+            if permit is not None:
+                permit.cancel()
+            self._in_flight.release(permits, refunds=True)
+            child.permits = None
+            self.let_out()
+        # All of them, and those that permits of the others have brought here meanwhile.
+        self.ready.clear()
+        return children
 
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""

@@ -108,7 +108,8 @@ async def _recall(
             if record.visit < completed:
                 ledgers[record.visit].add(outcome_of(record, path), kept=kept)
         for visit, ledger in enumerate(ledgers):
-            ledger.is_decided = (step, visit) in decisions
+            decision = decisions.get((step, visit))
+            ledger.winner = None if decision is None else decision.winner
         return ledgers
 
     ledgers: dict[str, list[Ledger]] = {}

@@ -151,7 +151,9 @@ class WorkerPool:
             self._idle += 1
 
     def _add_some(self) -> None:
-        self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
+        # Asked first, since it is called for each child, and mostly all workers are there.
+        if self._parked or self._count < self._admission.place.slots + self._admission.suspended:
+            self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
 
     def _start_worker(self) -> None:
         worker = Worker()

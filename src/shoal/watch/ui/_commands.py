@@ -18,10 +18,10 @@ from shoal._errors.exceptions import ShoalError
 from shoal._events.identity import RunPath
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
+from shoal._runtime.steering import names_of
 from shoal._state.json_schema import misfit
 from shoal.stores._history import Steered
 from shoal.stores._watching import Command, CommandKind, KeepsReports, Steers
-from shoal.watch._control import names_of
 from shoal.watch._overview import Overview
 from shoal.watch._queries import Queries
 from shoal.watch._questions import question_of
@@ -129,6 +129,20 @@ class Commands:
                 raise CannotDo("A process has begun to execute the run: try again.")
         else:
             self._require_held(overview)
+
+    async def drain(self, path: RunPath, reason: str) -> None:
+        """Let a root run start nothing more; see ``RunHandle.drain``.
+
+        Raises:
+            CannotDo: Nothing executes it.
+        """
+        runtime = self._runtime()
+        handle = None if runtime is None else runtime.find(path.root.id)
+        if handle is not None and handle.status is None:
+            handle.drain(reason)
+            return
+        self._require_held(await self._queries.overview(path.root))
+        await self._leave(path, "drain", {"reason": reason})
 
     async def resume(self, path: RunPath) -> None:
         """Run a run again from where it stood.

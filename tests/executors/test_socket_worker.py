@@ -1,37 +1,32 @@
-"""A worker process from inside: who reads its socket."""
+"""A worker at the end of a socket from inside: which of its threads reads it."""
 
 # pyright: reportPrivateUsage=false
 # Which of two threads is first can be decided only in here.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from shoal.executors._frames import encode
-from shoal.executors._process_worker import MARK_SIZE, _ProcessWorker
+from shoal.executors._socket_worker import MARK_SIZE, SocketWorker
 from shoal.executors._worker import WorkerCore
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memfd_create")
 
 
 @pytest.fixture
-def pool() -> Iterator[tuple[socket.socket, _ProcessWorker]]:
+def pool() -> Iterator[tuple[socket.socket, SocketWorker]]:
     ours, theirs = socket.socketpair()
-    mark = os.memfd_create("mark")
-    os.truncate(mark, MARK_SIZE)
     with ours, theirs:
-        worker = _ProcessWorker(theirs, mark)
+        worker = SocketWorker(theirs, memoryview(bytearray(MARK_SIZE)).cast("Q"), lambda: None)
         worker._core = WorkerCore(lambda batch: None)
         yield ours, worker
         worker._core.close()
 
 
 def test_a_call_that_the_reader_takes_is_not_forgotten(
-    pool: tuple[socket.socket, _ProcessWorker], monkeypatch: pytest.MonkeyPatch
+    pool: tuple[socket.socket, SocketWorker], monkeypatch: pytest.MonkeyPatch
 ):
     _, worker = pool
     monkeypatch.setattr(worker, "_read", lambda: pytest.fail("it waits for another message"))
@@ -41,7 +36,7 @@ def test_a_call_that_the_reader_takes_is_not_forgotten(
     assert worker._core.has_work
 
 
-def test_without_a_call_the_lane_reads(pool: tuple[socket.socket, _ProcessWorker]):
+def test_without_a_call_the_lane_reads(pool: tuple[socket.socket, SocketWorker]):
     ours, worker = pool
     assert not worker._core.has_work
     for piece in encode([("stop",)]):
