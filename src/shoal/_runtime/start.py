@@ -81,6 +81,8 @@ class RunRequest(NamedTuple):
     """How urgent it is; None: as its application says."""
     retries_failed: bool = False
     """Whether children that have failed, and whose failures were collected, run again."""
+    is_recovered: bool = False
+    """Whether another execution has left it, and nobody asks for it now."""
 
 
 def only_secrets(
