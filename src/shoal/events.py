@@ -32,11 +32,13 @@ from shoal._events.events import (
     HedgeEnded,
     HedgeStarted,
     Item,
+    LeaderChanged,
     Missed,
     RunEnded,
     RunStarted,
     RunSteered,
     SpanStarted,
+    Spent,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -44,6 +46,7 @@ from shoal._events.events import (
     WaitEnded,
     Waiting,
 )
+from shoal._events.leading import LeadingItems
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 __all__ = [
@@ -62,6 +65,8 @@ __all__ = [
     "HedgeStarted",
     "Increment",
     "Item",
+    "LeaderChanged",
+    "LeadingItems",
     "Missed",
     "Operation",
     "Put",
@@ -71,6 +76,7 @@ __all__ = [
     "RunSteered",
     "Set",
     "SpanStarted",
+    "Spent",
     "StateUpdated",
     "StepEnded",
     "StepStarted",

@@ -74,6 +74,9 @@ class RunConfig:
         "keeps",
         "on_item",
         "is_resumable",
+        "keeps_no_history",
+        "may_call_simply",
+        "packs",
         "is_timed",
         "parent",
         "performs_directly",
@@ -167,6 +170,11 @@ class RunConfig:
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
+        # By type: stores that only save derive from it.
+        self.keeps_no_history: bool = type(self.store) is NullStore
+        """Whether nothing keeps what the children do between their start and their end."""
+        self.packs: bool = parent is not None and type(self.keeper) is not NullStore
+        """Whether the store that keeps the ends of the children encodes them at once."""
         # Whether the ends of the children are saved and nothing else of them: their parent has a
         # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
@@ -196,6 +204,12 @@ class RunConfig:
         self.performs_directly: bool = not self.services.debug and not has_timeout
         """Whether nothing is checked around a step: the children have no timeout, and the runtime
         does not look for values that are changed in place."""
+        self.is_hedged: bool = each is not None and each.hedge is not None
+        """Whether late attempts get second copies."""
+        self.is_governed: bool = bool(scopes) or executor is not None or self.is_hedged
+        """Whether anything applies to all attempts, besides what their actions say."""
+        self.may_call_simply: bool = self.performs_directly and not self.is_governed
+        """Whether nothing but an action itself may need more around its call than the call."""
         # `Any`, since `child_time` is above this module.
         self.time_above: Any = time_above
         # By child, and not an attribute of each: most have none. Only of children at work.
@@ -212,10 +226,6 @@ class RunConfig:
         # Set by the fan-out when it admits a child, before the child starts; None in a root run.
         self.in_flight: InFlight | None = None
         """Counts the children of the fan-out that are in flight."""
-        self.is_hedged: bool = each is not None and each.hedge is not None
-        """Whether late attempts get second copies."""
-        self.is_governed: bool = bool(scopes) or executor is not None or self.is_hedged
-        """Whether anything applies to all attempts, besides what their actions say."""
         first = graph.entry
         # Admission takes the permit of the first action before the child starts, so it must know
         # the action and its fields. A schema may still change the fields, and an action with a
