@@ -25,6 +25,7 @@ from shoal._concurrency.cancellation import (
 )
 from shoal._errors.exceptions import (
     BadResult,
+    BudgetExceeded,
     DefinitionError,
     Halting,
     MissingField,
@@ -55,6 +56,7 @@ from .attempts import AttemptTime, try_step, within
 from .child_time import time_of
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
+from .halting import stop_if_drained
 from .permits import (
     pause_keys,
     take_permit,
@@ -67,6 +69,7 @@ from .publish import publish_grace_exceeded
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
+from .spending import publish_spent, record_stakes, refused
 from .standing import stands_for
 from .streaming import Items
 from .worker_deaths import outlive
@@ -132,19 +135,19 @@ async def _call_suspect(
     retries = run.retry_state()
     # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
-    turn = suspects.wait_turn(retries, before)
-    # No wait then, so the permit that admission has acquired for the child can stay with it.
-    if suspects.is_free(before):
-        await turn
-    else:
-        # The child that is at work may wait for the very permit that this one holds; see
-        # test_a_child_that_waits_for_a_turn_holds_no_slot.
-        permits = run.permits
-        if permits is not None and permits.first_permit is not None:
-            permits.first_permit.cancel()
-            permits.first_permit = None
-        await wait_turn_without_slot(run, turn)
+    turn = partial(suspects.wait_turn, retries, before)
     try:
+        # No wait then, so the permit that admission has acquired for the child can stay with it.
+        if suspects.is_free(before):
+            await turn()
+        else:
+            # The child that is at work may wait for the very permit that this one holds; see
+            # test_a_child_that_waits_for_a_turn_holds_no_slot.
+            permits = run.permits
+            if permits is not None and permits.first_permit is not None:
+                permits.first_permit.cancel()
+                permits.first_permit = None
+            await wait_turn_without_slot(run, turn)
         if not retries.is_suspect:
             # Saved before the call: if the process dies in it, only the store can tell.
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
@@ -219,6 +222,7 @@ async def _call_admitted(
             # `pop` leaves the list empty for the next attempt, which fills it again if it gets that
             # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
+            stop_if_drained(run)  # keys that are paused may be open again at once
             later = None
         if run.config.execution.hold.is_on:
             await wait_while_held(run)
@@ -241,6 +245,7 @@ async def _call_admitted(
             death = error
         if death is not None:
             await outlive(run, death)
+            stop_if_drained(run)
             death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
         if action.takes_context:
@@ -287,7 +292,11 @@ async def _attempt(
     try:
         # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
-            await wait_for_permit(run, permit)
+            try:
+                await wait_for_permit(run, permit)
+            except BudgetExceeded as error:
+                await refused(run, action.name, error)
+                raise
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.
@@ -298,6 +307,8 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
+        if permit is not None and permit.stakes:
+            await record_stakes(run, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -353,8 +364,11 @@ async def _attempt(
             failure = None  # breaks the traceback cycle
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
-            if permit is not None and call is not None:
-                await _leave_worker(run, call, permit)
+            if permit is not None and permit.stakes and begun:
+                # By name, and before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle(action.name))
+            if permit is not None and call is not None and call.is_running:
+                await _leave_behind(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -380,11 +394,13 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
-    """Release the permit when the function of the call has ended, without waiting for that."""
+async def _leave_behind(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that.
+
+    The grace is over, and the function is still at work.
+    """
     try:
-        if call.is_running:  # the grace is over, so the worker is left behind
-            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
+        await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.

@@ -138,6 +138,8 @@ async def commit(run: Run, write: Write) -> None:
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
     # Read by `_acquit` alone.
+    if config.parent is None and config.host is None:
+        execution.number = run.head[0]
     if run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Literal, NoReturn
+from typing import Literal
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from shoal._concurrency.cancellation import absorb_stray_cancel, ki_protected
 from shoal._concurrency.watchdog import is_life_of
-from shoal._errors.exceptions import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge
+from shoal._errors.exceptions import NotData, SecretLeaked, TooManySteps, UpdateTooLarge
 from shoal._events.events import RunStarted, StepStarted, Update
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
@@ -29,6 +29,7 @@ from .call import call_action, call_simply
 from .child_time import ChildTime, described
 from .commit import Write, commit, is_silent
 from .config import Halts
+from .halting import stop_here, stop_if_drained, unless_drained
 from .in_place import refuse_changes_in_place
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
@@ -76,10 +77,12 @@ async def walk(run: Run) -> None:
         run.began = True
     else:
         act, steps = await _begin(run)
-    max_steps = execution.max_steps
+    max_steps, drain = execution.max_steps, execution.drain
     walked: tuple[str, ...] = ()
     try:
         while act is not None:
+            if drain.reason is not None:
+                stop_if_drained(run)
             steps += 1
             # Names are collected only near the limit, so that other runs don't pay for the error.
             if steps > max_steps - LAST_STEPS:
@@ -89,7 +92,7 @@ async def walk(run: Run) -> None:
             if steps % STEPS == 0:
                 await checkpoint()
             if config.gate is not None:
-                await config.gate(act.name)
+                await unless_drained(run, partial(config.gate, act.name))
             # A run that is resumed in this execution may be at a step whose start is published.
             is_open, run.step = run.step is not None, act.name
             if hooks.watching_steps:
@@ -128,7 +131,7 @@ async def walk(run: Run) -> None:
                 # One save, so that a crash can't leave the run completed and not halted; see
                 # test_a_run_is_known_to_be_halted_as_soon_as_the_step_before_is_completed.
                 await complete_step(run, change, ended="halted")
-                _stop_here(run)
+                stop_here(run)
             else:
                 await complete_step(run, change)
             act = following
@@ -212,17 +215,7 @@ def _stands_at(run: Run) -> Act | None:
 def _stop_before(run: Run, act: Act, halts: Halts) -> None:
     """Halt if there is a breakpoint before the first step of this execution."""
     if halts.stop(None, act.name):
-        _stop_here(run)
-
-
-def _stop_here(run: Run) -> NoReturn:
-    """Halt between two steps.
-
-    Raises:
-        Halting: Always.
-    """
-    run.pending_questions().is_halting = True
-    raise Halting(f"run {run.path.id} stops here")
+        stop_here(run)
 
 
 async def _choose(run: Run, act: Act, change: Change) -> Act | None:

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -43,16 +43,18 @@ from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
-from shoal._events.report import Report
-from shoal._graph.graph import Graph
+from shoal._events.report import Report, Spending
 from shoal._graph.parallel import Parallel, stores_within
+from shoal._limits.accounts import Level
 from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
-from shoal.stores._history import ReplayedHistory, Rewound, Steered, paused_by, play
-from shoal.stores._protocol import ChildRecord, NullStore, RunRecord, Store
+from shoal.stores._history import Steered, paused_by, play
+from shoal.stores._protocol import NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
+from .reopening import step_to_reopen
 from .result import RunResult, result_of
+from .seats import Seat
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
@@ -96,6 +98,9 @@ class RootRun:
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
+        # Its seat among the root runs of its runtime, if only so many execute there at once.
+        self._seat: Seat | None = None
+        self._made: Run | None = None  # the run, if it was made before its turn had come
         # Whatever steers it holds this meanwhile: two that come at once are carried out, and on
         # record, one after the other.
         self._steering = Lock()
@@ -127,18 +132,56 @@ class RootRun:
         self._task = task
 
     @property
+    def is_recovered(self) -> bool:
+        """Whether another execution has left it, and nobody asks for it now."""
+        return self._request.is_recovered
+
+    def take(self, seat: Seat) -> None:
+        """Execute it in ``seat``, before its task starts. Until its turn it has not begun."""
+        self._seat = seat
+        if seat.is_waiting and self.run is not None:
+            self._made, self.run, self.begun = self.run, None, Event()
+
+    def leave_seat(self) -> None:
+        """Leave its seat to the next run: it has ended."""
+        if self._seat is not None:
+            self._seat.leave()
+
+    @property
+    def seat(self) -> Seat | None:
+        """Its seat, if its runtime has only so many."""
+        return self._seat
+
+    @property
     def has_ended(self) -> bool:
         """Whether all of it is over, cleanup included."""
         return self._task is not None and self._task.ended.is_set()
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was cancelled because its process stops."""
-        return self._execution.is_interrupted
+        """Whether it was cancelled, or halted, because its process stops: it has no end then."""
+        return self._execution.is_interrupted or (self.run is not None and _stays_open(self.run))
 
     def cancel(self, reason: str) -> None:
         """Cancel it, unless it has ended or is cancelled: the first reason counts."""
         self.task.cancel(reason)
+
+    def drain(self, reason: str) -> None:
+        """Start nothing more in it; it halts when what runs has ended. The first reason counts."""
+        self._execution.drain.begin(reason)
+
+    def drain_interrupted(self, reason: str) -> None:
+        """Start nothing more in it because its process stops, if another one can resume it."""
+        if isinstance(self._execution.store, NullStore):
+            return
+        # Not `is_interrupted`: a failure of the run is its own until then, and is saved.
+        self._execution.drain.leaves_open = True
+        self.drain(reason)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it starts nothing more, and has not ended."""
+        return self._execution.drain.reason is not None and not self.has_ended
 
     def interrupt(self, reason: str) -> None:
         """Cancel it because its process stops: no end is saved, so it can be recovered."""
@@ -192,7 +235,17 @@ class RootRun:
         finally:
             if self.paused is None:  # also if the pause could not be recorded
                 execution.let_go(PAUSED)
+            self._mind_seat()
         return True
+
+    def _mind_seat(self) -> None:
+        """Lend the seat while it is paused: a paused run would keep others waiting for nothing."""
+        if self._seat is None:
+            return
+        if self.paused is not None:
+            self._seat.lend()
+        else:
+            self._seat.take_back()
 
     # -- those that watch it --------------------------------------------------------------------
 
@@ -211,6 +264,15 @@ class RootRun:
         """What was charged to it at limits with ``cost=``."""
         costs = self._execution.costs
         return () if costs is None else costs.all()
+
+    @property
+    def spending(self) -> tuple[Spending, ...]:
+        """What it has spent of budgets."""
+        levels = self._execution.accounts.levels().items()
+        return tuple(
+            Spending(budget=name, unit=unit, spent=spent, aside=aside, amount=amount)
+            for name, (unit, spent, aside, amount) in levels
+        )
 
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""
@@ -338,9 +400,12 @@ class RootRun:
                 SystemExit from inside.
         """
         try:
+            if self._seat is not None:
+                await self._enter(self._seat)
             if self.run is None:
                 self.run = await self._begin()
                 self.begun.set()
+            self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
                 await _execute(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
@@ -354,6 +419,19 @@ class RootRun:
             finally:
                 self._sampled = None  # breaks a cycle
                 await self._execution.release()
+
+    async def _enter(self, seat: Seat) -> None:
+        """Wait for its turn.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+        """
+        await seat.wait()
+        seat.surround()
+        made, self._made = self._made, None
+        if made is not None:
+            self.run = made
+            self.begun.set()
 
     async def _begin(self) -> Run:
         """Claim the run, load it, and make it; a run that has succeeded has its status already.
@@ -399,10 +477,10 @@ class RootRun:
             has_died: Whether its claim was held by an execution that has died.
         """
         execution, run_id = self._execution, self.path.id
-        store, retries_failed = execution.store, self._request.retries_failed
+        store, reopening = execution.store, self._request.reopening
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
-        is_over = record.status == "succeeded" and not retries_failed
+        is_over = record.status == "succeeded" and reopening is None
         if not is_over:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
@@ -416,6 +494,8 @@ class RootRun:
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
+        levels = {at: Level(*level) for at, level in played.spent.items()}
+        execution.accounts.restore(levels)
         if not is_over:
             visits = {*done, *((one.step, one.visit) for one in children)}
             refuse_left_steps(self.path, run.config.graph, played, sorted(visits))
@@ -429,12 +509,12 @@ class RootRun:
             self._answers, asked, played.answers, run_id, has_failed=has_failed
         )
         run.resume_state().has_halted_here = record.status == "halted"
-        if retries_failed:
-            now = played.data
-            rewound = self._failed_step(run.config.graph, played, children)
+        if reopening is not None:
+            now, graph = played.data, run.config.graph
+            rewound = step_to_reopen(self.path, graph, played, done, children, wanted=reopening)
             played.add(rewound)
             refuse_other_way(run, played)
-            act = run.config.graph.find(rewound.step)
+            act = graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
             run.resume_state().rewind = rewound, _back(now, played.restored)
@@ -444,6 +524,7 @@ class RootRun:
         if not is_over and played.paused is not None:
             self.paused = played.paused
             execution.hold_up(PAUSED)
+            self._mind_seat()
             logger.warning(
                 "run %s starts nothing: it is %s, until it is resumed",
                 run_id,
@@ -455,37 +536,6 @@ class RootRun:
             await commit(run, Write(questions=answered))
             execution.answers.update((one.id, one.value) for one in answered)
         return run
-
-    def _failed_step(
-        self, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
-    ) -> Rewound:
-        """Find the first step that was completed although children had failed.
-
-        Raises:
-            BadUse: There is none, or ``reduce`` has taken the failures of that step.
-        """
-        path = self.path
-        failed = {(one.step, one.visit) for one in children if one.status == "failed"}
-        for step, visit, number in played.completed_visits():
-            act = graph.find(step)
-            if (step, visit) in played.decided:
-                continue  # a contestant that failed has only lost its race
-            if (step, visit) in failed and isinstance(act, Parallel):
-                if act._join().reduce is None:
-                    return Rewound(step, visit)
-                msg = (
-                    f"run {path.id}: children of {step!r} have failed, and reduce has taken that; "
-                    f"it can't be undone: start a new run from before that step instead, with "
-                    f"fork({path.id!r}, number={number})"
-                )
-                raise BadUse(msg)
-        msg = (
-            f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
-            f"failures that a child, or a graph as a node, has tolerated below itself stay, "
-            f"because it has succeeded; a run that has not succeeded goes on with "
-            f"run(id={path.id!r})"
-        )
-        raise BadUse(msg)
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
@@ -561,9 +611,15 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
                 run.fail(error, "succeeded", "halted")
 
 
+def _stays_open(run: Run) -> bool:
+    """Whether the run has halted only because its process stops, so that no end is saved."""
+    drain = run.config.execution.drain
+    return run.status == "halted" and drain.has_cut and drain.leaves_open
+
+
 async def _save_end(run: Run) -> None:
     execution = run.config.execution
-    if execution.is_interrupted and run.status not in ("succeeded", "halted"):
+    if _stays_open(run) or (execution.is_interrupted and run.status not in ("succeeded", "halted")):
         return  # the process stops: the run has no end, and another process resumes it
     # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
     # fails with that error: what could not be saved did not end well.

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
+from shoal._engine.disposition import LIVE
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
+from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
 from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
@@ -49,6 +51,7 @@ class ChildAdmission:
     __slots__ = (
         "_ahead",
         "_all_limiters",
+        "_below",
         "_budget",
         "_controller",
         "_governs_all",
@@ -58,6 +61,7 @@ class ChildAdmission:
         "_on_refused",
         "_on_room",
         "_refuses_alone",
+        "_on_stopped",
         "_scheduler",
         "_scopes",
         "_unpublished",
@@ -79,6 +83,7 @@ class ChildAdmission:
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
         refuses_alone: bool = False,
+        on_stopped: Callable[[str], None],
     ) -> None:
         """Begin with no child in flight or waiting.
 
@@ -93,6 +98,7 @@ class ChildAdmission:
             refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
                 contestant of a race does. Else the whole group fails: the children after it would
                 be taken from the source one after the other to be refused as well.
+            on_stopped: Called with the reason why no more children are to start.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
@@ -110,10 +116,16 @@ class ChildAdmission:
         # None if nothing is added, which is usual.
         self._scopes: tuple[Limiter, ...] | None = None
         """The limiters of the children's attempts, if the fan-out has limits that count those."""
+        self._below: tuple[Limiter, ...] = parent.config.scopes_below
+        """The limiters of the attempts of all that is below the children."""
+        of_descendants = limits.of_descendants
+        if of_descendants is not None:
+            name = f"{among} budgets".strip()
+            self._below = (*self._below, controller.limiter(owner, of_descendants, name))
+            self._scopes = self._below
         if of_attempts is not None:
             name = f"{among} attempts".strip()
-            beneath = controller.limiter(owner, of_attempts, name)
-            self._scopes = (*parent.config.scopes_below, beneath)
+            self._scopes = (*self._below, controller.limiter(owner, of_attempts, name))
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above, parent)
@@ -124,7 +136,7 @@ class ChildAdmission:
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
         self._governs_all = (
-            of_starts is not None or of_attempts is not None or limits.adapts_in_flight is not None
+            of_starts is not None or self._scopes is not None or limits.adapts_in_flight is not None
         )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
@@ -150,6 +162,7 @@ class ChildAdmission:
         self._on_room = on_room
         self._on_refused = on_refused
         self._refuses_alone = refuses_alone
+        self._on_stopped = on_stopped
 
     @property
     def waiting(self) -> int:
@@ -219,7 +232,7 @@ class ChildAdmission:
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
         if self._scopes is not None:
-            config.scopes = self._scopes
+            config.scopes, config.scopes_below = self._scopes, self._below
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
@@ -263,7 +276,8 @@ class ChildAdmission:
         try:
             if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-                needed, own = limiters.gates(applying, child.data)
+                accounts = config.execution.accounts
+                needed, own = limiters.gates(applying, child.data, accounts)
                 pool = config.pool_of(action)
                 worker = None if pool is None else pool.gate
             if self._scheduler.has_shares or permits.unit.priority != "normal":
@@ -292,7 +306,7 @@ class ChildAdmission:
         assert permits.slot is not None, "a child in flight has one"
         permit.refusal = refusal
         permits.first_permit = permit
-        permits.slot.take_unpaid()  # a child ends in flight
+        permits.slot.take_place()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.
@@ -351,9 +365,16 @@ class ChildAdmission:
 
         They count as in flight until the parent has committed their ends, as all ended children do.
         """
+        # First: it refuses a child that has ended, before anything is given back for it.
+        self._end_unstarted(children, lambda child: child.never_start(reason, winner))
+
+    def skip_unstarted(self, children: Iterable[Run], reason: str) -> None:
+        """Skip children that have not started; otherwise as ``cancel_unstarted``."""
+        self._end_unstarted(children, lambda child: child.pass_over(reason))
+
+    def _end_unstarted(self, children: Iterable[Run], end: Callable[[Run], None]) -> None:
         for child in children:
-            # First: it refuses a child that has ended, before anything is given back for it.
-            child.never_start(reason, winner)
+            end(child)
             permits = child.permits
             if permits is None or permits.slot is None:
                 continue  # not admitted: the group counted it as it took it from the source
@@ -367,25 +388,65 @@ class ChildAdmission:
             self._in_flight.release(permits, refunds=True)
             self.let_out()
         # Some were in ``ready``, or got there by permits that others of them have just returned.
-        self.ready = deque(child for child in self.ready if child.status is None)
+        self.ready = deque(
+            child for child in self.ready if child.status is None and child.disposition is LIVE
+        )
+
+    def withdraw(self) -> list[Run]:
+        """Return the children that wait to start, and give what they were granted to others.
+
+        They count neither as live nor as in flight any more: the group takes them back.
+        """
+        children = self.waiting_to_start
+        for child in children:
+            permits = child.permits
+            assert permits is not None, "a child that waits has asked for a permit"
+            permit = self._waiting.pop(child, None) or permits.first_permit
+            permits.first_permit = None
+            if permit is not None:
+                permit.cancel()
+            self._in_flight.release(permits, refunds=True)
+            child.permits = None
+            self.let_out()
+        # All of them, and those that permits of the others have brought here meanwhile.
+        self.ready.clear()
+        return children
 
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""
         self._unpublished.clear()
         self._in_flight.close()
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.
-        self._on_room = self._on_refused = _ignore
+        self._on_room = self._on_refused = self._on_stopped = _ignore
 
     # -- waiting ----------------------------------------------------------------------------------
 
     def _on_granted(self, child: Run) -> None:
         """Move ``child`` to ``ready``, or end the group if its request was refused."""
         permit = self._waiting[child]
-        if permit.refusal is not None:  # the group fails, not the child, which has never begun
-            self._on_refused(permit.refusal)
+        refusal = permit.refusal
+        if isinstance(refusal, BudgetExceeded):
+            self._on_too_dear(child, permit, refusal)
+            return
+        if refusal is not None:  # the group fails, not the child, which has never begun
+            self._on_refused(refusal)
             return
         del self._waiting[child]
         # Before `on_room`, which may wake the worker that takes it.
+        self.ready.append(child)
+        self._on_room()
+
+    def _on_too_dear(self, child: Run, permit: AttemptPermit, refusal: BudgetExceeded) -> None:
+        """Let a child begin that doesn't fit into a budget, or the group end with what it has."""
+        if refusal.on_empty == "stop":
+            self._on_stopped(str(refusal))
+            return
+        # It begins with the permit that was refused, and fails or asks in its first attempt: so it
+        # has a start, an end and an error like any other.
+        del self._waiting[child]
+        if child.permits is not None:
+            child.permits.first_permit = permit
+        permit.take_place()
         self.ready.append(child)
         self._on_room()
 

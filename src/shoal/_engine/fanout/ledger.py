@@ -41,14 +41,18 @@ class Ledger:
     dropped: int = 0
     """Elements without a child, because their keys were repeated; see ``grow``."""
     left: int = 0
-    """Known children that were not started, because ``at_most`` was reached or the step failed.
+    """Known children that were not started: ``at_most`` was reached, or the step failed or halted.
 
     They are children of elements that ``grow`` had found, and of further acts of the last element.
     """
     halted: int = 0
-    """Children that have no outcome yet, because they wait for answers."""
-    is_decided: bool = field(default=False, repr=False)
-    """Whether a race was decided. Then the unused outcomes are those of its losers."""
+    """Children that have no outcome yet, because they wait for answers or the run was drained."""
+    winner: ChildName | None = field(default=None, repr=False)
+    """The contestant that has decided the race, by its act and key; None: nothing was decided.
+
+    Then the unused outcomes are those of its losers. In a race by ``first_item`` it is known as
+    soon as the contestant leads.
+    """
     # Where outcomes are read from later, when the step and its configuration are gone.
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories; None: the parent's store."""
@@ -57,6 +61,11 @@ class Ledger:
     # Cancelled children without a made outcome: a race may cancel many, and few programs look at
     # them. Whenever outcomes are read, `settle` moves them to _rest.
     _cancelled: list[Run] | None = field(default=None, repr=False)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a race was decided."""
+        return self.winner is not None
 
     @property
     def total(self) -> int:

@@ -656,7 +656,9 @@ class ElementSource:
             # Those that wait are started as well: an earlier attempt or execution has found them.
             wanted = max(0, wanted - self._started - known)
         pulled = 0
-        while wanted != 0 and not self.dry() and await group.wait_for_room():
+        while wanted != 0 and not self.dry():
+            if not await group.wait_for_room():
+                return  # the group ends, maybe because it is drained, and elements are left
             pulled += 1
             if pulled % FEED_INLINE == 0:
                 await checkpoint()  # elements that are ready would starve other tasks otherwise
