@@ -49,7 +49,7 @@ from .apps import R_co, Recoverable, Runnable, Startable
 from .binding import RuntimeOptions, bind_services, check_given
 from .carry_out import carry_out
 from .display import new_display, showing
-from .draining import DrainSignal
+from .draining import DRAINED, DrainSignal
 from .handle import RunHandle
 from .limit_use import (
     circuits_of,
@@ -69,11 +69,6 @@ from .seats import RunLoad, Seats
 from .tasks import RuntimeTasks
 from .watching import LimitsInUse, Watching
 
-DRAINED = (
-    "this runtime is being drained, because its process is about to stop; start it in another "
-    "process, or later"
-)
-"""Why a run is refused then."""
 THREADS = 40  # worker threads at once; as many as anyio's default limiter has
 logger = logging.getLogger("shoal")
 
@@ -361,6 +356,7 @@ class Runtime:
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -376,6 +372,7 @@ class Runtime:
                 halt_before=halt_before,
                 halt_after=halt_after,
                 priority=priority,
+                owner=owner,
                 runtime=self,
             )
 
@@ -390,6 +387,7 @@ class Runtime:
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -408,6 +406,7 @@ class Runtime:
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
             priority: How urgent it is, beside others that wait for limits.
+            owner: Whose run it is.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -425,6 +424,7 @@ class Runtime:
                 halt_before=halt_before,
                 halt_after=halt_after,
                 priority=priority,
+                owner=owner,
                 runtime=self,
             )
 
