@@ -51,23 +51,13 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DRAINED, DrainSignal
 from .handle import RunHandle
-from .limit_use import (
-    circuits_of,
-    named_circuits,
-    named_limiters,
-    names_of_costs,
-    owners_of,
-    uses_of,
-    uses_of_breakers,
-    uses_of_budgets,
-    uses_of_workers,
-)
+from .limit_use import circuits_of, named_limiters
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
 from .seats import RunLoad, Seats
 from .tasks import RuntimeTasks
-from .watching import LimitsInUse, Watching
+from .watching import LimitsInUse, Watching, limits_in_use
 
 THREADS = 40  # worker threads at once; as many as anyio's default limiter has
 logger = logging.getLogger("shoal")
@@ -189,7 +179,7 @@ class Runtime:
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         if limits is not None:
-            limits.stand_on(self)
+            limits.stand_on(self, is_runtime=True)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         self.watch: bool | None = True if progress and watch is None else watch
@@ -477,32 +467,43 @@ class Runtime:
         with self._drain.calling(call):
             yield
 
-    async def drain(self, within: float = math.inf) -> None:
+    async def drain(self, within: float = math.inf, *, starts_for: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
 
-        Runs that are cancelled in this way have no end in their store: they are left as by a
-        process that has died, so that another one resumes them by ``recover``.
+        With ``starts_for``, runs that have a store may begin steps and children for so long; then
+        they start nothing more (see ``RunHandle.drain``), and the attempts that are under way have
+        the rest of ``within`` to end. So none of their work is lost. Runs without a store go on:
+        nothing could resume them.
 
-        A second call waits as well, and the earlier deadline counts. If it is cancelled, the runs
+        Runs that halt or are cancelled in this way have no end in their store: they are left as by
+        a process that has died, so that another one resumes them by ``recover``.
+
+        A second call waits as well, and the earlier deadlines count. If it is cancelled, the runs
         go on; the runtime takes no more runs all the same.
 
         Args:
             within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+            starts_for: Seconds in which runs may start something; 0: they start nothing more.
 
         Raises:
             BadUse: The runtime is not open.
         """
-        if within != 0 and not is_positive(within) and within != math.inf:
-            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
-            raise BadUse(msg)
+        for name, seconds in (("within", within), ("starts_for", starts_for)):
+            if seconds != 0 and not is_positive(seconds) and seconds != math.inf:
+                msg = f"drain({name}=...) takes a number of seconds, at least 0, not {seconds!r}"
+                raise BadUse(msg)
         if self._status != "closing":
             self.check_open()
         self._drain.set()
+        reason = "the runtime is being drained"
         if self._seats is not None:  # nothing of them has begun: another process has them sooner
             self._seats.refuse_waiting(partial(Draining, DRAINED))
         with move_on_after(within):
+            with move_on_after(starts_for):
+                await self._roots.wait_empty()
+            self._roots.drain_all(reason)
             await self._roots.wait_empty()
-        await self._roots.interrupt_all("the runtime is being drained")
+        await self._roots.interrupt_all(reason)
 
     # -- recovery -------------------------------------------------------------------------------
 
@@ -630,15 +631,7 @@ class Runtime:
         return self._watching.listen(listener)
 
     def _limits_in_use(self) -> LimitsInUse:
-        found = self._limiters()
-        breakers = named_circuits(self.services.circuits)
-        return LimitsInUse(
-            [*uses_of(found, self.services.clock()), *uses_of_workers(self.services.pools.opened)],
-            owners_of(found),
-            names_of_costs(found),
-            partial(uses_of_breakers, breakers),
-            lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
-        )
+        return limits_in_use(self._limiters(), self.services)
 
     async def carry_out(self, command: Command) -> bool:
         """Carry out a command for a run of this runtime; return whether it has one of that id.
