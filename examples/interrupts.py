@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and deadlines: let the current step end, then cancel the work.
+"""Ctrl-C, SIGTERM and deadlines: let the work settle, then cancel it.
 
 A second signal cancels the work at once. A third one reaches the interpreter, which ends a cleanup
 that hangs. Service managers and containers send SIGTERM to end a program.
@@ -27,7 +27,8 @@ class Interruptible:
         """Cancel the work on a signal or after `deadline` seconds, once `settle` is done."""
         self._settle = settle
         self._deadline = deadline
-        self._is_late = False
+        self.asked: Ended = "done"
+        """Why the work was asked to end: "interrupted" or "late"; "done": it wasn't."""
         self._scope = anyio.CancelScope()
         self.signal: signal.Signals = signal.SIGINT
         """The first signal that arrived, if the work was interrupted."""
@@ -38,7 +39,7 @@ class Interruptible:
         return 128 + self.signal
 
     async def do(self, work: Callable[[], Awaitable[object]]) -> Ended:
-        """Do the work, and return how it ended.
+        """Do the work, and return how it ended; "done" if it returned, asked to end or not.
 
         A signal or the deadline cancels the work like any other cancellation, so its cleanup runs.
         """
@@ -55,15 +56,14 @@ class Interruptible:
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
-        if not self._scope.cancelled_caught:
-            return "done"
-        return "late" if self._is_late else "interrupted"
+        return self.asked if self._scope.cancelled_caught else "done"
 
     async def _listen(self, *, task_status: TaskStatus[None]) -> None:
         try:
             with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                 task_status.started()
                 self.signal = await anext(signals)
+                self.asked = "interrupted"
                 async with anyio.create_task_group() as settling:
                     settling.start_soon(self._settle_and_cancel)
                     await anext(signals)
@@ -74,7 +74,8 @@ class Interruptible:
 
     async def _expire(self, seconds: float) -> None:
         await anyio.sleep(seconds)
-        self._is_late = True
+        if self.asked == "done":
+            self.asked = "late"
         await self._settle_and_cancel()
 
     async def _settle_and_cancel(self) -> None:
@@ -82,6 +83,10 @@ class Interruptible:
         self._scope.cancel()
 
 
-async def until_interrupted(work: Callable[[], Awaitable[object]]) -> bool:
-    """Do `work` until it ends or a signal cancels it; return whether a signal did."""
-    return await Interruptible().do(work) == "interrupted"
+async def until_interrupted(
+    work: Callable[[], Awaitable[object]], settle: Callable[[], Awaitable[None]] = _at_once
+) -> bool:
+    """Do `work` until it ends, or a signal comes and `settle` is done; return whether one came."""
+    interruptible = Interruptible(settle)
+    await interruptible.do(work)
+    return interruptible.asked == "interrupted"

@@ -32,6 +32,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Action",
     "Adaptive",
     "Browses",
+    "BudgetBackend",
     "CachesResults",
     "Event",
     "Executor",
@@ -39,6 +40,7 @@ OPEN = {  # classes meant for subclassing, exceptions aside
     "Hook",
     "Inspects",
     "KeepsReports",
+    "Limits",  # of which `Budget` is one
     "MapActions",
     "MapActionsAndStates",
     "MapStates",
@@ -308,6 +310,20 @@ def test_all_names_can_be_imported_without_the_extras(missing: str, name: str, e
     assert said.startswith(f"{name} needs ")
     assert said.endswith("'psycopg[binary]'") or extra in said
     assert shown == f"{name} False"
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"),
+    [("shoal.fastapi", "fastapi", "fastapi"), ("shoal.watch.ui", "starlette", "web")],
+)
+def test_a_module_of_an_extra_says_how_to_get_it(module: str, missing: str, extra: str):
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"try: import {module}\n"
+        "except ModuleNotFoundError as error: print(error, '|', error.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert f"pip install 'shoal[{extra}]' | {missing}" in done.stdout.decode()
 
 
 def test_running_on_one_backend_does_not_load_the_other():

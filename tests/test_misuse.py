@@ -332,7 +332,8 @@ async def test_children_that_read_what_nobody_has():
         await Application(act).run({"items": []})
     assert (
         "application 'results': action 'echo' in fan-out 'results', whose element is 'elment' "
-        "(see item=), reads field 'item', which the state does not have (it has: items)"
+        "(see item=; if 'item' is the element, write item='item'), reads field 'item', "
+        "which the state does not have (it has: items)"
     ) in str(caught.value)
     said = await run_into(MissingField, Graph.chain(perhaps("item"), act))
     assert "the children of fan-out 'results' read field 'item'" in said

@@ -55,7 +55,7 @@ SHOWN: dict[Callable[[], object], str] = {
     lambda: Graph.chain(act, act.bind(name="b")): f"{ACT} acts chain edges entry part typed",
     lambda: Application(act): (
         "fork graph hooks inputs limits max_depth max_live max_steps name open questions recover "
-        "retry_failed run run_sync secret start store take_over version"
+        "reopen retry_failed run run_sync secret start store take_over version"
     ),
     Runtime: (
         "can_recover circuits drain draining executor find healthy inputs keep_recovering limiter "
@@ -79,7 +79,9 @@ CLASSES: dict[type, str] = {  # those that only a run makes
         "path run_id span step"
     ),
     ChildGroup: "cancel cancel_child start start_each",
-    RunResult: "all_outcomes outcomes questions raise_for_failures report run_id state status",
+    RunResult: (
+        "all_outcomes outcomes questions raise_for_failures reason report run_id spent state status"
+    ),
     Done: ("abandoned act attempts elapsed element key path position run_id state used value"),
 }
 

@@ -9,7 +9,7 @@ file, the next one appends it, and an incomplete line is cut off.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -29,6 +29,7 @@ from shoal import (
     Graph,
     Hook,
     Limits,
+    Runtime,
     SQLiteStore,
     StepTimeout,
     action,
@@ -221,6 +222,7 @@ class Batch:
     store: Path
     at_once: int = 8
     purse: Purse
+    runtime: Runtime = field(default_factory=Runtime)
 
     async def run(self) -> Rows:
         """Run the remaining races, and return all rows.
@@ -239,16 +241,23 @@ class Batch:
                 store=SQLiteStore(self.store),
                 hooks=[board, rows],
             )
-            async with new_client() as client:
+            async with self.runtime as runtime, new_client() as client:
                 inputs = {"client": client, "purse": self.purse, "board": board}
                 state = {"prompts": list(self.prompts)}
-                result = await app.run(state, id=RUN, inputs=inputs)
+                result = await app.run(state, id=RUN, inputs=inputs, runtime=runtime)
                 # failed in an earlier execution: retry them
-                if result.state["failed"] and not rows.failed:
-                    result = await app.retry_failed(RUN, inputs=inputs)
+                if result.status == "succeeded" and result.state["failed"] and not rows.failed:
+                    result = await app.retry_failed(RUN, inputs=inputs, runtime=runtime)
                 # saved, but not written before the process died
                 for row in result.state["rows"].values():
                     await rows.add(row.to_plain() if hasattr(row, "to_plain") else row)
                 return rows
         finally:
             rows.file.close()
+
+    async def settle(self) -> None:
+        """Begin no more races, and wait for those under way: their answers are paid for."""
+        run = self.runtime.find(RUN)
+        if run is not None:
+            run.drain("interrupted")
+            await run.wait_ended()

@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, NotRequired, TypedDict
 
-import anyio
 from anyio import to_thread
 
 from examples.scraper.fetching.fetch import TRANSIENT, Answer, Fetcher, FetchError, LeftAlone
@@ -29,21 +28,8 @@ from examples.scraper.reading.document import Parse
 from examples.scraper.reading.pages import MAX_SITEMAP, media_type, read_sitemap
 from examples.scraper.reading.parsing import Parsers
 from examples.scraper.settings import Settings
-from shoal import (
-    Context,
-    Done,
-    Each,
-    Hook,
-    Limits,
-    Outcome,
-    Retry,
-    RetryLater,
-    State,
-    action,
-    fan_out,
-)
-from shoal.events import ChildEnded
-from shoal.types import FanOut, Key
+from shoal import Context, Done, Each, Limits, Outcome, Retry, RetryLater, State, action, fan_out
+from shoal.types import FanOut
 
 CRAWL = "crawl"  # the name of the step, and the id of the run in its job
 MAX_REDIRECTS = 10  # redirects in a row
@@ -83,41 +69,6 @@ class Page(TypedDict):
     """Whether the page matches the crawl's `--until-match`."""
 
 
-class Brake(Hook):
-    """Ends a crawl in good order: pages that are being fetched are finished, and no new one begins.
-
-    A page is being fetched until its row is saved, which a hook reports. If the crawl were
-    cancelled between the action's return and the save, the page would be requested again on resume;
-    see `test_a_signal_ends_a_crawl_in_good_order`.
-    """
-
-    def __init__(self) -> None:
-        self.is_on: bool = False
-        self._busy: set[Key] = set()
-        self._idle = anyio.Event()
-
-    async def begin(self, key: Key) -> None:
-        """Begin to fetch a page; if the brake is on, wait for the cancellation."""
-        if self.is_on:
-            await anyio.sleep_forever()
-        self._busy.add(key)
-
-    def end(self, key: Key) -> None:
-        """Stop counting a page: its attempt has failed, or its end is saved."""
-        self._busy.discard(key)
-        if self.is_on and not self._busy:
-            self._idle.set()
-
-    def on_child_ended(self, event: ChildEnded) -> None:
-        self.end(event.outcome.key)
-
-    async def stop(self) -> None:
-        """Put the brake on, and wait until no page is being fetched."""
-        self.is_on = True
-        if self._busy:
-            await self._idle.wait()
-
-
 class Crawler:
     """The inputs of the action: nothing of it is saved."""
 
@@ -138,7 +89,6 @@ class Crawler:
         self.health: Health = health
         self.parsers: Parsers = parsers
         self.robots: Robots = Robots(fetcher)
-        self.brake: Brake = Brake()
         self.requests = Counter[str]()
         """The number of requests by URL, for links without a page so far."""
         self._refused: set[str] = set()  # links that were refused and have no page so far
@@ -313,27 +263,22 @@ async def fetch(link: Link, crawler: Crawler, context: Context, parse: Parse | N
         Exception: Any exception of `parse`. The page has failed then, so a resumed crawl, whose
             parser may be mended, fetches it again.
     """
-    await crawler.brake.begin(context.key)
+    context.charge(crawler.politeness.of(host_of(link["url"])).seconds)
+    began = time.perf_counter()
+    page, before = _new_page(), crawler.requests[link["url"]]
     try:
-        context.charge(crawler.politeness.of(host_of(link["url"])).seconds)
-        began = time.perf_counter()
-        page, before = _new_page(), crawler.requests[link["url"]]
-        try:
-            await _fetch(link, crawler, context, page, parse)
-        except (LeftAlone, FetchError) as error:
-            error.requests = crawler.requests[link["url"]]
-            if error.requests == before:
-                context.charge(0)  # nothing was asked
-            if isinstance(error, LeftAlone) or error.transient:
-                raise
-            page["status"], page["final_url"] = error.status, error.final_url
-            page["error"] = Problem(kind=error.kind, message=str(error))
-        page["elapsed_ms"] = round((time.perf_counter() - began) * 1000)
-        page["attempts"] = max(1, crawler.requests[link["url"]])
-        crawler.forget(link)
-    except BaseException:
-        crawler.brake.end(context.key)
-        raise
+        await _fetch(link, crawler, context, page, parse)
+    except (LeftAlone, FetchError) as error:
+        error.requests = crawler.requests[link["url"]]
+        if error.requests == before:
+            context.charge(0)  # nothing was asked
+        if isinstance(error, LeftAlone) or error.transient:
+            raise
+        page["status"], page["final_url"] = error.status, error.final_url
+        page["error"] = Problem(kind=error.kind, message=str(error))
+    page["elapsed_ms"] = round((time.perf_counter() - began) * 1000)
+    page["attempts"] = max(1, crawler.requests[link["url"]])
+    crawler.forget(link)
     return page
 
 

@@ -77,6 +77,7 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
     )
     from shoal._graph.until import all_, first, first_item, quorum
     from shoal._limits.breaker import Breaker
+    from shoal._limits.budgets import Budget
     from shoal._limits.limits import AIMD, Limits, Rate, SharedRate
     from shoal._limits.retry import Retry, RetryBudget
     from shoal._runtime.application import Application
@@ -105,6 +106,7 @@ __all__ = [
     "Action",
     "Application",
     "Breaker",
+    "Budget",
     "Cancelled",
     "Codec",
     "Context",
@@ -188,6 +190,7 @@ _DEFINED = {
     "_graph.task_classes": "MapActions MapActionsAndStates MapStates ParallelAction Task",
     "_graph.until": "all_ first first_item quorum",
     "_limits.breaker": "Breaker",
+    "_limits.budgets": "Budget",
     "_limits.limits": "AIMD Limits Rate SharedRate",
     "_limits.retry": "Retry RetryBudget",
     "_runtime.application": "Application",
@@ -208,29 +211,30 @@ use a database load its driver."""
 
 _MOVED = {
     "errors": (
-        "BadAnswer BadKey BadResult BadUse ChangedInPlace CommitInDoubt DefinitionError "
-        "DepthExceeded Halting HookFailed IncompleteStream InputChanged InvalidState "
-        "LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker NotData "
-        "NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
-        "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel "
-        "StateError TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite "
-        "UpdateTooLarge WorkerDied"
+        "BadAnswer BadKey BadResult BadUse BudgetExceeded ChangedInPlace CommitInDoubt "
+        "DefinitionError DepthExceeded Halting HookFailed IncompleteStream InputChanged "
+        "InvalidState LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker "
+        "NotData NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
+        "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel StateError "
+        "TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge WorkerDied"
     ),
     "events": (
         "AttemptEnded ChildEnded ChildHalted ChildName ChildRerun ChildStarted Decision Drop "
-        "Event Extend GraceExceeded Increment Item Missed Operation Put PutWithin RunEnded "
-        "RunStarted RunSteered Set SpanStarted StateUpdated StepEnded StepStarted Update "
-        "WaitEnded Waiting"
+        "Event Extend GraceExceeded Increment Item LeaderChanged LeadingItems Missed "
+        "Operation Put PutWithin RunEnded RunStarted RunSteered Set SpanStarted Spent "
+        "StateUpdated StepEnded StepStarted Update WaitEnded Waiting"
     ),
     "executors": "Executor ExecutorName Interpreters Processes Ray Threads",
     "rates": (
-        "RateBackend RateHeaders RateReply RateRequest RateState Remaining read_headers reckon"
+        "BudgetBackend BudgetReply BudgetRequest BudgetState RateBackend RateHeaders RateReply "
+        "RateRequest RateState Remaining read_headers reckon reckon_budget"
     ),
     "stores": (
-        "Batch Beginning Bin Browses CachesResults ChildRecord Command CommandKind Completed "
-        "DoneChild Entry EntryKind FailedChild FindsOrphans Inspects KeepsReports Orphan Prunes "
-        "QuestionAnswered QuestionAsked ReadsInParts Rewound Row RowPage RunRecord RunSummary "
-        "SavedRun Steered Steers StepBegun StepTally Store StoredEntry StoredReport replay"
+        "Batch Beginning Bin Browses BudgetLevel CachesResults ChildRecord Command CommandKind "
+        "Completed DoneChild Entry EntryKind FailedChild FindsOrphans Inspects KeepsReports "
+        "Orphan Prunes QuestionAnswered QuestionAsked ReadsInParts Rewound Row RowPage RunRecord "
+        "RunSummary SavedRun Steered Steers StepBegun StepTally Store StoredEntry StoredReport "
+        "replay"
     ),
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "

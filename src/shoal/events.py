@@ -30,11 +30,13 @@ from shoal._events.events import (
     Event,
     GraceExceeded,
     Item,
+    LeaderChanged,
     Missed,
     RunEnded,
     RunStarted,
     RunSteered,
     SpanStarted,
+    Spent,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -42,6 +44,7 @@ from shoal._events.events import (
     WaitEnded,
     Waiting,
 )
+from shoal._events.leading import LeadingItems
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
 __all__ = [
@@ -58,6 +61,8 @@ __all__ = [
     "GraceExceeded",
     "Increment",
     "Item",
+    "LeaderChanged",
+    "LeadingItems",
     "Missed",
     "Operation",
     "Put",
@@ -67,6 +72,7 @@ __all__ = [
     "RunSteered",
     "Set",
     "SpanStarted",
+    "Spent",
     "StateUpdated",
     "StepEnded",
     "StepStarted",

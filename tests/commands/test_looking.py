@@ -338,6 +338,29 @@ def test_a_halted_run_shows_its_questions(
     assert f"run(id='asks', answers={{('{left.id}', 'square'): ...}})" in text
 
 
+def test_a_drained_run_says_why_it_is_halted(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "drained.db"
+    chain = Graph.chain(numbers, add, name="chain")
+    app = Application(fan_out(chain, over="all", item="numbers", into="sums", take="total"))
+    app.store = SQLiteStore(path, synchronous="normal")
+
+    async def main_() -> None:
+        async with Runtime() as runtime:
+            run = await runtime.start(app, {"all": [[1], [2]]}, id="drained")
+            run.drain("the week is over")
+            await run.wait_ended()
+
+    anyio.run(main_)
+    assert "the week is over" in said(capsys, "runs", "--db", str(path))
+    monkeypatch.setattr(cast("Any", type(sys.stdout)), "isatty", is_one, raising=False)
+    text = said(capsys, "show", "drained", "--db", str(path))
+    assert "halted: it was drained; run it again, and it goes on" in text
+    assert "the week is over" in text
+    assert "answer" not in text
+
+
 # -- events ----------------------------------------------------------------------------------------
 
 

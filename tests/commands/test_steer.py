@@ -196,7 +196,7 @@ def test_questions_of_a_halted_run_are_answered(tmp_path: Path, capsys: pytest.C
 def test_commands_for_runs_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "runs.db"
     Application(consult, name="app", store=SQLiteStore(file)).run_sync({}, id="r")
-    for command in ("pause", "resume", "cancel"):
+    for command in ("pause", "resume", "cancel", "drain"):
         assert main([command, "--db", str(file), "q"]) == 1
         assert "there is no run 'q'" in capsys.readouterr().err
     assert main(["resume", "--db", str(file), "r"]) == 1

@@ -47,6 +47,19 @@ async def test_each_prompt_gets_a_row_with_what_all_have_used(tmp_path: Path):
     assert sorted(quick.prompts) == [f"q{n}" for n in range(6)]
 
 
+async def test_an_interrupted_batch_loses_no_answer_that_was_asked_for(tmp_path: Path):
+    rival = Rival("one", text="yes", ttft=1)
+    work = batch(tmp_path, [rival])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work.run)
+        await anyio.sleep(1.5)  # two are answered, and two others are being asked
+        await work.settle()
+    # The answers of the others are saved; the step that makes rows of them has not begun.
+    assert (len(rows(tmp_path)), len(rival.asked_at)) == (2, 4)
+    await batch(tmp_path, [rival]).run()
+    assert len(rows(tmp_path)) == len(rival.asked_at) == 6
+
+
 async def test_what_is_done_is_not_asked_again(tmp_path: Path):
     rival = Rival("only")
     with anyio.move_on_after(3.1):  # while the third and fourth are asked

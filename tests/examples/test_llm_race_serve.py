@@ -26,7 +26,7 @@ from examples.llm_race.gateway.service import make_service
 from examples.llm_race.gateway.streams import CompletionStream
 from examples.llm_race.race.acceptance import acceptance
 from shoal import RunPath, Runtime
-from shoal.events import AttemptEnded, Item
+from shoal.events import Item, LeaderChanged
 from tests.examples.rivals import Rival
 
 pytestmark = pytest.mark.anyio
@@ -152,11 +152,14 @@ async def test_nothing_is_sent_of_a_contestant_that_takes_the_lead_after_another
     has_answer: bool,
 ) -> None:
     answer = Answer(text="zwei drei", provider="other", finish="stop", usage=Usage())
-    leader, other = (RunPath(run_id=name, act=name) for name in ("leader", "other"))
+    run = RunPath(run_id="race", act="race")
+    leader, other = (RunPath(parent=run, step="race", act=name) for name in ("leader", "other"))
     happened = [
         Item(path=leader, step="s", item=Chunk(text="one "), attempt=1, index=0),
+        LeaderChanged(path=run, step="race", leader=leader),
+        LeaderChanged(path=run, step="race", leader=None, reason="lost"),
+        LeaderChanged(path=run, step="race", leader=other),
         Item(path=other, step="s", item=Chunk(text="zwei "), attempt=1, index=0),
-        AttemptEnded(path=leader, step="s", attempt=1, error=OSError("lost")),
         Item(path=other, step="s", item=Chunk(text="drei "), attempt=1, index=1),
     ]
 

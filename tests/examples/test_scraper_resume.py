@@ -175,7 +175,7 @@ def test_a_limit_may_be_raised(
         assert resume() == 4, "the limit holds as long as it isn't raised"
         assert (len(rows_in(out)), site.targets.total()) == (5, 5)
         main(["status", job])
-        assert "interrupted: 5 done, 0 failed, 16 waiting" in capsys.readouterr().out
+        assert "limit reached: 5 done, 0 failed, 16 waiting" in capsys.readouterr().out
         assert resume("--max-pages", "12") == 4
         assert (len(rows_in(out)), site.targets.total()) == (12, 12)
         assert resume("--max-pages", "3") == 4, "it may be lowered, too"
@@ -254,7 +254,7 @@ def test_a_signal_ends_a_crawl_in_good_order(
             process.send_signal(sent)
             _, stderr = process.communicate(timeout=30)
         assert (process.returncode, "Traceback" in stderr) == (code, False), stderr
-        assert Job.open(job).status == "cancelled"
+        assert Job.open(job).status == "halted"
         assert len(rows_in(out)) == site.targets.total(), "what was under way came to its end"
         assert main(["resume", str(job), "--per-host", "16", "--progress", "none"]) == 0
         assert set(site.targets.values()) == {1}

@@ -58,6 +58,7 @@ class Rounds:
             assert said is not None
             assert sorted(said["order"]) == keys
             assert said["total"] == 2 * sum(keys)
+            assert said["left"] == {}
             effects = Counter(map(int, (Path(folder) / "effects").read_text().split()))
             assert set(effects) == set(range(CHILDREN))
 
@@ -94,7 +95,14 @@ class Rounds:
         return json.loads(next(line for line in said.splitlines() if line.startswith("{")))
 
 
+def shared_memory() -> set[str]:
+    """Return the pieces of shared memory that Ray or we have named."""
+    names = {one.name for one in Path("/dev/shm").iterdir()}  # looked at, not used
+    return {name for name in names if "ray" in name or "plasma" in name or "shoal" in name}
+
+
 def test_nothing_is_lost_and_nothing_applied_twice(cluster: RayCluster):
+    shared = shared_memory()
     rounds = Rounds(cluster, seed=int(os.environ.get("SHOAL_SEED", "1")))
     number = 0
     while rounds.kills.total() < KILLS:
@@ -105,3 +113,4 @@ def test_nothing_is_lost_and_nothing_applied_twice(cluster: RayCluster):
     while cluster.actors():
         assert time.monotonic() < until
         time.sleep(0.05)
+    assert shared_memory() == shared

@@ -44,6 +44,29 @@ def jobs() -> Application[Any]:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_run_is_drained_by_any_worker_and_goes_on(elsewhere: bool):
+    began.clear()
+    store = MemoryStore()
+    async with no_leaks():
+        first, second = [service_of(jobs(), store=store)[0] for _ in range(2)]
+        async with client_of(first) as one, client_of(second) as two:
+            client = two if elsewhere else one
+            body = {"id": "a", "state": {"items": [*range(6)]}}
+            assert (await one.post("/jobs", json=body)).status_code == 202
+            await anyio.sleep(0.5)
+            told = {"by": "ops", "reason": "a rollout"}
+            for _ in range(2):
+                drained = await client.post("/jobs/a/drain", json=told)
+                assert drained.status_code == 202, drained.text
+                await anyio.sleep(5)
+            found = (await client.get("/jobs/a")).json()
+            assert (found["status"], found["reason"]) == ("halted", "a rollout")
+            assert began.total() == 2
+            assert (await two.post("/jobs/wait", json={"id": "a"})).json()["status"] == "succeeded"
+            assert began.total() == 6
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
 async def test_a_run_is_paused_and_resumed_by_any_worker(elsewhere: bool):
     began.clear()
     store = MemoryStore()

@@ -90,7 +90,10 @@ LACKING: dict[str, tuple[Callable[[], Graph], str, str]] = {
     "a fan-out's children": (
         lambda: Graph.chain(spy, spread(Graph.chain(other, parse, name="g"), "outs")),
         "page",
-        "action 'parse' in fan-out 'outs', whose element is 'item' (see item=), reads field 'page'",
+        (
+            "action 'parse' in fan-out 'outs', whose element is 'item' (see item=; if 'page' is "
+            "the element, write item='page'), reads field 'page'"
+        ),
     ),
     "a fan-out of fan-outs": (
         lambda: Graph.chain(
@@ -98,7 +101,8 @@ LACKING: dict[str, tuple[Callable[[], Graph], str, str]] = {
         ),
         "page",
         (
-            "action 'parse' in fan-out 'low', whose element is 'item' (see item=), in fan-out "
+            "action 'parse' in fan-out 'low', whose element is 'item' (see item=; if 'page' is "
+            "the element, write item='page'), in fan-out "
             "'high', whose element is 'items' (see item=), reads field 'page'"
         ),
     ),

@@ -192,7 +192,7 @@ class Misspelt(MapStates):
 
 WHEN_RUN: list[tuple[Act, Any, type[Exception], str]] = [
     (Graph.chain(fetch, misspells), {"url": "x"}, MissingField, "'pgae'.*did you mean 'page'"),
-    (fan_out(fetch, over="urls", into="pages"), {"urls": []}, MissingField, r"\(see item=\)"),
+    (fan_out(fetch, over="urls", into="pages"), {"urls": []}, MissingField, r"write item='url'\)"),
     (Misspelt(), {"urls": []}, MissingField, "'url', .*; give it to the Task: .* mean 'ulr'"),
     (starts_children, {}, MissingField, "'url', .*; give it to group.start, .* did you mean 'ulr'"),
     (fan_out(fetch, over="url", into="pages"), {"url": "x"}, BadResult, "a str, .*: give a list"),

@@ -20,6 +20,7 @@ from shoal import (
     Graph,
     Limits,
     MemoryStore,
+    Outcome,
     RunClaimed,
     RunConflict,
     RunPath,
@@ -795,3 +796,76 @@ def test_a_cancel_anywhere_in_a_retry_leaves_the_run_resumable(backend: Any):
         assert list(result.state["outs"].values()) == [f"{one}!" for one in "abcd"]
 
     assert cancel_everywhere(scenario, backend=backend, limit=60) > 20
+
+
+# -- reopen ----------------------------------------------------------------------------------------
+
+
+async def test_a_raised_at_most_starts_what_was_left_out_and_what_has_failed():
+    store = MemoryStore()
+    fails.add("leaf b")
+    before = await Application(crawl(at_most=3), store=store).run(STATE, id="x")
+    assert list(before.state["outs"]) == ["a", "c"]
+    fails.clear()
+    ran.clear()
+    result = await Application(crawl(at_most=9), store=store).reopen("x")
+    assert ran == ["leaf b", "leaf d", "measure b!", "measure d!", "add up"]
+    assert result.state == (await apps(crawl()).run(STATE, id="y")).state
+    app = Application(crawl(at_most=4), store=store)
+    with pytest.raises(BadUse, match="raise at_most= first; a run that has not succeeded"):
+        await app.reopen("x")
+    assert (await app.run(id="x")).status == "succeeded"
+
+
+async def test_a_fold_goes_on_but_does_not_take_failures_back():
+    def counting(at_most: int) -> Application[Any]:
+        def add(state: State, outcome: Outcome) -> State:
+            return state.update(n=state["n"] + 1)
+
+        counted = fan_out(
+            leaf, over="items", key=str, reduce=add, reads=["n"], writes=["n"],
+            at_most=at_most, on_error="collect", name="counted",
+        )  # fmt: skip
+        return Application(counted, store=store)
+
+    store = MemoryStore()
+    fails.add("leaf b")
+    assert (await counting(3).run(STATE, id="x")).state["n"] == 4
+    fails.clear()
+    ran.clear()
+    assert (await counting(4).reopen("x")).state["n"] == 5
+    assert ran == ["leaf d"]
+    with pytest.raises(BadUse, match="reduce has taken that"):
+        await counting(4).reopen("x")
+
+
+async def test_a_frontier_goes_on_where_it_was_cut_off():
+    def crawling(at_most: int) -> Application[Any]:
+        def more(_: State, outcome: Outcome) -> list[str]:
+            return [outcome.element * 2, outcome.element + "-"] if len(outcome.element) < 9 else []
+
+        act = fan_out(leaf, over="items", key=str, into="outs", grow=more, at_most=at_most)
+        return Application(act, store=store)
+
+    store = MemoryStore()
+    await crawling(2).run({"items": ["a"]}, id="x")
+    result = await crawling(7).reopen("x", step="outs")
+    whole = await Application(crawling(7).graph).run({"items": ["a"]})
+    assert result.state == whole.state
+    assert (result.outcomes("outs").done, result.outcomes("outs").left) == (7, 8)
+
+
+async def test_a_step_is_named_that_is_a_fan_out():
+    app = apps(crawl(at_most=4))
+    await app.run(STATE, id="x")
+    with pytest.raises(BadUse, match=r"no fan-out 'out' of its own \(it has: outs, sizes\); did"):
+        await app.reopen("x", step="out")
+    with pytest.raises(BadUse, match="'outs' is not completed, or has no failures"):
+        await app.reopen("x", step=app.graph.acts[1])
+    ran.clear()
+    await app.reopen("x", step="sizes")  # which has no limit now, and may have had one
+    assert ran == ["add up"]
+    with pytest.raises(BadUse, match=r"reopen\(step=\.\.\.\) takes the name of a fan-out, not 3"):
+        await app.reopen("x", step=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UnknownRun, match="did you mean 'x'"):
+        await app.reopen("xx")

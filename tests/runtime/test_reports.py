@@ -553,6 +553,25 @@ async def test_a_command_cancels_the_run():
         await handle.result()
 
 
+async def test_a_command_drains_the_run():
+    command = Command(run_id="a", kind="drain", arguments={"reason": "the week is over"})
+    store, handle = await run_with([command], Application(many), {"items": range(300)})
+    assert (handle.status, handle.reason) == ("halted", "the week is over")
+    result = await Application(many, store=store).run(id="a")
+    assert len(result.state["all"]) == 300
+
+
+async def test_a_report_says_that_the_run_starts_nothing_more():
+    async with Runtime(watch=True) as runtime:
+        handle = await runtime.start(Application(many), {"items": range(6)})
+        await anyio.sleep(0.3)
+        assert handle.report is not None
+        assert handle.report.draining == ""
+        handle.drain("the week is over")
+        await anyio.sleep(0.3)
+        assert handle.report.draining == "the week is over"
+
+
 async def test_a_command_cancels_one_child():
     command = Command(
         run_id="a",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shoal import RunPath
+from shoal._events.report_text import parse_report, report_text
 from shoal.watch import Headline, LiveRun, LiveStep, Report, StepTally, Waited
 from shoal.watch._headline import headline, held_up
 from shoal.watch._overview import bars_of
@@ -226,6 +227,25 @@ def test_children_that_wait_for_answers_are_not_done():
     assert line.text == (
         "halted: it waits for answers · 7 done · 4 cancelled · 1 waiting for an answer"
     )
+
+
+def test_children_of_a_drained_run_wait_for_no_answer():
+    tallies = (StepTally("ask", 0, "ask", {"succeeded": 3, "halted": 1}, 0),)
+    bars = bars_of(ROOT, tallies, None)
+    line = said(status="halted", why="enough", bars=bars, report=None, speed=None)
+    assert line.text == "halted: enough · 3 done · 1 halted"
+
+
+def test_a_run_that_starts_nothing_more_says_so():
+    found = report({"action": 1.0}, draining="the week is over")
+    assert said(report=found).text.startswith("starts nothing more: the week is over · 12,431 of")
+
+
+def test_the_leader_of_a_race_is_named():
+    race = LiveStep(path=ROOT, step="race", visit=0, in_flight=2, leader="gpt")
+    found = parse_report(report_text(report({"action": 1.0}, steps=(race,))))
+    line = said(bars=bars_of(ROOT, (), found), report=found, speed=None)
+    assert "gpt leads" in line.text
 
 
 def test_losers_of_a_race_are_not_told_as_cancelled():

@@ -158,17 +158,17 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
             if path.exists():
                 raise BadInput(f"{path} exists already: continue it with --resume, or remove it")
     done: list[Rows] = []
+    work = Batch(
+        providers=providers,
+        rules=rules,
+        prompts=prompts,
+        out=options.out,
+        store=store,
+        at_once=options.at_once,
+        purse=Purse(options.max_cost),
+    )
 
     async def run() -> None:
-        work = Batch(
-            providers=providers,
-            rules=rules,
-            prompts=prompts,
-            out=options.out,
-            store=store,
-            at_once=options.at_once,
-            purse=Purse(options.max_cost),
-        )
         try:
             done.append(await work.run())
         except RunConflict:
@@ -178,7 +178,7 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
                 f"another batch, in files of its own"
             ) from None
 
-    if await until_interrupted(run):
+    if await until_interrupted(run, work.settle):
         print(
             f"interrupted; continue with --resume, {store} has the finished rows", file=sys.stderr
         )

@@ -17,11 +17,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from examples.llm_race.race.leader import Leader
+from examples.llm_race.client.exchange import Chunk
 from examples.llm_race.race.racing import Report
 from examples.llm_race.race.scoreboard import Lane, Scoreboard, Status
 from shoal import Hook
-from shoal.events import AttemptEnded, ChildEnded, Event, Item
+from shoal.events import AttemptEnded, ChildEnded, Event, Item, LeaderChanged, LeadingItems
 
 COLOURS: dict[Status, str] = {
     "won": "bold green",
@@ -130,7 +130,7 @@ class Printer(Hook):
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
-        self.leader = Leader()
+        self.items = LeadingItems("race")
         self.has_printed = False
         self.broke_off = False
 
@@ -140,15 +140,20 @@ class Printer(Hook):
     async def on_attempt_ended(self, event: AttemptEnded) -> None:
         await self._follow(event)
 
+    async def on_leader_changed(self, event: LeaderChanged) -> None:
+        await self._follow(event)
+
     async def on_child_ended(self, event: ChildEnded) -> None:
         await self._follow(event)
 
     async def _follow(self, event: Event) -> None:
-        why = self.leader.on_event(event)
-        if why is not None:
-            print(f"the answer breaks off: {why}", file=sys.stderr)
-            self.broke_off = True
-        text = self.leader.take()
+        text = ""
+        for news in self.items.on_event(event):
+            if isinstance(news, LeaderChanged):
+                print(f"the answer breaks off: {news.reason}", file=sys.stderr)
+                self.broke_off = True
+            elif isinstance(news.item, Chunk):
+                text += news.item.text
         if not text:
             return
         self.has_printed = True

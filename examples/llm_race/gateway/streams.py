@@ -19,11 +19,10 @@ from examples.llm_race.gateway.openai_api import (
     lost,
     usage_chunk,
 )
-from examples.llm_race.race.leader import Leader
 from examples.llm_race.race.racing import Race
 from examples.llm_race.race.strategies import is_decided_by_token
 from shoal import Runtime
-from shoal.events import Event, Item
+from shoal.events import Event, Item, LeaderChanged, LeadingItems
 from shoal.fastapi import cancel_on_disconnect
 
 Say = Callable[[str], Awaitable[None]]
@@ -84,7 +83,7 @@ class CompletionStream:
         self.race = race
         self.name = name
         self.body = body
-        self.leader = Leader() if is_decided_by_token(race.rules) else None
+        self.items = LeadingItems("race") if is_decided_by_token(race.rules) else None
         self.sent = ""
         self.broke_off = False
 
@@ -96,12 +95,10 @@ class CompletionStream:
         """
 
         async def watch(event: Event) -> None:
-            if self.leader is None or self.broke_off:
-                return
-            self.broke_off = self.leader.on_event(event) is not None
-            text = "" if self.broke_off else self.leader.take()
-            if text:
-                await self._say_text(say, text)
+            for news in () if self.items is None else self.items.on_event(event):
+                self.broke_off = self.broke_off or isinstance(news, LeaderChanged)
+                if not self.broke_off and isinstance(news, Item) and isinstance(news.item, Chunk):
+                    await self._say_text(say, news.item.text)
 
         report = await self.races.hold(self.race, self.name, prompt, runtime, watch)
         if report.answer is None:
@@ -111,14 +108,15 @@ class CompletionStream:
             raise Problem(502, "the answer broke off", code="race_lost")
         for n, answer in enumerate(counting(report)):
             rest = answer.text[len(self.sent) if n == 0 else 0 :]
-            if rest:
-                await self._say_text(say, rest, n)
+            await self._say_text(say, rest, n)
             await say(sse(self._chunk({}, finish_reason(answer.finish), n)))
         if self.body.with_usage:
             await say(sse(usage_chunk(self.name, self.body.model, report)))
         await say("data: [DONE]\n\n")
 
     async def _say_text(self, say: Say, text: str, index: int = 0) -> None:
+        if not text:
+            return
         delta = (
             {"content": text}
             if index == 0 and self.sent

@@ -157,12 +157,25 @@ class Job:
     @property
     def failed(self) -> int:
         """The number of links that were tried and have no answer so far."""
+        return self._count("status = 'failed'")
+
+    @property
+    def started(self) -> int:
+        """The number of links that were tried, which `max_pages` limits."""
+        return self._count("TRUE")
+
+    @property
+    def has_matched(self) -> bool:
+        """Whether the crawl has ended because a page matched."""
+        return self._count("status = 'succeeded' AND value ->> 'matched'") > 0
+
+    def _count(self, where: str) -> int:
         with self._reading() as sql:
             if sql is None:
                 return 0
             found = sql.execute(
-                "SELECT count(*) FROM child_runs WHERE step = ? AND status = 'failed' "
-                "AND parent = (SELECT id FROM root_runs WHERE run_id = ?)",
+                "SELECT count(*) FROM child_runs WHERE step = ? "
+                f"AND parent = (SELECT id FROM root_runs WHERE run_id = ?) AND {where}",
                 (CRAWL, CRAWL),
             )
             return found.fetchone()[0]

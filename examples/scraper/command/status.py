@@ -26,7 +26,8 @@ async def report(job: Job) -> None:
             kinds[error["kind"]] += 1
     sitemaps = job.sitemaps()
     waiting = known.total() - done.total() - failed.total() - sitemaps
-    print(f"{_state_of(job)}: {done.total()} done, {failed.total()} failed, {waiting} waiting")
+    state = _state_of(job, waiting)
+    print(f"{state}: {done.total()} done, {failed.total()} failed, {waiting} waiting")
     for kind, count in kinds.most_common():
         print(f"  failed: {kind} {count}")
     for host, count in known.most_common():
@@ -34,10 +35,10 @@ async def report(job: Job) -> None:
         print(f"  {host}: {done[host]} done, {failed[host]} failed, {left} waiting")
 
 
-def _state_of(job: Job) -> str:
+def _state_of(job: Job, waiting: int) -> str:
     holder = job.holder
     if holder is None:
-        names = {"succeeded": "finished", "new": "new"}  # `failed` at a limit of pages, too
-        return names.get(job.status, "interrupted")
+        finished = "finished" if not waiting or job.has_matched else "limit reached"
+        return {"succeeded": finished, "new": "new"}.get(job.status, "interrupted")
     ago = f"{holder.seen_ago:.0f} s ago"
     return f"claimed by process {holder.pid} on {holder.host}, which was last seen alive {ago}"

@@ -6,14 +6,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 from anyio import to_thread
 
 from examples.interrupts import Interruptible
 from examples.scraper.command.job import Job
-from examples.scraper.command.page_limit import PageLimit
 from examples.scraper.crawl import CRAWL, Crawler, site_crawl, sitemap_links
 from examples.scraper.fetching.fetch import HttpxFetcher
 from examples.scraper.fetching.urls import name_of
@@ -27,7 +26,7 @@ from examples.scraper.politeness.spacing import Politeness
 from examples.scraper.reading.document import Parse
 from examples.scraper.reading.pages import Wanted
 from examples.scraper.reading.parsing import Parsers
-from shoal import Application
+from shoal import Application, RunResult, Runtime
 
 ALL_FETCHED = 0
 FAILED_PAGES = 3
@@ -80,9 +79,9 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
     )
     health = Health(anyio.current_time, settings.patience)
     tally = Tally(frontier, politeness, health)
-    tries_again = job.is_finished and job.failed > 0
-    rows = await to_thread.run_sync(_take_up, job, tally, not job.is_finished or tries_again)
-    limit = PageLimit(settings.max_pages, tally)
+    goes_back = job.is_finished and _has_more(job, frontier)
+    rows = await to_thread.run_sync(_take_up, job, tally, not job.is_finished or goes_back)
+    result: RunResult[dict[str, Any]] | None = None
     wanted = Wanted(settings.select, settings.text, settings.until_match)
     with (
         closing(rows),
@@ -99,19 +98,30 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
                 site_crawl(crawler, parse=parse),
                 name=CRAWL,
                 store=job.store(),
-                hooks=[output, tally, limit, crawler.brake, *displays],
+                hooks=[output, tally, *displays],
             )
-            inputs = {"crawler": crawler}
-            run = (
-                partial(app.retry_failed, CRAWL, inputs=inputs)
-                if tries_again
-                else partial(app.run, {"starts": starts}, id=CRAWL, inputs=inputs)
-            )
-            interruptible = Interruptible(crawler.brake.stop, settings.deadline)
-            crawl = partial(limit.within, run)
-            ended = await interruptible.do(
-                partial(output.while_writing, rows, partial(showing, displays, crawl))
-            )
+            async with Runtime(inputs={"crawler": crawler}) as runtime:
+
+                async def crawl() -> None:
+                    nonlocal result
+                    if goes_back:
+                        result = await app.reopen(CRAWL, step=CRAWL, runtime=runtime)
+                    else:
+                        result = await app.run({"starts": starts}, id=CRAWL, runtime=runtime)
+
+                async def settle() -> None:
+                    """Let pages that are being fetched end, and begin no other."""
+                    run = runtime.find(CRAWL)
+                    if run is not None:
+                        run.drain(interruptible.asked)
+                        await run.wait_ended()
+
+                interruptible = Interruptible(settle, settings.deadline)
+                ended = await interruptible.do(
+                    partial(output.while_writing, rows, partial(showing, displays, crawl))
+                )
+    if ended == "done" and result is not None and result.status == "halted":
+        ended = interruptible.asked
     # If stderr is JSON lines, so is the last one.
     told = json.dumps(tally.statistics()) if manner.style == "json" else tally.summary()
     print(told, file=sys.stderr)
@@ -124,6 +134,15 @@ async def _work(job: Job, manner: Manner, parse: Parse | None) -> int:
     if is_limited or tally.matched is not None:
         return LIMIT_REACHED
     return FAILED_PAGES if tally.failed else ALL_FETCHED
+
+
+def _has_more(job: Job, frontier: Frontier) -> bool:
+    """Whether a finished crawl has pages to request: failed ones, or a limit was raised."""
+    if job.has_matched:
+        return False
+    most = job.settings.max_pages
+    is_limited = most is not None and job.started >= most
+    return job.failed > 0 or (not is_limited and job.started < frontier.known)
 
 
 def _take_up(job: Job, tally: Tally, goes_on: bool) -> Projection:

@@ -74,10 +74,12 @@ def current_backend() -> Backend:
     aio: Any = sys.modules.get("asyncio")  # not imported: programs on trio don't load it
     if aio is not None and get_cancelled_exc_class() is aio.CancelledError:
         loop = aio.get_running_loop()
+        # What the method of asyncio's loops returns, without its call: every child reads the clock.
+        is_plain = getattr(loop.time, "__func__", None) is aio.BaseEventLoop.time
         return Backend(
             "asyncio",
             loop,
-            loop.time,
+            monotonic if is_plain else loop.time,
             loop.create_future,
             lambda: aio.current_task().cancelling,
             loop.call_soon_threadsafe,

@@ -11,14 +11,16 @@ Functions over a run:
 - ``worker_deaths`` goes on after the death of a worker that an action was called in.
 - ``commit`` is the only way to change a state; ``publish`` sends events to hooks, in order.
 - ``replay`` finds the step at which an earlier execution stopped.
+- ``halting``: runs that stop between two attempts; ``drain``: whether nothing more is started.
 - ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
+- ``spending``: what attempts cost of budgets: recorded, published, asked for.
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
 - ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
-- ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``: needed
-  by few runs.
+- ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``,
+  ``root_record``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.
 """

@@ -25,6 +25,7 @@ from shoal._concurrency.cancellation import (
 )
 from shoal._errors.exceptions import (
     BadResult,
+    BudgetExceeded,
     DefinitionError,
     Halting,
     MissingField,
@@ -38,7 +39,15 @@ from shoal._errors.exceptions import (
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
-from shoal._state.state import NO_CHANGE, Change, Set, change_between, make_state, refuse_awaitable
+from shoal._state.state import (
+    NO_CHANGE,
+    Change,
+    Set,
+    State,
+    change_between,
+    make_state,
+    refuse_awaitable,
+)
 from shoal.executors._port import Call, ContextPort, Pool
 from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
@@ -47,6 +56,7 @@ from .attempts import AttemptTime, try_step, within
 from .child_time import time_of
 from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
+from .halting import stop_if_drained
 from .permits import (
     pause_keys,
     take_permit,
@@ -59,12 +69,14 @@ from .publish import publish_grace_exceeded
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
 from .run import Run
+from .spending import publish_spent, record_stakes, refused
 from .standing import stands_for
 from .streaming import Items
 from .worker_deaths import outlive
 
 logger = logging.getLogger("shoal")
 
+_TO_CHECK = (dict, *MISTAKES)  # types of results of which some are refused
 LATER = 10
 """The number of ``RetryLater`` in a row with which an action fails.
 
@@ -123,19 +135,19 @@ async def _call_suspect(
     retries = run.retry_state()
     # Crashes in earlier executions: the count includes this one while `is_suspect` is set.
     before = retries.crashes - retries.is_suspect
-    turn = suspects.wait_turn(retries, before)
-    # No wait then, so the permit that admission has acquired for the child can stay with it.
-    if suspects.is_free(before):
-        await turn
-    else:
-        # The child that is at work may wait for the very permit that this one holds; see
-        # test_a_child_that_waits_for_a_turn_holds_no_slot.
-        permits = run.permits
-        if permits is not None and permits.first_permit is not None:
-            permits.first_permit.cancel()
-            permits.first_permit = None
-        await wait_turn_without_slot(run, turn)
+    turn = partial(suspects.wait_turn, retries, before)
     try:
+        # No wait then, so the permit that admission has acquired for the child can stay with it.
+        if suspects.is_free(before):
+            await turn()
+        else:
+            # The child that is at work may wait for the very permit that this one holds; see
+            # test_a_child_that_waits_for_a_turn_holds_no_slot.
+            permits = run.permits
+            if permits is not None and permits.first_permit is not None:
+                permits.first_permit.cancel()
+                permits.first_permit = None
+            await wait_turn_without_slot(run, turn)
         if not retries.is_suspect:
             # Saved before the call: if the process dies in it, only the store can tell.
             retries.crashes, retries.is_suspect = retries.crashes + 1, True
@@ -210,6 +222,7 @@ async def _call_admitted(
             # `pop` leaves the list empty for the next attempt, which fills it again if it gets that
             # far.
             await wait_for_later(run, later.after, is_paused=paused.pop())
+            stop_if_drained(run)  # keys that are paused may be open again at once
             later = None
         if run.config.execution.hold.is_on:
             await wait_while_held(run)
@@ -232,6 +245,7 @@ async def _call_admitted(
             death = error
         if death is not None:
             await outlive(run, death)
+            stop_if_drained(run)
             death = None
         on_admitted = None  # a repetition is the same attempt, and is counted once
         if action.takes_context:
@@ -278,7 +292,11 @@ async def _attempt(
     try:
         # Most permits are granted at once, and those cost neither an await nor an event.
         if permit is not None and not permit.granted:
-            await wait_for_permit(run, permit)
+            try:
+                await wait_for_permit(run, permit)
+            except BudgetExceeded as error:
+                await refused(run, action.name, error)
+                raise
             # A cancellation may arrive in the tick of the grant, or while hooks run, which are
             # shielded. The function must not begin then; see
             # test_a_cancel_in_the_tick_of_the_grant.
@@ -289,6 +307,8 @@ async def _attempt(
                 recalled = await lookup(run, action)
                 if recalled is not None:
                     return recalled
+        if permit is not None and permit.stakes:
+            await record_stakes(run, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -344,6 +364,9 @@ async def _attempt(
             failure = None  # breaks the traceback cycle
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
+            if permit is not None and permit.stakes and begun:
+                # By name, and before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle(action.name))
             if permit is not None and call is not None:
                 await _leave_worker(run, call, permit)
             elif permit is not None and begun:
@@ -409,6 +432,40 @@ def _what(run: Run, name: str) -> str:
     path = run.path
     key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
     return f"action {name!r} of run {path.id}{key}"
+
+
+@stands_for("action")
+@ki_unprotected
+async def call_simply(run: Run, action: Any) -> Change:
+    """Call the function of an action that is ``is_simple``, and check its result.
+
+    The shortest way of the commonest step: the caller has found that nothing limits the call,
+    repeats it, or calls it elsewhere. Otherwise as ``_call``.
+    """
+    data = run.head[1]
+    kwargs: dict[str, Any] = {}
+    try:
+        for name in action.fields:
+            value = data[name]
+            kwargs[name] = value.value if type(value) is Secret else value
+    except KeyError as missing:
+        raise _missing(action, missing.args[0], data) from None
+    base = None
+    if action.takes_state:
+        base = kwargs["state"] = make_state(data, action.access)
+    function: Any = action.function
+    later: RetryLater | None = None
+    result: object = None
+    try:
+        result = await function(**kwargs)
+    except RetryLater as error:
+        later = error
+    if later is not None:  # outside of `except`, as in `_call`
+        return await _call_admitted(run, action, later=later)
+    field = action.only_write
+    if base is not None or field is None or isinstance(result, _TO_CHECK):
+        return _checked(action, base, cast("object", result))
+    return Change((Set(field, result),), {field: result})  # as most actions end
 
 
 @stands_for("action")
@@ -492,15 +549,26 @@ async def _call(
     if later is not None:
         # An action without limits or retry has nothing around this call that could repeat it.
         return await _call_admitted(run, action, later=later)
-    if call is None:
-        if action.is_plain:
-            refuse_awaitable(result, f"action {action.name!r}")
-        if isinstance(result, MISTAKES):
-            refuse_mistake(action.name, cast("object", result))
+    if call is not None:
         if base is not None:
-            return change_between(base, result, f"action {action.name!r}")
-    elif base is not None:
-        return cast("Change", result)  # worked out where the function ran
+            return cast("Change", result)  # worked out where the function ran
+        return _written(action, result)
+    if action.is_plain:
+        refuse_awaitable(result, f"action {action.name!r}")
+    return _checked(action, base, result)
+
+
+def _checked(action: FunctionAction[..., object], base: State | None, result: object) -> Change:
+    """Return the change that ``result`` is: of an action called here, on the state ``base``."""
+    if isinstance(result, MISTAKES):
+        refuse_mistake(action.name, cast("object", result))
+    if base is not None:
+        return change_between(base, result, f"action {action.name!r}")
+    return _written(action, result)
+
+
+def _written(action: FunctionAction[..., object], result: object) -> Change:
+    """Return the change of an action that has returned the values of the fields it writes."""
     # The usual action writes one field and returns its value, so nothing else has to be checked.
     field = action.only_write
     if field is not None:

@@ -138,6 +138,8 @@ async def commit(run: Run, write: Write) -> None:
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.
     run.head = (number + len(updates), data if write.data is None else write.data)
     # Read by `_acquit` alone.
+    if config.parent is None and config.host is None:
+        execution.number = run.head[0]
     if run.retries is not None:
         run.retries.noted = run.retries.crashes
     for child in gathered:
@@ -161,6 +163,20 @@ async def record_ends(run: Run, children: Sequence[SavedRun]) -> None:
     execution = run.config.execution
     batch = Batch(run, unapplied=children, before=run.head[0], holder=execution.holder)
     await execution.save(batch, run.config.store)
+
+
+def is_silent(run: Run) -> bool:
+    """Return whether a commit of ``run`` does nothing but set its state: it is faster done by hand.
+
+    Asked anew for each commit: a hook may join, and a save in another store may fail.
+    """
+    config = run.config
+    return (
+        config.keeps_no_history
+        and not config.hooks.listening
+        and not config.secrets.names
+        and not config.execution.unsaved
+    )
 
 
 @ki_protected

@@ -72,6 +72,9 @@ class RunConfig:
         "keeps",
         "on_item",
         "is_resumable",
+        "keeps_no_history",
+        "may_call_simply",
+        "packs",
         "is_timed",
         "parent",
         "performs_directly",
@@ -165,6 +168,11 @@ class RunConfig:
         self.keeps: bool = parent is not None and (
             self.ends_itself or not isinstance(self.store, NullStore)
         )
+        # By type: stores that only save derive from it.
+        self.keeps_no_history: bool = type(self.store) is NullStore
+        """Whether nothing keeps what the children do between their start and their end."""
+        self.packs: bool = parent is not None and type(self.keeper) is not NullStore
+        """Whether the store that keeps the ends of the children encodes them at once."""
         # Whether the ends of the children are saved and nothing else of them: their parent has a
         # store, and they have none. See `commit._gather`.
         self.is_forgotten: bool = self.ends_itself and isinstance(self.store, NullStore)
@@ -194,6 +202,8 @@ class RunConfig:
         self.performs_directly: bool = not self.services.debug and not has_timeout
         """Whether nothing is checked around a step: the children have no timeout, and the runtime
         does not look for values that are changed in place."""
+        self.may_call_simply: bool = self.performs_directly and not scopes and executor is None
+        """Whether nothing but an action itself may need more around its call than the call."""
         # `Any`, since `child_time` is above this module.
         self.time_above: Any = time_above
         # By child, and not an attribute of each: most have none. Only of children at work.

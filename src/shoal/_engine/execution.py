@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar, final
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import Any, Protocol, TypeVar, cast, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
 
@@ -34,13 +34,17 @@ from shoal._errors.exceptions import (
 from shoal._errors.inspection import first_of
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath, new_run_id
+from shoal._limits.accounts import Accounts
 from shoal._limits.flows import Priority
 from shoal._limits.gates import Costs, Gate
 from shoal._state.secrets import Secrets
+from shoal.stores._history import BudgetLevel
 from shoal.stores._protocol import Batch, NullStore, Store
 
 from .crash_suspects import CrashSuspects
+from .drain import Drain
 from .hold import Hold
+from .root_record import RootRecord
 from .services import Services
 from .standing import stands_for
 
@@ -99,6 +103,19 @@ class LiveBudget:
         self.used -= 1
 
 
+class _Group(Protocol):
+    """A group of children that are alive; the class is above."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def under_way(self) -> int: ...
+
+    @property
+    def parent(self) -> Any: ...
+
+
 @final
 class Execution:
     """A root run and all its descendants in this process, from start or resume to the end."""
@@ -106,11 +123,15 @@ class Execution:
     __slots__ = (
         "_claimed",
         "_failure",
+        "_recorded",
+        "_recording",
         "_refusal",
+        "accounts",
         "forks_at",
         "answers",
         "costs",
         "deadline",
+        "drain",
         "groups",
         "has_lost_workers",
         "held_at",
@@ -126,6 +147,8 @@ class Execution:
         "max_depth",
         "max_steps",
         "priority",
+        "number",
+        "path",
         "reducing",
         "saves_wait",
         "secrets",
@@ -178,6 +201,8 @@ class Execution:
         # Never reset once it is set. Ends of children are not recorded then: they go on elsewhere.
         self.is_interrupted: bool = False
         """Whether this process is stopping, so that another one resumes the run."""
+        self.drain: Drain = Drain()
+        """Whether it starts nothing more."""
         # Set before that save, and never reset: a save after it would say that the run goes on.
         self.is_over: bool = False
         """Whether the end of the root run is being saved, or is saved."""
@@ -190,6 +215,15 @@ class Execution:
         """The secrets of the root run and all its descendants."""
         self.answers: dict[str, object] = {}
         """Answers to questions of the run and its descendants, by the ids of the questions."""
+        # Both are set by the root run as it begins; `number` by its commits from then on.
+        self.path: RunPath | None = None
+        """The path of the root run."""
+        self.number: int = 0
+        """The number of the root run's last update."""
+        self.accounts: Accounts = Accounts(answers=lambda: self.answers, is_busy=self._is_busy)
+        """The accounts of its budgets."""
+        self._recording: Event | None = None  # set when a save of what was spent is over
+        self._recorded: int = 0  # the version of the accounts that is saved
         # None of these four changes, apart from the size of `live`: a fan-out with a larger limit
         # raises it.
         self.max_steps: int = max_steps
@@ -300,11 +334,82 @@ class Execution:
         finally:
             self.reducing += self.services.clock() - began
 
+    def _is_busy(self, payers: Collection[object]) -> bool:
+        """Return whether a child is at work that doesn't wait for children of its own.
+
+        Args:
+            payers: The permits of runs whose attempts are inside of their own fan-outs. Such an
+                attempt that has no child under way is at work itself.
+        """
+        groups = cast("Collection[_Group]", self.groups)
+        blocked = {group.parent.slot_owner.permits for group in groups if group.under_way}
+        if not blocked.issuperset(payers):
+            return True
+        at_work = sum(group.in_flight for group in groups)
+        # A child with groups waits for their children, and is in flight itself.
+        waiting = {owner.path for group in groups if (owner := group.parent.slot_owner).path.parent}
+        return at_work > len(waiting)
+
+    def begin_record(self, path: RunPath, number: int) -> None:
+        """Record what is spent from now on, since the run has begun."""
+        self.path, self.number = path, number
+        self.accounts.run_id = path.id
+        self.accounts.keeps = not isinstance(self.store, NullStore)
+
+    @stands_for("store")
+    async def record_spent(self) -> None:
+        """Save what has changed in the accounts by now, and wait until it is saved.
+
+        Saves of this kind are made one after the other, because the last one counts, and a store
+        may keep two in any order. Attempts that begin together share one.
+
+        Raises:
+            ShoalError: As ``save``.
+        """
+        wanted = self.accounts.version
+        while self._recorded < wanted and self._failure is None:
+            recording = self._recording
+            if recording is None:
+                await self._save_spent()
+            else:
+                with CancelScope(shield=True):
+                    await shielded_wait(recording.wait())
+        if self._failure is not None:
+            raise self._failure
+
+    async def _save_spent(self) -> None:
+        assert self.path is not None, "accounts change after the run has begun"
+        version, changed = self.accounts.version, self.accounts.take_changed()
+        spent = tuple(BudgetLevel(*account.level) for account in changed)
+        batch = Batch(RootRecord(self.path), spent=spent, before=self.number, holder=self.holder)
+        recording = self._recording = Event()
+        try:
+            await self._save(batch, self.store)
+            self._recorded = version
+        except BaseException:
+            for account in changed:
+                self.accounts.note(account)
+            raise
+        finally:
+            recording.set()
+            self._recording = None
+
     @stands_for("store")
     async def save(self, batch: Batch, store: Store) -> None:
-        """Save ``batch`` in ``store``.
+        """Save ``batch`` in ``store``; before it, what attempts have cost by now.
 
         Once a save has failed, each further one raises the error of the first.
+
+        Raises:
+            ShoalError: As ``_save``.
+        """
+        if self._recorded != self.accounts.version:
+            await self.record_spent()
+        await self._save(batch, store)
+
+    @stands_for("store")
+    async def _save(self, batch: Batch, store: Store) -> None:
+        """Save ``batch`` in ``store``.
 
         Raises:
             NotData: Some value can't be saved, so nothing is. The execution goes on: the step that

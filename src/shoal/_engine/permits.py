@@ -9,7 +9,8 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from anyio import current_effective_deadline, sleep
@@ -21,6 +22,7 @@ from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
 from .child_time import time_of, waiting
+from .halting import unless_drained, until_granted
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
 from .standing import stands_for
@@ -90,7 +92,7 @@ async def wait_for_permit(run: Run, permit: AttemptPermit) -> None:
         refuse_too_late(run, permit)
     with waiting(run, permit):
         published = await publish_waiting(run, permit)
-        await permit.wait()
+        await until_granted(run, permit)
         await publish_wait_ended(run, published)
 
 
@@ -134,7 +136,7 @@ async def wait_without_slot(run: Run, seconds: float) -> None:
     run.slot_owner.held_permits().returns = True
     try:
         with waiting(run, "its next attempt"):
-            await sleep(seconds)
+            await unless_drained(run, partial(sleep, seconds))
             # The pause and an outer cancellation can end in the same tick; the cancellation wins.
             await checkpoint_if_cancelled()
     except BaseException:
@@ -227,21 +229,21 @@ async def retake_slot(run: Run) -> None:
     await _retake_place(run)
 
 
-async def wait_turn_without_slot(run: Run, turn: Awaitable[None]) -> None:
-    """Await ``turn`` without a slot in flight: the children that give the turn may need the slot.
+async def wait_turn_without_slot(run: Run, turn: Callable[[], Awaitable[None]]) -> None:
+    """Wait for a turn without a slot in flight: the children that give the turn may need the slot.
 
     See test_a_suspect_that_waits_for_its_turn_holds_no_place.
     """
     owner = run.slot_owner
     slot = owner.held_permits().make_slot()
     if slot is None or not slot.is_held:
-        await turn
+        await unless_drained(run, turn)
         return
     slot.step_aside()
     owner.held_permits().returns = True
     try:
         with waiting(run, "its turn after a crash"):
-            await turn
+            await unless_drained(run, turn)
         await _retake_place(owner)
     except BaseException:
         slot.resume()  # the child is about to end, and ends in flight
@@ -263,9 +265,9 @@ async def wait_while_held(run: Run) -> None:
     slot = run.slot_owner.permits and run.slot_owner.permits.slot
     while hold.is_on:
         if slot is None or not slot.is_shared:
-            await hold.wait()
+            await unless_drained(run, hold.wait)
         else:
-            await wait_turn_without_slot(run, hold.wait())
+            await wait_turn_without_slot(run, hold.wait)
     # The hold and an outer cancellation can end in the same tick; the cancellation wins.
     await checkpoint_if_cancelled()
 
@@ -275,7 +277,7 @@ async def _retake_place(run: Run) -> None:
     try:
         with waiting(run, permit):
             published = await publish_waiting(run, permit)
-            await permit.wait()
+            await until_granted(run, permit)
             await publish_wait_ended(run, published)
     except BaseException:
         # It may have been granted while hooks ran, or still be in a queue. Both are undone.

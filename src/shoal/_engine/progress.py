@@ -132,7 +132,7 @@ class PendingQuestions:
         below = [
             one for step in sorted(self.below) for one in self.below[step] if one.id not in answers
         ]
-        return (*own, *below)
+        return unique((*own, *below))
 
     def begin_attempt(self) -> None:
         """Forget what the attempt before has asked; questions that are saved stay."""
@@ -190,6 +190,17 @@ class StepCounts:
 
 
 # -- as data -------------------------------------------------------------------------------------
+
+
+def unique(questions: Iterable[Question]) -> tuple[Question, ...]:
+    """Leave out questions that were asked before: an answer to one is an answer to all of them.
+
+    All attempts that don't fit into a budget ask for more in one question.
+    """
+    found: dict[str, Question] = {}
+    for one in questions:
+        found.setdefault(one.id, one)
+    return tuple(found.values())
 
 
 def plain(questions: Iterable[Question]) -> list[object]:

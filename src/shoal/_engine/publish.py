@@ -27,6 +27,7 @@ from shoal._events.events import (
     GraceExceeded,
     Halted,
     Item,
+    LeaderChanged,
     RunEnded,
     RunSteered,
     StateUpdated,
@@ -37,6 +38,7 @@ from shoal._events.events import (
     Waiting,
 )
 from shoal._events.hooks import Hooks, Listeners
+from shoal._events.identity import RunPath
 from shoal._limits.permits import AttemptPermit
 from shoal.stores._history import Steered
 
@@ -173,6 +175,13 @@ async def publish_attempt_ended(run: Run, error: Exception | None, next_in: floa
         await hooks.notify(hooks.attempt_ended, event)
 
 
+async def publish_leader_changed(run: Run, step: str, leader: RunPath | None, reason: str) -> None:
+    """Publish that another child leads a race of ``run``, or none does any more."""
+    hooks = run.config.hooks
+    event = LeaderChanged(path=run.path, step=step, leader=leader, reason=reason)
+    await hooks.notify(hooks.leader_changed, event)
+
+
 async def publish_run_steered(run: Run, steered: Steered) -> None:
     """Publish that a root run was steered from outside, which is saved."""
     hooks = run.config.hooks
@@ -269,7 +278,7 @@ async def publish_run_ended(run: Run) -> None:
         await publication.publish(hooks.step_ended, step_ended)
     if hooks.run_ended:
         # A root run has the reason as soon as it is cancelled, and may end otherwise all the same.
-        reason = run.reason if status == "cancelled" else ""
+        reason = run.reason if status in ("cancelled", "halted") else ""
         questions = run.open_questions if status == "halted" else ()
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
         await publication.publish(hooks.run_ended, ended)

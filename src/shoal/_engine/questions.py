@@ -12,8 +12,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+from typing import NoReturn, Protocol, TypeVar
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -28,7 +29,7 @@ from shoal._errors.exceptions import BadUse, Halting, NotData, brief
 from shoal._events.identity import Key, RunPath, new_run_id
 from shoal._state.digest import digest, place_of_no_data
 from shoal.stores._history import QuestionAsked
-from shoal.stores._protocol import NullStore
+from shoal.stores._protocol import ChildRecord, NullStore
 
 from .commit import Write, commit
 from .progress import recorded_questions
@@ -36,6 +37,14 @@ from .publish import out_of_reach
 from .run import Run
 
 T = TypeVar("T")
+
+
+class RecordedChildren(Protocol):
+    """The children of a step that earlier executions have recorded; see ``fanout.recorded``."""
+
+    def rest(self) -> Sequence[ChildRecord]:
+        """Return the records of the children that have not come up."""
+        ...
 
 
 def is_blocked(run: Run) -> bool:
@@ -82,7 +91,7 @@ async def ask(
     await checkpoint_if_cancelled()
     subject = f"action {step!r} of run {run.path.id}{asker_key(run.path)}"
     # Before anything is noted: a question that can't be saved could never be answered.
-    _refuse_unsaved(run, subject, name)
+    refuse_unsaved(run, subject, name)
     pending, answers = run.pending_questions(), run.config.execution.answers
     if name in pending.posed and not is_same_data(pending.posed[name], question):
         msg = (
@@ -116,7 +125,7 @@ async def ask(
             require_data(question, "question")
             # In another task, since a native timeout around `ask` must not interrupt the save.
             asked = QuestionAsked(step, name, question, id_, schema)
-            await out_of_reach(run.config.services, _pose(run, asked))
+            await out_of_reach(run.config.services, pose(run, asked))
     except NotData as error:
         msg = f"{subject} asks {name!r} with a question that can't be kept: {error}"
         raise NotData(msg) from error
@@ -143,7 +152,7 @@ def _question_id(run: Run, step: str, name: str, question: object) -> str:
     return digest([run.path.id, state, number, step, visit, name, question]).hex()
 
 
-async def _pose(run: Run, asked: QuestionAsked) -> None:
+async def pose(run: Run, asked: QuestionAsked) -> None:
     """Save a question, and halt the attempt from then on, whatever interrupts it."""
     pending = run.pending_questions()
     await commit(run, Write(questions=(asked,)))
@@ -158,7 +167,12 @@ async def _ask_anew(run: Run, asked: QuestionAsked) -> None:
     run.pending_questions().asked[asked.name] = asked
 
 
-def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
+def refuse_unsaved(run: Run, subject: str, name: str) -> None:
+    """Refuse a question that nothing would keep until it is answered.
+
+    Raises:
+        BadUse: The run, or its root run, has no store.
+    """
     config = run.config
     # Both are needed: the root run's store has the answers, the child's own the question.
     for store, why, where in (
@@ -173,18 +187,30 @@ def _refuse_unsaved(run: Run, subject: str, name: str) -> None:
             raise BadUse(msg)
 
 
-def halt_for(run: Run, step: str, children: Iterable[Run]) -> NoReturn:
-    """Halt ``run``, since children of ``step`` are halted and no other child is left.
+def halt_for(
+    run: Run, step: str, children: Iterable[Run], unreached: RecordedChildren | None = None
+) -> NoReturn:
+    """Halt ``run``, since children of ``step`` are halted and no other child may go on.
+
+    Args:
+        run: The parent.
+        step: The step.
+        children: Its halted children.
+        unreached: Children of an earlier execution that have not come up in this one, which starts
+            nothing more. Some may be halted as well.
 
     Raises:
         Halting: Always.
     """
+    halted = [(child.position, child.value) for child in children]
+    rest = () if unreached is None else unreached.rest()
+    halted += [(one.position, one.value) for one in rest if one.status == "halted"]
     # By position and not by time, so that callers see one order; see
     # test_questions_come_in_order_of_positions_and_not_of_time.
-    ordered = sorted(children, key=lambda child: child.position)
+    halted.sort(key=itemgetter(0))
     questions = run.pending_questions()
     questions.below[step] = tuple(
-        one for child in ordered for one in recorded_questions(child.value, child.path)
+        one for _, value in halted for one in recorded_questions(value, run.path)
     )
     questions.is_halting = True
     # The halt outlives whatever the action makes of the exception.

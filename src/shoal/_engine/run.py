@@ -71,7 +71,7 @@ class Run:
     ``fail``           no end                failed     a step has raised
     ``cancel``         no end                cancelled  a cancellation has reached the run
     ``never_start``    no end                cancelled  it was cancelled before its start
-    ``halt``           no end                halted     it waits for answers, or at a breakpoint
+    ``halt``           no end                halted     it waits for answers, or begins no step
     ``give_up``        halted                cancelled  its answers are not needed any more
     ``replace_end``    succeeded, failed     failed     a hook that received the end has raised
     ``revoke_end``     any, or skipped       cancelled  its end could not be saved
@@ -425,7 +425,7 @@ class Run:
         if config.secrets.names and config.parent is not None:
             written = () if self.pending is None else self.pending.operations
             config.secrets.refuse((self.value, written), f"what {config.act!r} has come to")
-        if config.parent is not None:
+        if config.packs:
             self.packed = config.keeper.pack(self)
         if self.retries is not None:
             self.retries.clear_crashes()
@@ -596,7 +596,7 @@ class Run:
         self.winner = winner
 
     def halt(self) -> None:
-        """End the run's execution as halted: it waits for answers, or stops at a breakpoint.
+        """End the run's execution as halted: it waits for answers, or begins no further step.
 
         An error that ends the whole execution outranks that, and so does a cancellation.
         """
@@ -613,7 +613,7 @@ class Run:
         self.pending = None
         if self.retries is not None:
             self.retries.clear_crashes()
-        self.reason = ""
+        self.reason = self.config.secrets.mask(self.config.execution.drain.halted_by)
         self.value = plain(self.open_questions) if self.config.parent is not None else None
 
     def rest(self, record: ChildRecord) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Literal, NoReturn
+from typing import Literal
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from shoal._concurrency.cancellation import absorb_stray_cancel, ki_protected
 from shoal._concurrency.watchdog import is_life_of
-from shoal._errors.exceptions import Halting, NotData, SecretLeaked, TooManySteps, UpdateTooLarge
+from shoal._errors.exceptions import NotData, SecretLeaked, TooManySteps, UpdateTooLarge
 from shoal._events.events import RunStarted, StepStarted, Update
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
@@ -25,10 +25,11 @@ from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared
 
 from .attempts import Tries, try_again, within
-from .call import call_action
+from .call import call_action, call_simply
 from .child_time import ChildTime, described
-from .commit import Write, commit
-from .config import Halts, RunConfig
+from .commit import Write, commit, is_silent
+from .config import Halts
+from .halting import stop_here, stop_if_drained, unless_drained
 from .in_place import refuse_changes_in_place
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
@@ -62,21 +63,26 @@ async def walk(run: Run) -> None:
     config = run.config
     # Read once: a step of a plain action costs little more than these lookups would.
     hooks, straight, halts = config.hooks, config.graph.straight, config.halts
-    is_direct = config.performs_directly
+    is_direct, execution = config.performs_directly, config.execution
+    is_simple = config.may_call_simply
     act: Act | None = config.graph.entry
     # Of this execution and earlier ones, so that a loop is found however often the run is resumed;
     # see test_steps_are_counted_over_all_executions.
     steps = 0
-    if run.pending is None and run.retries is None and run.resume is None and _is_plain(config):
+    # With `config`, as most children have it, nothing has to be done at the start of a run.
+    is_plain = config.schema is None and halts is None and not hooks.run_started
+    if is_plain and run.pending is None and run.retries is None and run.resume is None:
         # Nearly all children start like this: with nothing to resume and no hook for the start.
         # They pay for no call and no await.
         run.began = True
     else:
         act, steps = await _begin(run)
-    max_steps = config.execution.max_steps
+    max_steps, drain = execution.max_steps, execution.drain
     walked: tuple[str, ...] = ()
     try:
         while act is not None:
+            if drain.reason is not None:
+                stop_if_drained(run)
             steps += 1
             # Names are collected only near the limit, so that other runs don't pay for the error.
             if steps > max_steps - LAST_STEPS:
@@ -86,11 +92,14 @@ async def walk(run: Run) -> None:
             if steps % STEPS == 0:
                 await checkpoint()
             if config.gate is not None:
-                await config.gate(act.name)
+                await unless_drained(run, partial(config.gate, act.name))
             # A run that is resumed in this execution may be at a step whose start is published.
             is_open, run.step = run.step is not None, act.name
             if hooks.watching_steps:
                 change = await _perform_watched(run, act, is_open=is_open)
+            elif is_simple and act.is_simple and not (execution.suspects or execution.hold.is_on):
+                # Else crashes are counted around the call, or it waits while the run is paused.
+                change = await call_simply(run, act)
             elif is_direct:
                 change = await _perform(run, act)
             else:
@@ -122,7 +131,7 @@ async def walk(run: Run) -> None:
                 # One save, so that a crash can't leave the run completed and not halted; see
                 # test_a_run_is_known_to_be_halted_as_soon_as_the_step_before_is_completed.
                 await complete_step(run, change, ended="halted")
-                _stop_here(run)
+                stop_here(run)
             else:
                 await complete_step(run, change)
             act = following
@@ -189,11 +198,6 @@ async def _begin(run: Run) -> tuple[Act | None, int]:
     return act, steps
 
 
-def _is_plain(config: RunConfig) -> bool:
-    """Return whether a run that has nothing to resume needs nothing done at its start."""
-    return config.schema is None and config.halts is None and not config.hooks.run_started
-
-
 def _stands_at(run: Run) -> Act | None:
     """Return the act at which an earlier attempt has failed; None if all steps are completed."""
     if run.pending is not None:
@@ -211,17 +215,7 @@ def _stands_at(run: Run) -> Act | None:
 def _stop_before(run: Run, act: Act, halts: Halts) -> None:
     """Halt if there is a breakpoint before the first step of this execution."""
     if halts.stop(None, act.name):
-        _stop_here(run)
-
-
-def _stop_here(run: Run) -> NoReturn:
-    """Halt between two steps.
-
-    Raises:
-        Halting: Always.
-    """
-    run.pending_questions().is_halting = True
-    raise Halting(f"run {run.path.id} stops here")
+        stop_here(run)
 
 
 async def _choose(run: Run, act: Act, change: Change) -> Act | None:
@@ -310,28 +304,40 @@ async def complete_step(
         change: The change that the step makes.
         ended: The status of the run, if it ends with this step.
     """
-    # A native cancel that the action left on this task would interrupt the save.
-    await absorb_stray_cancel(run.config.services.native_cancels)
+    config = run.config
+    if config.services.native_cancels()():
+        # A native cancel that the action left on this task would interrupt the save.
+        await absorb_stray_cancel(config.services.native_cancels)
     step = run.step
     assert step is not None
-    updates: tuple[Update, ...] = ()
-    if change.operations:
-        updates = (Update(run.head[0] + 1, step, change.operations),)
     # Before the commit, which saves the record of the run: a completed step has no open question,
     # and no crash is counted against a run that has got further.
     run.questions = None
     if run.retries is not None:
         run.retries.clear_crashes()
-    data = change.applied_to(run.head[1])
-    own = _empty_fan_outs_of(run, step)
-    await commit(run, Write(updates, data, step_completed=step, ended=ended, step_begun=own))
+    number, before = run.head
+    data = change.applied_to(before)
+    if is_silent(run):
+        # As `commit` does it: children without a store or hooks pay for no record of what they do.
+        run.head = (number + 1 if change.operations else number, data)
+        if run.retries is not None:
+            run.retries.noted = run.retries.crashes
+    else:
+        updates: tuple[Update, ...] = ()
+        if change.operations:
+            updates = (Update(number + 1, step, change.operations),)
+        own = _empty_fan_outs_of(run, step)
+        await commit(run, Write(updates, data, step_completed=step, ended=ended, step_begun=own))
     # After the commit: if that fails, the step is not completed, and this visit goes on.
     visits = run.step_counts().visits
     visits[step] = visits.get(step, 0) + 1
     if run.retries is not None:
         run.retries.attempt = run.retries.before + 1
         run.retries.is_repeated = False
-    await publish_step_ended(run, "succeeded")
+    if config.hooks.step_ended:
+        await publish_step_ended(run, "succeeded")
+    else:
+        run.step = None
     if run.retries is not None:
         run.retries.is_cached = False  # after the event, which says whether the step was cached
 

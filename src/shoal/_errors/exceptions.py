@@ -50,6 +50,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
     ├── Overloaded           an attempt was refused: too many wait, or it could only start too late
+    ├── BudgetExceeded       an attempt may cost more than is left of a budget; it has not begun
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
@@ -494,6 +495,52 @@ class StoreFailed(ShoalError):
 
     The execution ends at the last saved state. The store's own exception is the ``__cause__``.
     """
+
+
+class BudgetExceeded(ShoalError):
+    """An attempt may cost more than is left of a budget. It has not begun, and has cost nothing.
+
+    The ``retry=`` of its action doesn't apply. Resume the run with a larger budget.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str = "",
+        key: str = "",
+        unit: str = "",
+        amount: float = 0.0,
+        spent: float = 0.0,
+        aside: float = 0.0,
+        cost: float = 0.0,
+        by: Mapping[str, float] | None = None,
+        on_empty: str = "fail",
+    ) -> None:
+        """Describe what doesn't fit.
+
+        Args:
+            message: The whole story.
+            budget: The name of the budget, by default its unit.
+            key: The key that it is counted for, as ``repr`` writes it; empty without ``by=``.
+            unit: The unit.
+            amount: How much there is in all.
+            spent: How much of it is spent.
+            aside: How much of it is set aside for attempts under way.
+            cost: What the attempt may cost.
+            by: What was spent, by the names of actions.
+            on_empty: What the budget says is to happen.
+        """
+        super().__init__(message)
+        self.budget: str = budget
+        self.key: str = key
+        self.unit: str = unit
+        self.amount: float = amount
+        self.spent: float = spent
+        self.aside: float = aside
+        self.cost: float = cost
+        self.by: Mapping[str, float] = {} if by is None else by
+        self.on_empty: str = on_empty
 
 
 class RateUnavailable(ShoalError):

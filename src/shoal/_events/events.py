@@ -389,6 +389,24 @@ class Item(Event, hook="on_item"):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderChanged(Event, hook="on_leader_changed"):
+    """A contestant leads a race by ``first_item``: its items count, and those of no other.
+
+    The decision for it is saved. Its first items came before this event, since they are what has
+    decided; ``LeadingItems`` keeps them for that long. If it succeeds, it has won.
+    """
+
+    step: str
+    """The race, which is a step of this run."""
+    leader: RunPath | None
+    """The contestant; None if it broke off, so that its items count no more. With
+    ``on_break="restart"`` another one may lead then, else the race is lost."""
+    reason: str = ""
+    """Why none leads any more."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdated(Event, hook="on_state_updated", by_commit=True):
     """A run's state changed, and the change is saved."""
 
@@ -429,6 +447,32 @@ class AttemptEnded(Event, hook="on_attempt_ended"):
     That is its delay, or longer if the pause of its key ends later, or its rate has its next turn
     later. It begins then if slots are free: it goes ahead of all that has not started.
     """
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent(Event, hook="on_spent"):
+    """An attempt has cost something of a budget: what it charged, or else its worst case.
+
+    One for each budget that applies, for attempts that failed or were cancelled as well.
+    """
+
+    step: str
+    attempt: int
+    """The attempt of the step, counted from 1."""
+    budget: str
+    """The budget's name, by default its unit."""
+    key: str
+    """The key that it is counted for, as ``repr`` writes it; empty without ``by=``."""
+    unit: str
+    cost: float
+    """What the attempt has cost."""
+    charged: bool
+    """Whether the attempt said so; else it is the worst case."""
+    spent: float
+    """What is spent of the budget in all, this attempt included."""
+    left: float
+    """What is neither spent nor set aside."""
 
 
 @final
@@ -495,6 +539,8 @@ class ChildRerun(Event, hook="on_child_rerun"):
 class ChildHalted(Event, hook="on_child_halted", by_commit=True):
     """A child of this run waits for answers, and that is saved. Its siblings go on.
 
+    Or the run is drained (see ``RunHandle.drain``), and the child would have begun another attempt.
+
     It takes the place of the ``ChildEnded`` for its ``ChildStarted``. A ``ChildEnded`` follows it
     only if the child is no longer needed, because a race was decided without it.
     """
@@ -525,7 +571,7 @@ class RunEnded(Event, hook="on_run_ended", by_commit=True):
     status: Status
     error: BaseException | None = None
     reason: str = ""
-    """The reason, if it was cancelled."""
+    """The reason, if it was cancelled; or if it halted because it was drained."""
     questions: tuple[Question, ...] = ()
     """The open questions of the run and its descendants, if it is halted."""
 

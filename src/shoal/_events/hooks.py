@@ -36,10 +36,12 @@ from .events import (
     Event,
     GraceExceeded,
     Item,
+    LeaderChanged,
     RunEnded,
     RunStarted,
     RunSteered,
     SpanStarted,
+    Spent,
     StateUpdated,
     StepEnded,
     StepStarted,
@@ -107,8 +109,16 @@ class Hook:
         """Called with each partial item of an action at work. Items are not saved."""
         return self.on_event(event)
 
+    def on_leader_changed(self, event: LeaderChanged) -> HookResult:
+        """Called when a contestant leads a race by ``first_item``, or does so no more."""
+        return self.on_event(event)
+
     def on_attempt_ended(self, event: AttemptEnded) -> HookResult:
         """Called when an attempt of a step with a ``retry`` ended; says when the next begins."""
+        return self.on_event(event)
+
+    def on_spent(self, event: Spent) -> HookResult:
+        """Called when an attempt has cost something of a budget."""
         return self.on_event(event)
 
     def on_state_updated(self, event: StateUpdated) -> HookResult:

@@ -88,6 +88,8 @@ class LiveStep:
     """How many have started, and their end is not saved."""
     waiting: int = 0
     """How many have been read from its source and have not started."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item``, by its key or its act."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many children in flight stand at each step of theirs, by what they do there."""
 
@@ -122,6 +124,35 @@ class LimitUse:
     """Ids of root runs that hold its slots."""
     cost: float | None = None
     """What was spent of a budget or a rate with ``cost=``."""
+    unit: str | None = None
+    """What a budget or ``cost=`` counts; None if that isn't said."""
+    amount: float | None = None
+    """How much a budget has, for each key and run; None: it is no budget."""
+    aside: float = 0.0
+    """What is set aside of a budget for attempts under way."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What a run and its descendants have spent of a ``Budget``."""
+
+    budget: str
+    """The budget's name, by default its unit."""
+    unit: str
+    spent: float
+    aside: float = 0.0
+    """What is set aside for attempts under way."""
+    amount: float | None = None
+    """How much there is in all, of all keys together; None if other runs spend it too, or the run
+    hasn't come to it in this process."""
+
+    @property
+    def text(self) -> str:
+        """What displays say: ``0.46 of 5 USD spent``."""
+        of = "" if self.amount is None else f" of {self.amount:.6g}"
+        name = "" if self.budget == self.unit else f" ({self.budget})"
+        return f"{self.spent:.6g}{of} {self.unit} spent{name}"
 
 
 @final
@@ -247,5 +278,9 @@ class Report:
     """How many fan-outs under way are left out of ``steps``."""
     is_over: bool = False
     """Whether the execution has ended: this is its last report."""
+    draining: str = ""
+    """Why the run starts nothing more (see ``RunHandle.drain``); empty as long as it does."""
     costs: Mapping[str, float] = field(default_factory=dict[str, float])
     """What was charged so far, by the name of the limit with ``cost=``."""
+    spending: tuple[Spending, ...] = ()
+    """What was spent of budgets so far, in the whole root run."""

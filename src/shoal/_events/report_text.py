@@ -18,6 +18,7 @@ from .report import (
     LiveStep,
     Report,
     SlowRun,
+    Spending,
     Waited,
 )
 
@@ -31,6 +32,7 @@ _PARTS: Mapping[str, type[object]] = {
     "longest": LiveRun,
     "recent_waited": Waited,
     "slowest": SlowRun,
+    "spending": Spending,
     "steps": LiveStep,
     "waited": Waited,
 }

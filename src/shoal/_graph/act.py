@@ -71,6 +71,8 @@ class Act(ABC):
     """Part of the identity of its work: results recorded under another version don't count."""
     retry: Retry | None = None
     """Which of its failures are tried again, and how often."""
+    is_simple: bool = False
+    """Whether it is a function action that only reads fields and is awaited; see there."""
 
     @property
     @abstractmethod

@@ -130,6 +130,10 @@ class FunctionAction(Act, Generic[P, R_co]):
             or cache is not None
         )
         """Whether an attempt is more than a call: for others the engine takes a shorter path."""
+        self.is_simple: bool = (
+            self.is_async and not self.is_governed and retry is None and not self.input_names
+        )
+        """Whether it only reads fields and is awaited: the engine calls most actions at once."""
 
     def _read_signature(self, *, method: bool) -> Parameters:
         fields: list[str] = []

@@ -125,7 +125,7 @@ class FanOut(Parallel):
     def needed_by(self) -> Mapping[str, str]:
         """The field that it runs over, if it is one, and the fields that its children need."""
         needed = {
-            field: f"{reader} in fan-out {self.name!r}, whose element is {self.item!r} (see item=),"
+            field: f"{reader} in fan-out {self.name!r}, {self._hint(graph, field)},"
             for graph in self._graphs
             for field, reader in graph.needed_by.items()
             if field not in self._brought
@@ -133,6 +133,13 @@ class FanOut(Parallel):
         if isinstance(self.over, str):
             needed[self.over] = f"fan-out {self.name!r}, which runs over it,"
         return needed
+
+    def _hint(self, graph: Graph, field: str) -> str:
+        """Say where children find their element, for an error about a field that they lack."""
+        # The most frequent slip: the element is where no action looks for it.
+        is_unread = self.over is not None and self.item not in graph.reads
+        if_it_is = f"; if {field!r} is the element, write item={field!r}" if is_unread else ""
+        return f"whose element is {self.item!r} (see item={if_it_is})"
 
     def exposing(self, secret: frozenset[str]) -> str:
         """Return how it or a child would expose secret fields; see ``Act.exposing``."""

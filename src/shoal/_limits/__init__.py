@@ -5,6 +5,8 @@ Values that users write:
 - ``limits``: ``Limits``, ``Rate``, ``SharedRate``, ``AIMD``.
 - ``retry``: ``Retry``, ``RetryBudget``. ``breaker``: ``Breaker``.
 
+- ``budgets``: ``Budget``, how much may be spent in all.
+
 Admission control, one per runtime. An attempt is granted all the slots and units that it needs at
 once, or it waits:
 
@@ -16,8 +18,10 @@ once, or it waits:
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
 - ``scheduler``: the scheduler in front of the gates, with fair shares.
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
+- ``accounts``: what was spent of budgets, and what is set aside for attempts under way.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.
+- ``shared_budgets``, ``shared_budget_client``: budgets that several processes share.
 - ``headers``: what the headers of a response say of a rate.
 - ``shared_rates``, ``shared_rate_client``: rates that several processes share.
 """

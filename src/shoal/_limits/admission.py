@@ -105,7 +105,8 @@ class AdmissionController:
             return None
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
-        needed, costs = self.limiters.gates(limiters, data)
+        accounts = None if holder is None else holder.unit.accounts
+        needed, costs = self.limiters.gates(limiters, data, accounts)
         flow: Flow | None = None
         if holder is not None and (self.scheduler.has_shares or holder.unit.priority != "normal"):
             flow = self.flow(scopes, limiters, holder, run)
@@ -186,7 +187,9 @@ class AdmissionController:
         """
         # Both may have a gate with `cost=`, and each remembers what it was charged.
         charged = [held for held in (permit, slot) if held is not None]
-        check_unit({gate.unit for held in charged for gate in held.needed if gate.has_cost}, named)
+        units = {gate.unit for held in charged for gate in held.needed if gate.has_cost}
+        units |= {stake.account.terms.unit for held in charged for stake in held.stakes}
+        check_unit(units, named)
         for held in charged:
             self.scheduler.charge(held, actual, unit, named=named)
 

@@ -22,6 +22,7 @@ from heapq import heappop, heappush, heapreplace
 from itertools import islice
 from typing import ClassVar, Protocol, final
 
+from .accounts import Accounts, Payer, Purse, Stake
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
 from .headers import REQUESTS, TOKENS, RateHeaders
 from .limits import Adaptive, Part
@@ -50,6 +51,7 @@ class Gate:
         "part",
         "paused_until",
         "posted",
+        "purse",
         "size",
         "slots",
         "used",
@@ -80,6 +82,9 @@ class Gate:
         self.meter: Meter | ForeignMeter | SharedMeter | None = (
             None if part is None else part.meter(key)
         )
+        # Set by `PartGates` alone, and never replaced.
+        self.purse: Purse | None = None
+        """The account from which a request is paid, if the part is a budget."""
         self.adapt: Adaptive | None = None if part is None else part.adapt
         # Only of a part with `waiting=`. Made by `PartGates`, and never replaced.
         self.line: Line | None = None
@@ -132,6 +137,8 @@ class Gate:
         opens = self.paused_until
         if self.meter is not None:
             opens = max(opens, self.meter.opens_at(cost))
+        if self.purse is not None:
+            opens = max(opens, self.purse.account.opens_at(cost))
         return opens
 
     def turn_from(self, at: float, cost: float) -> float:
@@ -365,6 +372,11 @@ class FairShare(InLine, Turns, Protocol):
     held_at: Gate | None
     """The gate at which its requests wait while the execution is held; None: it isn't."""
 
+    @property
+    def accounts(self) -> Accounts | None:
+        """The accounts of its budgets; None: it has none of its own."""
+        ...
+
 
 @final
 class Costs:
@@ -399,7 +411,7 @@ class Costs:
 class Acquired:
     """Slots and units of several gates that are acquired and released together."""
 
-    __slots__ = ("costs", "needed", "since", "taken_at")
+    __slots__ = ("costs", "needed", "since", "stakes", "taken_at")
 
     def __init__(self, needed: tuple[Gate, ...], costs: tuple[float, ...] | None) -> None:
         """Describe what is needed; nothing is acquired yet.
@@ -410,6 +422,7 @@ class Acquired:
         """
         self.needed: tuple[Gate, ...] = needed
         self.costs: tuple[float, ...] | None = costs
+        self.stakes: tuple[Stake, ...] = ()  # what it costs at budgets, once it is granted
         self.since: float | None = None  # when it was granted; only set where a gate has `adapt`
         self.taken_at: float = -math.inf  # when it was charged; only set where a gate has a rate
 
@@ -457,6 +470,11 @@ class PermitRequest(Acquired):
         # The gate of a held execution is none of those that are needed, and charges nothing.
         is_hold = self.unit is not None and gate.is_hold
         return 0.0 if is_hold else self.cost(self.needed.index(gate))
+
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that makes the request, if it belongs to one."""
+        return None
 
     @property
     def room(self) -> int:

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 from weakref import WeakKeyDictionary, ref
@@ -22,6 +22,7 @@ from shoal._errors.exceptions import BadResult, BadUse, DefinitionError, brief
 from shoal._state.secrets import refuse_key
 from shoal._state.state import State, make_state, refuse_awaitable
 
+from .accounts import Account, Accounts, Purse, Terms
 from .flows import Share
 from .gates import Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
@@ -52,6 +53,17 @@ class Statistics:
     """Attempts and children that wait here; one that waits for several parts counts at one."""
     paused: int
     """Keys that are paused."""
+    unit: str | None = None
+    """What a budget or ``cost=`` counts; None if that isn't said."""
+    amount: float | None = None
+    """How much a budget has, for each key and run, without what people have added; None: it is no
+    budget."""
+    spent: float | None = None
+    """What is spent of a budget, of all keys and of the runs that were at it lately together."""
+    aside: float | None = None
+    """What is set aside for attempts under way."""
+    refused: int = 0
+    """Requests that did not fit into a budget."""
 
 
 @final
@@ -101,7 +113,11 @@ class Limiter:
     def look(self) -> None:
         """Note which gates every attempt needs, after a part has changed."""
         # With `by=` the gate depends on the state, and with `cost=` the charge does.
-        if any(gates.part.by is not None or gates.part.cost is not None for gates in self.parts):
+        # A budget's gate depends on the run, too.
+        if any(
+            gates.part.by is not None or gates.part.cost is not None or gates.part.terms is not None
+            for gates in self.parts
+        ):
             self.same = None
         else:
             # Without a key there is one gate for each part, and it is never dropped. Once each,
@@ -143,7 +159,7 @@ class Limiter:
             msg = f"limiter.change(limits) takes Limits(...), not {brief(limits)}"
             raise BadUse(msg)
         if len(limits.parts) != len(self.parts) or any(
-            (part.by is None) != (gates.part.by is None)
+            (part.by is None) != (gates.part.by is None) or not _fits(gates.part, part)
             for part, gates in zip(limits.parts, self.parts, strict=True)
         ):
             msg = (
@@ -161,7 +177,7 @@ class Limiter:
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates, new in zip(limits.parts, self.parts, meters, strict=True):
             # Before the gates change: what is charged from then on counts under the new part.
-            part = part.of_gates  # noqa: PLW2901
+            part = part.in_place_of(gates.part)  # noqa: PLW2901
             self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part, new):
                 self._scheduler.serve(gate)
@@ -247,11 +263,28 @@ class Limiter:
 class PartGates:
     """The gates of one part of a limit, by key."""
 
-    __slots__ = ("_identity", "_is_shut", "_shut_keys", "_sweep_at", "gates", "part")
+    __slots__ = (
+        "_accounts",
+        "_identity",
+        "_is_shut",
+        "_shut_keys",
+        "_sweep_at",
+        "gates",
+        "is_of_run",
+        "part",
+    )
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, *, is_of_run: bool = False) -> None:
+        """Create the gates of a part; there is none yet.
+
+        Args:
+            part: The part.
+            is_of_run: Whether it is a budget that each run has for itself.
+        """
         # Stands for this object, which lines must not refer to: that would be a cycle.
         self._identity: object = object()
+        self.is_of_run: bool = is_of_run
+        self._accounts: Accounts = Accounts()  # of a budget that runs share
         # Replaced by `change`, in all gates at once. A gate made later gets the new one.
         self.part: Part = part
         # A gate must not be dropped while anything refers to it: `Gate.is_new` says when that is.
@@ -288,9 +321,19 @@ class PartGates:
             gate = self._made(None)
         return gate
 
-    def find(self, state: State, now: float) -> tuple[Gate, float]:
-        """Return the gate for a start from ``state``, and the units that it charges."""
+    def find(
+        self, state: State, now: float, accounts: Accounts | None = None
+    ) -> tuple[Gate, float]:
+        """Return the gate for a start from ``state``, and the units that it charges.
+
+        Args:
+            state: The state from which the attempt or child would start.
+            now: The time.
+            accounts: The accounts of the run, for a budget.
+        """
         part = self.part
+        if part.terms is not None:
+            return self._find_budget(part.terms, state, now, accounts)
         cost = 1.0 if part.cost is None else _cost(part, state)
         # After the cost, and both before any gate is made: what a user's function raises leaves no
         # gate.
@@ -318,8 +361,37 @@ class PartGates:
             gate.line = Line(self._identity)
         return gate
 
+    def _find_budget(
+        self, terms: Terms, state: State, now: float, accounts: Accounts | None
+    ) -> tuple[Gate, float]:
+        """Return the gate of a budget, at which the requests of one account wait."""
+        part = self.part
+        cost = _worst(part, terms, state)
+        key = None if part.by is None else _key(part, state)
+        is_of_run = self.is_of_run and accounts is not None
+        if accounts is None or not self.is_of_run:
+            accounts = self._accounts
+        at = (id(accounts), key) if is_of_run else key
+        gate = self.gates.get(at)
+        if gate is None:
+            account = accounts.of(terms, key)
+            if len(self.gates) >= self._sweep_at:
+                self._sweep(now)
+                self._accounts.forget_idle(now)
+            gate = self.gates[at] = Gate(None, part, key)
+            gate.purse = Purse(account, is_of_run=is_of_run)
+            account.gates.add(gate)
+        return gate, cost
+
+    def accounts(self) -> Collection[Account]:
+        """Return the accounts of a budget that are in use, or were lately."""
+        return {gate.purse.account: None for gate in self.gates.values() if gate.purse is not None}
+
     def _sweep(self, now: float) -> None:
         """Drop the gates that are not in use."""
+        for gate in self.gates.values():
+            if gate.purse is not None and gate.is_new(now):
+                gate.purse.account.gates.discard(gate)
         self.gates = {key: gate for key, gate in self.gates.items() if not gate.is_new(now)}
         # Twice what is left: so many keys must come before the next sweep that each of them is
         # looked at twice at most, on average.
@@ -347,6 +419,8 @@ class PartGates:
             # The same gate, so that what it has granted and what waits at it still counts.
             gate.part, gate.adapt = part, part.adapt
             gate.resize(part.n)
+            if gate.purse is not None and part.terms is not None:
+                gate.purse.account.terms = part.terms
             if part.waiting is not None and gate.line is None:
                 gate.line = Line(self._identity)
             if meter is not None:
@@ -363,8 +437,14 @@ class PartGates:
 
     def statistics(self, now: float) -> Statistics:
         """Return the use of all gates together."""
-        gates = self.gates.values()
+        gates, terms = self.gates.values(), self.part.terms
+        accounts = self.accounts()
         return Statistics(
+            unit=self.part.unit if terms is None else terms.unit,
+            amount=None if terms is None else terms.amount,
+            spent=None if terms is None else math.fsum(one.spent for one in accounts),
+            aside=None if terms is None else math.fsum(one.aside for one in accounts),
+            refused=sum(one.refused for one in accounts),
             limits=repr(self.part),
             keys=len(gates),
             in_use=sum(gate.used for gate in gates),
@@ -426,11 +506,16 @@ class Limiters:
         """Return the gates of a part, which are those of its object wherever that stands."""
         gates = self._gates.get(part.origin)
         if gates is None:
-            gates = self._gates[part.origin] = PartGates(part.of_gates)
+            terms = part.terms
+            is_of_run = terms is not None and terms.per is None and terms.backend is None
+            gates = PartGates(part.of_gates, is_of_run=is_of_run)
+            self._gates[part.origin] = gates
         elif gates.part.n is None and part.n is not None:
             # Until now it stood on one fan-out, which counts places in flight by itself.
             gates.size(part.of_gates)
             self._look()
+        if part.origin.is_of_runtime:
+            gates.is_of_run = False
         return gates
 
     def _look(self) -> None:
@@ -447,9 +532,17 @@ class Limiters:
         return (*scopes, self.of(owner, limits))
 
     def gates(
-        self, limiters: Sequence[Limiter], data: Mapping[str, object]
+        self,
+        limiters: Sequence[Limiter],
+        data: Mapping[str, object],
+        accounts: Accounts | None = None,
     ) -> tuple[tuple[Gate, ...], tuple[float, ...] | None]:
         """Return the gates that a start from ``data`` needs, and the units that they charge.
+
+        Args:
+            limiters: The limiters that apply.
+            data: The fields of the state.
+            accounts: The accounts of the run, from which budgets are paid.
 
         Raises:
             Exception: Whatever ``by=`` or ``cost=`` raises.
@@ -469,7 +562,7 @@ class Limiters:
         # costs have one order.
         parts = dict.fromkeys(gates for limiter in limiters for gates in limiter.parts)
         state, now = make_state(data), self._scheduler.clock()
-        found = [gates.find(state, now) for gates in parts]
+        found = [gates.find(state, now, accounts) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
     def shares(
@@ -493,6 +586,16 @@ class Limiters:
         return tuple([share for share in found if share is not None])
 
 
+def _fits(old: Part, new: Part) -> bool:
+    """Whether a part may replace another one: no budget may, but for one of other numbers."""
+    if old.terms is None or new.terms is None:
+        return old.terms is new.terms
+    kept = (old.terms.unit, old.terms.name, old.terms.per, old.terms.backend, old.terms.on_empty)
+    return kept == (
+        *(new.terms.unit, new.terms.name, new.terms.per, new.terms.backend, new.terms.on_empty),
+    )
+
+
 # The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.
 
 
@@ -511,6 +614,19 @@ def _cost(part: Part, state: State) -> float:
             f"{part!r}: cost= returned {cost:g}, but no more than {part.burst:g} may go at once, "
             f"so this could never start; allow more: Rate(..., burst=...)"
         )
+        raise BadResult(msg)
+    return float(cost)
+
+
+@ki_unprotected
+def _worst(part: Part, terms: Terms, state: State) -> float:
+    worst = terms.worst
+    if not callable(worst):
+        return worst
+    cost: object = worst(state)
+    if not is_number(cost) or not 0 <= cost < math.inf:
+        refuse_awaitable(cost, "Budget(worst=...)")
+        msg = f"{part!r}: worst= returned {brief(cost)}; it returns a number of at least 0"
         raise BadResult(msg)
     return float(cost)
 

@@ -13,6 +13,7 @@ from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
+from .accounts import Terms, name_of
 from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .places import NOWHERE, Origin
@@ -284,6 +285,8 @@ class Part:
     adapt: Adaptive | None = None
     # What `cost` counts; None where it isn't said.
     unit: str | None = None
+    # What a `Budget` says; None: it is no budget.
+    terms: Terms | None = None
     waiting: int | None = None  # runs that may wait; None: any number
     share: Callable[[Any], Hashable] | None = None
     weight: Weight | None = None  # of a share; None: 1 each
@@ -294,6 +297,13 @@ class Part:
     def of_gates(self) -> Part:
         """The same part without its origin, for gates, which must not keep that alive."""
         return replace(self, origin=NOWHERE)
+
+    def in_place_of(self, old: Part) -> Part:
+        """The part for gates that had another one until now; a budget keeps its accounts."""
+        if self.terms is None or old.terms is None:
+            return self.of_gates
+        terms = replace(self.terms, identity=old.terms.identity)
+        return replace(self, terms=terms, origin=NOWHERE)
 
     @property
     def burst(self) -> float:
@@ -345,6 +355,9 @@ class Part:
         return 1 if self.cost is None else rate.k
 
     def __repr__(self) -> str:
+        if self.terms is not None:
+            by = "" if self.by is None else f", by={name_of(self.by)}"
+            return f"Budget({self.terms!r}{by})"
         given = [] if self.n is None else [str(self.n)]
         for name, value in (
             ("rate", self.rate),
@@ -354,11 +367,7 @@ class Part:
             ("weight", self.weight),
         ):
             if value is not None:
-                # A function by its own name, without those of the functions around it; see
-                # test_limits_by_a_local_function_are_shown_by_its_own_name.
-                called: str | None = getattr(value, "__qualname__", None)
-                shown = repr(value) if called is None else called.rpartition("<locals>.")[2]
-                given.append(f"{name}={shown}")
+                given.append(f"{name}={name_of(value)}")
         if self.unit is not None:
             given.append(f"unit={self.unit!r}")
         if self.waiting is not None:
@@ -428,8 +437,10 @@ def check_adapt(adapt: object) -> None:
     require_plain(after, "Limits(adapt=...).after")
 
 
-@hides("adapts_in_flight in_flight of_attempts of_fan_out of_starts parts stand_on with_numbers")
-@final
+@hides(
+    "adapts_in_flight in_flight of_attempts of_descendants of_fan_out of_starts parts stand_on "
+    "with_numbers"
+)
 @dataclass(frozen=True, slots=True, init=False)
 class Limits:
     """Limits how much runs at once and how much starts per second, in all or for each key.
@@ -562,6 +573,7 @@ class Limits:
         rate: float | None = None,
         per: float | None = None,
         burst: float | None = None,
+        amount: float | None = None,
     ) -> Limits:
         """Return the same limits with other numbers in one part; numbers that are None stay.
 
@@ -571,6 +583,7 @@ class Limits:
             rate: How many may start in ``per`` seconds.
             per: The seconds of the rate.
             burst: How many may start at once.
+            amount: How much a budget has.
 
         Raises:
             DefinitionError: There is no such part, it has no such number, or one is out of range.
@@ -595,7 +608,14 @@ class Limits:
                 old.rate.per if per is None else per,
                 old.rate.burst if burst is None else burst,
             )
-        new = replace(old, n=old.n if n is None else n, rate=new_rate)
+        terms = old.terms
+        if amount is not None:
+            check_number("Budget(amount)", amount)
+            if terms is None:
+                msg = f"{old!r} has no amount to change: it is no Budget"
+                raise DefinitionError(msg)
+            terms = replace(terms, amount=float(amount))
+        new = replace(old, n=old.n if n is None else n, rate=new_rate, terms=terms)
         return limits_of((*self.parts[:part], new, *self.parts[part + 1 :]))
 
     @property
@@ -626,27 +646,40 @@ class Limits:
         parts = tuple(
             part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
-            if not part.origin.is_shared and (part.by is not None or part.rate is not None)
+            if not (part.origin.is_shared or part.terms is not None)
+            and (part.by is not None or part.rate is not None)
         )
         return limits_of(parts) if parts else None
 
     @property
     def of_attempts(self) -> Limits | None:
         """The limits of a fan-out that stand in other places too: its children's attempts count."""
-        parts = tuple(part for part in self.parts if part.origin.is_shared)
+        parts = tuple(part for part in self.parts if part.origin.is_shared and part.terms is None)
+        return limits_of(parts) if parts else None
+
+    @property
+    def of_descendants(self) -> Limits | None:
+        """The budgets of a fan-out: the attempts of its children and of all below them count."""
+        parts = tuple(part for part in self.parts if part.terms is not None)
         return limits_of(parts) if parts else None
 
     @property
     def of_fan_out(self) -> Limits | None:
         """The limits of a fan-out that are counted in a runtime, and not for one execution."""
-        found = (self.of_starts, self.of_attempts)
+        found = (self.of_starts, self.of_attempts, self.of_descendants)
         parts = tuple(part for limits in found if limits is not None for part in limits.parts)
         return limits_of(parts) if parts else None
 
-    def stand_on(self, owner: object, name: str = "") -> None:
-        """Note that the limits are those of a definition; see ``Origin``."""
+    def stand_on(self, owner: object, name: str = "", *, is_runtime: bool = False) -> None:
+        """Note that the limits are those of a definition or a runtime; see ``Origin``."""
         for part in self.parts:
-            part.origin.stand_on(owner, name)
+            if is_runtime and part.terms is not None and part.terms.on_empty == "ask":
+                msg = (
+                    f"{part!r} stands on a runtime, and on_empty='ask' asks for more for one run: "
+                    f"place it on an application, an action or a fan-out, or let it fail or stop"
+                )
+                raise DefinitionError(msg)
+            part.origin.stand_on(owner, name, is_runtime=is_runtime)
 
     def __repr__(self) -> str:
         return " & ".join(map(repr, self.parts)) or "the default limits"

@@ -22,6 +22,7 @@ from typing import Any, Literal, final
 
 from shoal._concurrency.backend import Waiter
 
+from .accounts import Payer, Stake
 from .flows import Flow, Share
 from .gates import Acquired, FairShare, Gate, PermitRequest
 from .scheduler import FairScheduler
@@ -109,13 +110,12 @@ class InFlightSlot(Acquired):
         result must not wait for another child.
         """
         if self.is_aside:
-            self.take_unpaid()
+            self.take_place()
 
-    def take_unpaid(self) -> None:
-        """Take the slot, whether or not there is room, and pay no rate."""
+    def take_place(self) -> None:
+        """Hold the slot, whether or not there is room, and charge nothing."""
         for gate in self.needed:
             gate.used += 1
-        self.is_due = False
         self.hold()
 
     def leave(self) -> None:
@@ -365,6 +365,21 @@ class AttemptPermit(PermitRequest):
         if self.granted:
             self._notify = None
 
+    @property
+    def payer(self) -> Payer | None:
+        """The permits of the run that the attempt belongs to."""
+        return self._holder
+
+    def settle(self, who: str) -> tuple[Stake, ...]:
+        """Count at budgets what the attempt of action ``who`` has cost; return what is counted now.
+
+        An attempt that said nothing has cost its worst case.
+        """
+        settled = tuple([stake for stake in self.stakes if stake.settle(who)])
+        if settled:
+            self._scheduler.look_at(settled)
+        return settled
+
     # -- the in-flight slot ---------------------------------------------------------------------
 
     def _include(self, slot: InFlightSlot) -> None:
@@ -393,7 +408,10 @@ class AttemptPermit(PermitRequest):
         """
         if self._includes_slot or self._holder is None:
             return False
-        if not any(gate.meter is not None or gate.is_keyed or gate.is_shut for gate in self.needed):
+        if not any(
+            gate.meter is not None or gate.is_keyed or gate.is_shut or gate.purse is not None
+            for gate in self.needed
+        ):
             # A hold may be long, too, but the place alone is of no use to another execution.
             held = self._holder.slot if self._holder.unit.held_at is not None else None
             if held is None or not held.is_shared:
@@ -402,6 +420,11 @@ class AttemptPermit(PermitRequest):
         if slot is not None:
             self._include(slot)
         return slot is not None
+
+    def take_place(self) -> None:
+        """Hold the child's in-flight slot, though the permit was refused: it begins, and ends."""
+        if self._includes_slot:
+            self._split_off_slot().take_place()
 
     def suspend_slot(self) -> None:
         """Release the child's in-flight slot, now that the permit waits for it as well."""
@@ -469,6 +492,11 @@ class AttemptPermit(PermitRequest):
         elif self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
+    def withdraw(self) -> None:
+        """End the wait of ``wait``, which then returns without a grant; else do nothing."""
+        if self.wait_queue is not None:
+            self.leave()
+
     @property
     def is_gone(self) -> bool:
         """Whether the task that waits was cancelled: it still waits, but its future is done."""
@@ -518,6 +546,8 @@ class AttemptPermit(PermitRequest):
         if self._over:
             return
         self._over = True
+        if self.stakes:
+            self.settle("")  # done before by name, unless the engine itself was interrupted
         self._scheduler.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.
@@ -550,7 +580,10 @@ class AttemptPermit(PermitRequest):
         test_a_permit_released_again_by_another_task_of_the_attempt_is_not_granted.
         """
         self._released += 1
+        for stake in self.stakes:
+            stake.rest(self._holder)
         self._scheduler.leave(self)
+        self._scheduler.look_at(self.stakes)  # what waits for this attempt's money may be in vain
         self.wake()
 
     async def reacquire(self) -> None:
@@ -586,7 +619,11 @@ class AttemptPermit(PermitRequest):
         # All three matter: another task of the attempt may have reacquired the slots, may still
         # have children at work, or may have ended the attempt. See
         # test_tasks_of_one_attempt_that_fan_out_at_overlapping_times.
-        return not (self.granted or self._released or self._over)
+        if self._released or self._over:
+            return False
+        for stake in self.stakes:
+            stake.wake()
+        return not self.granted
 
     def _reacquire_now(self) -> None:
         if self._is_vacant():

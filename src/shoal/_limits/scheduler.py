@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import count
 from random import random
 from typing import final
@@ -35,14 +35,19 @@ from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
+from .accounts import Accounts, Stake
 from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
 from .limits import Adaptive, Ended
 from .lines import Line
 from .meters import CREDIT, ForeignMeter, Meter
+from .shared_budget_client import SharedBudgetClients
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
+
+PATIENCE = 0.05
+"""Seconds after which a request is looked at again that waits for money of attempts that wait."""
 
 
 @final
@@ -53,6 +58,10 @@ class FairScheduler:
         "_timers",
         "_arrivals",
         "_classes",
+        "_judgement",
+        "_soon",
+        "_unjudged",
+        "_budgets",
         "_clients",
         "bounds_waiting",
         "clock",
@@ -98,8 +107,16 @@ class FairScheduler:
         self.has_shares: bool = False
         """Whether any limit has ``share=``. Set by ``Limiters``, and never unset."""
         self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
+        # Gates of budgets at which the first request may wait for money that will never be there.
+        # Judged in a callback of the loop, because here requests are being moved.
+        self._unjudged: dict[Gate, None] = {}
+        self._soon: SetAlarm | None = set_alarm
+        self._judgement: Callable[[], object] | None = None  # cancels the callback
         self._clients: SharedRateClients = SharedRateClients(
             clock, start_task, chance, self.serve, self._refuse
+        )
+        self._budgets: SharedBudgetClients = SharedBudgetClients(
+            clock, start_task, self.serve, self._judge_soon, self._refuse
         )
 
     # -- entering and leaving -------------------------------------------------------------------
@@ -228,6 +245,11 @@ class FairScheduler:
                 gate.meter.take(now, request.cost(index), credit if gate is at else 0.0)
                 if request.costs is not None:
                     self._count(gate, request.costs[index], request.unit)
+            if gate.purse is not None:
+                now = self.clock() if now is None else now
+                accounts = None if request.unit is None else request.unit.accounts
+                stake = gate.purse.stake(request.cost(index), accounts, now)
+                request.stakes = (*request.stakes, stake)
         request.on_granted(since)  # after the charges, because it may remove gates from `needed`
 
     def _count(self, gate: Gate, cost: float, unit: FairShare | None) -> None:
@@ -358,6 +380,8 @@ class FairScheduler:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
         if gate.shared is not None and not gate.is_shut:
             self._clients.want(gate)
+        if gate.purse is not None:
+            self._judge_soon(gate)
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
@@ -375,10 +399,68 @@ class FairScheduler:
                     self._drop(request, wait_queue)
                     request.refuse(make_error())
 
+    # -- budgets --------------------------------------------------------------------------------
+
+    def _judge_soon(self, gate: Gate, *, after: float = 0.0) -> None:
+        """Find out in the next iteration of the loop whether requests at ``gate`` wait in vain."""
+        self._unjudged[gate] = None
+        if self._soon is None or (self._judgement is not None and after):
+            return
+        if self._judgement is not None:
+            self._judgement()  # it may be a later one
+        self._judgement = self._soon(self.clock() + after, self._judge)
+
+    @ki_protected
+    def _judge(self) -> None:
+        """Refuse the first request of each gate that nothing under way could make room for."""
+        self._judgement = None
+        unjudged, self._unjudged = self._unjudged, {}
+        for gate in unjudged:
+            wait_queue = gate.first()
+            if wait_queue is None or gate.purse is None:
+                continue
+            request, account = wait_queue.first(), gate.purse.account
+            cost = request.cost(request.needed.index(gate))
+            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate.
+            if request.paid or gate.opens_at(cost, paid=False) <= self.clock():
+                continue
+            unit = request.unit
+            accounts = None if unit is None else unit.accounts
+            is_busy = Accounts().is_busy if accounts is None else accounts.is_busy
+            now = self.clock()
+            if account.is_hopeless(cost, request.payer, is_busy, now):
+                # The next one is judged in its turn: `_drop` serves the gate.
+                self._drop(request, wait_queue)
+                request.refuse(account.exceeded(cost))
+                self._return_units(gate)
+            elif account.grant is not None and not account.grant.is_denied(cost, now):
+                self._budgets.want(gate, account.grant)
+            elif account.is_resting:
+                # Nothing tells when what is at work ends, if no limit counts it.
+                self._judge_soon(gate, after=PATIENCE)
+
+    def look_at(self, stakes: Iterable[Stake]) -> None:
+        """Serve the gates of accounts that have changed."""
+        for stake in stakes:
+            for gate in tuple(stake.account.gates):
+                if gate.posted:
+                    self.serve(gate)
+                self._return_units(gate)
+
+    def _return_units(self, gate: Gate) -> None:
+        """Return what this process was granted of a shared budget, if nothing waits for it."""
+        grant = None if gate.purse is None else gate.purse.account.grant
+        if grant is not None and grant.units and not gate.posted:
+            self._budgets.want(gate, grant)
+
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
+        self._soon, judgement, self._judgement = None, self._judgement, None
+        if judgement is not None:
+            judgement()
         self._timers.close()
         self._clients.close()
+        self._budgets.close()
 
     # -- held executions ------------------------------------------------------------------------
 
@@ -493,6 +575,10 @@ class FairScheduler:
 
     def refund(self, held: Acquired, unit: FairShare | None = None) -> None:
         """Give back the units charged for an attempt or a child that never started."""
+        for stake in held.stakes:
+            stake.give_back()
+        self.look_at(held.stakes)
+        held.stakes = ()
         for at, gate in enumerate(held.needed):
             if gate.meter is not None:
                 cost = 1.0 if held.costs is None else held.costs[at]
@@ -523,6 +609,10 @@ class FairScheduler:
             unit: The execution that pays.
             named: What the function counts; None: at all gates with one.
         """
+        paid = [one for one in held.stakes if named in (None, one.account.terms.unit)]
+        for stake in paid:
+            stake.charge(actual)
+        self.look_at(paid)
         if held.costs is None:
             return
         due = tuple(

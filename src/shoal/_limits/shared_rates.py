@@ -184,7 +184,7 @@ def key_of(name: str, key: Hashable) -> str:
     """
     if key is None:
         return name
-    if not _is_plain(key):
+    if not is_plain(key):
         msg = (
             f"by= returned {brief(key)} for the shared rate {name!r}: all processes must compute "
             f"the same key; return a str, a number, bytes, or a tuple of those"
@@ -193,10 +193,11 @@ def key_of(name: str, key: Hashable) -> str:
     return f"{name}:{key!r}"  # repr keeps 1 and "1" apart
 
 
-def _is_plain(key: object) -> bool:
+def is_plain(key: object) -> bool:
+    """Return whether every process would write a key in the same way."""
     # By exact type: the repr of a subclass, such as an enum, may differ between processes.
     if type(key) is tuple:
-        return all(map(_is_plain, cast("tuple[object, ...]", key)))
+        return all(map(is_plain, cast("tuple[object, ...]", key)))
     return key is None or type(key) in (str, int, float, bool, bytes)
 
 

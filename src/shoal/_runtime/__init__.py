@@ -4,6 +4,7 @@
   ``inputs`` checks what a run is given and makes a ``RunRequest`` of it. ``launch`` plans the run,
   has a runtime execute it and awaits it.
 - ``start``: what a root run starts from. ``answers``: which answer belongs to which question.
+  ``reopening``: which completed step a run goes back to.
   ``root_run``: one execution of a root run, from claim to release. ``result``: ``RunResult``.
 - ``runtime``: ``Runtime``, which runs share. ``binding`` makes its services, ``tasks`` has its task
   group, ``registry`` the root runs that it executes, ``draining`` the signal that it takes no more.

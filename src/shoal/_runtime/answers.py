@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from shoal._engine.progress import unique
 from shoal._engine.questions import asker_key, is_same_data, require_data
 from shoal._errors.exceptions import BadAnswer, NotData, UnknownQuestion, brief, did_you_mean
 from shoal._events.events import Question
@@ -51,15 +52,17 @@ def resolve_answers(
     open_ = [one for one in asked if one.id not in known]
     found: dict[str, QuestionAnswered] = {}
     for at, value in answers.items():
-        meant = [one for one in open_ if at in (one.address, one.name)]
+        meant = unique(one for one in open_ if at in (one.address, one.name))
         if not meant:
-            meant = [one for one in asked if at in (one.address, one.name)]
+            meant = unique(one for one in asked if at in (one.address, one.name))
             if len(meant) == 1 and is_same_data(known[meant[0].id], kept_answer(meant[0], value)):
                 continue
         if len(meant) != 1 or (meant[0].id in known and not has_failed):
             message, why = _why_unknown(at, meant, open_, known, run_id)
             raise UnknownQuestion(message, at, why)
         question = meant[0]
+        if question.id in found and is_same_data(found[question.id].value, value):
+            continue
         if question.id in found:
             msg = (
                 f"run {run_id}: answers= has two for {question.address!r}, one by its name alone; "

@@ -14,15 +14,11 @@ from functools import partial
 from typing import Any, Generic, Literal, final, overload
 
 import anyio
-from anyio import NoEventLoopError, get_cancelled_exc_class
 
-from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS, Execution
-from shoal._engine.fanout.read_runs import read_questions
-from shoal._errors.exceptions import BadUse
+from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
-from shoal._events.hooks import Hook, Hooks
-from shoal._events.identity import RunPath
+from shoal._events.hooks import Hook
 from shoal._graph.act import Act
 from shoal._graph.graph import Graph
 from shoal._graph.picture import drawing_of
@@ -36,9 +32,10 @@ from shoal.stores._protocol import Store
 from .answers import Answers
 from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
-from .inputs import Call, StartCheck
-from .launch import Launcher, opened
+from .inputs import Call, StartCheck, refuse_in_a_loop
+from .launch import Launcher
 from .open_run import OpenRun
+from .reopening import Reopening
 from .result import RunResult
 from .runtime import Runtime
 
@@ -291,9 +288,8 @@ class Application(Generic[S]):
         its process was killed. For a run that has succeeded, nothing is executed and its result is
         returned.
 
-        Secret fields, declared in ``state`` or by ``Application(secret=)``, are saved nowhere, so a
-        run that goes on needs them again; their values may be other ones. ``state`` may then have
-        these alone: ``run(State({"token": token}, secret={"token"}), id=...)``.
+        Secret fields, declared in ``state`` or by ``Application(secret=)``, are not saved, so a run
+        that goes on needs them again: ``run(State({"token": token}, secret={"token"}), id=...)``.
 
         A run that waits for a person (see ``Context.ask``) ends for now: the result's ``status`` is
         ``"halted"``, and ``questions`` has the open questions. Run again with ``answers``, it goes
@@ -310,8 +306,7 @@ class Application(Generic[S]):
                 the name alone if one open question has it. They are saved together, then the run
                 goes on.
             halt_before: Acts of the graph, or their names, before which the run halts.
-            halt_after: Acts of the graph, or their names, after which the run halts, unless nothing
-                follows.
+            halt_after: Acts of the graph, or their names, after which the run halts if one follows.
             priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
                 by default as the application says. It is not saved.
             runtime: Where to run, an open one; by default one that this run has for itself.
@@ -377,15 +372,7 @@ class Application(Generic[S]):
             ('visitor', 'name') who are you?
         """
         self._check.require_store(Call("questions", run_id, runtime))
-        path = RunPath(run_id=run_id, act=self.name)
-        async with opened(runtime) as where:
-            store = where.store if self.store is None else self.store
-            execution = Execution(where.services, Hooks(), store)
-            record = await execution.ask(store.load(run_id), f"run {run_id}")
-            if record is not None and record.status == "succeeded":
-                return []
-            asked, played = await read_questions(execution, path, self.graph)
-            return [one for one in asked if one.id not in played.answers]
+        return await self._launcher.questions(run_id, runtime)
 
     async def fork(
         self,
@@ -421,19 +408,6 @@ class Application(Generic[S]):
             RunConflict: The graph does not have the step that the run had completed last.
             MissingSecret: The other run has secret fields, and ``update`` lacks some of them.
             Exception: Everything that ``run`` raises.
-
-        Examples:
-            >>> import anyio
-            >>> @action(reads=["n"], writes=["square"])
-            ... async def square(n: int) -> int:
-            ...     return n * n
-            >>> async def main() -> int:
-            ...     app = Application(square, store=MemoryStore())
-            ...     await app.run({"n": 3}, id="three")
-            ...     forked = await app.fork("three", number=0, update={"n": 4})
-            ...     return forked.state["square"]
-            >>> anyio.run(main)
-            16
         """
         with frames_hidden:
             call = Call("fork", id, runtime)
@@ -457,8 +431,7 @@ class Application(Generic[S]):
 
         This reaches the run's own fan-outs. A child that runs again goes on where it failed,
         however deep that was. A child, or a graph as a node, that tolerated failures below itself
-        is Done, so it does not run again. A contestant that has only lost its race has not failed
-        either.
+        is Done and does not, nor does a contestant that has only lost its race.
 
         Args:
             run_id: The run, which the store has.
@@ -474,7 +447,41 @@ class Application(Generic[S]):
         """
         with frames_hidden:
             call = Call("retry_failed", run_id, runtime)
-            request = self._check.retry_request(call, run_id, state, inputs)
+            request = self._check.reopen_request(call, run_id, state, inputs, Reopening())
+            return await self._launcher.run(request, runtime)
+
+    async def reopen(
+        self,
+        run_id: str,
+        state: Mapping[str, Any] | None = None,
+        *,
+        step: Act | str | None = None,
+        inputs: Mapping[str, object] | None = None,
+        runtime: Runtime | None = None,
+    ) -> RunResult[S]:
+        """Go back to a completed fan-out that may start more now, and go on from there.
+
+        As ``retry_failed``, and also for elements that were left out because ``at_most`` children
+        had started: if the application has a higher ``at_most`` now, they start.
+
+        Args:
+            run_id: The run, which the store has.
+            state: The run's secret fields, again; nothing else.
+            step: The fan-out, or its name; by default the first one that has failures, or an
+                ``at_most`` with room.
+            inputs: As for ``run``.
+            runtime: As for ``run``.
+
+        Raises:
+            UnknownRun: The store has no such run.
+            BadUse: There is nothing to start; or ``reduce`` has taken the failures, or ``state``
+                has a field that isn't secret.
+            Exception: Everything that ``run`` raises.
+        """
+        with frames_hidden:
+            call = Call("reopen", run_id, runtime)
+            reopening = Reopening(step.name if isinstance(step, Act) else step, more=True)
+            request = self._check.reopen_request(call, run_id, state, inputs, reopening)
             return await self._launcher.run(request, runtime)
 
     async def recover(
@@ -667,12 +674,7 @@ class Application(Generic[S]):
         Raises:
             BadUse: An event loop runs already in this thread; everything else as ``run``.
         """
-        if _is_in_a_loop():
-            msg = (
-                f"application {self.name!r}: run_sync() is called where an event loop is already "
-                f"running, which it would block: await app.run(...) instead"
-            )
-            raise BadUse(msg)
+        refuse_in_a_loop(self.name)
         run = partial(
             self.run,
             state,
@@ -689,11 +691,3 @@ class Application(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<Application {self.name}>"
-
-
-def _is_in_a_loop() -> bool:
-    try:
-        get_cancelled_exc_class()
-    except NoEventLoopError:
-        return False
-    return True

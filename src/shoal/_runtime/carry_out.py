@@ -35,6 +35,7 @@ from .root_run import RootRun
 logger = logging.getLogger("shoal")
 
 BY_WATCHER = "a watcher cancelled it"
+DRAINED_BY_WATCHER = "a watcher drained it"
 REFUSED = "refused"
 """What is on record of a command that could not be carried out."""
 
@@ -63,13 +64,15 @@ async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None
             _answer(root, arguments, by)  # saved, and recorded, by the task of the run
         else:
             act = None
-            if command.kind not in ("pause", "resume", "cancel"):
+            if command.kind not in ("pause", "resume", "cancel", "drain"):
                 act = partial(_act, root, command.kind, arguments, limiters)
             if not await root.steer(steered, act):
                 msg = "the run has ended"
                 raise BadUse(msg)
             if command.kind == "cancel":  # last: nothing is recorded of a run that has ended
                 root.cancel(_reason(arguments))
+            elif command.kind == "drain":
+                root.drain(str(arguments.get("reason") or DRAINED_BY_WATCHER))
     except Exception as error:
         if "id" in arguments and root.run is not None:
             refused = {"id": arguments["id"], "command": command.kind, "why": _text_of(error)}

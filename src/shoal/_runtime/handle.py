@@ -15,11 +15,12 @@ from time import time
 from typing import Generic, cast, final
 
 from shoal._engine.fanout.group import ChildTaskGroup
+from shoal._engine.fanout.ledger import Ledger
 from shoal._engine.run import Run
 from shoal._errors.completion import hides
-from shoal._errors.exceptions import DefinitionError
+from shoal._errors.exceptions import DefinitionError, did_you_mean
 from shoal._errors.tracebacks import frames_hidden
-from shoal._events.events import Event, Question, Status
+from shoal._events.events import ChildName, Event, Question, Status
 from shoal._events.identity import Key, RunPath
 from shoal._events.report import Report
 from shoal._events.stream import Stream
@@ -104,9 +105,9 @@ class RunHandle(Generic[S]):
 
     @property
     def reason(self) -> str:
-        """Why the run was cancelled; empty if it was not."""
+        """Why the run was cancelled, or drained if that has halted it; else empty."""
         self._check_begun()
-        return self._run.reason if self._run.status == "cancelled" else ""
+        return self._run.reason if self.status in ("cancelled", "halted") else ""
 
     @property
     def questions(self) -> Sequence[Question]:
@@ -127,6 +128,34 @@ class RunHandle(Generic[S]):
         ms after its start.
         """
         return self._root.report
+
+    def winner(self, step: str) -> ChildName | None:
+        """Return which contestant has won a race of the run; None as long as none has.
+
+        In a race by ``first_item`` the contestant is known as soon as it leads, which is while it
+        goes on; ``LeaderChanged`` is the event. Of a race that was executed several times, it is
+        the last one's. After a success, ``result.outcomes(step).winner`` says the same.
+
+        Args:
+            step: The race's name; inside of a graph that is a node, ``"graph/race"`` once that has
+                ended.
+
+        Raises:
+            KeyError: The run's graph has no such step.
+        """
+        self._check_begun()
+        ledgers = self._run.ledgers.get(step)
+        if ledgers:
+            return cast("Ledger", ledgers[-1]).winner
+        graph = self._run.config.graph
+        if graph.find(step.partition("/")[0]) is None:
+            names = [act.name for act in graph.acts]
+            msg = (
+                f"run {self.run_id} has no step {step!r} (it has: {', '.join(names)})"
+                f"{did_you_mean(step, names)}"
+            )
+            raise KeyError(msg)
+        return None
 
     # -- its events -----------------------------------------------------------------------------
 
@@ -183,7 +212,60 @@ class RunHandle(Generic[S]):
             self._raise_failure()
             return self._root.result()
 
-    def cancel(self, reason: str) -> None:
+    @property
+    def draining(self) -> bool:
+        """Whether ``drain`` was called, and the run has not ended yet."""
+        self._check_begun()
+        return self._root.is_draining
+
+    def drain(self, reason: str = "it was drained") -> None:
+        """Start nothing more in the run, and let it halt when what runs has ended; returns at once.
+
+        Attempts that are under way go on to their end, and their results are saved. Nothing else
+        begins: no step, no child, no retry, no contestant of a race. If something is left that way,
+        the run ends as ``"halted"`` for ``reason``, and the next ``run`` of its id goes on there; a
+        run without a store can't be run again. If nothing is left, the run ends as it would have.
+
+        - Children that have not started have no record, no event and no outcome. Those that stand
+          between two attempts are halted: they wait for a retry, a slot, a rate or their next step.
+        - A race that is decided ends with its winner. One that isn't halts instead of being lost.
+        - An action that awaits children of its own ``context.fan_out`` halts when those under way
+          have ended; its body runs again later, as after a question.
+        - Failures, timeouts and ``cancel`` count as always: they end the run in their own way.
+
+        It can't be undone; a second call does nothing.
+
+        Args:
+            reason: Who drains it, or why; it becomes ``RunEnded.reason`` and ``RunResult.reason``.
+
+        Examples:
+            >>> import anyio
+            >>> @action(reads=["n"], writes=["square"])
+            ... async def square(n: int) -> int:
+            ...     await anyio.sleep(0.01)
+            ...     return n * n
+            >>> numbers = fan_out(
+            ...     square, over="numbers", item="n", into="squares", limits=Limits(2)
+            ... )
+            >>> async def main() -> None:
+            ...     app = Application(numbers, store=MemoryStore())
+            ...     async with Runtime() as runtime:
+            ...         run = await runtime.start(app, {"numbers": [1, 2, 3]}, id="some")
+            ...         run.drain("time to go home")
+            ...         result = await run.result()
+            ...         print(result.status, result.reason)
+            ...         print((await app.run(id="some")).state["squares"])
+            >>> anyio.run(main)
+            halted time to go home
+            [1, 4, 9]
+        """
+        self._check_begun()
+        if not isinstance(reason, str):
+            msg = f"drain(reason) takes a string, not {reason!r}"
+            raise TypeError(msg)
+        self._root.drain(reason)
+
+    def cancel(self, reason: str = "it was cancelled") -> None:
         """Cancel the run, at once and without waiting; if it has ended, nothing happens.
 
         Its actions are cancelled where they wait. The run ends as cancelled for ``reason`` when all
@@ -267,7 +349,9 @@ class RunHandle(Generic[S]):
         arguments = {"reason": reason} if reason else {}
         await self._root.steer(Steered(what, by, time(), arguments))
 
-    def cancel_child(self, child: Key | RunPath, reason: str, *, act: str | None = None) -> bool:
+    def cancel_child(
+        self, child: Key | RunPath, reason: str = "it was cancelled", *, act: str | None = None
+    ) -> bool:
         """Cancel one child of the run, at once and without waiting; its siblings don't notice.
 
         The child ends as ``Cancelled`` for ``reason`` when its cleanup has ended, and contributes

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast, final
 
+from anyio import NoEventLoopError, get_cancelled_exc_class
+
 from shoal._engine.config import Halts
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.read_runs import (
@@ -34,6 +36,7 @@ from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
 from .definition import AppDefinition, missing_field, missing_inputs, unread_field
+from .reopening import Reopening
 from .runtime import Runtime
 from .start import (
     OrphanStart,
@@ -139,18 +142,22 @@ class StartCheck:
 
         return RunRequest(first, given, path)
 
-    def retry_request(
+    def reopen_request(
         self,
         call: Call,
         run_id: str,
         state: Mapping[str, object] | None,
         inputs: Mapping[str, object] | None,
+        reopening: Reopening,
     ) -> RunRequest:
-        """Request that the failed children of the known run ``run_id`` run again.
+        """Request that the known run ``run_id`` goes back to a step that it has completed.
 
         Raises:
-            Exception: As ``Application.retry_failed`` before the store is asked.
+            Exception: As ``Application.reopen`` before the store is asked.
         """
+        if reopening.step is not None and not isinstance(reopening.step, str):
+            msg = f"{call.where}(step=...) takes the name of a fan-out, not {reopening.step!r}"
+            raise BadUse(msg)
         self.require_store(call)
         secrets = fields_of(state, "state", call.where)
         given, path = self._check_inputs(call, inputs)
@@ -160,7 +167,7 @@ class StartCheck:
                 raise await unknown_run(execution, run_id)
             return self._same(known, only_secrets(secrets, known.beginning, call.where))
 
-        return RunRequest(first, given, path, retries_failed=True)
+        return RunRequest(first, given, path, reopening=reopening)
 
     def orphan_request(
         self,
@@ -406,3 +413,20 @@ def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
         )
         raise TypeError(msg)
     return dict(State(cast("Mapping[str, object]", given))._data)
+
+
+def refuse_in_a_loop(application: str) -> None:
+    """Refuse ``run_sync`` where an event loop runs already.
+
+    Raises:
+        BadUse: One runs in this thread.
+    """
+    try:
+        get_cancelled_exc_class()
+    except NoEventLoopError:
+        return
+    msg = (
+        f"application {application!r}: run_sync() is called where an event loop is already "
+        f"running, which it would block: await app.run(...) instead"
+    )
+    raise BadUse(msg)

@@ -7,7 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Generic, final
@@ -18,9 +18,13 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from shoal._concurrency.cancellation import fatal_leaf
 from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
+from shoal._engine.fanout.read_runs import read_questions
+from shoal._engine.progress import unique
 from shoal._engine.run import Run
 from shoal._errors.inspection import first_of
+from shoal._events.events import Question
 from shoal._events.hooks import Hooks
+from shoal._events.identity import RunPath
 from shoal._state.state import S
 
 from .definition import AppDefinition
@@ -149,6 +153,19 @@ class Launcher(Generic[S]):
         runtime.begin(root, is_detached=True)
         await root.wait_begun()
         return RunHandle(root)
+
+    async def questions(self, run_id: str, runtime: Runtime | None) -> Sequence[Question]:
+        """Read the open questions of a run from its store; see ``Application.questions``."""
+        definition = self._definition
+        path = RunPath(run_id=run_id, act=definition.name)
+        async with opened(runtime) as where:
+            store = where.store if definition.store is None else definition.store
+            execution = Execution(where.services, Hooks(), store)
+            record = await execution.ask(store.load(run_id), f"run {run_id}")
+            if record is not None and record.status == "succeeded":
+                return []
+            asked, played = await read_questions(execution, path, definition.graph)
+            return list(unique(one for one in asked if one.id not in played.answers))
 
     def open(
         self, request: RunRequest, runtime: Runtime | None, *, buffer: int, stepwise: bool

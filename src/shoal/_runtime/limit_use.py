@@ -22,7 +22,7 @@ EXECUTOR = "executor"
 """The owner of the workers of an executor, in reports."""
 IN_FLIGHT = -1
 """The part of a fan-out that is its children in flight."""
-NUMBERS = ("n", "max_rate", "per", "burst")
+NUMBERS = ("n", "max_rate", "per", "burst", "amount")
 """The numbers of a limit that can change."""
 KEYS = 10
 """Keys of a limit that a report tells of, those for which most wait."""
@@ -66,7 +66,10 @@ def _use(owner: str, number: int, part: PartGates, now: float, charged: float | 
         paused=counts.paused,
         keys=counts.keys,
         waits=waits,
-        cost=charged,
+        cost=charged if counts.spent is None else counts.spent,
+        unit=counts.unit,
+        amount=counts.amount,
+        aside=counts.aside or 0.0,
     )
 
 
@@ -112,7 +115,7 @@ def uses_in_flight(groups: Iterable[ChildTaskGroup]) -> list[LimitUse]:
             owner=group.name,
             part=IN_FLIGHT,
             limits="in flight",
-            in_use=group.in_flight,
+            in_use=group.in_flight - group.uncommitted,
             slots=group.slots,
             waiting=group.more,
         )
@@ -202,6 +205,7 @@ def change_limits(
             rate=numbers.get("max_rate"),
             per=numbers.get("per"),
             burst=numbers.get("burst"),
+            amount=numbers.get("amount"),
         )
     )
 

@@ -48,6 +48,11 @@ class RunRegistry:
         while self._all:
             await self._wait_for_oldest()
 
+    def drain_all(self, reason: str) -> None:
+        """Start nothing more in the runs that have a store, and save no end of them for that."""
+        for root in self._all:
+            root.drain_interrupted(reason)
+
     async def interrupt_all(self, reason: str) -> None:
         """Cancel all runs without an end in their store, and wait until they have ended."""
         while self._all:

@@ -27,13 +27,18 @@ class RunResult(Generic[S]):
     """The final state; ``state.data`` is an instance of the application's model. If the run is
     halted, the state as it was committed last."""
     status: Literal["succeeded", "halted"] = "succeeded"
-    """``"halted"`` if the run waits: for answers to its ``questions`` or, if it has none, because
-    it was told to halt between two steps."""
+    """``"halted"`` if the run waits: for answers to its ``questions``, or to be run again, because
+    it was drained (see ``reason``) or told to halt between two steps."""
     questions: Sequence[Question] = ()
     """The open questions of the run and its descendants; of siblings, in order of positions."""
+    reason: str = ""
+    """Why the run was drained, if that has halted it; else empty. See ``RunHandle.drain``."""
     report: Report | None = field(default=None, repr=False, compare=False)
     """The last report about the run: where its time went. None if it was not watched, or ended
     before the first sample."""
+    spent: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the run and its descendants have spent of each budget, by the budget's name, which is
+    its unit by default; of a runtime's budget ``"USD"``, as ``"USD of the runtime"``."""
     _ledgers: Mapping[str, Sequence[Ledger]] = field(repr=False)
     _run: Run = field(repr=False, compare=False)
 
@@ -133,7 +138,9 @@ def result_of(run: Run, report: Report | None = None) -> RunResult[Any]:
         state=run.state,
         status="halted" if halted else "succeeded",
         questions=run.open_questions if halted else (),
+        reason=run.reason if halted else "",
         report=report,
+        spent=run.config.execution.accounts.spent,
         _ledgers=run.ledgers,
         _run=run,
     )

@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -43,15 +43,16 @@ from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
-from shoal._events.report import Report
-from shoal._graph.graph import Graph
+from shoal._events.report import Report, Spending
 from shoal._graph.parallel import Parallel, stores_within
+from shoal._limits.accounts import Level
 from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
-from shoal.stores._history import ReplayedHistory, Rewound, Steered, paused_by, play
-from shoal.stores._protocol import ChildRecord, NullStore, RunRecord, Store
+from shoal.stores._history import Steered, paused_by, play
+from shoal.stores._protocol import NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
+from .reopening import step_to_reopen
 from .result import RunResult, result_of
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
@@ -133,12 +134,29 @@ class RootRun:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was cancelled because its process stops."""
-        return self._execution.is_interrupted
+        """Whether it was cancelled, or halted, because its process stops: it has no end then."""
+        return self._execution.is_interrupted or (self.run is not None and _stays_open(self.run))
 
     def cancel(self, reason: str) -> None:
         """Cancel it, unless it has ended or is cancelled: the first reason counts."""
         self.task.cancel(reason)
+
+    def drain(self, reason: str) -> None:
+        """Start nothing more in it; it halts when what runs has ended. The first reason counts."""
+        self._execution.drain.begin(reason)
+
+    def drain_interrupted(self, reason: str) -> None:
+        """Start nothing more in it because its process stops, if another one can resume it."""
+        if isinstance(self._execution.store, NullStore):
+            return
+        # Not `is_interrupted`: a failure of the run is its own until then, and is saved.
+        self._execution.drain.leaves_open = True
+        self.drain(reason)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it starts nothing more, and has not ended."""
+        return self._execution.drain.reason is not None and not self.has_ended
 
     def interrupt(self, reason: str) -> None:
         """Cancel it because its process stops: no end is saved, so it can be recovered."""
@@ -211,6 +229,15 @@ class RootRun:
         """What was charged to it at limits with ``cost=``."""
         costs = self._execution.costs
         return () if costs is None else costs.all()
+
+    @property
+    def spending(self) -> tuple[Spending, ...]:
+        """What it has spent of budgets."""
+        levels = self._execution.accounts.levels().items()
+        return tuple(
+            Spending(budget=name, unit=unit, spent=spent, aside=aside, amount=amount)
+            for name, (unit, spent, aside, amount) in levels
+        )
 
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""
@@ -341,6 +368,7 @@ class RootRun:
             if self.run is None:
                 self.run = await self._begin()
                 self.begun.set()
+            self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
                 await _execute(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
@@ -399,10 +427,10 @@ class RootRun:
             has_died: Whether its claim was held by an execution that has died.
         """
         execution, run_id = self._execution, self.path.id
-        store, retries_failed = execution.store, self._request.retries_failed
+        store, reopening = execution.store, self._request.reopening
         wanted, known = wanted.declaring(record.beginning.secret), record.beginning
         refuse_conflict(run_id, known, wanted)
-        is_over = record.status == "succeeded" and not retries_failed
+        is_over = record.status == "succeeded" and reopening is None
         if not is_over:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
@@ -416,6 +444,8 @@ class RootRun:
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
         execution.answers = played.answers
+        levels = {at: Level(*level) for at, level in played.spent.items()}
+        execution.accounts.restore(levels)
         if not is_over:
             visits = {*done, *((one.step, one.visit) for one in children)}
             refuse_left_steps(self.path, run.config.graph, played, sorted(visits))
@@ -429,12 +459,12 @@ class RootRun:
             self._answers, asked, played.answers, run_id, has_failed=has_failed
         )
         run.resume_state().has_halted_here = record.status == "halted"
-        if retries_failed:
-            now = played.data
-            rewound = self._failed_step(run.config.graph, played, children)
+        if reopening is not None:
+            now, graph = played.data, run.config.graph
+            rewound = step_to_reopen(self.path, graph, played, done, children, wanted=reopening)
             played.add(rewound)
             refuse_other_way(run, played)
-            act = run.config.graph.find(rewound.step)
+            act = graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
             run.resume_state().rewind = rewound, _back(now, played.restored)
@@ -455,37 +485,6 @@ class RootRun:
             await commit(run, Write(questions=answered))
             execution.answers.update((one.id, one.value) for one in answered)
         return run
-
-    def _failed_step(
-        self, graph: Graph, played: ReplayedHistory, children: Iterable[ChildRecord]
-    ) -> Rewound:
-        """Find the first step that was completed although children had failed.
-
-        Raises:
-            BadUse: There is none, or ``reduce`` has taken the failures of that step.
-        """
-        path = self.path
-        failed = {(one.step, one.visit) for one in children if one.status == "failed"}
-        for step, visit, number in played.completed_visits():
-            act = graph.find(step)
-            if (step, visit) in played.decided:
-                continue  # a contestant that failed has only lost its race
-            if (step, visit) in failed and isinstance(act, Parallel):
-                if act._join().reduce is None:
-                    return Rewound(step, visit)
-                msg = (
-                    f"run {path.id}: children of {step!r} have failed, and reduce has taken that; "
-                    f"it can't be undone: start a new run from before that step instead, with "
-                    f"fork({path.id!r}, number={number})"
-                )
-                raise BadUse(msg)
-        msg = (
-            f"run {path.id} has completed no fan-out with failures, so there is none to retry; "
-            f"failures that a child, or a graph as a node, has tolerated below itself stay, "
-            f"because it has succeeded; a run that has not succeeded goes on with "
-            f"run(id={path.id!r})"
-        )
-        raise BadUse(msg)
 
 
 def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
@@ -561,9 +560,15 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
                 run.fail(error, "succeeded", "halted")
 
 
+def _stays_open(run: Run) -> bool:
+    """Whether the run has halted only because its process stops, so that no end is saved."""
+    drain = run.config.execution.drain
+    return run.status == "halted" and drain.has_cut and drain.leaves_open
+
+
 async def _save_end(run: Run) -> None:
     execution = run.config.execution
-    if execution.is_interrupted and run.status not in ("succeeded", "halted"):
+    if _stays_open(run) or (execution.is_interrupted and run.status not in ("succeeded", "halted")):
         return  # the process stops: the run has no end, and another process resumes it
     # After a save that failed nothing can be saved. A run that succeeded all the same tries to, and
     # fails with that error: what could not be saved did not end well.

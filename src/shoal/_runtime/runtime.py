@@ -183,7 +183,7 @@ class Runtime:
         self.inputs: Mapping[str, object] = dict(inputs or {})
         self.limits: Limits | None = limits
         if limits is not None:
-            limits.stand_on(self)
+            limits.stand_on(self, is_runtime=True)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
         if watch not in (None, True, False):
@@ -481,30 +481,41 @@ class Runtime:
         with self._drain.calling(call):
             yield
 
-    async def drain(self, within: float = math.inf) -> None:
+    async def drain(self, within: float = math.inf, *, starts_for: float = math.inf) -> None:
         """Take no more runs, and wait for those that go on; after a while, cancel and await them.
 
-        Runs that are cancelled in this way have no end in their store: they are left as by a
-        process that has died, so that another one resumes them by ``recover``.
+        With ``starts_for``, runs that have a store may begin steps and children for so long; then
+        they start nothing more (see ``RunHandle.drain``), and the attempts that are under way have
+        the rest of ``within`` to end. So none of their work is lost. Runs without a store go on:
+        nothing could resume them.
 
-        A second call waits as well, and the earlier deadline counts. If it is cancelled, the runs
+        Runs that halt or are cancelled in this way have no end in their store: they are left as by
+        a process that has died, so that another one resumes them by ``recover``.
+
+        A second call waits as well, and the earlier deadlines count. If it is cancelled, the runs
         go on; the runtime takes no more runs all the same.
 
         Args:
             within: Seconds that runs have to end by themselves; 0: they are cancelled at once.
+            starts_for: Seconds in which runs may start something; 0: they start nothing more.
 
         Raises:
             BadUse: The runtime is not open.
         """
-        if within != 0 and not is_positive(within) and within != math.inf:
-            msg = f"drain(within=...) takes a number of seconds, at least 0, not {within!r}"
-            raise BadUse(msg)
+        for name, seconds in (("within", within), ("starts_for", starts_for)):
+            if seconds != 0 and not is_positive(seconds) and seconds != math.inf:
+                msg = f"drain({name}=...) takes a number of seconds, at least 0, not {seconds!r}"
+                raise BadUse(msg)
         if self._status != "closing":
             self.check_open()
         self._drain.set()
+        reason = "the runtime is being drained"
         with move_on_after(within):
+            with move_on_after(starts_for):
+                await self._roots.wait_empty()
+            self._roots.drain_all(reason)
             await self._roots.wait_empty()
-        await self._roots.interrupt_all("the runtime is being drained")
+        await self._roots.interrupt_all(reason)
 
     # -- recovery -------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from shoal._state.secrets import Secret, Secrets, boxed, reveal, secrets_in, wit
 from shoal.stores._protocol import Beginning, RunRecord
 
 from .answers import Answers
+from .reopening import Reopening
 
 T = TypeVar("T")
 
@@ -79,8 +80,8 @@ class RunRequest(NamedTuple):
     """Steps before and after which the run halts; None if there are none."""
     priority: Priority | None = None
     """How urgent it is; None: as its application says."""
-    retries_failed: bool = False
-    """Whether children that have failed, and whose failures were collected, run again."""
+    reopening: Reopening | None = None
+    """What a run goes back for to a step that it has completed; None: it doesn't."""
 
 
 def only_secrets(

@@ -148,6 +148,14 @@ class Control:
         arguments = {"question": question.id, "answer": answer}
         return await self.have_done(question.path.root.id, "answer", arguments)
 
+    async def drain(self, run_id: str, reason: str = "") -> Steered:
+        """Let a run start nothing more, and halt when what runs has ended; see ``RunHandle.drain``.
+
+        Unlike a pause it ends this execution, so that the process may stop. The next ``run`` of the
+        id goes on with the rest, wherever it is called.
+        """
+        return await self.have_done(run_id, "drain", _why(reason))
+
     async def change_limit(
         self,
         run_id: str,

@@ -20,7 +20,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.run import Run
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
-from shoal._events.events import Status
+from shoal._events.events import ChildName, Status
 from shoal._events.identity import RunPath
 from shoal._events.report import (
     BreakerUse,
@@ -31,6 +31,7 @@ from shoal._events.report import (
     LiveStep,
     Report,
     SlowRun,
+    Spending,
     Waited,
 )
 from shoal._graph.action import FunctionAction
@@ -221,6 +222,7 @@ class Tally:
         budgets: tuple[BudgetUse, ...] = (),
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
+        spending: tuple[Spending, ...] = (),
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -233,13 +235,15 @@ class Tally:
             budgets: The budgets of retries that have been used.
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
+            spending: What was spent of budgets so far.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
         longest: tuple[LiveRun, ...] = ()
-        in_flight = omitted = 0
+        in_flight, omitted, draining = 0, 0, ""
         if self._last is not None:
             run, living, sample = self._last
+            draining = shown(run, run.config.execution.drain.reason or "")
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
             steps = tuple([self._step(group, sample) for group in groups])
@@ -279,7 +283,9 @@ class Tally:
             peak=self._peak,
             omitted=omitted,
             is_over=is_over,
+            draining=draining,
             costs=costs or {},
+            spending=spending,
         )
 
     def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:
@@ -354,6 +360,7 @@ class Tally:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
+        ended += group.uncommitted
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
         title = group.title
         return LiveStep(
@@ -367,6 +374,7 @@ class Tally:
             halted=halted,
             in_flight=started,
             waiting=unstarted,
+            leader="" if ledger is None else _leader(ledger.winner),
             at={
                 step: {doing: round(count) for doing, count in here.items()}
                 for step, here in sample.at[id(group)].items()
@@ -420,7 +428,7 @@ def _is_last(leaf: Leaf, sample: Sample) -> bool:
     if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
         return False
     ledger = None if group.ledger_of is None else group.ledger_of()
-    count = group.started + (0 if ledger is None else ledger.total)
+    count = group.started + group.uncommitted + (0 if ledger is None else ledger.total)
     few = max(1, int(min(count, group.slots)) // FEW)
     return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few
 
@@ -550,3 +558,9 @@ def _add_recent(sums: dict[K, float], parts: Mapping[K, float], interval: float)
 
 def _largest(found: Mapping[Wait, float], count: int) -> list[tuple[Wait, float]]:
     return nlargest(count, found.items(), key=lambda one: one[1])
+
+
+def _leader(child: ChildName | None) -> str:
+    if child is None:
+        return ""
+    return child.act if child.key == "" else str(child.key)

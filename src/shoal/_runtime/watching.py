@@ -247,6 +247,7 @@ class Watching:
             budgets=found.budgets,
             owners=found.owners,
             costs=costs,
+            spending=one.root.spending,
             is_over=is_over,
         )
 

@@ -199,8 +199,16 @@ class StateMap(Mapping[K, V]):
         with journal.lock:
             if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
                 journal = self._copied()  # this is an older version, or mostly overwritten
+            index, older = journal.index, journal.older
             for key, value, wanted in new:
-                known = journal.index.get(key)
+                known = index.get(key)
+                if known is None and not older and wanted is not None:
+                    # A new key with a position, as a fan-out puts them: `push` without its call.
+                    journal.entries.append((key, value, wanted))
+                    index[key] = len(journal.entries) - 1
+                    count += 1
+                    last = wanted if last is not None and wanted >= last else None
+                    continue
                 place = inf if known is None else journal.entries[known][2]
                 position = place if wanted is None else wanted
                 if journal.push(key, value, position):

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -114,6 +115,22 @@ class FieldAccess:
     action: str
     reads: frozenset[str]
     writes: frozenset[str]
+    # Every call of an action writes the same fields, so this saves making an access for each.
+    _wider: dict[str, FieldAccess] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the others: what is sent to a worker must not depend on what was called before.
+        return FieldAccess, (self.action, self.reads, self.writes)
+
+    def reading(self, name: str) -> FieldAccess:
+        """Return the access with the right to read one more field, which the action has written."""
+        wider = self._wider.get(name)
+        if wider is None:
+            wider = FieldAccess(self.action, self.reads | {name}, self.writes)
+            self._wider[name] = wider
+        return wider
 
 
 class _Every(frozenset[str]):
@@ -207,7 +224,8 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
     def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State[S]:
         """Return a state in which each named field has the given value."""
         state: State[S] = self
-        for field, value in {**({} if fields is None else held(fields)), **more}.items():
+        changes = more if fields is None else {**held(fields), **more}
+        for field, value in changes.items():
             # A secret field stays secret, whatever it is set to.
             kept = Secret(value) if type(self._data.get(field)) is Secret else value
             state = state._derive(Set(field, kept), kept)
@@ -345,7 +363,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             data.pop(field, None)
         access = self._access
         if access is not None and field not in access.reads:  # an action may read its own writes
-            access = FieldAccess(access.action, access.reads | {field}, access.writes)
+            access = access.reading(field)
         before = self._derivation
         base = self if before is None else before.base
         derived = make_state(data, access, _Derivation(base, operation, before))
@@ -499,6 +517,10 @@ def change_between(base: State, result: object, subject: str) -> Change:
             "changes can't be known: return state.update(...) of the state passed in"
         )
         raise BadResult(msg)
+    if link.before is None and link.operation.field in result._data:
+        # One operation, as most actions do.
+        operation = link.operation
+        return Change((operation,), {operation.field: result._data[operation.field]})
     operations: list[Operation] = []
     while link is not None:
         operations.append(link.operation)

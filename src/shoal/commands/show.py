@@ -173,6 +173,9 @@ def _describe(
 ) -> None:
     run, row = overview.summary, overview.row
     status = LOST if overview.is_lost else row.status
+    more = _MORE.get(status)
+    if status == "halted" and row.reason and not questions:
+        more = "it was drained; run it again, and it goes on"
     is_root = not overview.breadcrumbs
     ended = ""
     if row.ended_at is not None:
@@ -182,7 +185,7 @@ def _describe(
         ("run", path_text(overview.path)),
         ("application", f"{run.application}, version {run.version}" if is_root else ""),
         ("part of", "" if is_root else path_text(overview.breadcrumbs[-1])),
-        ("status", f"{status}: {_MORE[status]}" if status in _MORE else status),
+        ("status", status if more is None else f"{status}: {more}"),
         ("paused", "" if overview.paused is None else _paused(overview.paused, is_root=is_root)),
         ("executed by", run.holder if row.status == "running" else ""),
         ("reports", _REPORTS if overview.is_silent and row.status == "running" else ""),
@@ -455,6 +458,16 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
         "report_age": overview.report_age,
         "is_silent": overview.is_silent,
         "costs": dict(overview.costs),
+        "spending": [
+            {
+                "budget": one.budget,
+                "unit": one.unit,
+                "spent": one.spent,
+                "aside": one.aside,
+                "amount": one.amount,
+            }
+            for one in (() if overview.report is None else overview.report.spending)
+        ],
         "children": dict(overview.counts),
         "steps": [
             {

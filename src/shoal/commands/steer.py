@@ -1,4 +1,4 @@
-"""``shoal pause | resume | cancel | limit``: steer the runs that other processes execute."""
+"""``shoal pause | resume | drain | cancel | limit``: steer runs that other processes execute."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def add_to(commands: Subparsers) -> None:
         parser.add_argument("--key", help="only this key of the limit, a host for example")
     cancel = add_command(commands, "cancel", _cancel, "cancel a run, or a child of it")
     add_run(cancel)
+    what = "start nothing more in a run, and halt it when what runs has ended"
+    drain = add_command(commands, "drain", _drain, what)
+    drain.add_argument("run_id", metavar="ID", help=RUN)
     what = "list the limits that a run uses, or change one in the process that executes the run"
     limit = add_command(commands, "limit", _limit, what)
     limit.add_argument("run_id", metavar="ID", help=RUN)
@@ -49,9 +52,9 @@ def add_to(commands: Subparsers) -> None:
     limit.add_argument("--rate", type=float, metavar="NUMBER", help="units of its rate...")
     limit.add_argument("--per", type=float, metavar="SECONDS", help="...in so many seconds")
     limit.add_argument("--burst", type=float, metavar="NUMBER", help="units that may go at once")
-    for parser in (pause, resume, cancel):
+    for parser in (pause, resume, cancel, drain):
         parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the record")
-    for parser in (pause, resume, cancel, limit):
+    for parser in (pause, resume, cancel, drain, limit):
         add_by(parser)
 
 
@@ -96,6 +99,10 @@ async def _resume(store: Store, given: argparse.Namespace) -> int:
 
 async def _cancel(store: Store, given: argparse.Namespace) -> int:
     return await steered(store, given, lambda control: control.cancel(given.path, given.reason))
+
+
+async def _drain(store: Store, given: argparse.Namespace) -> int:
+    return await steered(store, given, lambda control: control.drain(given.run_id, given.reason))
 
 
 async def _limit(store: Store, given: argparse.Namespace) -> int:

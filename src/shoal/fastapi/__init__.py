@@ -18,9 +18,17 @@ The modules, from the bottom up:
 
 from __future__ import annotations
 
-from ._disconnect import CancelOnDisconnect, cancel_on_disconnect
-from ._lifespan import RuntimeDep, RuntimeState, get_runtime, runtime_lifespan
-from ._router import OnDisconnect, runs_router, service_router
+try:
+    from ._disconnect import CancelOnDisconnect, cancel_on_disconnect
+    from ._lifespan import RuntimeDep, RuntimeState, get_runtime, runtime_lifespan
+    from ._router import OnDisconnect, runs_router, service_router
+except ModuleNotFoundError as _missing:
+    if (_missing.name or "").startswith("shoal"):
+        raise  # a defect of ours, and no package that is missing
+    _msg = (
+        f"shoal.fastapi needs {_missing.name}, which isn't installed: pip install 'shoal[fastapi]'"
+    )
+    raise ModuleNotFoundError(_msg, name=_missing.name) from None
 
 __all__ = [
     "CancelOnDisconnect",

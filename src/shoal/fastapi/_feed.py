@@ -26,6 +26,7 @@ from shoal._events.events import (
     Event,
     Failed,
     Item,
+    LeaderChanged,
     Outcome,
     Skipped,
     StateUpdated,
@@ -173,6 +174,10 @@ class Feed(Hook):
         """Queue an item of the run or a descendant."""
         self._publish(event)
 
+    def on_leader_changed(self, event: LeaderChanged) -> None:
+        """Queue an event of the run or a descendant, whose items clients get as well."""
+        self._publish(event)
+
     def on_state_updated(self, event: StateUpdated) -> None:
         """Queue the event."""
         self._publish_own(event)
@@ -247,6 +252,16 @@ def _encoded(event: Event) -> bytes:
                 "index": event.index,
             }
             return lines("item", item)
+        case LeaderChanged():
+            leader = event.leader
+            told = {
+                "step": event.step,
+                "leader": None if leader is None else leader.id,
+                "act": None if leader is None else leader.act,
+                "key": None if leader is None else leader.key,
+                "reason": event.reason,
+            }
+            return lines("leader", told)
         case StepStarted():
             return lines("step", {"step": event.step, "status": "running"})
         case StepEnded():

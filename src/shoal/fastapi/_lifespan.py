@@ -7,6 +7,7 @@ SIGINT itself: the runtime begins to drain at once, and streams end.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -49,6 +50,7 @@ def runtime_lifespan(
     runtime: Runtime,
     *,
     within: float = WITHIN,
+    starts_for: float = math.inf,
     recover_every: float | None = EVERY,
     secrets: Secrets | None = None,
 ) -> Lifespan:
@@ -67,6 +69,9 @@ def runtime_lifespan(
         runtime: A runtime that is not open.
         within: Seconds that runs have to end by themselves. If the server limits the time that it
             waits for connections, that limit must be longer.
+        starts_for: Seconds of these in which runs that have a store may still begin steps and
+            children. Then they start nothing more, so that what is under way ends in the rest of
+            the time; see ``Runtime.drain``.
         recover_every: Seconds between two searches for runs that other processes have left; None
             never searches.
         secrets: The secret fields of those runs, as for ``Runtime.recover``.
@@ -92,7 +97,7 @@ def runtime_lifespan(
     async def lifespan(_service: Any) -> AsyncGenerator[RuntimeState]:
         async with runtime, create_task_group() as tasks:
             stop = Event()
-            tasks.start_soon(_drain, runtime, within, stop)
+            tasks.start_soon(_drain, runtime, within, starts_for, stop)
             tasks.start_soon(relay_cancels, runtime)
             if recover_every is not None and runtime.can_recover:
                 recover = partial(runtime.keep_recovering, secrets=secrets)
@@ -104,9 +109,9 @@ def runtime_lifespan(
     return lifespan
 
 
-async def _drain(runtime: Runtime, within: float, stop: Event) -> None:
+async def _drain(runtime: Runtime, within: float, starts_for: float, stop: Event) -> None:
     await stop.wait()
-    await runtime.drain(within)
+    await runtime.drain(within, starts_for=starts_for)
 
 
 async def get_runtime(connection: HTTPConnection) -> Runtime:

@@ -99,7 +99,7 @@ class Seen(NamedTuple):
     def view(self) -> dict[str, object]:
         """Return the content of a response with the state."""
         view = {**self.info(), "number": self.number, "state": as_plain(self.state)}
-        if self.status not in ("failed", "cancelled"):
+        if self.status not in ("failed", "cancelled", "halted"):
             del view["reason"]
         if self.status == "halted":
             view["questions"] = [

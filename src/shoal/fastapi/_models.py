@@ -255,7 +255,13 @@ def models_of(app: Application[Any]) -> Models:
         view("succeeded", final, "A run that has succeeded."),
         view("failed", partial, "A run that has failed, with its error.", reason=reason),
         view("cancelled", partial, "A run that was cancelled, with the reason.", reason=reason),
-        view("halted", partial, "A run that waits for answers.", questions=(list[Asked], ...)),
+        view(
+            "halted",
+            partial,
+            "A run that waits for answers; or to be resumed, if it was drained for a reason.",
+            reason=reason,
+            questions=(list[Asked], ...),
+        ),
     )
     union: Any = views[0]
     for each in views[1:]:

@@ -84,8 +84,8 @@ def runs_router(
     its end; ``GET /runs`` lists runs, ``GET /runs/{id}`` returns one; ``GET /runs/{id}/events``
     sends its events as server-sent events; ``POST /runs/{id}/cancel`` cancels a run, and
     ``POST /runs/{id}/answers`` answers the questions of a halted run and resumes it;
-    ``POST /runs/{id}/pause`` and ``/resume`` pause a run and let it go on, and
-    ``POST /runs/{id}/limits`` changes a limit that it uses.
+    ``POST /runs/{id}/pause`` and ``/resume`` pause a run and let it go on, ``/drain`` starts
+    nothing more in it, and ``POST /runs/{id}/limits`` changes a limit that it uses.
 
     If several workers share a store, each of them can answer every request. Without a store, only
     the process that executes a run knows it, and only while it runs.

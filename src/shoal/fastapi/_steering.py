@@ -53,6 +53,19 @@ def add_steering(router: APIRouter, runs: Runs) -> None:
             found = await runs.find(runtime, run_id)
         return Json(found.info(), 202)
 
+    @router.post("/{run_id}/drain", status_code=202, summary="Drain a run", response_model=RunInfo)
+    async def drain_run(runtime: RuntimeDep, run_id: RunId, body: Steer | None = None) -> Response:
+        """Start nothing more in the run, and halt it when what is under way has ended.
+
+        It goes on with the rest when it is started again by its id. If it has ended, nothing
+        happens.
+        """
+        given, found = body or Steer(), await runs.find(runtime, run_id)
+        if not found.has_ended:
+            await _steer(runs, runtime, run_id, "drain", given.arguments(), given.by)
+            found = await runs.find(runtime, run_id)
+        return Json(found.info(), 202)
+
     @router.post(
         "/{run_id}/limits",
         status_code=202,

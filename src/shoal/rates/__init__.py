@@ -2,6 +2,7 @@
 
 A ``RateBackend`` keeps a ``RateState`` for each key, on a server or in this process. It answers
 each ``RateRequest`` with a ``RateReply``, and ``reckon`` is the arithmetic between them.
+A ``BudgetBackend`` does the same for ``shoal.Budget(backend=...)``, with ``reckon_budget``.
 ``MemoryRates`` is the shortest example of one. Import ``shoal.rates.redis`` by that name; it needs
 the extra ``redis``. Programs that only use a rate write ``shoal.SharedRate``.
 
@@ -21,11 +22,22 @@ Examples:
 from __future__ import annotations
 
 from shoal._limits.headers import RateHeaders, Remaining, read_headers
+from shoal._limits.shared_budgets import (
+    BudgetBackend,
+    BudgetReply,
+    BudgetRequest,
+    BudgetState,
+    reckon_budget,
+)
 from shoal._limits.shared_rates import RateBackend, RateReply, RateRequest, RateState, reckon
 
 from ._memory import MemoryRates
 
 __all__ = [
+    "BudgetBackend",
+    "BudgetReply",
+    "BudgetRequest",
+    "BudgetState",
     "MemoryRates",
     "RateBackend",
     "RateHeaders",
@@ -35,4 +47,5 @@ __all__ = [
     "Remaining",
     "read_headers",
     "reckon",
+    "reckon_budget",
 ]

@@ -1,4 +1,4 @@
-"""A backend that keeps shared rates in memory: the shortest example of one."""
+"""A backend that keeps shared rates and budgets in memory: the shortest example of one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import final
 from anyio import current_time
 from anyio.lowlevel import checkpoint
 
+from shoal._limits.shared_budgets import BudgetReply, BudgetRequest, BudgetState, reckon_budget
 from shoal._limits.shared_rates import RateReply, RateRequest, RateState, reckon
 
 SWEEP = 64
@@ -30,6 +31,7 @@ class MemoryRates:
     def __init__(self) -> None:
         """Start with no rates."""
         self._states: dict[str, RateState] = {}
+        self._budgets: dict[str, BudgetState] = {}
         self._sweep_at = SWEEP
 
     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
@@ -49,6 +51,16 @@ class MemoryRates:
                 if max(state.tat, state.last) > now
             }
             self._sweep_at = max(SWEEP, 2 * len(self._states))
+        return replies
+
+    async def spend(self, requests: Sequence[BudgetRequest]) -> Sequence[BudgetReply]:
+        """Apply requests in order; see ``BudgetBackend``."""
+        await checkpoint()
+        replies: list[BudgetReply] = []
+        for one in requests:
+            state = self._budgets.get(one.key)
+            self._budgets[one.key], reply = reckon_budget(state, current_time(), one)
+            replies.append(reply)
         return replies
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ from anyio import CapacityLimiter, to_thread
 
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError, kind_of
+from shoal._limits.shared_budgets import BudgetReply, BudgetRequest
 from shoal._limits.shared_rates import AHEAD, RateReply, RateRequest
 
 try:
@@ -69,6 +70,31 @@ else
   redis.call('DEL', KEYS[1])
 end
 return {string.format('%.17g', now), string.format('%.17g', again_in), turns}
+"""
+
+
+SPENDING = """
+-- shoal.rates.reckon_budget(), step by step; the tests compare the two.
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+local amount, per = tonumber(ARGV[1]), tonumber(ARGV[2])
+local returned, window = tonumber(ARGV[3]), ARGV[4]
+local kept = redis.call('HMGET', KEYS[1], 'used', 'since')
+local used = kept[1] and tonumber(kept[1]) or 0
+local exact = '%.17g'
+local since = kept[2] and tonumber(kept[2]) or now
+if per > 0 and now >= since + per then used, since = 0, now end
+if window ~= '' and tonumber(window) == since then used = math.max(0, used - returned) end
+local granted = 0
+for index = 5, #ARGV do
+  local cost = tonumber(ARGV[index])
+  if used + cost > amount + 1e-9 * math.max(1, amount) then break end
+  used = used + cost
+  granted = granted + 1
+end
+redis.call('HSET', KEYS[1], 'used', exact:format(used), 'since', exact:format(since))
+if per > 0 then redis.call('PEXPIRE', KEYS[1], math.ceil((since + per - now) * 1000) + 100) end
+return {exact:format(since), exact:format(used), granted}
 """
 
 
@@ -152,6 +178,35 @@ class RedisRates:
                 now=float(now), turns=tuple(float(turn) for turn in turns), again_in=float(again_in)
             )
             for now, again_in, turns in pipeline.execute()
+        ]
+
+    async def spend(self, requests: Sequence[BudgetRequest]) -> Sequence[BudgetReply]:
+        """Apply requests of budgets in order, in one round trip; see ``BudgetBackend``.
+
+        A budget must survive a restart of the server, so that should write to disk: without
+        ``per=`` its key never expires.
+
+        Raises:
+            redis.RedisError: The server can't be reached, or doesn't answer.
+        """
+        return await to_thread.run_sync(
+            self._spend, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+        )
+
+    def _spend(self, requests: Sequence[BudgetRequest]) -> list[BudgetReply]:
+        pipeline = self._client.pipeline(transaction=False)
+        for request in requests:
+            # Windows are compared as numbers: 17 digits give the same float again.
+            since = "" if request.since is None else f"{request.since:.17g}"
+            pipeline.eval(
+                SPENDING,
+                1,
+                f"{self._prefix}budget:{request.key}",
+                *(request.amount, request.per or 0, request.returned, since, *request.costs),
+            )
+        return [
+            BudgetReply(since=float(since), used=float(used), granted=int(granted))
+            for since, used, granted in pipeline.execute()
         ]
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from shoal._state.state import replay
 from shoal.stores._history import (
+    BudgetLevel,
     Completed,
     Entry,
     QuestionAnswered,
@@ -63,6 +64,7 @@ __all__ = [
     "Beginning",
     "Bin",
     "Browses",
+    "BudgetLevel",
     "CachesResults",
     "ChildRecord",
     "Command",

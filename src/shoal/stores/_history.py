@@ -92,6 +92,25 @@ class QuestionAnswered(NamedTuple):
 
 
 @final
+class BudgetLevel(NamedTuple):
+    """What the run and its descendants have spent of a budget so far. Only root runs have these.
+
+    A later entry of the same budget and key replaces this one.
+    """
+
+    budget: str
+    """The budget's name, by default its unit."""
+    key: str
+    """The key that it is counted for, as ``repr`` writes it; empty without ``by=``."""
+    unit: str
+    spent: float
+    aside: float
+    """What was set aside for attempts under way. It counts as spent if no later entry follows."""
+    by: Mapping[str, float]
+    """What was spent, by the names of actions."""
+
+
+@final
 class Steered(NamedTuple):
     """The run was steered from outside: paused, resumed, cancelled, a limit of it changed.
 
@@ -123,7 +142,15 @@ class Steered(NamedTuple):
 
 
 Entry = (
-    Update | Decision | Completed | Rewound | QuestionAsked | QuestionAnswered | StepBegun | Steered
+    Update
+    | Decision
+    | Completed
+    | Rewound
+    | QuestionAsked
+    | QuestionAnswered
+    | StepBegun
+    | BudgetLevel
+    | Steered
 )
 """An entry of a history. A decision follows the update that it is saved with."""
 
@@ -201,6 +228,10 @@ class ReplayedHistory:
     """The questions of the step under way, by name."""
     answers: dict[str, object] = field(default_factory=dict[str, object])
     """All answers, by the questions' ids."""
+    spent: dict[tuple[str, str], BudgetLevel] = field(
+        default_factory=dict[tuple[str, str], BudgetLevel]
+    )
+    """What was spent of each budget, by its name and key. Nothing makes it void."""
     paused: Steered | None = None
     """The pause under which the run is; None: it isn't paused."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
@@ -273,6 +304,8 @@ class ReplayedHistory:
                 self.asked[entry.name] = entry
             case QuestionAnswered():
                 self.answers[entry.id] = entry.value
+            case BudgetLevel():
+                self.spent[entry.budget, entry.key] = entry
             case Steered():
                 self.paused = paused_by(self.paused, entry)
 

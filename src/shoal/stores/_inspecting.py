@@ -17,7 +17,16 @@ from shoal._events.events import Decision, Update, in_short
 from shoal._events.identity import RunPath
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, Steered, StepBegun
+from ._history import (
+    BudgetLevel,
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    Steered,
+    StepBegun,
+)
 from ._protocol import ChildRecord, ChildStatus
 from ._row_order import STATUSES, Standing, page, place_of
 from ._watching import Bin, EntryKind, Order, Row, RowPage, StepTally, StoredEntry
@@ -169,7 +178,7 @@ def entries(
         at = bisect_left(times, number, key=lambda noted: noted[0])
         when = times[at][1] if at < len(times) else None
         child = rows.get(number) if isinstance(entry, Update) else None
-        step = "" if isinstance(entry, QuestionAnswered | Steered) else entry.step
+        step = "" if isinstance(entry, QuestionAnswered | BudgetLevel | Steered) else entry.step
         found.append(StoredEntry(number, kind, step, _data(entry), when, child))
     return found, None
 
@@ -182,6 +191,7 @@ _KINDS: dict[type, EntryKind] = {
     StepBegun: "begun",
     QuestionAsked: "asked",
     QuestionAnswered: "answered",
+    BudgetLevel: "spent",
     Steered: "steered",
 }
 _OPERATIONS: dict[type, str] = {
@@ -219,6 +229,8 @@ def _data(entry: Entry) -> str:
             return f"[{text(entry.name)},{text(entry.question)},{json.dumps(entry.id)}{schema}]"
         case QuestionAnswered():
             return f"[{json.dumps(entry.id)},{text(entry.value)}]"
+        case BudgetLevel():
+            return text([*entry[:-1], dict(entry.by)])
         case Steered():
             return json.dumps([entry.what, entry.by, entry.at, dict(entry.arguments)])
 

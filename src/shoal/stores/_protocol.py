@@ -17,7 +17,16 @@ from shoal._events.events import ChildName, Decision, Outcome, Status, Update
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Operation
 
-from ._history import Completed, Entry, QuestionAnswered, QuestionAsked, Rewound, Steered, StepBegun
+from ._history import (
+    BudgetLevel,
+    Completed,
+    Entry,
+    QuestionAnswered,
+    QuestionAsked,
+    Rewound,
+    Steered,
+    StepBegun,
+)
 
 RunStatus = Status | Literal["running"]
 """The status of a root run. A run without a recorded end is running, even if its process died."""
@@ -191,6 +200,9 @@ class Batch(NamedTuple):
     steered: Sequence[Steered] = ()
     """How the root run was steered from outside."""
 
+    spent: Sequence[BudgetLevel] = ()
+    """What the run has spent of budgets so far; of root runs only."""
+
     @property
     def path(self) -> RunPath:
         """The identity of the run whose state the updates change."""
@@ -205,7 +217,8 @@ class Batch(NamedTuple):
         decided = () if self.decision is None else (self.decision,)
         begun = () if self.step_begun is None else (self.step_begun,)
         asked, steered = self.questions, self.steered
-        return (*rewound, *begun, *self.updates, *decided, *completed, *asked, *steered)
+        begins = (*rewound, *begun, *self.updates, *decided, *completed)
+        return (*begins, *asked, *self.spent, *steered)
 
 
 @final

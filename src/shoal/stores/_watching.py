@@ -92,7 +92,7 @@ class Bin(NamedTuple):
 
 
 EntryKind = Literal[
-    "update", "decision", "completed", "rewound", "begun", "asked", "answered", "steered"
+    "update", "decision", "completed", "rewound", "begun", "asked", "answered", "spent", "steered"
 ]
 """The kind of an entry of a history; see ``shoal.stores.Entry``."""
 
@@ -108,7 +108,8 @@ class StoredEntry(NamedTuple):
     data: str
     """JSON. Of an update: ``{"number", "do": [[kind, field, ...], ...], "step", "found", "at"}``;
     of a decision: ``[winner, winners, reason]``; of a question: ``[name, question, id]``, and the
-    JSON schema of its answers if it has one; of an answer: ``[id, answer]``; of a steered run:
+    JSON schema of its answers if it has one; of an answer: ``[id, answer]``; of what was
+    spent: ``[budget, key, unit, spent, aside, by]``; of a steered run:
     ``[what, by, at, arguments]``, as in ``Steered``; of a declaration, an object; else a number."""
     at: float | None = None
     """When it was saved, in seconds since 1970; None if that isn't known."""
@@ -130,6 +131,7 @@ class StoredReport(NamedTuple):
 CommandKind = Literal[
     "cancel",
     "cancel child",
+    "drain",
     "answer",
     "change limits",
     "pause",
@@ -153,6 +155,7 @@ class Command:
                           root's child down to the one that is meant (a number of
                           more than 64 bits as a list with its hexadecimal digits);
                           ``reason``
+    ``"drain"``           ``reason``
     ``"answer"``          ``question``: its id, as in ``Question.id``; ``answer``
     ``"change limits"``   ``owner`` and ``part``, as in ``LimitUse``; new numbers:
                           ``n`` (slots), ``max_rate``, ``per`` and ``burst`` of its

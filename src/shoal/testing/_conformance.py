@@ -15,6 +15,7 @@ from shoal._events.events import ChildName, Decision, Status, Update
 from shoal._events.identity import Key, RunPath
 from shoal._state.state import Drop, Extend, Increment, Operation, Put, PutWithin, Set
 from shoal.stores._history import (
+    BudgetLevel,
     Completed,
     Entry,
     QuestionAnswered,
@@ -261,6 +262,19 @@ class StoreConformance(ApplicationConformance):
                 assert list(await each.read(run.path)) == [
                     *(asked, update_of(1, "review"), Completed("review", 0))
                 ]
+
+    async def test_what_is_spent_of_budgets_is_kept(self, store: Store) -> None:
+        first = BudgetLevel("USD", "", "USD", 0.5, 0.25, {"ask": 0.5})
+        then = BudgetLevel("USD", "", "USD", 0.75, 0.0, {"ask": 0.5, "again": 0.25})
+        keyed = BudgetLevel("calls", "'a'", "requests", 3.0, 1.0, {})
+        async with claimed(store):
+            await save(store, updates=(update_of(1),))
+            await save(store, spent=(first,), before=1)
+            await save(store, spent=(then, keyed), before=1)
+            await save(store, updates=(update_of(2),), before=1)
+            whole = [update_of(1), first, then, keyed, update_of(2)]
+            for each in (store, self.another(store)):
+                assert list(await each.read(ROOT)) == whole
 
     async def test_children_s_updates_stand_among_the_others(self, store: Store) -> None:
         async with claimed(store):

@@ -22,14 +22,14 @@ from shoal.stores._protocol import (
     Store,
 )
 
-from ._conformance_watching import WatchingConformance
+from ._conformance_steering import SteeringConformance
 from ._hand_made import BEGINNING, ROOT, HandMadeRun, child_run, claimed, has, keys, save, update_of
 
 AT_ONCE = 1e-9
 """Seconds after which anything has expired: shorter than one call of a store."""
 
 
-class OptionalConformance(WatchingConformance):
+class OptionalConformance(SteeringConformance):
     """Tests of the optional protocols of a store; part of ``StoreConformance``."""
 
     # -- orphans --------------------------------------------------------------------------------

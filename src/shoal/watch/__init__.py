@@ -48,6 +48,7 @@ if typing.TYPE_CHECKING:
         LiveStep,
         Report,
         SlowRun,
+        Spending,
         Waited,
     )
     from shoal._runtime.steering import Control
@@ -85,6 +86,7 @@ _HOMES = {
     "HistoryEntry": "shoal.watch._history",
     "HistoryPage": "shoal.watch._history",
     "LimitUse": "shoal._events.report",
+    "Spending": "shoal._events.report",
     "Link": "shoal.watch._explain",
     "LiveRun": "shoal._events.report",
     "LiveStep": "shoal._events.report",
@@ -141,6 +143,7 @@ __all__ = [
     "RowPage",
     "RunsPage",
     "SlowRun",
+    "Spending",
     "StepBar",
     "StepTally",
     "Timeline",

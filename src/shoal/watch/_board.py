@@ -208,6 +208,8 @@ class Board:
             parts += row.details
         if report is None or not (rows or report.in_flight):
             parts.append("no children yet" if report is None else length(report.seconds))
+        if report is not None:
+            parts += [one.text for one in report.spending if one.spent or one.aside]
         if report is not None and report.is_over:
             how = "ended without success" if self._has_failed else "over"
             parts.append(f"{how} after {length(report.seconds)}")

@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, Waited
+from shoal._events.report import Doing, LimitUse, Report, Spending, Waited
 from shoal.stores._protocol import ChildStatus
 
 from ._words import about, length, many, number, pace, percent
 
 Part = Literal[
     "status",
+    "draining",
     "step",
     "done",
     "failed",
     "cancelled",
     "waiting",
+    "leader",
     "paused",
     "running",
     "lost",
@@ -104,6 +106,8 @@ class StepBar:
     """How many wait to start, by the last report."""
     at: Mapping[str, Mapping[Doing, int]] = field(default_factory=dict[str, Mapping[Doing, int]])
     """How many stand at each step of theirs, by what they do there; by the last report."""
+    leader: str = ""
+    """The contestant that leads a race by ``first_item`` now, by its key or its act."""
     is_under_way: bool = False
     gone: int = 0
     """How many were in flight in a process that is gone."""
@@ -341,6 +345,7 @@ def headline(
     age: float | None,
     speed: float | None,
     costs: Mapping[str, float],
+    spending: Sequence[Spending] = (),
     child: RunPath | None = None,
     paused: str = "",
 ) -> Headline:
@@ -349,14 +354,15 @@ def headline(
     Args:
         status: The run's status.
         is_lost: Whether no process executes it, though it has no end.
-        why: Why it failed or was cancelled.
+        why: Why it failed, was cancelled or was drained.
         elapsed: Seconds from its start to its end; 0 if it has none.
         at: The step that it is at, if it has no live children.
         bars: Its steps with children.
         report: The last report about its root run.
         age: How old that is, in seconds.
         speed: How many children end in a second.
-        costs: What was spent.
+        costs: What was charged at limits with ``cost=``.
+        spending: What was spent of budgets.
         child: The run, if it is no root run. The report tells of the whole root run.
         paused: Since when its root run is paused, and by whom, for people; empty if it isn't.
     """
@@ -385,6 +391,8 @@ def headline(
         parts.append(("status", _status(status, is_lost, why, elapsed)))
     elif not about_now:
         parts.append(("status", f"running {at}" if at else "running"))
+    if runs and report is not None and report.draining:
+        parts.append(("draining", f"starts nothing more: {report.draining}"))
     if step:
         parts.append(("step", now[0].title or step))
     if about_now:
@@ -396,7 +404,12 @@ def headline(
         parts.append(("cancelled", f"{cancelled:,} cancelled"))
     halted = sum(bar.halted for bar in about_now)
     if halted:
-        parts.append(("waiting", f"{halted:,} waiting for an answer"))
+        # A run that was drained has a reason, and its children were drained with it.
+        what = "halted" if status == "halted" and why else "waiting for an answer"
+        parts.append(("waiting", f"{halted:,} {what}"))
+    leader = next((bar.leader for bar in now if bar.leader), "")
+    if leader:
+        parts.append(("leader", f"{leader} leads"))
     if paused:
         parts.append(("paused", paused))
     gone = sum(bar.gone for bar in about_now)
@@ -413,6 +426,9 @@ def headline(
     for name, cost in costs.items():
         if cost:
             parts.append(("cost", f"{number(cost)} spent at {name}"))
+    for one in spending:
+        if one.spent or one.aside:
+            parts.append(("cost", one.text))
     if runs and age is not None and age > _OLD:
         parts.append(("age", f"as of {length(age)} ago"))
     return Headline(

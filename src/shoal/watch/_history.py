@@ -144,6 +144,10 @@ def _text_of(kind: EntryKind, data: Any) -> str:
             return f"{data[0]}: {shortened(json.dumps(data[1], ensure_ascii=False), _SHOWN)}"
         case "answered":
             return shortened(json.dumps(data[1], ensure_ascii=False), _SHOWN)
+        case "spent":
+            budget, key, unit, spent, aside, _ = data
+            more = f", {aside:g} set aside" if aside else ""
+            return f"{budget}{' of ' + key if key else ''}: {spent:g} {unit} spent{more}"
         case "steered":
             what, by, _, arguments = data
             told = ", ".join(

@@ -122,6 +122,7 @@ def bars_of(
                 in_flight=0 if now is None or is_lost else now.in_flight,
                 waiting=0 if now is None or is_lost else now.waiting,
                 at={} if now is None or is_lost else now.at,
+                leader="" if now is None or is_lost else now.leader,
                 is_under_way=now is not None and not is_lost,
                 gone=_gone(now, counts) if is_lost else 0,
             )

@@ -74,7 +74,9 @@ async def questions_of(
         at = waiting.popleft()
         asked = await _asked_by(store, at) or (await _recorded(store, at) if at in halted else ())
         opened = [one for one in asked if one.id not in answers]
-        found += opened
+        # Once each: runs that wait for more of one budget have asked one question.
+        known = {one.id for one in found}
+        found += [one for one in opened if one.id not in known]
         if asked and not opened and at in halted:
             answered.append(at)
         page = await store.rows(at, status="halted", order="position", limit=LOOKED_AT)

@@ -374,6 +374,26 @@ async def test_a_run_of_this_server_is_cancelled_and_so_is_one_of_its_children()
     assert "not any" in page
 
 
+async def test_a_run_of_this_server_is_drained_and_run_again():
+    store = MemoryStore()
+    reads = application(read, limits=Limits(1))
+    async with Runtime(store=store) as runtime:
+        app = create_app(store, [reads], token=TOKEN, runtime=runtime)
+        async with client_of(app) as client:
+            handle = await reads.start({"files": ["c", "d"]}, id="r", runtime=runtime)
+            await anyio.sleep(0.5)
+            assert "Drain the run" in (await client.get("/runs/r")).text
+            assert (await act(client, "drain", "r", reason="later")).status_code == 303
+            assert await handle.wait_ended() == "halted"
+            page = words((await client.get("/runs/r")).text)
+            assert "later" in page
+            assert "Run it again from where it stood" in page
+            assert "answer" not in page
+            assert (await act(client, "resume", "r")).status_code == 303
+            (again,) = runtime.runs()
+            assert await again.wait_ended() == "succeeded"
+
+
 async def test_what_cannot_be_done_is_said():
     store = MemoryStore()
     reads, reviews = application(read, on_error="collect"), application(review)

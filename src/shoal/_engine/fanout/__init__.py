@@ -13,7 +13,8 @@ Read ``step`` first: one execution of a parallel step follows these modules from
   ``workers`` execute the children, ``admission`` bounds how many are in flight.
 - ``batch`` applies outcomes to the parent's state. ``ledger`` counts how the children ended;
   ``read_ledgers`` reads those counts from the store, ``read_runs`` what the store has of a run.
-- ``race`` picks winners, ``rounds`` runs a race again, ``hedge`` starts extra children.
+- ``race`` picks winners, ``leader`` publishes who leads, ``rounds`` runs a race again, ``hedge``
+  starts extra children.
 - ``finish`` sorts the exceptions that came out of runs, and records ends without an update.
 - ``recorded``, ``takeup`` and ``step_resume`` continue a step that an earlier execution began.
 - ``context`` has ``Context``, the view that an action has of its run.

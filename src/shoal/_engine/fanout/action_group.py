@@ -201,6 +201,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             timeout=self._timeout,
             circuits=circuits_of(services, self._action.definition, self._each, self.name),
             title=self._title,
+            on_drained=self._on_drained,
         )
         self._hosted = services.host(self._execute, self._group.scope.cancel)
         # Last, with no await behind it: if something above raises, __aexit__ does not run, and the
@@ -258,7 +259,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             del error, fatal, failure, interruption  # breaks the traceback cycle
         if failed:
             raise failure_group(self.name, [outcome.error for outcome in failed])
-        if self._resting:
+        if self._resting or self._is_cut:
             self._halt()
 
     def _explains(self, failure: BaseException, error: BaseException) -> bool:
@@ -273,9 +274,24 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         return error is self._refused or self._run.config.execution.ended_by(failure)
 
     def _halt(self) -> NoReturn:
-        """Halt the action: only children that wait for answers are left."""
+        """Halt the action: only children that wait for answers, or may not start, are left."""
         self._halts = True
-        halt_for(self._run, self.name, self._resting)
+        unreached = None
+        if self._is_cut:
+            self._run.config.execution.drain.has_cut = True
+            unreached = self._source.recorded_children
+        halt_for(self._run, self.name, self._resting, unreached)
+
+    def _on_drained(self) -> bool:
+        """Wake the action, which halts if children are left; return whether it awaits the end."""
+        self._notify()
+        return self._left
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether children are left that do not start any more, since the run is drained."""
+        group = self._group
+        return group is not None and group.is_drained and not self._source.is_exhausted
 
     @ki_protected
     async def _execute(self) -> None:
@@ -331,8 +347,9 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
     async def _end_all(self, group: ChildTaskGroup) -> None:
         try:
             await self._record_rest(group)
-            # After the ends of this execution: what is left then was not started again.
-            await self._end_unended()
+            if not self._keeps_rest:
+                # After the ends of this execution: what is left then was not started again.
+                await self._end_unended()
         finally:
             self._source.end()
 
@@ -360,7 +377,14 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         finally:
             # Also if that has failed: the action must not wait for outcomes that never come.
             self._deliver(late)
-            await self._end_left_over(group.scope.reason)
+            if not self._keeps_rest:
+                await self._end_left_over(group.scope.reason)
+
+    @property
+    def _keeps_rest(self) -> bool:
+        """Whether the action halts, and the next execution starts the children that are left."""
+        assert self._group is not None
+        return self._is_cut and (self._halts or not self._group.scope.was_cancelled)
 
     async def _end_unended(self) -> None:
         """Record the end of children of an earlier execution that were not started again."""
@@ -616,7 +640,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 if self._failure is not None:
                     raise self._failure
                 if self._is_idle:
-                    if self._resting:
+                    if self._resting or self._is_cut:
                         self._halt()
                     raise StopAsyncIteration
                 # No await between the checks above and here, so no outcome can slip in unseen.
@@ -643,6 +667,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """Whether all started children have ended and were delivered."""
         if self._resting and self._group is not None and self._group.scope.was_cancelled:
             return self._over  # the halted children are about to be cancelled and delivered
+        if self._is_cut and self._group is not None and self._group.is_quiet:
+            return True  # no child that is left starts
         # Counted when they are handed out, and again when their ends are delivered.
         return self._over or (self._source.is_exhausted and self._source.made == self._delivered)
 

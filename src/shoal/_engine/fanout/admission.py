@@ -7,6 +7,8 @@ action. So rates count real starts.
 Invariants:
 - A child is in flight from its start until the parent has committed its result, and there are at
   most as many as there are places. So a slow parent slows the source down, and memory is bounded.
+  Where nothing can slow the parent down, a child may give its place to another as soon as it ends;
+  see ``ChildTaskGroup``.
 - A child that waits to start holds no place, so others start before it. A child that has started
   and waits for a rate, a key or another attempt is suspended, and holds no place either. The group
   stops pulling elements only when a few times the limit wait.
@@ -22,8 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
+from shoal._engine.disposition import LIVE
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
+from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
 from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
@@ -47,6 +51,7 @@ class ChildAdmission:
     __slots__ = (
         "_ahead",
         "_all_limiters",
+        "_below",
         "_budget",
         "_controller",
         "_governs_all",
@@ -56,6 +61,7 @@ class ChildAdmission:
         "_on_refused",
         "_on_room",
         "_refuses_alone",
+        "_on_stopped",
         "_scheduler",
         "_scopes",
         "_unpublished",
@@ -63,6 +69,7 @@ class ChildAdmission:
         "place",
         "ready",
         "suspended",
+        "uncommitted",
     )
 
     def __init__(
@@ -76,6 +83,7 @@ class ChildAdmission:
         on_room: Callable[[], None],
         on_refused: Callable[[Exception], None],
         refuses_alone: bool = False,
+        on_stopped: Callable[[str], None],
     ) -> None:
         """Begin with no child in flight or waiting.
 
@@ -90,6 +98,7 @@ class ChildAdmission:
             refuses_alone: Whether a child that finds a limit overloaded fails alone, as a
                 contestant of a race does. Else the whole group fails: the children after it would
                 be taken from the source one after the other to be refused as well.
+            on_stopped: Called with the reason why no more children are to start.
         """
         limit = limits.in_flight if limit is None else limit
         services, execution = parent.config.services, parent.config.execution
@@ -107,10 +116,16 @@ class ChildAdmission:
         # None if nothing is added, which is usual.
         self._scopes: tuple[Limiter, ...] | None = None
         """The limiters of the children's attempts, if the fan-out has limits that count those."""
+        self._below: tuple[Limiter, ...] = parent.config.scopes_below
+        """The limiters of the attempts of all that is below the children."""
+        of_descendants = limits.of_descendants
+        if of_descendants is not None:
+            name = f"{among} budgets".strip()
+            self._below = (*self._below, controller.limiter(owner, of_descendants, name))
+            self._scopes = self._below
         if of_attempts is not None:
             name = f"{among} attempts".strip()
-            beneath = controller.limiter(owner, of_attempts, name)
-            self._scopes = (*parent.config.scopes_below, beneath)
+            self._scopes = (*self._below, controller.limiter(owner, of_attempts, name))
         above = parent.slot_owner.held_permits()
         # Of this group alone: another attempt of the step makes a new one, with places of its own.
         self._in_flight = InFlight(controller.scheduler, limit, self._on_suspended, above, parent)
@@ -121,10 +136,13 @@ class ChildAdmission:
         self.place.adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
         self._governs_all = (
-            of_starts is not None or of_attempts is not None or limits.adapts_in_flight is not None
+            of_starts is not None or self._scopes is not None or limits.adapts_in_flight is not None
         )
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
+        self.uncommitted: int = 0
+        """Ended children that hold no place any more, though the parent has not committed their
+        end."""
         self.ready: deque[Run] = deque()
         """Children that have waited and may start now. Workers take them; never ended ones."""
         self._ahead = max(LEAST_AHEAD, AHEAD * limit)  # children that may wait or be suspended
@@ -144,6 +162,7 @@ class ChildAdmission:
         self._on_room = on_room
         self._on_refused = on_refused
         self._refuses_alone = refuses_alone
+        self._on_stopped = on_stopped
 
     @property
     def waiting(self) -> int:
@@ -186,8 +205,11 @@ class ChildAdmission:
         if place.used >= place.slots or len(self._waiting) + self.suspended >= self._ahead:
             return False
         # The first child takes none. That is why a tree of fan-outs can't come to a standstill.
-        if self._live_count and not self._budget.take():
-            return False
+        if self._live_count:
+            budget = self._budget  # `take` repeated here, for the same reason
+            if budget.used >= budget.size:
+                return False
+            budget.used += 1
         self._live_count += 1
         return True
 
@@ -195,7 +217,7 @@ class ChildAdmission:
         """Count one live child less, and return its permit to the live budget."""
         self._live_count -= 1
         if self._live_count:  # the last live child never took a permit
-            self._budget.give()
+            self._budget.used -= 1
 
     def admit(self, child: Run) -> bool:
         """Request what ``child`` needs to start; return whether it may start now.
@@ -210,7 +232,7 @@ class ChildAdmission:
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
         if self._scopes is not None:
-            config.scopes = self._scopes
+            config.scopes, config.scopes_below = self._scopes, self._below
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
@@ -254,7 +276,8 @@ class ChildAdmission:
         try:
             if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-                needed, own = limiters.gates(applying, child.data)
+                accounts = config.execution.accounts
+                needed, own = limiters.gates(applying, child.data, accounts)
                 pool = config.pool_of(action)
                 worker = None if pool is None else pool.gate
             if self._scheduler.has_shares or permits.unit.priority != "normal":
@@ -283,7 +306,7 @@ class ChildAdmission:
         assert permits.slot is not None, "a child in flight has one"
         permit.refusal = refusal
         permits.first_permit = permit
-        permits.slot.take_unpaid()  # a child ends in flight
+        permits.slot.take_place()  # a child ends in flight
 
     def ended(self, child: Run) -> None:
         """Count ``child``, which has ended, as in flight, also if it was suspended.
@@ -304,15 +327,34 @@ class ChildAdmission:
             permits.slot.resume()
             self._scheduler.adapt(permits.slot, child.error)
 
+    def give_place_early(self, more: int) -> None:
+        """Release the place of a child that has ended and holds no slot, before its commit.
+
+        Not if as many children wait for their commit without a place as there are places, and
+        ``more``.
+        """
+        place = self.place
+        if self.uncommitted >= place.slots + more:
+            return
+        # Which child it was is of no interest: places are alike, and ``committed`` counts them.
+        self.uncommitted += 1
+        place.used -= 1
+        if place.posted:
+            self._scheduler.serve(place)
+
     def committed(self, children: Sequence[Run]) -> None:
         """Release the in-flight slots of ``children``, whose ends the parent has committed."""
         in_flight, place = self._in_flight, self.place
+        places = 0
         for child in children:
             permits = child.permits
             if permits is None or permits.slot is None:  # most hold just a place: no call for them
-                place.used -= 1
+                places += 1
             else:
                 in_flight.release(permits)
+        early = min(places, self.uncommitted)
+        self.uncommitted -= early
+        place.used -= places - early
         if place.posted:
             self._scheduler.serve(place)
 
@@ -323,9 +365,16 @@ class ChildAdmission:
 
         They count as in flight until the parent has committed their ends, as all ended children do.
         """
+        # First: it refuses a child that has ended, before anything is given back for it.
+        self._end_unstarted(children, lambda child: child.never_start(reason, winner))
+
+    def skip_unstarted(self, children: Iterable[Run], reason: str) -> None:
+        """Skip children that have not started; otherwise as ``cancel_unstarted``."""
+        self._end_unstarted(children, lambda child: child.pass_over(reason))
+
+    def _end_unstarted(self, children: Iterable[Run], end: Callable[[Run], None]) -> None:
         for child in children:
-            # First: it refuses a child that has ended, before anything is given back for it.
-            child.never_start(reason, winner)
+            end(child)
             permits = child.permits
             if permits is None or permits.slot is None:
                 continue  # not admitted: the group counted it as it took it from the source
@@ -339,25 +388,65 @@ class ChildAdmission:
             self._in_flight.release(permits, refunds=True)
             self.let_out()
         # Some were in ``ready``, or got there by permits that others of them have just returned.
-        self.ready = deque(child for child in self.ready if child.status is None)
+        self.ready = deque(
+            child for child in self.ready if child.status is None and child.disposition is LIVE
+        )
+
+    def withdraw(self) -> list[Run]:
+        """Return the children that wait to start, and give what they were granted to others.
+
+        They count neither as live nor as in flight any more: the group takes them back.
+        """
+        children = self.waiting_to_start
+        for child in children:
+            permits = child.permits
+            assert permits is not None, "a child that waits has asked for a permit"
+            permit = self._waiting.pop(child, None) or permits.first_permit
+            permits.first_permit = None
+            if permit is not None:
+                permit.cancel()
+            self._in_flight.release(permits, refunds=True)
+            child.permits = None
+            self.let_out()
+        # All of them, and those that permits of the others have brought here meanwhile.
+        self.ready.clear()
+        return children
 
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""
         self._unpublished.clear()
         self._in_flight.close()
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.
-        self._on_room = self._on_refused = _ignore
+        self._on_room = self._on_refused = self._on_stopped = _ignore
 
     # -- waiting ----------------------------------------------------------------------------------
 
     def _on_granted(self, child: Run) -> None:
         """Move ``child`` to ``ready``, or end the group if its request was refused."""
         permit = self._waiting[child]
-        if permit.refusal is not None:  # the group fails, not the child, which has never begun
-            self._on_refused(permit.refusal)
+        refusal = permit.refusal
+        if isinstance(refusal, BudgetExceeded):
+            self._on_too_dear(child, permit, refusal)
+            return
+        if refusal is not None:  # the group fails, not the child, which has never begun
+            self._on_refused(refusal)
             return
         del self._waiting[child]
         # Before `on_room`, which may wake the worker that takes it.
+        self.ready.append(child)
+        self._on_room()
+
+    def _on_too_dear(self, child: Run, permit: AttemptPermit, refusal: BudgetExceeded) -> None:
+        """Let a child begin that doesn't fit into a budget, or the group end with what it has."""
+        if refusal.on_empty == "stop":
+            self._on_stopped(str(refusal))
+            return
+        # It begins with the permit that was refused, and fails or asks in its first attempt: so it
+        # has a start, an end and an error like any other.
+        del self._waiting[child]
+        if child.permits is not None:
+            child.permits.first_permit = permit
+        permit.take_place()
         self.ready.append(child)
         self._on_room()
 

@@ -15,7 +15,8 @@ from math import inf
 from typing import Any, cast, final
 
 from shoal._concurrency.cancellation import as_failure
-from shoal._engine.disposition import APPLIED_BEFORE, DEFERRED, SKIPPED
+from shoal._engine.commit import Write, commit, is_silent
+from shoal._engine.disposition import APPLIED_BEFORE, DEFERRED, LIVE, SKIPPED
 from shoal._engine.run import Run
 from shoal._errors.exceptions import InvalidState, brief, note
 from shoal._events.events import ChildName, Decision, Done, ErrorInfo, Failed, Update
@@ -35,6 +36,7 @@ from shoal._state.state import (
     make_state,
     put_within,
 )
+from shoal.stores._history import StepBegun
 
 from .entries import PendingChild
 from .ledger import Ledger
@@ -67,6 +69,7 @@ class BatchJoin:
         "_join",
         "_nested",
         "_number",
+        "_parent",
         "_reruns",
         "_schema",
         "_tolerance",
@@ -76,6 +79,7 @@ class BatchJoin:
         "decision",
         "failures",
         "is_failing",
+        "is_silent",
         "missed",
         "unapplied",
         "updates",
@@ -118,6 +122,7 @@ class BatchJoin:
         # Replaced by new mappings and never changed: the parent's state is this one until the batch
         # is saved, and stays it if that fails.
         self._data = parent.data
+        self._parent = parent
         self._schema = parent.config.schema
         self._number = parent.number
         # Both count all executions. What is Done and not in the ledger yet counts too: otherwise
@@ -139,12 +144,20 @@ class BatchJoin:
         self.failures: list[Run] = []  # failed children whose errors the step raises
         self.admitted: list[PendingChild] = []  # new elements of ``grow``, until they are saved
         self.decision: Decision | None = None  # set at most once; ends the batch
+        self.is_silent: bool = False
+        """Whether the batch has made no updates, since nothing would save or publish them."""
 
     def add_all(self, batch: list[Run]) -> BaseException | None:
         """Add outcomes up to the one that decides a race, or the first that can't be applied.
 
         Returns the error because of which that one can't be applied, with a note of its key.
         """
+        if self._is_plain and all(
+            child.status == "succeeded" and child.disposition is LIVE for child in batch
+        ):
+            self.is_silent = is_silent(self._parent) and is_silent(batch[0])
+            self._put_plainly(batch)
+            return None
         # Whether the source or the race change too, and must be set back if an outcome raises.
         is_undoable = self._consults or self._race is not None
         growths = found = admitted = 0
@@ -181,6 +194,46 @@ class BatchJoin:
                 self._miss(batch[at + 1 :])
                 break
         return None
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether a success is put into a collection, and nothing looks at it."""
+        join = self._join
+        return (
+            not (self._consults or self._nested)
+            and self._race is self._tolerance is self._schema is None
+            and join.into is not None
+            and join.shape in ("by key", "by position")
+        )
+
+    def _put_plainly(self, batch: list[Run]) -> None:
+        """Add successes with nothing to check: as ``_add`` does it, without a call for each."""
+        name, into, number = self._join.name, cast("str", self._join.into), self._number
+        for child in batch:
+            number += 1
+            key, value, position = child.key, child.value, child.position
+            self._values.append((key, value, position))
+            if not self.is_silent:
+                put = Put(into, key, value, position)
+                self.updates.append(Update(number, name, (put,)))
+        self.applied += batch
+        self._number = number
+
+    async def commit(self, declared: StepBegun | None) -> None:
+        """Save and publish the batch, and set the parent's state; see ``commit``."""
+        if self.is_silent:
+            # As `commit` does it: there is nothing to save or to publish.
+            self._parent.head = self._number, self.finished_data()
+            return
+        write = Write(
+            self.updates,
+            self.finished_data(),
+            applied=self.applied,
+            unapplied=[child for child in self.unapplied if not child.disposition.is_saved],
+            decision=self.decision,
+            step_begun=declared,
+        )
+        await commit(self._parent, write)
 
     def note_missed(self, error: BaseException) -> None:
         """Add notes to ``error`` about failed children that were not applied because of it."""

@@ -246,6 +246,9 @@ def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
     (field,) = graph.writes
 
     def only_write(child: Run) -> object:
+        change = child.pending
+        if change is not None and field in change.values:  # no call for nearly all children
+            return change.values[field]
         try:
             return child.final_field(field)
         except KeyError:
@@ -270,7 +273,15 @@ def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | N
     if take is None:
         return None
     if isinstance(take, str):
-        return lambda child: field_of(child, take)
+
+        def taken_field(child: Run) -> object:
+            # Nearly always its last step has written the field: no call for that.
+            change = child.pending
+            if change is not None and take in change.values:
+                return change.values[take]
+            return field_of(child, take)
+
+        return taken_field
     if callable(take):
 
         def taken(child: Run) -> object:

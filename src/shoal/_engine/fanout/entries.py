@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Literal, NamedTuple, Protocol, final
+from typing import Literal, NamedTuple, NoReturn, Protocol, final
 
 from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
+from shoal._errors.exceptions import BadResult, kind_of
 from shoal._events.identity import Key
 from shoal._graph.graph import Graph
+from shoal._state.state import refuse_awaitable
 
 
 @final
@@ -155,3 +157,33 @@ def child_of(entry: PendingChild) -> Run:
     return Run(
         kind.config, kind.base, key=entry.key, position=entry.position, element=entry.element
     )
+
+
+def refuse_elements(elements: object, name: str, given_by: str) -> NoReturn:
+    """Refuse what the argument ``given_by`` of the fan-out ``name`` gave: it is not iterable.
+
+    Raises:
+        BadResult: Always.
+    """
+    refuse_awaitable(elements, f"{given_by}= of fan-out {name!r}")
+    one = ", which counts as one element: give a list" if isinstance(elements, str) else ""
+    msg = (
+        f"fan-out {name!r} runs over an iterable of elements, "
+        f"but `{given_by}` gave {kind_of(elements)}"
+        f"{one}"
+    )
+    raise BadResult(msg)
+
+
+def refuse_grown(elements: object, name: str, key: Key) -> NoReturn:
+    """Refuse what ``grow`` of the fan-out ``name`` returned for a child: it is not iterable.
+
+    Raises:
+        BadResult: Always.
+    """
+    refuse_awaitable(elements, f"grow= of fan-out {name!r}")
+    msg = (
+        f"fan-out {name!r}: grow returned {kind_of(elements)} for key "
+        f"{key!r}; it returns an iterable of new elements, which may be empty"
+    )
+    raise BadResult(msg)

@@ -9,6 +9,8 @@ Invariants:
 - A child that is Done, and only has to be applied, waits for no limit, no breaker and no hook.
 - Every child that began reaches the inbox, even if a user's callback for its end raises: that fails
   the child.
+- As many children are executed as there are places, at most. A child holds its place until its end
+  is committed; with ``gives_places_early``, until it ends, as long as few others wait for that.
 """
 
 from __future__ import annotations
@@ -47,6 +49,16 @@ BATCH = 1000
 
 See test_between_two_batches_others_may_run.
 """
+UNCOMMITTED = 64
+"""Ended children that hold no place before their commit, at most, besides as many as have places.
+
+Only if ``gives_places_early``. So the workers of a group with few places don't wait for its parent.
+"""
+ENOUGH = 32
+"""Ended children that such a group commits at once without waiting for more.
+
+A commit costs as much as a few small children, which is little for each of so many.
+"""
 TURNS = 4
 """Turns of the event loop that a save waits for more ends, at most.
 
@@ -75,15 +87,19 @@ class ChildTaskGroup:
         "_decisive",
         "_errand",
         "_feeding",
+        "_gives_early",
         "_halted_of",
         "_is_held",
         "_is_judging",
         "_is_shut",
         "_on_answer",
+        "_on_drained",
         "_pool",
         "_room",
+        "_skips",
         "_source",
         "inbox",
+        "is_drained",
         "ledger_of",
         "name",
         "parent",
@@ -106,6 +122,8 @@ class ChildTaskGroup:
         circuits: Circuits | None = None,
         decisive: Collection[Status | None] = (),
         title: Title | None = None,
+        gives_places_early: bool = False,
+        on_drained: Callable[[], bool] | None = None,
         is_race: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
@@ -123,6 +141,10 @@ class ChildTaskGroup:
             circuits: The breakers, which skip children for a while; None: there are none.
             decisive: The statuses of ends that may decide that no more children are needed.
             title: What watchers call the fan-out, or its children.
+            gives_places_early: Whether children that have ended may give their places to others
+                before the parent has committed their ends.
+            on_drained: Called when nothing more starts and nothing is under way; returns whether
+                the group ends with that. None: it does.
             is_race: Whether the children are contestants of a race.
         """
         self.name: str = name
@@ -150,10 +172,19 @@ class ChildTaskGroup:
             on_room=self._on_room,
             on_refused=self.scope.fail,
             refuses_alone=is_race,
+            on_stopped=self._stop_for_budget,
         )
         self._pool = WorkerPool(
-            parent, self.scope, self._admission, source, take=self._take, leave=self._leave
+            parent,
+            self.scope,
+            self._admission,
+            source,
+            take=self._take,
+            leave=self._leave,
+            stop=self._stop_for_budget,
         )
+        # Why the rest is skipped, once a budget has said so; never unset.
+        self._skips: str = ""
         self._circuits = circuits
         # The breaker's key of each child that it let through, until the breaker has its end.
         self._circuit_keys: dict[Run, Hashable] = {}
@@ -166,7 +197,14 @@ class ChildTaskGroup:
         self._room: Event | None = None  # None unless a feeder waits for room
         self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by _stop_feeding
         self._is_shut = False  # no more children start; never unset: a decision stays
+        self.is_drained: bool = False
+        """Whether the execution starts nothing more: the source may have children left then.
+
+        Never unset.
+        """
+        self._on_drained = on_drained
         self._decisive = decisive
+        self._gives_early = gives_places_early
         # The inbox has a decisive end, so no child starts until the parent has judged it...
         self._is_held = False
         # ...unless ``apply`` is saving: it has judged its own batch by then, and a slow save must
@@ -176,12 +214,17 @@ class ChildTaskGroup:
     @property
     def in_flight(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        return self._admission.place.used
+        return self._admission.place.used + self._admission.uncommitted
 
     @property
     def under_way(self) -> int:
         """Count the children that may still succeed: those in flight, and those that wait."""
-        return self._admission.place.used + self._admission.waiting
+        return self.in_flight + self._admission.waiting
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no child is under way, and all that have ended were taken from the inbox."""
+        return not (self.under_way or self.inbox)
 
     def living(self) -> Iterator[Run]:
         """Go through the children that have begun and not ended."""
@@ -201,8 +244,13 @@ class ChildTaskGroup:
 
     @property
     def started(self) -> int:
-        """Count the children that have started, and whose end the parent has not committed."""
+        """Count the children that have started, and that have not ended or hold a place yet."""
         return self._admission.place.used + self._admission.suspended
+
+    @property
+    def uncommitted(self) -> int:
+        """Count the children that have ended, hold no place, and are about to be committed."""
+        return self._admission.uncommitted
 
     @property
     def halted(self) -> Sequence[Run]:
@@ -273,6 +321,10 @@ class ChildTaskGroup:
         # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
         hold.members.add(self)
+        drain = self.parent.config.execution.drain
+        drain.add(self.drain)
+        if drain.reason is not None:
+            self.drain()
         try:
             async with create_task_group() as tasks:
                 scope.open(tasks)
@@ -298,8 +350,9 @@ class ChildTaskGroup:
             scope.close()
             groups.discard(self)
             hold.members.discard(self)
+            drain.remove(self.drain)
             # Breaks a cycle: these are methods of the step.
-            self.ledger_of = self._halted_of = self._on_answer = None
+            self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
             # Before the admission is closed: this gives back what waiting children were granted.
             self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
             self._admission.close()
@@ -328,7 +381,9 @@ class ChildTaskGroup:
                     return True
                 continue
             if not inbox:
-                if not self.under_way and source.dry():
+                if not self.under_way and (
+                    source.dry() or self._leaves_rest or self._ends_drained()
+                ):
                     return True
                 await scope.wait()
                 await self._let_more_end()
@@ -356,16 +411,23 @@ class ChildTaskGroup:
     async def _let_more_end(self) -> None:
         """If saves take time, give other children a few turns to end before the next save.
 
+        Also where places are given early: a commit costs as much as several small children.
         Quick children would otherwise end just after a save began, again and again, and every
         second batch would be a small one. See
         test_quick_children_are_saved_as_many_at_once_as_are_in_flight.
         """
-        for _ in range(TURNS if self.parent.config.execution.saves_wait else 0):
+        waits = self.parent.config.execution.saves_wait
+        if self._gives_early:
+            # A single end comes from children that take their time, and few ends are left to come.
+            waits = 1 < len(self.inbox) < ENOUGH and self._admission.place.used > 0
+        for _ in range(TURNS if waits else 0):
             before = len(self.inbox), self.in_flight
             if self._is_held:  # one end may decide, and no child starts before it is judged
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
+                return
+            if self._gives_early and len(self.inbox) >= ENOUGH:
                 return
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
@@ -397,6 +459,41 @@ class ChildTaskGroup:
     def stop_starting(self) -> None:
         """Start no more children: the step is decided or fails, and that is about to be saved."""
         self._is_shut = True
+
+    def _stop_for_budget(self, reason: str) -> None:
+        """Start no more children: nothing is left of a budget that says so. Those at work go on."""
+        if self._skips or self.scope.closing:
+            return
+        self._skips = reason
+        unstarted = self._admission.waiting_to_start
+        self._admission.skip_unstarted(unstarted, reason)
+        for child in unstarted:
+            self._leave(child)
+        self._pool.add_workers(1)  # takes the rest from the source, to skip it
+        self.scope.wake()
+
+    @property
+    def _leaves_rest(self) -> bool:
+        """Whether the rest is left in the source: it has no known end, so it is not even read."""
+        return bool(self._skips) and self.to_come is None
+
+    def drain(self) -> None:
+        """Start no more children: the execution starts nothing more. Those in flight go on.
+
+        Children that wait to start go back to the source, which keeps them for the next execution.
+        """
+        self._is_shut = self.is_drained = True
+        unstarted = self._admission.withdraw()
+        # The first by position is put back last, so it stands in front.
+        for child in sorted(unstarted, key=_position, reverse=True):
+            if self._circuits is not None:
+                self._notify_circuit(self._circuits, child)
+            self._source.take_back(child)
+        self.scope.wake()
+
+    def _ends_drained(self) -> bool:
+        """Whether the group ends though its source may have more, since nothing more starts."""
+        return self.is_drained and (self._on_drained is None or self._on_drained())
 
     def engage(self) -> None:
         """Start a child if there is room by now; let the parent check if the group has ended."""
@@ -485,6 +582,8 @@ class ChildTaskGroup:
         if self._is_shut or (self._is_held and not self._is_judging):
             return None  # if held: ``resume_starting`` adds workers again
         admission, source = self._admission, self._source
+        if self._leaves_rest:
+            return None
         if admission.ready:
             # A child that is cancelled gives its permits back, and they may have been granted to
             # another child of this group, which is being cancelled too: that must not start.
@@ -500,6 +599,8 @@ class ChildTaskGroup:
             child = source.take()
             if self._circuits is not None and isinstance(child, Run) and child.is_live:
                 self._consult(self._circuits, child)
+            if self._skips and isinstance(child, Run) and child.is_live:
+                child.pass_over(self._skips)
             if child is None:
                 admission.let_out()
                 if source.dry():
@@ -547,6 +648,8 @@ class ChildTaskGroup:
             if child.status in self._decisive:
                 self._is_held = True
             self.inbox.append(child)
+            if self._gives_early and (child.permits is None or child.permits.slot is None):
+                self._admission.give_place_early(UNCOMMITTED)
             self.scope.wake()
 
     # -- breakers ---------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ Invariants:
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import final
 
+from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import note
@@ -20,7 +21,7 @@ from shoal._events.events import Cancelled, ChildName, Done, Failed, Outcome, Sk
 from shoal.stores._protocol import Store
 
 
-@hides("add enter forget kept_in release_errors settle without")
+@hides("add enter enter_all forget kept_in release_errors settle without")
 @final
 @dataclass(slots=True)
 class Ledger:
@@ -40,14 +41,18 @@ class Ledger:
     dropped: int = 0
     """Elements without a child, because their keys were repeated; see ``grow``."""
     left: int = 0
-    """Known children that were not started, because ``at_most`` was reached or the step failed.
+    """Known children that were not started: ``at_most`` was reached, or the step failed or halted.
 
     They are children of elements that ``grow`` had found, and of further acts of the last element.
     """
     halted: int = 0
-    """Children that have no outcome yet, because they wait for answers."""
-    is_decided: bool = field(default=False, repr=False)
-    """Whether a race was decided. Then the unused outcomes are those of its losers."""
+    """Children that have no outcome yet, because they wait for answers or the run was drained."""
+    winner: ChildName | None = field(default=None, repr=False)
+    """The contestant that has decided the race, by its act and key; None: nothing was decided.
+
+    Then the unused outcomes are those of its losers. In a race by ``first_item`` it is known as
+    soon as the contestant leads.
+    """
     # Where outcomes are read from later, when the step and its configuration are gone.
     kept_in: Store | None = field(default=None, repr=False)
     """The store that has the children's histories; None: the parent's store."""
@@ -56,6 +61,11 @@ class Ledger:
     # Cancelled children without a made outcome: a race may cancel many, and few programs look at
     # them. Whenever outcomes are read, `settle` moves them to _rest.
     _cancelled: list[Run] | None = field(default=None, repr=False)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a race was decided."""
+        return self.winner is not None
 
     @property
     def total(self) -> int:
@@ -101,6 +111,16 @@ class Ledger:
         # In this order: the outcome is made of the error that the run drops next.
         self._rest.append(child.outcome)
         child.release_error()
+
+    def enter_all(self, children: Iterable[Run], *, raised: Collection[int] | None) -> None:
+        """Enter children; ``raised`` are the ids of those whose failures are, None: all."""
+        done = 0
+        for child in children:
+            if child.status == "succeeded" and child.used and child.disposition is LIVE:
+                done += 1  # no call for nearly all children
+            else:
+                self.enter(child, raised=raised is None or id(child) in raised)
+        self.done += done
 
     def without(self, children: Collection[Run]) -> Ledger:
         """Return a ledger without ``children``, which have ended and come up again.

@@ -42,6 +42,8 @@ class Race(ABC):
     """What the message of a refused result says of it."""
     is_broken = False
     """Whether the winner has failed or was cancelled, so that the race is run again or lost."""
+    why_broken = "the race is run again"
+    """What has become of the winner then."""
 
     def __init__(self, name: str) -> None:
         """Begin a race.
@@ -462,6 +464,11 @@ class ItemRace(Race):
             if child.status in ("failed", "cancelled") and self.winner == _name(child):
                 # Never unset: the next round has a race of its own.
                 self.is_broken = True
+                called = _called(child.path.act, child.key)
+                if child.status == "failed":
+                    self.why_broken = f"{called} failed: {brief(child.error)}"
+                else:
+                    self.why_broken = f"{called} was cancelled: {child.reason}"
 
     @property
     def lacking(self) -> int:

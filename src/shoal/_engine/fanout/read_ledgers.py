@@ -18,6 +18,7 @@ from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel
 from shoal.stores._history import (
+    BudgetLevel,
     Completed,
     Entry,
     QuestionAnswered,
@@ -107,7 +108,8 @@ async def _recall(
             if record.visit < completed:
                 ledgers[record.visit].add(outcome_of(record, path), kept=kept)
         for visit, ledger in enumerate(ledgers):
-            ledger.is_decided = (step, visit) in decisions
+            decision = decisions.get((step, visit))
+            ledger.winner = None if decision is None else decision.winner
         return ledgers
 
     ledgers: dict[str, list[Ledger]] = {}
@@ -177,6 +179,10 @@ async def _recall_inner(run: Run, path: RunPath, graph: Graph) -> dict[str, list
     return await _recall(run, path, graph, way, known=known)
 
 
+_UNCHANGING = QuestionAsked | QuestionAnswered | BudgetLevel | Steered
+"""Entries of a history that belong to no step."""
+
+
 @final
 @dataclass(slots=True)
 class _Way:
@@ -203,7 +209,7 @@ class _Way:
                 # What comes after a completion belongs to the next step.
                 under_way.clear()
                 self.last = entry.step
-            elif not isinstance(entry, QuestionAsked | QuestionAnswered | Steered):  # no changes
+            elif not isinstance(entry, _UNCHANGING):
                 under_way.add(entry.step)
                 if isinstance(entry, Decision):
                     self.decisions[entry.step, visits.get(entry.step, 0)] = entry

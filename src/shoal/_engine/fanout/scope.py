@@ -16,11 +16,11 @@ from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any, final
 
-from anyio import Event, TaskHandle
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.backend import startable
+from shoal._concurrency.backend import Waiter, startable
 from shoal._concurrency.cancellation import as_failure, fatal_leaf, is_cancellation
 from shoal._concurrency.watchdog import SPARE, Part, Watched
 from shoal._engine.run import Run
@@ -102,7 +102,7 @@ class GroupScope:
         self._left: float | None = None  # seconds of the timeout that are left; None: it runs
         self._timed_out = False
         self._watched: list[Watched] = []  # registrations with the watchdog, until ``close``
-        self._news: Event | None = None  # None unless the parent waits
+        self._news: Waiter | None = None  # None unless the parent waits
         # Only ``stop`` sets it, and replaces it only by a failure that outranks it.
         self._failure: BaseException | None = None
 
@@ -185,14 +185,14 @@ class GroupScope:
 
     def wake(self) -> None:
         """Wake the parent's task if it waits."""
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        news, self._news = self._news, None
+        if news is not None and not news.done():  # it is done if the parent was cancelled
+            news.set_result(None)
 
     async def wait(self) -> None:
         """Wait until ``wake`` is called. Only the parent's task may wait."""
-        self._news = Event()
-        await self._news.wait()
+        self._news = news = self._parent.config.services.waiter()
+        await news
 
     # -- stopping -------------------------------------------------------------------------------
 

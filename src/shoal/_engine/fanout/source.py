@@ -37,14 +37,20 @@ from shoal._concurrency.closing import closed_after
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import DONE
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadResult, kind_of
 from shoal._events.discovered import Discovered, Known, bring_back
 from shoal._events.events import ChildName, Done, Failed
 from shoal._events.identity import Key
-from shoal._state.state import refuse_awaitable
 from shoal.stores._protocol import ChildRecord
 
-from .entries import Backpressure, ChildTemplate, Dropped, PendingChild, entry_of
+from .entries import (
+    Backpressure,
+    ChildTemplate,
+    Dropped,
+    PendingChild,
+    entry_of,
+    refuse_elements,
+    refuse_grown,
+)
 from .keys import KeySet, Positions
 from .recorded import RecordedChildren
 
@@ -181,14 +187,7 @@ class ElementSource:
             # Now, so that what `__iter__` raises is raised before a child has started.
             self._iterator = iter(cast("Iterable[object]", elements))
         else:
-            refuse_awaitable(elements, f"{given_by}= of fan-out {name!r}")
-            one = ", which counts as one element: give a list" if isinstance(elements, str) else ""
-            msg = (
-                f"fan-out {name!r} runs over an iterable of elements, "
-                f"but `{given_by}` gave {kind_of(elements)}"
-                f"{one}"
-            )
-            raise BadResult(msg)
+            refuse_elements(elements, name, given_by)
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -361,7 +360,19 @@ class ElementSource:
         if key is None:
             return "dropped"
         positions.next = position + 1
-        return self._make(key, position, element, kind)
+        # Nothing else decides about the children of most fan-outs: then they need no further call.
+        is_new = not (kind.done or self.to_come or self.done_before) and (
+            self.pick is self._at_most is self._recorded_children is None
+        )
+        if not is_new:
+            return self._make(key, position, element, kind)
+        try:
+            child = self._run(key, position, element, kind)
+        except BaseException:
+            self._waiting.appendleft(PendingChild(key, position, element, kind))  # as in `_make`
+            raise
+        self._started += 1
+        return child
 
     def _child(self, entry: PendingChild) -> Run | Dropped:
         if entry.child is not None:
@@ -543,12 +554,7 @@ class ElementSource:
             BadKey: An element has a bad key.
         """
         if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
-            refuse_awaitable(elements, f"grow= of fan-out {self.name!r}")
-            msg = (
-                f"fan-out {self.name!r}: grow returned {kind_of(elements)} for key "
-                f"{cause.key!r}; it returns an iterable of new elements, which may be empty"
-            )
-            raise BadResult(msg)
+            refuse_grown(elements, self.name, cause.key)
         found: list[PendingChild] = []
         # Behind all that are used: positions are saved with the children, and none has two.
         start = position = self._positions.end()
@@ -650,7 +656,9 @@ class ElementSource:
             # Those that wait are started as well: an earlier attempt or execution has found them.
             wanted = max(0, wanted - self._started - known)
         pulled = 0
-        while wanted != 0 and not self.dry() and await group.wait_for_room():
+        while wanted != 0 and not self.dry():
+            if not await group.wait_for_room():
+                return  # the group ends, maybe because it is drained, and elements are left
             pulled += 1
             if pulled % FEED_INLINE == 0:
                 await checkpoint()  # elements that are ready would starve other tasks otherwise

@@ -29,8 +29,9 @@ from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import BatchJoin
 from .children import check_depth, children_of, circuits_of, is_revisited
-from .finish import failure_group, record_unapplied, wind_up
+from .finish import failure_group, give_up_halted, record_unapplied, wind_up
 from .group import ChildTaskGroup
+from .leader import Leader
 from .ledger import Ledger, new_ledger
 from .race import Race, make_race
 from .recorded import RecordedChildren
@@ -38,7 +39,7 @@ from .rounds import Rounds
 from .source import ElementSource
 from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
-from .step_source import StepSources
+from .step_source import StepSources, goes_ahead
 from .takeup import only, refuse_lost, refuse_other_decision
 
 
@@ -68,6 +69,7 @@ class FanOutStep:
         self._race: Race | None = None  # None: all children are awaited; anew for each round
         # Set only after the save that has it; None again where a race is run again.
         self.decision: Decision | None = None
+        self._leader = Leader(run, act.name) if self.join.until.by_item else None
         self.ledger: Ledger = new_ledger(run, act.name, run.visit(act.name), self._store)
         self.source: ElementSource | None = None  # of the last round; None before the first
         self._declares: StepBegun | None = None  # saved with the first save, then None
@@ -133,8 +135,11 @@ class FanOutStep:
                 await self._live_round()
             self._is_over = True
         # Not sooner, because an attempt may make a new ledger.
-        self.ledger.is_decided = self.decision is not None
+        self._count_decision()
         return self.act._finished(make_state(self.parent.data, self.join.access))
+
+    def _count_decision(self) -> None:
+        self.ledger.winner = None if self.decision is None else self.decision.winner
 
     async def _live_round(
         self, former: ElementSource | None = None, *, begins: bool = False
@@ -182,6 +187,9 @@ class FanOutStep:
             circuits=circuits_of(services, definition, act.each),
             decisive=self._decisive,
             title=act.title,
+            gives_places_early=self._resume is None
+            and self._race is None
+            and goes_ahead(self.parent, act.limits, self.join, source),
             is_race=self._race is not None,
         )
         try:
@@ -191,6 +199,8 @@ class FanOutStep:
             elif former is not None:
                 self._go_on(former)
             self._leave_out_done()
+            if self._leader is not None:
+                await self._leader.publish(self._race)
             if not self._is_lost(0):
                 # If it can't be won, no child starts; see
                 # test_too_few_elements_are_known_before_anything_starts.
@@ -423,6 +433,7 @@ class FanOutStep:
         )
         await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
         self.decision = decision
+        self._count_decision()
         self._group.scope.winner = decision.winner
         return decision.reason
 
@@ -456,15 +467,7 @@ class FanOutStep:
         else:
             self._group.resume_starting()
         try:
-            write = Write(
-                draft.updates,
-                draft.finished_data(),
-                applied=draft.applied,
-                unapplied=[child for child in draft.unapplied if not child.disposition.is_saved],
-                decision=draft.decision,
-                step_begun=self._declares,
-            )
-            await commit(self.parent, write)
+            await draft.commit(self._declares)
             self._declares = None
         except HookFailed:
             raise  # the batch is saved and published
@@ -474,6 +477,7 @@ class FanOutStep:
             raise
         if draft.decision is not None:
             self.decision = draft.decision
+            self._count_decision()
         if reruns:
             new = (child for child in draft.applied if child.status == "succeeded")
             # Only after the save: until then the old results may be what is in the state.
@@ -491,6 +495,8 @@ class FanOutStep:
         left = self._group.under_way - len(batch)
         if self._race is not None:
             self._race.on_ended(batch)
+            if self._leader is not None:
+                await self._leader.publish(self._race)
         self._notify_stagger(batch, left)
         if draft.decision is not None:
             self._group.scope.winner = draft.decision.winner
@@ -500,8 +506,7 @@ class FanOutStep:
         if error is not None:  # before the ledger releases the errors of failed children
             draft.note_missed(error)
         fatal, is_open = set(map(id, (*draft.failures, *draft.missed))), self._is_open
-        for child in batch:
-            self.ledger.enter(child, raised=is_open or id(child) in fatal)
+        self.ledger.enter_all(batch, raised=None if is_open else fatal)
         if self.parent.config.is_resumable:
             self._unfinished += [
                 child
@@ -559,6 +564,9 @@ class FanOutStep:
         declares, self._declares = self._declares, None
         await commit(self.parent, Write(decision=decision, step_begun=declares))
         self.decision = decision
+        self._count_decision()
+        if self._leader is not None:
+            await self._leader.publish(self._race)  # before the others are cancelled
         if self._staggered is not None:
             self._staggered.learn_first(leader, self._group.living())
         assert self.source is not None
@@ -613,7 +621,7 @@ class FanOutStep:
         # counts once.
         group.inbox.clear()
         self._unsaved = []
-        lost = self._give_up_resting(late)
+        lost, self._resting = give_up_halted(self.decision, self._resting, late, self.ledger)
         late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
@@ -635,38 +643,23 @@ class FanOutStep:
             if self.parent.config.is_resumable:
                 self._unfinished = [one for one in self._unfinished if one not in lost] + late
 
-    def _give_up_resting(self, late: Iterable[Run]) -> list[Run]:
-        """Cancel halted children that lose by the decision; return those in the ledger already.
-
-        Args:
-            late: Ended children that the ledger has not counted yet.
-        """
-        decision, resting, lost = self.decision, self._resting, list[Run]()
-        self._resting = []
-        for child in (*resting, *late):
-            if child.status != "halted":
-                continue
-            if decision is None or ChildName(child.config.act, child.key) == decision.winner:
-                self._resting.append(child)
-                continue
-            if child in resting:
-                # As halted. It is entered again with the end that it gets now.
-                self.ledger.count(child, by=-1)
-                lost.append(child)
-            child.give_up(decision.reason, decision.winner)
-        return lost
-
     def _judge(self) -> None:
         """Raise the failures if they aren't tolerated or the race is lost; halt for an answer."""
         self.ledger.settle()
         if self._is_won:
             self.ledger.release_errors()
             return
-        if self._runs_again():
+        assert self.source is not None
+        runs_again, drained = self._runs_again(), self._group.is_drained
+        if runs_again and not drained:
             return
         # A failure that is raised comes before a question, and so does a race that no answer could
         # win; see test_a_race_that_can_not_be_won_any_more_fails_in_spite_of_halted_children.
-        if self._resting and not self._is_failing and not self._is_lost(0):
+        if drained and (runs_again or not self.source.dry()):
+            if runs_again or not (self._is_failing or self._is_lost(0)):
+                self.parent.config.execution.drain.has_cut = True
+                halt_for(self.parent, self.act.name, self._resting, self.recorded_children)
+        elif self._resting and not self._is_failing and not self._is_lost(0):
             halt_for(self.parent, self.act.name, self._resting)
         if self._race is not None:
             loss = self._race.loss(self.ledger, self.ledger.total, self._possible())

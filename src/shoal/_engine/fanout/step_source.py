@@ -8,15 +8,17 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
 from typing import final
 
 from shoal._engine.run import Run
 from shoal._events.hooks import Hooks
 from shoal._graph.fan_out import FanOut
 from shoal._graph.graph import Graph
-from shoal._graph.parallel import Parallel, stores_within
+from shoal._graph.parallel import JoinSpec, Parallel, stores_within
 from shoal._graph.task_classes import ParallelAction
+from shoal._limits.limits import Limits
+from shoal._state.collections import PositionedList, StateList, StateMap
 from shoal.executors._named import executor_named
 from shoal.stores._protocol import Store
 
@@ -27,6 +29,12 @@ from .recorded import RecordedChildren
 from .source import ElementSource
 from .takeup import Declared, declared
 from .task_source import TaskElements
+
+_COLLECTIONS = (
+    *(list, tuple, range, dict, set, frozenset),
+    *(KeysView, ValuesView, ItemsView),
+    *(StateList, StateMap, PositionedList),
+)
 
 
 @final
@@ -145,3 +153,20 @@ class StepSources:
             is_keyed=is_keyed,
             take=chosen.take,
         )
+
+
+def goes_ahead(run: Run, limits: Limits, join: JoinSpec, source: ElementSource) -> bool:
+    """Return whether children may start before the ends of others are committed.
+
+    Only where nobody can tell: no store is waited for, no hook counts the children in flight, and
+    neither commits nor the elements decide which child is next. A user's iterator may look at what
+    is done so far, a collection can't.
+    """
+    hooks = run.config.hooks
+    return (
+        run.config.keeps_no_history
+        and join.grow is None
+        and limits.in_flight > 1
+        and isinstance(source.given, _COLLECTIONS)
+        and not (hooks.child_started or hooks.child_ended or hooks.run_started or hooks.run_ended)
+    )

@@ -39,6 +39,7 @@ from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.spawning import within
 from shoal._engine.walk import complete_last, live_child, walk
+from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
 
 from .admission import ChildAdmission
@@ -79,6 +80,7 @@ class WorkerPool:
         "_parked",
         "_scope",
         "_source",
+        "_stop",
         "_take",
         "workers",
     )
@@ -92,6 +94,7 @@ class WorkerPool:
         *,
         take: Callable[[], Taken],
         leave: Callable[[Run], None],
+        stop: Callable[[str], None],
     ) -> None:
         """Prepare a pool without workers.
 
@@ -102,6 +105,7 @@ class WorkerPool:
             source: Counts the elements that are left.
             take: Takes the next child.
             leave: Hands an ended child to the parent.
+            stop: Lets no more children start, for a reason.
         """
         # None of these is replaced, but for `_take` and `_leave`, which `close` lets go of.
         self._parent = parent
@@ -110,6 +114,7 @@ class WorkerPool:
         self._source = source
         self._take = take
         self._leave = leave
+        self._stop = stop
         self._count = 0  # workers, parked ones included; those that are being replaced count once
         self._idle = 0  # of these, the ones that are about to call ``take``
         self._parked: deque[Waiter] = deque()  # one for each worker that waits for work
@@ -146,7 +151,9 @@ class WorkerPool:
             self._idle += 1
 
     def _add_some(self) -> None:
-        self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
+        # Asked first, since it is called for each child, and mostly all workers are there.
+        if self._parked or self._count < self._admission.place.slots + self._admission.suspended:
+            self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
 
     def _start_worker(self) -> None:
         worker = Worker()
@@ -161,7 +168,7 @@ class WorkerPool:
     def close(self) -> None:
         """Release the group; all workers have ended."""
         # Breaks a cycle: these are methods of the group, which refers to this pool.
-        self._take, self._leave = _nothing, _ignore
+        self._take, self._leave, self._stop = _nothing, _ignore, _ignore
 
     # -- one child among others -----------------------------------------------------------------
 
@@ -339,6 +346,15 @@ class WorkerPool:
         If the worker doesn't go on, this has handed the child to the parent already.
         """
         scope = self._scope
+        if (
+            isinstance(error, BudgetExceeded)
+            and error.on_empty == "stop"
+            and worker.cut_off is None
+        ):
+            # It has begun, so it isn't skipped as those are that have not.
+            child.cancel(str(error))
+            self._stop(str(error))
+            return True
         end = settle_end(child, error, scope=scope, cut_off=worker.cut_off)
         if end is End.UNREADABLE:
             scope.fail(error)
@@ -398,5 +414,5 @@ def _nothing() -> None:
     """Replace ``take`` of a group that has ended."""
 
 
-def _ignore(_child: Run) -> None:
-    """Replace ``leave`` of a group that has ended."""
+def _ignore(_what: object) -> None:
+    """Replace ``leave`` and ``stop`` of a group that has ended."""

@@ -35,7 +35,7 @@ FORMS = 1000
 loop makes new ones with each visit."""
 
 Kind = Literal[
-    "update", "decision", "completed", "rewound", "asked", "answered", "begun", "steered"
+    "update", "decision", "completed", "rewound", "asked", "answered", "begun", "spent", "steered"
 ]
 """The kind of an entry in the table ``history``."""
 
@@ -320,6 +320,9 @@ class Packer:
             else:
                 rows.append(self._answered(last, one))
                 self._sizes.check(rows[-1].data, f"an answer to a question of run {batch.path.id}")
+        for level in batch.spent:
+            text = self._encode([*level[:-1], dict(level.by)], "what is spent of a budget")
+            rows.append(History(last, "spent", "", text))
         rows += [steered_row(last, one) for one in batch.steered]
         return rows
 

@@ -16,6 +16,7 @@ from shoal._events.events import ChildName, Decision, Status, Update
 from shoal._state.state import Extend, Operation, Put, PutWithin, Set
 from shoal.stores._codec.codec import Codec
 from shoal.stores._history import (
+    BudgetLevel,
     Completed,
     Entry,
     QuestionAnswered,
@@ -133,6 +134,8 @@ class Unpacker:
                 return QuestionAsked(row.step, *self._decode(row.data))
             case "answered":
                 return QuestionAnswered(*self._decode(row.data))
+            case "spent":
+                return BudgetLevel(*self._decode(row.data))
             case "steered":
                 return Steered(*json.loads(row.data))
             case _:

@@ -20,6 +20,12 @@ The modules, from the bottom up:
 
 from __future__ import annotations
 
-from ._app import create_app
+try:
+    from ._app import create_app
+except ModuleNotFoundError as _missing:
+    if (_missing.name or "").startswith("shoal"):
+        raise  # a defect of ours, and no package that is missing
+    _msg = f"shoal.watch.ui needs {_missing.name}: pip install 'shoal[web]'"
+    raise ModuleNotFoundError(_msg, name=_missing.name) from None
 
 __all__ = ["create_app"]

@@ -290,6 +290,8 @@ class UI:
                 await self._commands.resume(path)
             case "retry":
                 await self._commands.retry(path)
+            case "drain":
+                await self._commands.drain(path, sent.get("reason", "").strip() or "by the page")
             case "answer":
                 await self._commands.answer(path, sent.get("id", ""), sent)
             case "limit":

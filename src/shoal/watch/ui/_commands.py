@@ -130,6 +130,20 @@ class Commands:
         else:
             self._require_held(overview)
 
+    async def drain(self, path: RunPath, reason: str) -> None:
+        """Let a root run start nothing more; see ``RunHandle.drain``.
+
+        Raises:
+            CannotDo: Nothing executes it.
+        """
+        runtime = self._runtime()
+        handle = None if runtime is None else runtime.find(path.root.id)
+        if handle is not None and handle.status is None:
+            handle.drain(reason)
+            return
+        self._require_held(await self._queries.overview(path.root))
+        await self._leave(path, "drain", {"reason": reason})
+
     async def resume(self, path: RunPath) -> None:
         """Run a run again from where it stood.
 

@@ -1,0 +1,1 @@
+"""Compares shoal with loops by hand and other libraries: ``python -m benchmarks.compare``."""

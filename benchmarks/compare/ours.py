@@ -1,0 +1,301 @@
+"""The workloads with shoal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+from benchmarks.compare.workloads import Job, Program
+from shoal import (
+    Application,
+    Graph,
+    Hook,
+    Limits,
+    Rate,
+    Runtime,
+    SQLiteStore,
+    State,
+    action,
+    fan_out,
+    race,
+)
+from shoal.events import StateUpdated
+
+FAST = Rate(1e9, burst=1e9)
+
+
+class Listening(Hook):
+    """Receives one kind of event, and does nothing."""
+
+    observer = True
+
+    def on_state_updated(self, event: StateUpdated) -> None:
+        pass
+
+
+def contenders(backend: str) -> dict[str, dict[str, Program]]:
+    return {"shoal": programs(_trio_turn if backend == "trio" else _turn)}
+
+
+async def _turn() -> None:
+    await asyncio.sleep(0)
+
+
+async def _trio_turn() -> None:
+    await sys.modules["trio"].sleep(0)
+
+
+def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
+    if turn is _turn:
+
+        async def passed(n: int) -> int:
+            await asyncio.sleep(0)
+            return n + n
+    else:
+
+        async def passed(n: int) -> int:
+            await sys.modules["trio"].sleep(0)
+            return n + n
+
+    @action(reads=["n"], writes=["double"])
+    async def double(n: int) -> int:
+        return await passed(n)
+
+    @action(reads=["double"], writes=["fourfold"])
+    async def again(double: int) -> int:
+        return await passed(double)
+
+    @action(reads=["n"], writes=["double"])
+    async def from_state(state: State) -> State:
+        return state.update(double=await passed(state["n"]))
+
+    @action(reads=["n"], writes=["double"])
+    async def slow(n: int) -> int:
+        await anyio.sleep(0.001)
+        return n + n
+
+    @action(reads=["n"], writes=["double"])
+    def in_thread(n: int) -> int:
+        return n + n
+
+    @action(reads=["n"], writes=["double"])
+    async def meeting(n: int) -> int:
+        meeting_place.started += 1
+        if meeting_place.started == meeting_place.wanted:
+            meeting_place.all_started.set()
+        await meeting_place.all_started.wait()
+        return n + n
+
+    meeting_place = _MeetingPlace()
+
+    def further(number: int) -> Any:
+        @action(reads=["double"], writes=["double"], name=f"step{number}")
+        async def step(double: int) -> int:
+            return double
+
+        return step
+
+    eleven = Graph.chain(double, *map(further, range(10)), name="eleven")
+    two = Graph.chain(double, again, name="two")
+
+    def app(
+        act: Any, job: Job, *, take: str = "double", limits: Limits | None = None, **how: Any
+    ) -> Application:
+        limited = Limits(job.limit) if limits is None else Limits(job.limit) & limits
+        spread = fan_out(
+            act, over="numbers", item="n", key=int, into="found", take=take, limits=limited
+        )
+        return Application(spread, **how)
+
+    def mapped(act: Any, **how: Any) -> Program:
+        def program(job: Job) -> object:
+            made = app(act, job, **how)
+            return made.run_sync({"numbers": range(job.items)}, backend=job.backend).state["found"]
+
+        return program
+
+    def listed(job: Job) -> object:
+        spread = fan_out(
+            double, over="numbers", item="n", into="found", take="double", limits=Limits(job.limit)
+        )
+        made = Application(spread)
+        return made.run_sync({"numbers": range(job.items)}, backend=job.backend).state["found"]
+
+    def count(state: State, _: object) -> State:
+        return state.increment(count=1)
+
+    def counted(job: Job) -> object:
+        spread = fan_out(
+            double,
+            over="numbers",
+            item="n",
+            reduce=count,
+            writes=["count"],
+            name="counting",
+            limits=Limits(job.limit),
+        )
+        found = Application(spread).run_sync(
+            {"numbers": range(job.items), "count": 0}, backend=job.backend
+        )
+        return found.state["count"]
+
+    def limited_above(job: Job) -> object:
+        made = Application(app(double, job).graph, limits=Limits(job.limit))
+        return made.run_sync({"numbers": range(job.items)}, backend=job.backend).state["found"]
+
+    inner = fan_out(
+        double, over="ten", item="n", into="found", take="double", limits=Limits(10), name="inner"
+    )
+    nested_app = fan_out(
+        inner,
+        over="groups",
+        item="ten",
+        key=lambda ten: ten[0] // 10,
+        into="all",
+        take=lambda state: sum(state["found"]),
+        name="outer",
+    )
+
+    def nested(job: Job) -> object:
+        groups = [range(10 * n, 10 * n + 10) for n in range(job.items // 10)]
+        found = Application(nested_app).run_sync({"groups": groups}, backend=job.backend)
+        return found.state["all"]
+
+    def streamed(job: Job) -> object:
+        async def main() -> object:
+            seen = 0
+            async with app(double, job).open({"numbers": range(job.items)}) as run:
+                async for event in run:
+                    seen += isinstance(event, StateUpdated)
+                result = await run.result()
+            assert seen >= job.items
+            return result.state["found"]
+
+        return anyio.run(main, backend=job.backend)
+
+    @action(writes=["answer"])
+    async def quick() -> str:
+        await turn()
+        return "quick"
+
+    @action(writes=["answer"])
+    async def never() -> str:
+        await anyio.sleep(3600)
+        return "never"
+
+    def contest(contestants: int) -> Application:
+        acts = [
+            quick if n == contestants // 2 else never.bind(name=f"never{n}")
+            for n in range(contestants)
+        ]
+        return Application(race(*acts, into="answer", limits=Limits(contestants)))
+
+    async def won(made: Application, races: int) -> int:
+        done = 0
+        async with Runtime() as runtime:
+            for _ in range(races):
+                done += (await made.run(runtime=runtime)).state["answer"] == "quick"
+        return done
+
+    def raced(job: Job) -> object:
+        return anyio.run(won, contest(job.limit), job.items, backend=job.backend)
+
+    def raced_by_many(job: Job) -> object:
+        races = job.items // job.limit
+        return anyio.run(won, contest(job.limit), races, backend=job.backend) * job.limit
+
+    async def runs(job: Job, made: Application) -> int:
+        done = 0
+        async with Runtime() as runtime:
+            for n in range(job.items):
+                done += (await made.run({"n": n}, runtime=runtime)).state["double"] == 2 * n
+        return done
+
+    def one_run(job: Job) -> object:
+        return anyio.run(runs, job, Application(double), backend=job.backend)
+
+    def durable_run(job: Job) -> object:
+        made = Application(double, store=SQLiteStore(job.folder / "runs.db"), watch=False)
+        return anyio.run(runs, job, made, backend=job.backend)
+
+    def meet(job: Job) -> object:
+        meeting_place.started, meeting_place.wanted = 0, job.items
+        meeting_place.all_started = anyio.Event()
+        spread = fan_out(
+            meeting,
+            over="numbers",
+            item="n",
+            reduce=count,
+            writes=["count"],
+            name="counting",
+            limits=Limits(job.limit),
+        )
+        found = Application(spread).run_sync(
+            {"numbers": range(job.items), "count": 0}, backend=job.backend
+        )
+        return found.state["count"]
+
+    def durable(job: Job) -> object:
+        made = app(double, job, store=SQLiteStore(job.folder / "runs.db"), watch=False)
+        return made.run_sync({"numbers": range(job.items)}, backend=job.backend).state["found"]
+
+    @action(reads=["n"], writes=["double"])
+    async def fails_once(n: int) -> int:
+        if n == unfinished.last:
+            unfinished.last = -1
+            raise ConnectionError
+        return await passed(n)
+
+    unfinished = _Unfinished()
+
+    def resumed(job: Job) -> object:
+        if not (job.folder / "runs.db").exists():
+            unfinished.last = job.items - 1
+        made = app(fails_once, job, store=SQLiteStore(job.folder / "runs.db"), watch=False)
+        try:
+            found = made.run_sync({"numbers": range(job.items)}, id="x", backend=job.backend)
+        except ConnectionError:
+            return None
+        except ExceptionGroup as failures:
+            if failures.split(ConnectionError)[1] is not None:
+                raise
+            return None
+        return found.state["found"]
+
+    return {
+        "map": mapped(double),
+        "state": mapped(from_state),
+        "two": mapped(two, take="fourfold"),
+        "eleven": mapped(eleven),
+        "sleep": mapped(slow),
+        "nested": nested,
+        "list": listed,
+        "count": counted,
+        "hook": mapped(double, hooks=[Listening()]),
+        "hooks": mapped(double, hooks=[Listening() for _ in range(5)]),
+        "stream": streamed,
+        "capacity": limited_above,
+        "rate": mapped(double, limits=Limits(rate=FAST)),
+        "race": raced,
+        "race1000": raced_by_many,
+        "run": one_run,
+        "threads": mapped(in_thread),
+        "memory": meet,
+        "durable": durable,
+        "durable-run": durable_run,
+        "resume": resumed,
+    }
+
+
+class _MeetingPlace:
+    started = 0
+    wanted = 0
+    all_started: anyio.Event
+
+
+class _Unfinished:
+    last = -1
