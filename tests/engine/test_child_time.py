@@ -17,6 +17,7 @@ from shoal import (
     MemoryStore,
     Rate,
     Retry,
+    RetryBudget,
     RetryLater,
     Runtime,
     StepTimeout,
@@ -138,8 +139,24 @@ async def test_an_attempt_whose_delay_ends_after_the_timeout_is_not_waited_for(r
     assert isinstance(error, StepTimeout)
     assert "next attempt in 4 s, and its timeout is over in 3 s" in str(error)
     assert isinstance(error.__cause__, ConnectionError)
-    assert next(one.next_in for one in hook.of(AttemptEnded)) is None
+    assert [one.next_in for one in hook.of(AttemptEnded)] == [None]
     hook.assert_paired()
+
+
+async def test_an_attempt_that_is_not_waited_for_costs_no_budget_of_retries():
+    budget = RetryBudget(share=0.01, floor=0.1, window=10)  # one retry
+    again = Retry(9, on=ConnectionError, initial=4, jitter=0, budget=budget)
+    calls: list[float] = []
+
+    @action(reads=["n"], writes=["out"], retry=again)
+    async def fail(n: float) -> None:
+        calls.append(n)
+        raise ConnectionError("down")
+
+    async with Runtime() as runtime:
+        await runtime.run(Application(many(fail, Each(timeout=3))), {"ns": [1]})
+        await runtime.run(Application(many(fail, Each(timeout=5))), {"ns": [2]})
+    assert calls == [1, 2, 2]
 
 
 # -- work ------------------------------------------------------------------------------------------

@@ -237,6 +237,7 @@ class Tries:
         "_services",
         "count",
         "last",
+        "late",
         "next_in",
     )
 
@@ -261,6 +262,8 @@ class Tries:
         # At least what `pause` has returned last.
         self.next_in: float = 0.0
         """Seconds after which the next attempt can begin, as far as limits tell."""
+        self.late: StepTimeout | None = None
+        """Why there is no other attempt, if the time of the child is over before it could begin."""
 
     def begin(self) -> None:
         """Count an attempt that begins now.
@@ -308,6 +311,10 @@ class Tries:
         self.next_in = starts_in(self._run, pause)
         if self._is_late(now + self.next_in, error):
             return None
+        # Not waited for: the child's time is over before its next attempt can begin.
+        self.late = _too_late(self._run, self.next_in)
+        if self.late is not None:
+            return None
         # After all other reasons not to retry: an attempt that isn't made must not be paid for.
         if self._account is not None and not self._account.spend(now):
             note(
@@ -349,6 +356,7 @@ async def try_again(
         BaseException: The last attempt raised it.
     """
     failure: Exception | None = None
+    late: StepTimeout | None = None
     while True:
         try:
             return await attempt()
@@ -360,17 +368,15 @@ async def try_again(
                 # `tries.last` is raised again by `begin`; its attempt's end is published already.
                 if failure is not None and failure is not tries.last and publishes_last:
                     await publish_attempt_ended(run, failure, None)
+                late, tries.late = tries.late, None
+                if late is not None:
+                    raise late from failure
                 if failure is None or failure is raised:
                     raise
                 raise failure from failure.__cause__
-            late = _too_late(run, tries.next_in)
-            if late is not None:
-                # Not waited for: the child's time is over before its next attempt can begin.
-                await publish_attempt_ended(run, failure, None)
-                raise late from failure
             await publish_attempt_ended(run, failure, tries.next_in)
         finally:
-            failure = None  # breaks the traceback cycle
+            failure = late = None  # breaks the traceback cycle
         # A native cancel that the action left on this task would interrupt the wait below.
         await absorb_stray_cancel(run.config.services.native_cancels)
         await wait_without_slot(run, pause)
