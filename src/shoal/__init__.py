@@ -239,7 +239,7 @@ _MOVED = {
     "types": (
         "Act Adaptive All BreakerStatistics ChildGroup Circuits Condition Ended FanOut First "
         "FirstItem FunctionAction Inherit Input Key Ledger Limiter OnError OpenRun Priority "
-        "Quorum Recovered RunEvents Statistics Until"
+        "Quorum Recovered RunEvents RunLoad Statistics Until"
     ),
 }
 """Names that stood in ``shoal`` before, or that are looked for there, by the module that has them

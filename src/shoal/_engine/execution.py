@@ -153,6 +153,7 @@ class Execution:
         "saves_wait",
         "secrets",
         "services",
+        "owner",
         "spawned_by",
         "store",
         "stores",
@@ -265,6 +266,7 @@ class Execution:
         self._refusal: RunConflict | None = None
         # Set by the root run, as soon as it knows.
         self.spawned_by: tuple[RunPath, str] | None = None
+        self.owner: str = ""
         """The run, and its step, whose action has started the root run by hand."""
         self.forks_at: int | None = None
         """The number of the root run's last update before the step at which it was resumed."""

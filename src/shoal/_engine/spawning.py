@@ -51,3 +51,10 @@ def spawner() -> tuple[RunPath, str] | None:
     if run is None or run.status is not None or run.step is None:
         return None
     return run.path, run.step
+
+
+def owner_around() -> str:
+    """Return the owner of the run whose action calls this; empty if there is none."""
+    executor = _executor.get()
+    run = None if executor is None else executor.child
+    return "" if run is None or run.status is not None else run.config.execution.owner

@@ -32,7 +32,7 @@ from shoal.stores._protocol import Store
 from .answers import Answers
 from .definition import define
 from .handle import BUFFER, RunHandle, check_buffer
-from .inputs import Call, StartCheck, refuse_in_a_loop
+from .inputs import Asked, Call, StartCheck, refuse_in_a_loop
 from .launch import Launcher
 from .open_run import OpenRun
 from .reopening import Reopening
@@ -274,6 +274,7 @@ class Application(Generic[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         runtime: Runtime | None = None,
         progress: bool = False,
     ) -> RunResult[S]:
@@ -309,6 +310,8 @@ class Application(Generic[S]):
             halt_after: Acts of the graph, or their names, after which the run halts if one follows.
             priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
                 by default as the application says. It is not saved.
+            owner: Whose run it is, saved with its start: a name by which a service lists and
+                authorises runs. None: that of the run whose action starts this one, if one does.
             runtime: Where to run, an open one; by default one that this run has for itself.
             progress: Whether to show the progress on stderr: as bars on a terminal and in a
                 notebook, else as a line every few seconds. Needs ``pip install shoal[progress]``.
@@ -331,15 +334,9 @@ class Application(Generic[S]):
             Exception: Whatever the failing action raised, with a note saying where.
         """
         with frames_hidden:
-            request = self._check.run_request(
-                Call("run", id, runtime),
-                state,
-                inputs,
-                answers=answers,
-                halt_before=halt_before,
-                halt_after=halt_after,
-                priority=priority,
-            )
+            asked = Asked(answers, halt_before, halt_after, priority, owner)
+            call = Call("run", id, runtime)
+            request = self._check.run_request(call, state, inputs, asked)
             return await self._launcher.run(request, runtime, progress=progress)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:
@@ -549,6 +546,7 @@ class Application(Generic[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         runtime: Runtime,
     ) -> RunHandle[S]:
         """Start a run in ``runtime``, and return once it has begun; see ``Runtime.start``.
@@ -561,6 +559,7 @@ class Application(Generic[S]):
             halt_before: As for ``run``.
             halt_after: As for ``run``.
             priority: As for ``run``.
+            owner: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -568,15 +567,9 @@ class Application(Generic[S]):
         """
         with frames_hidden:
             runtime.check_open()
-            request = self._check.run_request(
-                Call("start", id, runtime),
-                state,
-                inputs,
-                answers=answers,
-                halt_before=halt_before,
-                halt_after=halt_after,
-                priority=priority,
-            )
+            asked = Asked(answers, halt_before, halt_after, priority, owner)
+            call = Call("start", id, runtime)
+            request = self._check.run_request(call, state, inputs, asked)
             return await self._launcher.start(request, runtime)
 
     def open(
@@ -589,6 +582,7 @@ class Application(Generic[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         runtime: Runtime | None = None,
         buffer: int = BUFFER,
         stepwise: bool = False,
@@ -607,6 +601,7 @@ class Application(Generic[S]):
             halt_before: As for ``run``.
             halt_after: As for ``run``.
             priority: As for ``run``.
+            owner: As for ``run``.
             runtime: Where to run, an open one; by default one that this run has for itself.
             buffer: Events that may wait to be read before the run is held back or, while no loop
                 reads, the oldest are dropped; at least 1.
@@ -633,15 +628,9 @@ class Application(Generic[S]):
             double {'n': 4}
             show {'n': 4, 'text': 'it is 4'}
         """
-        request = self._check.run_request(
-            Call("open", id, runtime),
-            state,
-            inputs,
-            answers=answers,
-            halt_before=halt_before,
-            halt_after=halt_after,
-            priority=priority,
-        )
+        asked = Asked(answers, halt_before, halt_after, priority, owner)
+        call = Call("open", id, runtime)
+        request = self._check.run_request(call, state, inputs, asked)
         check_buffer(buffer, "open")
         return self._launcher.open(request, runtime, buffer=buffer, stepwise=stepwise)
 
@@ -655,6 +644,7 @@ class Application(Generic[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         progress: bool = False,
         backend: Literal["asyncio", "trio"] = "asyncio",
     ) -> RunResult[S]:
@@ -668,6 +658,7 @@ class Application(Generic[S]):
             halt_before: As for ``run``.
             halt_after: As for ``run``.
             priority: As for ``run``.
+            owner: As for ``run``.
             progress: As for ``run``.
             backend: The event loop's kind.
 
@@ -684,6 +675,7 @@ class Application(Generic[S]):
             halt_before=halt_before,
             halt_after=halt_after,
             priority=priority,
+            owner=owner,
             progress=progress,
         )
         with frames_hidden:

@@ -32,6 +32,7 @@ class Runnable(Protocol[R_co]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         runtime: Any = None,
     ) -> R_co:
         """Run it in ``runtime``."""
@@ -51,6 +52,7 @@ class Startable(Protocol[S]):
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
         runtime: Any,
     ) -> RunHandle[S]:
         """Execute it in ``runtime``, and return once the run has begun."""

@@ -8,6 +8,12 @@ from typing import final
 
 from anyio import Event
 
+DRAINED = (
+    "this runtime is being drained, because its process is about to stop; start it in another "
+    "process, or later"
+)
+"""Why a run is refused then."""
+
 
 @final
 class DrainSignal:

@@ -72,6 +72,11 @@ class RunHandle(Generic[S]):
         return self._path.id
 
     @property
+    def owner(self) -> str:
+        """Whose run it is; empty if it has no owner."""
+        return self._root.owner
+
+    @property
     def application(self) -> str:
         """The name of its application."""
         return self._path.act

@@ -24,7 +24,7 @@ from shoal._engine.fanout.read_runs import (
     unknown_run,
 )
 from shoal._engine.fanout.takeup import has_folded, refuse_fork
-from shoal._engine.spawning import spawner
+from shoal._engine.spawning import owner_around, spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.act import Act
@@ -47,6 +47,7 @@ from .start import (
     refuse_conflict,
     refuse_in_id,
     refuse_missing,
+    refuse_other_owner,
 )
 
 
@@ -57,6 +58,17 @@ class Call(NamedTuple):
     """The method's name."""
     id: str | None
     runtime: Runtime | None
+
+
+@final
+class Asked(NamedTuple):
+    """What a caller asks for besides the state and the inputs of a run; see ``Application.run``."""
+
+    answers: object
+    halt_before: Iterable[Act | str]
+    halt_after: Iterable[Act | str]
+    priority: Priority | None
+    owner: str | None
 
 
 @final
@@ -71,22 +83,16 @@ class StartCheck:
     # -- requests -------------------------------------------------------------------------------
 
     def run_request(
-        self,
-        call: Call,
-        state: object,
-        inputs: Mapping[str, object] | None,
-        *,
-        answers: object,
-        halt_before: Iterable[Act | str],
-        halt_after: Iterable[Act | str],
-        priority: Priority | None = None,
+        self, call: Call, state: object, inputs: Mapping[str, object] | None, asked: Asked
     ) -> RunRequest:
         """Request a run that is new, or goes on if the store has it: ``run``, ``start``, ``open``.
 
         Raises:
             Exception: As ``Application.run`` before any action starts.
         """
-        first = self._first(call, state)
+        answers, halt_before, halt_after, priority, owner = asked
+        check_owner(owner, call.where)
+        first = self._first(call, state, owner)
         given, path = self._check_inputs(call, inputs)
         fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
         unread = unread_field(self._definition.graph, given, fields)
@@ -137,6 +143,7 @@ class StartCheck:
                 visits=played.began.visits,
                 forked_from=(run_id, played.number),
                 spawned_by=spawner(),
+                owner=begun.owner,
             )
             return RunStart.of(beginning, secret)
 
@@ -247,7 +254,7 @@ class StartCheck:
 
     # -- the state ------------------------------------------------------------------------------
 
-    def _first(self, call: Call, state: object) -> RunStart | StartResolver:
+    def _first(self, call: Call, state: object, owner: str | None) -> RunStart | StartResolver:
         """Check the state that a run is given; the store decides what is left out of it."""
         store = self._check_place(call)
         id = call.id
@@ -258,17 +265,18 @@ class StartCheck:
 
         async def known_or_new(execution: Execution, known: RunRecord | None) -> RunStart:
             if known is not None:
+                refuse_other_owner(str(id), known.beginning, owner)
                 return self._again(known, given, data)
             try:
-                return self._beginning(data, id)
+                return self._beginning(data, id, owner=owner)
             except MissingField as error:
                 await note_similar(error, execution, str(id))
                 raise
 
         if id is None:
-            return self._beginning(data)
+            return self._beginning(data, owner=owner)
         if isinstance(store, NullStore):
-            return self._beginning(data, id, has_store=False)
+            return self._beginning(data, id, has_store=False, owner=owner)
         return known_or_new
 
     def _declared(self, state: object, where: str) -> Mapping[str, object]:
@@ -286,7 +294,12 @@ class StartCheck:
         return data if schema is None else schema.initial(data)
 
     def _beginning(
-        self, data: Mapping[str, object], id: str | None = None, *, has_store: bool = True
+        self,
+        data: Mapping[str, object],
+        id: str | None = None,
+        *,
+        has_store: bool = True,
+        owner: str | None = None,
     ) -> RunStart:
         """Return the start of a new run.
 
@@ -295,6 +308,7 @@ class StartCheck:
             id: Its id, if the caller gave one. A known run of that id may have been meant, so the
                 error says that there is none.
             has_store: Whether there is a store, which has no run of that id.
+            owner: Whose it is; None: of the owner of the run that starts it, if one does.
 
         Raises:
             MissingField: A field is needed and isn't there.
@@ -307,15 +321,16 @@ class StartCheck:
                 unknown = f"{where} {id!r}, and a new one can't begin: "
             msg = f"{self._definition}: {unknown}{missing}"
             raise MissingField(msg, field)
-        return self._start(data)
+        return self._start(data, owner)
 
-    def _start(self, data: Mapping[str, object]) -> RunStart:
+    def _start(self, data: Mapping[str, object], owner: str | None = None) -> RunStart:
         definition = self._definition
         beginning = Beginning(
             application=definition.name,
             version=definition.version,
             first=data,
             spawned_by=spawner(),
+            owner=owner_around() if owner is None else owner,
         )
         return RunStart.of(beginning, definition.secret)
 
@@ -413,6 +428,21 @@ def fields_of(given: object, parameter: str, where: str) -> dict[str, Any]:
         )
         raise TypeError(msg)
     return dict(State(cast("Mapping[str, object]", given))._data)
+
+
+def check_owner(owner: object, where: str) -> None:
+    """Refuse an owner that is no name.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is an empty one.
+    """
+    if owner is not None and not isinstance(owner, str):
+        msg = f"{where}(owner=...) takes a string, not {kind_of(owner)}"
+        raise TypeError(msg)
+    if owner == "":
+        msg = f"{where}(owner=...) takes a name of at least one character, or None for nobody"
+        raise ValueError(msg)
 
 
 def refuse_in_a_loop(application: str) -> None:

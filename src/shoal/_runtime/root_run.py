@@ -117,6 +117,7 @@ class RootRun:
         if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
             execution.spawned_by = first.beginning.spawned_by
+            execution.owner = first.beginning.owner
             self.begun.set()
 
     # -- its task -------------------------------------------------------------------------------
@@ -194,6 +195,11 @@ class RootRun:
         self._reason = reason
         if self.run is not None:
             self.run.reason = reason
+
+    @property
+    def owner(self) -> str:
+        """Whose run it is, once it has begun; empty if it has no owner."""
+        return self._execution.owner
 
     # -- steered from outside -------------------------------------------------------------------
 
@@ -462,6 +468,7 @@ class RootRun:
         resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
         run, begun = self._make_run(wanted.fields), wanted.beginning
         self._execution.spawned_by = begun.spawned_by
+        self._execution.owner = begun.owner
         if begun.forked_from is not None:
             stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
             await recall_ledgers(run, {}, ())
@@ -485,6 +492,7 @@ class RootRun:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
         execution.spawned_by = known.spawned_by
+        execution.owner = known.owner
         if has_died and record.status is None:
             # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = CrashSuspects(execution.services.max_crashes)

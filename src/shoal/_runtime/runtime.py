@@ -49,31 +49,16 @@ from .apps import R_co, Recoverable, Runnable, Startable
 from .binding import RuntimeOptions, bind_services, check_given
 from .carry_out import carry_out
 from .display import new_display, showing
-from .draining import DrainSignal
+from .draining import DRAINED, DrainSignal
 from .handle import RunHandle
-from .limit_use import (
-    circuits_of,
-    named_circuits,
-    named_limiters,
-    names_of_costs,
-    owners_of,
-    uses_of,
-    uses_of_breakers,
-    uses_of_budgets,
-    uses_of_workers,
-)
+from .limit_use import circuits_of, named_limiters
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
 from .seats import RunLoad, Seats
 from .tasks import RuntimeTasks
-from .watching import LimitsInUse, Watching
+from .watching import LimitsInUse, Watching, limits_in_use
 
-DRAINED = (
-    "this runtime is being drained, because its process is about to stop; start it in another "
-    "process, or later"
-)
-"""Why a run is refused then."""
 THREADS = 40  # worker threads at once; as many as anyio's default limiter has
 logger = logging.getLogger("shoal")
 
@@ -361,6 +346,7 @@ class Runtime:
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
     ) -> R_co:
         """Run an application here; see ``Application.run``.
 
@@ -376,6 +362,7 @@ class Runtime:
                 halt_before=halt_before,
                 halt_after=halt_after,
                 priority=priority,
+                owner=owner,
                 runtime=self,
             )
 
@@ -390,6 +377,7 @@ class Runtime:
         halt_before: Iterable[Act | str] = (),
         halt_after: Iterable[Act | str] = (),
         priority: Priority | None = None,
+        owner: str | None = None,
     ) -> RunHandle[S]:
         """Start a run that outlives its caller, and return once it has begun.
 
@@ -408,6 +396,7 @@ class Runtime:
             halt_before: Acts of the graph before which the run halts.
             halt_after: Acts of the graph after which the run halts.
             priority: How urgent it is, beside others that wait for limits.
+            owner: Whose run it is.
 
         Raises:
             Draining: The runtime takes no more runs.
@@ -425,6 +414,7 @@ class Runtime:
                 halt_before=halt_before,
                 halt_after=halt_after,
                 priority=priority,
+                owner=owner,
                 runtime=self,
             )
 
@@ -641,15 +631,7 @@ class Runtime:
         return self._watching.listen(listener)
 
     def _limits_in_use(self) -> LimitsInUse:
-        found = self._limiters()
-        breakers = named_circuits(self.services.circuits)
-        return LimitsInUse(
-            [*uses_of(found, self.services.clock()), *uses_of_workers(self.services.pools.opened)],
-            owners_of(found),
-            names_of_costs(found),
-            partial(uses_of_breakers, breakers),
-            lambda: uses_of_budgets(self.services.retries.accounts, self.services.clock()),
-        )
+        return limits_in_use(self._limiters(), self.services)
 
     async def carry_out(self, command: Command) -> bool:
         """Carry out a command for a run of this runtime; return whether it has one of that id.

@@ -154,6 +154,21 @@ def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str])
         raise MissingSecret(msg, missing)
 
 
+def refuse_other_owner(run_id: str, known: Beginning, owner: str | None) -> None:
+    """Refuse to resume a run for another owner than that which it was started for.
+
+    Raises:
+        RunConflict: It has another owner, or none; the message doesn't name them.
+    """
+    if owner is not None and owner != known.owner:
+        what = f"run {run_id} exists, and is not of the given owner"
+        msg = (
+            f"{what}; to go on with it leave out owner=, if the caller may do so: run("
+            f"id={run_id!r}); for a new run take another id"
+        )
+        raise RunConflict(msg, what)
+
+
 def refuse_conflict(run_id: str, known: Beginning, wanted: RunStart) -> None:
     """Refuse to resume a run that was started with something else.
 

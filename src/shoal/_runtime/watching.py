@@ -21,15 +21,26 @@ from anyio import CancelScope, Event, move_on_after
 from shoal._concurrency.backend import Clock
 from shoal._concurrency.background import Work
 from shoal._concurrency.cancellation import as_failure, ki_protected, shielded_wait
+from shoal._engine.services import Services
 from shoal._engine.standing import Marks, marks
 from shoal._errors.exceptions import brief
 from shoal._events.report import BreakerUse, BudgetUse, LimitUse, Report
 from shoal._events.report_text import report_text
+from shoal._limits.limiters import Limiter
 from shoal._limits.timers import SetAlarm
 from shoal.stores._protocol import NullStore, Store
 from shoal.stores._watching import Command, KeepsReports
 
-from .limit_use import uses_in_flight
+from .limit_use import (
+    named_circuits,
+    names_of_costs,
+    owners_of,
+    uses_in_flight,
+    uses_of,
+    uses_of_breakers,
+    uses_of_budgets,
+    uses_of_workers,
+)
 from .root_run import RootRun
 from .tally import Tally
 
@@ -494,3 +505,20 @@ class ReportKeeper:
         self._rests_until = float("inf")
         if self._scope is not None:
             self._scope.cancel()
+
+
+def limits_in_use(limiters: Mapping[str, Limiter], services: Services) -> LimitsInUse:
+    """Return the limits of a runtime that are in use.
+
+    Args:
+        limiters: Its limiters by the names of their owners.
+        services: Its services.
+    """
+    breakers = named_circuits(services.circuits)
+    return LimitsInUse(
+        [*uses_of(limiters, services.clock()), *uses_of_workers(services.pools.opened)],
+        owners_of(limiters),
+        names_of_costs(limiters),
+        partial(uses_of_breakers, breakers),
+        lambda: uses_of_budgets(services.retries.accounts, services.clock()),
+    )

@@ -34,6 +34,7 @@ def add_to(commands: Subparsers) -> None:
     parser = add_command(commands, "runs", _list, "list the runs of a store, the newest first")
     parser.add_argument("--status", choices=(*STATUSES, LOST), help="only runs with this status")
     parser.add_argument("--application", metavar="NAME", help="only runs of this application")
+    parser.add_argument("--owner", metavar="NAME", help="only runs of this owner")
     parser.add_argument(
         "--limit", type=count, default=50, metavar="N", help="list at most N runs (default: 50)"
     )
@@ -75,13 +76,17 @@ async def _page(
     status, application, limit = given.status, given.application, given.limit
     if status not in ("running", LOST):
         return await queries.runs(
-            status=status, application=application, limit=limit, after=given.after
+            status=status,
+            application=application,
+            limit=limit,
+            after=given.after,
+            owner=given.owner,
         )
     # A store takes lost runs for running: both are those without an end.
     found, after = list[RunSummary](), given.after
     while True:
         page = await queries.runs(
-            status="running", application=application, limit=limit, after=after
+            status="running", application=application, limit=limit, after=after, owner=given.owner
         )
         for run in page.runs:
             if len(found) == limit:

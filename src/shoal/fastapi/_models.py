@@ -71,6 +71,7 @@ class Listed(RunInfo):
         "", description="The process that executes the run now; empty if there is none."
     )
     forked_from: str | None = None
+    owner: str = Field("", description="Whose run it is; empty if it has no owner.")
 
 
 class Page(BaseModel):

@@ -12,7 +12,7 @@ import logging
 from http import HTTPStatus
 from itertools import dropwhile, islice
 from time import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from anyio import CancelScope, fail_after
@@ -44,6 +44,7 @@ from ._models import (
     RunInfo,
     models_of,
 )
+from ._owners import Owner, refusing_others, whose_of
 from ._problems import ANSWERS, printable
 from ._relay import ask_to_cancel
 from ._starting import Begun, begin, begin_surely, wait_ended
@@ -77,6 +78,7 @@ def runs_router(
     app: Application[Any],
     *,
     authorize: Authorize | None,
+    owner: Owner | None = None,
     prefix: str = "/runs",
     on_disconnect: OnDisconnect = "cancel",
     tags: list[str] | None = None,
@@ -103,6 +105,9 @@ def runs_router(
             knows. ``run_id`` is the run in the path, or the ``id`` in the body of ``POST /runs``
             and ``POST /runs/wait``, whether that run exists or not; for the list, and for a run
             that is started without an id, it is ``""``. None allows every request.
+        owner: A dependency that returns whose runs a request is about: a name, which is saved with
+            the runs that it starts, and by which the list and all other endpoints know only runs of
+            that owner; or None for a client that may see all. It is called after ``authorize``.
         prefix: The beginning of the endpoints' paths.
         on_disconnect: Whether a run is cancelled or continues if its client disconnects while it
             waits for the end.
@@ -129,41 +134,50 @@ def runs_router(
     if on_disconnect not in ("cancel", "detach"):
         msg = f'runs_router(on_disconnect=...) takes "cancel" or "detach", not {on_disconnect!r}'
         raise DefinitionError(msg)
+    runs, models, whose = Runs(app), models_of(app), whose_of(owner)
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else [app.name])],
-        dependencies=[*authorizing(authorize, "runs_router"), Depends(refuse_no_data)],
+        dependencies=[
+            *authorizing(authorize, "runs_router"),
+            refusing_others(runs, whose),
+            Depends(refuse_no_data),
+        ],
         route_class=checked_route(app.secret),
         responses=_problems(*PROBLEMS),
     )
-    runs, models = Runs(app), models_of(app)
-    _add_starting(router, runs, models, on_disconnect)
-    _add_looking(router, runs, models)
+    _add_starting(router, runs, models, on_disconnect, whose)
+    _add_looking(router, runs, models, whose)
     add_steering(router, runs)
     return router
 
 
 def _add_starting(
-    router: APIRouter, runs: Runs, models: Models, on_disconnect: OnDisconnect
+    router: APIRouter, runs: Runs, models: Models, on_disconnect: OnDisconnect, whose: Owner
 ) -> None:
     request_model: Any = models.start
+    asked = Depends(whose)
 
-    async def start_run(request: Request, runtime: RuntimeDep, body: Any) -> Response:
+    async def start_run(
+        request: Request, runtime: RuntimeDep, body: Any, owner: Any = asked
+    ) -> Response:
         # Before the start: once the run is running, nothing here may fail (see
         # test_whatever_its_prefix_a_run_has_an_address).
         where = address(request)
-        begun = await begin_surely(runs, runtime, body.state, body.id)
+        begun = await begin_surely(runs, runtime, body.state, body.id, owner)
         return Json(begun.run.info(), 202, {"Location": f"{where}/{begun.run.run_id}"})
 
-    async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
+    async def run_and_wait(
+        request: Request, runtime: RuntimeDep, body: Any, owner: Any = asked
+    ) -> Response:
         begun: Begun | None = None
         if on_disconnect == "detach":
-            begun = await begin_surely(runs, runtime, body.state, body.id)
+            begun = await begin_surely(runs, runtime, body.state, body.id, owner)
         try:
             async with cancel_on_disconnect(request):
                 if begun is None:
                     # Within: it may have to wait for its turn, and leaves the line with its client.
-                    begun = await begin(runs, runtime, body.state, body.id)
+                    begun = await begin(runs, runtime, body.state, body.id, owner)
                 ended = await wait_ended(runs, runtime, begun)
         except BaseException:
             is_ours = begun is not None and begun.is_new and on_disconnect == "cancel"
@@ -216,9 +230,11 @@ def address(request: Request) -> str:
     return f"/%2F{path[2:]}" if path.startswith("//") else path  # "//" would begin with a host
 
 
-def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
+def _add_looking(router: APIRouter, runs: Runs, models: Models, whose: Owner) -> None:
+    owner_of_request = Depends(whose)
+
     @router.get("", summary="List runs", response_model=Page)
-    async def list_runs(
+    async def list_runs(  # noqa: PLR0917 # FastAPI passes them by name
         runtime: RuntimeDep,
         status: RunStatus | None = None,
         limit: Annotated[int, Query(ge=1, le=MOST)] = 50,
@@ -229,8 +245,13 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
                 "empty."
             ),
         ] = None,
+        owner: Annotated[str | None, Query(description="Only runs of that owner.")] = None,
+        whose: Any = owner_of_request,
     ) -> Response:
-        return Json(await _page(runs, runtime, status, limit, after))
+        if None not in (owner, whose) and owner != whose:
+            return Json({"runs": [], "next": None})
+        wanted = Wanted(status, limit, after, owner if whose is None else whose)
+        return Json(await _page(runs, runtime, wanted))
 
     @router.get("/{run_id}", summary="Get a run", response_model=models.view)
     async def get_run(runtime: RuntimeDep, run_id: RunId) -> Response:
@@ -298,18 +319,27 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models) -> None:
         return Json(seen(handle).info(), 202)
 
 
-async def _page(
-    runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
-) -> dict[str, object]:
+class Wanted(NamedTuple):
+    """The page of a list of runs that a client asks for."""
+
+    status: RunStatus | None
+    limit: int
+    after: str | None
+    owner: str | None
+
+
+async def _page(runs: Runs, runtime: Runtime, wanted: Wanted) -> dict[str, object]:
     """Collect a page of runs of one application from all runs that the store lists."""
+    status, limit, after, owner = wanted
     store = runs.store(runtime)
     if not isinstance(store, Browses):
-        return _page_of_here(runs, runtime, status, limit, after)
+        return _page_of_here(runs, runtime, wanted)
+    whose = {} if owner is None else {"owner": owner}
     found: list[RunSummary] = []
     page: list[RunSummary] = []
     with as_responses():
         for _ in range(PAGES):
-            page = [*await store.runs(status=status, limit=MOST, after=after)]
+            page = [*await store.runs(status=status, limit=MOST, after=after, **whose)]
             for run in page:
                 after = run.run_id
                 if run.application == runs.app.name:
@@ -322,18 +352,22 @@ async def _page(
     return {"runs": [_listed(run) for run in found], "next": None if is_over else after}
 
 
-def _page_of_here(
-    runs: Runs, runtime: Runtime, status: RunStatus | None, limit: int, after: str | None
-) -> dict[str, object]:
+def _page_of_here(runs: Runs, runtime: Runtime, wanted: Wanted) -> dict[str, object]:
     """Collect a page of runs of this process, if no store can list any."""
+    status, limit, after, owner = wanted
     newest = [one for one in reversed(runtime.runs()) if one.application == runs.app.name]
     if after is not None:
         behind = dropwhile(lambda handle: handle.run_id != after, newest)
         newest = [*islice(behind, 1, None)]
-    found = [one for one in newest if status in (None, seen(one).status)]
+    found = [
+        one for one in newest if status in (None, seen(one).status) and owner in (None, one.owner)
+    ]
     now = time()
     more = {"version": runs.app.version, "executed_by": "this process"}
-    page = [{**seen(one).info(), **more, "began_at": now - one._run.age} for one in found[:limit]]
+    page = [
+        {**seen(one).info(), **more, "began_at": now - one._run.age, "owner": one.owner}
+        for one in found[:limit]
+    ]
     return {"runs": page, "next": found[limit - 1].run_id if len(found) > limit else None}
 
 
@@ -348,6 +382,7 @@ def _listed(run: RunSummary) -> dict[str, object]:
         "ended_at": run.ended_at,
         "executed_by": run.holder,
         "forked_from": run.forked_from,
+        "owner": run.owner,
     }
 
 

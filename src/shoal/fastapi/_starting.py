@@ -21,6 +21,7 @@ from shoal._runtime.start import RunStart
 from shoal.stores._protocol import Beginning, RunRecord
 
 from ._looking import RETRY_AFTER, Runs, Seen, as_responses, ask, seen
+from ._owners import refuse_taken
 
 POLL = 0.25
 """Seconds between two polls of the store, for a run that another process executes."""
@@ -38,7 +39,9 @@ class Begun(NamedTuple):
     """Whether this request has started or resumed the run."""
 
 
-async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
+async def begin(
+    runs: Runs, runtime: Runtime, state: Any, run_id: str | None, owner: str | None = None
+) -> Begun:
     """Start a run, resume one that exists, or find one that is running.
 
     Raises:
@@ -49,6 +52,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
     with as_responses():
         runs.app._check.refuse_in_id(run_id, state)
     while True:
+        await refuse_taken(runs, runtime, run_id, owner)
         handle = None if run_id is None else runs.here(runtime, run_id)
         with as_responses():
             if handle is not None:
@@ -57,7 +61,7 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
                     return Begun(seen(handle), handle, is_new=False)
                 continue  # it has failed, halted or been cancelled, so it can be resumed
             try:
-                handle = await runtime.start(runs.app, state, id=run_id)
+                handle = await runtime.start(runs.app, state, id=run_id, owner=owner)
                 is_new = handle._run.status is None  # a status means that it had succeeded before
                 if not is_new:
                     await handle.wait_ended()
@@ -75,7 +79,9 @@ async def begin(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) ->
         await sleep(POLL)  # the other execution is about to save its start, or to release the run
 
 
-async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | None) -> Begun:
+async def begin_surely(
+    runs: Runs, runtime: Runtime, state: Any, run_id: str | None, owner: str | None = None
+) -> Begun:
     """Call ``begin`` in a task of the runtime, so that a disconnecting client can't cancel it.
 
     Some servers (granian, hypercorn) cancel the task of a request when its client disconnects. The
@@ -89,7 +95,7 @@ async def begin_surely(runs: Runs, runtime: Runtime, state: Any, run_id: str | N
 
     async def work() -> None:
         try:
-            found.append(await begin(runs, runtime, state, run_id))
+            found.append(await begin(runs, runtime, state, run_id, owner))
         except Exception as error:  # noqa: BLE001 # raised in the request's task
             found.append(error)
 

@@ -391,14 +391,20 @@ class MemoryStore:
         return len(old)
 
     async def runs(
-        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+        self,
+        *,
+        status: RunStatus | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
     ) -> Sequence[RunSummary]:
         """Return root runs, the newest first; see ``Browses``."""
         newest: Iterator[str] = reversed(self._lives)
         if after is not None:
             newest = islice(dropwhile(lambda run_id: run_id != after, newest), 1, None)
         runs = map(self._summary, newest)
-        return list(islice((run for run in runs if status in (None, run.status)), limit))
+        found = (run for run in runs if status in (None, run.status) and owner in (None, run.owner))
+        return list(islice(found, limit))
 
     async def summary(self, run_id: str) -> RunSummary | None:
         """Return one root run; see ``Browses``."""
@@ -599,6 +605,7 @@ class MemoryStore:
             holder="this process" if run_id in self._claims else "",
             forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
             spawned_by=beginning.spawned_by,
+            owner=beginning.owner,
         )
 
     # -- finding --------------------------------------------------------------------------------

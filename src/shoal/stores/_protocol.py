@@ -157,6 +157,8 @@ class Beginning:
     """The names of the secret fields. Their values are never passed to a store."""
     spawned_by: tuple[RunPath, str] | None = None
     """The run whose action started this one, and the step of that action; None if none did."""
+    owner: str = ""
+    """Whose run it is, as the program calls them; empty if it has no owner."""
 
 
 @final
@@ -272,6 +274,8 @@ class RunSummary(NamedTuple):
     """The run that this one was forked from."""
     spawned_by: tuple[RunPath, str] | None = None
     """The run whose action started this one, and the step of that action; None if none did."""
+    owner: str = ""
+    """Whose run it is; empty if it has no owner."""
 
 
 @final
@@ -559,7 +563,12 @@ class Browses(Protocol):
     """
 
     async def runs(
-        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+        self,
+        *,
+        status: RunStatus | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
     ) -> Sequence[RunSummary]:
         """Return root runs, the ones that began last first.
 
@@ -568,6 +577,7 @@ class Browses(Protocol):
             limit: At most so many.
             after: Only runs behind the run of this id, which is the last one of the previous page.
                 If that run is not known, the result is empty.
+            owner: Only runs of that owner. Passed only if it is given.
         """
         ...
 

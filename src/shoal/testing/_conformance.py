@@ -161,6 +161,7 @@ class StoreConformance(ApplicationConformance):
             visits={"fetch": 2, "parse": 1},
             forked_from=("crawl-1", 17),
             secret=frozenset({"token", "password"}),
+            owner="eve",
         )
         async with claimed(store, begin=False):
             await save(store, begun=beginning)

@@ -295,6 +295,23 @@ class OptionalConformance(SteeringConformance):
             assert [run.run_id for run in after] == ["run 3"]
             assert list(await each.runs(status="running")) == []
 
+    async def test_runs_are_listed_by_owner(self, store: Any) -> None:
+        store = has(store, Browses)
+        await store.claim("at work", "me")  # keeps the store open
+        for number in range(6):
+            run, owner = root_run(f"run {number}"), ("", "eve", "bob")[number % 3]
+            async with claimed(store, run, begin=False):
+                await save(store, run, begun=replace(BEGINNING, owner=owner))
+        await store.release("at work", "me")
+        for each in (store, has(self.another(store), Browses)):
+            found = [(run.run_id, run.owner) for run in await each.runs(owner="eve")]
+            assert found == [("run 4", "eve"), ("run 1", "eve")]
+            assert [run.run_id for run in await each.runs(owner="eve", limit=1)] == ["run 4"]
+            after = await each.runs(owner="eve", status="running", after="run 4")
+            assert [run.run_id for run in after] == ["run 1"]
+            assert list(await each.runs(owner="nobody")) == []
+            assert len(await each.runs()) == 6
+
     async def test_a_run_in_short(self, store: Any) -> None:
         store = has(store, Browses)
         other = has(self.another(store), Browses)

@@ -44,10 +44,16 @@ class Inspection:
     # -- ``Browses`` ----------------------------------------------------------------------------
 
     async def runs(
-        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+        self,
+        *,
+        status: RunStatus | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
     ) -> Sequence[RunSummary]:
         """See ``Browses``."""
-        return await self._browsed.runs(status=status, limit=limit, after=after)
+        whose = {} if owner is None else {"owner": owner}
+        return await self._browsed.runs(status=status, limit=limit, after=after, **whose)
 
     async def summary(self, run_id: str) -> RunSummary | None:
         """See ``Browses``."""

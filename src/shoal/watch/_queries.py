@@ -149,6 +149,7 @@ class Queries:
         application: str | None = None,
         after: str | None = None,
         limit: int = 50,
+        owner: str | None = None,
     ) -> RunsPage:
         """Return a page of root runs, the newest first.
 
@@ -158,10 +159,12 @@ class Queries:
                 and still be followed by another one.
             after: The cursor of the page before.
             limit: At most so many.
+            owner: Only runs of that owner.
         """
+        whose = {} if owner is None else {"owner": owner}
         found, read = list[RunSummary](), 0
         while True:
-            part = await self._store.runs(status=status, limit=limit + 1, after=after)
+            part = await self._store.runs(status=status, limit=limit + 1, after=after, **whose)
             for run in part[:limit]:
                 if len(found) == limit:
                     return RunsPage(found, after)

@@ -18,6 +18,7 @@ from .rows import chain, spawner_of
 _RUN = (
     "SELECT {key}, application, version, coalesce(status, 'running'), began_at, roots.ended_at, "
     "coalesce(reason, ''), coalesce(roots.error, ''), forked_from, spawned_by, "
+    "coalesce(roots.owner, ''), "
     "{held} "
 )
 _CLAIMS = "LEFT JOIN claims ON claims.run_id = runs.key"
@@ -27,18 +28,29 @@ _ROOT = "parent = 0 AND place = 0 AND runs.key = ?"
 
 
 def runs(
-    sql: Connection, dialect: Dialect, status: RunStatus | None, limit: int, after: str | None
+    sql: Connection,
+    dialect: Dialect,
+    status: RunStatus | None,
+    limit: int,
+    after: str | None,
+    *,
+    owner: str | None = None,
 ) -> list[RunSummary]:
     """Return root runs, the ones that began last first."""
     # The order is that of ``runs.id``. Without a status, the index of ``roots`` has it; with one,
     # ``runs_by_status`` has.
     query, number = (_FROM_ROOTS, "roots.run") if status is None else (_FROM_RUNS, "runs.id")
+    if owner is not None:  # ``roots_by_owner`` has the order, and a status is looked up for each
+        query, number = _FROM_ROOTS, "roots.run"
     conditions, values = ["TRUE"], list[Any]()
     if status == "running":
         conditions.append("parent = 0 AND status IS NULL AND applied IS NULL")
     elif status is not None:
         conditions.append("parent = 0 AND status = ? AND applied IS NULL")
         values.append(status)
+    if owner is not None:
+        conditions.append("roots.owner = ?")
+        values.append(owner)
     if after is not None:
         conditions.append(f"{number} < (SELECT id FROM runs WHERE {_ROOT})")
         values.append(dialect.index_of(after))
@@ -82,7 +94,7 @@ def _summaries(
     summaries: list[RunSummary] = []
     for row in sql.execute(f"{query} WHERE {where}", values):
         key, application, version, status, began_at, ended_at, reason, error, *more = row
-        forked, spawned_by, *held = more
+        forked, spawned_by, owner, *held = more
         lease = None if held[0] is None else dialect.lease_state_of(held)
         summaries.append(
             RunSummary(
@@ -97,6 +109,7 @@ def _summaries(
                 holder=str(lease.holder) if lease is not None and lease.seconds_left else "",
                 forked_from=None if forked is None else dialect.run_id_of(forked),
                 spawned_by=None if spawned_by is None else spawner_of(spawned_by),
+                owner=owner,
             )
         )
     return summaries

@@ -69,17 +69,17 @@ class Reader:
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
             "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
-            "spawned_by, spawner, status, coalesce(reason, '') "
+            "spawned_by, spawner, owner, status, coalesce(reason, '') "
             "FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        begun = Begun(*found[:10])
+        begun = Begun(*found[:11])
         if begun.forked_from is not None:
             begun = begun._replace(forked_from=self._dialect.run_id_of(begun.forked_from))
-        return self._unpacker.run(begun, cast("Status | None", found[10]), found[11])
+        return self._unpacker.run(begun, cast("Status | None", found[11]), found[12])
 
     def orphans(self) -> list[Orphan]:
         run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
@@ -229,8 +229,10 @@ class Reader:
     def old_runs(self, until: float, statuses: Collection[RunStatus]) -> list[str]:
         return _pruning.old_runs(self._sql, self._dialect, until, statuses)
 
-    def runs(self, status: RunStatus | None, limit: int, after: str | None) -> list[RunSummary]:
-        return _browsing.runs(self._sql, self._dialect, status, limit, after)
+    def runs(
+        self, status: RunStatus | None, limit: int, after: str | None, owner: str | None
+    ) -> list[RunSummary]:
+        return _browsing.runs(self._sql, self._dialect, status, limit, after, owner=owner)
 
     def summary(self, run_id: str) -> RunSummary | None:
         return _browsing.summary(self._sql, self._dialect, run_id)

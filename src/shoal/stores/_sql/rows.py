@@ -67,6 +67,8 @@ class Begun(NamedTuple):
     """JSON: the run whose action started it; see ``spawner_text``."""
     spawner: str | None
     """The id of that run."""
+    owner: str | None
+    """Whose run it is; None: nobody's."""
 
 
 @final
@@ -367,6 +369,7 @@ class Packer:
             secret=json.dumps(sorted(begun.secret)),
             spawned_by=None if spawner is None else spawner_text(*spawner),
             spawner=None if spawner is None else spawner[0].id,
+            owner=begun.owner or None,
         )
 
     def _under_way(self, run: SavedRun) -> Child:

@@ -385,10 +385,15 @@ class DurableStore(ABC):
         await self._ask(lambda database: database.remember(key, text, seconds))
 
     async def runs(
-        self, *, status: RunStatus | None = None, limit: int = 50, after: str | None = None
+        self,
+        *,
+        status: RunStatus | None = None,
+        limit: int = 50,
+        after: str | None = None,
+        owner: str | None = None,
     ) -> Sequence[RunSummary]:
         """Return root runs, the newest first; see ``Browses``."""
-        return await self._read(lambda reader: reader.runs(status, limit, after)) or ()
+        return await self._read(lambda reader: reader.runs(status, limit, after, owner)) or ()
 
     async def summary(self, run_id: str) -> RunSummary | None:
         """Return one root run; see ``Browses``."""

@@ -53,6 +53,7 @@ class Unpacker:
             forked_from=forked,
             secret=names_of(begun.secret),
             spawned_by=None if begun.spawned_by is None else spawner_of(begun.spawned_by),
+            owner=begun.owner or "",
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 

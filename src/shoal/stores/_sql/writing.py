@@ -58,6 +58,7 @@ _ROOT = (
     "secret",
     "spawned_by",
     "spawner",
+    "owner",
     "began_at",
 )
 _BEGUN = (

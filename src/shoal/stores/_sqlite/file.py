@@ -166,7 +166,17 @@ MIGRATIONS = (
     """,
     # Histories have entries of the kind "steered" from here on, and questions the schema of their
     # answers, which earlier versions can't read.
-    "CREATE INDEX history_steered ON history (run, number) WHERE kind = 'steered'",
+    """
+    CREATE INDEX history_steered ON history (run, number) WHERE kind = 'steered';
+    ALTER TABLE roots ADD COLUMN owner TEXT;
+    CREATE INDEX roots_by_owner ON roots (owner, run) WHERE owner IS NOT NULL;
+    DROP VIEW root_runs;
+    CREATE VIEW root_runs AS
+        SELECT runs.id, runs.key AS run_id, application, version,
+            coalesce(status, 'running') AS status, reason, began_at, roots.ended_at, first,
+            forked_from, forked_at, roots.error, spawned_by, owner
+        FROM runs JOIN roots ON roots.run = runs.id;
+    """,
 )
 """The steps from each version of the layout to the next; the first one creates it."""
 
