@@ -12,8 +12,11 @@ from shoal._errors.exceptions import BadUse
 from shoal._events.paths import key_in_short
 from shoal._events.report import BreakerUse, BudgetUse, CircuitUse, LimitUse
 from shoal._graph.act import Act
+from shoal._graph.parallel import Parallel
+from shoal._limits.admission import AdmissionController
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
+from shoal._limits.limits import Limits
 from shoal._limits.retry import Account, RetryBudget
 from shoal.executors._port import Executor, Pool
 
@@ -49,6 +52,28 @@ def named_limiters(
                 label = f"{base} {count}"
             found[label] = limiter
     return found
+
+
+def limiter_that_counts(admission: AdmissionController, owner: object) -> Limiter:
+    """Return the limiter of an owner; see ``Runtime.limiter``.
+
+    Raises:
+        BadUse: The owner has no limits that are shared in the runtime.
+    """
+    limits = getattr(owner, "limits", None)
+    if isinstance(limits, Limits) and isinstance(owner, Parallel):
+        # With those of objects that stand elsewhere too; its own limiter lacks them.
+        limits, own = limits.of_fan_out, limits.of_starts
+        if limits is not None and limits.of_attempts is not None:
+            return admission.limiters.view(limits)
+        limits = own
+    if not isinstance(limits, Limits):
+        msg = (
+            f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
+            f"of a fan-out are, if they have a rate or count by key"
+        )
+        raise BadUse(msg)
+    return admission.limiter(getattr(owner, "definition", owner), limits)
 
 
 def named_circuits(

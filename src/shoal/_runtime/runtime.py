@@ -33,7 +33,6 @@ from shoal._errors.inspection import first_of
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.report import Report
 from shoal._graph.act import Act
-from shoal._graph.parallel import Parallel
 from shoal._limits.breaker import Circuits
 from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter
@@ -51,7 +50,7 @@ from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DRAINED, DrainSignal
 from .handle import RunHandle
-from .limit_use import circuits_of, named_limiters
+from .limit_use import circuits_of, limiter_that_counts, named_limiters
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
@@ -291,22 +290,7 @@ class Runtime:
         """
         self.check_open()
         found: object = self if owner is None else owner
-        if found is self and self.limits is not None:
-            return self._admission.limiter(self, self.limits)
-        limits = getattr(found, "limits", None)
-        if isinstance(limits, Limits) and isinstance(found, Parallel):
-            # With those of objects that stand elsewhere too; its own limiter lacks them.
-            limits, own = limits.of_fan_out, limits.of_starts
-            if limits is not None and limits.of_attempts is not None:
-                return self._admission.limiters.view(limits)
-            limits = own
-        if not isinstance(limits, Limits):
-            msg = (
-                f"{owner!r} has no limits that are counted here: give it limits=Limits(...); those "
-                f"of a fan-out are, if they have a rate or count by key"
-            )
-            raise BadUse(msg)
-        return self._admission.limiter(getattr(found, "definition", found), limits)
+        return limiter_that_counts(self._admission, found)
 
     def limiters(self) -> Mapping[str, Limiter]:
         """Return all limiters in use here so far, by the names of their owners.
