@@ -14,6 +14,7 @@ import pytest
 
 from shoal import (
     Application,
+    Budget,
     Context,
     Done,
     Each,
@@ -130,6 +131,28 @@ def test_a_rate_opens_however_the_loop_was_started(starter: str, kind: str):
         with anyio.fail_after(1000):
             result = await app.run({"gs": [1, 2, 3]})
         assert result.state["all"] == [[n * n for n in range(6)]] * 3
+
+    run(starter, main)
+
+
+@starters
+def test_a_budget_is_judged_however_the_loop_was_started(starter: str):
+    """What can't have money any more is refused in a callback, which lets children begin."""
+
+    @action(reads=["n"], writes=["out"])
+    async def spend(n: int, context: Context) -> int:
+        await anyio.sleep(0.2)
+        context.charge(0.1, unit="USD")
+        return n
+
+    async def main() -> None:
+        for on_empty, kept in (("fail", None), ("stop", None), ("fail", MemoryRates())):
+            budget = Budget(0.25, "USD", worst=0.1, on_empty=on_empty, name="x", backend=kept)
+            step = fan_out(spend, over="ns", item="n", into="outs", name="outs", on_error="collect")
+            with anyio.fail_after(1000):
+                result = await Application(step, limits=budget).run({"ns": range(6)})
+            outcomes = result.outcomes("outs")
+            assert (outcomes.done, outcomes.failed + outcomes.skipped) == (2, 4)
 
     run(starter, main)
 

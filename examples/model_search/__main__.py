@@ -9,6 +9,7 @@ import anyio
 
 from examples.model_search.search import GRID, model_search, ranking
 from shoal import NobodyAccepted, SQLiteStore
+from shoal.errors import DefinitionError
 
 
 async def search(options: argparse.Namespace) -> None:
@@ -40,3 +41,5 @@ if __name__ == "__main__":
         anyio.run(search, options)
     except NobodyAccepted:
         sys.exit(f"error: no model has reached {options.target}")
+    except DefinitionError as error:  # Ray is not installed, for example
+        sys.exit(f"error: {error}")

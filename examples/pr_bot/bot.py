@@ -7,7 +7,19 @@ from typing import Any
 import anyio
 
 from examples.pr_bot.models import PARTS, Model, Unreachable
-from shoal import END, Application, Context, Each, Graph, Limits, Retry, action, fan_out, when
+from shoal import (
+    END,
+    Application,
+    Budget,
+    Context,
+    Each,
+    Graph,
+    Limits,
+    Retry,
+    action,
+    fan_out,
+    when,
+)
 from shoal.stores import Store
 
 DRAFT = "DRAFT an answer to a reviewer in one line, or NOTHING if the change isn't concerned."
@@ -21,10 +33,14 @@ async def git(repository: str, *arguments: str) -> str:
     return ended.stdout.decode(errors="replace")
 
 
+# A review with more questions than this halts, and a person says how many more there may be.
+QUESTIONS = Budget(400, "questions", worst=1, on_empty="ask")
+
+
 # Every question to the model is this one action, under several names, so all of them share its
-# limit. It has one key, so a server that says "later" pauses all. The idempotency key is the same
-# in each attempt and after each resume of a child's step.
-@action(reads=["prompt"], writes=["answer"], limits=Limits(8, by=lambda _: "model"))
+# limits. The first has one key, so a server that says "later" pauses all. The idempotency key is
+# the same in each attempt and after each resume of a child's step.
+@action(reads=["prompt"], writes=["answer"], limits=Limits(8, by=lambda _: "model") & QUESTIONS)
 async def ask(prompt: str, model: Model, context: Context) -> str:
     return (await model(prompt, context.idempotency_key)).strip()
 

@@ -35,6 +35,7 @@ from shoal._limits.limits import Adaptive, Ended
 from shoal._runtime.handle import RunEvents
 from shoal._runtime.open_run import OpenRun
 from shoal._runtime.recovery import Recovered
+from shoal._runtime.seats import RunLoad
 
 __all__ = [
     "Act",
@@ -60,6 +61,7 @@ __all__ = [
     "Quorum",
     "Recovered",
     "RunEvents",
+    "RunLoad",
     "Statistics",
     "Until",
 ]

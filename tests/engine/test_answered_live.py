@@ -153,6 +153,45 @@ async def test_whatever_is_answered_meanwhile_the_results_are_the_same(seed: int
     assert prepared == dict.fromkeys((item["name"] for item in items), 1), "no step ran twice"
 
 
+@pytest.mark.parametrize("kind", ["flat", "own"])
+async def test_a_child_that_an_earlier_execution_left_halted_goes_on_when_it_is_answered(kind: str):
+    prepared.clear()
+    tried.clear()
+    items = [
+        {"name": "a", "first": 0.0, "asks": 2, "last": 0.1, "fails": 0},
+        {"name": "b", "first": 0.0, "asks": 0, "last": 30.0, "fails": 0},
+    ]
+
+    @action(reads=["items"], writes=["found"])
+    async def own(items: list[dict[str, Any]], context: Context) -> list[str]:
+        async with context.fan_out(name="own") as group:
+            group.start_each(both, over=items, item="item", key=lambda one: one["name"])
+            return sorted([one.state["said"] async for one in group if isinstance(one, Done)])
+
+    flat = fan_out(both, over="items", item="item", key=name_of, take="said", into="found")
+    store, hook = MemoryStore(), RecordingHook()
+    app = Application(flat if kind == "flat" else own, name="answered", watch=True, hooks=[hook])
+    async with Runtime(store=store) as runtime:
+        run = await app.start({"items": items}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        later = store.copy()
+        run.cancel("its process dies")
+        await run.wait_ended()
+    queries = Queries(later)
+    async with no_leaks(), Runtime(store=later) as runtime:
+        run = await app.start(id="r", runtime=runtime)
+        await anyio.sleep(1)
+        for _ in range(2):
+            (one,) = (await queries.questions("r")).open
+            arguments = {"question": one.id, "answer": answer_to(one.name)}
+            await later.command(Command(run_id="r", kind="answer", arguments=arguments))
+            await anyio.sleep(1)
+        assert tried["a"] == 1, "it goes on while its sibling does"
+        assert found_in((await run.result()).state) == sorted(map(expected, items))
+    hook.assert_paired()
+    assert prepared == {"a": 1, "b": 1}
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("how", ["scope", "native"])
 def test_cancelled_everywhere_while_children_go_on(backend: Any, how: Any):

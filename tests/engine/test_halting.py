@@ -802,7 +802,7 @@ async def test_an_answer_to_no_question_is_refused_and_nothing_runs():
     with pytest.raises(UnknownQuestion, match="has not asked"):
         await app.run(id="x", answers={one: 2})  # which was answered, and used
     with pytest.raises(UnknownQuestion, match="has two for"):
-        await app.run(id="x", answers={two: 2, "ok": 2})
+        await app.run(id="x", answers={two: 2, "ok": 3})
     result = await app.run(id="x", answers={"ok": 2})
     assert result.state["outs"] == {"A": "A=1", "B": "B=2"}
     with pytest.raises(UnknownQuestion, match="no open question"):

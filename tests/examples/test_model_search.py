@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -181,3 +182,13 @@ def test_the_command_continues_after_a_kill(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ended.stdout.splitlines()[0].split()[1] in MODELS
     assert len(ended.stdout.splitlines()) == 5
+
+
+def test_without_ray_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("shoal.executors._ray_session.INSTALLED", None)
+    database = str(tmp_path / "search.db")
+    monkeypatch.setattr(sys, "argv", ["search", "--executor", "ray", "--database", database])
+    with pytest.raises(SystemExit, match=r"^error: Ray is not installed; .*shoal\[ray\]"):
+        runpy.run_module("examples.model_search", run_name="__main__")

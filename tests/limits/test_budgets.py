@@ -646,6 +646,30 @@ async def test_statistics_say_what_is_spent_and_set_aside():
         assert money.limits == "Budget(1, 'USD', worst=0.1)"
 
 
+async def test_an_amount_is_changed_while_it_is_in_use():
+    act = asking(costs=lambda n: 0.1, limits=Budget(0.2, "USD", worst=0.1))
+    app = Application(answers(act, on_error="collect"))
+    async with no_leaks(), Runtime() as runtime, anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            result = await runtime.run(app, {"ns": range(6)})
+            assert result.outcomes("answers").done == 4
+            assert result.spent == {"USD": 0.4}
+
+        tasks.start_soon(run)
+        await anyio.sleep(0.5)
+        limiter = runtime.limiter(act)
+        limiter.change(limiter.limits.with_numbers(0, amount=0.4))
+        assert limiter.statistics()[0].amount == 0.4
+        # Written anew, it is the same budget.
+        limiter.change(Budget(0.4, "USD", worst=0.1))
+        for other in (Limits(3), Budget(1, "tokens", worst=0.1), Budget(1, "USD", worst=1, per=9)):
+            with pytest.raises(BadUse, match="can't be changed into"):
+                limiter.change(other)
+        with pytest.raises(DefinitionError, match="it is no Budget"):
+            Limits(3).with_numbers(0, amount=1)
+
+
 async def test_reports_and_pages_tell_of_it():
     store = MemoryStore()
     budget = Budget(0.2, "USD", worst=0.1, on_empty="ask")

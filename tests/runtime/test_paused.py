@@ -23,7 +23,7 @@ from shoal import (
 )
 from shoal.errors import NotSteered
 from shoal.events import RunSteered
-from shoal.stores import Command
+from shoal.stores import Batch, Command
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
 from shoal.watch import Control, Queries
 
@@ -279,6 +279,29 @@ async def test_two_that_steer_at_once_are_carried_out_one_after_the_other():
         assert (began.total() == before) is is_paused
         await run.resume()
         await run.result()
+
+
+async def test_what_comes_while_the_end_is_saved_does_not_undo_it(monkeypatch: pytest.MonkeyPatch):
+    """A save after the end would say that the run goes on."""
+    store = MemoryStore()
+    save = store.save
+
+    def slowly(batch: Batch) -> Any:
+        save(batch)
+        return anyio.sleep(1) if batch.ended else None
+
+    monkeypatch.setattr(store, "save", slowly)
+    async with no_leaks(), Runtime(store=store) as runtime:
+        run = await application().start({"items": [1]}, id="a", runtime=runtime)
+        await anyio.sleep(1.5)
+        assert run.status is None
+        await run.pause()
+        assert run.paused is None
+        await run.result()
+    summary = await store.summary("a")
+    assert summary is not None
+    assert summary.status == "succeeded"
+    assert not await Queries(store).steered("a")
 
 
 async def test_a_command_that_is_none_is_refused(caplog: pytest.LogCaptureFixture):

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from datetime import date
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +54,11 @@ class Names(TypedDict):
     last: str
 
 
+class Some(TypedDict, total=False):
+    n: Required[Annotated[int, Field(gt=2)]]
+    note: str
+
+
 class Tree(BaseModel):
     name: str
     children: list[Tree] = []
@@ -81,6 +86,7 @@ FITS: list[tuple[Any, Any, Any]] = [
     (Point, {"x": 1}, Point(1)),
     (Point, Point(1, 2.0), Point(1, 2.0)),
     (Names, {"first": "a", "last": "b"}, {"first": "a", "last": "b"}),
+    (Some, {"n": 3}, {"n": 3}),
     (Annotated[int, Field(gt=2)], 3, 3),
     (date, date(2026, 12, 1), date(2026, 12, 1)),
     (list[Decision], [{"verdict": "merge"}], [Decision(verdict="merge")]),
@@ -118,6 +124,9 @@ MISFITS: list[tuple[Any, Any, str]] = [
     (Decision, {"verdict": "merge", "stars": 9}, "stars: must be at most 5"),
     (Decision, {"verdict": "merge", "why": "x" * 11}, "why: must have at most 10 characters"),
     (Annotated[int, Field(gt=2)], 2, "must be more than 2"),
+    (Names, {"first": "a"}, "last: is missing"),
+    (Some, {"n": 2}, "n: must be more than 2"),
+    (Some, {"note": "a"}, "n: is missing"),
     (Annotated[str, Field(pattern="^a+$")], "b", "must match ^a+$"),
     (Annotated[list[int], Field(min_length=1)], [], "must have at least 1 item"),
     (Annotated[int, Field(multiple_of=3)], 4, "must be a multiple of 3"),

@@ -48,6 +48,8 @@ class Chunk:
     """Tokens read, as reported."""
     output_tokens: int | None = None
     """Tokens written so far, as reported."""
+    headers: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
+    """The headers of the response, with its first chunk: they say what is left of rates."""
 
 
 @dataclass(frozen=True, slots=True)

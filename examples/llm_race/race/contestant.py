@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import httpx
@@ -112,7 +112,7 @@ def asking(provider: Provider, attempts: int) -> Act:
                     raise
                 finally:  # also if it is cancelled, because the usage of a loser is not free
                     bill.usage = bill.usage or transcript.usage
-                    context.charge(bill.usage.tokens)
+                    context.charge(bill.usage.tokens, unit="tokens")
         except HookFailed:  # a guarding hook's failure is no failure of the provider
             raise
         except Exception as error:
@@ -206,7 +206,9 @@ def limits_of(provider: Provider) -> Limits:
             rate=Rate(provider.rpm, per=60, burst=max(1, provider.rpm / 60)), by=provider_key
         )
     if provider.tpm is not None:
-        limits &= Limits(rate=Rate(provider.tpm, per=60), by=provider_key, cost=tokens)
+        limits &= Limits(
+            rate=Rate(provider.tpm, per=60), by=provider_key, cost=tokens, unit="tokens"
+        )
     return limits
 
 
@@ -229,6 +231,9 @@ async def follow(
             async for given in stream:
                 says_when_whole |= isinstance(given, Chunk)
                 chunk = given if isinstance(given, Chunk) else Chunk(text=given)
+                if chunk.headers is not None:
+                    context.learn(chunk.headers)  # what is left of the provider's rates
+                    chunk = replace(chunk, headers=None)
                 transcript.add(chunk)
                 await context.emit(chunk)
                 now = anyio.current_time()  # after the emit, because a reader may have been slow

@@ -15,13 +15,33 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, final
+from typing import Any, cast, final
 
 from anyio import CancelScope, CapacityLimiter, Event, current_time, to_thread
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from .cancellation import cancelled, ki_protected
 from .watchdog import is_aware, place_of
+
+
+@final
+class _Unlimited:
+    """Stands for a limiter of anyio's, or of trio's, and limits nothing.
+
+    Also one of theirs without a limit costs each call a turn of the loop.
+    """
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """Nothing; trio calls it."""
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """Nothing; trio calls it, in the thread of the loop."""
 
 
 @final
@@ -37,7 +57,7 @@ class Threads:
         """
         # Bounded by permits and not by anyio, which on asyncio counts a thread as free as soon as
         # nothing waits for it: see test_a_thread_that_was_left_behind_counts_until_it_returns.
-        self._unlimited: CapacityLimiter = CapacityLimiter(math.inf)
+        self._unlimited = cast("CapacityLimiter", _Unlimited())
         self._grace: float = grace
         self._call_soon: Callable[[Callable[[], None]], object] = call_soon
 
@@ -149,6 +169,8 @@ class Thread:
     @property
     def is_running(self) -> bool:
         """Whether the function is at work. If it has not begun, it never will after this."""
+        if self._ended:  # the usual case, without an exception
+            return False
         try:
             self._turn.pop()
         except IndexError:

@@ -367,8 +367,8 @@ async def _attempt(
             if permit is not None and permit.stakes and begun:
                 # By name, and before a worker is left behind: what that one says is too late.
                 await publish_spent(run, action.name, permit.settle(action.name))
-            if permit is not None and call is not None:
-                await _leave_worker(run, call, permit)
+            if permit is not None and call is not None and call.is_running:
+                await _leave_behind(run, call, permit)
             elif permit is not None and begun:
                 permit.leave()
             elif permit is not None:
@@ -394,11 +394,13 @@ def _adapt(run: Run, permit: AttemptPermit, failure: BaseException | None) -> No
 
 
 @ki_protected
-async def _leave_worker(run: Run, call: Call, permit: AttemptPermit) -> None:
-    """Release the permit when the function of the call has ended, without waiting for that."""
+async def _leave_behind(run: Run, call: Call, permit: AttemptPermit) -> None:
+    """Release the permit when the function of the call has ended, without waiting for that.
+
+    The grace is over, and the function is still at work.
+    """
     try:
-        if call.is_running:  # the grace is over, so the worker is left behind
-            await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
+        await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.

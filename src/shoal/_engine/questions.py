@@ -32,6 +32,7 @@ from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import ChildRecord, NullStore
 
 from .commit import Write, commit
+from .disposition import RESTING
 from .progress import recorded_questions
 from .publish import out_of_reach
 from .run import Run
@@ -58,11 +59,16 @@ def is_blocked(run: Run) -> bool:
 
 
 def is_answered(run: Run) -> bool:
-    """Return whether a run halted in this execution, and all that it has asked is answered.
+    """Return whether a halted run can go on in this execution, because it has its answers.
 
-    False if descendants of it have asked, and if it stops at a breakpoint.
+    A run that halted here goes on if all that it has asked is answered, and not if descendants of
+    it have asked, or if it stops at a breakpoint. One that an earlier execution has left goes on as
+    it would after a resume: with an answer to any question, its own or that of a descendant.
     """
     questions = run.questions
+    if run.disposition is RESTING:
+        answers = run.config.execution.answers
+        return any(one.id in answers for one in recorded_questions(run.value, run.path))
     if run.status != "halted" or not run.is_live or questions is None:
         return False
     if not questions.asked or questions.below:

@@ -457,7 +457,8 @@ class Run:
         self.permits = None  # the group before has released them
         self.used = True
         self._outcome = None
-        if self.disposition.is_saved or self.disposition is SKIPPED:
+        is_kept = self.disposition.is_saved and (counts or self.disposition is not RESTING)
+        if is_kept or self.disposition is SKIPPED:
             return
         if self.status == "succeeded":
             self._stay_done()
@@ -468,8 +469,7 @@ class Run:
         # All its steps are saved, and only its value is missing: it must not walk again.
         if self.retries is not None and self.retries.lacks_value:
             self.pending = NO_CHANGE
-        self.step = None
-        self.began = False
+        self.step, self.began = None, False
         self.status = None
         self.error = None
         self.value = None

@@ -49,7 +49,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── NoWorker             no worker of an executor can be started
     ├── RemoteError          stands in for an exception that a worker could not send
     ├── StoreFailed          the store failed to save, or to read what it has saved
-    ├── Overloaded           an attempt was refused: too many wait, or it could only start too late
+    ├── Overloaded           refused, nothing began: too many wait, or it could only start too late
     ├── BudgetExceeded       an attempt may cost more than is left of a budget; it has not begun
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
     ├── LeaseLost            another execution has taken the run over
@@ -551,11 +551,12 @@ class RateUnavailable(ShoalError):
 
 
 class Overloaded(ShoalError):
-    """An attempt was refused before it began, because it would have waited too long.
+    """An attempt, or a run, was refused before it began, because it would have waited too long.
 
     As many runs as ``Limits(waiting=)`` allows wait for one of its limits already, or it could not
     have started before its deadline. It used up nothing of any limit, and the ``retry`` of its
-    action doesn't apply.
+    action doesn't apply. Or as many runs as ``Runtime(waiting=)`` allows wait for their turn
+    already; of the refused one nothing was saved.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:

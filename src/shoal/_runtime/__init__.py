@@ -8,6 +8,7 @@
   ``root_run``: one execution of a root run, from claim to release. ``result``: ``RunResult``.
 - ``runtime``: ``Runtime``, which runs share. ``binding`` makes its services, ``tasks`` has its task
   group, ``registry`` the root runs that it executes, ``draining`` the signal that it takes no more.
+  ``seats``: so many root runs at once, and the line of those that wait.
   ``apps``: applications, as a runtime needs them.
 - ``handle``: ``RunHandle``. ``open_run``: ``OpenRun``, a handle whose run ends with its block.
 - ``watching`` samples the runs of a runtime a few times per second: ``sampling`` looks at the runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -29,8 +29,10 @@ from shoal._engine.services import Retries, Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.admission import AdmissionController
+from shoal._limits.limits import Limits
 from shoal.executors._pools import Pools
 from shoal.executors._port import PoolHost
+from shoal.stores._protocol import check_store
 from shoal.stores._results import SIZE, Results
 
 from .tasks import RuntimeTasks
@@ -53,6 +55,8 @@ class RuntimeOptions:
     max_crashes: int
     seed: int | None
     debug: bool | None
+    max_runs: int | None = None
+    waiting: int | None = None
 
     def check(self) -> None:
         """Refuse numbers that mean nothing.
@@ -70,9 +74,42 @@ class RuntimeOptions:
             if type(count) is not int or count < 1:
                 msg = f"Runtime({name}=...) takes a whole number, at least 1, not {count!r}"
                 raise DefinitionError(msg)
+        for name, least in (("max_runs", 1), ("waiting", 0)):
+            count = getattr(self, name)
+            if count is not None and (type(count) is not int or count < least):
+                msg = (
+                    f"Runtime({name}=...) takes a whole number, at least {least}, or None, not "
+                    f"{count!r}"
+                )
+                raise DefinitionError(msg)
+        if self.waiting is not None and self.max_runs is None:
+            msg = (
+                f"Runtime(waiting={self.waiting}) says how many runs wait for their turn, and "
+                f"without max_runs= none waits: Runtime(max_runs=..., waiting={self.waiting})"
+            )
+            raise DefinitionError(msg)
         if self.debug not in (None, True, False):
             msg = f"Runtime(debug=...) takes True, False or None, not {self.debug!r}"
             raise DefinitionError(msg)
+
+
+def check_given(inputs: object, limits: object, store: object, watch: object) -> None:
+    """Refuse other options of a runtime that have a wrong type.
+
+    Raises:
+        DefinitionError: The message says what the option takes.
+    """
+    if inputs is not None and not isinstance(inputs, Mapping):
+        msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
+        raise DefinitionError(msg)
+    if limits is not None and not isinstance(limits, Limits):
+        msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
+        raise DefinitionError(msg)
+    if store is not None:
+        check_store(store, "Runtime(store=...)")
+    if watch not in (None, True, False):
+        msg = f"Runtime(watch=...) takes True, False or None, not {watch!r}"
+        raise DefinitionError(msg)
 
 
 def bind_services(

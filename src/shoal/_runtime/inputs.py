@@ -185,7 +185,7 @@ class StartCheck:
         secrets = fields_of(state, "state", call.where)
         given, path = self._check_inputs(call, inputs)
         orphan = OrphanStart(run_id, secrets, self._same)
-        return orphan, RunRequest(orphan.resolve, given, path)
+        return orphan, RunRequest(orphan.resolve, given, path, is_recovered=True)
 
     # -- checks that other doors to an application need as well ---------------------------------
 

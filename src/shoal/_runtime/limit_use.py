@@ -11,6 +11,7 @@ from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._errors.exceptions import BadUse
 from shoal._events.paths import key_in_short
 from shoal._events.report import BreakerUse, BudgetUse, CircuitUse, LimitUse
+from shoal._graph.act import Act
 from shoal._limits.breaker import Circuits
 from shoal._limits.limiters import Limiter, PartGates
 from shoal._limits.retry import Account, RetryBudget
@@ -28,6 +29,56 @@ KEYS = 10
 """Keys of a limit that a report tells of, those for which most wait."""
 LIMITS = 50
 """Limits that a report tells of."""
+
+
+def named_limiters(
+    by_owner: Mapping[Any, Mapping[str, Limiter]], runtime: object
+) -> Mapping[str, Limiter]:
+    """Return limiters by the names of their owners; that of ``runtime`` is ``""``.
+
+    Several owners of one name have a limiter each; the later ones have a number behind the name.
+    """
+    found: dict[str, Limiter] = {}
+    for owner, named in by_owner.items():
+        name = "" if owner is runtime else str(getattr(owner, "name", type(owner).__name__))
+        for among, limiter in named.items():
+            base = f"{name}/{among}" if among else name
+            label, count = base, 1
+            while label in found:
+                count += 1
+                label = f"{base} {count}"
+            found[label] = limiter
+    return found
+
+
+def named_circuits(
+    by_owner: Mapping[Any, Mapping[str, Circuits]],
+) -> Iterable[tuple[str, Circuits]]:
+    """Return the circuits of fan-outs with their names."""
+    return [
+        (name or str(getattr(owner, "name", owner)), circuits)
+        for owner, named in by_owner.items()
+        for name, circuits in named.items()
+    ]
+
+
+def circuits_of(
+    by_owner: Mapping[Any, Mapping[str, Circuits]], owner: Act, name: str = ""
+) -> Circuits:
+    """Return the circuits of a fan-out; or of the fan-out ``name`` of an action.
+
+    Raises:
+        BadUse: That fan-out has no breaker, or has not run.
+    """
+    full_name = f"{owner.name}/{name}" if name else ""
+    found = by_owner.get(getattr(owner, "definition", owner), {}).get(full_name)
+    if found is None:
+        msg = (
+            f"nothing is known of circuits of {full_name or owner.name!r}: give it "
+            f"each=Each(breaker=Breaker(...)), and run it here first"
+        )
+        raise BadUse(msg)
+    return found
 
 
 def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:

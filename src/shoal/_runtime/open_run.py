@@ -125,6 +125,9 @@ class OpenRun(RunHandle[S]):
             runtime.begin(root)
             self._root = root
             await root.wait_begun()
+            if root.seat is not None:
+                # Runs that the block waits for must not wait until it is left.
+                root.seat.surround()
         except BaseException:
             await self._runtime.__aexit__(None, None, None)  # leaves a shared one open
             raise

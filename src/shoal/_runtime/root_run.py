@@ -54,6 +54,7 @@ from shoal.stores._protocol import NullStore, RunRecord, Store
 from .answers import Answers, resolve_answers
 from .reopening import step_to_reopen
 from .result import RunResult, result_of
+from .seats import Seat
 from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
@@ -97,6 +98,9 @@ class RootRun:
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
         self._followers: list[Callable[[], None]] = []
+        # Its seat among the root runs of its runtime, if only so many execute there at once.
+        self._seat: Seat | None = None
+        self._made: Run | None = None  # the run, if it was made before its turn had come
         # Whatever steers it holds this meanwhile: two that come at once are carried out, and on
         # record, one after the other.
         self._steering = Lock()
@@ -126,6 +130,27 @@ class RootRun:
     @task.setter
     def task(self, task: BackgroundTask) -> None:
         self._task = task
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether another execution has left it, and nobody asks for it now."""
+        return self._request.is_recovered
+
+    def take(self, seat: Seat) -> None:
+        """Execute it in ``seat``, before its task starts. Until its turn it has not begun."""
+        self._seat = seat
+        if seat.is_waiting and self.run is not None:
+            self._made, self.run, self.begun = self.run, None, Event()
+
+    def leave_seat(self) -> None:
+        """Leave its seat to the next run: it has ended."""
+        if self._seat is not None:
+            self._seat.leave()
+
+    @property
+    def seat(self) -> Seat | None:
+        """Its seat, if its runtime has only so many."""
+        return self._seat
 
     @property
     def has_ended(self) -> bool:
@@ -210,7 +235,17 @@ class RootRun:
         finally:
             if self.paused is None:  # also if the pause could not be recorded
                 execution.let_go(PAUSED)
+            self._mind_seat()
         return True
+
+    def _mind_seat(self) -> None:
+        """Lend the seat while it is paused: a paused run would keep others waiting for nothing."""
+        if self._seat is None:
+            return
+        if self.paused is not None:
+            self._seat.lend()
+        else:
+            self._seat.take_back()
 
     # -- those that watch it --------------------------------------------------------------------
 
@@ -365,6 +400,8 @@ class RootRun:
                 SystemExit from inside.
         """
         try:
+            if self._seat is not None:
+                await self._enter(self._seat)
             if self.run is None:
                 self.run = await self._begin()
                 self.begun.set()
@@ -382,6 +419,19 @@ class RootRun:
             finally:
                 self._sampled = None  # breaks a cycle
                 await self._execution.release()
+
+    async def _enter(self, seat: Seat) -> None:
+        """Wait for its turn.
+
+        Raises:
+            Draining: The runtime takes no more runs.
+        """
+        await seat.wait()
+        seat.surround()
+        made, self._made = self._made, None
+        if made is not None:
+            self.run = made
+            self.begun.set()
 
     async def _begin(self) -> Run:
         """Claim the run, load it, and make it; a run that has succeeded has its status already.
@@ -474,6 +524,7 @@ class RootRun:
         if not is_over and played.paused is not None:
             self.paused = played.paused
             execution.hold_up(PAUSED)
+            self._mind_seat()
             logger.warning(
                 "run %s starts nothing: it is %s, until it is resumed",
                 run_id,

@@ -28,7 +28,7 @@ from shoal._engine.crash_suspects import MAX_CRASHES
 from shoal._engine.services import Services
 from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
-from shoal._errors.exceptions import BadUse, DefinitionError, Draining, kind_of
+from shoal._errors.exceptions import BadUse, Draining, kind_of
 from shoal._errors.inspection import first_of
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.report import Report
@@ -41,17 +41,20 @@ from shoal._limits.limits import Limits
 from shoal._state.state import S
 from shoal.executors._named import ExecutorName, Place, executor_named
 from shoal.executors._port import Executor
-from shoal.stores._protocol import NullStore, Store, check_store
+from shoal.stores._protocol import NullStore, Store
 from shoal.stores._watching import Command
 
 from .answers import Answers
 from .apps import R_co, Recoverable, Runnable, Startable
-from .binding import RuntimeOptions, bind_services
+from .binding import RuntimeOptions, bind_services, check_given
 from .carry_out import carry_out
 from .display import new_display, showing
 from .draining import DrainSignal
 from .handle import RunHandle
 from .limit_use import (
+    circuits_of,
+    named_circuits,
+    named_limiters,
     names_of_costs,
     owners_of,
     uses_of,
@@ -62,9 +65,15 @@ from .limit_use import (
 from .recovery import Recoverables, Recovered, Recovery, Secrets, Watch, check_secrets
 from .registry import RunRegistry
 from .root_run import RootRun
+from .seats import RunLoad, Seats
 from .tasks import RuntimeTasks
 from .watching import LimitsInUse, Watching
 
+DRAINED = (
+    "this runtime is being drained, because its process is about to stop; start it in another "
+    "process, or later"
+)
+"""Why a run is refused then."""
 THREADS = 40  # worker threads at once; as many as anyio's default limiter has
 logger = logging.getLogger("shoal")
 
@@ -115,6 +124,8 @@ class Runtime:
         progress: bool = False,
         executor: Executor | ExecutorName | None = None,
         debug: bool | None = None,
+        max_runs: int | None = None,
+        waiting: int | None = None,
     ) -> None:
         """Describe it; nothing is opened yet.
 
@@ -156,21 +167,19 @@ class Runtime:
                 field at each step. Objects that are no data are compared by identity alone. By
                 default it is on if the environment variable ``SHOAL_DEBUG`` is set to something
                 else than 0, also for runs that have no runtime of their own.
+            max_runs: How many root runs execute at once; None: any number. Further ones wait for
+                their turn, in the order in which they came, and have not begun until then: of a run
+                that is cancelled meanwhile nothing is saved. A run that an action starts never
+                waits, since its own run may wait for it. A paused run has no turn while it is.
+            waiting: How many may wait for their turn; None: any number. The next one is refused
+                with ``Overloaded``, which says when to come again. Runs that are recovered may wait
+                in any number.
 
         Raises:
-            DefinitionError: ``inputs`` is no mapping, ``limits`` no ``Limits``, ``store`` no store,
-                ``grace`` or ``commit_deadline`` no number of seconds, ``threads`` or
-                ``max_crashes`` no count of at least 1, ``executor`` no executor, ``debug`` no bool;
-                or ``apps`` has something that is no application, or two of one name and version.
+            DefinitionError: An option has a value that means nothing, or ``apps`` has something
+                that is no application, or two of one name and version.
         """
-        if inputs is not None and not isinstance(inputs, Mapping):
-            msg = f"Runtime(inputs=...) takes a mapping of names to values, not {inputs!r}"
-            raise DefinitionError(msg)
-        if limits is not None and not isinstance(limits, Limits):
-            msg = f"Runtime(limits=...) takes Limits(n), not {limits!r}"
-            raise DefinitionError(msg)
-        if store is not None:
-            check_store(store, "Runtime(store=...)")
+        check_given(inputs, limits, store, watch)
         self._options = RuntimeOptions(
             threads=threads,
             commit_deadline=commit_deadline,
@@ -178,6 +187,8 @@ class Runtime:
             max_crashes=max_crashes,
             seed=seed,
             debug=debug,
+            max_runs=max_runs,
+            waiting=waiting,
         )
         self._options.check()
         self.inputs: Mapping[str, object] = dict(inputs or {})
@@ -186,9 +197,6 @@ class Runtime:
             limits.stand_on(self, is_runtime=True)
         self.store: Store = store if store is not None else NullStore()
         self.executor: Place | None = executor_named(executor, "Runtime(executor=...)")
-        if watch not in (None, True, False):
-            msg = f"Runtime(watch=...) takes True, False or None, not {watch!r}"
-            raise DefinitionError(msg)
         self.watch: bool | None = True if progress and watch is None else watch
         self._progress = progress
         self._shown = ExitStack()  # the display of the progress, while the block lasts
@@ -217,6 +225,7 @@ class Runtime:
         tasks = RuntimeTasks(backend)
         self.services: Services = bind_services(backend, tasks, self._host, self._options)
         self._admission = self.services.admission
+        self._seats = Seats.of(self._options.max_runs, self._options.waiting, backend.clock)
         self._watching = Watching(
             backend.clock,
             backend.alarm or tasks.alarm,
@@ -326,17 +335,7 @@ class Runtime:
     def _limiters(self) -> Mapping[str, Limiter]:
         if self.limits is not None:
             self._admission.limiter(self, self.limits)
-        found: dict[str, Limiter] = {}
-        for owner, named in self._admission.limiters.by_owner.items():
-            name = "" if owner is self else str(getattr(owner, "name", type(owner).__name__))
-            for among, limiter in named.items():
-                base = f"{name}/{among}" if among else name
-                label, count = base, 1
-                while label in found:
-                    count += 1
-                    label = f"{base} {count}"
-                found[label] = limiter
-        return found
+        return named_limiters(self._admission.limiters.by_owner, self)
 
     def circuits(self, owner: Act, name: str = "") -> Circuits:
         """Return the circuits of a fan-out that has a breaker: to look at.
@@ -349,16 +348,7 @@ class Runtime:
             BadUse: The runtime is not open, or that fan-out has no breaker, or has not run here.
         """
         self.check_open()
-        definition = getattr(owner, "definition", owner)
-        full_name = f"{owner.name}/{name}" if name else ""
-        found = self.services.circuits.get(definition, {}).get(full_name)
-        if found is None:
-            msg = (
-                f"nothing is known of circuits of {full_name or owner.name!r}: give it "
-                f"each=Each(breaker=Breaker(...)), and run it here first"
-            )
-            raise BadUse(msg)
-        return found
+        return circuits_of(self.services.circuits, owner, name)
 
     async def run(
         self,
@@ -454,6 +444,12 @@ class Runtime:
         """Return the root runs that go on here, in order of their beginning."""
         return [RunHandle(root) for root in self._roots]
 
+    @property
+    def load(self) -> RunLoad:
+        """How many root runs execute here, and how many wait for their turn."""
+        self.check_open()
+        return RunLoad(len(self._roots), 0) if self._seats is None else self._seats.load
+
     # -- its end --------------------------------------------------------------------------------
 
     @property
@@ -510,6 +506,8 @@ class Runtime:
             self.check_open()
         self._drain.set()
         reason = "the runtime is being drained"
+        if self._seats is not None:  # nothing of them has begun: another process has them sooner
+            self._seats.refuse_waiting(partial(Draining, DRAINED))
         with move_on_after(within):
             with move_on_after(starts_for):
                 await self._roots.wait_empty()
@@ -616,14 +614,17 @@ class Runtime:
 
         Raises:
             Draining: The runtime takes no more runs.
+            Overloaded: As many runs wait for their turn as may.
         """
         self.check_open()
         if self.draining:
-            msg = (
-                f"run {root.path.id} was not started: this runtime is being drained, because its "
-                f"process is about to stop; start it in another process, or later"
-            )
+            msg = f"run {root.path.id} was not started: {DRAINED}"
             raise Draining(msg)
+        if self._seats is not None:
+            seat = self._seats.enter(
+                root.path.id, is_recovered=root.is_recovered, is_detached=is_detached
+            )
+            root.take(seat)
         self._roots.add(root)
         # Before the task starts: with eager tasks it may have ended when it has.
         self._watching.begin(root, self.watch if root.wants_watch is None else root.wants_watch)
@@ -641,11 +642,7 @@ class Runtime:
 
     def _limits_in_use(self) -> LimitsInUse:
         found = self._limiters()
-        breakers = (
-            (name or str(getattr(owner, "name", owner)), circuits)
-            for owner, named in self.services.circuits.items()
-            for name, circuits in named.items()
-        )
+        breakers = named_circuits(self.services.circuits)
         return LimitsInUse(
             [*uses_of(found, self.services.clock()), *uses_of_workers(self.services.pools.opened)],
             owners_of(found),
@@ -672,6 +669,7 @@ class Runtime:
         """Notify the followers of a root run that has ended; see to what came out of it."""
         root.notify_ended()
         self._roots.remove(root)
+        root.leave_seat()
         fatal = root.task.fatal if is_detached else None
         if is_exit(fatal):
             # Nothing awaits the run, so the block raises it. Not raised here: a SystemExit in a

@@ -82,6 +82,8 @@ class RunRequest(NamedTuple):
     """How urgent it is; None: as its application says."""
     reopening: Reopening | None = None
     """What a run goes back for to a step that it has completed; None: it doesn't."""
+    is_recovered: bool = False
+    """Whether another execution has left it, and nobody asks for it now."""
 
 
 def only_secrets(

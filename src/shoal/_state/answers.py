@@ -7,6 +7,7 @@ lists, dicts and unions of these. pydantic knows all others (models, dataclasses
 
 from __future__ import annotations
 
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -220,7 +221,7 @@ def _by_pydantic(annotation: Any, name: str) -> AnswerType:
         )
         raise DefinitionError(msg) from error
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+        adapter: TypeAdapter[Any] = TypeAdapter(_readable(annotation))
         schema = adapter.json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError) as error:
         what = kind_of(annotation) if not isinstance(annotation, type) else name
@@ -244,3 +245,22 @@ def _by_pydantic(annotation: Any, name: str) -> AnswerType:
             raise Unfit(Misfit(".".join(map(str, first["loc"])), why)) from None
 
     return AnswerType(name, cast("Mapping[str, Any]", schema), make)
+
+
+def _readable(annotation: Any) -> Any:
+    """Return what pydantic reads in place of a ``TypedDict`` of Python 3.11: the same with more."""
+    if sys.version_info >= (3, 12) or not typing.is_typeddict(annotation):
+        return annotation
+    import typing_extensions  # noqa: PLC0415 # pydantic needs it too
+
+    made: Any = typing_extensions.TypedDict  # made at run time, so a type checker can't follow
+    required: frozenset[str] = annotation.__required_keys__
+    hints = typing_extensions.get_type_hints(annotation, include_extras=True)
+    kinds = (typing_extensions.NotRequired, typing_extensions.Required)
+    fields = {
+        name: hint
+        if typing.get_origin(hint) in (typing.Required, typing.NotRequired)
+        else kinds[name in required][hint]
+        for name, hint in hints.items()
+    }
+    return made(annotation.__name__, fields)

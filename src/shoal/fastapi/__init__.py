@@ -9,6 +9,7 @@
 The modules, from the bottom up:
 
 - ``_disconnect``: clients that disconnect. ``_relay``: cancelling runs of other processes.
+  ``_retention``: deleting old runs.
 - ``_lifespan``: the runtime of a service.
 - ``_models``: requests and responses. ``_problems``: refusals.
 - ``_looking``: finding runs, in this process or in a store. ``_starting``: starting them once.

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
 from functools import partial
 from types import FrameType
 from typing import Annotated, Any, TypedDict, cast
@@ -26,6 +27,7 @@ from shoal._runtime.recovery import Secrets
 from shoal._runtime.runtime import Runtime
 
 from ._relay import relay_cancels
+from ._retention import check_keep, keep_pruning, pruning
 
 WITHIN = 2.0
 """Seconds that runs have to end by themselves when the service stops: less than the time after
@@ -53,6 +55,7 @@ def runtime_lifespan(
     starts_for: float = math.inf,
     recover_every: float | None = EVERY,
     secrets: Secrets | None = None,
+    keep: timedelta | None = None,
 ) -> Lifespan:
     """Open ``runtime`` for the life of a service: ``FastAPI(lifespan=runtime_lifespan(...))``.
 
@@ -75,6 +78,13 @@ def runtime_lifespan(
         recover_every: Seconds between two searches for runs that other processes have left; None
             never searches.
         secrets: The secret fields of those runs, as for ``Runtime.recover``.
+        keep: How long runs are kept after their end, such as ``timedelta(days=30)``: older ones are
+            deleted with all their data, in the background, from the stores of the runtime and its
+            ``apps``. Halted runs are kept. None deletes nothing.
+
+    Raises:
+        DefinitionError: ``keep`` is no time. The lifespan itself raises ``BadUse`` if there is no
+            store, or one that can't delete runs.
 
     Examples:
         If the service has resources of its own, call it inside of another lifespan:
@@ -92,9 +102,11 @@ def runtime_lifespan(
     if not isinstance(runtime, Runtime):
         msg = f"runtime_lifespan(runtime) takes a Runtime, not {runtime!r}"
         raise TypeError(msg)
+    kept = check_keep(keep)
 
     @asynccontextmanager
     async def lifespan(_service: Any) -> AsyncGenerator[RuntimeState]:
+        stores = () if kept is None else pruning(runtime)
         async with runtime, create_task_group() as tasks:
             stop = Event()
             tasks.start_soon(_drain, runtime, within, starts_for, stop)
@@ -102,6 +114,8 @@ def runtime_lifespan(
             if recover_every is not None and runtime.can_recover:
                 recover = partial(runtime.keep_recovering, secrets=secrets)
                 tasks.start_soon(recover, recover_every)
+            if kept is not None:
+                tasks.start_soon(keep_pruning, runtime, stores, kept)
             with _on_signals(stop.set):
                 yield {"runtime": runtime}
             stop.set()

@@ -171,7 +171,7 @@ class Problem(BaseModel):
 class Health(BaseModel):
     """The health of the service."""
 
-    status: Literal["ok", "draining", "unhealthy"]
+    status: Literal["ok", "busy", "draining", "unhealthy"]
     detail: str = ""
 
 

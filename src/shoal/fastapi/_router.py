@@ -46,7 +46,7 @@ from ._models import (
 )
 from ._problems import ANSWERS, printable
 from ._relay import ask_to_cancel
-from ._starting import begin, begin_surely, wait_ended
+from ._starting import Begun, begin, begin_surely, wait_ended
 from ._steering import add_steering
 
 logger = logging.getLogger("shoal.fastapi")
@@ -66,6 +66,9 @@ JOINED = (
     "run if it has no `state`, or the same `state`; with another `state`, the answer is 409."
 )
 """The description of requests for a run that is running."""
+BUSY_AT = 0.75
+"""The share of the runs that may wait, from which on the service is not ready. Balancers look every
+few seconds, so they have to be told while there is still room for the requests until then."""
 STORE_DEADLINE = 2.0
 """Seconds that a store has for its answer to a readiness check. Probes mostly wait 1 to 10 s."""
 
@@ -153,13 +156,18 @@ def _add_starting(
         return Json(begun.run.info(), 202, {"Location": f"{where}/{begun.run.run_id}"})
 
     async def run_and_wait(request: Request, runtime: RuntimeDep, body: Any) -> Response:
-        starting = begin_surely if on_disconnect == "detach" else begin
-        begun = await starting(runs, runtime, body.state, body.id)
+        begun: Begun | None = None
+        if on_disconnect == "detach":
+            begun = await begin_surely(runs, runtime, body.state, body.id)
         try:
             async with cancel_on_disconnect(request):
+                if begun is None:
+                    # Within: it may have to wait for its turn, and leaves the line with its client.
+                    begun = await begin(runs, runtime, body.state, body.id)
                 ended = await wait_ended(runs, runtime, begun)
         except BaseException:
-            if on_disconnect == "cancel" and begun.is_new and begun.handle is not None:
+            is_ours = begun is not None and begun.is_new and on_disconnect == "cancel"
+            if is_ours and begun is not None and begun.handle is not None:
                 begun.handle.cancel("its client has gone")
                 with CancelScope(shield=True):
                     await begun.handle.wait_ended()
@@ -344,14 +352,19 @@ def _listed(run: RunSummary) -> dict[str, object]:
 
 
 def service_router(
-    *, authorize: Authorize | None, prefix: str = "", tags: list[str] | None = None
+    *,
+    authorize: Authorize | None,
+    prefix: str = "",
+    tags: list[str] | None = None,
+    busy_at: float = BUSY_AT,
 ) -> APIRouter:
     """Return a router with endpoints for the health of the service.
 
     ``GET /healthz`` says whether the process is healthy (200) or should be replaced (503).
-    ``GET /readyz`` says whether the process accepts requests: it isn't draining, and its stores
-    answer. The error of a store is logged. Clients get it only if ``authorize`` is given, because
-    it names the database.
+    ``GET /readyz`` says whether the process accepts requests: it isn't draining, its stores answer,
+    and it isn't busy: less than ``busy_at`` of the runs that may wait (``Runtime(waiting=)``) do.
+    The error of a store is logged. Clients get it only if ``authorize`` is given, because it names
+    the database.
     ``GET /limits`` returns the use of limits in this process.
 
     Args:
@@ -359,7 +372,15 @@ def service_router(
             router of their own, ``service_router(authorize=None)``, that only they can reach.
         prefix: The beginning of the endpoints' paths.
         tags: The tags in the documentation.
+        busy_at: The share of ``Runtime(waiting=)`` from which on ``/readyz`` answers 503, so that a
+            balancer sends requests elsewhere before any is refused: above 0, and at most 1.
+
+    Raises:
+        DefinitionError: ``busy_at`` is no such share, or ``authorize`` is invalid.
     """
+    if type(busy_at) not in (int, float) or not 0 < busy_at <= 1:
+        msg = f"service_router(busy_at=...) takes a share, above 0 and at most 1, not {busy_at!r}"
+        raise DefinitionError(msg)
     router = APIRouter(
         prefix=prefix,
         tags=[*(tags if tags is not None else ["service"])],
@@ -380,6 +401,10 @@ def service_router(
             return Json({"status": "draining", "detail": "it accepts no more runs"}, 503)
         if not runtime.healthy:
             return Json({"status": "unhealthy", "detail": "the runtime has broken down"}, 503)
+        load = runtime.load
+        if load.is_busy(busy_at):
+            detail = f"{load.running} runs execute, and {load.waiting} wait for their turn"
+            return Json({"status": "busy", "detail": detail}, 503)
         nonlocal logged
         why = await _store_problem(runtime)
         if why and why != logged:

@@ -74,7 +74,7 @@ async def test_a_form_of_this_page_leaves_a_command():
     assert response.status_code == 303
     [command] = queries.commands
     assert (command.run_id, command.kind) == (CRAWL.id, "cancel")
-    assert command.arguments == {"reason": "enough"}
+    assert command.arguments == {"reason": "enough", "by": "the page"}
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,12 @@ async def test_a_child_and_a_limit_are_addressed_as_their_process_knows_them():
         await client.post("/do/limit/crawl-2026-11-30", data=form)
         bad = await client.post("/do/limit/crawl-2026-11-30", data=form | {"n": "0"})
     child, limit = queries.commands
-    assert child.arguments == {"path": [["pages", 0, "fetch", "a/b"]], "reason": "x"}
-    assert limit.arguments == {"owner": "fetch", "part": 1, "n": 40}
+    assert child.arguments == {
+        "path": [["pages", 0, "fetch", "a/b"]],
+        "reason": "x",
+        "by": "the page",
+    }
+    assert limit.arguments == {"owner": "fetch", "part": 1, "n": 40, "by": "the page"}
     assert bad.status_code == 409
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import httpx
@@ -111,9 +111,11 @@ class Endpoint:
                 if response.is_error:
                     raise refusal(response, await read_some(response), key)
                 events = sse_events if self.protocol.framing == "sse" else line_events
+                told: Mapping[str, str] | None = dict(response.headers)
                 async with aclosing(events(response)) as found:
                     async for event in found:
-                        yield self.protocol.decode(event)
+                        yield replace(self.protocol.decode(event), headers=told)
+                        told = None  # once is enough
         except SSEError as error:
             raise ProviderError("stream", str(error)) from None
 
