@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import final
 
 from anyio import CancelScope
 
 from shoal._errors.inspection import first_of
+from shoal._events.events import Status
 
 from .root_run import RootRun
 
@@ -20,11 +22,13 @@ class RunRegistry:
     store.
     """
 
-    __slots__ = ("_all", "_by_id")
+    __slots__ = ("_all", "_by_id", "ended")
 
     def __init__(self) -> None:
         self._all: dict[RootRun, None] = {}  # a dict keeps the order, and removes in constant time
         self._by_id: dict[str, list[RootRun]] = {}
+        self.ended: Counter[tuple[str, Status]] = Counter()
+        """Executions that have ended, by application and status."""
 
     def add(self, root: RootRun) -> None:
         """Add a run that is about to be executed."""
@@ -32,7 +36,10 @@ class RunRegistry:
         self._by_id.setdefault(root.path.id, []).append(root)
 
     def remove(self, root: RootRun) -> None:
-        """Remove a run that has ended."""
+        """Remove a run that has ended, and count it if it had begun."""
+        if root.run is not None:
+            # Without a status it was ended by a KeyboardInterrupt or the like.
+            self.ended[root.path.act, root.run.status or "failed"] += 1
         del self._all[root]
         of_its_id = self._by_id[root.path.id]
         of_its_id.remove(root)

@@ -31,6 +31,7 @@ from shoal._errors.completion import hides
 from shoal._errors.exceptions import BadUse, Draining, kind_of
 from shoal._errors.inspection import first_of
 from shoal._errors.tracebacks import frames_hidden
+from shoal._events.events import Status
 from shoal._events.report import Report
 from shoal._graph.act import Act
 from shoal._limits.breaker import Circuits
@@ -423,6 +424,10 @@ class Runtime:
         """How many root runs execute here, and how many wait for their turn."""
         self.check_open()
         return RunLoad(len(self._roots), 0) if self._seats is None else self._seats.load
+
+    def ended_runs(self) -> Mapping[tuple[str, Status], int]:
+        """Return how many executions of root runs have ended here, by application and status."""
+        return self._roots.ended.copy()
 
     # -- its end --------------------------------------------------------------------------------
 

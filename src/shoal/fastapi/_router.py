@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from anyio import CancelScope, fail_after
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from shoal._errors.exceptions import DefinitionError, Draining
@@ -30,6 +31,8 @@ from ._door import Authorize, authorizing, checked_route, refuse_no_data
 from ._events import DESCRIPTION, MEDIA_TYPE, EventStreamResponse, RunEventStream
 from ._lifespan import RuntimeDep
 from ._looking import Runs, as_responses, refuse_overloaded, seen, status_of
+from ._metrics import MEDIA_TYPE as METRICS_TYPE
+from ._metrics import metrics_of
 from ._models import (
     REASON,
     Answers,
@@ -392,6 +395,7 @@ def service_router(
     prefix: str = "",
     tags: list[str] | None = None,
     busy_at: float = BUSY_AT,
+    metrics: bool = False,
 ) -> APIRouter:
     """Return a router with endpoints for the health of the service.
 
@@ -409,6 +413,8 @@ def service_router(
         tags: The tags in the documentation.
         busy_at: The share of ``Runtime(waiting=)`` from which on ``/readyz`` answers 503, so that a
             balancer sends requests elsewhere before any is refused: above 0, and at most 1.
+        metrics: Whether there is ``GET /metrics``: runs, limits and breakers of this process, in
+            the text format of Prometheus.
 
     Raises:
         DefinitionError: ``busy_at`` is no such share, or ``authorize`` is invalid.
@@ -450,6 +456,12 @@ def service_router(
         # The error of a store names its database. Only the log and authorized clients get it.
         detail = "a store does not answer" + (f": {why}" if authorize is not None else "")
         return Json({"status": "unhealthy", "detail": detail}, 503)
+
+    if metrics:
+
+        @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+        async def get_metrics(runtime: RuntimeDep) -> Response:
+            return Response(metrics_of(runtime), media_type=METRICS_TYPE)
 
     @router.get("/limits", response_model=dict[str, list[LimitUse]])
     async def limits(runtime: RuntimeDep) -> Response:
