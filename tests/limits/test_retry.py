@@ -1503,11 +1503,7 @@ def test_a_timeout_while_a_retry_waits_cancelled_everywhere(how: tuple[Backend, 
                 assert isinstance(outcome.error, StepTimeout)
                 assert isinstance(outcome.error.__cause__, ConnectionError)
                 assert outcome.attempts == 2
-<<<<<<< HEAD
-                assert outcome.elapsed == 2
-=======
                 assert outcome.elapsed == 2  # the third would begin too late
->>>>>>> queue
 
     backend, kind = how
     assert cancel_everywhere(scenario, backend=backend, how=kind) > 10

@@ -387,7 +387,7 @@ class RunHandle(Generic[S]):
             of_parent = [group for group in groups if group.parent.path.depth == depth]
             key, step = child, None
         # Not any(), which stops at the first: every group may have a child of that key.
-        return True in [group.cancel_child(key, reason, act, step) for group in of_parent]
+        return True in [group.cancellation.by_key(key, reason, act, step) for group in of_parent]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._path.id}: {self._how()}>"

@@ -562,7 +562,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         """
         if self._group is None or self._over:
             return False
-        return self._group.cancel_child(key, reason, act)
+        return self._group.cancellation.by_key(key, reason, act)
 
     def _kind(
         self, act: Act, given: Mapping[str, Any], inputs: Mapping[str, object] | None

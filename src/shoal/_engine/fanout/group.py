@@ -17,31 +17,31 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import final
 
-from anyio import CancelScope, Event, create_task_group
+from anyio import create_task_group
 from anyio.lowlevel import checkpoint
 
 from shoal._concurrency.cancellation import as_failure, cancelled, ki_protected
 from shoal._concurrency.watchdog import leads_to
-from shoal._engine.config import RunConfig
 from shoal._engine.disposition import LIVE
 from shoal._engine.run import Run
 from shoal._engine.standing import stands_for
-from shoal._events.events import ChildName, Status
-from shoal._events.identity import Key
+from shoal._events.events import Status
 from shoal._graph.policy import Each, Title
-from shoal._limits.breaker import Circuits
 from shoal._limits.limits import Limits
 from shoal._limits.permits import AttemptPermit
 
 from .admission import ChildAdmission
+from .breakers import GroupBreaker
+from .cancelling import ChildCancellation
 from .children import circuits_of
 from .copies import Copies, statistics_of
 from .entries import AsyncFeed, ChildSource, Dropped
+from .feeders import Feeders
 from .ledger import Ledger
 from .scope import GroupScope
 from .workers import Taken, Worker, WorkerPool
@@ -84,12 +84,11 @@ class ChildTaskGroup:
 
     __slots__ = (
         "_admission",
-        "_circuit_keys",
-        "_circuits",
+        "_breaker",
         "_copies",
         "_decisive",
         "_errand",
-        "_feeding",
+        "_feeders",
         "_gives_early",
         "_halted_of",
         "_is_held",
@@ -98,9 +97,9 @@ class ChildTaskGroup:
         "_on_answer",
         "_on_drained",
         "_pool",
-        "_room",
         "_skips",
         "_source",
+        "cancellation",
         "inbox",
         "is_drained",
         "ledger_of",
@@ -191,6 +190,10 @@ class ChildTaskGroup:
             leave=self._leave,
             stop=self._stop_for_budget,
         )
+        self.cancellation: ChildCancellation = ChildCancellation(
+            self.scope, source, self._admission, self._pool, self._leave
+        )
+        """Cancels some of them, and no others."""
         self._copies: Copies | None = None
         services = parent.config.services
         hedge = statistics_of(services, owner, each, among)
@@ -199,17 +202,15 @@ class ChildTaskGroup:
             self._admission.hedge(self._copies)
         # Why the rest is skipped, once a budget has said so; never unset.
         self._skips: str = ""
-        self._circuits: Circuits | None = circuits_of(services, owner, each, among)
-        # The breaker's key of each child that it let through, until the breaker has its end.
-        self._circuit_keys: dict[Run, Hashable] = {}
+        circuits = circuits_of(services, owner, each, among)
+        self._breaker = None if circuits is None else GroupBreaker(circuits)
         # Both only while ``run`` lasts: they return the halted children, and let those go on that
         # have their answers.
         self._halted_of: Callable[[], Sequence[Run]] | None = None
         self._on_answer: Callable[[], Awaitable[None]] | None = None
         # Set by ``run_in_parent``; None again as soon as the parent's task begins with it.
         self._errand: Callable[[], Awaitable[str | None]] | None = None
-        self._room: Event | None = None  # None unless a feeder waits for room
-        self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by _stop_feeding
+        self._feeders = Feeders(self.scope)
         self._is_shut = False  # no more children start; never unset: a decision stays
         self.is_drained: bool = False
         """Whether the execution starts nothing more: the source may have children left then.
@@ -313,7 +314,7 @@ class ChildTaskGroup:
             return int(most)
         left = source.left()
         # An async source says nothing about the elements that it has yet to give.
-        is_fed = len(self._feeding) > (self._copies is not None)
+        is_fed = self._feeders.count > (self._copies is not None)
         return None if is_fed or left >= ENDLESS else left
 
     @leads_to(lambda variables: variables["self"].scope.parts())
@@ -372,7 +373,7 @@ class ChildTaskGroup:
                     # First of all: a worker that is woken ends only if it finds this set.
                     scope.closing = True
                     self._pool.wake_all()
-                    self._stop_feeding()
+                    self._feeders.stop()
         except BaseException:
             scope.raise_fatal()  # nothing outranks a KeyboardInterrupt
             raise
@@ -384,7 +385,9 @@ class ChildTaskGroup:
             # Breaks a cycle: these are methods of the step.
             self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
             # Before the admission is closed: this gives back what waiting children were granted.
-            self._cancel_unstarted(self._admission.waiting_to_start, scope.reason, scope.winner)
+            self.cancellation.unstarted(
+                self._admission.waiting_to_start, scope.reason, scope.winner
+            )
             self._admission.close()
             self._pool.close()
             if self._copies is not None:
@@ -519,8 +522,8 @@ class ChildTaskGroup:
         unstarted = self._admission.withdraw()
         # The first by position is put back last, so it stands in front.
         for child in sorted(unstarted, key=_position, reverse=True):
-            if self._circuits is not None:
-                self._notify_circuit(self._circuits, child)
+            if self._breaker is not None:
+                self._breaker.report(child)
             self._source.take_back(child)
         self.scope.wake()
 
@@ -548,68 +551,14 @@ class ChildTaskGroup:
 
     def _use_room(self, count: int) -> None:
         """Fill up to ``count`` in-flight slots that have become free."""
-        self._wake_feeder()
+        self._feeders.wake()
         self._pool.add_workers(count)
 
     def _on_room(self) -> None:
         """Start a child that has waited, or another one in the slot of a suspended child."""
         if not self.scope.closing:
             self._pool.add_workers(1)
-            self._wake_feeder()
-
-    # -- some children, and no others -----------------------------------------------------------
-
-    def cancel_others(self, child: Run, reason: str, winner: ChildName) -> None:
-        """Cancel all children except ``child``, which goes on."""
-        others = [other for other in self._pool.living() if other is not child]
-        self._pool.cancel_alone(others, reason, winner)
-        self._cancel_unstarted(self._admission.waiting_to_start, reason, winner)
-
-    def cancel_child(
-        self, key: Key, reason: str, act: str | None = None, step: str | None = None
-    ) -> bool:
-        """Cancel the children that have this key; with ``act``, only the one that executes it.
-
-        A child that waits to start never starts. Siblings go on. Returns whether a child with this
-        key had not ended; elements that the source has not pulled yet don't count.
-        """
-
-        def is_meant(config: RunConfig, of: Key) -> bool:
-            return key == of and act in (None, config.act) and step in (None, config.step)
-
-        def is_one(child: Run) -> bool:
-            return is_meant(child.config, child.key)
-
-        begun = [child for child in self._pool.living() if is_one(child)]
-        unstarted = [child for child in self._admission.waiting_to_start if is_one(child)]
-        if not self.scope.closing:  # else all are cancelled already, and the first reason counts
-            unstarted += self._drop(is_meant)
-            self._pool.cancel_alone(begun, reason)
-            self._cancel_unstarted(unstarted, reason)
-        return bool(begun or unstarted)
-
-    def _drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
-        """Remove the children that are meant from the source, and return those to cancel."""
-        dropped = list[Run]()
-        try:
-            for child in self._source.drop(is_meant):
-                # As any ended child it counts as in flight until the parent has committed its end.
-                self._admission.place.used += 1
-                if child.is_live:
-                    dropped.append(child)
-                else:  # Done already: it is applied, not cancelled
-                    self._leave(child)
-        except BaseException as error:  # noqa: BLE001 # raised by ``run``
-            self.scope.fail(error)
-        return dropped
-
-    def _cancel_unstarted(
-        self, children: Sequence[Run], reason: str, winner: ChildName | None = None
-    ) -> None:
-        """Cancel children that have not started, and put them into the inbox."""
-        self._admission.cancel_unstarted(children, reason, winner)
-        for child in children:
-            self._leave(child)
+            self._feeders.wake()
 
     # -- the workers' side ----------------------------------------------------------------------
 
@@ -637,8 +586,8 @@ class ChildTaskGroup:
         child: Run | Dropped | None = None
         try:
             child = source.take()
-            if self._circuits is not None and isinstance(child, Run) and child.is_live:
-                self._consult(self._circuits, child)
+            if self._breaker is not None and isinstance(child, Run) and child.is_live:
+                self._breaker.consult(child)
             if self._skips and isinstance(child, Run) and child.is_live:
                 child.pass_over(self._skips)
             if child is None:
@@ -650,10 +599,10 @@ class ChildTaskGroup:
             elif child == "dropped":
                 admission.give_back_reserved()
                 admission.let_out()
-                self._wake_feeder()  # the dropped element takes up no room any more
+                self._feeders.wake()  # the dropped element takes up no room any more
             elif child.disposition is LIVE:  # a property would be a call for each child
-                if self._room is not None:
-                    self._wake_feeder()  # what it has pulled may be fewer now than may wait
+                if self._feeders.room is not None:
+                    self._feeders.wake()  # what it has pulled may be fewer now than may wait
                 let_in = admission.admit_first if reads_nothing_ahead else admission.admit
                 if not let_in(child):
                     return "waiting"
@@ -667,8 +616,8 @@ class ChildTaskGroup:
             admission.give_back_reserved()
             admission.let_out()
             if isinstance(child, Run):
-                if self._circuits is not None:
-                    self._notify_circuit(self._circuits, child)
+                if self._breaker is not None:
+                    self._breaker.report(child)
                 # The next attempt gets the element; see
                 # test_an_element_is_not_lost_when_something_raises_about_it.
                 source.take_back(child)
@@ -695,8 +644,8 @@ class ChildTaskGroup:
                 if child.permits is not None:  # most children hold none: saves a call for each
                     self._admission.ended(child)
             finally:
-                if self._circuits is not None:
-                    self._notify_circuit(self._circuits, child)
+                if self._breaker is not None:
+                    self._breaker.report(child)
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by ``run``
             failure = as_failure(error)
             if failure is None:
@@ -712,55 +661,19 @@ class ChildTaskGroup:
                 self._admission.give_place_early(UNCOMMITTED)
             self.scope.wake()
 
-    # -- breakers ---------------------------------------------------------------------------------
-
-    def _consult(self, circuits: Circuits, child: Run) -> None:
-        """Skip ``child`` if its circuit is open."""
-        # May call a user's function. What that raises ends the group, as for `by=` of limits.
-        key = circuits.key(child.config.act, child.data)
-        if circuits.admit(key):
-            self._circuit_keys[child] = key
-        else:
-            child.pass_over(f"breaker open: {key}")
-
-    def _notify_circuit(self, circuits: Circuits, child: Run) -> None:
-        """Report the end of ``child`` to its circuit, once, if the circuit let it through."""
-        if child not in self._circuit_keys:
-            return
-        # Taken out first: `on_end` may raise, and an end is reported once all the same.
-        key = self._circuit_keys.pop(child)
-        if child.status == "failed" and child.error is not None:
-            circuits.on_end(key, child.error)
-        else:
-            circuits.on_end(key, "done" if child.status == "succeeded" else "cancelled")
-
     # -- the feeders' side ----------------------------------------------------------------------
 
     def start_feeding(self, source: AsyncFeed) -> None:
         """Let ``source`` feed its elements in a task of its own."""
-        self.scope.start(partial(self._feed, source))
-
-    async def _feed(self, source: AsyncFeed) -> None:
-        feeding = CancelScope()
-        self._feeding.append(feeding)
-        if self.scope.closing:  # the group ended before this task began, but the source must close
-            feeding.cancel()
-        try:
-            with feeding:
-                await source.feed(self)
-        except BaseException as error:  # noqa: BLE001 # raised by ``run``
-            self.scope.fail(error)
-        self.scope.wake()
+        self._feeders.start(partial(source.feed, self))
 
     async def wait_for_room(self) -> bool:
         """Wait until there is room for one more element; return False if the group is closing."""
-        admission, scope = self._admission, self.scope
-        hold = self.parent.config.execution.hold
-        while not scope.closing and (self._is_shut or hold.is_on or not admission.may_pull()):
-            # No await since the condition was looked at, so nothing that makes room is missed.
-            self._room = Event()
-            await self._room.wait()
-        return not scope.closing
+        return await self._feeders.wait(self._may_feed)
+
+    def _may_feed(self) -> bool:
+        is_held = self._is_shut or self.parent.config.execution.hold.is_on
+        return not is_held and self._admission.may_pull()
 
     @property
     def lacks_permits(self) -> bool:
@@ -770,16 +683,6 @@ class ChildTaskGroup:
     def new_element(self) -> None:
         """Start a child for an element that the source has just received, if there is room."""
         self._pool.add_workers(1)
-
-    def _stop_feeding(self) -> None:
-        self._wake_feeder()
-        for feeding in self._feeding:
-            feeding.cancel()
-
-    def _wake_feeder(self) -> None:
-        if self._room is not None:
-            self._room.set()
-            self._room = None
 
 
 async def _then_go_on(errand: Callable[[], Awaitable[None]]) -> None:

@@ -573,7 +573,7 @@ class FanOutStep:
         assert self.source is not None
         # No further element is needed: the group ends as soon as the winner has ended.
         self.source.stop()
-        self._group.cancel_others(leader, decision.reason, decision.winner)
+        self._group.cancellation.others(leader, decision.reason, decision.winner)
         return None
 
     @property
