@@ -1534,7 +1534,8 @@ async def test_a_run_whose_children_are_retried_takes_no_more_than_its_share():
     plain = [at for at, kind in enumerate(calls) if kind == "plain"]
     assert len(plain) == 300
     ahead = 64 * 4  # the retries of children that had their turns when the first one failed
-    assert plain[-1] <= 2 * 300 + ahead, "of 1,800 calls"
+    # As many again may come back before what is new, and are counted against later turns.
+    assert plain[-1] <= 2 * 300 + ahead + 64, "of 1,800 calls"
 
 
 @pytest.mark.parametrize("retries", ["action", "child"])
