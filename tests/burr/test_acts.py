@@ -234,7 +234,11 @@ class WordsLater(AsyncStreamingAction):
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("streams", [words, words_later, Words(), WordsLater()], ids=str)
+@pytest.mark.parametrize(
+    "streams",
+    [words, words_later, Words(), WordsLater()],
+    ids=["function", "async function", "class", "async class"],
+)
 async def test_a_streaming_action_gives_its_items(streams: Any):
     hook = RecordingHook()
     async with no_leaks():
@@ -244,7 +248,11 @@ async def test_a_streaming_action_gives_its_items(streams: Any):
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("streams", [words, words_later, Words(), WordsLater()], ids=str)
+@pytest.mark.parametrize(
+    "streams",
+    [words, words_later, Words(), WordsLater()],
+    ids=["function", "async function", "class", "async class"],
+)
 async def test_the_first_item_of_a_stream_decides_a_race(streams: Any):
     @our_action(reads=["text"], writes=["out"])
     async def never(text: str) -> str:

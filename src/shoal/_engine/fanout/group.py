@@ -603,8 +603,11 @@ class ChildTaskGroup:
             elif child.disposition is LIVE:  # a property would be a call for each child
                 if self._feeders.room is not None:
                     self._feeders.wake()  # what it has pulled may be fewer now than may wait
-                let_in = admission.admit_first if reads_nothing_ahead else admission.admit
-                if not let_in(child):
+                # Called in two places: a bound method in a variable costs each child more.
+                if reads_nothing_ahead:
+                    if not admission.admit_first(child):
+                        return "waiting"
+                elif not admission.admit(child):
                     return "waiting"
             else:
                 # It was done earlier, but counts as in flight until it is applied.
