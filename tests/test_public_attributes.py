@@ -59,7 +59,7 @@ SHOWN: dict[Callable[[], object], str] = {
     ),
     Runtime: (
         "can_recover circuits drain draining executor find healthy inputs keep_recovering limiter "
-        "limiters limits on_draining recover run runs start store stores wait_draining watch"
+        "limiters limits load on_draining recover run runs start store stores wait_draining watch"
     ),
     lambda: Limits(1): "n",
     first: "accept n",

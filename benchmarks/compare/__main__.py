@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,10 @@ class Process:
         module = f"benchmarks.compare.{contender.module}"
         path = os.pathsep.join(filter(None, [source, str(ROOT), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.compare.worker", module, contender.key, *cell],
+            [
+                *(python, "-m", "benchmarks.compare.worker"),
+                *(module, contender.key, contender.package, *cell),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,13 +87,13 @@ class Process:
             env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
         )
 
-    def answer(self) -> dict[str, float] | None:
+    def answer(self) -> dict[str, Any] | None:
         """Return what it says next; None if it has no program for the work."""
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         line = self.process.stdout.readline()
         if line:
-            found: dict[str, float] = json.loads(line)
+            found: dict[str, Any] = json.loads(line)
             return found
         if self.process.wait() == MISSING:
             return None
@@ -162,10 +164,13 @@ def measure(
                 contender,
                 *map(str, cell),
             )
-            if process.answer() is None:
+            ready = process.answer()
+            if ready is None:
                 process.close()
-            else:
-                processes[name] = process
+                continue
+            processes[name] = process
+            if contender.package:
+                options.versions[contender.package] = ready["version"]
     taken = {name: Taken() for name in processes}
     slow: set[str] = set()
     for _ in range(options.rounds):
@@ -250,14 +255,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write ratios.json")
     parser.add_argument("--plot", metavar="SVG", help="draw the ratios")
     options = parser.parse_args()
+    options.versions = dict[str, str]()
     options.pythons = dict(one.split("=", 1) for one in options.python)
     options.sources = {OURS: ""} | ({"shoal, before": options.before} if options.before else {})
-    if options.check:
-        options.alone = True
     contenders = [one for one in CONTENDERS if not options.alone or one.kind != "peer"]
+    if options.check or options.write:  # beside the first loop by hand, which ratios compare with
+        contenders = [one for one in CONTENDERS if one.key in ("shoal", "gather", "nursery")]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     print(f"CPython {platform.python_version()}, {machine}; {options.rounds} rounds in turn")
-    print(", ".join(_versions(contenders)))
     tables: dict[str, list[dict[str, Any]]] = {}
     committed: dict[str, float] = json.loads(RATIOS.read_text()) if RATIOS.exists() else {}
     worse: list[str] = []
@@ -272,8 +277,10 @@ def main() -> int:
         found = {cell: round(_of_ours(rows), 2) for cell, rows in tables.items() if len(rows) > 1}
         RATIOS.write_text(json.dumps(committed | found, indent=2, sort_keys=True) + "\n")
     if options.plot:
-        note = f"CPython {platform.python_version()}, {machine}; {', '.join(_versions(contenders))}"
+        versions = ", ".join(f"{name} {version}" for name, version in options.versions.items())
+        note = f"CPython {platform.python_version()}, {machine}, {versions}"
         Path(options.plot).write_text(plot(tables, note))
+    print("\n" + ", ".join(f"{name} {version}" for name, version in options.versions.items()))
     for line in worse:
         print(f"worse by over {WORSE - 1:.0%}: {line}")
     return 1 if worse else 0
@@ -281,16 +288,6 @@ def main() -> int:
 
 def _of_ours(rows: list[dict[str, Any]]) -> float:
     return next(row["ratio"] for row in rows if row["name"] == OURS)
-
-
-def _versions(contenders: Sequence[Contender]) -> list[str]:
-    found: list[str] = []
-    for package in dict.fromkeys(one.package for one in contenders if one.package):
-        try:
-            found.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue  # in an environment of its own, or not at all
-    return found
 
 
 def _size(text: str) -> tuple[int, int]:

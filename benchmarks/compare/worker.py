@@ -1,7 +1,7 @@
 """The process of one contender: runs its program whenever it is told to, and says what it took.
 
-``python -m benchmarks.compare.worker MODULE CONTENDER WORKLOAD BACKEND ITEMS LIMIT``; a line on its
-standard input is one round, and its answer is a line of JSON.
+``python -m benchmarks.compare.worker MODULE CONTENDER PACKAGE WORKLOAD BACKEND ITEMS LIMIT``. A
+line on its standard input is one round, and its answer is a line of JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def once(program: Program, workload: str, items: int, limit: int, backend: Any) 
 
 def main() -> None:
     """Import the contender, warm up, and measure."""
-    module, contender, workload, backend, items, limit = sys.argv[1:]
+    module, contender, package, workload, backend, items, limit = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
     began = time.perf_counter()
@@ -65,7 +66,9 @@ def main() -> None:
     once(program, workload, few, int(limit) if few != 20 else 5, backend)
     gc.collect()
     before = peak()
-    print(json.dumps({"imported": imported, "kib": before}), file=answers, flush=True)
+    version = metadata.version(package) if package else ""
+    ready = {"imported": imported, "kib": before, "version": version}
+    print(json.dumps(ready), file=answers, flush=True)
     for _ in sys.stdin:
         took = once(program, workload, int(items), int(limit), backend)
         took["kib"] = peak() - before

@@ -232,6 +232,7 @@ async def test_children_of_an_action_count_as_its_work():
     assert anyio.current_time() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.realtime
 async def test_a_wait_for_a_worker_is_no_work():
     @action(reads=["n"], writes=["out"])
@@ -239,9 +240,9 @@ async def test_a_wait_for_a_worker_is_no_work():
         time.sleep(n)
         return n
 
-    step = many(Graph.chain(sleeper(name="begin"), block, name="child"), Each(work_timeout=0.6))
+    step = many(Graph.chain(sleeper(name="begin"), block, name="child"), Each(work_timeout=1))
     async with Runtime(threads=1) as runtime:
-        result = await runtime.run(Application(step), {"ns": [0.2, 0.2, 0.2, 0.2]})
+        result = await runtime.run(Application(step), {"ns": [0.1] * 12})
     assert errors_of(result) == []
 
 

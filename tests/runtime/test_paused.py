@@ -120,6 +120,38 @@ async def test_it_is_still_paused_after_its_process_has_died():
     assert sorted(began) == [3, 4]
 
 
+@pytest.mark.parametrize("limits", [None, Limits(2)])
+@pytest.mark.parametrize("when", [0.5, 1.5])
+async def test_a_paused_run_is_drained_and_paused_still(limits: Limits | None, when: float):
+    @action(reads=["item", "done"], writes=["more"], limits=limits)
+    async def further(item: int, done: int) -> int:
+        await anyio.sleep(1)
+        return 2 * done
+
+    both = fan_out(
+        Graph.chain(work, further), over="items", item="item", into="found", take="more",
+        limits=Limits(2) & Limits(3, by=lambda state: state["item"] % 2),
+    )  # fmt: skip
+    store = MemoryStore()
+    app = Application(both, name="app", store=store)
+    async with no_leaks(), Runtime(limits=Limits(9)) as runtime:
+        run = await app.start(ITEMS, id="a", runtime=runtime)
+        await anyio.sleep(when)
+        await run.pause("for the night")
+        await anyio.sleep(2)
+        run.drain("the process stops")
+        since = anyio.current_time()
+        assert await run.wait_ended() == "halted"
+        assert anyio.current_time() == since
+        run = await app.start(id="a", runtime=runtime)
+        await anyio.sleep(5)
+        assert run.status is None
+        assert run.paused is not None
+        await run.resume()
+        assert sorted((await run.result()).state["found"]) == [2, 4, 6, 8]
+    assert began == Counter({1: 1, 2: 1, 3: 1, 4: 1})
+
+
 async def test_a_run_without_a_process_is_paused_and_resumed():
     store = MemoryStore()
     app = application()

@@ -52,8 +52,8 @@ class Input(NamedTuple):
 
 
 @hides(
-    "bound continues exposing for_children misfit needed_by needs perform sketch sure_writes "
-    "takes_more"
+    "bound continues exposing for_children is_simple misfit needed_by needs perform sketch "
+    "sure_writes takes_more"
 )
 class Act(ABC):
     """A step that a run can execute: an action, a fan-out, a graph."""

@@ -217,7 +217,9 @@ class Gate:
             posts = self._posts_of(flow)
         elif posts is None:
             posts = self._posts = Posts(flow)
-        heappush(posts.entries, (wait_queue.key_in_flow(), wait_queue.version, wait_queue))
+        request, arrival = next(iter(wait_queue.requests.items()))
+        key = wait_queue.is_behind, wait_queue.is_new, request.due, arrival
+        heappush(posts.entries, (key, wait_queue.version, wait_queue))
 
     def _posts_of(self, flow: Flow) -> Posts:
         """Return the wait queues of a flow here, entered among those of the flows around it."""
@@ -257,11 +259,16 @@ class Gate:
         found, posts = None, self._posts
         if self._ahead is not None:
             found = self._first(self._ahead)
-        elif posts is not None and posts.entries:
-            # Usually there is one flow, and its first entry is valid. No flow has a version.
-            _, version, one = posts.entries[0]
-            if one.version == version and one.gate is self:
-                return one  # pyright: ignore[reportReturnType]
+        elif posts is not None:
+            # Usually there is one flow. No flow has a version, so none is taken for a wait queue.
+            entries = posts.entries
+            while entries:
+                _, version, one = entries[0]
+                if one.version == version and one.gate is self:
+                    return one  # pyright: ignore[reportReturnType]
+                if one.version is None:
+                    break
+                heappop(entries)
         if found is None and posts is not None:
             found = self._first(posts)
         return found
@@ -529,11 +536,6 @@ class WaitQueue:
     def first(self) -> PermitRequest:
         """Return the first request."""
         return next(iter(self.requests))
-
-    def key_in_flow(self) -> Key:
-        """Return the position of the first request among those of its flow."""
-        request, arrival = next(iter(self.requests.items()))
-        return self.is_behind, self.is_new, request.due, arrival
 
     def turn(self) -> Turn:
         """Return the turn of the first request, to be compared with those of other wait queues."""

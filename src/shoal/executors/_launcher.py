@@ -103,6 +103,8 @@ class _Launcher:
                 if self._pool.fileno() in ready and not self._obey():
                     return
         finally:
+            # The sockets are about to be closed, and Python would complain at the next signal.
+            signal.set_wakeup_fd(-1)
             for pid in self._numbers:
                 _kill_group(pid)
 

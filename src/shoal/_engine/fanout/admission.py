@@ -239,7 +239,7 @@ class ChildAdmission:
         permit = self._request(child)
         if permit.granted:
             return True
-        refusal = self._scheduler.overload(permit)
+        refusal = self._scheduler.overload(permit) if self._scheduler.bounds_waiting else None
         if refusal is not None:
             permit.cancel()
             if not self._refuses_alone:
