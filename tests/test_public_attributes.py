@@ -58,8 +58,9 @@ SHOWN: dict[Callable[[], object], str] = {
         "reopen retry_failed run run_sync secret start store take_over version"
     ),
     Runtime: (
-        "can_recover circuits drain draining ended_runs executor find healthy inputs keep_recovering limiter "
-        "limiters limits load on_draining recover run runs start store stores wait_draining watch"
+        "can_recover circuits drain draining ended_runs executor find healthy inputs "
+        "keep_recovering limiter limiters limits load on_draining recover run runs start store "
+        "stores wait_draining watch"
     ),
     lambda: Limits(1): "n",
     first: "accept n",
