@@ -45,6 +45,7 @@ async def test_runs_of_others_are_not_there(is_running: bool):
             ("POST", "/work/a/cancel"),
             ("POST", "/work/a/pause"),
             ("POST", "/work/a/resume"),
+            ("POST", "/work/a/drain"),
             ("POST", "/work/a/limits"),
             ("POST", "/work/a/answers"),
         ):

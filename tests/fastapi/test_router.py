@@ -465,7 +465,7 @@ async def test_nothing_is_reachable_without_what_authorizes():
                 refused = await client.request(method, url, json={"state": {"items": []}})
                 assert refused.status_code == 401, path
                 reached += 1
-        assert reached == 13
+        assert reached == 14
         assert "a" in asked
         assert runtime.runs() == []
         allowed = {"authorization": "Bearer token"}
