@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from shoal._errors.exceptions import brief
 from shoal._errors.inspection import leaves, message_of
+from shoal._state.digest import ADDED
 from shoal._state.plain import HasPlainForm
 from shoal._state.state import Operation, State
 
@@ -41,7 +42,7 @@ class Question:
     """The question itself: data of the application's own."""
     id: str = field(repr=False)
     """Different for every question that was ever asked."""
-    answer_schema: Mapping[str, Any] | None = field(default=None, repr=False)
+    answer_schema: Mapping[str, Any] | None = field(default=None, repr=False, metadata=ADDED)
     """The JSON schema of its answers, by ``context.ask(answer=...)``; None: any answer is one."""
 
     @property

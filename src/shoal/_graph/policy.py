@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from typing import Literal, final
@@ -13,6 +13,7 @@ from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
+from shoal._state.digest import ADDED
 from shoal._state.state import State
 
 
@@ -133,8 +134,8 @@ class Each:
     timeout: float | None = None
     retry: Retry | None = None
     breaker: Breaker | None = None
-    work_timeout: float | None = None
-    hedge: Hedge | None = None
+    work_timeout: float | None = field(default=None, metadata=ADDED)
+    hedge: Hedge | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         others = self.retry, self.breaker, self.hedge

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, RetryLater, brief, kind_of
+from shoal._state.digest import ADDED
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
@@ -284,12 +285,14 @@ class Part:
     cost: Callable[[Any], float] | None
     adapt: Adaptive | None = None
     # What `cost` counts; None where it isn't said.
-    unit: str | None = None
+    unit: str | None = field(default=None, metadata=ADDED)
     # What a `Budget` says; None: it is no budget.
-    terms: Terms | None = None
-    waiting: int | None = None  # runs that may wait; None: any number
-    share: Callable[[Any], Hashable] | None = None
-    weight: Weight | None = None  # of a share; None: 1 each
+    terms: Terms | None = field(default=None, metadata=ADDED)
+    waiting: int | None = field(
+        default=None, metadata=ADDED
+    )  # runs that may wait; None: any number
+    share: Callable[[Any], Hashable] | None = field(default=None, metadata=ADDED)
+    weight: Weight | None = field(default=None, metadata=ADDED)  # of a share; None: 1 each
     # The identity of the `Limits` that it was written as; equal limits have different ones.
     origin: Origin = field(default_factory=Origin, compare=False)
 

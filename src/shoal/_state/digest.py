@@ -8,6 +8,8 @@ Invariants:
 - A dataclass is written as the fields that its ``==`` compares. Any other object is written as
   pickle would save it: its class and its state. Classes and functions are written as their names,
   so a function must have one.
+- A field that was added to a dataclass later (``ADDED``) is left out as long as it has its default,
+  so what was written before it came has the same digest.
 - A class or a function of shoal may move to another module: its name in digests is fixed (see
   test_a_class_that_moves_keeps_its_digest).
 """
@@ -16,16 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import PurePath
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, cast
 
 from shoal._errors.exceptions import NotData, brief, kind_of
 
+ADDED: Mapping[str, object] = MappingProxyType({"shoal": "added"})
+"""The metadata of a field that a class of ours was given after its values were first stored."""
 BYTES = 16  # as many as a UUID: no two inputs of a store will ever share a digest by chance
 NAMES = 1024
 """Names whose written form is cached: the names of fields come up again with each child."""
@@ -183,7 +187,11 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
         _write_global(out, type(value))
         _write_str(out, str(value))
     elif is_dataclass(value) and not isinstance(value, type) and _compares(value):
-        compared = [one.name for one in fields(value) if one.compare]
+        compared = [
+            one.name
+            for one in fields(value)
+            if one.compare and not _is_unused(one, getattr(value, one.name))
+        ]
         out += b"d%d;" % len(compared)
         _write_global(out, type(value))
         for name in compared:
@@ -191,6 +199,11 @@ def _write(out: bytearray, value: object, around: tuple[int, ...]) -> None:
             _write(out, getattr(value, name), around)
     else:
         _write_object(out, value, around)
+
+
+def _is_unused(field: Field[Any], value: object) -> bool:
+    """Whether a field was added later and still says nothing."""
+    return field.metadata == ADDED and value is field.default
 
 
 def _written(value: object, around: tuple[int, ...]) -> bytes:
