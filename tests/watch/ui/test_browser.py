@@ -267,7 +267,7 @@ def test_a_run_of_another_process_is_cancelled_from_the_page(page: Any, place: P
         page.get_by_text("Running longest now").wait_for(timeout=60_000)
         assert "20 running" in headline(page)
         page.get_by_text("Cancel …").click()
-        page.get_by_label("Reason").fill("enough seen")
+        page.locator("#cancel").get_by_label("Reason").fill("enough seen")
         page.wait_for_timeout(700)  # an update must neither close the form nor empty it
         page.get_by_role("button", name="Cancel the run").click()
         page.locator(".title .pill.cancelled").wait_for(timeout=60_000)
@@ -288,7 +288,7 @@ def test_the_form_that_cancels_a_run_is_on_the_screen(
         with opened(browser, address, viewport={"width": width, "height": 820}) as page:
             page.get_by_role("link", name=name, exact=True).click(timeout=30_000)
             page.get_by_text("Cancel …").click()
-            box = page.locator(".pop").bounding_box()
+            box = page.locator("#cancel .pop").bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
             assert page.evaluate("document.documentElement.scrollWidth") <= width
