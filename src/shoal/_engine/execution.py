@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast, final
 
 from anyio import CancelScope, Event, current_time, move_on_after
@@ -221,8 +222,6 @@ class Execution:
         """The path of the root run."""
         self.number: int = 0
         """The number of the root run's last update."""
-        self.accounts: Accounts = Accounts(answers=lambda: self.answers, is_busy=self._is_busy)
-        """The accounts of its budgets."""
         self._recording: Event | None = None  # set when a save of what was spent is over
         self._recorded: int = 0  # the version of the accounts that is saved
         # None of these four changes, apart from the size of `live`: a fan-out with a larger limit
@@ -256,6 +255,12 @@ class Execution:
         # Groups add and remove themselves; `cancel_child` finds the group of a child here.
         self.groups: set[object] = set()
         """The groups of children that are alive now, at all depths."""
+        # They refer to parts of this object, and not to it: that would be a cycle. So neither of
+        # the two parts is ever replaced.
+        self.accounts: Accounts = Accounts(
+            answers=self.answers, is_busy=partial(_is_busy, self.groups)
+        )
+        """The accounts of its budgets."""
         self.hold: Hold = Hold(services.clock)
         """Whether anything new may start."""
         # The first failure of a save; every further save raises it.
@@ -335,22 +340,6 @@ class Execution:
             return apply(batch)
         finally:
             self.reducing += self.services.clock() - began
-
-    def _is_busy(self, payers: Collection[object]) -> bool:
-        """Return whether a child is at work that doesn't wait for children of its own.
-
-        Args:
-            payers: The permits of runs whose attempts are inside of their own fan-outs. Such an
-                attempt that has no child under way is at work itself.
-        """
-        groups = cast("Collection[_Group]", self.groups)
-        blocked = {group.parent.slot_owner.permits for group in groups if group.under_way}
-        if not blocked.issuperset(payers):
-            return True
-        at_work = sum(group.in_flight for group in groups)
-        # A child with groups waits for their children, and is in flight itself.
-        waiting = {owner.path for group in groups if (owner := group.parent.slot_owner).path.parent}
-        return at_work > len(waiting)
 
     def begin_record(self, path: RunPath, number: int) -> None:
         """Record what is spent from now on, since the run has begun."""
@@ -618,3 +607,21 @@ def _in_doubt(batch: Batch, why: str) -> CommitInDoubt:
         f"whether a save of run {batch.path.id} is kept is unknown: the store {why}; "
         f"the run stops, and learns from the store what happened when it is resumed"
     )
+
+
+def _is_busy(groups: Collection[object], payers: Collection[object]) -> bool:
+    """Return whether a child is at work that doesn't wait for children of its own.
+
+    Args:
+        groups: The groups of children that are alive.
+        payers: The permits of runs whose attempts are inside of their own fan-outs. Such an
+            attempt that has no child under way is at work itself.
+    """
+    live = cast("Collection[_Group]", groups)
+    blocked = {group.parent.slot_owner.permits for group in live if group.under_way}
+    if not blocked.issuperset(payers):
+        return True
+    at_work = sum(group.in_flight for group in live)
+    # A child with groups waits for their children, and is in flight itself.
+    waiting = {owner.path for group in live if (owner := group.parent.slot_owner).path.parent}
+    return at_work > len(waiting)

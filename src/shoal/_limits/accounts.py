@@ -476,19 +476,19 @@ class Accounts:
     def __init__(
         self,
         run_id: str = "",
-        answers: Callable[[], Mapping[str, object]] = dict,
+        answers: Mapping[str, object] | None = None,
         is_busy: Callable[[Collection[Payer]], bool] = _never,
     ) -> None:
         """Begin with nothing spent.
 
         Args:
             run_id: The root run's id.
-            answers: Returns the answers that people have given, by the ids of the questions.
+            answers: The answers that people have given, by the ids of the questions; it grows.
             is_busy: Returns whether a child of the run is at work, or one of the attempts that it
                 is given, which are inside of their own fan-outs.
         """
         self.run_id: str = run_id
-        self._answers: Callable[[], Mapping[str, object]] = answers
+        self._answers: Mapping[str, object] = {} if answers is None else answers
         self.is_busy: Callable[[Collection[Payer]], bool] = is_busy
         self._by_name: dict[tuple[str, str], Account] = {}
         self._mirrors: dict[tuple[str, str], Account] = {}
@@ -601,10 +601,9 @@ class Accounts:
 
     def added(self, account: Account) -> Iterator[float]:
         """Yield what people have added to an account, answer by answer."""
-        answers = self._answers()
         number = 0
-        while (id_ := self.question_id(account, number)) in answers:
-            yield answer_of(answers[id_])
+        while (id_ := self.question_id(account, number)) in self._answers:
+            yield answer_of(self._answers[id_])
             number += 1
 
     def asked(self, account: Account) -> int:

@@ -501,7 +501,7 @@ class RootRun:
         execution.know_all(stores_within(run.config.graph))
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)
-        execution.answers = played.answers
+        execution.answers.update(played.answers)
         levels = {at: Level(*level) for at, level in played.spent.items()}
         execution.accounts.restore(levels)
         if not is_over:

@@ -100,3 +100,13 @@ class ChildCancellation:
         self._admission.cancel_unstarted(children, reason, winner)
         for child in children:
             self._leave(child)
+
+    def close(self) -> None:
+        """Cancel what still waits to start, and release the group."""
+        self.unstarted(self._admission.waiting_to_start, self._scope.reason, self._scope.winner)
+        # Breaks a cycle: this is a method of the group, which refers to this.
+        self._leave = _ignore
+
+
+def _ignore(_child: Run) -> None:
+    """Replace ``leave`` of a group that has ended."""

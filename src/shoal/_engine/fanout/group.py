@@ -385,9 +385,7 @@ class ChildTaskGroup:
             # Breaks a cycle: these are methods of the step.
             self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
             # Before the admission is closed: this gives back what waiting children were granted.
-            self.cancellation.unstarted(
-                self._admission.waiting_to_start, scope.reason, scope.winner
-            )
+            self.cancellation.close()
             self._admission.close()
             self._pool.close()
             if self._copies is not None:
