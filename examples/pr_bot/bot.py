@@ -19,7 +19,7 @@ from shoal import (
     action,
     fan_out,
     when,
-)
+)  # fmt: skip
 from shoal.stores import Store
 
 DRAFT = "DRAFT an answer to a reviewer in one line, or NOTHING if the change isn't concerned."
@@ -65,13 +65,9 @@ def settle(draft: str, answer: str) -> str:
 
 draft, check, judge = (ask.bind(name=name) for name in ("draft", "check", "judge"))
 answer_comment = Graph(
-    (ask_for_draft, draft),
-    (draft, settle, when(answer="NOTHING")),
-    (draft, ask_for_check),
-    (ask_for_check, check),
-    (check, settle),
-    name="answer_comment",
-)
+    (ask_for_draft, draft), (draft, settle, when(answer="NOTHING")), (draft, ask_for_check),
+    (ask_for_check, check), (check, settle), name="answer_comment",
+)  # fmt: skip
 
 
 # -- the pull request: its files, then all replies, then a person ------------------------------
@@ -124,33 +120,22 @@ async def publish(repository: str, head: str, replies: Sequence[Mapping[str, str
 def pr_bot(store: Store | None, *, seconds_per_comment: float = 60.0) -> Application:
     """Make the application. A run needs `repository`, `base`, `head` and `comments`."""
     answer_comments = fan_out(
-        answer_comment,
-        over="comments",
-        item="comment",
-        key=str,
-        into="answers",
-        take="reply",
-        errors_into="unanswered",
-        on_error="collect",
+        answer_comment, over="comments", item="comment", key=str, into="answers", take="reply",
+        errors_into="unanswered", on_error="collect",
         # The time counts from a child's start to its end, with its waits for the model. So no more
         # children are in flight than may start their requests in much less time.
         each=Each(timeout=seconds_per_comment, retry=Retry(3, on=Unreachable)),
         limits=Limits(8),
-    )
+    )  # fmt: skip
     review_file = Graph.chain(read_diff, answer_comments, name="review_file")
     review_files = fan_out(
         review_file, over="files", item="file", key=str, into="reviews",
         take=["answers", "unanswered"], limits=Limits(8),
     )  # fmt: skip
     whole = Graph(
-        (find_files, review_files),
-        (review_files, ask_for_judgement),
-        (ask_for_judgement, judge, when("replies")),
-        (ask_for_judgement, END),
-        (judge, choose),
-        (choose, approve, when("replies")),
-        (choose, END),
-        (approve, publish, when("is_approved")),
-        (approve, END),
-    )
+        (find_files, review_files), (review_files, ask_for_judgement),
+        (ask_for_judgement, judge, when("replies")), (ask_for_judgement, END),
+        (judge, choose), (choose, approve, when("replies")), (choose, END),
+        (approve, publish, when("is_approved")), (approve, END),
+    )  # fmt: skip
     return Application(whole, name="pr_bot", inputs=["model"], store=store)

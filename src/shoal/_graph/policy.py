@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import inf
 from typing import Literal, final
@@ -161,6 +161,11 @@ class Each:
     def has_timeout(self) -> bool:
         """Whether the time of a child is bounded."""
         return self.timeout is not None or self.work_timeout is not None
+
+    def __repr__(self) -> str:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = (f"{name}={value!r}" for name, value in values.items() if value is not None)
+        return f"Each({', '.join(given)})"
 
 
 def check_timeout(what: str, timeout: object) -> None:

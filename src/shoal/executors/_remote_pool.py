@@ -30,7 +30,7 @@ from shoal._limits.gates import Gate
 
 from . import _messages as m
 from ._links import Transport
-from ._pace import LONG, PAUSE, WINDOW, Pace
+from ._pace import LONG, MOST, PAUSE, WINDOW, Pace
 from ._port import ContextPort, ItemsPort, Job, PoolHost
 from ._remote_call import RemoteCall
 from ._remote_context import facts_of
@@ -297,7 +297,8 @@ class RemotePool:
         seconds = record.pace.seconds
         if seconds is None or seconds > LONG:
             return None
-        return best if best.plain == 1 or best.load < self._window else None
+        has_room = best.load < self._window and best.plain <= MOST
+        return best if best.plain == 1 or has_room else None
 
     def _room_for_other(self) -> RemoteWorker | None:
         """Return the worker for another call; None if it has to wait."""

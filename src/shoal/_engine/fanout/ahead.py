@@ -85,10 +85,13 @@ class ReadAhead:
         limiters = (*self._own, *self._of_attempt(kind))
         parts = [part for one in limiters for part in one.limits.parts]
         # Shares have turns, so children of another one may start first, as those of another key. A
-        # backend of shared rates is asked for as many units as requests wait, and may be far away:
+        # backend of shared rates or budgets is asked for as much as waits, and may be far away:
         # see test_throughput_is_the_rate_however_far_the_backend_is.
         return any(
-            part.by is not None or part.share is not None or isinstance(part.rate, SharedRate)
+            part.by is not None
+            or part.share is not None
+            or isinstance(part.rate, SharedRate)
+            or (part.terms is not None and part.terms.backend is not None)
             for part in parts
         )
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import final
 
 from anyio import CancelScope, Event
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from .scope import GroupScope
 
@@ -52,6 +53,11 @@ class Feeders:
             # No await since the condition was looked at, so nothing that makes room is missed.
             self.room = Event()
             await self.room.wait()
+        if scope.closing:
+            # The event and the cancellation by `stop` come in one tick, and on trio either may win.
+            # The feeder must be cancelled: a source that ended by itself may fail the group when it
+            # is closed. See test_what_a_source_raises_in_closing_is_masked.
+            await checkpoint_if_cancelled()
         return not scope.closing
 
     def wake(self) -> None:
