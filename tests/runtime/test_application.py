@@ -16,12 +16,14 @@ import pytest
 
 from shoal import (
     Application,
+    Budget,
     Cancelled,
     Context,
     ErrorInfo,
     Failed,
     Graph,
     Hook,
+    Limits,
     RunResult,
     Runtime,
     Skipped,
@@ -32,7 +34,15 @@ from shoal import (
     fan_out,
 )
 from shoal._errors.exceptions import kind_of
-from shoal.errors import BadUse, DefinitionError, HookFailed, MissingField, MissingInput, StateError
+from shoal.errors import (
+    BadUse,
+    BudgetExceeded,
+    DefinitionError,
+    HookFailed,
+    MissingField,
+    MissingInput,
+    StateError,
+)
 from shoal.events import ChildEnded, StateUpdated
 from shoal.stores._protocol import Batch, NullStore
 from shoal.testing import RecordingHook, no_leaks
@@ -361,6 +371,32 @@ async def test_a_runtime_that_was_closed_is_no_garbage():
         reference = await run()
         await anyio.lowlevel.checkpoint()
         assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(1), Budget(1, "USD", worst=lambda _: 2)], ids=["slots", "budget"]
+)
+async def test_a_runtime_and_its_limiters_are_no_garbage(limits: Limits):
+    """Also after a request that waited for a limit, and was refused."""
+
+    @action(reads=["name"], writes=["greeting"], limits=limits)
+    async def limited(name: str) -> str:
+        return f"hello, {name}"
+
+    async def run() -> list[weakref.ref[object]]:
+        async with Runtime() as runtime:
+            with suppress(BudgetExceeded):
+                await runtime.run(Application(limited), {"name": "shoal"})
+            return [weakref.ref(runtime), weakref.ref(runtime.limiter(limited))]
+
+    gc.collect()
+    gc.disable()
+    try:
+        references = await run()
+        await anyio.lowlevel.checkpoint()
+        assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()
 

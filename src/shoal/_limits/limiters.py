@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 from weakref import WeakKeyDictionary, ref
 
@@ -474,6 +475,8 @@ class Limiters:
         # owners: an object may stand on actions that are made anew for each request. Gates keep
         # parts without their origin, else nothing here would ever be collected.
         self._gates: WeakKeyDictionary[Origin, PartGates] = WeakKeyDictionary()
+        # Weak, since limiters call it, and this refers to them: that would be a cycle.
+        self._on_changed: Callable[[], None] = partial(_look_again, ref(self))
 
     def of(self, owner: object, limits: Limits, name: str = "") -> Limiter:
         """Return the limiter of ``owner``, creating it on first use.
@@ -499,7 +502,11 @@ class Limiters:
     def view(self, limits: Limits) -> Limiter:
         """Return a limiter of no owner, for looking at limits and for changing them."""
         return Limiter(
-            limits, self._scheduler, self._gates_of, self._look, takes_foreign=self._takes_foreign
+            limits,
+            self._scheduler,
+            self._gates_of,
+            self._on_changed,
+            takes_foreign=self._takes_foreign,
         )
 
     def _gates_of(self, part: Part) -> PartGates:
@@ -513,12 +520,13 @@ class Limiters:
         elif gates.part.n is None and part.n is not None:
             # Until now it stood on one fan-out, which counts places in flight by itself.
             gates.size(part.of_gates)
-            self._look()
+            self.look()
         if part.origin.is_of_runtime:
             gates.is_of_run = False
         return gates
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Let all limiters note which gates every attempt needs."""
         for named in self.by_owner.values():
             for limiter in named.values():
                 limiter.look()
@@ -584,6 +592,12 @@ class Limiters:
         state = make_state(fields())
         found = (gates.share_of(state) for gates in dict.fromkeys(parts))
         return tuple([share for share in found if share is not None])
+
+
+def _look_again(limiters: ref[Limiters]) -> None:
+    found = limiters()
+    if found is not None:  # else the runtime is gone, and a limiter of it is not
+        found.look()
 
 
 def _fits(old: Part, new: Part) -> bool:

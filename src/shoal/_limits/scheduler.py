@@ -289,6 +289,7 @@ class FairScheduler:
             gate.post(wait_queue)  # with the turn of the request that is first now
         else:
             self._end(wait_queue)
+            gate.first()  # drops its stale entry, which would keep its execution alive
         # Another wait queue may be first now, and the gate open to its request: see
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
