@@ -16,6 +16,7 @@ from typing import Any
 from anyio import current_effective_deadline, sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
+from shoal._concurrency.cancellation import cancelled
 from shoal._errors.exceptions import Overloaded
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit, InFlightSlot
@@ -110,7 +111,9 @@ def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
         # it keeps for the next execution, is not for a child to decide.
         time = time_of(run)
         deadline = math.inf if time is None else time.deadline
-    if deadline == math.inf:
+    # A run that is cancelled already ends as cancelled, and not by a failure of its own; see
+    # test_programs_of_all_pairs.
+    if deadline == math.inf or cancelled():
         return
     scheduler = run.config.services.admission.scheduler
     starts, gate = scheduler.starts_at(permit)

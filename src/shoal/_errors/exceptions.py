@@ -64,7 +64,6 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from types import MappingProxyType
 
 
 class ShoalError(Exception):
@@ -191,15 +190,20 @@ class StepTimeout(ShoalError, TimeoutError):
     failed, its failure is the ``__cause__``.
     """
 
-    waited: Mapping[str, float] = MappingProxyType({})
-    """How many seconds a child has waited, by what for: a limit by its name, its turn of a rate, a
-    key, a worker, its next attempt. The longest first. Empty for other timeouts."""
-
     def __init__(self, message: str = "", waited: Mapping[str, float] | None = None) -> None:
         super().__init__(message)
         # Only if there is any, so that one which was stored before has the same digest.
         if waited:
-            self.waited = waited
+            self._waited = waited
+
+    @property
+    def waited(self) -> Mapping[str, float]:
+        """How many seconds a child has waited, by what for; empty for other timeouts.
+
+        A limit by its name, its turn of a rate, a key, a worker, its next attempt: the longest
+        comes first.
+        """
+        return self.__dict__.get("_waited", {})
 
 
 _REASONS = 5
