@@ -146,8 +146,11 @@ def test_a_budget_is_judged_however_the_loop_was_started(starter: str):
         return n
 
     async def main() -> None:
-        for on_empty, kept in (("fail", None), ("stop", None), ("fail", MemoryRates())):
-            budget = Budget(0.25, "USD", worst=0.1, on_empty=on_empty, name="x", backend=kept)
+        for budget in (
+            Budget(0.25, "USD", worst=0.1, name="x"),
+            Budget(0.25, "USD", worst=0.1, name="x", on_empty="stop"),
+            Budget(0.25, "USD", worst=0.1, name="x", backend=MemoryRates()),
+        ):
             step = fan_out(spend, over="ns", item="n", into="outs", name="outs", on_error="collect")
             with anyio.fail_after(1000):
                 result = await Application(step, limits=budget).run({"ns": range(6)})

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shoal import Limits, Rate
+from shoal._limits.accounts import Accounts
 from shoal._limits.flows import AT_ONCE, Flow, Priority
 from shoal._limits.gates import Costs, Gate
 from shoal._limits.meters import CREDIT, MARKS, Meter
@@ -62,6 +63,7 @@ class Unit:
         self.costs: Costs | None = None
         self.let_in: set[object] | None = None
         self.priority: Priority = priority
+        self.accounts: Accounts | None = None
 
 
 class Log:

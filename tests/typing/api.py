@@ -666,7 +666,7 @@ async def losing(result: RunResult, run: OpenRun[dict[str, Any]], event: ChildSt
             assert_type(outcome.winner, ChildName | None)
     assert_type(run.cancel_child("key", "too slow"), bool)
     assert_type(run.cancel_child(event.child, "too slow"), bool)
-    run.cancel_child("key")  # pyright: ignore[reportCallIssue]
+    run.cancel_child("key")
     try:
         await run.result()
     except NobodyAccepted as lost:

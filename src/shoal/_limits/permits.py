@@ -335,7 +335,8 @@ class AttemptPermit(PermitRequest):
             costs = None if costs is None else (*costs, 1.0)
         super().__init__(needed, costs, None if holder is None else holder.unit, flow)
         if holder is not None and holder.returns:
-            holder.returns, self.is_returning = False, True
+            holder.returns = False
+            self.is_returning: bool = True
         self._scheduler: FairScheduler = scheduler
         self._holder: HeldPermits | None = holder
         self._notify: Callable[[], None] | None = on_granted

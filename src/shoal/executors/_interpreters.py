@@ -99,7 +99,7 @@ class Interpreters(Executor):
         self.concurrency: int = concurrency
         self.initializer = initializer
         self.initargs: tuple[Any, ...] = tuple(initargs)
-        self.takes = takes
+        self.takes: Literal["plain", "all"] = takes
         self._refusals = Refusals("Interpreters", initializer, self.initargs)
 
     def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
