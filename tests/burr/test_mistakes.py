@@ -100,7 +100,7 @@ class TakesState(Two):
 
 
 class TakesOdd(Two):
-    inputs = ["__odd"]  # noqa: RUF012
+    inputs = ["__odd"]  # noqa: RUF012 # as Burr code is written
 
 
 class ReadsText(Two):

@@ -71,7 +71,7 @@ class SharedProgram(Program):
     def settle(self) -> None:
         # In one flow alone requests come first that came first; see `Program.settle`.
         for one in self.waiting:
-            one.unit = one.unit if one.permit.flow is None else object()  # type: ignore[assignment]
+            one.unit = one.unit if one.permit.flow is None else object()  # type: ignore[assignment] # a stand-in
         super().settle()
 
 
@@ -584,9 +584,9 @@ async def test_a_resumed_run_has_the_priority_of_its_application():
 async def test_misuse_of_priorities():
     act = noting([])
     with pytest.raises(DefinitionError, match="priority= takes one of 'interactive', 'normal', "):
-        Application(act, priority="high")  # type: ignore[arg-type]
+        Application(act, priority="high")  # type: ignore[arg-type] # that is the mistake
     with pytest.raises(BadUse, match=r"run\(priority=...\) takes one of"):
-        await Application(act).run({"n": 1}, priority="high")  # type: ignore[arg-type]
+        await Application(act).run({"n": 1}, priority="high")  # type: ignore[arg-type] # that is the mistake
 
 
 # -- retries ---------------------------------------------------------------------------------------

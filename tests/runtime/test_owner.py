@@ -94,4 +94,4 @@ def test_an_owner_that_is_no_name_is_refused():
     with pytest.raises(ValueError, match="at least one character"):
         app.run_sync({"n": 1}, owner="")
     with pytest.raises(TypeError, match="takes a string, not an int"):
-        app.run_sync({"n": 1}, owner=3)  # type: ignore[arg-type]
+        app.run_sync({"n": 1}, owner=3)  # type: ignore[arg-type] # that is the mistake

@@ -97,7 +97,7 @@ class Limiter:
         self._takes_foreign: bool = takes_foreign
         self.origins: tuple[ref[Origin], ...] = tuple([ref(part.origin) for part in limits.parts])
         """The identities of the objects that its parts were written as."""
-        # Never replaced: a part's gates stay at their index for good, whoever changes the part.
+        # Never replaced: a part's gates stay at their index, also when it is changed.
         self.parts: tuple[PartGates, ...] = tuple(map(gates_of, limits.parts))
         self.same: tuple[Gate, ...] | None
         """The gates that every attempt needs; None if they depend on the state it starts from.
@@ -178,7 +178,7 @@ class Limiter:
         # Served at once: with more slots, or a faster rate, waiting requests may start now.
         for part, gates, new in zip(limits.parts, self.parts, meters, strict=True):
             # Before the gates change: what is charged from then on counts under the new part.
-            part = part.in_place_of(gates.part)  # noqa: PLW2901
+            part = part.in_place_of(gates.part)  # noqa: PLW2901 # the given one is of no use
             self._scheduler.costs.replace(gates.part, part)
             for gate in gates.change(part, new):
                 self._scheduler.serve(gate)
@@ -565,7 +565,7 @@ class Limiters:
             same += limiter.same
         else:
             # Once each: one object may limit the action, the application and the runtime.
-            return same if len(limiters) < 2 else tuple(dict.fromkeys(same)), None  # noqa: PLR2004
+            return same if len(limiters) == 1 else tuple(dict.fromkeys(same)), None
         # One `by=` or `cost=` is enough: then all gates are sought in one way, so that gates and
         # costs have one order.
         parts = dict.fromkeys(gates for limiter in limiters for gates in limiter.parts)

@@ -288,9 +288,7 @@ class Part:
     unit: str | None = field(default=None, metadata=ADDED)
     # What a `Budget` says; None: it is no budget.
     terms: Terms | None = field(default=None, metadata=ADDED)
-    waiting: int | None = field(
-        default=None, metadata=ADDED
-    )  # runs that may wait; None: any number
+    waiting: int | None = field(default=None, metadata=ADDED)  # runs; None: any number
     share: Callable[[Any], Hashable] | None = field(default=None, metadata=ADDED)
     weight: Weight | None = field(default=None, metadata=ADDED)  # of a share; None: 1 each
     # The identity of the `Limits` that it was written as; equal limits have different ones.

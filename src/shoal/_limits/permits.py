@@ -587,7 +587,7 @@ class AttemptPermit(PermitRequest):
         for stake in self.stakes:
             stake.rest(self._holder)
         self._scheduler.leave(self)
-        self._scheduler.look_at(self.stakes)  # what waits for this attempt's money may be in vain
+        self._scheduler.look_at(self.stakes)  # requests that wait for its money may never get it
         self.wake()
 
     async def reacquire(self) -> None:

@@ -403,7 +403,7 @@ class FairScheduler:
     # -- budgets --------------------------------------------------------------------------------
 
     def _judge_soon(self, gate: Gate, *, after: float = 0.0) -> None:
-        """Find out in the next iteration of the loop whether requests at ``gate`` wait in vain."""
+        """Find out in the next iteration of the loop which requests at ``gate`` can never start."""
         self._unjudged[gate] = None
         if self._soon is None or (self._judgement is not None and after):
             return

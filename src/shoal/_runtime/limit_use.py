@@ -113,7 +113,7 @@ def uses_of(limiters: Mapping[str, Limiter], now: float) -> list[LimitUse]:
         limiters: The limiters by the names of their owners, as ``Runtime.limiters`` has them.
         now: The time, by the clock of the runtime.
     """
-    # Once each: a limit that stands in several places is told of under the first of their names.
+    # Once each: a limit in several places is reported under the first of their names.
     found = {
         part: (owner or RUNTIME, number, limiter)
         for owner, limiter in reversed(list(limiters.items()))

@@ -56,7 +56,7 @@ class Seat:
         """Use ``Seats.enter``."""
         self._all = seats
         self._status: Literal["waiting", "held", "lent", "over"] = "held"
-        # None: it need not wait. Whoever gives it its turn, or takes it out of the line, sets it.
+        # None: it need not wait. Set when it has its turn, or is taken out of the line.
         self._turn: Event | None = None
         self._error: ShoalError | None = None
         self.is_counted: bool = is_counted

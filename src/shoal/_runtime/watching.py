@@ -419,7 +419,7 @@ class ReportKeeper:
         self._has_failed = False  # whether a failure was logged; never reset
         self._rests_until = 0.0  # after a failure
         self._is_starting = False  # a task was started that will store what is pending
-        self._is_stuck = False  # the end of a run has waited in vain for the call under way
+        self._is_stuck = False  # the end of a run did not get the call under way
 
     def offer(self, run_id: str, text: str) -> None:
         """Store a report soon, if the store is well."""

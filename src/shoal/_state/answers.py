@@ -212,7 +212,7 @@ def _is_same(one: object, other: object) -> bool:
 
 def _by_pydantic(annotation: Any, name: str) -> AnswerType:
     try:
-        from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError  # noqa: PLC0415
+        import pydantic  # noqa: PLC0415 # only for those that use it
         from pydantic.errors import PydanticUserError  # noqa: PLC0415 # only for those that use it
     except ImportError as error:
         msg = (
@@ -221,9 +221,14 @@ def _by_pydantic(annotation: Any, name: str) -> AnswerType:
         )
         raise DefinitionError(msg) from error
     try:
-        adapter: TypeAdapter[Any] = TypeAdapter(_readable(annotation))
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(_readable(annotation))
         schema = adapter.json_schema()
-    except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError) as error:
+    except (
+        pydantic.PydanticSchemaGenerationError,
+        PydanticUserError,
+        NameError,
+        TypeError,
+    ) as error:
         what = kind_of(annotation) if not isinstance(annotation, type) else name
         msg = (
             f"context.ask(answer={what}): pydantic makes no JSON schema of it: "
@@ -235,7 +240,7 @@ def _by_pydantic(annotation: Any, name: str) -> AnswerType:
     def make(value: object) -> object:
         try:
             return adapter.validate_python(value)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             found = error.errors(include_url=False, include_input=False, include_context=False)
             texts = [
                 Misfit(".".join(map(str, one["loc"])), one["msg"]).text for one in found[1:_REASONS]

@@ -16,7 +16,7 @@ from shoal._errors.exceptions import DefinitionError
 from ._interpreter_transport import OLDEST, InterpreterTransport
 from ._port import Executor, Job, PoolHost
 from ._process_transport import cores
-from ._refusals import Refusals
+from ._refusals import Refusals, check_workers
 from ._remote_pool import RemotePool
 
 
@@ -85,16 +85,14 @@ class Interpreters(Executor):
                 f"{platform.python_version()} on {platform.system()}; use executor='processes'"
             )
             raise DefinitionError(msg)
-        for name, count in (("max_workers", max_workers), ("concurrency", concurrency)):
-            if (type(count) is not int or count < 1) and not (count is None and name[0] == "m"):
-                msg = f"Interpreters({name}=...) takes a whole number, at least 1, not {count!r}"
-                raise DefinitionError(msg)
-        if takes not in ("plain", "all"):
-            msg = f"Interpreters(takes=...) takes 'plain' or 'all', not {takes!r}"
-            raise DefinitionError(msg)
-        if initializer is not None and not callable(initializer):
-            msg = f"Interpreters(initializer=...) takes a function, not {initializer!r}"
-            raise DefinitionError(msg)
+        check_workers(
+            "Interpreters",
+            "max_workers",
+            max_workers,
+            concurrency=concurrency,
+            takes=takes,
+            initializer=initializer,
+        )
         self.max_workers: int = max_workers or cores()
         self.concurrency: int = concurrency
         self.initializer = initializer

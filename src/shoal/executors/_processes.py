@@ -14,7 +14,7 @@ from shoal._errors.exceptions import DefinitionError
 
 from ._port import Executor, Job, PoolHost
 from ._process_transport import ProcessTransport, cores
-from ._refusals import Refusals
+from ._refusals import Refusals, check_workers
 from ._remote_pool import RemotePool
 
 
@@ -90,18 +90,16 @@ class Processes(Executor):
         if os.name != "posix":
             msg = "Processes need a POSIX system; on this one, use executor='threads'"
             raise DefinitionError(msg)
-        for name, count in (("max_workers", max_workers), ("concurrency", concurrency)):
-            if (type(count) is not int or count < 1) and not (count is None and name[0] == "m"):
-                msg = f"Processes({name}=...) takes a whole number, at least 1, not {count!r}"
-                raise DefinitionError(msg)
+        check_workers(
+            "Processes",
+            "max_workers",
+            max_workers,
+            concurrency=concurrency,
+            takes=takes,
+            initializer=initializer,
+        )
         if start not in ("forkserver", "spawn"):
             msg = f"Processes(start=...) takes 'forkserver' or 'spawn', not {start!r}"
-            raise DefinitionError(msg)
-        if takes not in ("plain", "all"):
-            msg = f"Processes(takes=...) takes 'plain' or 'all', not {takes!r}"
-            raise DefinitionError(msg)
-        if initializer is not None and not callable(initializer):
-            msg = f"Processes(initializer=...) takes a function, not {initializer!r}"
             raise DefinitionError(msg)
         if kill_after is not None and not is_positive(kill_after):
             msg = f"Processes(kill_after=...) takes seconds above 0, not {kill_after!r}"

@@ -11,7 +11,7 @@ from shoal._errors.exceptions import DefinitionError
 from ._port import Executor, Job, PoolHost
 from ._ray_link import ActorOptions, RayTransport
 from ._ray_session import check_installed
-from ._refusals import Refusals
+from ._refusals import Refusals, check_workers
 from ._remote_pool import RemotePool
 
 WINDOW = 0.01
@@ -103,13 +103,9 @@ class Ray(Executor):
                 f"of the cluster, as a job (ray job submit), and leave address= out"
             )
             raise DefinitionError(msg)
-        for what, given in (("actors", actors), ("concurrency", concurrency)):
-            if given is not None and (type(given) is not int or given < 1):
-                raise DefinitionError(f"Ray({what}=...) takes a whole number >= 1, not {given!r}")
-        if initializer is not None and not callable(initializer):
-            raise DefinitionError(f"Ray(initializer=...) takes a function, not {initializer!r}")
-        if takes not in ("plain", "all"):
-            raise DefinitionError(f"Ray(takes=...) takes 'plain' or 'all', not {takes!r}")
+        check_workers(
+            "Ray", "actors", actors, concurrency=concurrency, takes=takes, initializer=initializer
+        )
         self.address: str | None = address
         self.actors: int | None = actors
         self.concurrency: int = concurrency

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-from shoal._errors.exceptions import NotSendable
+from shoal._errors.exceptions import DefinitionError, NotSendable
 
 from ._port import Job
 from ._sending import dump, named, why, why_not, why_not_function
@@ -73,3 +73,29 @@ class Refusals:
                 f"{what}"
             )
             raise NotSendable(msg) from error
+
+
+def check_workers(
+    executor: str,
+    what: str,
+    workers: object,
+    *,
+    concurrency: object,
+    takes: object,
+    initializer: object,
+) -> None:
+    """Check what all executors with workers elsewhere take; ``what`` is what they call the workers.
+
+    Raises:
+        DefinitionError: An argument has the wrong type or is out of range.
+    """
+    for name, count in ((what, workers), ("concurrency", concurrency)):
+        if (type(count) is not int or count < 1) and not (count is None and name == what):
+            msg = f"{executor}({name}=...) takes a whole number, at least 1, not {count!r}"
+            raise DefinitionError(msg)
+    if takes not in ("plain", "all"):
+        msg = f"{executor}(takes=...) takes 'plain' or 'all', not {takes!r}"
+        raise DefinitionError(msg)
+    if initializer is not None and not callable(initializer):
+        msg = f"{executor}(initializer=...) takes a function, not {initializer!r}"
+        raise DefinitionError(msg)

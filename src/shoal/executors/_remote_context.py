@@ -45,7 +45,7 @@ LOG = "log"
 
 @final
 class Facts(NamedTuple):
-    """What a worker is told of a context."""
+    """The parts of a context that are sent to a worker."""
 
     path: RunPath
     step: str
@@ -60,7 +60,7 @@ class Facts(NamedTuple):
 def facts_of(
     context: ContextPort, given: Mapping[str, object] | None, clock: Callable[[], float]
 ) -> Facts:
-    """Return what a worker is told of a context.
+    """Return the parts of a context that are sent to a worker.
 
     Args:
         context: The context.

@@ -1,4 +1,4 @@
-"""``context.fan_out`` in a worker: the children run where the run is, and are told of here.
+"""``context.fan_out`` in a worker: the children run where the run is.
 
 Invariants:
 - An outcome that was asked for is not lost if the wait for it is cancelled: the next wait takes it.

@@ -167,7 +167,7 @@ class Command:
     ``"resume limit"``    the same
     ====================  ===========================================================
 
-    Each may have ``by``, who has asked for it, and ``id``, by which its sender finds in the history
+    Each may have ``by``, its sender's name, and ``id``, by which its sender finds in the history
     what became of it. An entry of the history (``Steered``) has both, and what was refused has
     ``"refused"`` in place of the kind, with ``command`` (the kind) and ``why``.
     """

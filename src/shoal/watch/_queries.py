@@ -250,7 +250,7 @@ class Queries:
         )
 
     async def steered(self, path: RunPath | str) -> Sequence[Steered]:
-        """Return how a root run was steered from outside: who has paused it, and so on."""
+        """Return how a root run was steered from outside: its pauses, by which name, and so on."""
         path = self._path(path).root
         await self._find(path)
         return await steered_of(self._inspected, path)
