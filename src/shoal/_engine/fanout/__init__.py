@@ -6,9 +6,10 @@ Read ``step`` first: one execution of a parallel step follows these modules from
   step. ``subgraph`` does the same for a graph as a node, ``action_group`` for ``context.fan_out``.
 - ``step_source`` makes the sources of a step. ``source`` pulls elements and makes a child of each.
   ``elements`` is the source of a ``fan_out``, ``task_source`` that of a parallel action,
-  ``action_source`` that of ``context.fan_out``. ``entries`` has the templates of children and the
-  protocols between a source and its group, ``keys`` the keys and positions of elements, and
-  ``children`` the configuration that all children share. ``stagger`` delays the start of children.
+  ``action_source`` that of ``context.fan_out``. ``growth`` has the elements that ``grow`` finds,
+  ``entries`` the templates of children and the protocols between a source and its group, ``keys``
+  the keys and positions of elements, and ``children`` the configuration that all children share.
+  ``stagger`` delays the start of children.
 - ``group`` is the task group of the children. ``scope`` cancels it and keeps the reason,
   ``workers`` execute the children, ``admission`` bounds how many are in flight, and ``ahead`` how
   many elements are pulled for children that can't start yet. ``start_requests`` asks the limits for

@@ -453,7 +453,7 @@ class FanOutStep:
         draft = BatchJoin(
             self.join,
             self.parent,
-            self.source,
+            self.source.growth,
             self.ledger,
             self._race,
             done_before=done_before,
