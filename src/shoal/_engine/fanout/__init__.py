@@ -23,5 +23,6 @@ Read ``step`` first: one execution of a parallel step follows these modules from
   of late children.
 - ``finish`` sorts the exceptions that came out of runs, and records ends without an update.
 - ``recorded``, ``takeup`` and ``step_resume`` continue a step that an earlier execution began.
+  ``losers`` gives an end to contestants that had none when their race was decided.
 - ``context`` has ``Context``, the view that an action has of its run.
 """
