@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Generic, final
 
@@ -95,8 +95,9 @@ class Launcher(Generic[S]):
             execution.secrets.learn(fields)
             # Checked here as well as when the request is made, because only the store knows all
             # that is secret in a run that goes on.
-            refuse_in_id(str(definition), path.id, fields)
-            refuse_exposing(str(definition), definition.graph, fields, execution.secrets)
+            if execution.secrets.names:
+                refuse_in_id(definition, path.id, fields)
+                refuse_exposing(definition, definition.graph, fields, execution.secrets)
             return Run(config, fields, path=path)
 
         return RootRun(request, execution, make_run, wants_watch=definition.watch)
@@ -121,12 +122,14 @@ class Launcher(Generic[S]):
         try:
             async with opened(runtime) as where:
                 root = self.plan(request, where)
-                with ExitStack() as shown:
-                    if display is not None:
-                        root.wants_watch = True
-                        shown.enter_context(showing(display, where.watch_reports, root))
+                if display is None:
                     task = where.begin(root)
                     interruption = await task.wait()
+                else:
+                    root.wants_watch = True
+                    with showing(display, where.watch_reports, root):
+                        task = where.begin(root)
+                        interruption = await task.wait()
                 interruption = first_of(task.fatal, interruption)
         except BaseException:  # of the runtime's own block
             if interruption is not None and fatal_leaf(interruption) is not None:
