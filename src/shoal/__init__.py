@@ -216,7 +216,7 @@ _MOVED = {
         "BadAnswer BadKey BadResult BadUse BudgetExceeded ChangedInPlace CommitInDoubt "
         "DefinitionError DepthExceeded Halting HookFailed IncompleteStream InputChanged "
         "InvalidState LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker "
-        "NotData NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
+        "NotApplied NotData NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
         "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel StateError "
         "TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge WorkerDied"
     ),
