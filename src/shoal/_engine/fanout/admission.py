@@ -319,12 +319,12 @@ class ChildAdmission:
         The permit that is returned is also the one of the child's first attempt.
         """
         limiters, config, in_flight = self._all_limiters, child.config, self._in_flight
-        gates, costs = limiters.gates(self._limiters, child.data)
+        gates, costs = limiters.gates(self._limiters, child.data, config.execution)
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
         if self._scheduler.has_shares:
-            permits.belong_to(self._controller.shares(self._limiters, child))
+            permits.belong_to(self._controller.shares(self._limiters, child, permits.unit))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
@@ -337,8 +337,7 @@ class ChildAdmission:
         try:
             if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-                accounts = config.execution.accounts
-                needed, own = limiters.gates(applying, child.data, accounts)
+                needed, own = limiters.gates(applying, child.data, config.execution)
                 worker = _worker_of(config)
             if self._scheduler.has_shares or permits.unit.priority != "normal":
                 flow = self._controller.flow(config.scopes, applying, permits, child)
@@ -510,16 +509,15 @@ class ChildAdmission:
         """
         limiters, config, in_flight = self._all_limiters, copy.config, self._in_flight
         # By the state with which the child started: its slot counts under the same key.
-        accounts = config.execution.accounts
-        gates, costs = limiters.gates(self._limiters, copy.initial, accounts)
+        gates, costs = limiters.gates(self._limiters, copy.initial, config.execution)
         applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-        needed, own = limiters.gates(applying, copy.data, accounts)
+        needed, own = limiters.gates(applying, copy.data, config.execution)
         pool = config.pool_of(action)
         permits = copy.permits = HeldPermits(config.execution, in_flight)
         if costs is None:
             costs = (1.0,) * len(gates)
         if self._scheduler.has_shares:
-            permits.belong_to(self._controller.shares(self._limiters, copy))
+            permits.belong_to(self._controller.shares(self._limiters, copy, permits.unit))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         return AttemptPermit(
             self._scheduler,
