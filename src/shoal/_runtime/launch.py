@@ -78,7 +78,7 @@ class Launcher(Generic[S]):
             max_depth=definition.max_depth,
             max_live=definition.max_live,
             deadline=anyio.current_effective_deadline() if deadline is None else deadline,
-            priority=definition.priority if request.priority is None else request.priority,
+            priority=request.priority or definition.priority or "normal",
         )
         config = RunConfig(
             graph=definition.graph,
