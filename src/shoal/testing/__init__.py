@@ -6,17 +6,26 @@ from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backe
 from ._conformance import StoreConformance
 from ._crash import Recovery, crash_everywhere
 from ._everywhere import Attempt, Ending, cancel_everywhere
+from ._faulty_acts import InjectedFault
 from ._hand_made import HandMadeRun, child_run
 from ._leaks import LeakError, no_leaks
+from ._lives import Life, SimulatedRun
 from ._recording import RecordingHook
+from ._simulate import Simulation, SimulationFailed, simulate
+from ._simulated import simulated
 
 __all__ = [
     "Attempt",
     "Ending",
     "HandMadeRun",
+    "InjectedFault",
     "LeakError",
+    "Life",
     "RecordingHook",
     "Recovery",
+    "SimulatedRun",
+    "Simulation",
+    "SimulationFailed",
     "StoreConformance",
     "VirtualDeadlock",
     "VirtualTimeLoop",
@@ -25,5 +34,7 @@ __all__ = [
     "crash_everywhere",
     "no_leaks",
     "run_virtual",
+    "simulate",
+    "simulated",
     "virtual_backend",
 ]
