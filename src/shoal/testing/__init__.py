@@ -9,6 +9,7 @@ from ._everywhere import Attempt, Ending, cancel_everywhere
 from ._hand_made import HandMadeRun, child_run
 from ._leaks import LeakError, no_leaks
 from ._recording import RecordingHook
+from ._replay import ReplayDiffers, Replayed, replay
 
 __all__ = [
     "Attempt",
@@ -17,6 +18,8 @@ __all__ = [
     "LeakError",
     "RecordingHook",
     "Recovery",
+    "ReplayDiffers",
+    "Replayed",
     "StoreConformance",
     "VirtualDeadlock",
     "VirtualTimeLoop",
@@ -24,6 +27,7 @@ __all__ = [
     "child_run",
     "crash_everywhere",
     "no_leaks",
+    "replay",
     "run_virtual",
     "virtual_backend",
 ]

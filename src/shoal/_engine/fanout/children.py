@@ -168,7 +168,7 @@ def children_of(
     # children are kept where their parent is.
     if store is None:
         kept = kept if isinstance(kept, NullStore) else NullStore()
-    elif not isinstance(store, Inherit):
+    elif not isinstance(store, Inherit) and config.services.stand_in is None:
         kept = store
         # Before the first child: whatever ends descendants has to ask this store as well.
         config.execution.know_all((store,))
