@@ -553,9 +553,13 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context and call is None:
         kwargs["context"] = context
+    stand_in = run.config.services.stand_in
+    served = None if stand_in is None else stand_in.serve(run, action, context)
     later: RetryLater | None = None
     result: object = None
     try:
+        if served is not None:
+            return await served
         if call is not None:
             # A worker learns of its cancellation when it emits the next item.
             on_cancelled = None if items is None else items.stop

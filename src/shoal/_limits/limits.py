@@ -18,7 +18,7 @@ from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .numbers import check_count, check_number
 from .places import NOWHERE, Origin
-from .shared_rates import RateBackend, SharedMeter, key_of
+from .shared_rates import KEPT_HERE, RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit.
@@ -204,7 +204,7 @@ class Part:
         # before anything is granted for it.
         named = key_of(rate.name, key)
         return SharedMeter(
-            rate.backend,
+            rate.backend if KEPT_HERE.get() is None else KEPT_HERE.get(),
             named,
             rate.rate.per / rate.rate.k,
             self._burst_of(rate.rate),

@@ -11,6 +11,7 @@ from ._hand_made import HandMadeRun, child_run
 from ._leaks import LeakError, no_leaks
 from ._lives import Life, SimulatedRun
 from ._recording import RecordingHook
+from ._replay import ReplayDiffers, Replayed, replay
 from ._simulate import Simulation, SimulationFailed, simulate
 from ._simulated import simulated
 
@@ -23,6 +24,8 @@ __all__ = [
     "Life",
     "RecordingHook",
     "Recovery",
+    "ReplayDiffers",
+    "Replayed",
     "SimulatedRun",
     "Simulation",
     "SimulationFailed",
@@ -33,6 +36,7 @@ __all__ = [
     "child_run",
     "crash_everywhere",
     "no_leaks",
+    "replay",
     "run_virtual",
     "simulate",
     "simulated",
