@@ -1,7 +1,8 @@
-"""Tools for tests of programs on shoal: virtual time, recorded events, cancels and crashes."""
+"""Tools for tests of programs on shoal: virtual time, recorded events, cancels, faults, crashes."""
 
 from __future__ import annotations
 
+from ._boundaries import Aftermath, Boundaries, BoundaryError, fail_everywhere
 from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backend
 from ._conformance import StoreConformance
 from ._crash import Recovery, crash_everywhere
@@ -16,7 +17,10 @@ from ._simulate import Simulation, SimulationFailed, simulate
 from ._simulated import simulated
 
 __all__ = [
+    "Aftermath",
     "Attempt",
+    "Boundaries",
+    "BoundaryError",
     "Ending",
     "HandMadeRun",
     "InjectedFault",
@@ -35,6 +39,7 @@ __all__ = [
     "cancel_everywhere",
     "child_run",
     "crash_everywhere",
+    "fail_everywhere",
     "no_leaks",
     "replay",
     "run_virtual",
