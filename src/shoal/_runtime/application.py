@@ -74,10 +74,11 @@ class Application(Generic[S]):
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
             ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
             ``shoal.executors``. It goes before ``Runtime(executor=)``.
-        priority: How urgent its runs are, also those that are recovered. While requests wait at any
-            limit, ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these
-            eight for one of ``"batch"`` runs, however many runs of each class there are. So a batch
-            run yields, and never starves. An attempt that runs is not interrupted.
+        priority: How urgent new runs are that don't say so themselves; None: like the run whose
+            action starts them, if one does, else ``"normal"``. While requests wait at any limit,
+            ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these eight
+            for one of ``"batch"`` runs, however many runs of each class there are. So a batch run
+            yields, and never starves. An attempt that runs is not interrupted.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -119,7 +120,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None: ...
 
     @overload
@@ -140,7 +141,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None: ...
 
     def __init__(
@@ -160,7 +161,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None:
         """Check the definition; see the class."""
         definition = define(
@@ -311,8 +312,10 @@ class Application(Generic[S]):
                 goes on.
             halt_before: Acts of the graph, or their names, before which the run halts.
             halt_after: Acts of the graph, or their names, after which the run halts if one follows.
-            priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
-                by default as the application says. It is not saved.
+            priority: How urgent it is: ``"interactive"``, ``"normal"`` or ``"batch"``. It is saved
+                with the run's start, so the run has it again when it is resumed, in whatever
+                process. A run that goes on is as urgent as this says for this one execution. None:
+                as saved; for a new run, as the application says.
             owner: Whose run it is, saved with its start: a name by which a service lists and
                 authorises runs. None: that of the run whose action starts this one, if one does.
             runtime: Where to run, an open one; by default one that this run has for itself.
@@ -490,6 +493,7 @@ class Application(Generic[S]):
         state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
     ) -> RunResult[S] | None:
         """Resume a run that an earlier execution has left without an end; see ``Runtime.recover``.
@@ -503,6 +507,7 @@ class Application(Generic[S]):
             run_id: The run.
             state: The run's secret fields, again; nothing else.
             inputs: As for ``run``.
+            priority: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
@@ -511,7 +516,7 @@ class Application(Generic[S]):
         """
         with frames_hidden:
             call = Call("recover", run_id, runtime)
-            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs, priority)
             return await orphan.unless_taken(self._launcher.run(request, runtime))
 
     async def take_over(
@@ -520,6 +525,7 @@ class Application(Generic[S]):
         state: Mapping[str, object] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
+        priority: Priority | None = None,
         runtime: Runtime,
     ) -> RunHandle[S] | None:
         """Resume a run as ``recover``, but return a handle once it goes on; see ``Runtime.start``.
@@ -528,6 +534,7 @@ class Application(Generic[S]):
             run_id: The run.
             state: As for ``recover``.
             inputs: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -536,7 +543,7 @@ class Application(Generic[S]):
         with frames_hidden:
             runtime.check_open()
             call = Call("take_over", run_id, runtime)
-            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs, priority)
             return await orphan.unless_taken(self._launcher.start(request, runtime))
 
     async def start(

@@ -26,6 +26,7 @@ from shoal._events.events import Question
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath
 from shoal._state.state import S
+from shoal.stores._protocol import Store
 
 from .definition import AppDefinition
 from .display import new_display, showing
@@ -70,15 +71,16 @@ class Launcher(Generic[S]):
             deadline: When the run's time is over; by default when the caller's is.
         """
         definition, path = self._definition, request.path
+        injection = runtime.services.injection
         execution = Execution(
             runtime.services,
-            Hooks(definition.hooks),
-            runtime.store if definition.store is None else definition.store,
+            Hooks(definition.hooks, always=() if injection is None else injection.hooks()),
+            self._store(runtime),
             max_steps=definition.max_steps,
             max_depth=definition.max_depth,
             max_live=definition.max_live,
             deadline=anyio.current_effective_deadline() if deadline is None else deadline,
-            priority=definition.priority if request.priority is None else request.priority,
+            priority=request.priority or definition.priority or "normal",
         )
         config = RunConfig(
             graph=definition.graph,
@@ -101,6 +103,12 @@ class Launcher(Generic[S]):
             return Run(config, fields, path=path)
 
         return RootRun(request, execution, make_run, wants_watch=definition.watch)
+
+    def _store(self, runtime: Runtime) -> Store:
+        given = self._definition.store
+        store = runtime.store if given is None else given
+        injection = runtime.services.injection
+        return store if injection is None else injection.store(store)
 
     async def run(
         self, request: RunRequest, runtime: Runtime | None, *, progress: bool = False
@@ -162,7 +170,7 @@ class Launcher(Generic[S]):
         definition = self._definition
         path = RunPath(run_id=run_id, act=definition.name)
         async with opened(runtime) as where:
-            store = where.store if definition.store is None else definition.store
+            store = self._store(where)
             execution = Execution(where.services, Hooks(), store)
             record = await execution.ask(store.load(run_id), f"run {run_id}")
             if record is not None and record.status == "succeeded":
