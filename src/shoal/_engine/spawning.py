@@ -8,7 +8,7 @@ that an action starts.
 from __future__ import annotations
 
 from contextvars import Context, ContextVar
-from typing import Protocol, final
+from typing import NamedTuple, Protocol, final
 
 from shoal._events.identity import RunPath
 from shoal._limits.flows import Priority
@@ -35,6 +35,19 @@ class Executing:
         self.child: Run | None = run
 
 
+@final
+class Around(NamedTuple):
+    """The run whose action starts another application by hand."""
+
+    spawned_by: tuple[RunPath, str] | None = None
+    """It, and its step; None if there is none."""
+    owner: str = ""
+    """Its owner; empty if it has none."""
+    priority: Priority = "normal"
+    """How urgent it is."""
+
+
+_NOTHING = Around()  # as around nearly all runs
 _executor: ContextVar[Executor | None] = ContextVar("shoal_executor", default=None)
 
 
@@ -44,26 +57,13 @@ def within(context: Context, executor: Executor) -> Context:
     return context
 
 
-def spawner() -> tuple[RunPath, str] | None:
-    """Return the run and the step whose action calls this; None if no action does."""
-    run = _run_around()
-    return None if run is None or run.step is None else (run.path, run.step)
-
-
-def owner_around() -> str:
-    """Return the owner of the run whose action calls this; empty if there is none."""
-    run = _run_around()
-    return "" if run is None else run.config.execution.owner
-
-
-def priority_around() -> Priority:
-    """Return how urgent the run is whose action calls this; "normal" if there is none."""
-    run = _run_around()
-    return "normal" if run is None else run.config.execution.priority
-
-
-def _run_around() -> Run | None:
+def around() -> Around:
+    """Return what a run that is started here takes over from the run whose action calls this."""
     executor = _executor.get()
     run = None if executor is None else executor.child
     # A task that has outlived its action may find that the run has ended.
-    return None if run is None or run.status is not None else run
+    if run is None or run.status is not None:
+        return _NOTHING
+    execution = run.config.execution
+    spawned_by = None if run.step is None else (run.path, run.step)
+    return Around(spawned_by, execution.owner, execution.priority)

@@ -132,9 +132,13 @@ class Limiter:
     def is_of(self, limits: Limits) -> bool:
         """Return whether its parts were written as the objects in ``limits``."""
         parts = limits.parts
-        return len(parts) == len(self.origins) and all(
-            origin() is part.origin for origin, part in zip(self.origins, parts, strict=True)
-        )
+        if len(parts) != len(self.origins):
+            return False
+        # Without a generator, since each run of the limits' owner asks.
+        for origin, part in zip(self.origins, parts, strict=True):
+            if origin() is not part.origin:
+                return False
+        return True
 
     def change(self, limits: Limits) -> None:
         """Replace the limits by others with the same parts; waiting attempts notice at once.

@@ -24,7 +24,7 @@ from shoal._engine.fanout.read_runs import (
     unknown_run,
 )
 from shoal._engine.fanout.takeup import has_folded, refuse_fork
-from shoal._engine.spawning import owner_around, priority_around, spawner
+from shoal._engine.spawning import around
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.act import Act
@@ -147,7 +147,7 @@ class StartCheck:
                 after=played.began.step,
                 visits=played.began.visits,
                 forked_from=(run_id, played.number),
-                spawned_by=spawner(),
+                spawned_by=around().spawned_by,
                 owner=begun.owner,
                 priority=begun.priority,
             )
@@ -339,13 +339,14 @@ class StartCheck:
         self, data: Mapping[str, object], owner: str | None = None, priority: Priority | None = None
     ) -> RunStart:
         definition = self._definition
+        outer = around()
         beginning = Beginning(
             application=definition.name,
             version=definition.version,
             first=data,
-            spawned_by=spawner(),
-            owner=owner_around() if owner is None else owner,
-            priority=priority or definition.priority or priority_around(),
+            spawned_by=outer.spawned_by,
+            owner=outer.owner if owner is None else owner,
+            priority=priority or definition.priority or outer.priority,
         )
         return RunStart.of(beginning, definition.secret)
 

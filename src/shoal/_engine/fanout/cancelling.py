@@ -97,6 +97,8 @@ class ChildCancellation:
         self, children: Sequence[Run], reason: str, winner: ChildName | None = None
     ) -> None:
         """Cancel children that have not started, and put them into the inbox."""
+        if not children:  # as at the end of most groups
+            return
         self._admission.cancel_unstarted(children, reason, winner)
         for child in children:
             self._leave(child)
