@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from inspect import formatannotation
 from math import inf
@@ -551,19 +551,26 @@ def _checker(annotation: object, config: ConfigDict) -> _Check:
     return check
 
 
-def _same(given: object, result: object) -> bool:
+def _same(given: Any, result: Any) -> bool:
     """Return whether checking only made a copy. 1, 1.0 and True are not the same."""
-    kind = type(given)
+    kind = type(given)  # pyright: ignore[reportUnknownVariableType] # of any value
     if kind is not type(result):
         return False
     if kind in (int, float, complex, str, bytes):
         return given == result
     if kind in (list, tuple):
-        ours, theirs = cast("list[object]", given), cast("list[object]", result)
-        return len(ours) == len(theirs) and all(
-            one is other or _same(one, other) for one, other in zip(ours, theirs, strict=True)
-        )
+        return len(given) == len(result) and _are_same(given, result)
     if kind is dict:
-        items = cast("dict[object, object]", given).items()
-        return _same(list(items), list(cast("dict[object, object]", result).items()))
+        # With their order, which a mapping keeps.
+        return len(given) == len(result) and (
+            _are_same(given, result) and _are_same(given.values(), result.values())
+        )
     return False
+
+
+def _are_same(given: Iterable[Any], result: Iterable[Any]) -> bool:
+    # Without a generator: each value that a run writes is compared.
+    for one, other in zip(given, result, strict=True):
+        if one is not other and not _same(one, other):
+            return False
+    return True
