@@ -20,6 +20,7 @@ from shoal import (
     MemoryStore,
     Retry,
     RetryLater,
+    RunPath,
     Runtime,
     Skipped,
     State,
@@ -30,6 +31,7 @@ from shoal import (
 )
 from shoal.errors import BadAnswer, BadUse, BudgetExceeded, DefinitionError
 from shoal.events import Spent
+from shoal.stores import BudgetLevel
 from shoal.testing import RecordingHook, no_leaks
 from shoal.watch import Queries
 
@@ -603,6 +605,29 @@ async def test_a_resumed_run_knows_what_was_spent():
     result = await app().run(id="x")
     assert result.spent == {"USD": 0.15}  # three attempts, and two more
     assert (await app().run(id="x")).spent == {"USD": 0.15}
+
+
+async def test_a_record_says_by_whom_all_of_it_was_spent():
+    """Also while attempts go on that have said something already."""
+    store, said = MemoryStore(), anyio.Event()
+
+    @action(reads=["n"], writes=["answer"])
+    async def ask(n: int, context: Context) -> int:
+        if n:
+            await said.wait()
+            return n
+        context.charge(0.03, unit="USD")
+        said.set()
+        await anyio.sleep(9)
+        return n
+
+    app = Application(answers(ask, Budget(1, "USD", worst=0.1) & Limits(2)), store=store)
+    async with no_leaks():
+        await app.run({"ns": range(4)}, id="x")
+    levels = [one for one in await store.read(RunPath(run_id="x")) if isinstance(one, BudgetLevel)]
+    assert any(0 < level.spent < 0.3 and level.aside for level in levels)
+    for level in levels:
+        assert sum(level.by.values()) == pytest.approx(level.spent)
 
 
 async def test_two_budgets_of_one_name_are_refused():

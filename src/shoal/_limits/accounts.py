@@ -111,6 +111,7 @@ class Stake:
         "is_charged",
         "is_over",
         "is_worst",
+        "who",
     )
 
     def __init__(self, account: Account, cost: float, mirror: Account | None) -> None:
@@ -130,6 +131,9 @@ class Stake:
         self.is_worst: bool = False
         """Whether the attempt has ended without saying what it has cost."""
         self.is_over: bool = False
+        # Set before the attempt begins, so before it can charge anything.
+        self.who: str = ""
+        """The name of the action that spends it."""
         for one in self._accounts():
             one.set_aside(cost)
 
@@ -148,21 +152,19 @@ class Stake:
         for one in self._accounts():
             if not self.is_charged:
                 one.set_aside(-self.cost)
-                one.spend(actual)
+                one.spend(actual, self.who)
             else:
-                one.spend(actual - self.cost)
+                one.spend(actual - self.cost, self.who)
         self.cost, self.is_charged = actual, True
 
-    def settle(self, who: str) -> bool:
-        """Count as spent what the attempt of action ``who`` has cost; return False if it was."""
+    def settle(self) -> bool:
+        """Count as spent what the attempt has cost; return False if it was."""
         if self.is_over:
             return False
         if not self.is_charged:
             self.charge(self.cost)
             self.is_worst = True
         self.is_over = True
-        for one in self._accounts():
-            one.by[who] += self.cost
         return True
 
     def give_back(self) -> None:
@@ -172,7 +174,7 @@ class Stake:
             self.is_over = True
             for one in self._accounts():
                 if self.is_charged:
-                    one.spend(-self.cost)
+                    one.spend(-self.cost, self.who)
                 else:
                     one.set_aside(-self.cost)
 
@@ -343,11 +345,14 @@ class Account:
         self.aside = max(0.0, self.aside + cost) if self._holders > 0 else 0.0
         self._changed()
 
-    def spend(self, actual: float) -> None:
-        """Count so much more as spent."""
+    def spend(self, actual: float, who: str) -> None:
+        """Count so much more as spent, by the action ``who``."""
         if self.grant is not None:
             self.grant.units -= actual
         self.spent = max(0.0, self.spent + actual)
+        # With it, because a record that is made between two changes would keep half of them; see
+        # test_a_record_says_by_whom_all_of_it_was_spent.
+        self.by[who] += actual
         self._changed()
 
     def restore(self, level: Level) -> None:
