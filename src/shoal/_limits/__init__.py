@@ -12,6 +12,7 @@ once, or it waits:
 
 - ``admission``: the controller, which binds the others together.
 - ``limiters``: the gates of each owner of limits, by key.
+- ``functions``: what users' functions say of a start: its key, its costs, its share.
 - ``places``: the identity of a ``Limits`` object, and whether it stands in several places.
 - ``flows``: what takes turns together: classes of priority, shares of limits.
 - ``lines``: how many runs wait at a gate, where that is bounded.

@@ -25,6 +25,8 @@ from .shared_rates import is_plain
 
 OnEmpty = Literal["fail", "stop", "ask"]
 """What happens to an attempt that doesn't fit into a budget."""
+Worst = float | Callable[[Any], float]
+"""The most that an attempt may cost; a function is given the state that it would start from."""
 ROUNDING = 1e-9
 """Tolerated above an amount, as a share of it: ten times 0.1 add up to slightly less than 1."""
 SHOWN = 3
@@ -38,13 +40,15 @@ class Terms:
 
     amount: float
     unit: str
-    worst: float | Callable[[Any], float]
+    worst: Worst
     per: float | None = None
     on_empty: OnEmpty = "fail"
     name: str | None = None
     backend: BudgetBackend | None = None
     # Of the `Budget` that it was written as; kept when the amount is changed while it is in use.
     identity: object = field(default_factory=object)
+    # Instead of `worst`, for attempts that come by the place where this stands.
+    here: Worst | None = None
 
     @property
     def label(self) -> str:
@@ -52,7 +56,8 @@ class Terms:
         return self.unit if self.name is None else self.name
 
     def __repr__(self) -> str:
-        given = [f"{self.amount:g}", repr(self.unit), f"worst={name_of(self.worst)}"]
+        worst = self.worst if self.here is None else self.here
+        given = [f"{self.amount:g}", repr(self.unit), f"worst={name_of(worst)}"]
         if self.per is not None:
             given.append(f"per={self.per:g}")
         if self.on_empty != "fail":
@@ -294,6 +299,8 @@ class Account:
 
     def fits(self, cost: float, held: float | None = None) -> bool:
         """Return whether ``cost`` fits beside what is spent and held: by default, all set aside."""
+        if cost <= 0:
+            return True  # also where more was spent than there is: what is free is never refused
         if self.grant is not None:
             return cost <= self.grant.units + ROUNDING * max(1.0, cost)
         amount, held = self.amount, self.aside if held is None else held
