@@ -327,7 +327,7 @@ async def _attempt(
                 if recalled is not None:
                     return recalled
         if permit is not None and permit.stakes:
-            await record_stakes(run, permit)
+            await record_stakes(run, action.name, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -388,8 +388,8 @@ async def _attempt(
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
             if permit is not None and permit.stakes and begun:
-                # By name, and before a worker is left behind: what that one says is too late.
-                await publish_spent(run, action.name, permit.settle(action.name))
+                # Before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle())
             if permit is not None and call is not None and call.is_running:
                 await _leave_behind(run, call, permit)
             elif permit is not None and begun:
