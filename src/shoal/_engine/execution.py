@@ -194,9 +194,8 @@ class Execution:
         self.hooks: Hooks = hooks
         self.store: Store = store
         # Never shrinks. The ends of orphans are saved in each of them; see `unended`.
-        self.stores: list[Store] = []
+        self.stores: list[Store] = [] if isinstance(store, NullStore) else [store]
         """The stores of the root run and its descendants, as far as they are known."""
-        self.know_all((store,))
         # New for each execution, also of the same run: a store refuses saves under an older id.
         self.holder: str = new_run_id()
         """The execution's own id, under which it holds the lease on the root run."""

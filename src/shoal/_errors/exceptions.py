@@ -52,6 +52,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── Overloaded           refused, nothing began: too many wait, or it could only start too late
     ├── BudgetExceeded       an attempt may cost more than is left of a budget; it has not begun
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
+    ├── NotApplied           ...and knows that it has done nothing (backends raise it)
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 
@@ -556,6 +557,15 @@ class RateUnavailable(ShoalError):
     """The backend of a shared rate failed, or did not answer, for too long.
 
     The work that waited for the rate has not started. The backend's exception is the ``__cause__``.
+    """
+
+
+class NotApplied(ShoalError):
+    """The backend of a shared rate or budget knows that it has applied none of the requests.
+
+    Backends raise it, ``BudgetBackend.spend`` for example. The parts that free units are repeated
+    then. After any other exception they are not, because they may have been applied, and units
+    that are returned twice would be granted twice.
     """
 
 

@@ -30,7 +30,7 @@ from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .answers import Answers
-from .definition import define
+from .definition import AppDefinition, define
 from .handle import BUFFER, RunHandle, check_buffer
 from .inputs import Asked, Call, StartCheck, refuse_in_a_loop
 from .launch import Launcher
@@ -164,7 +164,7 @@ class Application(Generic[S]):
         priority: Priority | None = None,
     ) -> None:
         """Check the definition; see the class."""
-        self._definition = define(
+        definition = define(
             graph,
             name=name,
             state=state,
@@ -181,6 +181,9 @@ class Application(Generic[S]):
             executor=executor,
             priority=priority,
         )
+        # Both replaced by `_define` alone.
+        self._definition = definition
+        self._check = StartCheck(definition)
         if limits is not None:
             limits.stand_on(self)
 
@@ -212,7 +215,7 @@ class Application(Generic[S]):
 
     @store.setter
     def store(self, store: Store | None) -> None:
-        self._definition = replace(self._definition, store=store)
+        self._define(replace(self._definition, store=store))
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -221,7 +224,7 @@ class Application(Generic[S]):
 
     @hooks.setter
     def hooks(self, hooks: tuple[Hook, ...]) -> None:
-        self._definition = replace(self._definition, hooks=hooks)
+        self._define(replace(self._definition, hooks=hooks))
 
     @property
     def inputs(self) -> Mapping[str, object]:
@@ -253,9 +256,9 @@ class Application(Generic[S]):
         """Children of one run that are alive at once."""
         return self._definition.max_live
 
-    @property
-    def _check(self) -> StartCheck:
-        return StartCheck(self._definition)
+    def _define(self, definition: AppDefinition) -> None:
+        self._definition = definition
+        self._check = StartCheck(definition)
 
     @property
     def _launcher(self) -> Launcher[S]:

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast, final
 
@@ -28,10 +28,11 @@ from shoal._engine.spawning import owner_around, priority_around, spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.act import Act
-from shoal._graph.reach import refuse_unsendable
+from shoal._graph.reach import Called, refuse_unsendable, sent_by
 from shoal._limits.flows import Priority, check_priority
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
+from shoal.executors._named import Place
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
@@ -75,10 +76,14 @@ class Asked(NamedTuple):
 class StartCheck:
     """Checks what the runs of an application are given, and makes their requests of it."""
 
-    __slots__ = ("_definition",)
+    __slots__ = ("_definition", "_sent")
 
     def __init__(self, definition: AppDefinition) -> None:
         self._definition = definition
+        # The actions that executors may refuse, under the executor that was inherited last: nearly
+        # always the same for all runs, each of which would walk the graph to find that there are
+        # none.
+        self._sent: tuple[Place | None, Sequence[Called]] | None = None
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -220,7 +225,7 @@ class StartCheck:
         """
         if id is not None and isinstance(state, Mapping):
             fields = boxed(cast("Mapping[str, object]", state), self._definition.secret)
-            refuse_in_id(str(self._definition), id, fields)
+            refuse_in_id(self._definition, id, fields)
 
     def refuse_other(self, run_id: str, state: object, known: RunRecord) -> None:
         """Refuse to take the known run ``run_id`` for the one that a caller asks to start.
@@ -396,7 +401,10 @@ class StartCheck:
         inherited = definition.executor
         if inherited is None and runtime is not None:
             inherited = runtime.executor
-        refuse_unsendable(str(definition), definition.graph, inherited, given)
+        if self._sent is None or self._sent[0] is not inherited:
+            self._sent = inherited, sent_by(definition, definition.graph, inherited)
+        if self._sent[1]:
+            refuse_unsendable(definition, self._sent[1], given)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=definition.name)
 
     def _check_answers(self, call: Call, answers: object) -> Answers | None:
@@ -413,7 +421,12 @@ class StartCheck:
             self.require_store(call, "answers=...")
         return cast("Answers | None", answers)
 
-    def _check_halts(self, call: Call, before: object, after: object) -> Halts | None:
+    def _check_halts(
+        self, call: Call, before: Iterable[Act | str], after: Iterable[Act | str]
+    ) -> Halts | None:
+        # The defaults, first, because most runs halt nowhere.
+        if isinstance(before, tuple) and isinstance(after, tuple) and not (before or after):
+            return None
         graph, subject = self._definition.graph, f"{self._definition}: {call.where}"
         halts = Halts(
             graph.names(before, f"{subject}(halt_before=...)"),

@@ -104,8 +104,8 @@ class RootRun:
         self._seat: Seat | None = None
         self._made: Run | None = None  # the run, if it was made before its turn had come
         # Whatever steers it holds this meanwhile: two that come at once are carried out, and on
-        # record, one after the other.
-        self._steering = Lock()
+        # record, one after the other. None before the first comes, which is nearly always.
+        self._steering: Lock | None = None
         self.paused: Steered | None = None
         """The pause that is on record, and under which it is; None: it isn't paused."""
         self.started_at: float = execution.services.clock()
@@ -233,6 +233,8 @@ class RootRun:
         """
         await self.begun.wait()
         done = False
+        if self._steering is None:
+            self._steering = Lock()
         async with self._steering:
             with CancelScope(shield=True):
                 done = await self._steer(steered, act)
