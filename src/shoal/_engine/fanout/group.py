@@ -198,7 +198,7 @@ class ChildTaskGroup:
         services = parent.config.services
         hedge = statistics_of(services, owner, each, among)
         if hedge is not None:
-            self._copies = Copies(hedge, self._admission, self.scope, parent)
+            self._copies = Copies(hedge, self._admission, self.scope, parent, self.name)
             self._admission.hedge(self._copies)
         # Why the rest is skipped, once a budget has said so; never unset.
         self._skips: str = ""
