@@ -49,6 +49,7 @@ from shoal.testing._invariants import (
     judge_life,
     leaves,
     look,
+    may_fail_for_good,
     short,
 )
 from shoal.testing._leaks import Census, LeakError, judge
@@ -191,14 +192,18 @@ class SimulatedRun:
 class Player:
     """Plays one plan. It is the `Injection` of the runtimes that are opened meanwhile."""
 
-    def __init__(self, subject: Subject, plan: Plan, *, counting: bool = False) -> None:
+    def __init__(
+        self, subject: Subject, plan: Plan, *, counting: bool = False, is_kept: bool = False
+    ) -> None:
         """Play nothing yet.
 
         Args:
             subject: What runs.
             plan: What goes wrong.
             counting: Whether to count the steps of the event loop, which costs time.
+            is_kept: Whether a store keeps the run, which then has to succeed.
         """
+        self._is_kept = is_kept
         self._subject = subject
         self._plan = plan
         self._counting = counting
@@ -224,15 +229,9 @@ class Player:
         return self._subject.debug
 
     def call(
-        self,
-        run: Run,
-        action: FunctionAction[..., object],
-        call: Callable[[], Awaitable[Change]],
-        *,
-        is_elsewhere: bool,
+        self, run: Run, action: FunctionAction[..., object], call: Callable[[], Awaitable[Change]]
     ) -> Awaitable[Change]:
         """Make a call, which may go wrong."""
-        del is_elsewhere
         return self._acts.call(run, action, call)
 
     def store(self, given: Store) -> Store:
@@ -317,11 +316,15 @@ class Player:
                 if not questions or self._subject.answers is None or halts > MOST_HALTS:
                     return
                 answers = {one.address: self._subject.answer(one) for one in questions}
-            elif (
-                life.status == "succeeded"
-                or not self._kept
-                or (life.status == "failed" and not life.faults)
-            ):
+            elif life.status == "succeeded" or not self._is_kept:
+                return
+            elif life.status == "failed" and not life.faults:
+                assert life.error is not None
+                if not may_fail_for_good(life.error):
+                    raise Violation(
+                        "fails for good",
+                        f"resumed where nothing goes wrong, it fails with {short(life.error)}",
+                    ) from life.error
                 return
             if len(lives) - halts > MOST_LIVES:
                 ends = ", ".join(f"{one.status}" for one in lives)

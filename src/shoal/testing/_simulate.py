@@ -240,6 +240,7 @@ class _Simulator:
         self._same = same
         self.coverage = coverage
         self.comparison: Comparison | None = None
+        self._is_kept = False
 
     def undisturbed(self, backends: Collection[Backend]) -> None:
         """Run it without faults, to see what it comes to, and what can go wrong where."""
@@ -251,10 +252,11 @@ class _Simulator:
             if run.result is None:
                 # Judged already: without faults, nothing explains a failure.
                 raise BadUse("the undisturbed run was cancelled by itself")
-            self.coverage.passed[backend] = run.lives[0].passed
+            self.coverage.passed[backend] = [life.passed for life in run.lives]
             if self.comparison is None:
                 self.comparison = Comparison(self._same, run)
             self._count(run)
+            self._is_kept = bool(run.stores)
 
     def run(self, plan: Plan) -> None:
         """Play one plan.
@@ -262,7 +264,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails; what the smallest plan that fails in this way comes to.
         """
-        player = Player(self._subject, plan)
+        player = self._player(plan)
         self._play(player, plan, smaller=True)
         self._count(player.run)
 
@@ -272,9 +274,12 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails.
         """
-        player = Player(self._subject, plan)
+        player = self._player(plan)
         self._play(player, plan)
         self._count(player.run)
+
+    def _player(self, plan: Plan) -> Player:
+        return Player(self._subject, plan, is_kept=self._is_kept)
 
     def _play(self, player: Player, plan: Plan, *, smaller: bool = False) -> None:
         violation = self._violation(player)
@@ -285,7 +290,7 @@ class _Simulator:
             kind = violation.kind
 
             def fails(other: Plan) -> tuple[Player, Violation] | None:
-                again = Player(self._subject, other)
+                again = self._player(other)
                 found = self._violation(again)
                 return (again, found) if found is not None and found.kind == kind else None
 
