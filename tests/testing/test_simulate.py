@@ -124,6 +124,9 @@ def test_the_environment_replays_and_says_how_many(monkeypatch: pytest.MonkeyPat
     app = Application(both, store=MemoryStore())
     monkeypatch.setenv("SHOAL_SIMULATE_SEEDS", "3")
     assert simulate(app, NUMBERS).runs == 5  # two of them undisturbed
+    assert simulate(app, NUMBERS, seeds=range(5, 7)).runs == 5, "the variable goes before it"
+    monkeypatch.delenv("SHOAL_SIMULATE_SEEDS")
+    assert simulate(app, NUMBERS, seeds=range(5, 7)).runs == 4
     monkeypatch.setenv("SHOAL_REPLAY", "trio 7 dies-after@store.save:2")
     tried = simulate(app, NUMBERS)
     assert tried.runs == 3
@@ -295,5 +298,7 @@ def test_misuse_is_refused() -> None:
         simulate(app, NUMBERS, faults=["raise"])
     with pytest.raises(BadUse, match="takes 'asyncio', 'trio' or both"):
         simulate(app, NUMBERS, backends=["curio"])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadUse, match="takes a number of runs"):
+        simulate(app, NUMBERS, seeds=-1)
     with pytest.raises(BadUse, match="takes an Application"):
         simulate(both, NUMBERS)  # pyright: ignore[reportArgumentType]

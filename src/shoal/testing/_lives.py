@@ -64,6 +64,7 @@ PATIENCE = 1e6
 """Virtual seconds after which a run that hangs, because that was injected, is cancelled: twelve
 days, behind any timeout that a program may have."""
 
+_HANGS = frozenset({"hangs", "in-doubt", "unknown"})
 _NOWHERE = NullStore()
 _REASON = "shoal.testing.simulate"
 Status = Literal["succeeded", "failed", "cancelled", "killed", "halted"]
@@ -440,34 +441,36 @@ class Player:
 
         Returns whether it was cancelled.
         """
-        jump = jump_of_this_loop()
-        with anyio.CancelScope() as scope:
-            if any(fault.what in ("hangs", "in-doubt", "unknown") for fault in self._plan.faults):
-                scope.deadline = anyio.current_time() + PATIENCE
-            cancels: dict[str, Callable[[], object]] = {"cancelled": lambda: scope.cancel(_REASON)}
+        jump, cancels = jump_of_this_loop(), dict[str, Callable[[], object]]()
 
-            def arrive() -> None:
-                fault = passes.at(STEP)
-                if fault is None:
-                    return
-                if fault.what in CANCELS:
-                    cancels.get(fault.what, cancels["cancelled"])()
-                else:
-                    jump(fault.seconds)
-
-            watches = self._counting or passes.expects(STEP)
-            steps = steps_of_this_loop(arrive, reason=_REASON) if watches else nullcontext()
-            if passes.expects(STEP, "cancelled-natively") and self._plan.backend == "asyncio":
-                with steps:
-                    task = asyncio.create_task(self._run(app, answers), name="simulated")
-                    cancels["cancelled-natively"] = task.cancel
-                    await asyncio.wait([task])
-                if not task.cancelled():
-                    task.result()
+        def arrive() -> None:
+            fault = passes.at(STEP)
+            if fault is None:
+                return
+            if fault.what in CANCELS:
+                cancels.get(fault.what, cancels["cancelled"])()
             else:
-                with steps:
-                    await self._run(app, answers)
-        return scope.cancelled_caught
+                jump(fault.seconds)
+
+        async def live() -> bool:
+            with anyio.CancelScope() as scope:
+                if any(fault.what in _HANGS for fault in self._plan.faults):
+                    scope.deadline = anyio.current_time() + PATIENCE
+                cancels["cancelled"] = lambda: scope.cancel(_REASON)
+                await self._run(app, answers)
+            return scope.cancelled_caught
+
+        watches = self._counting or passes.expects(STEP)
+        steps = steps_of_this_loop(arrive, reason=_REASON) if watches else nullcontext()
+        if not passes.expects(STEP, "cancelled-natively") or self._plan.backend == "trio":
+            with steps:
+                return await live()
+        cancels["cancelled"] = lambda: None  # until it begins
+        with steps:
+            task = asyncio.create_task(live(), name="simulated")
+            cancels["cancelled-natively"] = task.cancel
+            await asyncio.wait([task])
+        return task.cancelled() or task.result()
 
     async def _run(self, app: Application[Any], answers: Mapping[Any, object] | None) -> None:
         state, make = self._subject.given_state(), self._subject.runtime
