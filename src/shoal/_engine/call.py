@@ -524,9 +524,8 @@ async def _call(
         is_injected: Whether the simulation, if the run is one, makes this very call.
     """
     if run.config.services.injection is not None and not is_injected:
-        return await _call_injected(
-            run, action, context=context, items=items, call=call, time=time, is_free=is_free
-        )
+        given = {"context": context, "items": items, "time": time}
+        return await _call_injected(run, action, call=call, is_free=is_free, **given)
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -611,7 +610,7 @@ async def _call_injected(
     made = partial(_call, run, action, call=call, is_injected=True, **given)
     later: RetryLater | None = None
     try:
-        return await injection.call(run, action, made, is_elsewhere=call is not None)
+        return await injection.call(run, action, made)
     except RetryLater as error:
         if not is_free:
             raise
