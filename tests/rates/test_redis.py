@@ -11,19 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from shoal import Application, Budget, Limits, Rate, SharedRate, action, fan_out
+from shoal import Application, Limits, Rate, SharedRate, action, fan_out
 from shoal._limits.shared_rates import SLACK
 from shoal.errors import DefinitionError, RateUnavailable
-from shoal.rates import BudgetRequest, BudgetState, RateRequest, RateState, reckon, reckon_budget
+from shoal.rates import RateRequest
 from shoal.rates.redis import RedisRates
-from shoal.testing import no_leaks
+from shoal.testing import RateBackendConformance, no_leaks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.services, pytest.mark.realtime]
 
@@ -125,96 +124,12 @@ def check_windows(starts: list[float], k: float, burst: float, late: float = LAT
 # -- as reckoned -----------------------------------------------------------------------------------
 
 
-@each_server
-@pytest.mark.parametrize("seed", range(2))
-async def test_the_script_does_what_reckon_does(server: Server, seed: int):
-    random = Random(seed)
-    with RedisRates(server.url) as rates:
-        states: dict[str, RateState] = {}
-        held: dict[str, list[tuple[float, float]]] = {"a": [], "b": [], "c": []}
-        for _ in range(150):
-            requests: list[RateRequest] = []
-            for key in random.sample("abc", random.randint(1, 3)):
-                back = [unit for unit in held[key] if random.random() < 0.5]
-                requests.append(
-                    RateRequest(
-                        key=key,
-                        interval={"a": 0.003, "b": 0.1, "c": 7.7}[key],
-                        burst={"a": 1.0, "b": 20.0, "c": 2.5}[key],
-                        extra=random.choice([0.0, 0.0, 0.0, 2.5, -1.5]),
-                        returns=tuple(back),
-                        costs=tuple(random.choices([1.0, 0.75, 0.25], k=random.randint(0, 4))),
-                    )
-                )
-            replies = await rates.settle(requests)
-            for request, reply in zip(requests, replies, strict=True):
-                state = states.get(request.key)
-                if state is not None and max(state.tat, state.last) < reply.now:  # it vanishes
-                    state = None
-                states[request.key], expected = reckon(state, reply.now, request)
-                assert reply.turns == pytest.approx(expected.turns, abs=1e-5)
-                assert reply.again_in == pytest.approx(expected.again_in, abs=1e-5)
-                held[request.key] = list(zip(reply.turns, request.costs, strict=False))
-            await anyio.sleep(random.choice([0, 0, 0.004]))
-
-
-@each_server
-@pytest.mark.parametrize("per", [None, 0.05])
-async def test_the_script_spends_as_reckoned(server: Server, per: float | None):
-    random = Random(1)
-    with RedisRates(server.url) as rates:
-        states: dict[str, BudgetState] = {}
-        held: dict[str, float] = {"a": 0.0, "b": 0.0}
-        for _ in range(80):
-            requests: list[BudgetRequest] = []
-            for key in random.sample("ab", random.randint(1, 2)):
-                state = states.get(key)
-                back = round(held[key] * random.random(), 3)
-                costs = tuple(random.choices([1.0, 0.75, 0.3], k=random.randint(0, 4)))
-                requests.append(
-                    BudgetRequest(
-                        key=key,
-                        amount=5.0,
-                        per=per,
-                        returned=back,
-                        since=None if state is None else state.since,
-                        costs=costs,
-                    )
-                )
-            for request, reply in zip(requests, await rates.spend(requests), strict=True):
-                state = states.get(request.key)
-                is_same = state is not None and state.since == reply.since
-                assert is_same or per is not None or state is None
-                kept = state if is_same else None
-                states[request.key], expected = reckon_budget(kept, reply.since, request)
-                assert reply.used == pytest.approx(expected.used)
-                assert reply.granted == expected.granted
-                granted = sum(request.costs[: reply.granted])
-                before = held[request.key] - request.returned if is_same else 0.0
-                held[request.key] = before + granted
-            await anyio.sleep(random.choice([0, 0, 0.01]))
-
-
-async def test_two_processes_spend_no_more_than_there_is(server: Server):
-    done: list[int] = []
-
-    @action(reads=["n"], writes=["out"])
-    async def spend(n: int) -> int:
-        await anyio.sleep(0.01)
-        done.append(n)
-        return n
-
-    step = fan_out(spend, over="ns", item="n", into="out", on_error="ignore")
-
-    async def process() -> None:
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+class TestRedisRates(RateBackendConformance):
+    @pytest.fixture
+    def backend(self, server: Server) -> Iterator[RedisRates]:
         with RedisRates(server.url) as rates:
-            budget = Budget(1.0, "USD", worst=0.1, name="team", per=600, backend=rates)
-            await Application(step, limits=budget).run({"ns": range(9)})
-
-    async with no_leaks(), anyio.create_task_group() as tasks:
-        tasks.start_soon(process)
-        tasks.start_soon(process)
-    assert len(done) == 10
+            yield rates
 
 
 @each_server
