@@ -615,7 +615,7 @@ async def _call_injected(
         if not is_free:
             raise
         later = error
-    return await _call_admitted(run, action, later=later)
+    return await call_admitted(run, action, later=later)
 
 
 def checked_result(
