@@ -667,11 +667,20 @@ async def cancelled_elsewhere(_: Save) -> None:
     raise stray[0]
 
 
+async def fail_at_the_deadline(save: Save) -> None:
+    """Answer the end of the wait as some drivers do: by an error of theirs."""
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        raise OSError("connection lost") from None
+
+
 FAILURES: dict[str, tuple[Acknowledge, type[Exception]]] = {
     "raises": (refuse, StoreFailed),
     "raises later": (refuse_later, StoreFailed),
     "is cancelled elsewhere": (cancelled_elsewhere, CommitInDoubt),
     "never answers": (never, CommitInDoubt),
+    "fails at the deadline": (fail_at_the_deadline, CommitInDoubt),
 }
 all_failures = pytest.mark.parametrize("failure", FAILURES)
 
