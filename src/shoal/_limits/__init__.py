@@ -2,10 +2,10 @@
 
 Values that users write:
 
-- ``limits``: ``Limits``, ``Rate``, ``SharedRate``, ``AIMD``.
+- ``limits``: ``Limits``, ``Rate``, ``SharedRate``. ``adaptive``: ``AIMD``, and the port for others.
 - ``retry``: ``Retry``, ``RetryBudget``. ``breaker``: ``Breaker``.
-
 - ``budgets``: ``Budget``, how much may be spent in all.
+- ``numbers``: which numbers they may give.
 
 Admission control, one per runtime. An attempt is granted all the slots and units that it needs at
 once, or it waits:

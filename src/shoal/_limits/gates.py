@@ -23,9 +23,10 @@ from itertools import islice
 from typing import ClassVar, Protocol, final
 
 from .accounts import Accounts, Payer, Purse, Stake
+from .adaptive import Adaptive
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
 from .headers import REQUESTS, TOKENS, RateHeaders
-from .limits import Adaptive, Part
+from .limits import Part
 from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
