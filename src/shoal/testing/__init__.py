@@ -7,9 +7,14 @@ from ._clock import VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_backe
 from ._conformance import StoreConformance
 from ._crash import Recovery, crash_everywhere
 from ._everywhere import Attempt, Ending, cancel_everywhere
+from ._faulty_acts import InjectedFault
 from ._hand_made import HandMadeRun, child_run
 from ._leaks import LeakError, no_leaks
+from ._lives import Life, SimulatedRun
 from ._recording import RecordingHook
+from ._replay import ReplayDiffers, Replayed, replay
+from ._simulate import Simulation, SimulationFailed, simulate
+from ._simulated import simulated
 
 __all__ = [
     "Aftermath",
@@ -18,9 +23,16 @@ __all__ = [
     "BoundaryError",
     "Ending",
     "HandMadeRun",
+    "InjectedFault",
     "LeakError",
+    "Life",
     "RecordingHook",
     "Recovery",
+    "ReplayDiffers",
+    "Replayed",
+    "SimulatedRun",
+    "Simulation",
+    "SimulationFailed",
     "StoreConformance",
     "VirtualDeadlock",
     "VirtualTimeLoop",
@@ -29,6 +41,9 @@ __all__ = [
     "crash_everywhere",
     "fail_everywhere",
     "no_leaks",
+    "replay",
     "run_virtual",
+    "simulate",
+    "simulated",
     "virtual_backend",
 ]
