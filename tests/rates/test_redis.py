@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from shoal import Rate, SharedRate
 from shoal.errors import DefinitionError, RateUnavailable
 from shoal.rates import RateRequest
 from shoal.rates.redis import RedisRates
-from shoal.testing import RateBackendConformance, no_leaks
+from shoal.testing import no_leaks
 
 from .redis_server import SERVERS, Server
 from .sharing import check_windows, keep_to_a_rate, lose_a_process, many
@@ -28,15 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.services, pytest.mark.realtime]
 each_server = pytest.mark.parametrize("server", SERVERS, indirect=True)
 
 
-# -- as the port says ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("server", SERVERS, indirect=True)
-class TestRedisRates(RateBackendConformance):
-    @pytest.fixture
-    def backend(self, server: Server) -> Iterator[RedisRates]:
-        with RedisRates(server.url) as rates:
-            yield rates
+# -- keys ------------------------------------------------------------------------------------------
 
 
 @each_server
