@@ -164,13 +164,16 @@ class Part:
     @property
     def of_gates(self) -> Part:
         """The same part without its origin, for gates, which must not keep that alive."""
-        return replace(self, origin=NOWHERE)
+        terms = self.terms
+        if terms is not None and terms.here is not None:
+            terms = replace(terms, here=None)
+        return replace(self, terms=terms, origin=NOWHERE)
 
     def in_place_of(self, old: Part) -> Part:
         """The part for gates that had another one until now; a budget keeps its accounts."""
         if self.terms is None or old.terms is None:
             return self.of_gates
-        terms = replace(self.terms, identity=old.terms.identity)
+        terms = replace(self.terms, identity=old.terms.identity, here=None)
         return replace(self, terms=terms, origin=NOWHERE)
 
     @property
