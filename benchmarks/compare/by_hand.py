@@ -225,6 +225,7 @@ async def _sleep_for_ever() -> None:
 
 async def cancelled(job: Job) -> Part:
     """Cancel many tasks of a bare task group, all of which wait."""
+    wall = cpu = 0.0
     async with anyio.create_task_group() as tasks:
         for _ in range(job.items):
             tasks.start_soon(_sleep_for_ever)

@@ -307,6 +307,7 @@ async def cancelled(job: Job) -> Part:
     spread = fan_out(
         sleep_for_ever, over="numbers", item="n", into="found", limits=Limits(job.limit)
     )
+    wall = cpu = 0.0
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(Application(spread).run, {"numbers": range(job.items)})
         await anyio.wait_all_tasks_blocked()
