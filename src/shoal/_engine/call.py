@@ -50,6 +50,7 @@ from shoal._state.state import (
 from shoal.executors._port import Call, ContextPort, Pool
 from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
+from shoal.executors._threads import ThreadCall
 
 from .attempts import AttemptTime, try_step, within
 from .child_time import time_of
@@ -326,7 +327,7 @@ async def _attempt(
                 if recalled is not None:
                     return recalled
         if permit is not None and permit.stakes:
-            await record_stakes(run, permit)
+            await record_stakes(run, action.name, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -387,8 +388,8 @@ async def _attempt(
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
             if permit is not None and permit.stakes and begun:
-                # By name, and before a worker is left behind: what that one says is too late.
-                await publish_spent(run, action.name, permit.settle(action.name))
+                # Before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle())
             if permit is not None and call is not None and call.is_running:
                 await _leave_behind(run, call, permit)
             elif permit is not None and begun:
@@ -508,6 +509,7 @@ async def _call(
     call: Call | None = None,
     time: AttemptTime | None = None,
     is_free: bool = False,
+    is_injected: bool = False,
 ) -> Change:
     """Call the function and check its result.
 
@@ -519,7 +521,11 @@ async def _call(
         call: Calls the function elsewhere; None: it is called on the event loop.
         time: The time that the function may take, if that is limited and it is called elsewhere.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
+        is_injected: Whether the simulation, if the run is one, makes this very call.
     """
+    if run.config.services.injection is not None and not is_injected:
+        given = {"context": context, "items": items, "time": time}
+        return await _call_injected(run, action, call=call, is_free=is_free, **given)
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -547,9 +553,13 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context and call is None:
         kwargs["context"] = context
+    stand_in = run.config.services.stand_in
+    served = None if stand_in is None else stand_in.serve(run, action, context)
     later: RetryLater | None = None
     result: object = None
     try:
+        if served is not None:
+            return await served
         if call is not None:
             # A worker learns of its cancellation when it emits the next item.
             on_cancelled = None if items is None else items.stop
@@ -585,6 +595,27 @@ async def _call(
     if action.is_plain:
         refuse_awaitable(result, f"action {action.name!r}")
     return checked_result(action, base, result)
+
+
+async def _call_injected(
+    run: Run, action: FunctionAction[..., object], *, call: Call | None, is_free: bool, **given: Any
+) -> Change:
+    """Have the simulation make the call, which passes on to ``_call`` what it is told to call."""
+    injection = run.config.services.injection
+    assert injection is not None, "the caller has looked"
+    # In a simulation, functions for threads are called on the loop: what happens in which order is
+    # then decided by the seed alone. Those that use their context need the thread.
+    if isinstance(call, ThreadCall) and not action.takes_context:
+        call = None
+    made = partial(_call, run, action, call=call, is_injected=True, **given)
+    later: RetryLater | None = None
+    try:
+        return await injection.call(run, action, made)
+    except RetryLater as error:
+        if not is_free:
+            raise
+        later = error
+    return await call_admitted(run, action, later=later)
 
 
 def checked_result(

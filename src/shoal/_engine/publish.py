@@ -3,7 +3,8 @@
 Invariants:
 - Starts and ends are published in pairs: every start has one end.
 - No secret is published. Secrets in errors are masked; any other value with a secret is refused.
-- All events of one commit are published, also if a guarding hook raises at one of them.
+- All events of one commit are published, also if a guarding hook raises at one of them, or a Ctrl-C
+  arrives there.
 - The order at a child that is applied: ``RunEnded`` of the child, ``StateUpdated`` of its parent,
   ``ChildEnded``.
 """
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
+from shoal._concurrency.cancellation import fatal_leaf
 from shoal._errors.exceptions import HookFailed, brief
 from shoal._errors.inspection import first_of
 from shoal._events.events import (
@@ -365,12 +367,13 @@ async def publish_commit(
 
 
 class _Publication:
-    """Publishes several events in a row: all of them, also if a guarding hook raises at one."""
+    """Publishes several events in a row: all of them, also if a hook raises at one."""
 
     __slots__ = ("_failure",)
 
     def __init__(self) -> None:
-        self._failure: HookFailed | None = None  # the first; `close` raises it
+        # The first interruption; without one, the first failure. `close` raises it.
+        self._failure: BaseException | None = None
 
     def publish(self, hooks: Hooks, listeners: Listeners, event: Event) -> Awaitable[None] | None:
         """Publish an event; return what has to be awaited, None if all hooks are plain functions.
@@ -379,17 +382,33 @@ class _Publication:
         """
         try:
             pending = hooks.notify_nowait(listeners, event)
-        except HookFailed as error:
-            self._failure = first_of(self._failure, error)
+        except BaseException as error:
+            if not self._keeps(error):
+                raise
             return None
         return None if pending is None else self.include(pending)
 
     async def include(self, publishing: Awaitable[None]) -> None:
         try:
             await publishing
-        # Only that: other errors come from the engine itself, and must end the commit at once.
-        except HookFailed as error:
+        except BaseException as error:
+            if not self._keeps(error):
+                raise
+
+    def _keeps(self, error: BaseException) -> bool:
+        """Keep what a hook has raised until the other events are published; return whether it did.
+
+        Also a Ctrl-C while a hook ran: each start that hooks received must have its end all the
+        same; see test_every_start_has_its_end_though_a_ctrl_c_arrives_in_a_hook. Other errors come
+        from the engine itself, and must end the commit at once.
+        """
+        if isinstance(error, HookFailed):
             self._failure = first_of(self._failure, error)
+        elif fatal_leaf(error) is None:
+            return False
+        elif self._failure is None or isinstance(self._failure, Exception):
+            self._failure = error
+        return True
 
     def close(self) -> None:
         failure, self._failure = self._failure, None

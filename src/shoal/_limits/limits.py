@@ -18,7 +18,7 @@ from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .numbers import check_count, check_number
 from .places import NOWHERE, Origin
-from .shared_rates import RateBackend, SharedMeter, key_of
+from .shared_rates import KEPT_HERE, RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit.
@@ -164,13 +164,16 @@ class Part:
     @property
     def of_gates(self) -> Part:
         """The same part without its origin, for gates, which must not keep that alive."""
-        return replace(self, origin=NOWHERE)
+        terms = self.terms
+        if terms is not None and terms.here is not None:
+            terms = replace(terms, here=None)
+        return replace(self, terms=terms, origin=NOWHERE)
 
     def in_place_of(self, old: Part) -> Part:
         """The part for gates that had another one until now; a budget keeps its accounts."""
         if self.terms is None or old.terms is None:
             return self.of_gates
-        terms = replace(self.terms, identity=old.terms.identity)
+        terms = replace(self.terms, identity=old.terms.identity, here=None)
         return replace(self, terms=terms, origin=NOWHERE)
 
     @property
@@ -204,7 +207,7 @@ class Part:
         # before anything is granted for it.
         named = key_of(rate.name, key)
         return SharedMeter(
-            rate.backend,
+            rate.backend if KEPT_HERE.get() is None else KEPT_HERE.get(),
             named,
             rate.rate.per / rate.rate.k,
             self._burst_of(rate.rate),
@@ -304,7 +307,8 @@ class Limits:
         rate: How many per time: a ``Rate``; a ``SharedRate``, if several processes share it; or,
             on asyncio, an ``aiolimiter.AsyncLimiter``.
         by: A plain function of the state that the attempt or child would start from. It returns a
-            key, any hashable, and ``n`` and ``rate`` apply to each key separately.
+            key, any hashable, and ``n`` and ``rate`` apply to each key separately. ``OWNER`` is the
+            owner of the run.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
         unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
@@ -319,12 +323,12 @@ class Limits:
             further run that begins with a fan-out fails as a whole and not child by child; in a
             race, only the contestant fails.
         share: A plain function of that state that returns whose share of the limit it is: a tenant,
-            say. While requests wait, the shares have turns by their weights, however many runs and
-            children of each wait; within a share, runs take turns as they do without. Fields that
-            a child wasn't given are those of the runs around it, so the tenant of a run holds in
-            all fan-outs below. Where several limits of an attempt have ``share=``, the outermost
-            one gives the first turns: that of the runtime, the application, the fan-outs, the
-            action. On a fan-out it orders only children that wait for rates, keys and limits of
+            say; or ``OWNER``. While requests wait, the shares have turns by their weights, however
+            many runs and children of each wait; within a share, runs take turns as they do without.
+            Fields that a child wasn't given are those of the runs around it, so the tenant of a run
+            holds in all fan-outs below. Where several limits of an attempt have ``share=``, the
+            outermost one gives the first turns: that of the runtime, the application, the fan-outs,
+            the action. On a fan-out it orders only children that wait for rates, keys and limits of
             actions; places in flight are taken in the order of the source.
         weight: The turns of a share beside others of weight 1: a plain function of what ``share``
             returned, or a mapping from it; what the mapping lacks has 1.
@@ -449,7 +453,11 @@ class Limits:
     def n(self) -> int | None:
         """How many at once in all, not counting limits per key; None: unlimited."""
         # A limit for each key doesn't say how many there are in all.
-        return min((part.n for part in self.parts if part.n and part.by is None), default=None)
+        least: int | None = None
+        for part in self.parts:
+            if part.n and part.by is None and (least is None or part.n < least):
+                least = part.n
+        return least
 
     @property
     def in_flight(self) -> int:
@@ -470,25 +478,25 @@ class Limits:
         Without those of objects that stand in other places as well, which count attempts.
         """
         # Without `n` and its policy: places in flight belong to one execution of the fan-out.
-        parts = tuple(
+        parts = [
             part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
             if not (part.origin.is_shared or part.terms is not None)
             and (part.by is not None or part.rate is not None)
-        )
-        return limits_of(parts) if parts else None
+        ]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_attempts(self) -> Limits | None:
         """The limits of a fan-out that stand in other places too: its children's attempts count."""
-        parts = tuple(part for part in self.parts if part.origin.is_shared and part.terms is None)
-        return limits_of(parts) if parts else None
+        parts = [part for part in self.parts if part.origin.is_shared and part.terms is None]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_descendants(self) -> Limits | None:
         """The budgets of a fan-out: the attempts of its children and of all below them count."""
-        parts = tuple(part for part in self.parts if part.terms is not None)
-        return limits_of(parts) if parts else None
+        parts = [part for part in self.parts if part.terms is not None]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_fan_out(self) -> Limits | None:

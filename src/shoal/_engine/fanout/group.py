@@ -198,7 +198,7 @@ class ChildTaskGroup:
         services = parent.config.services
         hedge = statistics_of(services, owner, each, among)
         if hedge is not None:
-            self._copies = Copies(hedge, self._admission, self.scope, parent)
+            self._copies = Copies(hedge, self._admission, self.scope, parent, self.name)
             self._admission.hedge(self._copies)
         # Why the rest is skipped, once a budget has said so; never unset.
         self._skips: str = ""
@@ -460,8 +460,11 @@ class ChildTaskGroup:
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
                 return
-            if self._gives_early and len(self.inbox) >= ENOUGH:
-                return
+            if self._gives_early:
+                if len(self.inbox) >= ENOUGH:
+                    return
+                if not self._admission.place.used and self._source.dry():
+                    return  # none is left that could end
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
         """Run ``errand`` in the parent's task before it takes more children from the inbox.
