@@ -234,7 +234,8 @@ def bench(session: nox.Session) -> None:
     options = session.posargs[len(named) :]
     if named[:1] == ["compare"]:
         # Each peer has its own dependencies, so all of them are in environments beside this one.
-        pythons = [f"{name}={python}" for name, python in _peers(session).items()]
+        peers = {} if {"--alone", "--check", "--write"}.intersection(options) else _peers(session)
+        pythons = [f"{name}={python}" for name, python in peers.items()]
         session.run(
             "python", "-m", "benchmarks.compare", *named[1:], *options, "--python", *pythons
         )

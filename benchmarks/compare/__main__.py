@@ -156,6 +156,10 @@ def measure(
     if cell[0] == "start":
         return start_up(options.rounds, options.pythons, options.sources)
     processes: dict[str, Process] = {}
+    base = WORKLOADS[cell[0]].base
+    if options.check or options.write:  # beside the loop by hand that ratios compare with
+        keys = ("shoal", base) if base else ("shoal", "gather", "nursery")
+        contenders = [one for one in contenders if one.key in keys]
     for contender in contenders:
         for name in options.sources if contender.name == OURS else (contender.name,):
             process = Process(
@@ -236,7 +240,26 @@ def show(cell: tuple[str, str, int, int], taken: dict[str, Taken]) -> list[dict[
                 "ratio": of,
             }
         )
+    if found.unit == "child in flight":
+        each = ", ".join(f"{name} {one.kib / items:.2f}" for name, one in taken.items())
+        print(f"KiB for each child in flight: {each}")
     return rows
+
+
+def flatness(tables: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    """Say by how much the time of an item depends on how many there are, as far as measured."""
+    sizes: dict[tuple[str, str, str], dict[int, float]] = {}
+    for cell, rows in tables.items():
+        workload, items, limit, backend = cell.rsplit(" ", 3)
+        if WORKLOADS[workload].unit == "item":
+            sizes.setdefault((workload, limit, backend), {})[int(items)] = _ours(rows)["cpu"]
+    for (workload, limit, backend), cpu in sizes.items():
+        if len(cpu) > 1:
+            times = max(cpu.values()) / min(cpu.values())
+            yield (
+                f"{workload}, {limit} in flight, {backend}: from {min(cpu):,} to {max(cpu):,} "
+                f"items the longest time of an item is {times:.2f} times the shortest"
+            )
 
 
 def main() -> int:
@@ -259,8 +282,6 @@ def main() -> int:
     options.pythons = dict(one.split("=", 1) for one in options.python)
     options.sources = {OURS: ""} | ({"shoal, before": options.before} if options.before else {})
     contenders = [one for one in CONTENDERS if not options.alone or one.kind != "peer"]
-    if options.check or options.write:  # beside the first loop by hand, which ratios compare with
-        contenders = [one for one in CONTENDERS if one.key in ("shoal", "gather", "nursery")]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"
     print(f"CPython {platform.python_version()}, {machine}; {options.rounds} rounds in turn")
     tables: dict[str, list[dict[str, Any]]] = {}
@@ -270,11 +291,15 @@ def main() -> int:
         if options.check and named(cell) not in committed:
             continue
         rows = tables[named(cell)] = show(cell, measure(cell, contenders, options))
-        ours = next(row["ratio"] for row in rows if row["name"] == OURS)
+        ours = _ours(rows)["ratio"]
         if options.check and ours > committed[named(cell)] * WORSE:
             worse.append(f"{named(cell)}: {ours:.2f}, was {committed[named(cell)]:.2f}")
+    for line in flatness(tables):
+        print(f"\n{line}")
     if options.write:
-        found = {cell: round(_of_ours(rows), 2) for cell, rows in tables.items() if len(rows) > 1}
+        found = {
+            cell: round(_ours(rows)["ratio"], 2) for cell, rows in tables.items() if len(rows) > 1
+        }
         RATIOS.write_text(json.dumps(committed | found, indent=2, sort_keys=True) + "\n")
     if options.plot:
         versions = ", ".join(f"{name} {version}" for name, version in options.versions.items())
@@ -286,8 +311,8 @@ def main() -> int:
     return 1 if worse else 0
 
 
-def _of_ours(rows: list[dict[str, Any]]) -> float:
-    return next(row["ratio"] for row in rows if row["name"] == OURS)
+def _ours(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return next(row for row in rows if row["name"] == OURS)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import anyio
 
-from benchmarks.compare.workloads import Job, Program
+from benchmarks.compare.workloads import Job, Part, Program
 
 Body = Callable[[int], Awaitable[int]]
 Each = Callable[[int], Awaitable[None]]
@@ -217,6 +219,48 @@ def programs(spread: Spread, call: Body = body) -> dict[str, Program]:
     return {name: looped(program) for name, program in found.items()}
 
 
+async def _sleep_for_ever() -> None:
+    await anyio.sleep(3600)
+
+
+async def cancelled(job: Job) -> Part:
+    """Cancel many tasks of a bare task group, all of which wait."""
+    wall = cpu = 0.0
+    async with anyio.create_task_group() as tasks:
+        for _ in range(job.items):
+            tasks.start_soon(_sleep_for_ever)
+        await anyio.wait_all_tasks_blocked()
+        gc.collect()  # one that is due must not be measured
+        wall, cpu = time.perf_counter(), time.process_time()
+        tasks.cancel_scope.cancel()
+    return Part(job.items, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+async def races_back(job: Job) -> Part:
+    """Measure from each winner's return to the end of its group."""
+    taken = [await _race_back(job.limit) for _ in range(job.items)]
+    return Part(len(taken), sum(wall for wall, _ in taken), sum(cpu for _, cpu in taken))
+
+
+async def _race_back(contestants: int) -> tuple[float, float]:
+    wall = cpu = 0.0
+
+    async with anyio.create_task_group() as tasks:
+
+        async def contestant(n: int) -> None:
+            nonlocal wall, cpu
+            if n == contestants // 2:
+                await anyio.sleep(0.001)
+                wall, cpu = time.perf_counter(), time.process_time()
+                tasks.cancel_scope.cancel()
+            else:
+                await anyio.sleep(3600)
+
+        for n in range(contestants):
+            tasks.start_soon(contestant, n)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
 async def _race(contestants: int) -> int:
     """The first to return wins, and the others are cancelled and awaited."""
     won: list[int] = []
@@ -237,10 +281,15 @@ async def _race(contestants: int) -> int:
 
 
 def contenders(backend: str) -> dict[str, Any]:
+    # The bare task group alone can be cancelled as a whole, and ends after all its tasks.
+    more = {"cancel": looped(cancelled), "race-back": looped(races_back)}
     if backend == "trio":
-        return {"nursery": programs(nursery, trio_body), "anyio": programs(anyio_group, trio_body)}
+        return {
+            "nursery": programs(nursery, trio_body),
+            "anyio": programs(anyio_group, trio_body) | more,
+        }
     return {
         "gather": programs(gather),
         "taskgroup": programs(task_group),
-        "anyio": programs(anyio_group),
+        "anyio": programs(anyio_group) | more,
     }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
 
-from benchmarks.compare.workloads import Job, Program
+from benchmarks.compare.workloads import Job, Part, Program
 from shoal import (
     Application,
     Graph,
@@ -282,6 +285,9 @@ def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
         "rate": mapped(double, limits=Limits(rate=FAST)),
         "race": raced,
         "race1000": raced_by_many,
+        "race-seen": lambda job: anyio.run(partial(races, job, seen=True), backend=job.backend),
+        "race-back": lambda job: anyio.run(partial(races, job, seen=False), backend=job.backend),
+        "cancel": lambda job: anyio.run(cancelled, job, backend=job.backend),
         "run": one_run,
         "threads": mapped(in_thread),
         "memory": meet,
@@ -289,6 +295,65 @@ def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
         "durable-run": durable_run,
         "resume": resumed,
     }
+
+
+@action(writes=["never"])
+async def sleep_for_ever() -> None:
+    await anyio.sleep(3600)
+
+
+async def cancelled(job: Job) -> Part:
+    """Cancel the run of many children in flight, all of which wait."""
+    spread = fan_out(
+        sleep_for_ever, over="numbers", item="n", into="found", limits=Limits(job.limit)
+    )
+    wall = cpu = 0.0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Application(spread).run, {"numbers": range(job.items)})
+        await anyio.wait_all_tasks_blocked()
+        gc.collect()  # one that is due must not be measured
+        wall, cpu = time.perf_counter(), time.process_time()
+        tasks.cancel_scope.cancel()
+    return Part(job.items, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+class Winner(Hook):
+    """Notes when a race's winner is published."""
+
+    observer = True
+
+    def __init__(self) -> None:
+        self.at = 0.0, 0.0
+
+    def on_state_updated(self, event: StateUpdated) -> None:
+        if event.depth == 0 and event.outcome is not None:
+            self.at = time.perf_counter(), time.process_time()
+
+
+async def races(job: Job, *, seen: bool) -> Part:
+    """Measure from each winner's return until it is published, or until the run is back."""
+    returned, winner = [0.0, 0.0], Winner()
+
+    @action(writes=["answer"])
+    async def first() -> str:
+        await anyio.sleep(0.001)
+        returned[:] = time.perf_counter(), time.process_time()
+        return "first"
+
+    @action(writes=["answer"])
+    async def late() -> str:
+        await anyio.sleep(3600)
+        return "late"
+
+    acts = [first if n == job.limit // 2 else late.bind(name=f"late{n}") for n in range(job.limit)]
+    made = Application(race(*acts, into="answer"), hooks=[winner] if seen else ())
+    done, wall, cpu = 0, 0.0, 0.0
+    async with Runtime() as runtime:
+        for _ in range(job.items):
+            done += (await made.run(runtime=runtime)).state["answer"] == "first"
+            at = winner.at if seen else (time.perf_counter(), time.process_time())
+            wall, cpu = wall + at[0] - returned[0], cpu + at[1] - returned[1]
+    return Part(done, wall, cpu)
 
 
 class _MeetingPlace:

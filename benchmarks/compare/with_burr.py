@@ -127,6 +127,29 @@ def durable(opened: Any) -> Program:
     return looped(main)
 
 
+def durable_runs(opened: Any) -> Program:
+    """Applications of one action, each with an id of its own, saved by one persister."""
+
+    async def main(job: Job) -> int:
+        done = 0
+        async with opened(job) as persister:
+            for n in range(job.items):
+                builder = (
+                    ApplicationBuilder()
+                    .with_actions(double=double)
+                    .with_state(n=n)
+                    .with_entrypoint("double")
+                    .with_state_persister(persister)
+                    .with_identifiers(app_id=str(n), partition_key="")
+                )
+                application = await builder.abuild() if persister.is_async() else builder.build()
+                _, _, state = await application.arun(halt_after=["double"])
+                done += state["double"] == 2 * n
+        return done
+
+    return looped(main)
+
+
 async def mapped(job: Job) -> Any:
     application = (
         ApplicationBuilder()
@@ -143,6 +166,10 @@ def contenders(backend: str) -> dict[str, dict[str, Program]]:
     if backend != "asyncio":
         return {}
     return {
-        "burr": {"map": looped(mapped), "durable": durable(tuned)},
-        "plain": {"durable": durable(as_it_comes)},
+        "burr": {
+            "map": looped(mapped),
+            "durable": durable(tuned),
+            "durable-run": durable_runs(tuned),
+        },
+        "plain": {"durable": durable(as_it_comes), "durable-run": durable_runs(as_it_comes)},
     }

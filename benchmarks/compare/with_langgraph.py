@@ -77,7 +77,14 @@ def blocking(job: Job) -> Any:
         return made.invoke(*given(job), durability="sync")["doubles"]
 
 
-async def runs(job: Job) -> int:
+async def durable_runs(job: Job) -> int:
+    async with aiosqlite.connect(job.folder / "runs.db") as connection:
+        await connection.execute("PRAGMA journal_mode = WAL")
+        await connection.execute("PRAGMA synchronous = full")
+        return await runs(job, AsyncSqliteSaver(connection))
+
+
+async def runs(job: Job, saver: Any = None) -> int:
     class Single(TypedDict):
         n: int
         double: int
@@ -89,10 +96,12 @@ async def runs(job: Job) -> int:
     builder.add_node("one", one)
     builder.add_edge(START, "one")
     builder.add_edge("one", END)
-    made = builder.compile()
+    made = builder.compile(checkpointer=saver)
+    how: Any = {} if saver is None else {"durability": "sync"}
     done = 0
     for n in range(job.items):
-        done += (await made.ainvoke({"n": n}))["double"] == 2 * n
+        config: Any = {"configurable": {"thread_id": str(n)}}
+        done += (await made.ainvoke({"n": n}, config, **how))["double"] == 2 * n
         await asyncio.sleep(0)
     return done
 
@@ -101,6 +110,11 @@ def contenders(backend: str) -> dict[str, dict[str, Program]]:
     if backend != "asyncio":
         return {}
     return {
-        "asynchronous": {"map": looped(mapped), "durable": looped(durable), "run": looped(runs)},
+        "asynchronous": {
+            "map": looped(mapped),
+            "durable": looped(durable),
+            "run": looped(runs),
+            "durable-run": looped(durable_runs),
+        },
         "blocking": {"durable": blocking},
     }

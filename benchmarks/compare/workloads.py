@@ -23,7 +23,15 @@ class Job(NamedTuple):
 
 
 Program = Callable[[Job], object]
-"""Does the work and returns its result."""
+"""Does the work and returns its result; or a ``Part``, if not all of that is what is measured."""
+
+
+class Part(NamedTuple):
+    """A result, and the part of the time that counts: what follows a preparation, for example."""
+
+    result: object
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Workload:
     clock: Literal["cpu", "wall"] = "cpu"
     """Which time the ratio compares. Processor time depends less on what else the machine does;
     where a program waits for a disk or a timer, its waits are what counts."""
+    base: str = ""
+    """The key of the loop by hand that the ratio compares with; by default, of the first."""
     prepares: bool = False
     """Whether the program is called twice, and only the second time is measured."""
 
@@ -96,6 +106,24 @@ WORKLOADS: Mapping[str, Workload] = {
     "rate": Workload("map, a rate", doubled, ((5_000, 20),)),
     "race": Workload("race of three", counted, ((300, 3),), unit="race"),
     "race1000": Workload("race of a thousand", counted, ((2_000, 1_000),), unit="contestant"),
+    "race-seen": Workload(
+        "race of three, until its winner is published",
+        counted,
+        ((100, 3),),
+        unit="race",
+        clock="wall",
+    ),
+    "race-back": Workload(
+        "race of three, until it has returned",
+        counted,
+        ((100, 3),),
+        unit="race",
+        clock="wall",
+        base="anyio",
+    ),
+    "cancel": Workload(
+        "cancelling, to the last child", counted, ((10_000, 10_000),), unit="child", base="anyio"
+    ),
     "run": Workload("a run of one step", counted, ((300, 1),), unit="run"),
     "threads": Workload("map, plain functions in threads", doubled, ((2_000, 20),)),
     "memory": Workload(

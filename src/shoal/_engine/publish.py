@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
@@ -241,18 +241,18 @@ async def publish_grace_exceeded(
             await hooks.notify(hooks.grace_exceeded, event)
 
 
-async def _publish_child_ended(run: Run, publication: _Publication, child: Run) -> None:
-    listeners = publication.hooks.child_ended
+def _publish_child_ended(run: Run, publication: _Publication, child: Run) -> Awaitable[None] | None:
+    hooks = run.config.hooks
     if child.status == "halted":
-        listeners = publication.hooks.child_halted
-        if listeners:
-            halted = ChildHalted(path=run.path, step=run.step or "", halted=_halted(child))
-            await publication.publish(listeners, halted)
-        return
-    if listeners:
-        # The outcome is made here: without a listener, none is.
-        event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
-        await publication.publish(listeners, event)
+        if not hooks.child_halted:
+            return None
+        halted = ChildHalted(path=run.path, step=run.step or "", halted=_halted(child))
+        return publication.publish(hooks, hooks.child_halted, halted)
+    if not hooks.child_ended:
+        return None
+    # The outcome is made here: without a listener, none is.
+    event = ChildEnded(path=run.path, step=run.step or "", outcome=child.outcome)
+    return publication.publish(hooks, hooks.child_ended, event)
 
 
 def _halted(child: Run) -> Halted:
@@ -282,30 +282,40 @@ async def publish_step_ended(run: Run, status: Status) -> None:
 
 async def publish_run_ended(run: Run) -> None:
     """Publish the run's last update, the end of its last step, and its own end."""
+    publication = _Publication()
+    for publishing in _publish_run_ended(run, publication):
+        await publishing
+    publication.close()
+
+
+def _publish_run_ended(run: Run, publication: _Publication) -> Iterator[Awaitable[None]]:
+    """Publish as ``publish_run_ended``, and give what has to be awaited before going on."""
     if not run.began:
         return  # its start was not published, so neither is its end
     assert run.status is not None, "only the end of a run that has ended is published"
-    publication = _Publication(run.config.hooks)
-    hooks, path, status, error = publication.hooks, run.path, run.status, run.error
-    update = run.last_update
+    hooks, path, status, error = run.config.hooks, run.path, run.status, run.error
+    update = run.last_update if hooks.state_updated else None
     # Before the end of the step: a step's updates lie between its start and its end.
-    if update is not None and hooks.state_updated:
-        await publication.publish(hooks.state_updated, StateUpdated(path=path, update=update))
+    if update is not None:
+        updated = StateUpdated(path=path, update=update)
+        if (publishing := publication.publish(hooks, hooks.state_updated, updated)) is not None:
+            yield publishing
     if run.step is not None and hooks.step_ended:
         step_ended = StepEnded(
             path=path, step=run.step, status=status, error=error, cached=run.is_cached
         )
-        await publication.publish(hooks.step_ended, step_ended)
+        if (publishing := publication.publish(hooks, hooks.step_ended, step_ended)) is not None:
+            yield publishing
     if hooks.run_ended:
         # A root run has the reason as soon as it is cancelled, and may end otherwise all the same.
         reason = run.reason if status in ("cancelled", "halted") else ""
         questions = run.open_questions if status == "halted" else ()
         ended = RunEnded(path=path, status=status, error=error, reason=reason, questions=questions)
-        await publication.publish(hooks.run_ended, ended)
+        if (publishing := publication.publish(hooks, hooks.run_ended, ended)) is not None:
+            yield publishing
     if status == "halted":
         # If it is cancelled while it waits for answers, its parent publishes that and nothing here.
         run.began = False
-    publication.close()
 
 
 async def publish_commit(
@@ -326,54 +336,79 @@ async def publish_commit(
             started; see
             test_a_void_history_is_published_though_the_child_never_starts.
     """
-    publication = _Publication(run.config.hooks)
+    publication, hooks = _Publication(), run.config.hooks
     for child in rerun:
         await publication.include(publish_child_rerun(run, child, child.config.step))
     for update, child in zip_longest(updates, applied):
         if child is not None:
-            await publication.include(publish_run_ended(child))
-        if publication.hooks.state_updated:
+            for publishing in _publish_run_ended(child, publication):
+                await publishing
+        if hooks.state_updated:
             # What is kept was published with its outcome by the execution that applied it.
             outcome = None if child is None or child.disposition.is_kept else child.outcome
             event = StateUpdated(path=run.path, update=update, outcome=outcome)
-            await publication.publish(publication.hooks.state_updated, event)
+            publishing = publication.publish(hooks, hooks.state_updated, event)
+            if publishing is not None:
+                await publishing
         # The end of a child that is Done was published when it was saved; see
         # test_the_end_of_a_done_child_is_published_once.
         if child is not None and not child.disposition.is_saved:
-            await _publish_child_ended(run, publication, child)
+            publishing = _publish_child_ended(run, publication, child)
+            if publishing is not None:
+                await publishing
     for child in unapplied:
         # After all updates, since they change nothing.
-        await publication.include(publish_run_ended(child))
-        await _publish_child_ended(run, publication, child)
+        for publishing in _publish_run_ended(child, publication):
+            await publishing
+        publishing = _publish_child_ended(run, publication, child)
+        if publishing is not None:
+            await publishing
     publication.close()
 
 
 class _Publication:
     """Publishes several events in a row: all of them, also if a hook raises at one."""
 
-    __slots__ = ("_failure", "hooks")
+    __slots__ = ("_failure",)
 
-    def __init__(self, hooks: Hooks) -> None:
-        self.hooks = hooks
+    def __init__(self) -> None:
         # The first interruption; without one, the first failure. `close` raises it.
         self._failure: BaseException | None = None
 
-    async def publish(self, listeners: Listeners, event: Event) -> None:
-        await self.include(self.hooks.notify(listeners, event))
+    def publish(self, hooks: Hooks, listeners: Listeners, event: Event) -> Awaitable[None] | None:
+        """Publish an event; return what has to be awaited, None if all hooks are plain functions.
+
+        A commit has two events for each child, so none of them costs a coroutine for nothing.
+        """
+        try:
+            pending = hooks.notify_nowait(listeners, event)
+        except BaseException as error:
+            if not self._keeps(error):
+                raise
+            return None
+        return None if pending is None else self.include(pending)
 
     async def include(self, publishing: Awaitable[None]) -> None:
         try:
             await publishing
-        except HookFailed as error:
-            self._failure = first_of(self._failure, error)
         except BaseException as error:
-            # A Ctrl-C while a hook ran: each start that hooks received must have its end all the
-            # same; see test_every_start_has_its_end_though_a_ctrl_c_arrives_in_a_hook. Other errors
-            # come from the engine itself, and must end the commit at once.
-            if fatal_leaf(error) is None:
+            if not self._keeps(error):
                 raise
-            if self._failure is None or isinstance(self._failure, Exception):
-                self._failure = error
+
+    def _keeps(self, error: BaseException) -> bool:
+        """Keep what a hook has raised until the other events are published; return whether it did.
+
+        Also a Ctrl-C while a hook ran: each start that hooks received must have its end all the
+        same; see test_every_start_has_its_end_though_a_ctrl_c_arrives_in_a_hook. Other errors come
+        from the engine itself, and must end the commit at once.
+        """
+        if isinstance(error, HookFailed):
+            self._failure = first_of(self._failure, error)
+        elif fatal_leaf(error) is None:
+            return False
+        elif self._failure is None or isinstance(self._failure, Exception):
+            self._failure = error
+        return True
 
     def close(self) -> None:
         failure, self._failure = self._failure, None

@@ -281,10 +281,8 @@ class Run:
     @property
     def last_update(self) -> Update | None:
         """The last update, which the parent's commit saves; None if there is none."""
-        change = self.pending
-        if change is None or not change.operations:
-            return None
-        return Update(self.head[0] + 1, self.step or "", change.operations)
+        operations = () if self.pending is None else self.pending.operations
+        return Update(self.head[0] + 1, self.step or "", operations) if operations else None
 
     def final_field(self, field: str) -> object:
         """Return a field of the state after the last step; raise KeyError if there is none."""

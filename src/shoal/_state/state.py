@@ -490,9 +490,10 @@ class Change:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """The operations, made when they are asked for: of most children nothing saves them."""
-        if self._operations is None:
-            self._operations = tuple(Set(field, value) for field, value in self.values.items())
-        return self._operations
+        operations = self._operations
+        if operations is None:
+            operations = self._operations = tuple([Set(*one) for one in self.values.items()])
+        return operations
 
     def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
         """Return ``data`` after the change. Valid only for the data that the change was made on."""

@@ -287,7 +287,8 @@ class ChildAdmission:
         config.in_flight = self._in_flight
         if self._scopes is not None:
             config.scopes, config.scopes_below = self._scopes, self._below
-            config.is_governed, config.may_call_simply = True, False
+            config.is_governed = True
+            config.may_call_simply = config.walks_simply = False
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
@@ -484,7 +485,8 @@ class ChildAdmission:
         config.in_flight = self._in_flight
         if self._scopes is not None:
             config.scopes, config.scopes_below = self._scopes, self._below
-            config.is_governed, config.may_call_simply = True, False
+            config.is_governed = True
+            config.may_call_simply = config.walks_simply = False
         child.permits = permits
         return True
 
