@@ -363,11 +363,13 @@ class Posts:
 class FairShare(InLine, Turns, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
-    All attributes are set by the scheduler alone, but for ``priority``.
+    All attributes are set by the scheduler alone, but for ``priority`` and ``owner``.
     """
 
     priority: Priority
     """The class in which it takes turns."""
+    owner: str
+    """Whose run it is; empty if it has no owner."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
     held_at: Gate | None

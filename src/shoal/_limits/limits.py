@@ -18,7 +18,7 @@ from .flows import Weight, check_weight
 from .meters import ForeignMeter, ForeignRate, Meter
 from .numbers import check_count, check_number
 from .places import NOWHERE, Origin
-from .shared_rates import RateBackend, SharedMeter, key_of
+from .shared_rates import KEPT_HERE, RateBackend, SharedMeter, key_of
 
 DEFAULT_IN_FLIGHT = 100
 """Children in flight in a fan-out that names no limit.
@@ -204,7 +204,7 @@ class Part:
         # before anything is granted for it.
         named = key_of(rate.name, key)
         return SharedMeter(
-            rate.backend,
+            rate.backend if KEPT_HERE.get() is None else KEPT_HERE.get(),
             named,
             rate.rate.per / rate.rate.k,
             self._burst_of(rate.rate),
@@ -304,7 +304,8 @@ class Limits:
         rate: How many per time: a ``Rate``; a ``SharedRate``, if several processes share it; or,
             on asyncio, an ``aiolimiter.AsyncLimiter``.
         by: A plain function of the state that the attempt or child would start from. It returns a
-            key, any hashable, and ``n`` and ``rate`` apply to each key separately.
+            key, any hashable, and ``n`` and ``rate`` apply to each key separately. ``OWNER`` is the
+            owner of the run.
         cost: A plain function of that state that returns how many units of the rate are charged; 1
             by default. ``context.charge(actual)`` corrects the number afterwards.
         unit: What ``cost`` counts, such as ``"tokens"``. Several costs are corrected by it, each by
@@ -319,12 +320,12 @@ class Limits:
             further run that begins with a fan-out fails as a whole and not child by child; in a
             race, only the contestant fails.
         share: A plain function of that state that returns whose share of the limit it is: a tenant,
-            say. While requests wait, the shares have turns by their weights, however many runs and
-            children of each wait; within a share, runs take turns as they do without. Fields that
-            a child wasn't given are those of the runs around it, so the tenant of a run holds in
-            all fan-outs below. Where several limits of an attempt have ``share=``, the outermost
-            one gives the first turns: that of the runtime, the application, the fan-outs, the
-            action. On a fan-out it orders only children that wait for rates, keys and limits of
+            say; or ``OWNER``. While requests wait, the shares have turns by their weights, however
+            many runs and children of each wait; within a share, runs take turns as they do without.
+            Fields that a child wasn't given are those of the runs around it, so the tenant of a run
+            holds in all fan-outs below. Where several limits of an attempt have ``share=``, the
+            outermost one gives the first turns: that of the runtime, the application, the fan-outs,
+            the action. On a fan-out it orders only children that wait for rates, keys and limits of
             actions; places in flight are taken in the order of the source.
         weight: The turns of a share beside others of weight 1: a plain function of what ``share``
             returned, or a mapping from it; what the mapping lacks has 1.

@@ -50,6 +50,9 @@ class OptionalConformance(SteeringConformance):
             await save(store, begun=replace(BEGINNING, secret=frozenset({"token"})))
         assert [one.secret for one in await store.orphans()] == [{"token"}]
         async with claimed(store, begin=False):
+            await save(store, begun=replace(BEGINNING, priority="batch"))
+        assert [one.priority for one in await store.orphans()] == ["batch"]
+        async with claimed(store, begin=False):
             await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
         await store.claim("new", "me")
         await store.release("new", "me")

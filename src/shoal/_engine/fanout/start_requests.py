@@ -49,12 +49,12 @@ class StartRequests:
         """
         controller, config, in_flight = self._controller, child.config, self._in_flight
         limiters, scheduler = controller.limiters, controller.scheduler
-        gates, costs = limiters.gates(self._own, child.data)
+        gates, costs = limiters.gates(self._own, child.data, config.execution)
         if costs is None:
             costs = (1.0,) * len(gates)
         permits = child.permits = HeldPermits(config.execution, in_flight)
         if scheduler.has_shares:
-            permits.belong_to(controller.shares(self._own, child))
+            permits.belong_to(controller.shares(self._own, child, permits.unit))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         needed: tuple[Gate, ...] = ()
         own: tuple[float, ...] | None = None
@@ -67,8 +67,7 @@ class StartRequests:
         try:
             if action is not None and begins_with_action:
                 applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-                accounts = config.execution.accounts
-                needed, own = limiters.gates(applying, child.data, accounts)
+                needed, own = limiters.gates(applying, child.data, config.execution)
                 worker = _worker_of(config)
             if scheduler.has_shares or permits.unit.priority != "normal":
                 flow = controller.flow(config.scopes, applying, permits, child)
@@ -117,16 +116,15 @@ class StartRequests:
         controller, config, in_flight = self._controller, copy.config, self._in_flight
         limiters, scheduler = controller.limiters, controller.scheduler
         # By the state with which the child started: its slot counts under the same key.
-        accounts = config.execution.accounts
-        gates, costs = limiters.gates(self._own, copy.initial, accounts)
+        gates, costs = limiters.gates(self._own, copy.initial, config.execution)
         applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-        needed, own = limiters.gates(applying, copy.data, accounts)
+        needed, own = limiters.gates(applying, copy.data, config.execution)
         pool = config.pool_of(action)
         permits = copy.permits = HeldPermits(config.execution, in_flight)
         if costs is None:
             costs = (1.0,) * len(gates)
         if scheduler.has_shares:
-            permits.belong_to(controller.shares(self._own, copy))
+            permits.belong_to(controller.shares(self._own, copy, permits.unit))
         permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
         return AttemptPermit(
             scheduler,
