@@ -37,6 +37,8 @@ BACKENDS_OF = {  # what a starter that runs no loop of asyncio's own runs
 }
 
 
+WITH_CLUSTERS = frozenset({"test_ray", "test_ray_crash"})
+"""Modules with tests that need a cluster of Ray's: some seconds, and a dozen processes."""
 SWEEPS = frozenset(
     (  # modules that try every place, or many random cases: the longest by far
         "test_cancellation",
@@ -87,6 +89,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SWEEPS:
             item.add_marker("sweep")
+    # Each process that has one of them starts a cluster. `--dist worksteal` gives the first ones to
+    # one process, and takes only last ones away.
+    items.sort(key=lambda item: item.path.stem not in WITH_CLUSTERS)
 
 
 def pytest_collection_finish() -> None:

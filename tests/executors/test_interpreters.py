@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +20,11 @@ import pytest
 from shoal import Application, MemoryStore, Runtime, State, action, fan_out, race
 from shoal.errors import DefinitionError, NotSendable, NoWorker, RemoteError, SecretLeaked
 from shoal.events import GraceExceeded, Item
-from shoal.executors import Executor, Interpreters
-from shoal.testing import RecordingHook, no_leaks
+from shoal.executors import Executor, Interpreters, _interpreter_transport
+from shoal.executors._port import Job, PoolHost
+from shoal.executors._remote_pool import RemotePool
+from shoal.executors._socket_worker import MARK_SIZE, SocketWorker
+from shoal.testing import RecordingHook, no_leaks, run_virtual
 from tests.executors import work
 from tests.executors.one_program import final_state
 from tests.executors.test_process_programs import ENVIRONMENT
@@ -162,10 +167,10 @@ async def test_an_initializer_that_raises_fails_the_actions():
 
 @here_alone
 async def test_interpreters_that_can_not_be_started_are_given_up(monkeypatch: pytest.MonkeyPatch):
-    def refuse(code: str) -> str:
-        return "MemoryError: none left"
+    def refuse() -> None:
+        raise MemoryError("none left")
 
-    monkeypatch.setattr("shoal.executors._interpreter_transport._execute", refuse)
+    monkeypatch.setattr(_interpreter_transport, "_new_interpreter", refuse)
     async with runtime_of() as runtime:
         with pytest.raises(NoWorker, match="MemoryError: none left"):
             await run(runtime, work.square, {"n": 1}, one())
@@ -295,3 +300,40 @@ def test_arguments_that_mean_nothing_are_refused(options: dict[str, Any]):
 def test_an_older_python_is_told_what_to_use():
     with pytest.raises(DefinitionError, match=r"need Python 3\.13 .* use executor='processes'"):
         Application(work.square, executor="interpreters")
+
+
+@pytest.mark.parametrize("library", ["asyncio", "trio"])
+def test_on_a_virtual_clock_the_end_of_an_interpreter_is_awaited(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, library: Any
+):
+    def execute(code: str) -> str:
+        """Do in this interpreter what is done in another one, which takes a while to end."""
+        descriptor = int(code.rpartition("work(")[2].rstrip(")"))
+        with socket.socket(fileno=descriptor) as sock:
+            mark = memoryview(bytearray(MARK_SIZE)).cast("Q")
+            worker = SocketWorker(sock, mark, lambda: None)
+            worker.run()
+            worker.close()
+        time.sleep(0.05)
+        return ""
+
+    async def main() -> None:
+        async with no_leaks(), Runtime() as runtime:
+            assert (await run(runtime, work.square, {"n": 3}, InThread()))["square"] == 9
+
+    monkeypatch.setattr(_interpreter_transport, "_new_interpreter", lambda: execute)
+    run_virtual(main, backend=library)
+    assert not any("left behind" in message for message in caplog.messages)
+
+
+class InThread(Executor):
+    """One worker, on every Python."""
+
+    def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
+        return ""
+
+    def open(self, host: PoolHost) -> RemotePool:
+        transport = _interpreter_transport.InterpreterTransport(host, None)
+        return RemotePool(
+            host, transport, name="interpreters", workers=1, concurrency=1, pause=0, kills=False
+        )

@@ -17,7 +17,7 @@ from shoal.executors import _remote_pool
 from shoal.executors._port import Job
 from shoal.executors._sending import dump
 from shoal.testing import no_leaks
-from tests.executors.links import job, pool_of
+from tests.executors.links import ThreadLink, ThreadTransport, job, pool_of
 
 pytestmark = pytest.mark.realtime
 
@@ -203,6 +203,30 @@ async def test_a_call_that_has_not_begun_never_begins(anyio_backend: object, gat
             assert CALLS == [False] * 3 + [True]
             GATE.set()
         assert not transport.dead
+
+
+async def test_calls_that_wait_in_its_lane_do_not_hold_up_its_end(
+    anyio_backend: object, gate: object
+):
+    async with no_leaks(), pool_of(workers=1, grace=0.05) as (pool, transport):
+        one = job(wait_through)
+        for _ in range(3):
+            await pool.call().call(one, {})
+        BEGUN.clear()
+        first, second = pool.call(), pool.call()
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as inner:
+                inner.start_soon(lambda: first.call(one, {"wait": True}))
+                await begun()
+                tasks.start_soon(lambda: second.call(one, {}))
+                await anyio.sleep(0.02)
+                assert [sent[0] for sent in transport.links[0].sent].count("call") == 5
+                inner.cancel_scope.cancel()
+            # Nothing of it is left when the cancellation goes on.
+            assert not first.is_running
+            assert len(transport.dead) == 1
+        GATE.set()
+        assert CALLS == [False] * 3 + [True, False]
 
 
 CALLS: list[bool] = []
@@ -420,3 +444,23 @@ async def test_no_worker_is_left_alone_while_another_one_is_idle(anyio_backend: 
                     link.answer(*((m.DONE, one, data, 0.005) for one in [*worker.calls]))
         for link in [*transport.links]:
             link.die("it has ended")
+
+
+async def test_workers_that_were_about_to_start_are_not_left_behind(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def reach_nothing(link: ThreadLink) -> None:
+        pass
+
+    async def end_all(transport: ThreadTransport) -> None:
+        for link in list(transport.links):
+            link.die("the pool is closed")
+
+    monkeypatch.setattr(ThreadTransport, "aclose", end_all)
+    monkeypatch.setattr(ThreadLink, "kill", reach_nothing)
+    monkeypatch.setattr(_remote_pool, "CLOSING", 0.01)
+    async with no_leaks(), pool_of(1, runs=False) as (pool, transport):
+        with anyio.move_on_after(0.01):
+            await pool.call().call(job(add), {"a": 1, "b": 2})
+        assert transport.started == 1
+    assert not any("left behind" in message for message in caplog.messages)

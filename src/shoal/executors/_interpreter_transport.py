@@ -11,7 +11,7 @@ import importlib
 import os
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -84,27 +84,36 @@ class InterpreterLink:
         self._reason: str | None = None  # why it has ended, once it has
         self._sock, theirs = socket.socketpair()
         self._channel = Channel(self._sock, host, on_batch=on_batch, on_end=self._end_if_over)
-        # The descriptor belongs to the thread from now on.
+        # Both belong to the thread from now on: a copy to the interpreter, and the other one to
+        # what waits for its end. So the pool has a socket to look at until all is over, and no
+        # virtual clock jumps; see test_on_a_virtual_clock_the_end_of_an_interpreter_is_awaited.
         self.thread: Thread = Thread(
-            target=self._run, args=(theirs.detach(),), name=self.name, daemon=True
+            target=self._run, args=(os.dup(theirs.fileno()), theirs), name=self.name, daemon=True
         )
         self.thread.start()
 
-    def _run(self, descriptor: int) -> None:
+    def _run(self, descriptor: int, theirs: socket.socket) -> None:
         """Be the thread of the interpreter."""
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}\n"
-            f"from shoal.executors._interpreter_worker import work; work({descriptor})"
+            f"import os, sys; sys.path[:] = {sys.path!r}\n"
+            f"try: from shoal.executors._interpreter_worker import work\n"
+            f"except BaseException: os.close({descriptor}); raise\n"
+            f"work({descriptor})"
         )
         try:
-            reason = _execute(code)
+            execute = _new_interpreter()
         except BaseException as error:  # noqa: BLE001 # the pool is told
+            os.close(descriptor)
             reason = f"{type(error).__name__}: {error}"
-        if reason:  # it may not have come to closing the socket
-            with suppress(OSError):
-                os.close(descriptor)
+        else:
+            # The code closes the descriptor. Later it may be another one's.
+            try:
+                reason = execute(code)
+            except BaseException as error:  # noqa: BLE001 # the pool is told
+                reason = f"{type(error).__name__}: {error}"
         with suppress(RuntimeError):  # the loop is closed: it was left behind
             self._call_soon(partial(self._on_ended, reason or "it has ended"))
+        theirs.close()
 
     def _on_ended(self, reason: str) -> None:
         self._reason = reason
@@ -138,7 +147,7 @@ class InterpreterLink:
     def kill(self) -> None:
         """Let it end as soon as nothing is at work in it: more is not possible."""
         with suppress(OSError):  # it is closed, or the other end is
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.shutdown(socket.SHUT_WR)
 
     def leave_behind(self) -> None:
         """Listen to it no more."""
@@ -147,22 +156,33 @@ class InterpreterLink:
         self._channel.close()
 
 
-def _execute(code: str) -> str:
-    """Execute code in a new interpreter, and end that; return why it failed, "" if it didn't."""
+def _new_interpreter() -> Callable[[str], str]:
+    """Make an interpreter, and return a function that executes code in it and ends it.
+
+    That returns why the code failed, "" if it didn't.
+    """
     if sys.version_info >= (3, 14):
         public: Any = importlib.import_module("concurrent.interpreters")
         one: Any = public.create()
-        try:
-            one.exec(code)
-        except public.ExecutionFailed as error:
-            return str(error)
-        finally:
-            one.close()
-        return ""
+
+        def execute_there(code: str) -> str:
+            try:
+                one.exec(code)
+            except public.ExecutionFailed as error:
+                return str(error)
+            finally:
+                one.close()
+            return ""
+
+        return execute_there
     private: Any = importlib.import_module("_interpreters")
     number: Any = private.create()
-    try:
-        failed: Any = private.exec(number, code)
-    finally:
-        private.destroy(number)
-    return "" if failed is None else str(failed.formatted)
+
+    def execute(code: str) -> str:
+        try:
+            failed: Any = private.exec(number, code)
+        finally:
+            private.destroy(number)
+        return "" if failed is None else str(failed.formatted)
+
+    return execute

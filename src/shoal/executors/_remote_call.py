@@ -73,7 +73,10 @@ class CallPool(Protocol):
         ...
 
     def kill(self, call: RemoteCall) -> bool:
-        """End the worker, once no other call is at work in it; return whether that is now."""
+        """End the worker, once no other call is at work in it.
+
+        Return whether that is now, or as soon as those that wait there are given back.
+        """
         ...
 
     def reply(

@@ -242,7 +242,9 @@ class RemotePool:
         if worker.has_innocent:
             until = self._clock() + self.grace
             worker.reprieve = self._host.set_alarm(until, partial(self._kill, worker))
-            return False
+            # The lane does one thing at a time: if it is this call, the others there have not
+            # begun, and will be given back in a moment.
+            return not call.record.is_other and not worker.has_innocent_others
         self._kill(worker)
         return True
 
@@ -599,10 +601,12 @@ class RemotePool:
         for worker in list(self._workers):
             self._kill(worker)
         await self._wait_for_all(CLOSING)
+        await self._transport.aclose()
+        # Only now: workers that had not come to start were ended by the transport; see
+        # test_workers_that_were_about_to_start_are_not_left_behind.
         if self._workers:
             names = ", ".join(one.link.name for one in self._workers)
             logger.error("%s could not be ended, and are left behind: %s", self._name, names)
-        await self._transport.aclose()
 
     async def _wait_for_all(self, seconds: float) -> None:
         if not self._workers:

@@ -112,6 +112,11 @@ class RemoteWorker:
         """Whether a call that was not cancelled may be at work."""
         return any(not call.is_given_up for call in self.calls.values())
 
+    @property
+    def has_innocent_others(self) -> bool:
+        """Whether one of those that are in its loop, and not in the lane, was not cancelled."""
+        return any(one.record.is_other and not one.is_given_up for one in self.calls.values())
+
     def at_work(self) -> Collection[int]:
         """Return the calls that had begun and not ended when it died, as far as is known."""
         begun = self.link.begun()
