@@ -208,7 +208,12 @@ class RunConfig:
         """Whether late attempts get second copies."""
         self.is_governed: bool = bool(scopes) or executor is not None or self.is_hedged
         """Whether anything applies to all attempts, besides what their actions say."""
-        self.may_call_simply: bool = self.performs_directly and not self.is_governed
+        self.may_call_simply: bool = (
+            self.performs_directly
+            and not self.is_governed
+            and self.services.injection is None
+            and self.services.stand_in is None
+        )
         """Whether nothing but an action itself may need more around its call than the call."""
         # `Any`, since `child_time` is above this module.
         self.time_above: Any = time_above
@@ -242,6 +247,8 @@ class RunConfig:
 
     def pool_of(self, action: FunctionAction[..., Any]) -> Pool | None:
         """Return the open executor that calls an action; None: it is called on the event loop."""
+        if self.services.stand_in is not None:
+            return None
         inherited = self.executor
         executor = action.default_executor
         if inherited is not None:

@@ -573,8 +573,9 @@ class Overloaded(ShoalError):
     """An attempt, or a run, was refused before it began, because it would have waited too long.
 
     As many runs as ``Limits(waiting=)`` allows wait for one of its limits already, or it could not
-    have started before its deadline. It used up nothing of any limit, and the ``retry`` of its
-    action doesn't apply. Or as many runs as ``Runtime(waiting=)`` allows wait for their turn
+    have started in time: before the deadline of its caller, if that limit has ``waiting=``, or in a
+    child before that of ``Each(timeout=)``. It used up nothing of any limit, and the ``retry`` of
+    its action doesn't apply. Or as many runs as ``Runtime(waiting=)`` allows wait for their turn
     already; of the refused one nothing was saved.
     """
 

@@ -21,7 +21,7 @@ from shoal._errors.exceptions import BadResult, BudgetExceeded, DefinitionError,
 from shoal._state.digest import digest
 
 from .shared_budgets import BudgetBackend, Grant
-from .shared_rates import is_plain
+from .shared_rates import KEPT_HERE, is_plain
 
 OnEmpty = Literal["fail", "stop", "ask"]
 """What happens to an attempt that doesn't fit into a budget."""
@@ -276,7 +276,8 @@ class Account:
         self.grant: Grant | None = None
         """What this process was granted, if several share the budget."""
         if terms.backend is not None:
-            self.grant = Grant(terms.backend, f"{terms.label}:{key}" if key else terms.label)
+            backend: BudgetBackend = KEPT_HERE.get() or terms.backend
+            self.grant = Grant(backend, f"{terms.label}:{key}" if key else terms.label)
 
     # -- how much there is ----------------------------------------------------------------------
 

@@ -22,14 +22,14 @@ from shoal._state.state import State, make_state
 
 from .accounts import Account, Accounts, Purse, Terms, Worst
 from .flows import Share
-from .functions import cost_of, key_of, share_of, weight_of, worst_of
-from .gates import Gate
+from .gates import FairShare, Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
 from .lines import Line
 from .meters import ForeignMeter, Meter
 from .places import Origin
 from .scheduler import FairScheduler
 from .shared_rates import SharedMeter
+from .user_functions import cost_of, key_of, share_key_of, weight_of, worst_of
 
 SWEEP = 64
 """Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
@@ -325,24 +325,24 @@ class PartGates:
         return gate
 
     def find(
-        self, state: State, now: float, accounts: Accounts | None = None, worst: Worst | None = None
+        self, state: State, now: float, unit: FairShare | None = None, worst: Worst | None = None
     ) -> tuple[Gate, float]:
         """Return the gate for a start from ``state``, and the units that it charges.
 
         Args:
             state: The state from which the attempt or child would start.
             now: The time.
-            accounts: The accounts of the run, for a budget.
+            unit: The execution, which has accounts for a budget, and an owner.
             worst: The worst case at a budget where the start comes from; None: the budget's own.
         """
         part = self.part
         if part.terms is not None:
             worst = part.terms.worst if worst is None else worst
-            return self._find_budget(part.terms, worst, state, now, accounts)
+            return self._find_budget(part.terms, worst, state, now, unit)
         cost = 1.0 if part.cost is None else cost_of(part, state)
         # After the cost, and both before any gate is made: what a user's function raises leaves no
         # gate.
-        key = None if part.by is None else key_of(part, state)
+        key = None if part.by is None else key_of(part, state, unit)
         gate = self.gates.get(key)
         if gate is None:
             # Before the new gate is there: it isn't used yet, so it would be dropped.
@@ -351,12 +351,12 @@ class PartGates:
             gate = self._made(key)
         return gate, cost
 
-    def share_of(self, state: State) -> Share | None:
+    def share_of(self, state: State, unit: FairShare | None) -> Share | None:
         """Return the share that a start from ``state`` belongs to; None if there are no shares."""
         part = self.part
         if part.share is None:
             return None
-        key = share_of(part, state)
+        key = share_key_of(part, state, unit)
         return Share(self._identity, key, weight_of(part, key))
 
     def _made(self, key: Hashable) -> Gate:
@@ -367,12 +367,13 @@ class PartGates:
         return gate
 
     def _find_budget(
-        self, terms: Terms, worst: Worst, state: State, now: float, accounts: Accounts | None
+        self, terms: Terms, worst: Worst, state: State, now: float, unit: FairShare | None
     ) -> tuple[Gate, float]:
         """Return the gate of a budget, at which the requests of one account wait."""
         part = self.part
         cost = worst_of(part, worst, state)
-        key = None if part.by is None else key_of(part, state)
+        key = None if part.by is None else key_of(part, state, unit)
+        accounts = None if unit is None else unit.accounts
         is_of_run = self.is_of_run and accounts is not None
         if accounts is None or not self.is_of_run:
             accounts = self._accounts
@@ -544,17 +545,14 @@ class Limiters:
         return (*scopes, self.of(owner, limits))
 
     def gates(
-        self,
-        limiters: Sequence[Limiter],
-        data: Mapping[str, object],
-        accounts: Accounts | None = None,
+        self, limiters: Sequence[Limiter], data: Mapping[str, object], unit: FairShare | None = None
     ) -> tuple[tuple[Gate, ...], tuple[float, ...] | None]:
         """Return the gates that a start from ``data`` needs, and the units that they charge.
 
         Args:
             limiters: The limiters that apply.
             data: The fields of the state.
-            accounts: The accounts of the run, from which budgets are paid.
+            unit: The execution, from whose accounts budgets are paid.
 
         Raises:
             Exception: Whatever ``by=`` or ``cost=`` raises.
@@ -578,17 +576,21 @@ class Limiters:
                 # What is nearest to the action knows best what it costs.
                 parts[gates] = parts.get(gates) if worst is None else worst
         state, now = make_state(data), self._scheduler.clock()
-        found = [gates.find(state, now, accounts, worst) for gates, worst in parts.items()]
+        found = [gates.find(state, now, unit, worst) for gates, worst in parts.items()]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
     def shares(
-        self, limiters: Sequence[Limiter], fields: Callable[[], Mapping[str, object]]
+        self,
+        limiters: Sequence[Limiter],
+        fields: Callable[[], Mapping[str, object]],
+        unit: FairShare | None = None,
     ) -> tuple[Share, ...]:
         """Return the shares that a start belongs to, in the order of the limiters.
 
         Args:
             limiters: The limiters that apply.
             fields: Returns the fields of the start, and of the runs around it.
+            unit: The execution, which has an owner.
 
         Raises:
             Exception: Whatever ``share=`` or ``weight=`` raises.
@@ -598,7 +600,7 @@ class Limiters:
         if not parts:
             return ()
         state = make_state(fields())
-        found = (gates.share_of(state) for gates in dict.fromkeys(parts))
+        found = (gates.share_of(state, unit) for gates in dict.fromkeys(parts))
         return tuple([share for share in found if share is not None])
 
 

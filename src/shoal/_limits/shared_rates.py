@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast, final
+from typing import Any, NamedTuple, Protocol, cast, final
 
 from shoal._errors.exceptions import BadResult, NotApplied, brief
 
@@ -129,6 +130,10 @@ class RateBackend(Protocol):
             NotApplied: It is certain that none was, so units can be returned once more.
         """
         ...
+
+
+KEPT_HERE: ContextVar[Any] = ContextVar("shoal_kept_here", default=None)
+"""Keeps shared rates and budgets in place of all backends, in a replay; else None."""
 
 
 def reckon(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import as_failure
 from shoal._engine.run import Run
+from shoal._engine.stand_in import RECORDED_ITEM
 from shoal._errors.exceptions import NobodyAccepted, Rejected, TooFewChildren, brief, note
 from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
 from shoal._events.identity import Key
@@ -414,7 +415,7 @@ class ItemRace(Race):
             return False
         # In the task of the child, whose failure it is if the user's function raises; see
         # test_a_when_that_raises_fails_its_child.
-        if self._when is not None:
+        if self._when is not None and item is not RECORDED_ITEM:
             answer = self._when(item)
             refuse_awaitable(answer, f"when= of fan-out {self.name!r}")
             if not answer:

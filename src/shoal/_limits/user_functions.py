@@ -1,8 +1,10 @@
-"""What users' functions say of a start: its key, its costs, its share.
+"""Calls of users' functions of limits, and checks of what they return.
 
-Invariants:
-- What they return is checked here, and nowhere else.
-- The scheduler is protected from Ctrl-C; users' functions can be interrupted all the same.
+The scheduler, which finds gates, is protected from Ctrl-C. These functions must be interruptible
+all the same.
+
+Each of them raises whatever the user's function raises, or ``BadResult`` if it returned nothing
+that is valid.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from shoal._state.secrets import refuse_key
 from shoal._state.state import State, refuse_awaitable
 
 from .accounts import Worst
+from .gates import FairShare
 from .limits import Part
+from .owners import OWNER
 
 
 @ki_unprotected
 def cost_of(part: Part, state: State) -> float:
-    """Return how many units of a rate a start takes."""
+    """Return the units that a start at a part with ``cost=`` charges."""
     assert part.cost is not None
     cost = part.cost(state)
     # 0 is allowed: such a start needs a slot, and takes nothing from the rate.
@@ -42,7 +46,7 @@ def cost_of(part: Part, state: State) -> float:
 
 @ki_unprotected
 def worst_of(part: Part, worst: Worst, state: State) -> float:
-    """Return the most that a start may cost at a budget."""
+    """Return what a start may cost at most at a budget."""
     if not callable(worst):
         return worst
     cost: object = worst(state)
@@ -54,16 +58,20 @@ def worst_of(part: Part, worst: Worst, state: State) -> float:
 
 
 @ki_unprotected
-def key_of(part: Part, state: State) -> Hashable:
-    """Return the key that a start is counted for."""
+def key_of(part: Part, state: State, unit: FairShare | None) -> Hashable:
+    """Return the key of a start at a part with ``by=``."""
     assert part.by is not None
+    if part.by is OWNER:
+        return "" if unit is None else unit.owner
     return _checked(part.by(state), "by", part, state)
 
 
 @ki_unprotected
-def share_of(part: Part, state: State) -> Hashable:
-    """Return the key of the share that a start belongs to."""
+def share_key_of(part: Part, state: State, unit: FairShare | None) -> Hashable:
+    """Return the share of a start at a part with ``share=``."""
     assert part.share is not None
+    if part.share is OWNER:
+        return "" if unit is None else unit.owner
     return _checked(part.share(state), "share", part, state)
 
 
@@ -81,7 +89,7 @@ def _checked(key: Hashable, name: str, part: Part, state: State) -> Hashable:
 
 @ki_unprotected
 def weight_of(part: Part, key: Hashable) -> float:
-    """Return the weight of a share."""
+    """Return the turns of a share beside others of weight 1."""
     if part.weight is None:
         return 1.0
     of = part.weight
