@@ -22,7 +22,7 @@ Any async function that streams can race, so SDKs can, too:
 from examples.llm_race.client.config import load
 from examples.llm_race.client.exchange import Answer, Chunk, Prompt, Usage
 from examples.llm_race.client.failures import ProviderError, Unacceptable
-from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.prices import budget_of
 from examples.llm_race.client.providers import Endpoint, Provider
 from examples.llm_race.race.acceptance import acceptance
 from examples.llm_race.race.contestant import Terms, contestant
@@ -38,7 +38,6 @@ __all__ = [
     "Prompt",
     "Provider",
     "ProviderError",
-    "Purse",
     "Race",
     "Report",
     "Rules",
@@ -48,6 +47,7 @@ __all__ = [
     "Usage",
     "acceptance",
     "ask",
+    "budget_of",
     "contestant",
     "load",
     "strategy",

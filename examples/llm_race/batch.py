@@ -16,13 +16,14 @@ from typing import Any, TextIO, cast
 from anyio import to_thread
 
 from examples.llm_race.client.exchange import Answer, Prompt
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import Provider
+from examples.llm_race.race.contestant import Contestants
 from examples.llm_race.race.racing import cut_off, new_client, scoreboard, why
 from examples.llm_race.race.scoreboard import Lane, Scoreboard, out_of_time
 from examples.llm_race.race.strategies import Rules, strategy
 from shoal import (
     Application,
+    Budget,
     Context,
     Done,
     Failed,
@@ -130,10 +131,15 @@ def bill(lanes: Sequence[Lane], answer: Answer | None = None) -> dict[str, Any]:
     }
 
 
-def races(providers: Sequence[Provider], rules: Rules, at_once: int) -> Act:
-    """Make the fan-out: a race for each of `prompts`, and a row of each in `rows`."""
+def races(
+    providers: Sequence[Provider], rules: Rules, at_once: int, budget: Budget | None = None
+) -> Act:
+    """Make the fan-out: a race for each of `prompts`, and a row of each in `rows`.
+
+    What is spent of the budget is in the history of the batch, so `--resume` goes on from there.
+    """
     return fan_out(
-        Graph.chain(strategy(providers, rules), write_row, name="race_one"),
+        Graph.chain(strategy(providers, rules, Contestants(budget)), write_row, name="race_one"),
         over="prompts",
         item="prompt",
         key="id",
@@ -221,7 +227,7 @@ class Batch:
     out: Path
     store: Path
     at_once: int = 8
-    purse: Purse
+    budget: Budget | None = None
     runtime: Runtime = field(default_factory=Runtime)
 
     async def run(self) -> Rows:
@@ -236,13 +242,13 @@ class Batch:
         rows = await to_thread.run_sync(Rows, self.out, board, self.rules)
         try:
             app = Application(
-                races(self.providers, self.rules, self.at_once),
+                races(self.providers, self.rules, self.at_once, self.budget),
                 name="llm_race_batch",
                 store=SQLiteStore(self.store),
                 hooks=[board, rows],
             )
             async with self.runtime as runtime, new_client() as client:
-                inputs = {"client": client, "purse": self.purse, "board": board}
+                inputs = {"client": client, "board": board}
                 state = {"prompts": list(self.prompts)}
                 result = await app.run(state, id=RUN, inputs=inputs, runtime=runtime)
                 # failed in an earlier execution: retry them

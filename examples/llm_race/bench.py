@@ -16,11 +16,10 @@ from pathlib import Path
 import httpx
 
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.race.racing import Race, Report, new_client
 from examples.llm_race.race.strategies import Rules
-from shoal import Application, Limits, Runtime, action, fan_out
+from shoal import Application, Budget, Limits, Runtime, action, fan_out
 
 QUESTION = "In one sentence: why is the sea salty? (question {n} of many)"
 
@@ -50,22 +49,30 @@ async def measure(
     *,
     count: int,
     at_once: int = 4,
-    purse: Purse | None = None,
+    budget: Budget | None = None,
+    runtime: Runtime | None = None,
 ) -> Figures:
-    """Hold `count` races by `rules` and return their figures."""
+    """Hold `count` races by `rules` and return their figures.
+
+    The runtime has the budget too, so that all races share it, and other strategies with them.
+    """
+    if runtime is None:
+        async with Runtime(limits=budget) as own:
+            return await measure(
+                providers, rules, count=count, at_once=at_once, budget=budget, runtime=own
+            )
     reports: list[Report] = []
-    race = Race(providers, rules)
-    paid = purse or Purse()
+    race = Race(providers, rules, budget=budget)
 
     @action(reads=["n"], writes=["won"])
     async def hold(n: int, client: httpx.AsyncClient) -> bool:
         prompt = Prompt(text=QUESTION.format(n=n), max_tokens=100)
-        report = await race.hold(prompt, runtime, client, paid)
+        report = await race.hold(prompt, runtime, client)
         reports.append(report)
         return report.answer is not None
 
     holding = fan_out(hold, over="ns", item="n", into="won", limits=Limits(at_once))
-    async with new_client() as client, Runtime() as runtime:
+    async with new_client() as client:
         await Application(holding).run({"ns": range(count)}, inputs={"client": client})
     return figures(rules.strategy, reports)
 

@@ -48,15 +48,21 @@ class Wrong(AssertionError):
     """Something that must hold doesn't; the message says in which round, and how to replay it."""
 
 
-def fork(folder: Path, work: Callable[[], None]) -> int:
-    """Do ``work`` in a process of its own; return its number."""
+def fork(folder: Path, work: Callable[[], None], hangs_after: float = HANGS_AFTER) -> int:
+    """Do ``work`` in a process of its own; return its number.
+
+    Args:
+        folder: Where it writes how it has failed.
+        work: What it does.
+        hangs_after: Seconds after which it is held to hang.
+    """
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         with (folder / "hang").open("w") as file:
-            faulthandler.dump_traceback_later(HANGS_AFTER, exit=True, file=file)
+            faulthandler.dump_traceback_later(hangs_after, exit=True, file=file)
             work()
             code = 0
     except BaseException:

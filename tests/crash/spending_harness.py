@@ -37,6 +37,8 @@ from .receiver import Account, Bills, judge, read
 from .spending import MODES, MOST, PHASES, SLOTS, Given, Life, live
 from .stores import STORES, running_server
 
+HANGS_AFTER = 240.0
+"""Seconds after which a life is held to hang: a whole run, on a busy machine, with a server."""
 PROCESSES = 3
 """That share a budget."""
 ATTEMPTS = 6
@@ -78,7 +80,7 @@ class Process:
             live(Life(self.folder, name, self.seed, death), self.given)
 
         self.folder.mkdir(exist_ok=True)
-        self.pid = fork(self.folder, work)
+        self.pid = fork(self.folder, work, HANGS_AFTER)
         self.dies_at = time.monotonic() + 0.02 + self.random.expovariate(1 / (self.mean * 0.003))
 
     def look(self) -> bool:
@@ -89,6 +91,7 @@ class Process:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid:
             return False
+        self.pid = 0
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGKILL and death is not None:
             self.kills.append(death)
@@ -129,8 +132,9 @@ class Round:
                         process.begin(is_last=killed >= most)
         finally:
             for process in left:
-                os.kill(process.pid, signal.SIGKILL)
-                os.waitpid(process.pid, 0)
+                if process.pid:
+                    os.kill(process.pid, signal.SIGKILL)
+                    os.waitpid(process.pid, 0)
 
     # -- judging --------------------------------------------------------------------------------
 

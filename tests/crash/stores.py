@@ -127,7 +127,7 @@ def _serve_postgres() -> Generator[None]:
     found = programs()
     if found is None:
         raise SystemExit("PostgreSQL's own programs are missing: Debian's package postgresql")
-    with private_server(found, QUICK) as server:
+    with private_server(found, {**QUICK, "max_connections": "300"}) as server:
         _servers.append(server)
         try:
             yield

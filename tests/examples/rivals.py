@@ -10,9 +10,8 @@ import anyio
 import httpx
 
 from examples.llm_race import Chunk, Prompt, Provider, Report, Rules, Scoreboard, Terms
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.race.racing import Race, scoreboard
-from shoal import Runtime
+from shoal import Budget, Runtime
 
 
 @dataclass
@@ -76,16 +75,16 @@ async def hold(
     prompt: str = "why?",
     max_tokens: int = 100,
     board: Scoreboard | None = None,
-    purse: Purse | None = None,
+    budget: Budget | None = None,
     **given: Any,
 ) -> Report:
     """Hold one race."""
     providers = [one.provider() if isinstance(one, Rival) else one for one in rivals]
     rules = replace(rules or Rules(), **given)
-    race = Race(providers, rules, board=board or scoreboard(providers, rules))
-    async with Runtime(seed=1) as runtime:
+    race = Race(providers, rules, board=board or scoreboard(providers, rules), budget=budget)
+    async with Runtime(seed=1, limits=budget) as runtime:
         asked = Prompt(text=prompt, max_tokens=max_tokens)
-        return await race.hold(asked, runtime, NO_CLIENT, purse or Purse())
+        return await race.hold(asked, runtime, NO_CLIENT)
 
 
 def lanes(report: Report) -> dict[str, str]:

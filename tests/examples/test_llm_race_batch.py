@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from examples.llm_race import Prompt, ProviderError, Purse, Rules, acceptance
+from examples.llm_race import Prompt, ProviderError, Rules, acceptance
 from examples.llm_race.batch import BadInput, Batch, Rows, kept_rows, read_prompts
 from shoal import RunConflict
 from tests.examples.rivals import Rival
@@ -25,7 +25,6 @@ def batch(folder: Path, rivals: list[Rival], count: int = 6, **given: Any) -> Ba
         out=folder / "out.jsonl",
         store=folder / "out.db",
         at_once=given.pop("at_once", 2),
-        purse=Purse(),
     )
 
 

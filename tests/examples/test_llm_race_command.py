@@ -20,7 +20,6 @@ from examples.llm_race import Chunk, Provider, ProviderError, Rules
 from examples.llm_race.__main__ import main
 from examples.llm_race.bench import as_markdown, figures, percentiles
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.command import commands
 from examples.llm_race.command.commands import ask, rules_of
 from examples.llm_race.command.display import Printer, table_of
@@ -268,7 +267,7 @@ def test_a_timeout_is_said_as_it_was_given(say: Say, strategy: str) -> None:
 def test_no_more_is_spent_than_said(say: Say) -> None:
     code, _, err = say("--max-cost", "0.000001", "why?", rivals=[Rival("a")])
     assert code == 5
-    assert "is left of $1e-06" in err[0]["detail"]
+    assert "1e-06 of 1e-06 is left" in err[0]["detail"]
 
 
 # -- usage -------------------------------------------------------------------------------------
@@ -414,7 +413,7 @@ async def test_the_table_shows_each_contestant_at_any_moment() -> None:
     async with Runtime(seed=1) as runtime, anyio.create_task_group() as tasks:
 
         async def hold_it() -> None:
-            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
 
         tasks.start_soon(hold_it)
         await anyio.sleep(1.1)
@@ -443,7 +442,7 @@ async def test_a_lane_says_which_limit_it_waits_for() -> None:
     async with Runtime(seed=1) as runtime, anyio.create_task_group() as tasks:
 
         async def hold_it() -> None:
-            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
 
         for _ in range(2):
             tasks.start_soon(hold_it)
@@ -480,6 +479,6 @@ async def test_a_reader_that_has_left_ends_the_race() -> None:
     race = Race(providers, rules, hooks=[Printer(Broken())])
     async with Runtime(seed=1) as runtime:
         with pytest.raises(HookFailed) as failed:
-            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
     assert isinstance(failed.value.__cause__, BrokenPipeError)
     assert all(rival.closed == 1 for rival in rivals)

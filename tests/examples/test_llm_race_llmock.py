@@ -25,7 +25,6 @@ from examples.llm_race import (
     acceptance,
     ask,
 )
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import PROTOCOLS
 from examples.llm_race.race.racing import Race, new_client
 from shoal import Runtime
@@ -178,7 +177,7 @@ def test_a_quota_of_theirs_is_kept_to_by_ours(llmock: LLMock) -> None:
 
         async def one(n: int) -> None:
             prompt = Prompt(text=f"number {n}", max_tokens=10)
-            reports.append(await race.hold(prompt, runtime, client, Purse()))
+            reports.append(await race.hold(prompt, runtime, client))
 
         async with new_client() as client, Runtime() as runtime, anyio.create_task_group() as tasks:
             for n in range(15):

@@ -14,10 +14,9 @@ import pytest
 from anyio import create_task_group
 from fastapi import FastAPI
 
-from examples.llm_race import Chunk, ProviderError, Race, Report, Rules
+from examples.llm_race import Chunk, ProviderError, Race, Report, Rules, budget_of
 from examples.llm_race.client.config import ConfigError
 from examples.llm_race.client.exchange import Answer, Prompt, Turn, Usage
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import PROTOCOLS, Endpoint, Provider
 from examples.llm_race.command.options import parse
 from examples.llm_race.gateway.offer import Offer
@@ -353,8 +352,8 @@ async def test_a_provider_that_asks_for_a_pause_gets_it_from_every_strategy() ->
         assert 90 < int(response.headers["retry-after"]) <= 101
 
 
-async def test_money_is_one_purse() -> None:
-    async with serving(Rival("only"), purse=Purse(0.0103)) as service:
+async def test_money_is_one_budget() -> None:
+    async with serving(Rival("only"), budget=budget_of(0.0103)) as service:
         assert (await service.ask()).status_code == 200  # of it, 1024 tokens were set aside
         spent = await service.ask(STREAM)
     assert spent.status_code == 429

@@ -15,15 +15,16 @@ from examples.llm_race import (
     Prompt,
     Provider,
     ProviderError,
-    Purse,
     Report,
     Rules,
     Terms,
     Usage,
     acceptance,
     ask,
+    budget_of,
 )
 from examples.llm_race.client.exchange import Transcript
+from examples.llm_race.client.failures import kind_of
 from examples.llm_race.race.racing import Race, scoreboard
 from examples.llm_race.race.strategies import STRATEGIES, strategy
 from shoal import Hedge, Runtime, SQLiteStore, StepTimeout
@@ -110,11 +111,11 @@ async def test_a_hedge_learns_when_late_is():
     race = Race(providers, rules)
     async with Runtime(seed=1) as runtime:
         for _ in range(30):
-            await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
         assert other.asked_at == []
         quick.ttft = 5
         asked_at = anyio.current_time()
-        report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+        report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
     assert other.asked_at == [pytest.approx(asked_at + 0.3)]
     assert lanes(report) == {"quick": "cancelled", "other": "won"}
 
@@ -263,10 +264,10 @@ async def test_a_pause_is_everybody_s():
 
         async def later() -> None:
             await anyio.sleep(2)
-            await race.hold(Prompt(text="again"), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="again"), runtime, NO_CLIENT)
 
         tasks.start_soon(later)
-        await race.hold(Prompt(text="once"), runtime, NO_CLIENT, Purse())
+        await race.hold(Prompt(text="once"), runtime, NO_CLIENT)
     assert min(rival.asked_at[1:]) >= 8.0
 
 
@@ -276,7 +277,7 @@ async def test_a_provider_that_asks_for_too_long_a_pause_is_not_asked_before_its
     async with Runtime(seed=1) as runtime:
         winners: list[str] = []
         while len(busy.asked_at) < 2:
-            report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
             winners += [name for name, status in lanes(report).items() if status == "won"]
     assert busy.asked_at[1] >= 31.0
     assert set(winners[:-1]) == {"other"}
@@ -288,7 +289,7 @@ async def test_an_answer_ends_a_provider_s_wish_to_be_left_alone():
     race = Race([busy.provider(), Rival("other").provider()], Rules(strategy="fallback"))
     async with Runtime(seed=1) as runtime:
         for _ in range(2):
-            report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+            report = await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
             assert lanes(report) == {"busy": "won", "other": "not started"}
 
 
@@ -310,7 +311,7 @@ async def test_a_judge_is_asked_also_if_a_process_before_had_the_answers(tmp_pat
         store = SQLiteStore(tmp_path / "runs.db")
         race = Race([one.provider() for one in rivals], rules, store=store)
         async with Runtime(seed=1) as runtime:
-            return await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse(), "id")
+            return await race.hold(Prompt(text="?"), runtime, NO_CLIENT, "id")
 
     with anyio.move_on_after(2.0):  # while the judge ponders
         await attempt()
@@ -331,11 +332,11 @@ async def test_only_a_provider_that_keeps_failing_is_passed_over():
     rules = Rules(failures=2, cool_down=30)
     race = Race(providers, rules)
     async with Runtime(seed=1) as runtime:
-        reports = [await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse()) for _ in range(3)]
+        reports = [await race.hold(Prompt(text="?"), runtime, NO_CLIENT) for _ in range(3)]
         assert [lanes(report)["bad"] for report in reports] == ["failed", "failed", "skipped"]
         assert all(report.answer is not None for report in reports)
         await anyio.sleep(30)
-        await race.hold(Prompt(text="?"), runtime, NO_CLIENT, Purse())
+        await race.hold(Prompt(text="?"), runtime, NO_CLIENT)
     assert len(bad.asked_at) == 3
 
 
@@ -453,7 +454,7 @@ async def hold_many(provider: Provider, count: int) -> list[float]:
     async with Runtime(seed=1) as runtime, anyio.create_task_group() as tasks:
 
         async def one() -> None:
-            await race.hold(Prompt(text="?", max_tokens=100), runtime, NO_CLIENT, Purse())
+            await race.hold(Prompt(text="?", max_tokens=100), runtime, NO_CLIENT)
             ended.append(anyio.current_time())
 
         for _ in range(count):
@@ -485,20 +486,32 @@ async def test_requests_at_once_are_kept_to():
 
 
 async def test_no_more_is_spent_than_there_is():
-    purse = Purse(0.0012)  # one answer may cost 0.001001 and costs 0.00021
+    budget = budget_of(0.0012)  # one answer may cost 0.001001 and costs 0.00021
     rivals = [Rival("a"), Rival("b")]
-    report = await hold(rivals, purse=purse)
-    assert sorted(lanes(report).values()) == ["failed", "won"]
-    assert "is left of $0.0012" in report.lanes[1].detail
-    assert purse.spent == pytest.approx(0.00021)
-    report = await hold([Rival("a", limits={"price_in": None, "price_out": None})], purse=purse)
+    race = Race([rival.provider() for rival in rivals], Rules(), budget=budget)
+    prompt = Prompt(text="why?", max_tokens=100)
+    async with Runtime(seed=1, limits=budget) as runtime:
+        report = await race.hold(prompt, runtime, NO_CLIENT)
+        assert lanes(report) == {"a": "won", "b": "cancelled"}
+        assert rivals[1].asked_at == [], "it has waited for what the other one may cost"
+        [money] = runtime.limiter().statistics()
+        assert money.spent == pytest.approx(0.00021)
+        report = await race.hold(prompt, runtime, NO_CLIENT)
+        assert lanes(report) == {"a": "failed", "b": "failed"}
+        assert "0.00099 of 0.0012 is left" in report.lanes[1].detail
+        assert kind_of(report.lanes[1].error or OSError()) == "budget"
+    report = await hold([Rival("a", limits={"price_in": None, "price_out": None})], budget=budget)
     assert "the price of a-1 is unknown" in report.lanes[0].detail
 
 
-async def test_a_loser_is_paid_for_out_of_the_purse():
-    purse = Purse(1.0)
-    await hold([Rival("a"), Rival("b", ttft=9)], purse=purse)
-    assert purse.spent == pytest.approx(0.00021 + 1e-6)
+async def test_a_loser_is_paid_for_out_of_the_budget():
+    budget = budget_of(1.0)
+    rivals = [Rival("a"), Rival("b", ttft=9), Rival("c", fails=[broken(400)])]
+    race = Race([rival.provider() for rival in rivals], Rules(), budget=budget)
+    async with Runtime(seed=1, limits=budget) as runtime:
+        await race.hold(Prompt(text="why?", max_tokens=100), runtime, NO_CLIENT)
+        [money] = runtime.limiter().statistics()
+        assert money.spent == pytest.approx(0.00021 + 1e-6), "and what is refused costs nothing"
 
 
 # -- rules that make no sense ------------------------------------------------------------------
@@ -529,7 +542,7 @@ async def test_a_cancelled_race_leaves_nothing_and_knows_what_was_used(name: Any
     async with no_leaks():
         with anyio.move_on_after(2.5):
             async with Runtime(seed=1) as runtime:
-                await race.hold(Prompt(text="why?"), runtime, NO_CLIENT, Purse())
+                await race.hold(Prompt(text="why?"), runtime, NO_CLIENT)
     assert [rival.closed for rival in rivals] == [len(rival.asked_at) for rival in rivals]
     [run] = board.races
     used = {lane.name: lane.usage.tokens for lane in board.take(run, None)}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from examples.llm_race import Answer, Chunk, Prompt, Provider, ProviderError, Purse, Rules, Usage
+from examples.llm_race import Answer, Chunk, Prompt, Provider, ProviderError, Rules, Usage
 from examples.llm_race.batch import Batch
 from examples.llm_race.client.exchange import finish_reason, what_lacks
 from examples.llm_race.client.failures import (
@@ -126,7 +126,7 @@ async def test_a_limit_that_the_user_sets_is_no_reason_to_fail():
     prompt = Prompt(text="?", max_tokens=2, may_be_cut=True)
     rivals = [BAD["cut off"].provider(), Rival("good", ttft=3).provider()]
     async with Runtime() as runtime:
-        report = await Race(rivals, Rules()).hold(prompt, runtime, NO_CLIENT, Purse())
+        report = await Race(rivals, Rules()).hold(prompt, runtime, NO_CLIENT)
     assert report.winner == "bad"
     limited = {**ASK, "max_tokens": 2}
     for body, winner, finish in ((ASK, "good", "stop"), (limited, "bad", "length")):
@@ -158,7 +158,6 @@ async def test_a_batch_keeps_what_was_cut_off(tmp_path: Path):
             prompts=[Prompt(text="?", id="a")],
             out=out,
             store=tmp_path / "batch.db",
-            purse=Purse(),
         )
         rows = await batch.run()
         assert (rows.answered, rows.failed) == (1, 0)

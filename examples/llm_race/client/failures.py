@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 
+from shoal.errors import BudgetExceeded
+
 Kind = Literal[
     "http",
     "overload",
@@ -142,6 +144,8 @@ def kind_of(error: BaseException) -> str:
     """Return a word for counting failures of this kind."""
     if isinstance(error, ProviderError):
         return error.kind
+    if isinstance(error, BudgetExceeded):
+        return "budget"
     names = _names(error)
     if "RetryLater" in names:
         return "overload"

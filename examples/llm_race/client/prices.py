@@ -1,12 +1,11 @@
 """Prices of tokens, by `genai-prices`, whose package contains the data, so no request is sent."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 
 from examples.llm_race.client.exchange import Prompt, Usage, estimated_input
-from examples.llm_race.client.failures import ProviderError
 from examples.llm_race.client.providers import Provider
+from shoal import Budget, State
 
 MILLION = 1_000_000
 
@@ -47,42 +46,20 @@ def _known_price(model: str, url: str) -> tuple[float, float] | None:
     return None
 
 
-class Purse:
-    """The budget for all requests. The worst case is reserved before a request is sent."""
+def budget_of(limit: float | None) -> Budget | None:
+    """Make the budget of all requests, in USD; None: there is none.
 
-    def __init__(self, limit: float | None = None) -> None:
-        self.limit = limit
-        self.spent = 0.0
-        self._set_aside = 0.0
-
-    @contextmanager
-    def paying(self, provider: Provider, prompt: Prompt) -> Generator["Bill"]:
-        """Reserve the highest possible cost of the exchange, and pay its real cost at the end.
-
-        Raises:
-            ProviderError: The budget doesn't suffice, or the price is unknown.
-        """
-        worst = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
-        cost = 0.0 if self.limit is None else cost_of(provider, worst)
-        if cost is None:
-            model = provider.model or provider.name
-            message = f"the price of {model} is unknown, so it isn't asked"
-            raise ProviderError("budget", message)
-        if self.limit is not None and self.spent + self._set_aside + cost > self.limit:
-            left = self.limit - self.spent - self._set_aside
-            message = f"may cost ${cost:.6f}, and ${left:.6f} is left of ${self.limit:g}"
-            raise ProviderError("budget", message)
-        self._set_aside += cost
-        bill = Bill()
-        try:
-            yield bill
-        finally:
-            self._set_aside -= cost
-            if bill.usage is not None and self.limit is not None:
-                self.spent += cost_of(provider, bill.usage) or 0.0
+    What isn't a request costs nothing. Each provider has a worst case of its own; see `worst_case`.
+    """
+    return None if limit is None else Budget(limit, "USD", worst=0, name="money")
 
 
-class Bill:
-    """The usage of an exchange, once it is known."""
+def worst_case(provider: Provider) -> Callable[[State], float]:
+    """Return the function of the most that a request may cost; its price is known."""
 
-    usage: Usage | None = None
+    def worst(state: State) -> float:
+        prompt: Prompt = state["prompt"]
+        usage = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
+        return cost_of(provider, usage) or 0.0
+
+    return worst

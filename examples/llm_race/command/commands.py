@@ -17,7 +17,7 @@ from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
 from examples.llm_race.client.config import chosen
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import Purse, price_of
+from examples.llm_race.client.prices import budget_of, price_of
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.command.display import Printer, Tracer, live_table, print_report
 from examples.llm_race.command.options import Options
@@ -89,17 +89,18 @@ async def ask(options: Options, everybody: Sequence[Provider]) -> int:
         board=board,
         hooks=hooks,
         store=None if options.save is None else SQLiteStore(options.save),
+        budget=budget_of(options.max_cost),
     )
     reports: list[Report] = []
     began = anyio.current_time()
 
     async def hold() -> None:
-        purse, prompt = Purse(options.max_cost), prompt_of(options, text)
+        prompt = prompt_of(options, text)
         tracer = Tracer() if options.trace else None
         async with new_client() as client, Runtime() as runtime:
             try:
                 reports.append(
-                    await race.hold(prompt, runtime, client, purse, options.run_id, watch=tracer)
+                    await race.hold(prompt, runtime, client, options.run_id, watch=tracer)
                 )
             except RunConflict:
                 raise BadInput(
@@ -165,7 +166,7 @@ async def batch(options: Options, everybody: Sequence[Provider]) -> int:
         out=options.out,
         store=store,
         at_once=options.at_once,
-        purse=Purse(options.max_cost),
+        budget=budget_of(options.max_cost),
     )
 
     async def run() -> None:
@@ -199,16 +200,21 @@ async def bench(options: Options, everybody: Sequence[Provider]) -> int:
     rows: list[Figures] = []
 
     async def run() -> None:
-        purse = Purse(options.max_cost)
+        budget = budget_of(options.max_cost)
         usual = rules_of(options, everybody, streams=False, schema=options.schema)
-        for name in options.strategies:
-            print(f"{name}: {options.count} races", file=sys.stderr)
-            rules = replace(usual, strategy=name)
-            rows.append(
-                await measure(
-                    providers, rules, count=options.count, at_once=options.at_once, purse=purse
+        async with Runtime(limits=budget) as runtime:
+            for name in options.strategies:
+                print(f"{name}: {options.count} races", file=sys.stderr)
+                rows.append(
+                    await measure(
+                        providers,
+                        replace(usual, strategy=name),
+                        count=options.count,
+                        at_once=options.at_once,
+                        budget=budget,
+                        runtime=runtime,
+                    )
                 )
-            )
 
     is_interrupted = await until_interrupted(run)
     print(as_json(rows) if options.json else as_markdown(rows))
@@ -271,7 +277,7 @@ async def checked(asked: Sequence[Provider]) -> list[str]:
 
     @action(reads=["n"], writes=["result"])
     async def check_one(n: int, client: httpx.AsyncClient) -> str:
-        report = await Race([asked[n]], Rules(timeout=30.0)).hold(prompt, runtime, client, Purse())
+        report = await Race([asked[n]], Rules(timeout=30.0)).hold(prompt, runtime, client)
         if report.answer is None and report.error is not None:
             return why(report.error)
         return f"ok in {report.seconds:.2f} s"

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 import httpx
 
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.gateway.openai_api import Problem, stopping
 from examples.llm_race.race.acceptance import as_asked, conforming
 from examples.llm_race.race.contestant import Contestants
 from examples.llm_race.race.racing import Race, Report, new_client, scoreboard
 from examples.llm_race.race.strategies import STRATEGIES, Rules, Strategy
-from shoal import Draining, RunCancelled, Runtime
+from shoal import Budget, Draining, RunCancelled, Runtime
 from shoal.events import Event
 
 DEFAULT = "race"
@@ -40,7 +39,8 @@ class Offer:
     """Defaults for fields that requests omit."""
     key_env: str | None = None
     """The environment variable with the key that clients must send; None: no key is needed."""
-    purse: Purse = field(default_factory=Purse)
+    budget: Budget | None = None
+    """What all requests may cost together; see `prices.budget_of`."""
     client: Callable[[], httpx.AsyncClient] = new_client
 
 
@@ -56,7 +56,7 @@ class Races:
         self.client: httpx.AsyncClient | None = None
         judged = replace(offer.rules, accept=as_asked(offer.rules.accept))
         self.board = scoreboard(offer.providers, judged)
-        contestants = Contestants()
+        contestants = Contestants(offer.budget)
 
         def race(name: Strategy | None, rules: Rules, *, streams: bool) -> Race:
             usual = "first-token" if streams and rules.accept is None else "first"
@@ -115,9 +115,7 @@ class Races:
         """
         assert self.client is not None, "the lifespan has begun"
         try:
-            return await race.hold(
-                prompt, runtime, self.client, self.offer.purse, name, watch=watch
-            )
+            return await race.hold(prompt, runtime, self.client, name, watch=watch)
         except (Draining, RunCancelled):
             raise stopping() from None
         finally:

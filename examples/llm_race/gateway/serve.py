@@ -8,7 +8,7 @@ import uvicorn
 
 from examples.llm_race.client.config import ConfigError, chosen
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.prices import budget_of
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.command.options import Options
 from examples.llm_race.gateway.offer import Offer
@@ -61,7 +61,7 @@ async def serve(
             strategy=options.strategy,
             defaults=defaults,
             key_env=options.key_env,
-            purse=Purse(options.max_cost),
+            budget=budget_of(options.max_cost),
         )
     )
     config = uvicorn.Config(

@@ -46,7 +46,9 @@ def make_service(offer: Offer) -> FastAPI:
     async def lifespan(service: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         async with offer.client() as client:
             races.client = client
-            async with runtime_lifespan(Runtime(), within=WITHIN)(service) as state:
+            # The runtime has the budget, so that all requests share it.
+            money = Runtime(limits=offer.budget)
+            async with runtime_lifespan(money, within=WITHIN)(service) as state:
                 yield {**state}
 
     service = FastAPI(title="LLM race", lifespan=lifespan)

@@ -32,9 +32,9 @@ from examples.llm_race.client.failures import (
     is_retryable,
     retry_after_of,
 )
-from examples.llm_race.client.prices import Purse
+from examples.llm_race.client.prices import cost_of, price_of, worst_case
 from examples.llm_race.client.providers import Provider, Stream
-from shoal import Context, Limits, Rate, Retry, RetryLater, State, action, shielded
+from shoal import Budget, Context, Limits, Rate, Retry, RetryLater, State, action, shielded
 from shoal.errors import HookFailed
 from shoal.types import Act
 
@@ -65,14 +65,16 @@ class Contestants:
     So races with several strategies share one set of limits and pauses in a runtime.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        """Define none yet; `budget` is what all of them may spend together."""
+        self.budget = budget
         self._asking: dict[tuple[str, int], Act] = {}
 
     def act(self, provider: Provider, terms: Terms) -> Act:
         """Return the action that asks `provider`, with the given terms."""
         key = (provider.name, terms.attempts)
         if key not in self._asking:
-            self._asking[key] = asking(provider, terms.attempts)
+            self._asking[key] = asking(provider, terms.attempts, self.budget)
         return self._asking[key].bind(terms=terms)
 
 
@@ -81,38 +83,48 @@ def contestant(provider: Provider, terms: Terms) -> Act:
     return Contestants().act(provider, terms)
 
 
-def asking(provider: Provider, attempts: int) -> Act:
+def asking(provider: Provider, attempts: int, budget: Budget | None = None) -> Act:
     """Make the action that asks `provider`; its `terms` are bound later.
 
     It raises the provider's failure; see `failures`. If it is cancelled, so is its request: the
     connection is closed, and the usage so far is charged and paid.
     """
     rest = Rest()
+    is_priced = budget is None or price_of(provider) is not None
+    limits = limits_of(provider)
+    if budget is not None and is_priced:
+        # Set aside before a request is sent, in the moment in which all other limits let it start.
+        limits &= budget.with_worst(worst_case(provider))
 
     @action(
         reads=["prompt"],
         writes=["answer"],
         name=provider.name,
-        limits=limits_of(provider),
+        limits=limits,
         retry=Retry(attempts, on=is_worth_another_try, initial=0.25, cap=4.0),
     )
     async def ask(
-        prompt: Prompt, client: httpx.AsyncClient, purse: Purse, terms: Terms, context: Context
+        prompt: Prompt, client: httpx.AsyncClient, terms: Terms, context: Context
     ) -> Answer:
-        transcript = Transcript(prompt)
+        transcript, is_asked = Transcript(prompt), False
         try:
-            with purse.paying(provider, prompt) as bill:
+            try:
+                if not is_priced:
+                    model = provider.model or provider.name
+                    message = f"the price of {model} is unknown, so it isn't asked"
+                    raise ProviderError("budget", message)
                 rest.check()
                 await context.emit(Asked(prompt))
-                try:
-                    await follow(provider, client, terms, transcript, context)
-                except Exception as error:
-                    if is_refusal(error) and not transcript.has_said:
-                        bill.usage = Usage()
-                    raise
-                finally:  # also if it is cancelled, because the usage of a loser is not free
-                    bill.usage = bill.usage or transcript.usage
-                    context.charge(bill.usage.tokens, unit="tokens")
+                is_asked = True
+                await follow(provider, client, terms, transcript, context)
+            except Exception as error:
+                is_asked = is_asked and (transcript.has_said or not is_refusal(error))
+                raise
+            finally:  # also if it is cancelled, because the usage of a loser is not free
+                usage = transcript.usage if is_asked else Usage()
+                context.charge(usage.tokens, unit="tokens")
+                if budget is not None:
+                    context.charge(cost_of(provider, usage) or 0.0, unit="USD")
         except HookFailed:  # a guarding hook's failure is no failure of the provider
             raise
         except Exception as error:

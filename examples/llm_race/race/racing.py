@@ -9,12 +9,11 @@ import httpx
 
 from examples.llm_race.client.exchange import Answer, Prompt
 from examples.llm_race.client.failures import Unacceptable
-from examples.llm_race.client.prices import Purse
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.race.contestant import Contestants
 from examples.llm_race.race.scoreboard import Lane, Scoreboard, out_of_time, rounded
 from examples.llm_race.race.strategies import Rules, strategy
-from shoal import Application, Hook, NobodyAccepted, Runtime, StepTimeout
+from shoal import Application, Budget, Hook, NobodyAccepted, Runtime, StepTimeout
 from shoal.errors import Rejected
 from shoal.events import Event
 from shoal.stores import Store
@@ -83,7 +82,7 @@ async def ask(
     rules: Rules | None = None,
     *,
     client: httpx.AsyncClient | None = None,
-    purse: Purse | None = None,
+    budget: Budget | None = None,
     board: Scoreboard | None = None,
     hooks: Iterable[Hook] = (),
     store: Store | None = None,
@@ -99,7 +98,7 @@ async def ask(
         providers: The contestants.
         rules: The rules of the race; by default, the first complete answer counts.
         client: Sends the requests; by default, a client is opened for this race.
-        purse: The budget; by default, there is none.
+        budget: What requests may cost; by default, there is none. See `prices.budget_of`.
         board: The hook that follows the race; by default, a new one.
         hooks: Other hooks for the race.
         store: The store of the race; with `run_id`, a saved answer is returned again.
@@ -108,13 +107,13 @@ async def ask(
     Raises:
         ValueError: The rules are impossible with these providers.
     """
-    race = Race(providers, rules or Rules(), board=board, hooks=hooks, store=store)
+    race = Race(providers, rules or Rules(), budget=budget, board=board, hooks=hooks, store=store)
     asked = Prompt(text=prompt) if isinstance(prompt, str) else prompt
     async with Runtime() as runtime:
         if client is not None:
-            return await race.hold(asked, runtime, client, purse or Purse(), run_id)
+            return await race.hold(asked, runtime, client, run_id)
         async with new_client() as own:
-            return await race.hold(asked, runtime, own, purse or Purse(), run_id)
+            return await race.hold(asked, runtime, own, run_id)
 
 
 def new_client() -> httpx.AsyncClient:
@@ -144,11 +143,13 @@ class Race:
         hooks: Iterable[Hook] = (),
         store: Store | None = None,
         contestants: Contestants | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """Define a race; `contestants`, shared with other races, have their own budget."""
         self.rules = rules
         self.board = board or scoreboard(providers, rules)
         self.app = Application(
-            strategy(providers, rules, contestants),
+            strategy(providers, rules, contestants or Contestants(budget)),
             name="llm_race",
             hooks=[self.board, *hooks],
             store=store,
@@ -159,7 +160,6 @@ class Race:
         prompt: Prompt,
         runtime: Runtime,
         client: httpx.AsyncClient,
-        purse: Purse,
         run_id: str | None = None,
         *,
         watch: Callable[[Event], Awaitable[None]] | None = None,
@@ -170,10 +170,7 @@ class Race:
         answers: Mapping[str, Answer] = {}
         error: Exception | None = None
         run = self.app.open(
-            {"prompt": prompt},
-            id=run_id,
-            inputs={"client": client, "purse": purse},
-            runtime=runtime,
+            {"prompt": prompt}, id=run_id, inputs={"client": client}, runtime=runtime
         )
         async with run:
             try:

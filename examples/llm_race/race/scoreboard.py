@@ -167,6 +167,8 @@ def limit_in_words(limit: str) -> str:
         return "tokens a minute"
     if "rate=" in limit:
         return "requests a minute"
+    if limit.startswith("Budget("):
+        return "what others may cost"
     return "requests at once" if limit.startswith("Limits(") else limit
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, final, overload
 
 import anyio
+import anyio.from_thread
+from anyio.lowlevel import current_token
 
 from shoal._engine.idempotency import effect, idempotency_key
 from shoal._engine.publish import refuse_secrets
@@ -87,6 +90,7 @@ class Context:
         self._thread = threading.get_ident()  # the event loop's, where attempts are prepared
         # Read on the event loop, because a worker thread has no cancel scopes to read it from.
         self._fixed_deadline = anyio.current_effective_deadline() if is_elsewhere else None
+        self._token = current_token() if is_elsewhere else None  # of the loop, for worker threads
 
     @property
     def path(self) -> RunPath:
@@ -190,6 +194,7 @@ class Context:
 
         Where several costs apply, ``unit=`` says which is meant; each is charged by itself. A unit
         in which nothing is limited is ignored, so an action may say what it costs wherever it runs.
+        A plain function may call it in its worker thread, too.
 
         Args:
             actual: Units of the rate, at least 0.
@@ -219,7 +224,10 @@ class Context:
         permits = self._run.slot_owner.permits
         slot = None if permits is None else permits.slot
         config = self._run.config
-        config.services.admission.charge(self._permit, slot, actual, config.execution, named=unit)
+        charge = config.services.admission.charge
+        self._on_loop(
+            "charge", partial(charge, self._permit, slot, actual, config.execution, named=unit)
+        )
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Adjust the rates of this attempt to what the headers of a response say is left of them.
@@ -251,7 +259,31 @@ class Context:
             '42'
         """
         holder = self._run.slot_owner.held_permits()
-        self._run.config.services.admission.learn(self._permit, holder, headers)
+        learn = self._run.config.services.admission.learn
+        self._on_loop("learn", partial(learn, self._permit, holder, headers))
+
+    def _on_loop(self, what: str, call: Callable[[], object]) -> None:
+        """Make a call that lets other attempts start, which only the event loop's thread may do.
+
+        From a worker thread it returns, or raises, once the call has been made; see
+        test_keys_are_counted_through_nested_fan_outs_and_executors.
+        """
+        if threading.get_ident() == self._thread:
+            call()
+            return
+        try:
+            anyio.from_thread.run_sync(call, token=self._token)
+        except anyio.RunFinishedError:
+            return  # the thread was abandoned, and nothing counts any more
+        except RuntimeError as error:
+            if self._token is not None:
+                raise
+            msg = (
+                f"context.{what}() of action {self._action.name!r} was called in a thread that "
+                f"anyio doesn't know: start it with anyio.to_thread.run_sync, or call it on the "
+                f"event loop"
+            )
+            raise BadUse(msg) from error
 
     def note(self, text: object) -> None:
         """Describe what the action is doing, for displays: ``context.note("page 3 of 9")``.
