@@ -1019,6 +1019,26 @@ def test_a_crash_at_each_write_knows_of_no_copy(
     assert crash_everywhere(scenario, check, how=how, backend=backend) >= 5
 
 
+async def test_a_run_that_is_drained_starts_no_copy():
+    """Neither of an attempt that is late by then, nor the one that waits for a slot."""
+    calls = Calls(limits=Limits(3))
+    app = Application(mapped(calls.act), store=MemoryStore())
+    async with no_leaks(), Runtime() as runtime:
+        handle = await runtime.start(app, {"ns": range(3)}, id="r")
+        await anyio.sleep(0.5)
+        handle.drain("enough")
+        assert await handle.wait_ended() == "succeeded"
+        assert anyio.current_time() == 100
+        assert calls.count == {0: 1, 1: 1, 2: 1}
+        waits = await runtime.start(app, {"ns": range(10, 14)}, id="waits")
+        await anyio.sleep(1.5)  # the copies of three wait for slots that these hold
+        waits.drain("enough")
+        assert await waits.wait_ended() == "halted"
+        assert calls.count == {0: 1, 1: 1, 2: 1, 10: 1, 11: 1, 12: 1}
+        await runtime.run(app, id="waits")
+        assert calls.count[13] == 2
+
+
 @pytest.mark.realtime
 async def test_a_copy_on_every_event_loop():
     """Late at once, so that no timer plays a part; and no originals can have all the places, which

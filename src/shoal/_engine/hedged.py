@@ -378,8 +378,9 @@ class HedgedAttempt:
                 # Not by `_attempt`, which publishes a wait: the child itself doesn't wait.
                 await permit.wait()
                 await checkpoint_if_cancelled()
-                if self.run.config.execution.hold.is_on:
-                    return  # nothing begins meanwhile, and the attempt itself goes on
+                execution = self.run.config.execution
+                if execution.hold.is_on or execution.drain.reason is not None:
+                    return  # nothing begins any more, and the attempt itself goes on
                 began = True
                 self._hedging.started(self)
                 await self._attempt(copy, permit)

@@ -40,6 +40,7 @@ class Copies:
         "_admission",
         "_at_work",
         "_clock",
+        "_drain",
         "_granted",
         "_hold",
         "_name",
@@ -78,7 +79,7 @@ class Copies:
         self._admission = admission
         self._scope = scope
         self._clock = parent.config.services.clock
-        self._hold = parent.config.execution.hold
+        self._hold, self._drain = execution.hold, execution.drain
         # The attempts that have begun and are not late, by the name of the step: the first to begin
         # first. Ordered, since a plain dict looks at all that were deleted in front of its first.
         self._watched: dict[str, OrderedDict[HedgedAttempt, None]] = {}
@@ -167,7 +168,7 @@ class Copies:
     def _copy_late(self, now: float) -> float:
         """Copy the attempts that are late; return when the next one will be."""
         wakes_at = inf
-        if self._hold.is_on:  # nothing starts meanwhile; what has begun goes on, and may be late
+        if self._starts_nothing:  # what has begun goes on, and may be late
             return wakes_at
         # A copy, since on eager event loops other attempts may begin in this loop.
         for step, watched in list(self._watched.items()):
@@ -186,8 +187,13 @@ class Copies:
     def copy(self, attempt: HedgedAttempt) -> None:
         """Start the copy of an attempt, which has got the budget for it."""
         self._granted.add(attempt)
-        if self._scope.closing or self._hold.is_on or not attempt.copy(self._scope.start):
+        if self._scope.closing or self._starts_nothing or not attempt.copy(self._scope.start):
             self._give_back(attempt)
+
+    @property
+    def _starts_nothing(self) -> bool:
+        """Whether the run is paused or drained: a copy is another attempt, and begins anew."""
+        return self._hold.is_on or self._drain.reason is not None
 
     def _give_back(self, attempt: HedgedAttempt) -> None:
         if attempt in self._granted:
