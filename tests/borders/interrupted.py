@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint
 from shoal import Graph
 from shoal.errors import CommitInDoubt, Rejected, SpuriousCancel, TooFewChildren
 from shoal.testing import run_virtual
+from shoal.testing._invariants import leaves
 from tests.engine.test_cancellation import Watched, seen_runs, this_task
 
 __all__ = ["seen_runs"]  # a fixture
@@ -92,14 +93,6 @@ class Case:
                 return "failed"
             raise
         return "succeeded"
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
 
 
 async def in_a_scope(case: Case) -> str:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from shoal import (
-    Cancelled,
-    Done,
-    ErrorInfo,
-    Failed,
-    NobodyAccepted,
-    Outcome,
-    RetryLater,
-    RunPath,
-    StepTimeout,
-)
+from shoal import Cancelled, Done, Failed, NobodyAccepted, Outcome, RetryLater, RunPath, StepTimeout
 from shoal.errors import Rejected, SpuriousCancel
 from shoal.events import ChildEnded, ChildName, ChildStarted, Decision, StateUpdated, Update
 from shoal.stores import Completed
 from shoal.testing import RecordingHook
+from shoal.testing._invariants import plain
 
 from .model import RACES, Model
 from .stores import Seen
@@ -28,17 +19,6 @@ from .world import UNSAVED, Trouble, World, lineage
 
 ORDINARY = (Trouble, StepTimeout, Rejected, RetryLater, NobodyAccepted, SpuriousCancel)
 ENDED = ("succeeded", "failed", "cancelled")
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """Give what a group, of groups, consists of."""
-    if isinstance(error, BaseExceptionGroup) and not (
-        isinstance(error, NobodyAccepted) and not error.exceptions
-    ):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from leaves(inner)
-    else:
-        yield error
 
 
 def judge_failure(world: World, errors: Sequence[BaseException]) -> None:
@@ -256,22 +236,6 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
 
 
 # -- in the end ------------------------------------------------------------------------------------
-
-
-def plain(value: object) -> Any:
-    """Give a value without types of shoal's, but for errors."""
-    match value:
-        case ErrorInfo():
-            return value
-        case Mapping():
-            items = cast("Mapping[Any, object]", value).items()
-            return {key: plain(inner) for key, inner in items}
-        case str():
-            return value
-        case Sequence():
-            return [plain(inner) for inner in cast("Sequence[object]", value)]
-        case _:
-            return value
 
 
 def judge_end(world: World, model: Model, end: str, result: Any) -> None:

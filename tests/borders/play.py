@@ -20,6 +20,7 @@ from shoal.errors import BadUse, CommitInDoubt, HookFailed, InputChanged, LeaseL
 from shoal.events import Update
 from shoal.stores._history import StepBegun
 from shoal.testing import VirtualDeadlock, run_virtual
+from shoal.testing._invariants import leaves
 
 from . import judge
 from .build import Builder
@@ -340,26 +341,25 @@ class Player:
         return "halted" if self.result.status == "halted" else "succeeded"
 
     def _judge_error(self, error: Exception) -> str:
-        leaves = list(judge.leaves(error))
-        hang = next((leaf for leaf in leaves if isinstance(leaf, VirtualDeadlock)), None)
+        found = list(leaves(error))
+        hang = next((leaf for leaf in found if isinstance(leaf, VirtualDeadlock)), None)
         if hang is not None:
             self.world.violate(f"hangs: {str(hang)[:2000]}")
             return "failed"
         if any(
-            isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost)
-            for leaf in leaves
+            isinstance(leaf, StoreFailed | CommitInDoubt | RunClaimed | LeaseLost) for leaf in found
         ):
             whats = {trip.what for trip in self.world.fired_now}
             if not whats & {"dies", "fails", "hangs", "raises"}:
                 self.world.violate(f"the store is blamed for nothing: {error!r}")
             return "stopped"
-        if any(isinstance(leaf, HookFailed) for leaf in leaves):
+        if any(isinstance(leaf, HookFailed) for leaf in found):
             if not self.world.hook_raised:
                 self.world.violate(f"a hook is blamed for nothing: {error!r}")
             return "stopped"
-        if any(isinstance(leaf, RunConflict) and self._may_refuse(leaf) for leaf in leaves):
+        if any(isinstance(leaf, RunConflict) and self._may_refuse(leaf) for leaf in found):
             return "refused"
-        judge.judge_failure(self.world, leaves)
+        judge.judge_failure(self.world, found)
         return "failed"
 
 

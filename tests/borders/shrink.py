@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from shoal.testing._shrinking import shrink as shrink_any
+
 from .play import Report
 from .program import FEATURES, PLAIN, Program, fits
 
@@ -40,6 +42,11 @@ def _simpler(program: Program) -> Iterator[Program]:
             yield replace(program, trips=(*program.trips[:at], smaller, *program.trips[at + 1 :]))
 
 
+def simpler(program: Program) -> Iterator[Program]:
+    """Give programs that are one thing simpler, and whose features go together."""
+    return filter(can_be, _simpler(program))
+
+
 def can_be(program: Program) -> bool:
     """Tell whether its features go together. What goes wrong is said by the trips."""
     settings = {one for one in program.row.items() if not one[0].startswith(("trouble", "stop"))}
@@ -50,21 +57,11 @@ def shrink(report: Report, again: Callable[[Program], Report], *, tries: int = 6
     """Return what a smaller program comes to, which fails in the same way."""
     kind = kind_of(report.violations[0])
     plain = {name: PLAIN[name] for name in FEATURES if name.startswith(("trouble", "stop"))}
-    best = report
-    fresh = again(report.program.with_(**plain))
-    if any(kind_of(one) == kind for one in fresh.violations):
-        best = fresh
-    found = True
-    while found:
-        found = False
-        for program in _simpler(best.program):
-            if not can_be(program):
-                continue
-            tries -= 1
-            if tries < 0:
-                return best
-            other = again(program)
-            if any(kind_of(one) == kind for one in other.violations):
-                best, found = other, True
-                break
-    return best
+
+    def fails(program: Program) -> Report | None:
+        other = again(program)
+        return other if any(kind_of(one) == kind for one in other.violations) else None
+
+    best = fails(report.program.with_(**plain)) or report
+    _, smallest, _ = shrink_any(best.program, best, simpler, fails, tries=tries)
+    return smallest

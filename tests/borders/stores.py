@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -13,9 +13,9 @@ import anyio
 
 from shoal import MemoryStore, RunPath, SQLiteStore
 from shoal.stores._history import Entry
-from shoal.stores._memory import _Kept
 from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun
 from shoal.stores._sql.writer_thread import Job
+from shoal.testing._faulty_store import kept_runs
 
 from .world import World
 
@@ -137,20 +137,6 @@ class Mortal:
         """Let go of what the execution has left claimed, as the end of its process would."""
         for run_id, holder in self.holders:
             await self.inner.release(run_id, holder)
-
-
-def kept_runs(store: MemoryStore) -> Iterator[tuple[RunPath, _Kept]]:
-    """Give all runs in a store in memory, with what it keeps of each."""
-
-    def below(path: RunPath, kept: _Kept) -> Iterator[tuple[RunPath, _Kept]]:
-        yield path, kept
-        for (step, visit), children in kept.visits.items():
-            for (act, key), child in children.items():
-                at = RunPath(parent=path, step=step, visit=visit, act=act, key=key)
-                yield from below(at, child)
-
-    for run_id, kept in store._roots.items():
-        yield from below(RunPath(run_id=run_id), kept)
 
 
 class AtOnce:

@@ -45,6 +45,7 @@ from shoal.events import ChildEnded, RunEnded, StateUpdated, StepEnded, Update
 from shoal.stores import Completed, Store
 from shoal.stores._memory import _Kept
 from shoal.testing import Attempt, RecordingHook, Recovery, cancel_everywhere, crash_everywhere
+from shoal.testing._faulty_store import kept_runs
 from shoal.types import Act
 
 Backend = Literal["asyncio", "trio"]
@@ -59,20 +60,6 @@ PLACES = 8  # of each sweep in the gate; `nox -s soak` tries them all
 def kept_by(store: Store) -> MemoryStore:
     """The store in memory that keeps what ``store`` is given."""
     return store if isinstance(store, MemoryStore) else cast("Any", store)._kept
-
-
-def kept_runs(store: MemoryStore) -> Iterator[tuple[RunPath, _Kept]]:
-    """All runs in a store, with what it keeps of each."""
-
-    def below(path: RunPath, kept: _Kept) -> Iterator[tuple[RunPath, _Kept]]:
-        yield path, kept
-        for (step, visit), children in kept.visits.items():
-            for (act, key), child in children.items():
-                at = RunPath(parent=path, step=step, visit=visit, act=act, key=key)
-                yield from below(at, child)
-
-    for run_id, kept in store._roots.items():
-        yield from below(RunPath(run_id=run_id), kept)
 
 
 def kept_of(store: MemoryStore, path: RunPath) -> _Kept:

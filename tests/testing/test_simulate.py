@@ -164,6 +164,19 @@ def test_an_order_dependent_result_is_a_failure_unless_it_may_be() -> None:
     simulate(app, NUMBERS, same=lambda state: len(state["at"]), seeds=8)
 
 
+def test_where_children_are_a_matter_of_time_states_are_not_compared() -> None:
+    early = fan_out(
+        square, over="numbers", item="n", into="squares", until=lambda state, outcome: True
+    )
+    grown = fan_out(
+        square, over="numbers", item="n", key=int, into="squares", at_most=4,
+        grow=lambda state, outcome: [10 * outcome.element],
+    )  # fmt: skip
+    for steps in (early, grown):
+        app = Application(steps, store=MemoryStore())
+        assert "final states were not compared" in str(simulate(app, NUMBERS, seeds=8))
+
+
 @action(reads=["question"], writes=["answer"])
 async def quick(question: str) -> str:
     await anyio.sleep(1)

@@ -26,11 +26,12 @@ class Comparison:
     winner is a matter of time, and each child has ended as it did in the undisturbed run.
     """
 
-    def __init__(self, same: Same, undisturbed: SimulatedRun) -> None:
+    def __init__(self, same: Same, act: Act, undisturbed: SimulatedRun) -> None:
         self._same = same
         self._undisturbed = undisturbed
         self._ends = _ends_of(undisturbed)
         self._has_raced = has_raced(undisturbed)
+        self._takes_first = next(steps_that_take_the_first(act), "")
 
     @property
     def why_not(self) -> str:
@@ -39,6 +40,11 @@ class Comparison:
             return "same=False"
         if self._same is None and self._has_raced:
             return "it has a race, whose winner may be another one; say with same= what must not be"
+        if self._same is None and self._takes_first:
+            return (
+                f"step {self._takes_first!r} takes those children that come first; say with same= "
+                f"what must be the same"
+            )
         return ""
 
     def judge(self, run: SimulatedRun) -> None:
@@ -61,7 +67,7 @@ class Comparison:
                 )  # fmt: skip
             return
         if self._same is None and (
-            self._has_raced or has_raced(run) or _ends_of(run) != self._ends
+            self._takes_first or self._has_raced or has_raced(run) or _ends_of(run) != self._ends
         ):
             return
         fields = different(run.state, base.state)
@@ -107,6 +113,19 @@ def has_raced(run: SimulatedRun) -> bool:
         for _, kept in kept_runs(store)
         for entry in kept.history
     )
+
+
+def steps_that_take_the_first(act: Act) -> Iterator[str]:
+    """Yield the names of fan-outs whose children are a matter of time, not only their order.
+
+    They end early, or grow up to a number.
+    """
+    if isinstance(act, Parallel):
+        join = act._join()
+        if join.until.may_decide or (getattr(act, "at_most", None) is not None and join.grow):
+            yield act.name
+    for inner in act.acts if isinstance(act, Graph) else act.for_children:
+        yield from steps_that_take_the_first(inner)
 
 
 def actions_below(act: Act) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 
 from shoal._errors.exceptions import BadUse, did_you_mean
 from shoal._events.events import Question
+from shoal._graph.graph import Graph
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
 from shoal._state.state import State
@@ -199,7 +200,7 @@ def simulate(
     example = subject.application()
     replay = os.environ.get(REPLAY) or None if replay is None else replay
     numbers = _numbers(os.environ.get(SEEDS) or seeds)
-    simulator = _Simulator(subject, check, same, Coverage(actions_below(example.graph)))
+    simulator = _Simulator(subject, check, same, example.graph)
     began = time.monotonic()
     simulator.undisturbed(wanted)
     if replay is not None:
@@ -246,12 +247,13 @@ class _Simulator:
         subject: Subject,
         check: Callable[[SimulatedRun], object] | None,
         same: Callable[[State[Any]], object] | bool | None,
-        coverage: Coverage,
+        graph: Graph,
     ) -> None:
         self._subject = subject
         self._check = check
         self._same = same
-        self.coverage = coverage
+        self._graph = graph
+        self.coverage = Coverage(actions_below(graph))
         self.comparison: Comparison | None = None
         self._is_kept = False
 
@@ -267,7 +269,7 @@ class _Simulator:
                 raise BadUse("the undisturbed run was cancelled by itself")
             self.coverage.passed[backend] = [life.passed for life in run.lives]
             if self.comparison is None:
-                self.comparison = Comparison(self._same, run)
+                self.comparison = Comparison(self._same, self._graph, run)
             self._count(run)
             self._is_kept = bool(run.stores)
 
