@@ -54,6 +54,7 @@ SWEEPS = frozenset(
         "test_redis",
         "test_resume",
         "test_teardown",
+        "test_unended",
     )
 )
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from zlib import crc32
 
 EVERYWHERE = "SHOAL_EVERYWHERE" in os.environ
-EVERY = 1 if EVERYWHERE else 3  # one turn of so many
+EVERY = 1 if EVERYWHERE else 5  # one turn of so many
 TURNS = 1000  # no scenario takes as many
 
 

@@ -104,7 +104,7 @@ def test_the_peak_does_not_grow_with_the_number_of_elements(
     kind: str, backend: Literal["asyncio", "trio"]
 ) -> None:
     peak(kind, 200, backend)  # imports and caches
-    assert peak(kind, 8_000, backend) <= peak(kind, 1_000, backend) + SLACK // 10
+    assert peak(kind, 4_000, backend) <= peak(kind, 1_000, backend) + SLACK // 20
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ class Paced:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("slow", ["events", "reducer", "store"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("n", [100, pytest.param(1_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [50, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_memory_is_bounded_whatever_is_slow(
     slow: str, backend: Literal["asyncio", "trio"], n: int
 ) -> None:

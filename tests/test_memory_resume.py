@@ -24,7 +24,7 @@ from shoal.types import FanOut
 
 Backend = Literal["asyncio", "trio"]
 
-FEW, MANY = 1_000, 5_000
+FEW, MANY = 500, 2_500
 
 
 def count(state: State, _: Done) -> State:

@@ -76,9 +76,11 @@ if typing.TYPE_CHECKING:  # at run time __getattr__ imports them, each when it i
         Task,
     )
     from shoal._graph.until import all_, first, first_item, quorum
+    from shoal._limits.adaptive import AIMD
     from shoal._limits.breaker import Breaker
     from shoal._limits.budgets import Budget
-    from shoal._limits.limits import AIMD, Limits, Rate, SharedRate
+    from shoal._limits.limits import Limits, Rate, SharedRate
+    from shoal._limits.owners import OWNER
     from shoal._limits.retry import Retry, RetryBudget
     from shoal._runtime.application import Application
     from shoal._runtime.handle import RunHandle
@@ -103,6 +105,7 @@ __all__ = [
     "AIMD",
     "END",
     "INHERIT",
+    "OWNER",
     "Action",
     "Application",
     "Breaker",
@@ -189,9 +192,11 @@ _DEFINED = {
     "_graph.race": "race",
     "_graph.task_classes": "MapActions MapActionsAndStates MapStates ParallelAction Task",
     "_graph.until": "all_ first first_item quorum",
+    "_limits.adaptive": "AIMD",
     "_limits.breaker": "Breaker",
     "_limits.budgets": "Budget",
-    "_limits.limits": "AIMD Limits Rate SharedRate",
+    "_limits.limits": "Limits Rate SharedRate",
+    "_limits.owners": "OWNER",
     "_limits.retry": "Retry RetryBudget",
     "_runtime.application": "Application",
     "_runtime.handle": "RunHandle",
@@ -214,7 +219,7 @@ _MOVED = {
         "BadAnswer BadKey BadResult BadUse BudgetExceeded ChangedInPlace CommitInDoubt "
         "DefinitionError DepthExceeded Halting HookFailed IncompleteStream InputChanged "
         "InvalidState LeaseLost MissingField MissingInput NoApplication NoTransition NoWorker "
-        "NotData NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
+        "NotApplied NotData NotDecodable NotEncodable NotSendable NotSteered Overloaded Poisoned "
         "RateUnavailable Rejected RemoteError SavedError SecretLeaked SpuriousCancel StateError "
         "TooFewChildren TooManySteps UndeclaredRead UndeclaredWrite UpdateTooLarge WorkerDied"
     ),

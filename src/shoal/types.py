@@ -28,10 +28,10 @@ from shoal._graph.condition import Condition
 from shoal._graph.fan_out import FanOut
 from shoal._graph.policy import Inherit, OnError
 from shoal._graph.until import All, First, FirstItem, Quorum, Until
+from shoal._limits.adaptive import Adaptive, Ended
 from shoal._limits.breaker import BreakerStatistics, Circuits
 from shoal._limits.flows import Priority
 from shoal._limits.limiters import Limiter, Statistics
-from shoal._limits.limits import Adaptive, Ended
 from shoal._runtime.handle import RunEvents
 from shoal._runtime.open_run import OpenRun
 from shoal._runtime.recovery import Recovered

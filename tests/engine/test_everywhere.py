@@ -48,7 +48,7 @@ Backend = Literal["asyncio", "trio"]
 How = Literal["scope", "native"]
 Waits = Callable[[], Awaitable[object]]
 
-PLACES = 40  # of each sweep in the gate; `nox -s soak` tries them all
+PLACES = 24  # of each sweep in the gate; `nox -s soak` tries them all
 
 
 async def nap() -> None:

@@ -259,12 +259,13 @@ def in_a_thread(context: Context) -> object:
 @pytest.mark.realtime
 @pytest.mark.parametrize("where", [elsewhere, in_a_thread])
 async def test_actions_in_workers_ask_too(where: Any):
-    app = Application(where, store=MemoryStore())
-    result = await app.run({}, id="r")
-    assert result.questions[0].answer_schema == Decision.model_json_schema()
-    with pytest.raises(BadAnswer, match="stars: must be at most 5"):
-        await app.run(id="r", answers={"approve": {"verdict": "merge", "stars": 7}})
-    with pytest.raises(BadAnswer, match="don't shout"):
-        await app.run(id="r", answers={"approve": {"verdict": "merge", "why": "NOW"}})
-    result = await app.run(id="r", answers={"approve": {"verdict": "merge"}})
-    assert tuple(result.state["said"]) == ("Decision", "merge")
+    async with Runtime(store=MemoryStore()) as runtime:  # which keeps the worker
+        run = partial(runtime.run, Application(where))
+        result = await run({}, id="r")
+        assert result.questions[0].answer_schema == Decision.model_json_schema()
+        with pytest.raises(BadAnswer, match="stars: must be at most 5"):
+            await run(id="r", answers={"approve": {"verdict": "merge", "stars": 7}})
+        with pytest.raises(BadAnswer, match="don't shout"):
+            await run(id="r", answers={"approve": {"verdict": "merge", "why": "NOW"}})
+        result = await run(id="r", answers={"approve": {"verdict": "merge"}})
+        assert tuple(result.state["said"]) == ("Decision", "merge")

@@ -69,13 +69,13 @@ GRAPHS: dict[str, Callable[[], Any]] = {
 METHODS = sorted(name for name in dir(Hook) if name.startswith("on_"))
 
 
-def guard(method: str, fails_at: int) -> Hook:
+def guard(method: str, fails_at: int, error: type[BaseException] = RuntimeError) -> Hook:
     """Make one that fails when it is told that for the so-manieth time."""
     received = count(1)
 
     def receive(self: Hook, event: Event) -> None:
         if next(received) == fails_at:
-            raise RuntimeError("so far and no further")
+            raise error("so far and no further")
 
     return type("Guard", (Hook,), {method: receive})()
 
@@ -95,4 +95,19 @@ async def test_every_start_has_its_end(graph: Callable[[], Any], method: str):
         before.assert_paired()
         after.assert_paired()
         if not has_failed:
+            break
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_every_start_has_its_end_though_a_ctrl_c_arrives_in_a_hook(method: str):
+    for fails_at in count(1):
+        hook = RecordingHook()
+        app = Application(
+            GRAPHS["of two steps"](), hooks=[hook, guard(method, fails_at, KeyboardInterrupt)]
+        )
+        try:
+            await app.run({"ns": [1, 2, 3]})
+        except KeyboardInterrupt:
+            hook.assert_paired()
+        else:
             break

@@ -810,6 +810,19 @@ class AroundObserver(Around):
     observer = True
 
 
+class Reraising(AbstractContextManager[None]):
+    """Raises the error of the step itself, as a manager that is written by hand may do."""
+
+    def __exit__(self, kind: object, error: BaseException | None, frames: object) -> None:
+        if error is not None:
+            raise error
+
+
+async def test_a_manager_that_raises_the_error_of_the_step_has_not_failed():
+    with pytest.raises(LookupError):
+        await Application(fail_at_two, hooks=[Around(Reraising)]).run({"item": 2})
+
+
 @contextmanager
 def fails_entering() -> Generator[None]:
     raise BufferError("entering")

@@ -67,7 +67,7 @@ def test_the_site_answers_and_is_gone_afterwards() -> None:
         httpx.get(url, trust_env=False)
 
 
-@pytest.mark.sweep  # as long as a hundred other tests
+@pytest.mark.slow  # as long as a hundred other tests; `nox -s examples` crawls all of it, too
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_demo_crawls_over_two_hundred_pages(tmp_path: Path, backend: str) -> None:
     out = tmp_path / "pages.jsonl"

@@ -597,6 +597,15 @@ async def test_a_runtime_s_executor_is_asked_too_and_a_nearer_one_instead():
         assert (await runtime.run(near, {"ns": [1]})).state["outs"] == [2]
 
 
+async def test_one_application_is_held_to_the_executor_of_each_runtime_in_turn():
+    app, refusing = Application(plain), Fake(refusing=("plain",))
+    async with Runtime() as runtime, Runtime(executor=refusing) as other:
+        for _ in range(2):
+            assert (await runtime.run(app, {"n": 1})).state["out"] == 2
+            with pytest.raises(NotSendable):
+                await other.run(app, {"n": 1})
+
+
 async def test_it_is_asked_about_the_inputs_that_the_function_takes():
     fake = Fake()
 

@@ -11,7 +11,7 @@ from shoal.testing import RecordingHook
 from tests.executors import work
 from tests.executors.test_processes import ONE, TWO, run, runtime_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
+pytestmark = [pytest.mark.anyio, pytest.mark.realtime, pytest.mark.services]
 
 
 @pytest.fixture(name="anyio_backend", params=["asyncio", "trio"])

@@ -33,7 +33,7 @@ from shoal.executors._process_transport import ProcessLink, ProcessTransport
 from shoal.testing import RecordingHook, no_leaks
 from tests.executors import work
 
-pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
+pytestmark = [pytest.mark.anyio, pytest.mark.realtime, pytest.mark.services]
 
 
 @pytest.fixture(name="anyio_backend", params=["asyncio", "trio"])

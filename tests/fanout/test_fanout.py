@@ -647,6 +647,22 @@ async def test_grow_sees_what_reduce_has_just_left_and_failures_too():
     assert (result.outcomes("f").done, result.outcomes("f").failed) == (3, 2)
 
 
+async def test_where_grow_fails_nothing_of_what_reduce_has_just_left_stays():
+    def count(state: State, outcome: Outcome) -> State:
+        return state.increment(count=1)
+
+    def grow(state: State, outcome: Outcome) -> list[int]:
+        return [outcome.element // (2 - outcome.element)]
+
+    hook = RecordingHook()
+    step = fan_out(double, over="n", reduce=count, writes=["count"], grow=grow, name="f")
+    async with Application(step, hooks=[hook]).open({"n": [0, 1, 2]}) as run:
+        with pytest.raises(ZeroDivisionError):
+            await run.result()
+        assert run.state["count"] == 2
+    assert [dict(state) for _, state in history(hook, {})][-1] == {"count": 2}
+
+
 @pytest.mark.realtime
 async def test_grow_without_key_counts_positions_on():
     def grow(state: State, outcome: Outcome) -> list[int]:

@@ -27,6 +27,7 @@ from shoal import (
     first,
 )
 from shoal.stores._protocol import Batch
+from tests.sweeps import EVERYWHERE
 
 from .cut_short import Cancels, Process, begin, go_on, two_steps
 
@@ -155,7 +156,7 @@ async def test_in_a_store_of_its_own_nothing_goes_on_below_a_run_that_has_ended(
 ):
     """The store of the parent knows nothing of a child that has only begun, so nobody ended it."""
     lives, nothing = Lives(form, where), [MemoryStore() for _ in range(3)]
-    step, cancelled, n = 1 if where == "root" else 4, 0, 0
+    step, cancelled, n = 1 if where == "root" else (4 if EVERYWHERE else 7), 0, 0
     while True:
         n += step
         try:

@@ -63,6 +63,7 @@ class Unit:
         self.costs: Costs | None = None
         self.let_in: set[object] | None = None
         self.priority: Priority = priority
+        self.owner = ""
         self.accounts: Accounts | None = None
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal import Application, Budget, Context, Failed, Runtime, State, action, fan_out
-from shoal.errors import BudgetExceeded, DefinitionError, RateUnavailable
+from shoal.errors import BudgetExceeded, DefinitionError, NotApplied, RateUnavailable
 from shoal.rates import (
     BudgetReply,
     BudgetRequest,
@@ -35,7 +35,7 @@ class Watched:
         self.kept = MemoryRates()
         self.used = 0.0
         self.calls = 0
-        self.down = False
+        self.down: Exception | None = None
         self.latency = 0.0
 
     async def settle(self, requests: Sequence[RateRequest]) -> Sequence[RateReply]:
@@ -44,8 +44,8 @@ class Watched:
     async def spend(self, requests: Sequence[BudgetRequest]) -> Sequence[BudgetReply]:
         self.calls += 1
         await anyio.sleep(self.latency)
-        if self.down:
-            raise ConnectionError("no route")
+        if self.down is not None:
+            raise self.down
         replies = await self.kept.spend(requests)
         assert all(reply.used <= self.amount + 1e-6 for reply in replies)
         self.used = replies[-1].used
@@ -197,11 +197,11 @@ async def test_random_costs_agree_with_what_the_backend_keeps():
 
 async def test_a_backend_that_is_down_for_a_while_is_called_again():
     backend = Watched(1.0)
-    backend.down = True
+    backend.down = ConnectionError("no route")
 
     async def comes_up() -> None:
         await anyio.sleep(3)
-        backend.down = False
+        backend.down = None
 
     async with (
         no_leaks(),
@@ -215,10 +215,33 @@ async def test_a_backend_that_is_down_for_a_while_is_called_again():
 
 async def test_a_backend_that_stays_down_is_named():
     backend = Watched(1.0)
-    backend.down = True
+    backend.down = ConnectionError("no route")
     async with no_leaks(), Runtime(limits=shared(backend)) as runtime:
         with pytest.raises(RateUnavailable, match="the budget 'team' is shared through"):
             await runtime.run(Application(spending()), {"ns": range(2)})
+
+
+@pytest.mark.parametrize(
+    ("error", "used"), [(NotApplied("no route"), 0.03), (ConnectionError("no answer"), 0.1)]
+)
+async def test_what_is_returned_is_said_again_if_it_is_sure_not_to_have_been_heard(
+    error: Exception, used: float
+):
+    backend = Watched(1.0)
+
+    @action(reads=["n"], writes=["out"])
+    async def spend(n: int, context: Context) -> int:
+        context.charge(0.03, unit="USD")
+        backend.down = error
+        return n
+
+    async with no_leaks(), Runtime(limits=shared(backend)) as runtime:
+        await runtime.run(Application(spend), {"n": 1})
+        await anyio.sleep(1)
+        backend.down = None
+        await anyio.sleep(20)
+        [reply] = await backend.spend([BudgetRequest(key="team", amount=1.0)])
+    assert reply.used == pytest.approx(used)
 
 
 class OnlyRates:

@@ -25,7 +25,7 @@ from shoal import (
     fan_out,
 )
 from shoal._limits.shared_rates import AHEAD, GUARD, HOLD, SLACK, SharedMeter
-from shoal.errors import BadResult, DefinitionError, RateUnavailable
+from shoal.errors import BadResult, DefinitionError, NotApplied, RateUnavailable
 from shoal.events import Waiting
 from shoal.rates import MemoryRates, RateReply, RateRequest, RateState, reckon
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks, run_virtual
@@ -542,9 +542,21 @@ def test_what_may_have_been_done_is_not_said_again_if_it_frees_units():
         meter.return_held()
         received = meter.request(())
         assert received.returns == ((0.0, 1.0), (0.1, 1.0))
-        meter.fail(ask)
-        meter.fail(received)
+        meter.fail(ask, OSError())
+        meter.fail(received, OSError())
         assert meter.request(()) == RateRequest(key="x", interval=1.0, burst=5.0, extra=again)
+
+
+def test_what_is_sure_not_to_have_been_done_is_said_again():
+    meter = SharedMeter(MemoryRates(), "x", 1.0, 5.0)
+    meter.correct(-3.0, 0.0)
+    meter.receive(meter.request((1.0,)), RateReply(now=0.0, turns=(0.0,)), 0.0, 0.0)
+    meter.return_held()
+    meter.correct(-2.0, 0.0)
+    received = meter.request(())
+    meter.fail(received, NotApplied("no route"))
+    assert meter.request(()) == received
+    assert received.returns == ((0.0, 1.0),)
 
 
 def test_what_is_held_is_given_back_when_limits_change():

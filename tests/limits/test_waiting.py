@@ -237,8 +237,8 @@ class Runner:
 # -- deadlines -------------------------------------------------------------------------------------
 
 
-async def test_a_run_that_a_rate_lets_start_too_late_is_refused_at_once():
-    busy = Busy(Limits(rate=Rate(1, per=10)))
+async def test_a_run_that_a_rate_lets_start_too_late_is_refused_at_once_if_waiting_is_bounded():
+    busy = Busy(Limits(rate=Rate(1, per=10), waiting=5))
     app = Application(busy.act)
     async with no_leaks(), Runtime() as runtime:
         await runtime.run(app, {"n": 0})
@@ -250,6 +250,21 @@ async def test_a_run_that_a_rate_lets_start_too_late_is_refused_at_once():
         with anyio.fail_after(10.5):
             await runtime.run(app, {"n": 2})
     assert busy.called == [(0, 0), (10, 2)]
+
+
+async def test_elsewhere_a_callers_scope_gets_the_cancellation_that_it_expects():
+    busy = Busy(Limits(rate=Rate(1, per=10)) & Limits(5, waiting=5))
+    app = Application(busy.act)
+    async with no_leaks(), Runtime(store=MemoryStore()) as runtime:
+        await runtime.run(app, {"n": 0})
+        with anyio.move_on_after(5) as scope:
+            await runtime.run(app, {"n": 1}, id="a")
+        assert scope.cancelled_caught
+        assert anyio.current_time() == 6
+        with pytest.raises(TimeoutError), anyio.fail_after(2):
+            await runtime.run(app, {"n": 1}, id="a")
+        assert (await runtime.run(app, id="a")).state["out"] == 1
+    assert busy.called == [(0, 0), (10, 1)]
 
 
 async def test_a_child_whose_time_is_over_before_its_rate_lets_it_go_on_is_refused_at_once():

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 
 from shoal import Application, Limits, Rate, Runtime, SharedRate, action, fan_out
+from shoal.rates.postgres import PostgresRates
 from shoal.rates.redis import RedisRates
 
 
@@ -31,7 +32,8 @@ async def main(*arguments: str) -> None:
         finally:
             os.write(out, f"late {late}\n".encode())
 
-    with RedisRates(url) as rates:
+    backend = RedisRates if url.startswith("redis:") else PostgresRates
+    with backend(url) as rates:
         shared = SharedRate(Rate(float(k), burst=float(burst)), "shared", rates)
         bodies: Any = fan_out(body, over="ns", item="n", into="out", limits=Limits(rate=shared))
         async with Runtime(limits=Limits(int(slots))) as runtime:

@@ -74,7 +74,9 @@ def by_id(recovered: Any) -> dict[str, Recovered]:
 
 async def test_what_a_dead_process_left_is_resumed():
     store = await left_behind("a", "b")
-    assert sorted(await store.orphans()) == [Orphan("a", "app", "1"), Orphan("b", "app", "1")]
+    assert sorted(await store.orphans()) == [
+        Orphan(each, "app", "1", priority="normal") for each in ("a", "b")
+    ]
     async with no_leaks(), Runtime(apps=[application()], store=store) as runtime:
         began = anyio.current_time()
         found = by_id(await runtime.recover())

@@ -258,7 +258,7 @@ def test_cancelled_anywhere_no_seat_is_lost(backend: Literal["asyncio", "trio"])
     async def scenario(attempt: Attempt) -> None:
         async with Runtime(max_runs=1, waiting=1, store=MemoryStore()) as runtime:
             first = await runtime.start(app, {"n": 1})
-            await attempt(partial(runtime.run, app, {"n": 2}))
+            await attempt(partial(runtime.run, app, {"n": 2}, priority="batch"))
             await first.wait_ended()
             assert (runtime.load.running, runtime.load.waiting) == (0, 0)
             await runtime.run(app, {"n": 3})

@@ -989,8 +989,8 @@ async def test_recover_looks_up_what_is_secret_and_leaves_alone_what_lacks_it():
     app = Application(wins)
     store = await left_behind(app)
     assert sorted(await store.orphans()) == [
-        Orphan("open", "wins", "1"),
-        Orphan("secret", "wins", "1", frozenset({"token"})),
+        Orphan("open", "wins", "1", priority="normal"),
+        Orphan("secret", "wins", "1", frozenset({"token"}), priority="normal"),
     ]
     async with no_leaks(), Runtime(apps=[app], store=store) as runtime:
         claimed: list[str] = []

@@ -520,7 +520,7 @@ async def test_an_execution_that_has_lost_its_run_publishes_nothing_more(kept: K
 
 
 PROGRAM = """
-    import sys, time, signal, os
+    import sys, time, signal, os, threading
     import anyio
     from shoal import Application, PostgresStore, SQLiteStore, action, fan_out, Limits
 
@@ -529,13 +529,31 @@ PROGRAM = """
     @action(reads=["item"], writes=["out"], executor="loop")
     async def work(item: int) -> str:
         if role == "stops" and item == 3:
-            print("stopping", flush=True)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            with between_saves:
+                print("stopping", flush=True)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.1)  # it need not stop in this very thread
         if role == "dies" and item == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return f"{role} {item}"
 
     store = {class_}({arguments}, lease=60, heartbeat=0.2)
+    between_saves = threading.Lock()
+    opened = store._database
+
+    def database():
+        # It is not stopped within a transaction, which would keep all others from writing.
+        database = opened()
+        do = database.do
+
+        def whole(jobs):
+            with between_saves:
+                yield from do(jobs)
+
+        database.do = whole
+        return database
+
+    store._database = database
     act = fan_out(work, over="items", key=int, into="outs", limits=Limits(1))
     app = Application(act, store=store, name="app")
     print("ready", flush=True)

@@ -13,7 +13,6 @@ import pytest
 from shoal import Application, Graph, MemoryStore, Result, Retry, action, fan_out, first_item, race
 from shoal.errors import UnknownRun
 from shoal.events import ChildName, Decision, Update
-from shoal.rates import MemoryRates
 from shoal.stores import Completed, QuestionAnswered, QuestionAsked, Rewound
 from shoal.testing import (
     HANGS,
@@ -21,7 +20,6 @@ from shoal.testing import (
     BlockingError,
     LeakError,
     MemoryGrows,
-    RateBackendConformance,
     Reply,
     Script,
     ScriptedProvider,
@@ -37,16 +35,6 @@ from shoal.testing import (
 )
 
 BACKENDS: tuple[Literal["asyncio", "trio"], ...] = ("asyncio", "trio")
-
-
-# -- our own backend does what each has to --------------------------------------------------------
-
-
-@pytest.mark.anyio
-class TestMemoryRates(RateBackendConformance):
-    @pytest.fixture
-    def backend(self) -> MemoryRates:
-        return MemoryRates()
 
 
 # -- fakes -----------------------------------------------------------------------------------------

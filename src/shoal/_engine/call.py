@@ -51,6 +51,7 @@ from shoal._state.state import (
 from shoal.executors._port import Call, ContextPort, Pool
 from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
+from shoal.executors._threads import ThreadCall
 
 from .attempts import AttemptTime, try_step, within
 from .child_time import time_of
@@ -507,6 +508,7 @@ async def _call(
     call: Call | None = None,
     time: AttemptTime | None = None,
     is_free: bool = False,
+    is_injected: bool = False,
 ) -> Change:
     """Call the function and check its result.
 
@@ -518,7 +520,12 @@ async def _call(
         call: Calls the function elsewhere; None: it is called on the event loop.
         time: The time that the function may take, if that is limited and it is called elsewhere.
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
+        is_injected: Whether the simulation, if the run is one, makes this very call.
     """
+    if run.config.services.injection is not None and not is_injected:
+        return await _call_injected(
+            run, action, context=context, items=items, call=call, time=time, is_free=is_free
+        )
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -546,13 +553,9 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context and call is None:
         kwargs["context"] = context
-    stand_in = run.config.services.stand_in
-    served = None if stand_in is None else stand_in.serve(run, action, context)
     later: RetryLater | None = None
     result: object = None
     try:
-        if served is not None:
-            return await served
         if call is not None:
             # A worker learns of its cancellation when it emits the next item.
             on_cancelled = None if items is None else items.stop
@@ -588,6 +591,34 @@ async def _call(
     if action.is_plain:
         refuse_awaitable(result, f"action {action.name!r}")
     return _checked(action, base, result)
+
+
+async def _call_injected(
+    run: Run,
+    action: FunctionAction[..., object],
+    *,
+    context: ContextPort | None,
+    call: Call | None,
+    is_free: bool,
+    **given: Any,
+) -> Change:
+    """Have the simulation make the call, which passes on to ``_call`` what it is told to call."""
+    injection = run.config.services.injection
+    assert injection is not None, "the caller has looked"
+    # In a simulation, functions for threads are called on the loop: what happens in which order is
+    # then decided by the seed alone. Those that use their context need the thread.
+    if isinstance(call, ThreadCall) and not action.takes_context:
+        call = None
+    made = partial(_call, run, action, context=context, call=call, is_injected=True, **given)
+    later: RetryLater | None = None
+    try:
+        elsewhere = call is not None
+        return await injection.call(run, action, made, context=context, is_elsewhere=elsewhere)
+    except RetryLater as error:
+        if not is_free:
+            raise
+        later = error
+    return await _call_admitted(run, action, later=later)
 
 
 def _checked(action: FunctionAction[..., object], base: State | None, result: object) -> Change:

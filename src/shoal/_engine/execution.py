@@ -192,9 +192,8 @@ class Execution:
         self.hooks: Hooks = hooks
         self.store: Store = store
         # Never shrinks. The ends of orphans are saved in each of them; see `unended`.
-        self.stores: list[Store] = []
+        self.stores: list[Store] = [] if isinstance(store, NullStore) else [store]
         """The stores of the root run and its descendants, as far as they are known."""
-        self.know_all((store,))
         # New for each execution, also of the same run: a store refuses saves under an older id.
         self.holder: str = new_run_id()
         """The execution's own id, under which it holds the lease on the root run."""
@@ -269,10 +268,11 @@ class Execution:
         # child's failure an ``on_error`` could tolerate it, and it would be recorded as a result.
         # See test_a_conflict_inside_of_a_child_refuses_the_run.
         self._refusal: RunConflict | None = None
-        # Set by the root run, as soon as it knows.
+        # Both are set by the root run, as soon as it knows; so is `priority` of a resumed run.
         self.spawned_by: tuple[RunPath, str] | None = None
-        self.owner: str = ""
         """The run, and its step, whose action has started the root run by hand."""
+        self.owner: str = ""
+        """Whose run it is; empty if it has no owner."""
         self.forks_at: int | None = None
         """The number of the root run's last update before the step at which it was resumed."""
         # One for each store that was asked, also if the answer is unknown: all are released.

@@ -103,9 +103,9 @@ def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
     Raises:
         Overloaded: A rate has its next turn too late, or the pause of a key ends too late.
     """
-    owner = run.slot_owner
+    owner, callers = run.slot_owner, math.inf
     if owner.config.in_flight is None:
-        deadline = min(current_effective_deadline(), run.config.deadline)
+        deadline, callers = current_effective_deadline(), run.config.deadline
     else:
         # Only its own: what a fan-out or another run around it does when its time is over, and what
         # it keeps for the next execution, is not for a child to decide.
@@ -113,10 +113,14 @@ def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
         deadline = math.inf if time is None else time.deadline
     # A run that is cancelled already ends as cancelled, and not by a failure of its own; see
     # test_programs_of_all_pairs.
-    if deadline == math.inf or cancelled():
+    if deadline == callers == math.inf or cancelled():
         return
     scheduler = run.config.services.admission.scheduler
     starts, gate = scheduler.starts_at(permit)
+    # A scope of the caller's ends in a cancellation, which a block of `move_on_after` catches; an
+    # exception would pass through it. Only a limit with `waiting=` makes callers expect one.
+    if gate is not None and gate.part is not None and gate.part.waiting is not None:
+        deadline = min(deadline, callers)
     if starts < deadline or gate is None:
         return
     now = run.config.services.clock()

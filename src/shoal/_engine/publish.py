@@ -3,7 +3,8 @@
 Invariants:
 - Starts and ends are published in pairs: every start has one end.
 - No secret is published. Secrets in errors are masked; any other value with a secret is refused.
-- All events of one commit are published, also if a guarding hook raises at one of them.
+- All events of one commit are published, also if a guarding hook raises at one of them, or a Ctrl-C
+  arrives there.
 - The order at a child that is applied: ``RunEnded`` of the child, ``StateUpdated`` of its parent,
   ``ChildEnded``.
 """
@@ -15,6 +16,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 
+from shoal._concurrency.cancellation import fatal_leaf
 from shoal._errors.exceptions import HookFailed, brief
 from shoal._errors.inspection import first_of
 from shoal._events.events import (
@@ -347,13 +349,14 @@ async def publish_commit(
 
 
 class _Publication:
-    """Publishes several events in a row: all of them, also if a guarding hook raises at one."""
+    """Publishes several events in a row: all of them, also if a hook raises at one."""
 
     __slots__ = ("_failure", "hooks")
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
-        self._failure: HookFailed | None = None  # the first; `close` raises it
+        # The first interruption; without one, the first failure. `close` raises it.
+        self._failure: BaseException | None = None
 
     async def publish(self, listeners: Listeners, event: Event) -> None:
         await self.include(self.hooks.notify(listeners, event))
@@ -361,9 +364,16 @@ class _Publication:
     async def include(self, publishing: Awaitable[None]) -> None:
         try:
             await publishing
-        # Only that: other errors come from the engine itself, and must end the commit at once.
         except HookFailed as error:
             self._failure = first_of(self._failure, error)
+        except BaseException as error:
+            # A Ctrl-C while a hook ran: each start that hooks received must have its end all the
+            # same; see test_every_start_has_its_end_though_a_ctrl_c_arrives_in_a_hook. Other errors
+            # come from the engine itself, and must end the commit at once.
+            if fatal_leaf(error) is None:
+                raise
+            if self._failure is None or isinstance(self._failure, Exception):
+                self._failure = error
 
     def close(self) -> None:
         failure, self._failure = self._failure, None

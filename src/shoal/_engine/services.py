@@ -24,7 +24,7 @@ from shoal._state.state import Change
 from shoal.executors._pools import Pools
 from shoal.stores._results import Results
 
-from .stand_in import StandIn
+from .injection import Injection
 
 
 @final
@@ -100,8 +100,8 @@ class Services:
     # test_where_children_have_no_store_the_runtime_remembers.
     results: Results
     """The result cache of runs whose store has none."""
-    stand_in: StandIn | None = None
-    """Serves outcomes in place of functions, in a replay of a stored run; else None."""
+    injection: Injection | None = None
+    """What a simulation puts between runs and the program; None outside of one."""
     # All are weak: a runtime may outlive definitions that are made dynamically. See
     # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
     hedge_statistics: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)

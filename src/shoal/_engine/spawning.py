@@ -11,6 +11,7 @@ from contextvars import Context, ContextVar
 from typing import Protocol, final
 
 from shoal._events.identity import RunPath
+from shoal._limits.flows import Priority
 
 from .run import Run
 
@@ -45,16 +46,24 @@ def within(context: Context, executor: Executor) -> Context:
 
 def spawner() -> tuple[RunPath, str] | None:
     """Return the run and the step whose action calls this; None if no action does."""
-    executor = _executor.get()
-    run = None if executor is None else executor.child
-    # A task that has outlived its action may find that the run has ended.
-    if run is None or run.status is not None or run.step is None:
-        return None
-    return run.path, run.step
+    run = _run_around()
+    return None if run is None or run.step is None else (run.path, run.step)
 
 
 def owner_around() -> str:
     """Return the owner of the run whose action calls this; empty if there is none."""
+    run = _run_around()
+    return "" if run is None else run.config.execution.owner
+
+
+def priority_around() -> Priority:
+    """Return how urgent the run is whose action calls this; "normal" if there is none."""
+    run = _run_around()
+    return "normal" if run is None else run.config.execution.priority
+
+
+def _run_around() -> Run | None:
     executor = _executor.get()
     run = None if executor is None else executor.child
-    return "" if run is None or run.status is not None else run.config.execution.owner
+    # A task that has outlived its action may find that the run has ended.
+    return None if run is None or run.status is not None else run

@@ -52,6 +52,7 @@ caller as it is, with a note that names the run, the step and the key. These are
     ├── Overloaded           refused, nothing began: too many wait, or it could only start too late
     ├── BudgetExceeded       an attempt may cost more than is left of a budget; it has not begun
     ├── RateUnavailable      the backend of a shared rate failed, or did not answer in time
+    ├── NotApplied           ...and knows that it has done nothing (backends raise it)
     ├── LeaseLost            another execution has taken the run over
     └── CommitInDoubt        the store did not acknowledge a save in time
 
@@ -559,12 +560,22 @@ class RateUnavailable(ShoalError):
     """
 
 
+class NotApplied(ShoalError):
+    """The backend of a shared rate or budget knows that it has applied none of the requests.
+
+    Backends raise it, ``BudgetBackend.spend`` for example. The parts that free units are repeated
+    then. After any other exception they are not, because they may have been applied, and units
+    that are returned twice would be granted twice.
+    """
+
+
 class Overloaded(ShoalError):
     """An attempt, or a run, was refused before it began, because it would have waited too long.
 
     As many runs as ``Limits(waiting=)`` allows wait for one of its limits already, or it could not
-    have started before its deadline. It used up nothing of any limit, and the ``retry`` of its
-    action doesn't apply. Or as many runs as ``Runtime(waiting=)`` allows wait for their turn
+    have started in time: before the deadline of its caller, if that limit has ``waiting=``, or in a
+    child before that of ``Each(timeout=)``. It used up nothing of any limit, and the ``retry`` of
+    its action doesn't apply. Or as many runs as ``Runtime(waiting=)`` allows wait for their turn
     already; of the refused one nothing was saved.
     """
 

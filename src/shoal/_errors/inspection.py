@@ -25,7 +25,10 @@ _args: Any = vars(BaseException)["args"]
 
 def first_of(*errors: E | None) -> E | None:
     """Return the first error that is not None. ``or`` would call its ``__bool__``."""
-    return next((error for error in errors if error is not None), None)
+    for error in errors:
+        if error is not None:
+            return error
+    return None
 
 
 def members(group: BaseExceptionGroup[BaseException]) -> tuple[BaseException, ...]:

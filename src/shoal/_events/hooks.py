@@ -208,6 +208,10 @@ class Hooks:
 
     around_step: Managers[StepStarted]
     around_span: Managers[SpanStarted]
+    watching_steps: bool
+    """Whether any hook receives the start of a step, or its attempts."""
+    listening: bool
+    """Whether any hook receives what a commit publishes."""
 
     def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
         """Sort ``hooks``.
@@ -240,16 +244,18 @@ class Hooks:
     def _sort(self, always: Sequence[Hook]) -> None:
         self._always = always
         self.hooks: tuple[Hook, ...] = (*self._given, *always)
+        if not self.hooks:  # as in most executions, each of which comes here
+            for name in NAMES.values():
+                setattr(self, name, ())
+            self.around_step = self.around_span = ()
+            self.watching_steps = self.listening = False
+            return
         for method, name in NAMES.items():
             setattr(self, name, self._listeners(method))
         self.around_step = self._listeners("around_step")
         self.around_span = self._listeners("around_span")
-        # Whether any hook receives the start of a step, or its attempts.
-        self.watching_steps: bool = bool(
-            self.step_started or self.around_step or self.attempt_ended
-        )
-        # Whether any hook receives what a commit publishes.
-        self.listening: bool = any(getattr(self, NAMES[method]) for method in COMMIT_METHODS)
+        self.watching_steps = bool(self.step_started or self.around_step or self.attempt_ended)
+        self.listening = any(getattr(self, NAMES[method]) for method in COMMIT_METHODS)
 
     def replaced(self, hooks: Iterable[Hook]) -> Hooks:
         """Return an object that calls ``hooks`` instead, in the same execution."""
@@ -275,8 +281,6 @@ class Hooks:
             hooks._sort([one for one in hooks._always if one is not hook])
 
     def _listeners(self, method: str) -> tuple[Any, ...]:
-        if not self.hooks:  # as in most executions, each of which comes here for every event
-            return ()
         own, any_event = getattr(Hook, method), Hook.on_event
         listeners: list[Listener] = []
         for hook in self.hooks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shoal._errors.exceptions import DefinitionError, NotSendable
@@ -40,32 +40,49 @@ def called_by(act: Act, inherited: Place | None) -> Iterator[Called]:
             yield from called_by(one, inherited if own is None else own)
 
 
+def sent_by(subject: object, graph: Graph, inherited: Place | None) -> Sequence[Called]:
+    """Return the actions that a graph may call in executors which may refuse them.
+
+    Not those in the threads of the runtime, by far the most frequent ones, which take everything.
+
+    Args:
+        subject: Begins the message.
+        graph: The graph.
+        inherited: The nearest executor around it; None: there is none.
+
+    Raises:
+        DefinitionError: An action can't be executed on the event loop, which it inherits.
+    """
+    sent: list[Called] = []
+    for action, executor in called_by(graph, inherited):
+        if executor is None:
+            why = action.unfit_for(None)
+            if why:
+                msg = f"{subject}: action {action.name!r}: {why}"
+                raise DefinitionError(msg)
+        elif executor is not SHARED_THREADS:
+            sent.append((action, executor))
+    return sent
+
+
 def refuse_unsendable(
-    subject: str, graph: Graph, inherited: Place | None, inputs: Mapping[str, object]
+    subject: object, sent: Iterable[Called], inputs: Mapping[str, object]
 ) -> None:
     """Refuse to start a run with actions that can't be called where they would be.
 
     Args:
         subject: Begins the message.
-        graph: The graph of the run.
-        inherited: The executor of the application or of its runtime; None: there is none.
+        sent: The actions of its graph, as ``sent_by`` has returned them.
         inputs: The inputs of the run.
 
     Raises:
         NotSendable: A function, or an input that it takes, can't be sent to its executor.
-        DefinitionError: An action can't be executed on the event loop, which it inherits.
     """
-    for action, executor in called_by(graph, inherited):
-        if executor is SHARED_THREADS:  # by far the most frequent one, and it takes everything
-            continue
-        where = f"{subject}: action {action.name!r}"
-        if executor is None:
-            why = action.unfit_for(None)
-            if why:
-                raise DefinitionError(f"{where}: {why}")
-            continue
+    for action, executor in sent:
+        assert executor is not None, "what is called on the loop is not sent"
         given = {**inputs, **action.bound_inputs}
         taken = {name: given[name] for name in action.input_names if name in given}
         why = executor.refuse(action.job, taken)
         if why:
+            where = f"{subject}: action {action.name!r}"
             raise NotSendable(f"{where} can't be called in {executor!r}: {why}")

@@ -2,10 +2,10 @@
 
 Values that users write:
 
-- ``limits``: ``Limits``, ``Rate``, ``SharedRate``, ``AIMD``.
+- ``limits``: ``Limits``, ``Rate``, ``SharedRate``. ``adaptive``: ``AIMD``, and the port for others.
 - ``retry``: ``Retry``, ``RetryBudget``. ``breaker``: ``Breaker``.
-
 - ``budgets``: ``Budget``, how much may be spent in all.
+- ``numbers``: which numbers they may give.
 
 Admission control, one per runtime. An attempt is granted all the slots and units that it needs at
 once, or it waits:
@@ -13,6 +13,8 @@ once, or it waits:
 - ``admission``: the controller, which binds the others together.
 - ``limiters``: the gates of each owner of limits, by key.
 - ``places``: the identity of a ``Limits`` object, and whether it stands in several places.
+- ``owners``: ``OWNER``, the key that is the owner of a run.
+- ``user_functions``: calls of users' functions of limits.
 - ``flows``: what takes turns together: classes of priority, shares of limits.
 - ``lines``: how many runs wait at a gate, where that is bounded.
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.

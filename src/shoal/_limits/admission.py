@@ -105,8 +105,8 @@ class AdmissionController:
             return None
         # Before the permit, because it may call users' functions: what they raise leaves nothing
         # behind.
-        accounts = None if holder is None else holder.unit.accounts
-        needed, costs = self.limiters.gates(limiters, data, accounts)
+        unit = None if holder is None else holder.unit
+        needed, costs = self.limiters.gates(limiters, data, unit)
         flow: Flow | None = None
         if holder is not None and (self.scheduler.has_shares or holder.unit.priority != "normal"):
             flow = self.flow(scopes, limiters, holder, run)
@@ -154,15 +154,17 @@ class AdmissionController:
         """
         if not self.scheduler.has_shares:
             return self.scheduler.flow_of(holder.unit, ())
-        outside = self.shares(scopes, run)
-        inside = self.shares(limiters[len(scopes) :], run)
+        outside = self.shares(scopes, run, holder.unit)
+        inside = self.shares(limiters[len(scopes) :], run, holder.unit)
         # Each once: one object may limit the action, the application and the runtime.
         shares = tuple(dict.fromkeys((*outside, *holder.shares, *inside)))
         return self.scheduler.flow_of(holder.unit, shares)
 
-    def shares(self, limiters: tuple[Limiter, ...], run: object) -> tuple[Share, ...]:
+    def shares(
+        self, limiters: tuple[Limiter, ...], run: object, unit: FairShare
+    ) -> tuple[Share, ...]:
         """Return the shares of these limiters that an attempt or a child belongs to."""
-        return self.limiters.shares(limiters, partial(self._fields_around, run))
+        return self.limiters.shares(limiters, partial(self._fields_around, run), unit)
 
     def charge(
         self,

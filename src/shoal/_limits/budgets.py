@@ -11,7 +11,8 @@ from shoal._errors.exceptions import DefinitionError, brief
 from shoal._state.functions import require_plain
 
 from .accounts import OnEmpty, Terms
-from .limits import Limits, Part, check_number
+from .limits import Limits, Part
+from .numbers import check_number
 from .shared_budgets import BudgetBackend
 
 

@@ -23,9 +23,10 @@ from itertools import islice
 from typing import ClassVar, Protocol, final
 
 from .accounts import Accounts, Payer, Purse, Stake
+from .adaptive import Adaptive
 from .flows import LAST, Flow, Key, Priority, Turn, Turns
 from .headers import REQUESTS, TOKENS, RateHeaders
-from .limits import Adaptive, Part
+from .limits import Part
 from .lines import InLine, Line
 from .meters import ForeignMeter, Meter
 from .shared_rates import SharedMeter
@@ -362,11 +363,13 @@ class Posts:
 class FairShare(InLine, Turns, Protocol):
     """The fair share of one execution: an execution takes turns with others, not each child.
 
-    All attributes are set by the scheduler alone, but for ``priority``.
+    All attributes are set by the scheduler alone, but for ``priority`` and ``owner``.
     """
 
     priority: Priority
     """The class in which it takes turns."""
+    owner: str
+    """Whose run it is; empty if it has no owner."""
     costs: Costs | None
     """What was charged to it at limits with ``cost=``; None: nothing yet."""
     held_at: Gate | None

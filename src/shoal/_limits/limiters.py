@@ -17,21 +17,19 @@ from functools import partial
 from typing import final
 from weakref import WeakKeyDictionary, ref
 
-from shoal._concurrency.cancellation import ki_unprotected
-from shoal._errors.arguments import is_number
-from shoal._errors.exceptions import BadResult, BadUse, DefinitionError, brief
-from shoal._state.secrets import refuse_key
-from shoal._state.state import State, make_state, refuse_awaitable
+from shoal._errors.exceptions import BadUse, DefinitionError, brief
+from shoal._state.state import State, make_state
 
 from .accounts import Account, Accounts, Purse, Terms
 from .flows import Share
-from .gates import Gate
+from .gates import FairShare, Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
 from .lines import Line
 from .meters import ForeignMeter, Meter
 from .places import Origin
 from .scheduler import FairScheduler
 from .shared_rates import SharedMeter
+from .user_functions import cost_of, key_of, share_key_of, weight_of, worst_of
 
 SWEEP = 64
 """Keys that a part keeps before unused ones are dropped: too few gates to be worth the work."""
@@ -322,23 +320,21 @@ class PartGates:
             gate = self._made(None)
         return gate
 
-    def find(
-        self, state: State, now: float, accounts: Accounts | None = None
-    ) -> tuple[Gate, float]:
+    def find(self, state: State, now: float, unit: FairShare | None = None) -> tuple[Gate, float]:
         """Return the gate for a start from ``state``, and the units that it charges.
 
         Args:
             state: The state from which the attempt or child would start.
             now: The time.
-            accounts: The accounts of the run, for a budget.
+            unit: The execution, which has accounts for a budget, and an owner.
         """
         part = self.part
         if part.terms is not None:
-            return self._find_budget(part.terms, state, now, accounts)
-        cost = 1.0 if part.cost is None else _cost(part, state)
+            return self._find_budget(part.terms, state, now, unit)
+        cost = 1.0 if part.cost is None else cost_of(part, state)
         # After the cost, and both before any gate is made: what a user's function raises leaves no
         # gate.
-        key = None if part.by is None else _key(part, state)
+        key = None if part.by is None else key_of(part, state, unit)
         gate = self.gates.get(key)
         if gate is None:
             # Before the new gate is there: it isn't used yet, so it would be dropped.
@@ -347,13 +343,13 @@ class PartGates:
             gate = self._made(key)
         return gate, cost
 
-    def share_of(self, state: State) -> Share | None:
+    def share_of(self, state: State, unit: FairShare | None) -> Share | None:
         """Return the share that a start from ``state`` belongs to; None if there are no shares."""
         part = self.part
         if part.share is None:
             return None
-        key = _share(part, state)
-        return Share(self._identity, key, _weight(part, key))
+        key = share_key_of(part, state, unit)
+        return Share(self._identity, key, weight_of(part, key))
 
     def _made(self, key: Hashable) -> Gate:
         gate = self.gates[key] = Gate(self.part.n, self.part, key)
@@ -363,12 +359,13 @@ class PartGates:
         return gate
 
     def _find_budget(
-        self, terms: Terms, state: State, now: float, accounts: Accounts | None
+        self, terms: Terms, state: State, now: float, unit: FairShare | None
     ) -> tuple[Gate, float]:
         """Return the gate of a budget, at which the requests of one account wait."""
         part = self.part
-        cost = _worst(part, terms, state)
-        key = None if part.by is None else _key(part, state)
+        cost = worst_of(part, terms, state)
+        key = None if part.by is None else key_of(part, state, unit)
+        accounts = None if unit is None else unit.accounts
         is_of_run = self.is_of_run and accounts is not None
         if accounts is None or not self.is_of_run:
             accounts = self._accounts
@@ -540,17 +537,14 @@ class Limiters:
         return (*scopes, self.of(owner, limits))
 
     def gates(
-        self,
-        limiters: Sequence[Limiter],
-        data: Mapping[str, object],
-        accounts: Accounts | None = None,
+        self, limiters: Sequence[Limiter], data: Mapping[str, object], unit: FairShare | None = None
     ) -> tuple[tuple[Gate, ...], tuple[float, ...] | None]:
         """Return the gates that a start from ``data`` needs, and the units that they charge.
 
         Args:
             limiters: The limiters that apply.
             data: The fields of the state.
-            accounts: The accounts of the run, from which budgets are paid.
+            unit: The execution, from whose accounts budgets are paid.
 
         Raises:
             Exception: Whatever ``by=`` or ``cost=`` raises.
@@ -570,17 +564,21 @@ class Limiters:
         # costs have one order.
         parts = dict.fromkeys(gates for limiter in limiters for gates in limiter.parts)
         state, now = make_state(data), self._scheduler.clock()
-        found = [gates.find(state, now, accounts) for gates in parts]
+        found = [gates.find(state, now, unit) for gates in parts]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
     def shares(
-        self, limiters: Sequence[Limiter], fields: Callable[[], Mapping[str, object]]
+        self,
+        limiters: Sequence[Limiter],
+        fields: Callable[[], Mapping[str, object]],
+        unit: FairShare | None = None,
     ) -> tuple[Share, ...]:
         """Return the shares that a start belongs to, in the order of the limiters.
 
         Args:
             limiters: The limiters that apply.
             fields: Returns the fields of the start, and of the runs around it.
+            unit: The execution, which has an owner.
 
         Raises:
             Exception: Whatever ``share=`` or ``weight=`` raises.
@@ -590,7 +588,7 @@ class Limiters:
         if not parts:
             return ()
         state = make_state(fields())
-        found = (gates.share_of(state) for gates in dict.fromkeys(parts))
+        found = (gates.share_of(state, unit) for gates in dict.fromkeys(parts))
         return tuple([share for share in found if share is not None])
 
 
@@ -608,78 +606,6 @@ def _fits(old: Part, new: Part) -> bool:
     return kept == (
         *(new.terms.unit, new.terms.name, new.terms.per, new.terms.backend, new.terms.on_empty),
     )
-
-
-# The scheduler is protected from Ctrl-C; users' functions must be interruptible all the same.
-
-
-@ki_unprotected
-def _cost(part: Part, state: State) -> float:
-    assert part.cost is not None
-    cost = part.cost(state)
-    # 0 is allowed: such a start needs a slot, and takes nothing from the rate.
-    if not isinstance(cost, int | float) or isinstance(cost, bool) or not 0 <= cost < math.inf:
-        refuse_awaitable(cost, "Limits(cost=...)")
-        msg = f"{part!r}: cost= returned {brief(cost)}; it returns a number of units, at least 0"
-        raise BadResult(msg)
-    # More than the burst at once would exceed the bound on windows of time.
-    if cost > part.burst:
-        msg = (
-            f"{part!r}: cost= returned {cost:g}, but no more than {part.burst:g} may go at once, "
-            f"so this could never start; allow more: Rate(..., burst=...)"
-        )
-        raise BadResult(msg)
-    return float(cost)
-
-
-@ki_unprotected
-def _worst(part: Part, terms: Terms, state: State) -> float:
-    worst = terms.worst
-    if not callable(worst):
-        return worst
-    cost: object = worst(state)
-    if not is_number(cost) or not 0 <= cost < math.inf:
-        refuse_awaitable(cost, "Budget(worst=...)")
-        msg = f"{part!r}: worst= returned {brief(cost)}; it returns a number of at least 0"
-        raise BadResult(msg)
-    return float(cost)
-
-
-@ki_unprotected
-def _key(part: Part, state: State) -> Hashable:
-    assert part.by is not None
-    return _checked(part.by(state), "by", part, state)
-
-
-@ki_unprotected
-def _share(part: Part, state: State) -> Hashable:
-    assert part.share is not None
-    return _checked(part.share(state), "share", part, state)
-
-
-def _checked(key: Hashable, name: str, part: Part, state: State) -> Hashable:
-    """Return a key that a user's function has returned, if it can be one."""
-    try:
-        hash(key)
-    except TypeError:
-        msg = f"{part!r}: {name}= returned {brief(key)}, which is not hashable; return a str, say"
-        raise BadResult(msg) from None
-    refuse_awaitable(key, f"Limits({name}=...)")  # a coroutine is hashable
-    refuse_key(key, state._data, f"{name}= of {part!r}")
-    return key
-
-
-@ki_unprotected
-def _weight(part: Part, key: Hashable) -> float:
-    if part.weight is None:
-        return 1.0
-    of = part.weight
-    weight: object = of(key) if callable(of) else of.get(key, 1.0)
-    if not is_number(weight) or not 0 < weight < math.inf:
-        refuse_awaitable(weight, "Limits(weight=...)")
-        msg = f"{part!r}: weight= returned {brief(weight)} for {brief(key)}, no number above 0"
-        raise BadResult(msg)
-    return float(weight)
 
 
 def _refuse_foreign(limits: Limits) -> None:

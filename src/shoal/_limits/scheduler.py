@@ -36,10 +36,10 @@ from shoal._errors.exceptions import BadResult, Overloaded, brief
 from shoal._state.state import refuse_awaitable
 
 from .accounts import Accounts, Stake
+from .adaptive import Adaptive, Ended
 from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
-from .limits import Adaptive, Ended
 from .lines import Line
 from .meters import CREDIT, ForeignMeter, Meter
 from .shared_budget_client import SharedBudgetClients

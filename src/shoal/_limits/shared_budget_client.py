@@ -17,11 +17,11 @@ from anyio import CancelScope, fail_after, sleep
 
 from shoal._concurrency.backend import Clock
 from shoal._concurrency.cancellation import ki_protected
-from shoal._errors.exceptions import RateUnavailable
+from shoal._errors.exceptions import NotApplied, RateUnavailable
 
 from .gates import Gate
 from .shared_budgets import BudgetBackend, BudgetReply, BudgetRequest, Grant
-from .shared_rate_client import CALL, FIRST_DELAY, LAST_DELAY, StartTask
+from .shared_rate_client import CALL, FIRST_DELAY, LAST_DELAY, StartTask, failed_with
 
 PATIENCE = 10.0
 """Seconds for which a failing backend is called again before requests are refused."""
@@ -182,8 +182,10 @@ class SharedBudgetClient:
         now = self._means.clock()
         since = self._failing_since = began if self._failing_since is None else self._failing_since
         for gate, grant, request in asked:
-            # The call may have been carried out: what frees units is not said again.
-            grant.units += min(0.0, request.returned)
+            # The call may have been carried out: what frees units is not said again, unless the
+            # backend knows better.
+            is_sure = isinstance(error, NotApplied)
+            grant.units += request.returned if is_sure else min(0.0, request.returned)
             if self._means.is_closing:
                 continue
             self._gates[gate] = None
@@ -201,7 +203,7 @@ def _check(request: BudgetRequest, reply: BudgetReply) -> None:
 
 
 def _unavailable(grant: Grant, seconds: float, error: Exception) -> Exception:
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    what = failed_with(error)
     failure = RateUnavailable(
         f"the budget {grant.key!r} is shared through {grant.backend!r}, which has failed for "
         f"{seconds:.3g} s ({what}). Is it up, and can this process reach it? Resume the run when "

@@ -80,6 +80,7 @@ class BudgetBackend(Protocol):
 
         Raises:
             Exception: The requests could not be applied. The backend is called again.
+            NotApplied: It is certain that none was, so what is returned is said once more.
         """
         ...
 

@@ -22,7 +22,7 @@ from anyio import CancelScope, Event, fail_after
 
 from shoal._concurrency.backend import Clock
 from shoal._concurrency.cancellation import ki_protected
-from shoal._errors.exceptions import RateUnavailable, brief
+from shoal._errors.exceptions import NotApplied, RateUnavailable, brief
 
 from .gates import Gate
 from .shared_rates import RateBackend, RateReply, RateRequest, SharedMeter
@@ -230,7 +230,7 @@ class SharedRateClient:
                 _check(request, reply)
         except Exception as error:  # noqa: BLE001 # waiting requests fail with it, in the end
             for _, meter, request in asked:
-                meter.fail(request)
+                meter.fail(request, error)
             self._fail(error, began)
             return
         self._failing_since, self._retry_at, self._delay = None, -math.inf, FIRST_DELAY
@@ -280,10 +280,17 @@ def _check(request: RateRequest, reply: RateReply) -> None:
         raise TypeError(msg)
 
 
+def failed_with(error: Exception) -> str:
+    """Return how a backend has failed, for messages."""
+    if isinstance(error, NotApplied) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def _unavailable(
     meter: SharedMeter, backend: RateBackend, seconds: float, error: Exception
 ) -> Exception:
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    what = failed_with(error)
     failure = RateUnavailable(
         f"the rate {meter.key!r} is shared through {backend!r}, which has failed for "
         f"{seconds:.3g} s ({what}). Is it up, and can this process reach it? Resume the run when "

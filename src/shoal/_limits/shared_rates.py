@@ -23,7 +23,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast, final
 
-from shoal._errors.exceptions import BadResult, brief
+from shoal._errors.exceptions import BadResult, NotApplied, brief
 
 from .meters import CREDIT, Meter
 
@@ -127,6 +127,7 @@ class RateBackend(Protocol):
         Raises:
             Exception: The requests could not be applied. The backend is called again, until the
                 ``patience`` of the rate ends.
+            NotApplied: It is certain that none was, so units can be returned once more.
         """
         ...
 
@@ -461,13 +462,17 @@ class SharedMeter:
             pause = AHEAD / 2 if reply.turns else AHEAD / 10
             self.again_at = reply.now + ahead + reply.again_in + pause + chance * AHEAD / 4
 
-    def fail(self, request: RateRequest) -> None:
+    def fail(self, request: RateRequest, error: Exception) -> None:
         """Restore what may be sent again after a call failed, which may have been applied.
 
         Only charges: units returned twice would be granted twice. See
         test_what_may_have_been_done_is_not_said_again_if_it_frees_units.
         """
-        self._extra += max(0.0, request.extra)
+        if isinstance(error, NotApplied):
+            self._extra += request.extra
+            self._returns = [*request.returns, *self._returns]
+        else:
+            self._extra += max(0.0, request.extra)
 
     def __repr__(self) -> str:
         return f"<SharedMeter of {self.key!r} holding {sum(one.units for one in self.held):g}>"

@@ -30,7 +30,7 @@ from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .answers import Answers
-from .definition import define
+from .definition import AppDefinition, define
 from .handle import BUFFER, RunHandle, check_buffer
 from .inputs import Asked, Call, StartCheck, refuse_in_a_loop
 from .launch import Launcher
@@ -74,10 +74,11 @@ class Application(Generic[S]):
         executor: Where actions are called that say nothing of it, and around which no fan-out does:
             ``"loop"``, ``"threads"``, ``"processes"``, ``"interpreters"``, or an ``Executor`` of
             ``shoal.executors``. It goes before ``Runtime(executor=)``.
-        priority: How urgent its runs are, also those that are recovered. While requests wait at any
-            limit, ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these
-            eight for one of ``"batch"`` runs, however many runs of each class there are. So a batch
-            run yields, and never starves. An attempt that runs is not interrupted.
+        priority: How urgent new runs are that don't say so themselves; None: like the run whose
+            action starts them, if one does, else ``"normal"``. While requests wait at any limit,
+            ``"interactive"`` runs have eight turns for one of ``"normal"`` runs, and these eight
+            for one of ``"batch"`` runs, however many runs of each class there are. So a batch run
+            yields, and never starves. An attempt that runs is not interrupted.
 
     Raises:
         DefinitionError: The application can't work as written; the message says why.
@@ -119,7 +120,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None: ...
 
     @overload
@@ -140,7 +141,7 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None: ...
 
     def __init__(
@@ -160,10 +161,10 @@ class Application(Generic[S]):
         max_live: int = MAX_LIVE,
         watch: bool | None = None,
         executor: Executor | ExecutorName | None = None,
-        priority: Priority = "normal",
+        priority: Priority | None = None,
     ) -> None:
         """Check the definition; see the class."""
-        self._definition = define(
+        definition = define(
             graph,
             name=name,
             state=state,
@@ -180,6 +181,9 @@ class Application(Generic[S]):
             executor=executor,
             priority=priority,
         )
+        # Both replaced by `_define` alone.
+        self._definition = definition
+        self._check = StartCheck(definition)
         if limits is not None:
             limits.stand_on(self)
 
@@ -211,7 +215,7 @@ class Application(Generic[S]):
 
     @store.setter
     def store(self, store: Store | None) -> None:
-        self._definition = replace(self._definition, store=store)
+        self._define(replace(self._definition, store=store))
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -220,7 +224,7 @@ class Application(Generic[S]):
 
     @hooks.setter
     def hooks(self, hooks: tuple[Hook, ...]) -> None:
-        self._definition = replace(self._definition, hooks=hooks)
+        self._define(replace(self._definition, hooks=hooks))
 
     @property
     def inputs(self) -> Mapping[str, object]:
@@ -252,9 +256,9 @@ class Application(Generic[S]):
         """Children of one run that are alive at once."""
         return self._definition.max_live
 
-    @property
-    def _check(self) -> StartCheck:
-        return StartCheck(self._definition)
+    def _define(self, definition: AppDefinition) -> None:
+        self._definition = definition
+        self._check = StartCheck(definition)
 
     @property
     def _launcher(self) -> Launcher[S]:
@@ -308,8 +312,10 @@ class Application(Generic[S]):
                 goes on.
             halt_before: Acts of the graph, or their names, before which the run halts.
             halt_after: Acts of the graph, or their names, after which the run halts if one follows.
-            priority: How urgent this execution is: ``"interactive"``, ``"normal"`` or ``"batch"``;
-                by default as the application says. It is not saved.
+            priority: How urgent it is: ``"interactive"``, ``"normal"`` or ``"batch"``. It is saved
+                with the run's start, so the run has it again when it is resumed, in whatever
+                process. A run that goes on is as urgent as this says for this one execution. None:
+                as saved; for a new run, as the application says.
             owner: Whose run it is, saved with its start: a name by which a service lists and
                 authorises runs. None: that of the run whose action starts this one, if one does.
             runtime: Where to run, an open one; by default one that this run has for itself.
@@ -487,6 +493,7 @@ class Application(Generic[S]):
         state: Mapping[str, Any] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
+        priority: Priority | None = None,
         runtime: Runtime | None = None,
     ) -> RunResult[S] | None:
         """Resume a run that an earlier execution has left without an end; see ``Runtime.recover``.
@@ -500,6 +507,7 @@ class Application(Generic[S]):
             run_id: The run.
             state: The run's secret fields, again; nothing else.
             inputs: As for ``run``.
+            priority: As for ``run``.
             runtime: As for ``run``.
 
         Raises:
@@ -508,7 +516,7 @@ class Application(Generic[S]):
         """
         with frames_hidden:
             call = Call("recover", run_id, runtime)
-            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs, priority)
             return await orphan.unless_taken(self._launcher.run(request, runtime))
 
     async def take_over(
@@ -517,6 +525,7 @@ class Application(Generic[S]):
         state: Mapping[str, object] | None = None,
         *,
         inputs: Mapping[str, object] | None = None,
+        priority: Priority | None = None,
         runtime: Runtime,
     ) -> RunHandle[S] | None:
         """Resume a run as ``recover``, but return a handle once it goes on; see ``Runtime.start``.
@@ -525,6 +534,7 @@ class Application(Generic[S]):
             run_id: The run.
             state: As for ``recover``.
             inputs: As for ``run``.
+            priority: As for ``run``.
             runtime: Where to run, an open one.
 
         Raises:
@@ -533,7 +543,7 @@ class Application(Generic[S]):
         with frames_hidden:
             runtime.check_open()
             call = Call("take_over", run_id, runtime)
-            orphan, request = self._check.orphan_request(call, run_id, state, inputs)
+            orphan, request = self._check.orphan_request(call, run_id, state, inputs, priority)
             return await orphan.unless_taken(self._launcher.start(request, runtime))
 
     async def start(

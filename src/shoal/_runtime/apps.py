@@ -78,7 +78,12 @@ class Recoverable(Protocol):
         ...
 
     def recover(
-        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
+        self,
+        run_id: str,
+        state: Mapping[str, object] | None = None,
+        *,
+        priority: Priority | None = None,
+        runtime: Any,
     ) -> Coroutine[Any, Any, Any]:
         """Resume a run that has no end; return None if another execution has it.
 
@@ -87,7 +92,12 @@ class Recoverable(Protocol):
         ...
 
     def take_over(
-        self, run_id: str, state: Mapping[str, object] | None = None, *, runtime: Any
+        self,
+        run_id: str,
+        state: Mapping[str, object] | None = None,
+        *,
+        priority: Priority | None = None,
+        runtime: Any,
     ) -> Coroutine[Any, Any, Any]:
         """Do the same, but return a handle once the run goes on."""
         ...

@@ -23,6 +23,7 @@ from shoal._engine.call import call_action
 from shoal._engine.fanout.context import Context
 from shoal._engine.fanout.step import fan_out
 from shoal._engine.fanout.subgraph import enter
+from shoal._engine.injection import INJECTION
 from shoal._engine.permits import fields_around
 from shoal._engine.publish import publish_grace_exceeded
 from shoal._engine.services import Retries, Services
@@ -129,7 +130,12 @@ def bind_services(
     """
     # asyncio's loop calls a function at a time; on trio, a task of the runtime's waits for it.
     alarm = backend.alarm or tasks.alarm
-    retries = Retries(backend.clock, options.seed)
+    injection = INJECTION.get()
+    seed, debug = options.seed, options.debug
+    if injection is not None:
+        seed = injection.seed if seed is None else seed
+        debug = injection.debug if debug is None else debug
+    retries = Retries(backend.clock, seed)
     admission = AdmissionController(
         backend.waiter,
         backend.clock,
@@ -159,7 +165,8 @@ def bind_services(
         native_cancels=backend.native_cancels,
         commit_deadline=options.commit_deadline,
         max_crashes=options.max_crashes,
-        debug=_is_set(DEBUG) if options.debug is None else options.debug,
+        debug=_is_set(DEBUG) if debug is None else debug,
+        injection=injection,
         results=Results(backend.clock, SIZE),
         admission=admission,
         host=host,

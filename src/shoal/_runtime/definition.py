@@ -44,8 +44,8 @@ class AppDefinition:
     """Whether runs are watched; None: as their runtime does."""
     executor: Place | None
     """Where actions are called; None: where the runtime says, or by default."""
-    priority: Priority
-    """How urgent runs are, unless they say so themselves."""
+    priority: Priority | None
+    """How urgent new runs are that don't say so themselves; None: like those that start them."""
 
     def __str__(self) -> str:
         """How error messages begin."""
@@ -68,7 +68,7 @@ def define(
     max_live: int,
     watch: bool | None = None,
     executor: object = None,
-    priority: Priority = "normal",
+    priority: Priority | None = None,
 ) -> AppDefinition:
     """Check what ``Application`` was given, and make its definition.
 
@@ -92,6 +92,8 @@ def define(
         _refuse(subject, f"limits= takes Limits(n), not {limits!r}")
     if watch not in (None, True, False):
         _refuse(subject, f"watch= takes True, False or None, not {watch!r}")
+    if priority is not None:
+        check_priority(priority, f"{subject}: priority=", DefinitionError)
     bounds = {"max_steps": max_steps, "max_depth": max_depth, "max_live": max_live}
     for parameter, count in bounds.items():
         if type(count) is not int or count < 1:
@@ -114,7 +116,7 @@ def define(
         limits=limits,
         watch=watch,
         executor=executor_named(executor, subject),
-        priority=check_priority(priority, f"{subject}: priority=", DefinitionError),
+        priority=priority,
         **bounds,
     )
 

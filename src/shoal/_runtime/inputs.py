@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, cast, final
 
@@ -24,14 +24,15 @@ from shoal._engine.fanout.read_runs import (
     unknown_run,
 )
 from shoal._engine.fanout.takeup import has_folded, refuse_fork
-from shoal._engine.spawning import owner_around, spawner
+from shoal._engine.spawning import owner_around, priority_around, spawner
 from shoal._errors.exceptions import BadUse, DefinitionError, MissingField, MissingInput, kind_of
 from shoal._events.identity import RunPath, new_run_id
 from shoal._graph.act import Act
-from shoal._graph.reach import refuse_unsendable
+from shoal._graph.reach import Called, refuse_unsendable, sent_by
 from shoal._limits.flows import Priority, check_priority
 from shoal._state.secrets import Secret, boxed, secrets_in
 from shoal._state.state import State
+from shoal.executors._named import Place
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers
@@ -75,10 +76,14 @@ class Asked(NamedTuple):
 class StartCheck:
     """Checks what the runs of an application are given, and makes their requests of it."""
 
-    __slots__ = ("_definition",)
+    __slots__ = ("_definition", "_sent")
 
     def __init__(self, definition: AppDefinition) -> None:
         self._definition = definition
+        # The actions that executors may refuse, under the executor that was inherited last: nearly
+        # always the same for all runs, each of which would walk the graph to find that there are
+        # none.
+        self._sent: tuple[Place | None, Sequence[Called]] | None = None
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -92,7 +97,9 @@ class StartCheck:
         """
         answers, halt_before, halt_after, priority, owner = asked
         check_owner(owner, call.where)
-        first = self._first(call, state, owner)
+        if priority is not None:
+            check_priority(priority, f"{call.where}(priority=...)", BadUse)
+        first = self._first(call, state, owner, priority)
         given, path = self._check_inputs(call, inputs)
         fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
         unread = unread_field(self._definition.graph, given, fields)
@@ -101,8 +108,6 @@ class StartCheck:
             raise DefinitionError(msg)
         answered = self._check_answers(call, answers)
         halts = self._check_halts(call, halt_before, halt_after)
-        if priority is not None:
-            check_priority(priority, f"{call.where}(priority=...)", BadUse)
         return RunRequest(first, given, path, answered, halts, priority=priority)
 
     def fork_request(
@@ -144,6 +149,7 @@ class StartCheck:
                 forked_from=(run_id, played.number),
                 spawned_by=spawner(),
                 owner=begun.owner,
+                priority=begun.priority,
             )
             return RunStart.of(beginning, secret)
 
@@ -182,6 +188,7 @@ class StartCheck:
         run_id: str,
         state: Mapping[str, object] | None,
         inputs: Mapping[str, object] | None,
+        priority: Priority | None,
     ) -> tuple[OrphanStart, RunRequest]:
         """Request that the run ``run_id`` is resumed, if nobody executes it and it has no end.
 
@@ -192,7 +199,8 @@ class StartCheck:
         secrets = fields_of(state, "state", call.where)
         given, path = self._check_inputs(call, inputs)
         orphan = OrphanStart(run_id, secrets, self._same)
-        return orphan, RunRequest(orphan.resolve, given, path, is_recovered=True)
+        request = RunRequest(orphan.resolve, given, path, priority=priority, is_recovered=True)
+        return orphan, request
 
     # -- checks that other doors to an application need as well ---------------------------------
 
@@ -217,7 +225,7 @@ class StartCheck:
         """
         if id is not None and isinstance(state, Mapping):
             fields = boxed(cast("Mapping[str, object]", state), self._definition.secret)
-            refuse_in_id(str(self._definition), id, fields)
+            refuse_in_id(self._definition, id, fields)
 
     def refuse_other(self, run_id: str, state: object, known: RunRecord) -> None:
         """Refuse to take the known run ``run_id`` for the one that a caller asks to start.
@@ -254,7 +262,9 @@ class StartCheck:
 
     # -- the state ------------------------------------------------------------------------------
 
-    def _first(self, call: Call, state: object, owner: str | None) -> RunStart | StartResolver:
+    def _first(
+        self, call: Call, state: object, owner: str | None, priority: Priority | None
+    ) -> RunStart | StartResolver:
         """Check the state that a run is given; the store decides what is left out of it."""
         store = self._check_place(call)
         id = call.id
@@ -268,15 +278,15 @@ class StartCheck:
                 refuse_other_owner(str(id), known.beginning, owner)
                 return self._again(known, given, data)
             try:
-                return self._beginning(data, id, owner=owner)
+                return self._beginning(data, id, owner=owner, priority=priority)
             except MissingField as error:
                 await note_similar(error, execution, str(id))
                 raise
 
         if id is None:
-            return self._beginning(data, owner=owner)
+            return self._beginning(data, owner=owner, priority=priority)
         if isinstance(store, NullStore):
-            return self._beginning(data, id, has_store=False, owner=owner)
+            return self._beginning(data, id, has_store=False, owner=owner, priority=priority)
         return known_or_new
 
     def _declared(self, state: object, where: str) -> Mapping[str, object]:
@@ -300,6 +310,7 @@ class StartCheck:
         *,
         has_store: bool = True,
         owner: str | None = None,
+        priority: Priority | None = None,
     ) -> RunStart:
         """Return the start of a new run.
 
@@ -309,6 +320,7 @@ class StartCheck:
                 error says that there is none.
             has_store: Whether there is a store, which has no run of that id.
             owner: Whose it is; None: of the owner of the run that starts it, if one does.
+            priority: How urgent it is; None: as its application says.
 
         Raises:
             MissingField: A field is needed and isn't there.
@@ -321,9 +333,11 @@ class StartCheck:
                 unknown = f"{where} {id!r}, and a new one can't begin: "
             msg = f"{self._definition}: {unknown}{missing}"
             raise MissingField(msg, field)
-        return self._start(data, owner)
+        return self._start(data, owner, priority)
 
-    def _start(self, data: Mapping[str, object], owner: str | None = None) -> RunStart:
+    def _start(
+        self, data: Mapping[str, object], owner: str | None = None, priority: Priority | None = None
+    ) -> RunStart:
         definition = self._definition
         beginning = Beginning(
             application=definition.name,
@@ -331,6 +345,7 @@ class StartCheck:
             first=data,
             spawned_by=spawner(),
             owner=owner_around() if owner is None else owner,
+            priority=priority or definition.priority or priority_around(),
         )
         return RunStart.of(beginning, definition.secret)
 
@@ -386,7 +401,10 @@ class StartCheck:
         inherited = definition.executor
         if inherited is None and runtime is not None:
             inherited = runtime.executor
-        refuse_unsendable(str(definition), definition.graph, inherited, given)
+        if self._sent is None or self._sent[0] is not inherited:
+            self._sent = inherited, sent_by(definition, definition.graph, inherited)
+        if self._sent[1]:
+            refuse_unsendable(definition, self._sent[1], given)
         return given, RunPath(run_id=id if id is not None else new_run_id(), act=definition.name)
 
     def _check_answers(self, call: Call, answers: object) -> Answers | None:
@@ -403,7 +421,12 @@ class StartCheck:
             self.require_store(call, "answers=...")
         return cast("Answers | None", answers)
 
-    def _check_halts(self, call: Call, before: object, after: object) -> Halts | None:
+    def _check_halts(
+        self, call: Call, before: Iterable[Act | str], after: Iterable[Act | str]
+    ) -> Halts | None:
+        # The defaults, first, because most runs halt nowhere.
+        if isinstance(before, tuple) and isinstance(after, tuple) and not (before or after):
+            return None
         graph, subject = self._definition.graph, f"{self._definition}: {call.where}"
         halts = Halts(
             graph.names(before, f"{subject}(halt_before=...)"),

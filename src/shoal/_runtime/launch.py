@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Generic, final
 
@@ -26,6 +26,7 @@ from shoal._events.events import Question
 from shoal._events.hooks import Hooks
 from shoal._events.identity import RunPath
 from shoal._state.state import S
+from shoal.stores._protocol import Store
 
 from .definition import AppDefinition
 from .display import new_display, showing
@@ -70,15 +71,16 @@ class Launcher(Generic[S]):
             deadline: When the run's time is over; by default when the caller's is.
         """
         definition, path = self._definition, request.path
+        injection = runtime.services.injection
         execution = Execution(
             runtime.services,
-            Hooks(definition.hooks),
-            runtime.store if definition.store is None else definition.store,
+            Hooks(definition.hooks, always=() if injection is None else injection.hooks()),
+            self._store(runtime),
             max_steps=definition.max_steps,
             max_depth=definition.max_depth,
             max_live=definition.max_live,
             deadline=anyio.current_effective_deadline() if deadline is None else deadline,
-            priority=definition.priority if request.priority is None else request.priority,
+            priority=request.priority or definition.priority or "normal",
         )
         config = RunConfig(
             graph=definition.graph,
@@ -95,11 +97,18 @@ class Launcher(Generic[S]):
             execution.secrets.learn(fields)
             # Checked here as well as when the request is made, because only the store knows all
             # that is secret in a run that goes on.
-            refuse_in_id(str(definition), path.id, fields)
-            refuse_exposing(str(definition), definition.graph, fields, execution.secrets)
+            if execution.secrets.names:
+                refuse_in_id(definition, path.id, fields)
+                refuse_exposing(definition, definition.graph, fields, execution.secrets)
             return Run(config, fields, path=path)
 
         return RootRun(request, execution, make_run, wants_watch=definition.watch)
+
+    def _store(self, runtime: Runtime) -> Store:
+        given = self._definition.store
+        store = runtime.store if given is None else given
+        injection = runtime.services.injection
+        return store if injection is None else injection.store(store)
 
     async def run(
         self, request: RunRequest, runtime: Runtime | None, *, progress: bool = False
@@ -121,12 +130,14 @@ class Launcher(Generic[S]):
         try:
             async with opened(runtime) as where:
                 root = self.plan(request, where)
-                with ExitStack() as shown:
-                    if display is not None:
-                        root.wants_watch = True
-                        shown.enter_context(showing(display, where.watch_reports, root))
+                if display is None:
                     task = where.begin(root)
                     interruption = await task.wait()
+                else:
+                    root.wants_watch = True
+                    with showing(display, where.watch_reports, root):
+                        task = where.begin(root)
+                        interruption = await task.wait()
                 interruption = first_of(task.fatal, interruption)
         except BaseException:  # of the runtime's own block
             if interruption is not None and fatal_leaf(interruption) is not None:
@@ -159,7 +170,7 @@ class Launcher(Generic[S]):
         definition = self._definition
         path = RunPath(run_id=run_id, act=definition.name)
         async with opened(runtime) as where:
-            store = where.store if definition.store is None else definition.store
+            store = self._store(where)
             execution = Execution(where.services, Hooks(), store)
             record = await execution.ask(store.load(run_id), f"run {run_id}")
             if record is not None and record.status == "succeeded":

@@ -27,6 +27,7 @@ from shoal._errors.exceptions import (
     kind_of,
 )
 from shoal._events.events import in_short
+from shoal._limits.flows import WEIGHTS
 from shoal._state.state import held
 from shoal.stores._protocol import FindsOrphans, NullStore, Orphan, Store
 
@@ -146,7 +147,8 @@ class Recoverables:
                 for one in orphans
                 if not one.is_paused
             ]
-        return found
+        # Only so many go on at once, and the urgent ones should be among these.
+        return sorted(found, key=lambda one: -WEIGHTS[one[0].priority or "normal"])
 
     def why_none(self, orphan: Orphan) -> NoApplication:
         """Return the error for an orphan that no application fits."""
@@ -215,7 +217,9 @@ class Recovery:
             return recovered(error=self._recoverables.why_none(orphan))
         try:
             state = await _secrets_of(orphan, self._secrets)
-            result = await app.recover(run_id, state, runtime=self._runtime)
+            result = await app.recover(
+                run_id, state, priority=orphan.priority, runtime=self._runtime
+            )
         except Exception as error:  # noqa: BLE001 # the caller reads it in what is returned
             return recovered(error=error)
         return None if result is None else recovered(result=result)
@@ -288,7 +292,9 @@ class Watch:
         run_id = orphan.run_id
         try:
             state = await _secrets_of(orphan, self._secrets)
-            handle = await app.take_over(run_id, state, runtime=self._runtime)
+            handle = await app.take_over(
+                run_id, state, priority=orphan.priority, runtime=self._runtime
+            )
             if handle is not None:
                 logger.info("run %s of %r was left by a process; it goes on", run_id, app.name)
                 await handle.wait_ended()

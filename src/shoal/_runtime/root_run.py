@@ -46,10 +46,11 @@ from shoal._events.identity import RunPath
 from shoal._events.report import Report, Spending
 from shoal._graph.parallel import Parallel, stores_within
 from shoal._limits.accounts import Level
+from shoal._limits.flows import Priority
 from shoal._limits.limits import Part as LimitPart
 from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import Steered, paused_by, play
-from shoal.stores._protocol import NullStore, RunRecord, Store
+from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
 from .reopening import step_to_reopen
@@ -102,8 +103,8 @@ class RootRun:
         self._seat: Seat | None = None
         self._made: Run | None = None  # the run, if it was made before its turn had come
         # Whatever steers it holds this meanwhile: two that come at once are carried out, and on
-        # record, one after the other.
-        self._steering = Lock()
+        # record, one after the other. None before the first comes, which is nearly always.
+        self._steering: Lock | None = None
         self.paused: Steered | None = None
         """The pause that is on record, and under which it is; None: it isn't paused."""
         self.started_at: float = execution.services.clock()
@@ -116,8 +117,7 @@ class RootRun:
         first = request.first
         if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
-            execution.spawned_by = first.beginning.spawned_by
-            execution.owner = first.beginning.owner
+            self._be_as(first.beginning)
             self.begun.set()
 
     # -- its task -------------------------------------------------------------------------------
@@ -196,6 +196,19 @@ class RootRun:
         if self.run is not None:
             self.run.reason = reason
 
+    def _be_as(self, begun: Beginning) -> None:
+        """Take over what the beginning of the run says of all its executions."""
+        execution = self._execution
+        execution.spawned_by, execution.owner = begun.spawned_by, begun.owner
+        # This execution may have been asked to be more urgent, or less, than the run began.
+        if self._request.priority is None and begun.priority is not None:
+            execution.priority = begun.priority
+
+    @property
+    def priority(self) -> Priority:
+        """How urgent it is, as far as is known: the store knows it of a run that goes on."""
+        return self._execution.priority
+
     @property
     def owner(self) -> str:
         """Whose run it is, once it has begun; empty if it has no owner."""
@@ -219,6 +232,8 @@ class RootRun:
         """
         await self.begun.wait()
         done = False
+        if self._steering is None:
+            self._steering = Lock()
         async with self._steering:
             with CancelScope(shield=True):
                 done = await self._steer(steered, act)
@@ -467,8 +482,7 @@ class RootRun:
         """Make a run that the store doesn't have, and save its beginning."""
         resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
         run, begun = self._make_run(wanted.fields), wanted.beginning
-        self._execution.spawned_by = begun.spawned_by
-        self._execution.owner = begun.owner
+        self._be_as(begun)
         if begun.forked_from is not None:
             stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
             await recall_ledgers(run, {}, ())
@@ -491,8 +505,7 @@ class RootRun:
         if not is_over:
             refuse_missing(run_id, known.secret, wanted.secrets)
         execution.is_resumed = True
-        execution.spawned_by = known.spawned_by
-        execution.owner = known.owner
+        self._be_as(known)
         if has_died and record.status is None:
             # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = CrashSuspects(execution.services.max_crashes)

@@ -154,8 +154,9 @@ class Runtime:
                 else than 0, also for runs that have no runtime of their own.
             max_runs: How many root runs execute at once; None: any number. Further ones wait for
                 their turn, in the order in which they came, and have not begun until then: of a run
-                that is cancelled meanwhile nothing is saved. A run that an action starts never
-                waits, since its own run may wait for it. A paused run has no turn while it is.
+                that is cancelled meanwhile nothing is saved. Runs of several classes of priority
+                take turns, as at limits. A run that an action starts never waits, since its own run
+                may wait for it. A paused run has no turn while it is.
             waiting: How many may wait for their turn; None: any number. The next one is refused
                 with ``Overloaded``, which says when to come again. Runs that are recovered may wait
                 in any number.
@@ -601,7 +602,10 @@ class Runtime:
             raise Draining(msg)
         if self._seats is not None:
             seat = self._seats.enter(
-                root.path.id, is_recovered=root.is_recovered, is_detached=is_detached
+                root.path.id,
+                is_recovered=root.is_recovered,
+                is_detached=is_detached,
+                priority=root.priority,
             )
             root.take(seat)
         self._roots.add(root)

@@ -3,7 +3,8 @@
 Invariants:
 - A run that stands in line has not begun: nothing is claimed, saved or published of it. Cancelled
   there, it leaves nothing.
-- Seats are given in the order in which the runs came.
+- The classes of priority that have runs in line take turns, as at limits, so none of them starves.
+  In each class seats are given in the order in which the runs came.
 - Nothing that has begun waits for a seat again. So a run that is started from within another one
   waits for none either: the other one may wait for it, and would hold its own seat meanwhile.
 """
@@ -18,6 +19,7 @@ from typing import Literal, NamedTuple, Self, final
 from anyio import Event
 
 from shoal._errors.exceptions import Overloaded, ShoalError
+from shoal._limits.flows import WEIGHTS, Flow, Priority
 from shoal._limits.lines import Line
 
 
@@ -50,11 +52,24 @@ class RunLoad(NamedTuple):
 class Seat:
     """The seat of one root run, or its stand in the line for one."""
 
-    __slots__ = ("_all", "_error", "_status", "_turn", "is_bounded", "is_counted", "let_in")
+    __slots__ = (
+        "_all",
+        "_error",
+        "_status",
+        "_turn",
+        "is_bounded",
+        "is_counted",
+        "let_in",
+        "priority",
+    )
 
-    def __init__(self, seats: Seats, *, is_counted: bool, is_bounded: bool) -> None:
+    def __init__(
+        self, seats: Seats, *, is_counted: bool, is_bounded: bool, priority: Priority
+    ) -> None:
         """Use ``Seats.enter``."""
         self._all = seats
+        self.priority: Priority = priority
+        """The class in which its run stands in line."""
         self._status: Literal["waiting", "held", "lent", "over"] = "held"
         # None: it need not wait. Set when it has its turn, or is taken out of the line.
         self._turn: Event | None = None
@@ -130,6 +145,13 @@ _around: ContextVar[tuple[Seat, ...]] = ContextVar("shoal_seats", default=())
 """The seats of the runs that a run started here belongs to."""
 
 
+class _Class(NamedTuple):
+    """The runs of one class of priority that stand in line, and their turns beside the others."""
+
+    flow: Flow
+    line: dict[Seat, None]  # a dict keeps the order, and removes in constant time
+
+
 @final
 class Seats:
     """The seats of one runtime with ``max_runs=``, and the line for them."""
@@ -146,7 +168,9 @@ class Seats:
         self._most_waiting = most_waiting
         self._clock = clock
         self._held = 0
-        self._line: dict[Seat, None] = {}  # a dict keeps the order, and removes in constant time
+        # The most urgent class first, which so has the first turn of several that are due at once.
+        classes = Flow()
+        self._classes = {name: _Class(Flow(classes, WEIGHTS[name]), {}) for name in WEIGHTS}
         self._bounded = 0  # those in line that are one of `most_waiting`
         self._pace = Line(self)  # tells how long the line takes
         self._refused = 0
@@ -161,9 +185,15 @@ class Seats:
     @property
     def load(self) -> RunLoad:
         """How many are in use, and how many runs wait."""
-        return RunLoad(self._held, len(self._line), self._most, self._most_waiting, self._refused)
+        return RunLoad(self._held, self._in_line, self._most, self._most_waiting, self._refused)
 
-    def enter(self, run_id: str, *, is_recovered: bool, is_detached: bool) -> Seat:
+    @property
+    def _in_line(self) -> int:
+        return sum(len(one.line) for one in self._classes.values())
+
+    def enter(
+        self, run_id: str, *, is_recovered: bool, is_detached: bool, priority: Priority = "normal"
+    ) -> Seat:
         """Return a seat for a run that is about to be started, or its stand in the line.
 
         Args:
@@ -171,6 +201,7 @@ class Seats:
             is_recovered: Whether another process has left it. Nothing would tell of a refusal, so
                 it always may wait.
             is_detached: Whether it may outlive what starts it.
+            priority: The class in which it waits.
 
         Raises:
             Overloaded: So many wait that it may not.
@@ -179,8 +210,13 @@ class Seats:
         is_within = any(one.is_of(self) and not one.is_over for one in _around.get())
         # What an action awaits is part of its run, and needs no seat of its own. What it starts
         # and leaves alone has one, so that others are let in later, but doesn't wait for it.
-        seat = Seat(self, is_counted=is_detached or not is_within, is_bounded=not is_recovered)
-        if is_within or (self._held < self._most and not self._line):
+        seat = Seat(
+            self,
+            is_counted=is_detached or not is_within,
+            is_bounded=not is_recovered,
+            priority=priority,
+        )
+        if is_within or (self._held < self._most and not self._in_line):
             self._hold(seat)
             return seat
         most = math.inf if self._most_waiting is None else self._most_waiting
@@ -188,19 +224,21 @@ class Seats:
             self._refused += 1
             raise self._overloaded(run_id)
         seat._begin_to_wait()
-        self._line[seat] = None
+        flow, line = self._classes[priority]
+        line[seat] = None
+        flow.add()
         self._bounded += seat.is_bounded
         self._pace.join(seat, self._clock())
         return seat
 
     def refuse_waiting(self, why: Callable[[], ShoalError]) -> None:
         """Refuse all runs in line: the runtime takes no more."""
-        for seat in [*self._line]:
+        for seat in [seat for one in self._classes.values() for seat in one.line]:
             self._remove(seat)
             seat._end_wait(why())
 
     def _overloaded(self, run_id: str) -> Overloaded:
-        seconds = self._pace.turns_in(max(1, len(self._line)), self._clock())
+        seconds = self._pace.turns_in(max(1, self._in_line), self._clock())
         most = self._most_waiting
         waiting = f"{most} wait already" if most else "none may wait"
         msg = (
@@ -215,14 +253,21 @@ class Seats:
 
     def _free(self, seat: Seat) -> None:
         self._held -= seat.is_counted
-        while self._line and self._held < self._most:
-            first = next(iter(self._line))
+        while self._held < self._most:
+            waiting = [one for one in self._classes.values() if one.line]
+            if not waiting:
+                break
+            flow, line = min(waiting, key=lambda one: one.flow.key())
+            first = next(iter(line))
+            flow.on_turn(flow.round)
             self._pace.admit(first, self._clock())
             self._remove(first)
             self._hold(first)
             first._end_wait()
 
     def _remove(self, seat: Seat) -> None:
-        del self._line[seat]
+        flow, line = self._classes[seat.priority]
+        del line[seat]
+        flow.remove()
         self._bounded -= seat.is_bounded
         self._pace.leave(seat, self._clock())

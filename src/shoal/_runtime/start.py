@@ -105,7 +105,7 @@ def only_secrets(
 
 
 def refuse_exposing(
-    subject: str, graph: Graph, fields: Mapping[str, object], secrets: Secrets
+    subject: object, graph: Graph, fields: Mapping[str, object], secrets: Secrets
 ) -> None:
     """Refuse to start a run whose secrets would be saved or published.
 
@@ -124,7 +124,7 @@ def refuse_exposing(
         secrets.refuse(value, what, ("state", name))
 
 
-def refuse_in_id(subject: str, run_id: str, fields: Mapping[str, object]) -> None:
+def refuse_in_id(subject: object, run_id: str, fields: Mapping[str, object]) -> None:
     """Refuse an id that holds the text of a secret: stores, events and addresses show the id.
 
     Called before the run is claimed, because a claim is saved under the id
@@ -133,7 +133,9 @@ def refuse_in_id(subject: str, run_id: str, fields: Mapping[str, object]) -> Non
     Raises:
         SecretLeaked: The id holds the text of a secret.
     """
-    Secrets.of(fields).refuse(run_id, f"{subject}: the id of the run", ("id",))
+    secrets = Secrets.of(fields)
+    if secrets.names:
+        secrets.refuse(run_id, f"{subject}: the id of the run", ("id",))
 
 
 def refuse_missing(run_id: str, secret: Collection[str], given: Collection[str]) -> None:

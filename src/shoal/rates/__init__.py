@@ -3,8 +3,9 @@
 A ``RateBackend`` keeps a ``RateState`` for each key, on a server or in this process. It answers
 each ``RateRequest`` with a ``RateReply``, and ``reckon`` is the arithmetic between them.
 A ``BudgetBackend`` does the same for ``shoal.Budget(backend=...)``, with ``reckon_budget``.
-``MemoryRates`` is the shortest example of one. Import ``shoal.rates.redis`` by that name; it needs
-the extra ``redis``. Programs that only use a rate write ``shoal.SharedRate``.
+``MemoryRates`` is the shortest example of one. Import ``shoal.rates.redis`` and
+``shoal.rates.postgres`` by these names; they need the extras ``redis`` and ``postgres``. Programs
+that only use a rate write ``shoal.SharedRate``.
 
 Examples:
     >>> import anyio

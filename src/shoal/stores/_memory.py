@@ -346,7 +346,8 @@ class MemoryStore:
                 begun.application,
                 begun.version,
                 begun.secret,
-                pause_in(kept.history) is not None,
+                is_paused=pause_in(kept.history) is not None,
+                priority=begun.priority,
             )
             for run_id, kept in self._roots.items()
             if (begun := kept.beginning) is not None
@@ -606,6 +607,7 @@ class MemoryStore:
             forked_from=None if beginning.forked_from is None else beginning.forked_from[0],
             spawned_by=beginning.spawned_by,
             owner=beginning.owner,
+            priority=beginning.priority,
         )
 
     # -- finding --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 from shoal._errors.exceptions import DefinitionError, brief, most_like
 from shoal._events.events import ChildName, Decision, Outcome, Status, Update
 from shoal._events.identity import Key, RunPath
+from shoal._limits.flows import Priority
 from shoal._state.state import Operation
 
 from ._history import (
@@ -159,6 +160,8 @@ class Beginning:
     """The run whose action started this one, and the step of that action; None if none did."""
     owner: str = ""
     """Whose run it is, as the program calls them; empty if it has no owner."""
+    priority: Priority | None = None
+    """How urgent it is, unless an execution is asked to be otherwise; None: that isn't known."""
 
 
 @final
@@ -248,6 +251,8 @@ class Orphan(NamedTuple):
     """The names of its secret fields; a caller that resumes the run passes their values again."""
     is_paused: bool = False
     """Whether it is paused: then it isn't recovered until it is resumed."""
+    priority: Priority | None = None
+    """How urgent it is; None: that isn't known."""
 
 
 @final
@@ -276,6 +281,8 @@ class RunSummary(NamedTuple):
     """The run whose action started this one, and the step of that action; None if none did."""
     owner: str = ""
     """Whose run it is; empty if it has no owner."""
+    priority: Priority | None = None
+    """How urgent it is; None: that isn't known."""
 
 
 @final

@@ -110,6 +110,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds."""
         return self._now
 
+    def jump(self, seconds: float) -> None:
+        """Let seconds pass at once, whether or not tasks can run."""
+        self._move_to(self._now + seconds)
+
     @contextlib.contextmanager
     def real_time(self) -> Generator[None]:
         """Let time pass at its real speed inside the block whenever no task can run."""
@@ -295,6 +299,20 @@ def virtual_backend(
             return "trio", _trio_clock.virtual_options(seed)
         case _:  # pyright: ignore[reportUnnecessaryComparison]  # for users who don't check types
             raise ValueError(f'no backend is called {name!r}: choose "asyncio" or "trio"')
+
+
+def jump_of_this_loop() -> Callable[[float], None]:
+    """Return what moves the virtual clock of the running loop forward, by seconds.
+
+    Timers that are due by then are due at once, as when a machine was asleep. It may be called
+    outside of any task.
+    """
+    with contextlib.suppress(RuntimeError):
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop), "under virtual time"
+        return loop.jump
+    clock: Any = sys.modules["trio"].lowlevel.current_clock()
+    return clock.jump
 
 
 def run_virtual(

@@ -162,6 +162,7 @@ class StoreConformance(ApplicationConformance):
             forked_from=("crawl-1", 17),
             secret=frozenset({"token", "password"}),
             owner="eve",
+            priority="batch",
         )
         async with claimed(store, begin=False):
             await save(store, begun=beginning)

@@ -50,6 +50,9 @@ class OptionalConformance(SteeringConformance):
             await save(store, begun=replace(BEGINNING, secret=frozenset({"token"})))
         assert [one.secret for one in await store.orphans()] == [{"token"}]
         async with claimed(store, begin=False):
+            await save(store, begun=replace(BEGINNING, priority="batch"))
+        assert [one.priority for one in await store.orphans()] == ["batch"]
+        async with claimed(store, begin=False):
             await save(store, HandMadeRun(status="succeeded"), ended="succeeded")
         await store.claim("new", "me")
         await store.release("new", "me")
@@ -96,10 +99,11 @@ class OptionalConformance(SteeringConformance):
             await save(store, questions=asked, before=number)
             number += 1
             await save(store, updates=(update_of(number),))
-        for each in (store, has(self.another(store), ReadsInParts)):
+        begins = (0, 1, 999, 1001, 5004, 5007, number, number + 1)
+        for each, starts in ((store, begins), (has(self.another(store), ReadsInParts), (0, 5004))):
             whole = list(await each.read(ROOT))
             assert len(whole) == 5 * 1002 + 6 * 501 + 2501
-            for start in (0, 1, 999, 1001, 5004, 5007, number, number + 1):
+            for start in starts:
                 entries: list[object] = []
                 following: int | None = start
                 while following is not None:

@@ -18,6 +18,9 @@ from shoal._concurrency.cancellation import drive
 _SHOWN = 8  # innermost frames; those further out show how the test got there
 _MACHINERY = {"anyio", "asyncio", "trio"}
 
+BY_HAND = {drive.__code__}
+"""The code of generators that send to a ``coroutine`` by hand, which nothing else shows."""
+
 # The attributes of coroutines, generators and async generators for their frame and their awaitable.
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
@@ -40,7 +43,7 @@ def suspended_frames(awaitable: object) -> Iterator[FrameType]:
                 if frame is not None:  # None once it has ended
                     yield frame
                 current = getattr(current, next_name)
-                if frame is not None and frame.f_code is drive.__code__:  # it sends by hand
+                if frame is not None and frame.f_code in BY_HAND:
                     current = frame.f_locals["coroutine"]
                 break
         else:

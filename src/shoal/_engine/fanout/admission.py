@@ -22,9 +22,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, final
 
-from shoal._engine.config import RunConfig
 from shoal._engine.disposition import LIVE
 from shoal._engine.hedged import Hedging
 from shoal._engine.publish import publish_waiting
@@ -32,25 +31,15 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
 from shoal._graph.action import FunctionAction
-from shoal._limits.flows import Flow
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
-from shoal._limits.permits import AttemptPermit, HeldPermits, InFlight
+from shoal._limits.permits import AttemptPermit, InFlight
 
 from .ahead import ReadAhead
 from .entries import ChildSource
-
-
-class Reserved(NamedTuple):
-    """What the next child needs to start, requested before its element is pulled."""
-
-    kind: RunConfig
-    """What it was asked for."""
-    permits: HeldPermits
-    """The permits of the child to come, with its slot in flight."""
-    permit: AttemptPermit
-    """The permit of its first attempt, which includes that slot."""
+from .reservation import Reservation
+from .start_requests import StartRequests
 
 
 @final
@@ -59,12 +48,9 @@ class ChildAdmission:
 
     __slots__ = (
         "_ahead",
-        "_all_limiters",
-        "_asked",
         "_below",
         "_budget",
         "_copies",
-        "_controller",
         "_governs_all",
         "_in_flight",
         "_limiters",
@@ -72,7 +58,7 @@ class ChildAdmission:
         "_on_refused",
         "_on_room",
         "_refuses_alone",
-        "_reserved",
+        "_requests",
         "_on_stopped",
         "_scheduler",
         "_scopes",
@@ -80,8 +66,8 @@ class ChildAdmission:
         "_unpublished",
         "_waiting",
         "place",
-        "reads_nothing_ahead",
         "ready",
+        "reservation",
         "suspended",
         "uncommitted",
     )
@@ -125,9 +111,7 @@ class ChildAdmission:
             limits.of_starts,
             limits.of_attempts,
         )
-        self._controller = controller
         self._scheduler = controller.scheduler
-        self._all_limiters = controller.limiters
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
         if of_starts is not None:
             self._limiters = (controller.limiter(owner, of_starts, among),)
@@ -165,8 +149,22 @@ class ChildAdmission:
         """Children that have waited and may start now. Workers take them; never ended ones."""
         self._source = source
         self._ahead = ReadAhead(ahead, limit, controller.limiters, self._limiters, self._scopes)
-        self.reads_nothing_ahead: bool = ahead == 0
-        """Whether an element is pulled only if its child can start, as far as that is known."""
+        self._requests = StartRequests(controller, self._in_flight, self._limiters)
+        self.reservation: Reservation | None = None
+        """For the next child, with ``ahead=0``: its element is pulled only if it can start.
+
+        None: its element is pulled before that is asked.
+        """
+        if ahead == 0:
+            self.reservation = Reservation(
+                source,
+                self._ahead,
+                self._requests,
+                self._in_flight,
+                self._scheduler,
+                on_room=on_room,
+                on_refused=on_refused,
+            )
         # Children that wait to start, each until its permit is granted or it is cancelled.
         self._waiting: dict[Run, AttemptPermit] = {}
         # Of these, the ones that hooks have not been notified of; some may have started since.
@@ -176,10 +174,6 @@ class ChildAdmission:
         self._live_count = 0
         self._budget = execution.live
         self._copies = 0  # second copies that hold a place: they are no children
-        # Both only with ``ahead=0``. The one is for the next child of an iterable, which gets it;
-        # the other says when an async source may pull, and is given back then.
-        self._reserved: Reserved | None = None
-        self._asked: Reserved | None = None
         # A limit that the user gave raises the budget; the default limit doesn't.
         if limits.n is not None or limit != limits.in_flight:
             # The user has asked for so many at once, and knows about this fan-out; see
@@ -243,7 +237,7 @@ class ChildAdmission:
         # Without a permit of the live budget its child would wait; one is enough to ask for it.
         elif pulled and self.lacks_permits:
             return False
-        return ahead.given != 0 or self._is_open()
+        return self.reservation is None or self.reservation.could_start()
 
     @property
     def lacks_permits(self) -> bool:
@@ -297,7 +291,7 @@ class ChildAdmission:
         if not (self._governs_all or config.is_limited):
             self.place.used += 1
             return True
-        permit = self._request(child)
+        permit = self._requests.for_child(child, partial(self._on_granted, child))
         if permit.granted:
             return True
         refusal = self._scheduler.overload(permit) if self._scheduler.bounds_waiting else None
@@ -312,69 +306,6 @@ class ChildAdmission:
             # Later and by a worker, because nothing is awaited here.
             self._unpublished.append((child, permit))
         return False
-
-    def _request(self, child: Run) -> AttemptPermit:
-        """Acquire everything that ``child`` needs to start, or queue a request for it.
-
-        The permit that is returned is also the one of the child's first attempt.
-        """
-        limiters, config, in_flight = self._all_limiters, child.config, self._in_flight
-        gates, costs = limiters.gates(self._limiters, child.data)
-        if costs is None:
-            costs = (1.0,) * len(gates)
-        permits = child.permits = HeldPermits(config.execution, in_flight)
-        if self._scheduler.has_shares:
-            permits.belong_to(self._controller.shares(self._limiters, child))
-        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
-        needed: tuple[Gate, ...] = ()
-        own: tuple[float, ...] | None = None
-        worker: Gate | None = None
-        flow: Flow | None = None
-        action = config.entry
-        # A child that continues may begin at another action, which takes its permit by itself.
-        begins_with_action = action is not None and child.begins_anew
-        applying = config.scopes
-        try:
-            if action is not None and begins_with_action:
-                applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-                accounts = config.execution.accounts
-                needed, own = limiters.gates(applying, child.data, accounts)
-                worker = _worker_of(config)
-            if self._scheduler.has_shares or permits.unit.priority != "normal":
-                flow = self._controller.flow(config.scopes, applying, permits, child)
-        except Exception:  # noqa: BLE001 # raised again by the attempt, which it fails
-            needed, own, worker = (), None, None
-        on_granted = partial(self._on_granted, child)
-        return self._permit(
-            config, permits, needed, own, worker=worker, flow=flow, on_granted=on_granted
-        )
-
-    def _permit(
-        self,
-        kind: RunConfig,
-        permits: HeldPermits,
-        needed: tuple[Gate, ...],
-        costs: tuple[float, ...] | None,
-        *,
-        worker: Gate | None,
-        flow: Flow | None,
-        on_granted: Callable[[], None],
-    ) -> AttemptPermit:
-        """Request the permit of a child's first attempt, together with its slot in ``permits``."""
-        permit = AttemptPermit(
-            self._scheduler,
-            needed,
-            costs,
-            permits,
-            flow=flow,
-            on_granted=on_granted,
-            slot=permits.slot,
-            worker=worker,
-            keeps_worker=kind.entry is None or kind.entry.is_plain,
-        )
-        # None if it holds the slot alone: then the first attempt has nothing to take over.
-        permits.first_permit = None if worker is None and not needed else permit
-        return permit
 
     def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
         """Start ``child`` with a permit that fails its first attempt."""
@@ -492,9 +423,8 @@ class ChildAdmission:
     def close(self) -> None:
         """Release the slots of children whose ends were not committed."""
         self.stop()
-        asked, self._asked = self._asked, None
-        if asked is not None:
-            self._give_back(asked)
+        if self.reservation is not None:
+            self.reservation.close()
         self._unpublished.clear()
         self._in_flight.close()
         # Breaks a cycle: these are methods of the group and its scope, which refer to this.
@@ -508,29 +438,7 @@ class ChildAdmission:
         Raises:
             Exception: ``by=`` or ``cost=`` raised it.
         """
-        limiters, config, in_flight = self._all_limiters, copy.config, self._in_flight
-        # By the state with which the child started: its slot counts under the same key.
-        accounts = config.execution.accounts
-        gates, costs = limiters.gates(self._limiters, copy.initial, accounts)
-        applying = limiters.of_attempt(config.scopes, action.definition, action.limits)
-        needed, own = limiters.gates(applying, copy.data, accounts)
-        pool = config.pool_of(action)
-        permits = copy.permits = HeldPermits(config.execution, in_flight)
-        if costs is None:
-            costs = (1.0,) * len(gates)
-        if self._scheduler.has_shares:
-            permits.belong_to(self._controller.shares(self._limiters, copy))
-        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
-        return AttemptPermit(
-            self._scheduler,
-            needed,
-            own,
-            permits,
-            flow=self._controller.flow(config.scopes, applying, permits, copy),
-            slot=permits.slot,
-            worker=None if pool is None else pool.gate,
-            keeps_worker=action.is_plain,
-        )
+        return self._requests.for_copy(copy, action)
 
     def hedge(self, hedging: Hedging) -> None:
         """Let late children have second copies."""
@@ -549,113 +457,47 @@ class ChildAdmission:
     # -- before an element is pulled --------------------------------------------------------------
 
     @property
-    def reserved(self) -> Literal["granted", "waits"] | None:
-        """Whether the next child has what it needs to start; None: that was not asked for."""
-        if self._reserved is None:
-            return None
-        return "granted" if self._reserved.permit.granted else "waits"
-
-    @property
     def in_flight(self) -> int:
         """Count the children that have started, and whose end the parent has not committed."""
-        used = self.place.used - self._copies
-        return used - (self._reserved is not None and self._reserved.permit.granted)
+        used, reservation = self.place.used - self._copies, self.reservation
+        return used if reservation is None else used - reservation.is_granted
 
-    def reserve(self) -> bool:
-        """Request what the next child needs to start; return whether its element may be pulled.
+    def may_pull_one(self, reservation: Reservation) -> bool:
+        """Let in the next child and return True, if it can start as far as that is known.
 
-        If not, ``on_room`` is called once it may. A child that is admitted gets what was granted.
+        If not, ``on_room`` is called once it can. A child that is admitted gets what was granted.
         """
-        self._reserved = self._ask()
-        return self._reserved is None or self._reserved.permit.granted
-
-    def give_back_reserved(self) -> None:
-        """Give back what was requested, as there is no next child now."""
-        reserved, self._reserved = self._reserved, None
-        if reserved is not None:
-            self._give_back(reserved)
-
-    def stop(self) -> None:
-        """Give back what was requested for a child that will not start any more."""
-        if self._reserved is not None:
-            self.give_back_reserved()
-            self.let_out()  # it was let in when that was requested
-
-    def _is_open(self) -> bool:
-        """Whether a child could start now; if not, ``on_room`` is called once it could.
-
-        Nothing is held then: an async source may take any time to give an element.
-        """
-        asked = self._asked
-        if asked is None:
-            asked = self._asked = self._ask()
-        if asked is None:
-            return True
-        if not asked.permit.granted:
+        if reservation.is_made:
+            return reservation.is_granted  # let in when that was requested
+        if not self.let_in():
             return False
-        self._asked = None
-        self._give_back(asked)
-        return True
+        source = self._source
+        # An async source, or a multiple of acts, has pulled its next element already.
+        return not source.left() or source.waiting() > 0 or reservation.make()
 
-    def _ask(self) -> Reserved | None:
-        """Request what a child needs to start; None: only its element says that."""
-        kind = self._source.kind
-        found = None if kind is None else self._ahead.gates(kind)
-        # Its shares of limits depend on its state.
-        if kind is None or found is None or self._scheduler.has_shares:
-            return None
-        gates, needed = found
-        if not (gates or needed):
-            return None  # a place is all that it needs
-        in_flight = self._in_flight
-        permits = HeldPermits(kind.execution, in_flight)
-        costs = (1.0,) * len(gates)
-        permits.slot = in_flight.make_slot(permits, gates, costs, is_held=False)
-        permit = self._permit(
-            kind,
-            permits,
-            needed,
-            None,
-            worker=_worker_of(kind),
-            flow=self._controller.flow(kind.scopes, (), permits, None),
-            on_granted=self._on_reserved,
-        )
-        reserved = Reserved(kind, permits, permit)
-        if not permit.granted and self._scheduler.overload(permit) is not None:
-            # More wait than may: the child is refused, which is known only by its element.
-            self._give_back(reserved)
-            return None
-        return reserved
-
-    def _on_reserved(self) -> None:
-        for one in (self._reserved, self._asked):
-            if one is not None and one.permit.refusal is not None:
-                self._on_refused(one.permit.refusal)
-                return
-        self._on_room()
-
-    def admit_first(self, child: Run) -> bool:
-        """Do as ``admit``, with what ``reserve`` was granted for this child."""
-        reserved = self._reserved
-        if reserved is None:
+    def admit_first(self, child: Run, reservation: Reservation) -> bool:
+        """Do as ``admit``, with what was reserved for this child."""
+        permits = reservation.take_for(child)
+        if permits is None:
             return self.admit(child)
-        if child.config.entry is not reserved.kind.entry or not child.begins_anew:
-            # It needs something else: it continues, for instance, or has another act.
-            self.give_back_reserved()
-            return self.admit(child)
-        self._reserved = None
         config = child.config
         config.in_flight = self._in_flight
         if self._scopes is not None:
             config.scopes, config.scopes_below = self._scopes, self._below
             config.is_governed, config.may_call_simply = True, False
-        child.permits = reserved.permits
+        child.permits = permits
         return True
 
-    def _give_back(self, reserved: Reserved) -> None:
-        reserved.permits.first_permit = None
-        reserved.permit.cancel()
-        self._in_flight.release(reserved.permits, refunds=True)
+    def give_back_reserved(self) -> None:
+        """Give back what was reserved, if anything was, as there is no next child now."""
+        if self.reservation is not None:
+            self.reservation.give_back()
+
+    def stop(self) -> None:
+        """Give back what was reserved for a child that will not start any more."""
+        if self.reservation is not None and self.reservation.is_made:
+            self.reservation.give_back()
+            self.let_out()  # it was let in when that was requested
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -713,12 +555,6 @@ class ChildAdmission:
     def __repr__(self) -> str:
         limits = f"limited by {self._limiters}" if self._limiters else "unlimited"
         return f"<ChildAdmission, {self.place.used} in flight, {self.waiting} waiting, {limits}>"
-
-
-def _worker_of(kind: RunConfig) -> Gate | None:
-    """Return the gate of the workers that call the first action; None: it needs none."""
-    pool = None if kind.entry is None else kind.pool_of(kind.entry)
-    return None if pool is None else pool.gate
 
 
 def _ignore(_what: object = None) -> None:

@@ -39,9 +39,9 @@ from shoal._state.state import (
 from shoal.stores._history import StepBegun
 
 from .entries import PendingChild
+from .growth import Growth
 from .ledger import Ledger
 from .race import Race
-from .source import ElementSource
 
 _Placed = tuple[Any, Any, float | None]
 
@@ -60,10 +60,10 @@ class BatchJoin:
     __slots__ = (
         "_admitted",
         "_data",
-        "_elements",
         "_ended",
         "_errors",
         "_failed",
+        "_growth",
         "_consults",
         "_race",
         "_join",
@@ -89,7 +89,7 @@ class BatchJoin:
         self,
         join: JoinSpec,
         parent: Run,
-        elements: ElementSource,
+        growth: Growth | None,
         ledger: Ledger,
         race: Race | None = None,
         *,
@@ -101,7 +101,7 @@ class BatchJoin:
         Args:
             join: Says where results and failures go.
             parent: The run whose state it is.
-            elements: The source that takes the elements that ``grow`` returns.
+            growth: Takes the elements that ``grow`` returns; None: nothing grows.
             ledger: Counts the children that ended in earlier batches, attempts and executions.
             race: Decides which results count; None: all do.
             done_before: The number of children that are Done but not yet in the ledger, because
@@ -118,7 +118,7 @@ class BatchJoin:
         )
         # None unless it is a share of the children: only then successes are counted, too.
         self._tolerance = join.on_error if isinstance(join.on_error, Tolerate) else None
-        self._elements = elements
+        self._growth = growth
         # Replaced by new mappings and never changed: the parent's state is this one until the batch
         # is saved, and stays it if that fails.
         self._data = parent.data
@@ -167,7 +167,8 @@ class BatchJoin:
                 # The user's functions see the state, so everything placed is in it by then.
                 before = self.finished_data(), 0, 0
             if is_undoable:
-                growths, found = self._elements.growths, len(self.admitted)
+                growths = 0 if self._growth is None else self._growth.calls
+                found = len(self.admitted)
                 admitted = len(self._admitted)
             try:
                 self._add(child)
@@ -267,7 +268,8 @@ class BatchJoin:
 
     def _withdraw(self, growths: int, admitted: int) -> None:
         """Undo all but the first ``growths`` calls of ``grow`` and ``admitted`` race results."""
-        self._elements.ungrow(growths)
+        if self._growth is not None:
+            self._growth.undo(growths)
         # The last one first, so that the race goes back through the choices that it has made.
         for child in reversed(self._admitted[admitted:]):
             assert self._race is not None, "it has accepted the child"
@@ -470,9 +472,11 @@ class BatchJoin:
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
         """Call ``grow``; return the new elements and the position of the first."""
-        entries = self._elements.grow(grow(self._state(), outcome), outcome)
+        growth = self._growth
+        assert growth is not None, "the source was made for a fan-out that grows"
+        entries = growth.find(grow(self._state(), outcome), outcome)
         self.admitted += entries
-        first = self._elements.kinds[0]  # all acts get the same elements: record each once
+        first = growth.kinds[0]  # all acts get the same elements: record each once
         discovered = tuple(entry.element for entry in entries if entry.kind is first)
         return discovered, entries[0].position if entries else 0
 

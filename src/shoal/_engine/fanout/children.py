@@ -168,8 +168,9 @@ def children_of(
     # children are kept where their parent is.
     if store is None:
         kept = kept if isinstance(kept, NullStore) else NullStore()
-    elif not isinstance(store, Inherit) and config.services.stand_in is None:
-        kept = store
+    elif not isinstance(store, Inherit):
+        injection = config.services.injection
+        kept = store = store if injection is None else injection.store(store)
         # Before the first child: whatever ends descendants has to ask this store as well.
         config.execution.know_all((store,))
     listening = config.hooks if isinstance(hooks, Inherit) else config.hooks.replaced(hooks)

@@ -17,6 +17,8 @@ from shoal._events.identity import Key
 from shoal._graph.graph import Graph
 from shoal._state.state import refuse_awaitable
 
+from .keys import KeySet
+
 
 @final
 class ChildTemplate:
@@ -160,6 +162,24 @@ class ChildSource(Protocol):
         Children that are Done stay in the source, and are applied.
         """
         ...
+
+
+def entries_for(
+    element: object, position: int, keys: KeySet, kinds: Sequence[ChildTemplate]
+) -> Sequence[PendingChild]:
+    """Return the entries of an element, one for each act; none if its key was repeated.
+
+    Args:
+        element: An element, which is new if its key is.
+        position: The position of its first child.
+        keys: The keys of the elements so far.
+        kinds: The templates of the acts that are executed for it.
+    """
+    # By the index of the element and not of the child: acts of one element have one key.
+    key = keys.key(element, position // len(kinds))
+    if key is None:
+        return ()
+    return [PendingChild(key, position + at, element, kind) for at, kind in enumerate(kinds)]
 
 
 def child_of(entry: PendingChild) -> Run:

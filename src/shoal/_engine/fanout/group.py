@@ -575,9 +575,10 @@ class ChildTaskGroup:
         if self.parent.config.execution.hold.is_on:
             return None
         # Before the source is asked: an element is pulled only if its child has a place.
-        reads_nothing_ahead = admission.reads_nothing_ahead
-        if reads_nothing_ahead:
-            if not self._may_pull_one():
+        reservation = admission.reservation
+        if reservation is not None:
+            # A worker is woken once the child can start.
+            if not admission.may_pull_one(reservation):
                 return None
         elif not admission.let_in():
             return None
@@ -602,8 +603,8 @@ class ChildTaskGroup:
                 if self._feeders.room is not None:
                     self._feeders.wake()  # what it has pulled may be fewer now than may wait
                 # Called in two places: a bound method in a variable costs each child more.
-                if reads_nothing_ahead:
-                    if not admission.admit_first(child):
+                if reservation is not None:
+                    if not admission.admit_first(child, reservation):
                         return "waiting"
                 elif not admission.admit(child):
                     return "waiting"
@@ -625,19 +626,6 @@ class ChildTaskGroup:
             self.scope.fail(error)
             return None
         return child
-
-    def _may_pull_one(self) -> bool:
-        """Whether the next child can start, as far as that is known before its element is pulled.
-
-        If not, a worker is woken once it can.
-        """
-        admission, source = self._admission, self._source
-        if admission.reserved is not None:
-            return admission.reserved == "granted"  # let in when it was asked for
-        if not admission.let_in():
-            return False
-        # An async source, or a multiple of acts, has pulled its next element already.
-        return not source.left() or source.waiting() > 0 or admission.reserve()
 
     def _leave(self, child: Run) -> None:
         try:

@@ -22,10 +22,10 @@ from shoal._events.identity import Key
 
 from .finish import record_unapplied
 from .ledger import Ledger
+from .losers import Pick, without
 from .race import Race
 from .recorded import RecordedChildren
 from .source import ElementSource
-from .takeup import Pick, without
 
 
 @final

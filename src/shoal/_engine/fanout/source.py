@@ -37,8 +37,7 @@ from shoal._concurrency.closing import closed_after
 from shoal._engine.config import RunConfig
 from shoal._engine.disposition import DONE
 from shoal._engine.run import Run
-from shoal._events.discovered import Discovered, Known, bring_back
-from shoal._events.events import ChildName, Done, Failed
+from shoal._events.events import ChildName, Done
 from shoal._events.identity import Key
 from shoal.stores._protocol import ChildRecord
 
@@ -47,10 +46,11 @@ from .entries import (
     ChildTemplate,
     Dropped,
     PendingChild,
+    entries_for,
     entry_of,
     refuse_elements,
-    refuse_grown,
 )
+from .growth import Growth
 from .keys import KeySet, Positions
 from .recorded import RecordedChildren
 
@@ -71,8 +71,6 @@ class ElementSource:
         "_done_in",
         "_ended",
         "_feeding",
-        "_found_before",
-        "_growths",
         "_item",
         "_iterator",
         "_keys",
@@ -88,6 +86,7 @@ class ElementSource:
         "_stopped",
         "done_before",
         "given",
+        "growth",
         "kinds",
         "on_done",
         "on_kept",
@@ -147,13 +146,12 @@ class ElementSource:
         if recorded_children is not None:
             last = recorded_children.last_position_now(width)
         self._positions = Positions(width, -1 if finds_again else last)
+        self.growth: Growth | None = None
+        """What ``grow`` has found, in this execution or an earlier one; None: it finds nothing."""
         self._last_recorded = last  # the highest position of an element with records; -1: none
         self._recorded_children = recorded_children
-        # One entry for each call of `grow` whose update is not saved, so that `ungrow` can undo it:
-        # the new keys, the number of dropped elements, and the elements found again.
-        self._growths: list[tuple[list[Key], int, list[Known]]] = []
-        # Elements that `grow` returned in an earlier execution; used only if there are no keys.
-        self._found_before = Discovered()
+        if grows:
+            self._start_growth()
         # Elements without keys that an earlier attempt has pulled, and this one must pass over.
         self._pulled_before = 0
         self._started = 0  # children that at_most counts, over all executions of the step
@@ -490,13 +488,7 @@ class ElementSource:
 
     def _entries(self, element: object, position: int) -> Sequence[PendingChild]:
         """Return the entries of an element at ``position``; none if its key was repeated."""
-        # By the index of the element and not of the child: acts of one element have one key.
-        key = self._keys.key(element, position // self._positions.width)
-        if key is None:
-            return ()
-        return [
-            PendingChild(key, position + at, element, kind) for at, kind in enumerate(self.kinds)
-        ]
+        return entries_for(element, position, self._keys, self.kinds)
 
     # -- continuing an earlier attempt or round -------------------------------------------------
 
@@ -532,7 +524,8 @@ class ElementSource:
         # The former source is closed, so what it has may be taken over and changed here.
         self._keys.go_on(former._keys)
         self._positions.go_on(former._positions)
-        self._found_before = former._found_before
+        if former.growth is not None:
+            self._start_growth().go_on(former.growth)
         self._last_recorded = max(self._last_recorded, former._last_recorded)
         self._started = former._started - len(children)  # `take` counts each of them again
         self.to_come, self._last_to_come = former.to_come, former._last_to_come
@@ -550,62 +543,12 @@ class ElementSource:
 
     # -- growing --------------------------------------------------------------------------------
 
-    def grow(self, elements: object, cause: Done | Failed) -> list[PendingChild]:
-        """Return the entries of the new elements that ``grow`` returned for the outcome ``cause``.
-
-        ``admit`` makes them available to ``take``, so that no child starts before the update that
-        found it is saved.
-
-        Raises:
-            BadResult: ``elements`` is not iterable.
-            BadKey: An element has a bad key.
-        """
-        if not isinstance(elements, Iterable) or isinstance(elements, str | bytes):
-            refuse_grown(elements, self.name, cause.key)
-        found: list[PendingChild] = []
-        # Behind all that are used: positions are saved with the children, and none has two.
-        start = position = self._positions.end()
-        keys, dropped, children = list[Key](), self._keys.dropped, self._recorded_children
-        again, name = list[Known](), ChildName(cause.act, cause.key)
-        # A child without a position in an earlier execution has found nothing there.
-        may_know = self._found_before and children and cause.position <= children.last_position
-        try:
-            for element in cast("Iterable[object]", elements):
-                if may_know and (known := self._found_before.find(element, name)) is not None:
-                    again.append(known)
-                    continue
-                entries = self._entries(element, position)
-                if entries:
-                    keys.append(entries[0].key)
-                if entries and children is not None and self._are_done(entries, children):
-                    self._keys.dropped += 1  # done at the position that the source gave it
-                elif entries:
-                    found += entries
-                    position += self._positions.width
-        finally:  # also if an element raised: `ungrow` undoes the ones before it
-            self._growths.append((keys, self._keys.dropped - dropped, again))
-        self._positions.reserve(start, position)
-        # After all elements: if one has raised, none of them gets a place.
-        return found
-
-    @property
-    def growths(self) -> int:
-        """The calls of ``grow`` since the last ``admit``, those that raised included."""
-        return len(self._growths)
-
-    def ungrow(self, count: int) -> None:
-        """Undo all calls of ``grow`` since the last ``admit``, except the first ``count``.
-
-        The elements that they returned count as new again. Their positions stay unused, because
-        later positions may be in use already.
-        """
-        for keys, dropped, again in self._growths[: count - 1 if count else None : -1]:
-            self._keys.remove(keys, dropped)
-            bring_back(again)
-        del self._growths[count:]
-
-    def _are_done(self, entries: Iterable[PendingChild], children: RecordedChildren) -> bool:
-        return all(children.has_done(one.kind.config.act, one.key) for one in entries)
+    def _start_growth(self) -> Growth:
+        growth = self.growth
+        if growth is None:
+            parts = self.name, self.kinds, self._keys, self._positions, self._recorded_children
+            growth = self.growth = Growth(*parts)
+        return growth
 
     def rediscover(
         self, elements: Iterable[object], position: int, cause: ChildName | None
@@ -618,9 +561,11 @@ class ElementSource:
             cause: The child whose outcome ``grow`` was given; None if that outcome has changed.
         """
         start = position
+        # Also where the fan-out has no `grow=` any more, since its children may all run anew.
+        growth = self._start_growth()
         if not self._is_keyed():
             elements = list(elements)
-            self._found_before.remember(elements, cause)
+            growth.remember(elements, cause)
         for element in elements:
             self._waiting.extend(self._entries(element, position))
             position += self._positions.width
@@ -629,8 +574,8 @@ class ElementSource:
 
     def admit(self, entries: Iterable[PendingChild]) -> None:
         """Make ``entries`` available to ``take``: the update that found them is saved."""
-        # What is saved can't be undone any more.
-        self._growths.clear()
+        if self.growth is not None:
+            self.growth.keep()
         self._waiting.extend(entries)
 
     # -- feeding --------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from .finish import failure_group, give_up_halted, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .leader import Leader
 from .ledger import Ledger, new_ledger
+from .losers import only
 from .race import Race, make_race
 from .recorded import RecordedChildren
 from .rounds import Rounds
@@ -40,7 +41,7 @@ from .source import ElementSource
 from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
 from .step_source import StepSources, goes_ahead
-from .takeup import only, refuse_lost, refuse_other_decision
+from .takeup import refuse_lost, refuse_other_decision
 
 
 @final
@@ -453,7 +454,7 @@ class FanOutStep:
         draft = BatchJoin(
             self.join,
             self.parent,
-            self.source,
+            self.source.growth,
             self.ledger,
             self._race,
             done_before=done_before,

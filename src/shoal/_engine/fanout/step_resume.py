@@ -28,17 +28,11 @@ from shoal.stores._protocol import ChildRecord, Store
 from shoal.stores._records import Records
 
 from .ledger import Ledger
+from .losers import end_losers
 from .race import Race
 from .recorded import RecordedChildren, decided, outcome_of, read_recorded_children
 from .source import ElementSource
-from .takeup import (
-    Declared,
-    end_losers,
-    fewest_acts,
-    refuse_changed,
-    refuse_lost_winner,
-    without_failures,
-)
+from .takeup import Declared, fewest_acts, refuse_changed, refuse_lost_winner, without_failures
 
 
 @final

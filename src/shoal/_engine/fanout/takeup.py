@@ -7,34 +7,29 @@ Invariants:
 - A result that is recorded as done is where the present program puts it, or the step is refused.
   No result is counted as done and missing from ``into``.
 - The name of a fan-out's only act does not matter: its children are found by their keys.
-- After a decision, every known child has an outcome, also in the store.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from collections.abc import Set as AbstractSet
-from typing import Literal, cast
+from typing import cast
 
-from shoal._engine.commit import record_ends
 from shoal._engine.replay import unknown_step
 from shoal._engine.run import Run
-from shoal._engine.unended import CutOff, end_below, end_unended, is_left, may_have_children
 from shoal._errors.exceptions import BadUse, RunConflict, ShoalError, fork_advice
-from shoal._events.events import ChildName, Decision, Done, Outcome, Update
-from shoal._events.identity import Key, RunPath
+from shoal._events.events import Decision, Done, Update
+from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import JoinSpec, Shape
 from shoal._state.collections import StateMap
 from shoal._state.state import Drop, Extend, Increment, Put, PutWithin, Set
 from shoal.stores._history import ReplayedHistory, StepBegun
-from shoal.stores._protocol import SavedRun, Store
 from shoal.stores._records import Conflicts
 
 from .ledger import Ledger
-from .recorded import RecordedChildren, conflict, decided, is_unended
-from .source import ElementSource
+from .recorded import RecordedChildren, conflict
 
 logger = logging.getLogger("shoal")
 
@@ -584,117 +579,3 @@ def without_failures(join: JoinSpec, data: Mapping[str, object]) -> dict[str, ob
     if is_there and (join.reduce is not None or not found):
         return {}
     return {field: StateMap[object, object]()}
-
-
-# -- decided races -------------------------------------------------------------------------------
-
-Pick = Literal["leave", "anew"] | None
-"""The decision about one child: leave it out, run it anew; None: as its record says."""
-
-
-def only(winner: ChildName, act: str, key: Key, *, anew: bool) -> Pick:
-    """Leave out all children except the winner, which runs anew if ``anew`` is true."""
-    if (act, key) != winner:
-        return "leave"
-    return "anew" if anew else None
-
-
-def without(out: AbstractSet[ChildName], begun: AbstractSet[ChildName], act: str, key: Key) -> Pick:
-    """Leave out the children in ``out``, and let those in ``begun`` run anew."""
-    child = ChildName(act, key)
-    return "leave" if child in out else "anew" if child in begun else None
-
-
-async def end_losers(
-    run: Run,
-    recorded_children: RecordedChildren,
-    decision: Decision,
-    make: Callable[[], ElementSource] | None,
-    room_of: Callable[[ElementSource], int],
-    *,
-    kept_in: Store,
-) -> list[Outcome]:
-    """Record the ends of losers that had none when the process died; return their outcomes.
-
-    Args:
-        run: The parent.
-        recorded_children: The recorded children. The losers are removed from it.
-        decision: The decision of the step.
-        make: Makes a source, to find children without a record; None: there are none.
-        room_of: Returns how many children of that source were in flight at most.
-        kept_in: The store that has the children's histories.
-
-    Raises:
-        ShoalError: The ends could not be saved.
-    """
-    execution, graph = run.config.execution, run.config.graph
-    unrecorded = list[Run]()
-    if make is not None and not any(
-        one.winner == decision.winner for one in recorded_children.rest()
-    ):
-        try:
-            source = make()
-            unrecorded = _unrecorded(source, recorded_children, decision, room_of(source))
-        except Exception:  # the step is decided: a failing source must not fail it now
-            step, run_id = decision.step, run.path.id
-            logger.exception("the losers of fan-out %r of run %s can't be made", step, run_id)
-    for child in unrecorded:
-        inner = child.config.graph
-        # A child with children of its own may have saved nothing itself, while these have.
-        if may_have_children(inner):
-            await end_unended(execution, kept_in, child, None, decision.reason, graph=inner)
-    # From below to above: each end is saved after those of its descendants, so that a crash in
-    # between leaves no descendant that goes on below an end.
-    lost: list[SavedRun] = [*unrecorded]
-    for record in recorded_children.rest():
-        # `rest` is a copy, so records may be dropped meanwhile.
-        name = ChildName(record.act, record.key)
-        if name == decision.winner:
-            continue  # a winner by its first item has no end yet, and continues
-        loser = CutOff(decided(record, decision), run.path)
-        # Even if the loser itself has an end: its descendants may lack theirs, see `is_left`.
-        if is_left(record):
-            await end_below(execution, kept_in, loser, decision.reason, graph)
-        if is_unended(record):
-            recorded_children.drop(name)
-            lost.append(loser)
-    if lost:
-        await record_ends(run, lost)
-    return [one.outcome for one in lost]
-
-
-def _unrecorded(
-    source: ElementSource, children: RecordedChildren, decision: Decision, room: int
-) -> list[Run]:
-    """Make the children that may have been under way and have no record.
-
-    An async source is not pulled, because that could wait: its children remain unknown.
-    """
-    lost: list[Run] = []
-
-    def pick(act: str, key: Key) -> Pick:
-        name = ChildName(act, key)
-        return "leave" if name == decision.winner or children.get(name) is not None else "anew"
-
-    source.pick = pick
-    # At most ``room`` children were in flight. The winner was one of them, and so were recorded
-    # children without an end: the remaining ones have no record.
-    others = [one for one in children.rest() if (one.act, one.key) != decision.winner]
-    most = 0 if source.waits else room - 1 - sum(map(is_unended, others))
-    most = min(most, source.may_start - (children.get(decision.winner) is None))
-    try:
-        # A bound, since the source may be endless: each recorded child may come up and be left out,
-        # and as many may follow as were in flight.
-        for _ in range(children.left + room):
-            child = None if len(lost) >= most else source.take()
-            if child is None:
-                break
-            if child != "dropped":
-                child.resume_state().is_afresh = False  # "anew" has set it, but nothing runs
-                child.never_start(decision.reason, decision.winner)
-                lost.append(child)
-    except Exception:  # the step is decided: a failing source must not fail it now
-        logger.exception("while the losers of fan-out %r were looked for", source.name)
-    finally:
-        source.close()
-    return lost

@@ -131,7 +131,7 @@ class WorkerPool:
         """
         admission, parked = self._admission, self._parked
         place, ready = admission.place, len(admission.ready)
-        if admission.reads_nothing_ahead and admission.reserved == "granted":
+        if admission.reservation is not None and admission.reservation.is_granted:
             ready += 1  # the next child of the source has all that it needs
         may_have = place.slots + admission.suspended
         if not parked and self._count >= may_have:

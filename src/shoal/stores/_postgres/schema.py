@@ -160,13 +160,14 @@ MIGRATIONS = (
     """
     CREATE INDEX history_steered ON history (run, number) WHERE kind = 'steered';
     ALTER TABLE roots ADD COLUMN owner text COLLATE "C";
+    ALTER TABLE roots ADD COLUMN priority text;
     CREATE INDEX roots_by_owner ON roots (owner, run) WHERE owner IS NOT NULL;
     DROP VIEW root_runs;
     CREATE VIEW root_runs AS
         SELECT runs.id, coalesce(long_key, key) AS run_id, application, version,
             coalesce(status, 'running') AS status, reason,
             to_timestamp(began_at) AS began_at, to_timestamp(roots.ended_at) AS ended_at,
-            first, forked_from, forked_at, roots.error, spawned_by, owner
+            first, forked_from, forked_at, roots.error, spawned_by, owner, priority
         FROM runs JOIN roots ON roots.run = runs.id;
     """,
 )

@@ -24,9 +24,7 @@ try:
     from psycopg.rows import TupleRow
     from psycopg.types.string import TextLoader
 except ImportError as _missing:  # psycopg itself is missing, or libpq, which it needs
-    _msg = (
-        f"PostgresStore needs psycopg: pip install 'shoal[postgres]' 'psycopg[binary]' ({_missing})"
-    )
+    _msg = f"PostgreSQL needs psycopg: pip install 'shoal[postgres]' 'psycopg[binary]' ({_missing})"
     raise ImportError(_msg, name="psycopg") from None
 
 T = TypeVar("T")
@@ -53,8 +51,8 @@ class Server(NamedTuple):
         return '"' + self.schema.replace('"', '""') + '"'
 
 
-def server_at(address: str, schema: str, timeout: float) -> Server:
-    """Parse an address.
+def server_at(address: str, schema: str, timeout: float, owner: str = "PostgresStore") -> Server:
+    """Parse an address, which was given to ``owner``.
 
     Raises:
         DefinitionError: The address is invalid. The message doesn't show it, because it may hold a
@@ -64,9 +62,9 @@ def server_at(address: str, schema: str, timeout: float) -> Server:
         parts = conninfo_to_dict(address)
     except psycopg.Error:
         msg = (
-            "PostgresStore takes an address, such as 'postgresql://user@host/database' or "
-            "'host=... dbname=...', and can't parse the given one (which isn't shown, because it "
-            "may hold a password)"
+            f"{owner} takes an address, such as 'postgresql://user@host/database' or "
+            f"'host=... dbname=...', and can't parse the given one (which isn't shown, because it "
+            f"may hold a password)"
         )
         raise DefinitionError(msg) from None
     host = parts.get("host") or parts.get("hostaddr") or ""

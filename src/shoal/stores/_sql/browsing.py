@@ -18,7 +18,7 @@ from .rows import chain, spawner_of
 _RUN = (
     "SELECT {key}, application, version, coalesce(status, 'running'), began_at, roots.ended_at, "
     "coalesce(reason, ''), coalesce(roots.error, ''), forked_from, spawned_by, "
-    "coalesce(roots.owner, ''), "
+    "coalesce(roots.owner, ''), priority, "
     "{held} "
 )
 _CLAIMS = "LEFT JOIN claims ON claims.run_id = runs.key"
@@ -94,7 +94,7 @@ def _summaries(
     summaries: list[RunSummary] = []
     for row in sql.execute(f"{query} WHERE {where}", values):
         key, application, version, status, began_at, ended_at, reason, error, *more = row
-        forked, spawned_by, owner, *held = more
+        forked, spawned_by, owner, priority, *held = more
         lease = None if held[0] is None else dialect.lease_state_of(held)
         summaries.append(
             RunSummary(
@@ -110,6 +110,7 @@ def _summaries(
                 forked_from=None if forked is None else dialect.run_id_of(forked),
                 spawned_by=None if spawned_by is None else spawner_of(spawned_by),
                 owner=owner,
+                priority=priority,
             )
         )
     return summaries

@@ -69,29 +69,36 @@ class Reader:
     def load(self, run_id: str) -> RunRecord | None:
         found = self._sql.execute(
             "SELECT application, version, first, after, visits, forked_from, forked_at, secret, "
-            "spawned_by, spawner, owner, status, coalesce(reason, '') "
+            "spawned_by, spawner, owner, priority, status, coalesce(reason, '') "
             "FROM runs JOIN roots ON roots.run = runs.id "
             "WHERE parent = 0 AND place = 0 AND key = ?",
             (self._dialect.index_of(run_id),),
         ).fetchone()
         if found is None:
             return None
-        begun = Begun(*found[:11])
+        begun = Begun(*found[:12])
         if begun.forked_from is not None:
             begun = begun._replace(forked_from=self._dialect.run_id_of(begun.forked_from))
-        return self._unpacker.run(begun, cast("Status | None", found[11]), found[12])
+        return self._unpacker.run(begun, cast("Status | None", found[12]), found[13])
 
     def orphans(self) -> list[Orphan]:
         run_id_of, lease_state_of = self._dialect.run_id_of, self._dialect.lease_state_of
         found = self._sql.execute(
-            f"SELECT {self._dialect.key}, application, version, secret, runs.id, "
+            f"SELECT {self._dialect.key}, application, version, secret, priority, runs.id, "
             f"{self._dialect.lease_columns} FROM runs "
             "JOIN roots ON roots.run = runs.id JOIN claims ON claims.run_id = runs.key "
             "WHERE parent = 0 AND status IS NULL ORDER BY runs.id"
         ).fetchall()
         return [
-            Orphan(run_id_of(key), application, version, names_of(secret), bool(self._paused(run)))
-            for key, application, version, secret, run, *held in found
+            Orphan(
+                run_id_of(key),
+                application,
+                version,
+                names_of(secret),
+                is_paused=bool(self._paused(run)),
+                priority=priority,
+            )
+            for key, application, version, secret, priority, run, *held in found
             if not lease_state_of(held).seconds_left
         ]
 

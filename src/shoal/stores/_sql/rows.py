@@ -69,6 +69,8 @@ class Begun(NamedTuple):
     """The id of that run."""
     owner: str | None
     """Whose run it is; None: nobody's."""
+    priority: str | None
+    """How urgent it is; None: that isn't known."""
 
 
 @final
@@ -370,6 +372,7 @@ class Packer:
             spawned_by=None if spawner is None else spawner_text(*spawner),
             spawner=None if spawner is None else spawner[0].id,
             owner=begun.owner or None,
+            priority=begun.priority,
         )
 
     def _under_way(self, run: SavedRun) -> Child:

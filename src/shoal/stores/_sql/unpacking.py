@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, cast, final
 
 from shoal._events.events import ChildName, Decision, Status, Update
+from shoal._limits.flows import Priority
 from shoal._state.state import Extend, Operation, Put, PutWithin, Set
 from shoal.stores._codec.codec import Codec
 from shoal.stores._history import (
@@ -54,6 +55,7 @@ class Unpacker:
             secret=names_of(begun.secret),
             spawned_by=None if begun.spawned_by is None else spawner_of(begun.spawned_by),
             owner=begun.owner or "",
+            priority=cast("Priority | None", begun.priority),
         )
         return RunRecord(beginning=beginning, status=status, reason=reason)
 

@@ -59,6 +59,7 @@ _ROOT = (
     "spawned_by",
     "spawner",
     "owner",
+    "priority",
     "began_at",
 )
 _BEGUN = (

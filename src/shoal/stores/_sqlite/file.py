@@ -169,12 +169,13 @@ MIGRATIONS = (
     """
     CREATE INDEX history_steered ON history (run, number) WHERE kind = 'steered';
     ALTER TABLE roots ADD COLUMN owner TEXT;
+    ALTER TABLE roots ADD COLUMN priority TEXT;
     CREATE INDEX roots_by_owner ON roots (owner, run) WHERE owner IS NOT NULL;
     DROP VIEW root_runs;
     CREATE VIEW root_runs AS
         SELECT runs.id, runs.key AS run_id, application, version,
             coalesce(status, 'running') AS status, reason, began_at, roots.ended_at, first,
-            forked_from, forked_at, roots.error, spawned_by, owner
+            forked_from, forked_at, roots.error, spawned_by, owner, priority
         FROM runs JOIN roots ON roots.run = runs.id;
     """,
 )

@@ -1,0 +1,124 @@
+"""What a simulation tries, in which order: the same for the same program and number of runs.
+
+Of each four runs, the first has nothing but another order of steps. Two have one fault each: every
+pair of a place and a kind of fault at one of its passes, then every pair at another one, and so on,
+until each pass of each place had each fault. The last has two or three faults, also while it is
+resumed. So few runs try all that can go wrong somewhere, and many runs try it everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from random import Random
+from typing import final
+
+from shoal.testing._faults import CANCELS, KILLS, LONG, STEP, Backend, Fault, Plan, kinds_at
+
+_SECONDS = {
+    "late": (0.5, 10.0, 120.0, 4000.0),
+    "slow": (1.0, 10.0, 20.0),  # a store has thirty seconds for a save
+    "jumps": (1.0, 60.0, 3600.0, 86400.0),
+}
+_MOST_STEPS = 2000
+"""The most steps of the event loop at which something goes wrong; spread evenly over more."""
+
+
+@final
+class Agenda:
+    """The plans of a simulation, by their numbers."""
+
+    def __init__(
+        self, passed: Mapping[Backend, Mapping[str, int]], kinds: Collection[str] | None
+    ) -> None:
+        """Plan by what an undisturbed run has passed.
+
+        Args:
+            passed: How often it has passed each place, on each backend.
+            kinds: The kinds of faults to try; None: all.
+        """
+        self._backends = sorted(passed)
+        self._passed = passed
+        self._kinds = kinds
+        self._singles = {one: list(self._single_faults(one)) for one in self._backends}
+
+    def plan(self, number: int) -> Plan:
+        """Return the plan of that number, counted from 0."""
+        chance = Random(number)  # noqa: S311 # not for secrets
+        group, place = divmod(number, 4)
+        backend = self._backends[(group + (place > 1)) % len(self._backends)]
+        singles = self._singles[backend]
+        if place == 0 or not singles:
+            return Plan(backend, number)
+        if place < 3:  # noqa: PLR2004 # of four
+            at = (2 * group + place - 1) % len(singles)
+            return Plan(backend, number, (self._timed(singles[at], chance),))
+        return Plan(backend, number, tuple(self._several(backend, chance)))
+
+    def _single_faults(self, backend: Backend) -> Iterator[Fault]:
+        """Yield all faults: of each pair of a place and a kind one, then of each another one."""
+        passed = self._passed[backend]
+        pairs: list[Sequence[Fault]] = []
+        for place in sorted(passed):
+            for what in self._kinds_at(place, backend):
+                total = passed[place]
+                step = max(1, total // _MOST_STEPS)
+                numbers = list(range(1, total + 1, step))
+                Random(f"{place} {what}").shuffle(numbers)  # noqa: S311 # not for secrets
+                pairs.append([Fault(what, place, nth) for nth in numbers])
+        Random(backend).shuffle(pairs)  # noqa: S311 # not for secrets
+        for row in zip_longest(*pairs):
+            yield from (fault for fault in row if fault is not None)
+
+    def _kinds_at(self, place: str, backend: Backend) -> Iterator[str]:
+        for what in kinds_at(place):
+            if self._kinds is not None and what not in self._kinds:
+                continue
+            if what == "cancelled-natively" and backend == "trio":
+                continue
+            yield what
+
+    def _timed(self, fault: Fault, chance: Random) -> Fault:
+        if fault.what not in LONG:
+            return fault
+        return replace(fault, seconds=chance.choice(_SECONDS[fault.what]))
+
+    def _several(self, backend: Backend, chance: Random) -> Iterator[Fault]:
+        """Yield two or three faults, no two kills or cancels in one life."""
+        passed = self._passed[backend]
+        pairs = [
+            (place, what) for place in sorted(passed) for what in self._kinds_at(place, backend)
+        ]
+        ended: set[int] = set()
+        used: set[tuple[int, str, int]] = set()
+        for _ in range(chance.choice((2, 2, 3))):
+            place, what = chance.choice(pairs)
+            life = chance.choice((1, 1, 2))
+            nth = 1 + chance.randrange(passed[place] if life == 1 else max(1, passed[place] // 2))
+            if what in KILLS | CANCELS:
+                if life in ended:
+                    continue
+                ended.add(life)
+            if (life, place, nth) in used:
+                continue
+            used.add((life, place, nth))
+            yield self._timed(Fault(what, place, nth, life=life), chance)
+
+
+def simpler(plan: Plan) -> Iterator[Plan]:
+    """Yield plans that are simpler in one thing: fewer faults, an earlier pass, a plain order."""
+    faults = plan.faults
+    for at in range(len(faults)):
+        yield replace(plan, faults=(*faults[:at], *faults[at + 1 :]))
+    if plan.order is not None:
+        yield replace(plan, order=None)
+    if plan.backend == "trio" and not any(fault.place == STEP for fault in faults):
+        yield replace(plan, backend="asyncio")
+    for at, fault in enumerate(faults):
+        others: set[int] = {1, fault.nth // 2, fault.nth - 1} - {fault.nth, 0}
+        for nth in sorted(others):
+            yield replace(plan, faults=(*faults[:at], replace(fault, nth=nth), *faults[at + 1 :]))
+        if fault.life > 1:
+            other = replace(fault, life=1)
+            yield replace(plan, faults=(*faults[:at], other, *faults[at + 1 :]))
