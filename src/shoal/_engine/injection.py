@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from shoal._events.hooks import Hook
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._state.state import Change
 from shoal.stores._protocol import Store
 
@@ -49,6 +50,10 @@ class Injection(Protocol):
             context: The context of the attempt; None if the action takes none.
             is_elsewhere: Whether it is called in another process or the like.
         """
+        ...
+
+    def is_for(self, run: Any, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is one that ``retry`` tries again; see ``Retry.is_for``."""
         ...
 
     def store(self, given: Store) -> Store:

@@ -206,9 +206,13 @@ def _step_difference(
         found = found or _children_difference(run, *one)
         if found is not None:
             return found
-    if recorded.is_reopened:
-        return None  # its updates are those of several executions
-    return _update_difference(run, recorded, now)
+        if not one[0].is_reopened:  # else its updates are those of several executions
+            found = _update_difference(run, *one)
+        # Last, because the updates tell which elements were found.
+        found = found or _key_difference(run, *one)
+        if found is not None:
+            return found
+    return None
 
 
 def _pairs(
@@ -249,12 +253,17 @@ def _children_of_both(
 def _children_difference(
     run: RecordedRun, recorded: RecordedStep, now: RecordedStep
 ) -> Difference | None:
-    if not recorded.children and not now.children:
-        return None
     for one, other in _children_of_both(recorded, now):
         found = _child_difference(recorded, now, one, other)
         if found is not None:
             return found
+    return None
+
+
+def _key_difference(
+    run: RecordedRun, recorded: RecordedStep, now: RecordedStep
+) -> Difference | None:
+    """Return whether one of them has children that the other one lacks."""
     if recorded.decision is not None and now.decision is not None:
         return None  # the elements that were started until then depend on the time
     if not (recorded.is_completed and now.is_completed):

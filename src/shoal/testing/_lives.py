@@ -29,6 +29,7 @@ from shoal._errors.exceptions import BadUse, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
 from shoal._runtime.result import RunResult
 from shoal._runtime.runtime import Runtime
@@ -235,6 +236,11 @@ class Player:
         """Make a call, which may go wrong."""
         del context, is_elsewhere
         return self._acts.call(run, action, call)
+
+    def is_for(self, run: Run, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is tried again: as outside of a simulation."""
+        del run
+        return retry.is_for(error)
 
     def store(self, given: Store) -> Store:
         """Return the store in memory that stands for ``given``."""

@@ -26,6 +26,7 @@ from shoal._engine.run import Run
 from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._state.state import Change, Extend, Operation, Set, change_of
 from shoal.stores._codec.codec import Codec
 from shoal.stores._history import Entry
@@ -94,6 +95,18 @@ class Conductor:
     def hooks(self) -> Sequence[Hook]:
         """Return no hooks."""
         return ()
+
+    def is_for(self, run: Any, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is tried again; as recorded, if that can't be told any more.
+
+        A store keeps the type, the text and the arguments of an exception, and not all of its
+        attributes, which a function given as ``on=`` may look at.
+        """
+        try:
+            return retry.is_for(error)
+        except Exception:  # noqa: BLE001 # see above
+            recorded = self._recording.find(run.path)
+            return recorded is not None and run.attempt < recorded.attempts
 
     def store(self, given: Store) -> Store:
         """Return the store of the replay, in place of whatever store."""
@@ -212,7 +225,8 @@ class Conductor:
         retry = action.retry or (None if each is None else each.retry)
         # The last attempt fails at the recorded time, and earlier ones at once: their times, and
         # their errors, are not on record.
-        if retry is None or run.attempt >= recorded.attempts or not retry.is_for(error):
+        is_last = run.attempt >= recorded.attempts
+        if retry is None or is_last or not self.is_for(run, retry, error):
             await self._wait_for_turn(run, recorded, step)
         self.served += 1
         raise error
