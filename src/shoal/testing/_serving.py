@@ -242,9 +242,10 @@ class Conductor:
             if parent.is_over or self._was_elsewhere(parent, path.step):
                 return await self._differ_for_good(edge_between(parent, path.step))
             return await self._wait_for_cancel(parent)
-        # A step that was decided, or ended early, may have left out elements. A race has a record
-        # of each contestant, and these have no keys.
-        is_contestant = path.key == "" and path.act not in {act for act, _ in step.children}
+        # A step that was decided, or ended early, may have left out elements, or contestants that
+        # its stagger had not started. Contestants have no keys.
+        acts = step.acts or {act for act, _ in step.children}
+        is_contestant = path.key == "" and path.act not in acts
         is_early = step.decision is not None or (not step.is_completed and "/" not in step.name)
         if is_early and not is_contestant:
             return await self._wait_for_cancel(parent)
