@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from shoal.rates import MemoryRates, RateBackend
+from shoal.rates import MemoryRates
+from shoal.rates.postgres import PostgresRates
+from shoal.rates.redis import RedisRates
 from shoal.testing import RateBackendConformance
+from tests.stores.postgres import PostgresServer
 
-from .redis_server import SERVERS, Server, find
+from .redis_server import SERVERS, Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.realtime]
 
-real = pytest.mark.services, pytest.mark.sweep
 
-
-@pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=real) for name in (*SERVERS, "postgres"))]
-)
-def clients(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    """A function that makes clients of one server; in memory there is one client."""
-    match request.param:
-        case "memory":
-            rates = MemoryRates()
-            yield lambda: rates
-        case "postgres":
-            from shoal.rates.postgres import PostgresRates
-
-            server = request.getfixturevalue("postgres")
-            schema = server.new_schema()
-            clients = [PostgresRates(server.address(), schema=schema) for _ in range(2)]
-            yield iter(clients).__next__
-            for client in clients:
-                client.close()
-        case program:
-            from shoal.rates.redis import RedisRates
-
-            served = Server(find(program), tmp_path)
-            served.start()
-            links = [RedisRates(served.url) for _ in range(2)]
-            yield iter(links).__next__
-            for link in links:
-                link.close()
-            served.kill()
-
-
-class TestBackends(RateBackendConformance):
+class TestMemoryRates(RateBackendConformance):
     @pytest.fixture
-    def backend(self, clients: Callable[[], RateBackend]) -> RateBackend:
-        first, self._second = clients(), clients()
-        return first
+    def backend(self) -> MemoryRates:
+        return MemoryRates()
 
-    def another(self, backend: RateBackend) -> RateBackend:
-        return self._second
+
+class Shared(RateBackendConformance):
+    """A backend with a server, whose second client is another one."""
+
+    second: Any
+
+    def another(self, backend: Any) -> Any:
+        return self.second
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("server", SERVERS, indirect=True)
+class TestRedisRates(Shared):
+    @pytest.fixture
+    def backend(self, server: Server) -> Iterator[RedisRates]:
+        with RedisRates(server.url) as rates, RedisRates(server.url) as self.second:
+            yield rates
+
+
+@pytest.mark.services
+class TestPostgresRates(Shared):
+    @pytest.fixture
+    def backend(self, postgres: PostgresServer) -> Iterator[PostgresRates]:
+        where, schema = postgres.address(), postgres.new_schema()
+        with (
+            PostgresRates(where, schema=schema) as rates,
+            PostgresRates(where, schema=schema) as self.second,
+        ):
+            yield rates

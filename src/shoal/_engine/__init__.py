@@ -22,7 +22,7 @@ Functions over a run:
 - ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``,
-  ``root_record``: needed by few runs.
+  ``root_record``, ``second_copies``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.
 """

@@ -37,9 +37,7 @@ class Injection(Protocol):
         run: Any,
         action: FunctionAction[..., object],
         call: Callable[[], Awaitable[Change]],
-        *,
         context: Any,
-        is_elsewhere: bool,
     ) -> Awaitable[Change]:
         """Make one call of a function: of one attempt, behind its limits and within its timeout.
 
@@ -48,7 +46,6 @@ class Injection(Protocol):
             action: The action.
             call: Calls the function, checks its result and returns the change that it is.
             context: The context of the attempt; None if the action takes none.
-            is_elsewhere: Whether it is called in another process or the like.
         """
         ...
 

@@ -117,9 +117,7 @@ class Conductor:
         run: Any,
         action: FunctionAction[..., object],
         call: Callable[[], Awaitable[Change]],
-        *,
         context: Any,
-        is_elsewhere: bool,
     ) -> Awaitable[Change]:
         """Serve an outcome; call an action that has started children of its own."""
         recorded = self._recording.find(run.path)
