@@ -20,9 +20,9 @@ import pytest
 from examples.pr_bot import bot
 from examples.pr_bot.bot import pr_bot
 from examples.pr_bot.models import PARTS, Model, local_model
-from shoal import RunResult, SQLiteStore
+from shoal import Graph, MemoryStore, RunResult, SQLiteStore
 from shoal.stores import Store
-from shoal.testing import crash_everywhere
+from shoal.testing import ReplayDiffers, crash_everywhere, replay
 from tests.examples.services import absent
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +190,26 @@ def test_it_may_die_at_any_save(backend: Backend, monkeypatch: pytest.MonkeyPatc
     assert len(set(published)) == 1
     assert all(len(set(keys)) == 1 for keys in model.keys.values()), "another life, another key"
     assert len({keys[0] for keys in model.keys.values()}) == len(model.keys)
+
+
+def test_a_stored_run_is_replayed_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def git(_: str, *arguments: str) -> str:
+        await anyio.lowlevel.checkpoint()
+        return "a\0b\0" if "--name-only" in arguments else f"+the timeout of {arguments[-1]}\n"
+
+    monkeypatch.setattr(bot, "git", git)
+    store = MemoryStore()
+    app, inputs = pr_bot(store), {"model": local_model}
+    app.run_sync(state_of(Path("r")), id="r", inputs=inputs)
+    app.run_sync(id="r", inputs=inputs, answers={"publish": True})
+    assert replay(app, store, "r").called == frozenset()
+    draft, check = bot.ask_for_draft, bot.ask_for_check
+    always_checked = Graph.chain(
+        draft, bot.draft, check, bot.check, bot.settle, name="answer_comment"
+    )
+    monkeypatch.setattr(bot, "answer_comment", always_checked)
+    with pytest.raises(ReplayDiffers, match="after 'draft' comes 'ask_for_check'"):
+        replay(pr_bot(None), store, "r")
 
 
 # -- the command, with a model behind a socket ----------------------------------------------------

@@ -467,8 +467,9 @@ def test_a_frontier_that_finds_other_elements():
         return over(fetch, grow=found)
 
     found = difference(crawl(4), crawl(6), {"xs": [1]})
-    assert found.kind == "key"
-    assert found.step == "map"
+    assert (found.kind, found.step) == ("key", "map")
+    assert found.recorded == "the result of '2' led to 0 new elements: []"
+    assert found.now == "it leads to 1 new element: [4]"
 
 
 def test_a_difference_in_a_child_comes_before_what_follows_from_it():
@@ -498,6 +499,37 @@ def test_a_run_that_was_cancelled_is_replayed_as_far_as_it_went():
     replayed = replay(app, store, "r")
     assert (replayed.status, replayed.is_complete) == ("running", False)
     assert replayed.served == 2
+
+
+def test_contestants_that_a_stagger_had_not_started_are_no_difference():
+    contestants = asking("quick", 1), asking("slow", 5)
+    late = race(*contestants, into="a", name="race", stagger=1.5)
+    store = recorded(Application(late, name="app"), {"q": 1})[0]
+    soon = race(*contestants, into="a", name="race", stagger=0.5)
+    assert replay(Application(soon, name="app"), store, "r").status == "succeeded"
+
+
+def test_a_stored_error_that_a_retry_can_not_judge_is_retried_as_recorded():
+    class Refused(Exception):
+        def __init__(self, response: object) -> None:
+            super().__init__("refused")
+            self.response = response
+
+    def may_pass(error: Exception) -> bool:
+        return getattr(error, "response").is_late  # noqa: B009 # which the stored one lacks
+
+    class Response:
+        is_late = True
+
+    retry = Retry(3, on=may_pass)
+
+    @action(reads=["x"], writes=["y"])
+    async def fetch(x: int) -> int:
+        raise Refused(Response())
+
+    app = Application(over(fetch, each=Each(retry=retry), on_error="ignore"), name="app")
+    store = recorded(app, {"xs": [1]})[0]
+    assert replay(app, store, "r").served == 3
 
 
 def test_a_run_that_failed_and_was_resumed():

@@ -18,10 +18,9 @@ Functions over a run:
 - ``disposition``: whether a child is executed, and why not.
 - ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
   application.
-- ``injection``: what ``shoal.testing.simulate`` puts in place of functions and stores.
+- ``injection``: what ``simulate`` and ``replay`` put in place of functions and stores.
 - ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
-- ``stand_in``: outcomes that are served in place of functions, in a replay of a stored run.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``,
   ``root_record``, ``second_copies``: needed by few runs.
 

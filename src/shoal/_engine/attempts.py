@@ -297,7 +297,7 @@ class Tries:
             not was_on
             or self._run.config.execution.is_doomed
             or cancelled()
-            or not _is_for(retry, error)  # last, since it may call user code
+            or not _is_for(self._run, retry, error)  # last, since it may call user code
         ):
             return None
         if self.count >= retry.attempts:
@@ -334,10 +334,13 @@ class Tries:
 
 
 @ki_unprotected  # `Retry.on` may be a user's function
-def _is_for(retry: Retry, error: Exception) -> bool:
+def _is_for(run: Run, retry: Retry, error: Exception) -> bool:
     # A poisoned child must not start again in this execution, whatever its retry allows; see
     # test_it_is_not_retried.
-    return not isinstance(error, Poisoned) and retry.is_for(error)
+    if isinstance(error, Poisoned):
+        return False
+    injection = run.config.services.injection
+    return retry.is_for(error) if injection is None else injection.is_for(run, retry, error)
 
 
 @ki_protected

@@ -524,8 +524,10 @@ async def _call(
         is_injected: Whether the simulation, if the run is one, makes this very call.
     """
     if run.config.services.injection is not None and not is_injected:
-        given = {"context": context, "items": items, "time": time}
-        return await _call_injected(run, action, call=call, is_free=is_free, **given)
+        given = {"items": items, "time": time}
+        return await _call_injected(
+            run, action, context=context, call=call, is_free=is_free, **given
+        )
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -553,13 +555,9 @@ async def _call(
         kwargs["state"] = base
     if action.takes_context and call is None:
         kwargs["context"] = context
-    stand_in = run.config.services.stand_in
-    served = None if stand_in is None else stand_in.serve(run, action, context)
     later: RetryLater | None = None
     result: object = None
     try:
-        if served is not None:
-            return await served
         if call is not None:
             # A worker learns of its cancellation when it emits the next item.
             on_cancelled = None if items is None else items.stop
@@ -598,7 +596,13 @@ async def _call(
 
 
 async def _call_injected(
-    run: Run, action: FunctionAction[..., object], *, call: Call | None, is_free: bool, **given: Any
+    run: Run,
+    action: FunctionAction[..., object],
+    *,
+    context: ContextPort | None,
+    call: Call | None,
+    is_free: bool,
+    **given: Any,
 ) -> Change:
     """Have the simulation make the call, which passes on to ``_call`` what it is told to call."""
     injection = run.config.services.injection
@@ -607,10 +611,10 @@ async def _call_injected(
     # then decided by the seed alone. Those that use their context need the thread.
     if isinstance(call, ThreadCall) and not action.takes_context:
         call = None
-    made = partial(_call, run, action, call=call, is_injected=True, **given)
+    made = partial(_call, run, action, context=context, call=call, is_injected=True, **given)
     later: RetryLater | None = None
     try:
-        return await injection.call(run, action, made)
+        return await injection.call(run, action, made, context)
     except RetryLater as error:
         if not is_free:
             raise

@@ -210,10 +210,7 @@ class RunConfig:
         self.is_governed: bool = bool(scopes) or executor is not None or self.is_hedged
         """Whether anything applies to all attempts, besides what their actions say."""
         self.may_call_simply: bool = (
-            self.performs_directly
-            and not self.is_governed
-            and self.services.injection is None
-            and self.services.stand_in is None
+            self.performs_directly and not self.is_governed and self.services.injection is None
         )
         """Whether nothing but an action itself may need more around its call than the call."""
         # `Any`, since `child_time` is above this module.
@@ -258,8 +255,6 @@ class RunConfig:
 
     def pool_of(self, action: FunctionAction[..., Any]) -> Pool | None:
         """Return the open executor that calls an action; None: it is called on the event loop."""
-        if self.services.stand_in is not None:
-            return None
         inherited = self.executor
         executor = action.default_executor
         if inherited is not None:

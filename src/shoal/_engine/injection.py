@@ -1,18 +1,19 @@
-"""The port of simulations: what stands between an execution and the program and store it meets.
+"""The port of simulations and replays: what stands between an execution and program and store.
 
 A runtime that is opened while ``INJECTION`` is set executes all of its runs with it. Nothing else
-sets it than ``shoal.testing.simulate``, so that whatever opens a runtime, and however, is simulated
-as it is. Without it, each call costs one look at an attribute.
+sets it than ``simulate`` and ``replay`` of ``shoal.testing``, so that whatever opens a runtime, and
+however, is simulated as it is. Without it, each call costs one look at an attribute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from shoal._events.hooks import Hook
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._state.state import Change
 from shoal.stores._protocol import Store
 
@@ -32,7 +33,11 @@ class Injection(Protocol):
 
     # `Any` is the class `Run`, which is of a module above.
     def call(
-        self, run: Any, action: FunctionAction[..., object], call: Callable[[], Awaitable[Change]]
+        self,
+        run: Any,
+        action: FunctionAction[..., object],
+        call: Callable[[], Awaitable[Change]],
+        context: Any,
     ) -> Awaitable[Change]:
         """Make one call of a function: of one attempt, behind its limits and within its timeout.
 
@@ -40,7 +45,12 @@ class Injection(Protocol):
             run: The run.
             action: The action.
             call: Calls the function, checks its result and returns the change that it is.
+            context: The context of the attempt; None if the action takes none.
         """
+        ...
+
+    def is_for(self, run: Any, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is one that ``retry`` tries again; see ``Retry.is_for``."""
         ...
 
     def store(self, given: Store) -> Store:
@@ -54,3 +64,7 @@ class Injection(Protocol):
 
 INJECTION: ContextVar[Injection | None] = ContextVar("shoal_injection", default=None)
 """What the runtimes that are opened in this context execute their runs with."""
+
+RECORDED_ITEM: Final = object()
+"""Stands for the item that has decided a race in a recorded run, where no item is kept. It counts
+as a first item without being judged by ``when=``."""

@@ -25,7 +25,6 @@ from shoal.executors._pools import Pools
 from shoal.stores._results import Results
 
 from .injection import Injection
-from .stand_in import StandIn
 
 
 @final
@@ -103,8 +102,6 @@ class Services:
     """The result cache of runs whose store has none."""
     injection: Injection | None = None
     """What a simulation puts between runs and the program; None outside of one."""
-    stand_in: StandIn | None = None
-    """Serves outcomes in place of functions, in a replay of a stored run; else None."""
     # All are weak: a runtime may outlive definitions that are made dynamically. See
     # test_actions_made_dynamically_leave_nothing_in_a_long_lived_runtime.
     hedge_statistics: WeakKeyDictionary[object, Any] = field(default_factory=WeakKeyDictionary)

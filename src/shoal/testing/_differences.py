@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, cast, final
@@ -74,7 +74,7 @@ class Difference:
             kind="key",
             path=parent.place,
             step=step.name,
-            recorded=f"{len(step.children):,} children: {keys}",
+            recorded=f"{_count(step.children)}: {keys}",
             now=f"one more: {what}",
             hint="look at what the step runs over, at key= and at grow=",
         )
@@ -203,12 +203,16 @@ def _step_difference(
         was, comes = one[0].decision, one[1].decision
         if found is None and was is not None and comes is not None and was[:2] != comes[:2]:
             found = _winner(run, one[0], was, comes)
-        found = found or _children_difference(run, *one)
+        found = found or _children_difference(*one)
         if found is not None:
             return found
-    if recorded.is_reopened:
-        return None  # its updates are those of several executions
-    return _update_difference(run, recorded, now)
+        if not one[0].is_reopened:  # else its updates are those of several executions
+            found = _update_difference(run, *one)
+        # Last, because the updates tell which elements were found.
+        found = found or _key_difference(run, *one)
+        if found is not None:
+            return found
+    return None
 
 
 def _pairs(
@@ -246,15 +250,18 @@ def _children_of_both(
             yield one, other
 
 
-def _children_difference(
-    run: RecordedRun, recorded: RecordedStep, now: RecordedStep
-) -> Difference | None:
-    if not recorded.children and not now.children:
-        return None
+def _children_difference(recorded: RecordedStep, now: RecordedStep) -> Difference | None:
     for one, other in _children_of_both(recorded, now):
         found = _child_difference(recorded, now, one, other)
         if found is not None:
             return found
+    return None
+
+
+def _key_difference(
+    run: RecordedRun, recorded: RecordedStep, now: RecordedStep
+) -> Difference | None:
+    """Return whether one of them has children that the other one lacks."""
     if recorded.decision is not None and now.decision is not None:
         return None  # the elements that were started until then depend on the time
     if not (recorded.is_completed and now.is_completed):
@@ -269,9 +276,9 @@ def _children_difference(
         kind="key",
         path=run.place,
         step=recorded.name,
-        recorded=f"{len(recorded.children):,} children: "
+        recorded=f"{_count(recorded.children)}: "
         f"{_named(one.path for one in recorded.children.values())}",
-        now=f"{len(now.children):,} children,{missing}{' and' if gone and new else ''}{more}",
+        now=f"{_count(now.children)},{missing}{' and' if gone and new else ''}{more}",
         hint="look at what the step runs over, at key= and at grow=",
     )
 
@@ -294,7 +301,12 @@ def _child_difference(
         return None
     kind, was, comes = "outcome", _outcome(recorded), _outcome(now)
     if recorded.status == now.status and recorded.status == "failed":
-        if recorded.error is None or recorded.error_text == now.error_text:
+        # A SavedError stands for an exception that can't be restored, and has its type in its text.
+        saved = now.error_text.startswith("SavedError: ")
+        is_same = now.error_text == recorded.error_text
+        if recorded.error is None or is_same:
+            return None
+        if saved and now.error_text.endswith(recorded.error_text):
             return None
     elif (recorded.status, recorded.used) == (now.status, now.used):
         return None
@@ -334,6 +346,15 @@ def _winner(run: RecordedRun, step: RecordedStep, was: list[Any], now: list[Any]
 def _called(name: list[Any]) -> str:
     act, key = name
     return repr(act) if key == "" else f"key {brief(key)}"
+
+
+def _count(children: Sized) -> str:
+    count = len(children)
+    return f"{count:,} child{'' if count == 1 else 'ren'}"
+
+
+def _elements(found: Sized) -> str:
+    return f"{len(found):,} new element{'' if len(found) == 1 else 's'}"
 
 
 def _named(paths: Iterable[RunPath]) -> str:
@@ -384,8 +405,8 @@ def _found_difference(
         kind="key",
         path=run.place,
         step=step.name,
-        recorded=f"the result{of} led to {len(was.found):,} new elements: {one}",
-        now=f"{len(now.found):,} new elements: {other}",
+        recorded=f"the result{of} led to {_elements(was.found)}: {one}",
+        now=f"it leads to {_elements(now.found)}: {other}",
         hint="look at grow=, and at key=",
     )
 
@@ -429,10 +450,16 @@ def _without_ways(value: Any) -> Any:
         return value
     data = cast("dict[str, Any]", value)
     if data.get("@") == "error":
-        return {name: data.get(name) for name in ("@type", "text")}
+        return _error(data.get("@type"), data.get("text"))
     if data.get("@type") == "shoal:ErrorInfo":
-        return {name: data.get(name) for name in ("@type", "kind", "type", "message")}
+        return _error(data.get("type"), data.get("message"))
     return {name: _without_ways(one) for name, one in data.items()}
+
+
+def _error(kind: object, text: object) -> str:
+    """Return a stored error as text; one that could not be restored as the one it stands for."""
+    name = str(kind).replace("builtins:", "").replace(":", ".")
+    return str(text) if name in ("shoal.SavedError", "SavedError") else f"{name}: {text}"
 
 
 def _two(one: Any, other: Any) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from shoal._errors.exceptions import BadUse, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
 from shoal._runtime.result import RunResult
 from shoal._runtime.runtime import Runtime
@@ -230,10 +231,20 @@ class Player:
         return self._subject.debug
 
     def call(
-        self, run: Run, action: FunctionAction[..., object], call: Callable[[], Awaitable[Change]]
+        self,
+        run: Run,
+        action: FunctionAction[..., object],
+        call: Callable[[], Awaitable[Change]],
+        context: object,
     ) -> Awaitable[Change]:
         """Make a call, which may go wrong."""
+        del context
         return self._acts.call(run, action, call)
+
+    def is_for(self, run: Run, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is tried again: as outside of a simulation."""
+        del run
+        return retry.is_for(error)
 
     def store(self, given: Store) -> Store:
         """Return the store in memory that stands for ``given``."""

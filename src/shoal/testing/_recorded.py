@@ -28,6 +28,7 @@ _KINDS: tuple[EntryKind, ...] = (
     "decision",
     "completed",
     "rewound",
+    "begun",
     "asked",
     "answered",
     "spent",
@@ -80,6 +81,8 @@ class RecordedStep:
     """Whether an item has decided it, and not a success."""
     asked: list[list[Any]] = field(default_factory=list[list[Any]])
     """JSON: ``[name, question, id]``, and the schema of answers if there is one."""
+    acts: set[str] = field(default_factory=set[str])
+    """The acts of its children, as it was declared; empty if it declared none."""
     children: dict[_Child, RecordedRun] = field(default_factory=dict[_Child, "RecordedRun"])
 
     def arrived(self) -> list[RecordedRun]:
@@ -173,6 +176,8 @@ class RecordedRun:
                             child=children.get(entry.get("child", "")),
                         )
                     )
+                case "begun":
+                    under_way(name).acts.update(data.get("acts", ()))
                 case "decision":
                     step = under_way(name)
                     step.decision, step.decided_at = data, when
@@ -378,6 +383,8 @@ async def _history(store: Inspects, path: RunPath, since: float) -> list[Data]:
             if one.kind == "spent":
                 entry["number"] = one.number
             entry["data"] = json.loads(one.data)
+            if one.kind == "begun":  # the rest is how a resume would compare it
+                entry["data"] = {"acts": entry["data"].get("acts", [])}
             found.append(entry)
     return found
 

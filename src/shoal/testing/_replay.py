@@ -1,7 +1,7 @@
 """`replay`: execute the present program on the outcomes of a stored run, and compare.
 
 Invariants:
-- No function of a leaf action is called, no executor is opened, no hook of the application receives
+- No function of a leaf action is called, no worker is started, no hook of the application receives
   an event, and nothing is saved in a store of the program's.
 - Everything else is the present program: its graph, conditions, reducers, limits, retries, races.
 """
@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn, final
 
 import anyio
 
+from shoal._engine.injection import INJECTION
 from shoal._errors.exceptions import BadUse, brief
 from shoal._events.identity import RunPath
 from shoal._graph.parallel import stores_within
@@ -29,6 +30,7 @@ from shoal._state.state import State
 from shoal.rates._memory import MemoryRates
 from shoal.stores._codec.codec import Codec
 from shoal.stores._history import play
+from shoal.stores._memory import MemoryStore
 from shoal.stores._protocol import Batch, Beginning, Store
 from shoal.stores._results import Results
 
@@ -36,7 +38,7 @@ from ._clock import run_virtual
 from ._differences import Difference, end_difference, first_difference
 from ._hand_made import HandMadeRun
 from ._recorded import Data, Recording, read_run
-from ._serving import Conductor, ReplayedStore
+from ._serving import Conductor
 
 _FORK = "shoal.testing.replay"
 
@@ -251,8 +253,9 @@ async def _execute(
     """Execute the application on the outcomes of a recording, to its end or that of the record."""
     KEPT_HERE.set(MemoryRates())
     conductor = Conductor(recording, codec)
-    store = ReplayedStore(conductor.note_ended)
-    present = _present(app, store)
+    INJECTION.set(conductor)
+    present = copy.copy(app)
+    present.store, present.hooks = MemoryStore(), ()
     data = recording.data
     first: dict[str, Any] = {
         name: codec.decode(json.dumps(value)) for name, value in data["first"].items()
@@ -266,15 +269,14 @@ async def _execute(
     given = {**missing, **inputs}
     start: Any = State({**first, **hidden}, secret=set(hidden)) if hidden else first
     error: Exception | None = None
-    kept = store.kept
+    kept = conductor.kept
     if data.get("after") is not None or data.get("visits"):
-        await _begin_after(store, recording, first, hidden)
+        await _begin_after(kept, recording, first, hidden)
         start = State(hidden, secret=set(hidden)) if hidden else None
     async with Runtime(watch=False, debug=False) as runtime:
-        services = runtime.services
-        runtime.services = replace(
-            services, stand_in=conductor, results=Results(services.clock, size=0)
-        )
+        # Each cached result was an outcome of its own in the recorded run.
+        no_results = Results(runtime.services.clock, size=0)
+        runtime.services = replace(runtime.services, results=no_results)
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:
@@ -287,7 +289,7 @@ async def _execute(
 
             tasks.start_soon(run)
             await conductor.over.wait()
-            kept = store.kept.copy()  # before it is cancelled, which ends what is under way
+            kept = conductor.kept.copy()  # before it is cancelled, which ends what is under way
             tasks.cancel_scope.cancel()
     for one in missing.values():
         if one.misused is not None:
@@ -313,16 +315,8 @@ async def _last_state(store: Store, run_id: str) -> Mapping[str, Any]:
     return dict(play(record.beginning.first, await store.read(RunPath(run_id=run_id))).data)
 
 
-def _present(app: Application[Any], store: ReplayedStore) -> Application[Any]:
-    """Return the application as it is, but for its store and its hooks."""
-    present = copy.copy(app)
-    present.store = store
-    present.hooks = ()
-    return present
-
-
 async def _begin_after(
-    store: ReplayedStore, recording: Recording, first: Mapping[str, Any], hidden: Mapping[str, Any]
+    store: MemoryStore, recording: Recording, first: Mapping[str, Any], hidden: Mapping[str, Any]
 ) -> None:
     """Let the run begin behind a step, as a fork does."""
     data, run = recording.data, HandMadeRun(path=recording.root.path)

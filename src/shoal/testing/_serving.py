@@ -20,16 +20,18 @@ from typing import Any, NoReturn, cast, final
 import anyio
 
 from shoal._engine.fanout.context import Context
+from shoal._engine.injection import RECORDED_ITEM
 from shoal._engine.questions import ask
 from shoal._engine.run import Run
-from shoal._engine.stand_in import RECORDED_ITEM
+from shoal._events.hooks import Hook
 from shoal._events.identity import RunPath
 from shoal._graph.action import FunctionAction
+from shoal._limits.retry import Retry
 from shoal._state.state import Change, Extend, Operation, Set, change_of
 from shoal.stores._codec.codec import Codec
 from shoal.stores._history import Entry
 from shoal.stores._memory import MemoryStore
-from shoal.stores._protocol import Batch, ChildRecord, RunRecord, SavedRun
+from shoal.stores._protocol import Batch, ChildRecord, NullStore, RunRecord, SavedRun, Store
 from shoal.stores._sql.rows import OPERATIONS
 
 from ._differences import Difference, edge_between, retry_difference
@@ -56,6 +58,7 @@ class Conductor:
         """Serve nothing yet. To be made in the event loop of the replay."""
         self._recording = recording
         self._codec = codec
+        self._store = ReplayedStore(self._note_ended)
         self._began_at = anyio.current_time()
         self._ended: set[RunPath] = set()
         self._waits: dict[RunPath, anyio.Event] = {}
@@ -72,20 +75,60 @@ class Conductor:
         self.over: anyio.Event = anyio.Event()
         """Set when nothing more can be served."""
 
-    # -- the stand-in ------------------------------------------------------------------------------
+    # -- the port: see ``Injection`` ---------------------------------------------------------------
 
-    def serve(
-        self, run: Run, action: FunctionAction[..., Any], context: Context | None
-    ) -> Awaitable[Change] | None:
-        """Return what serves a call; None: the action is called. See ``StandIn``."""
+    @property
+    def kept(self) -> MemoryStore:
+        """What was saved so far."""
+        return self._store.kept
+
+    @property
+    def seed(self) -> int:
+        """Makes the delays of retries repeatable."""
+        return 0
+
+    @property
+    def debug(self) -> bool:
+        """Nothing is looked for: served values are decoded anew, and shared by nothing."""
+        return False
+
+    def hooks(self) -> Sequence[Hook]:
+        """Return no hooks."""
+        return ()
+
+    def is_for(self, run: Any, retry: Retry, error: Exception) -> bool:
+        """Return whether a failure is tried again; as recorded, if that can't be told any more.
+
+        A store keeps the type, the text and the arguments of an exception, and not all of its
+        attributes, which a function given as ``on=`` may look at.
+        """
+        try:
+            return retry.is_for(error)
+        except Exception:  # noqa: BLE001 # see above
+            recorded = self._recording.find(run.path)
+            return recorded is not None and run.attempt < recorded.attempts
+
+    def store(self, given: Store) -> Store:
+        """Return the store of the replay, in place of whatever store."""
+        return self._store if not isinstance(given, NullStore) else given
+
+    def call(
+        self,
+        run: Any,
+        action: FunctionAction[..., object],
+        call: Callable[[], Awaitable[Change]],
+        context: Any,
+    ) -> Awaitable[Change]:
+        """Serve an outcome; call an action that has started children of its own."""
         recorded = self._recording.find(run.path)
-        if recorded is not None and recorded.has_below(action.name):
-            self.called.add(action.name)
-            for question, answer in self._recording.root.answers.items():
-                answers = run.config.execution.answers
-                answers.setdefault(question, self._decoded(answer))
-            return None
-        return self._serve(run, action, context, recorded)
+        if any(field not in run.head[1] for field in action.fields):
+            return call()  # which refuses that
+        if recorded is None or not recorded.has_below(action.name):
+            return self._serve(run, action, context, recorded)
+        self.called.add(action.name)
+        for question, answer in self._recording.root.answers.items():
+            run.config.execution.answers.setdefault(question, self._decoded(answer))
+        return call()
 
     async def _serve(
         self,
@@ -180,7 +223,8 @@ class Conductor:
         retry = action.retry or (None if each is None else each.retry)
         # The last attempt fails at the recorded time, and earlier ones at once: their times, and
         # their errors, are not on record.
-        if retry is None or run.attempt >= recorded.attempts or not retry.is_for(error):
+        is_last = run.attempt >= recorded.attempts
+        if retry is None or is_last or not self.is_for(run, retry, error):
             await self._wait_for_turn(run, recorded, step)
         self.served += 1
         raise error
@@ -196,9 +240,10 @@ class Conductor:
             if parent.is_over or self._was_elsewhere(parent, path.step):
                 return await self._differ_for_good(edge_between(parent, path.step))
             return await self._wait_for_cancel(parent)
-        # A step that was decided, or ended early, may have left out elements. A race has a record
-        # of each contestant, and these have no keys.
-        is_contestant = path.key == "" and path.act not in {act for act, _ in step.children}
+        # A step that was decided, or ended early, may have left out elements, or contestants that
+        # its stagger had not started. Contestants have no keys.
+        acts = step.acts or {act for act, _ in step.children}
+        is_contestant = path.key == "" and path.act not in acts
         is_early = step.decision is not None or (not step.is_completed and "/" not in step.name)
         if is_early and not is_contestant:
             return await self._wait_for_cancel(parent)
@@ -301,7 +346,7 @@ class Conductor:
             self._charged[action, unit] = max(spent, before)
             context.charge(max(0.0, spent - before), unit=unit)
 
-    def note_ended(self, paths: Sequence[RunPath]) -> None:
+    def _note_ended(self, paths: Sequence[RunPath]) -> None:
         """Let those go on that wait for these runs: their ends are saved."""
         self._ended.update(paths)
         for path in paths:

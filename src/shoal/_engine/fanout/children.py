@@ -168,7 +168,7 @@ def children_of(
     # children are kept where their parent is.
     if store is None:
         kept = kept if isinstance(kept, NullStore) else NullStore()
-    elif not isinstance(store, Inherit) and config.services.stand_in is None:
+    elif not isinstance(store, Inherit):
         injection = config.services.injection
         kept = store = store if injection is None else injection.store(store)
         # Before the first child: whatever ends descendants has to ask this store as well.

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import as_failure
+from shoal._engine.injection import RECORDED_ITEM
 from shoal._engine.run import Run
-from shoal._engine.stand_in import RECORDED_ITEM
 from shoal._errors.exceptions import NobodyAccepted, Rejected, TooFewChildren, brief, note
 from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
 from shoal._events.identity import Key
