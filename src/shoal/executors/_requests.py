@@ -9,7 +9,7 @@ from typing import Any, Protocol, final
 from anyio import CancelScope
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._errors.exceptions import BadUse, Halting, NotSendable
+from shoal._errors.exceptions import BadUse, Halting, NotSendable, RunCancelled
 
 from . import _messages as m
 from ._sending import dump, load, load_error, why
@@ -71,8 +71,14 @@ class Requests:
     async def ask_whole(self, what: str, *arguments: object) -> Any:
         """Ask for something that is done as a whole: a cancellation arrives behind it."""
         reply: list[Any] = []
-        with CancelScope(shield=True):
-            reply.append(await self.ask(what, *arguments))
+        try:
+            with CancelScope(shield=True):
+                reply.append(await self.ask(what, *arguments))
+        except RunCancelled:
+            # The pool's reply to a function that it has cancelled before, as `except Exception` of
+            # the function must not find it.
+            await checkpoint_if_cancelled()
+            raise
         await checkpoint_if_cancelled()
         return reply[0]
 

@@ -251,6 +251,9 @@ class Serving:
                 self._reply(number, None, self._refused(number, error))
             finally:
                 of.waits.discard(scope)
+        if scope.cancelled_caught:
+            # The fan-out is being left, and a task of the function may wait all the same.
+            self._reply(number, _dumped_outcomes([]), None)
 
     def give_up(self) -> None:
         """Cancel all children, because the call is cancelled, or its worker has died."""
