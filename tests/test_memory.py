@@ -6,13 +6,14 @@ import gc
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
 
 import anyio
 import pytest
 
-from shoal import Application, Done, Limits, MemoryStore, State, action, fan_out
+from shoal import Application, Done, Graph, Limits, MemoryStore, Runtime, State, action, fan_out
 from shoal.stores import Batch
 from shoal.testing import run_virtual
 from shoal.types import FanOut
@@ -221,3 +222,90 @@ def test_memory_is_bounded_whatever_is_slow(
     assert many.peak <= few.peak + SLACK // 5
     if slow != "reducer":  # whose time is the machine's
         assert many.seconds >= 8 * few.seconds > 0
+
+
+# -- many runs at once -----------------------------------------------------------------------------
+
+
+@action(reads=["n"], writes=["ns"])
+async def list_some(n: int) -> list[int]:
+    return [n, n + 1]
+
+
+@action(reads=["item"], writes=["out"])
+async def wait_for(item: int, gate: anyio.Event, inside: list[int]) -> int:
+    inside[0] += 1
+    await gate.wait()
+    return item
+
+
+async def live_together(count: int, rounds: int) -> list[tuple[int, int]]:
+    """Let so many runs be in the middle of a map at once, in each of the rounds.
+
+    Returns the bytes that are in use while they wait, and after they have ended, above those of
+    before, in each round.
+    """
+    step = fan_out(wait_for, over="ns", key=int, into="out")
+    app = Application(Graph.chain(list_some, step))
+    used: list[tuple[int, int]] = []
+
+    async def one(runtime: Runtime, n: int, **inputs: object) -> None:
+        result = await runtime.run(app, {"n": n}, inputs=inputs)
+        assert result.state["out"] == {n: n, n + 1: n + 1}
+
+    async with Runtime() as runtime:
+        await live_round(runtime, one, 50)  # imports and caches
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(rounds):
+            waiting = await live_round(runtime, one, count)
+            gc.collect()
+            used.append((waiting - before, tracemalloc.get_traced_memory()[0] - before))
+    return used
+
+
+async def live_round(runtime: Runtime, one: Any, count: int) -> int:
+    gate, inside, waiting = anyio.Event(), [0], 0
+    async with anyio.create_task_group() as tasks:
+        for n in range(count):
+            tasks.start_soon(partial(one, runtime, n, gate=gate, inside=inside))
+        while inside[0] < 2 * count:
+            await anyio.sleep(1)
+        waiting, _ = tracemalloc.get_traced_memory()
+        gate.set()
+    return waiting
+
+
+def bytes_of(count: int, rounds: int, backend: Literal["asyncio", "trio"]) -> list[tuple[int, int]]:
+    gc.collect()
+    tracemalloc.start()
+    try:
+        return run_virtual(live_together, count, rounds, backend=backend)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(20, marks=pytest.mark.sweep),
+        pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+)
+def test_runs_side_by_side_leave_nothing_behind(
+    count: int, backend: Literal["asyncio", "trio"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory follows what is in flight: it is the same in each round, and given back after it."""
+    (first, left), *others = bytes_of(count, 3, backend)
+    if count == 10_000:
+        with capsys.disabled():
+            print(
+                f"\n{count:,} runs at once, {backend}: {first / count / 1000:.1f} kB each, "
+                f"{left / 1e6:.2f} MB after they have ended; then "
+                + ", ".join(f"{peak / 1e6:.1f} and {after / 1e6:.2f} MB" for peak, after in others)
+            )
+    for waiting, after in others:
+        assert waiting <= first * 1.05 + SLACK / 10
+        assert after <= left + SLACK / 10
+    assert left <= first / 20 + SLACK / 10

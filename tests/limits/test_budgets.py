@@ -651,6 +651,27 @@ async def test_a_resumed_run_knows_what_was_spent():
     assert (await app().run(id="x")).spent == {"USD": 0.15}
 
 
+async def test_a_resumed_run_knows_who_has_spent_it():
+    store, worst = MemoryStore(), [0.05]
+
+    @action(reads=["answer"], writes=["end"])
+    async def fail(answer: int, context: Context) -> int:
+        context.charge(0.01)
+        raise OSError("no")
+
+    def app() -> Application[Any]:
+        budget = Budget(0.1, "USD", worst=lambda state: worst[0])
+        before = asking(name="before", costs=lambda n: 0.05)
+        return Application(Graph.chain(before, fail), store=store, limits=budget)
+
+    with pytest.raises(OSError, match="no"):
+        await app().run({"n": 1}, id="x")
+    worst[0] = 0.08
+    with pytest.raises(BudgetExceeded) as raised:
+        await app().run(id="x")
+    assert raised.value.by == {"before": 0.05, "fail": 0.01}
+
+
 async def test_a_record_says_by_whom_all_of_it_was_spent():
     """Also while attempts go on that have said something already."""
     store, said = MemoryStore(), anyio.Event()
@@ -788,6 +809,11 @@ def test_budgets_that_are_refused(arguments: Mapping[str, Any], says: str):
 def test_worst_cases_that_are_refused(worst: Any):
     with pytest.raises(DefinitionError):
         Budget(1, "USD", worst=0).with_worst(worst)
+
+
+async def test_an_attempt_may_cost_nothing_at_worst():
+    app = Application(asking(costs=lambda n: None), limits=Budget(0.1, "USD", worst=0))
+    assert (await app.run({"n": 1})).spent == {"USD": 0}
 
 
 def test_asking_for_a_runtime_is_refused():

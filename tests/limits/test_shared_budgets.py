@@ -221,6 +221,35 @@ async def test_a_backend_that_stays_down_is_named():
             await runtime.run(Application(spending()), {"ns": range(2)})
 
 
+class Talkative(Watched):
+    """Answers something else than what it was asked."""
+
+    answers: object = "hello"
+
+    async def spend(self, requests: Sequence[BudgetRequest]) -> Any:
+        return [self.answers for _ in requests]
+
+
+@pytest.mark.parametrize("answer", ["hello", BudgetReply(granted=7, used=0.0, since=0.0)])
+async def test_a_backend_that_answers_something_else_has_failed(answer: object):
+    backend = Talkative(1.0)
+    backend.answers = answer
+    async with no_leaks(), Runtime(limits=shared(backend)) as runtime:
+        with pytest.raises(RateUnavailable, match=r"spend\(\) answered .* see shoal\.rates"):
+            await runtime.run(Application(spending()), {"ns": range(2)})
+
+
+async def test_what_all_processes_have_spent_is_said_by_the_refusal():
+    backend = MemoryRates()
+    async with Runtime(limits=shared(backend, 0.25)) as runtime:
+        await runtime.run(Application(spending(cost=0.1)), {"ns": range(2)})
+    async with Runtime(limits=shared(backend, 0.25)) as runtime:
+        result = await runtime.run(Application(spending()), {"ns": range(1)})
+    [failed] = result.outcomes("outs")
+    assert isinstance(failed, Failed)
+    assert "0.05 of 0.25 is left; 0.2 in all processes is spent" in str(failed.error)
+
+
 @pytest.mark.parametrize(
     ("error", "used"), [(NotApplied("no route"), 0.03), (ConnectionError("no answer"), 0.1)]
 )
