@@ -6,7 +6,8 @@ below one root run share in this process, ``services`` what all runs of a runtim
 Functions over a run:
 
 - ``walk`` goes along the graph, step after step.
-- ``call`` executes one step; ``attempts`` bounds and retries it, ``streaming`` reads its items.
+- ``call`` executes one step; ``attempts`` bounds and retries it, ``streaming`` reads its items;
+  ``returned`` checks its result.
 - ``child_time``: the timeouts of a child, and what it waits for.
 - ``hedged``: an attempt of a late child, and a second copy of it.
 - ``worker_deaths`` goes on after the death of a worker that an action was called in.

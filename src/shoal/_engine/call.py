@@ -10,9 +10,9 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from anyio.lowlevel import checkpoint_if_cancelled
 
@@ -24,31 +24,19 @@ from shoal._concurrency.cancellation import (
     ki_unprotected,
 )
 from shoal._errors.exceptions import (
-    BadResult,
     BudgetExceeded,
     DefinitionError,
     Halting,
-    MissingField,
     RetryLater,
-    UndeclaredWrite,
     WorkerDied,
     brief,
-    kind_of,
     note,
 )
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import AttemptPermit
 from shoal._state.secrets import Secret
-from shoal._state.state import (
-    NO_CHANGE,
-    Change,
-    State,
-    change_between,
-    make_state,
-    refuse_awaitable,
-)
+from shoal._state.state import Change, make_state, refuse_awaitable
 from shoal.executors._port import Call, ContextPort, Pool
-from shoal.executors._results import MISTAKES, refuse_mistake
 from shoal.executors._streams import stream
 from shoal.executors._threads import ThreadCall
 
@@ -69,6 +57,7 @@ from .permits import (
 from .publish import publish_grace_exceeded
 from .questions import halting_attempt, is_blocked
 from .result_cache import lookup, result_key, store_result
+from .returned import TO_CHECK, checked_result, missing_field, written
 from .run import Run
 from .spending import publish_spent, record_stakes, refused
 from .standing import stands_for
@@ -77,8 +66,6 @@ from .worker_deaths import outlive
 
 logger = logging.getLogger("shoal")
 
-TO_CHECK = (dict, *MISTAKES)
-"""Types of results of which some are refused."""
 LATER = 10
 """The number of ``RetryLater`` in a row with which an action fails.
 
@@ -479,7 +466,7 @@ async def call_simply(run: Run, action: Any) -> Change:
             # `type() is` instead of `isinstance`: per field and child, and `Secret` is final.
             kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
-        raise _missing(action, missing.args[0], data) from None
+        raise missing_field(action, missing.args[0], data) from None
     base = None
     if action.takes_state:
         base = kwargs["state"] = make_state(data, action.access)
@@ -536,7 +523,7 @@ async def _call(
             # `type() is` instead of `isinstance`: per field and child, and `Secret` is final.
             kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
-        raise _missing(action, missing.args[0], data) from None
+        raise missing_field(action, missing.args[0], data) from None
     if action.input_names:
         # Bound inputs win over those of the run, which other actions may take by that name. An
         # input that neither has is left to the parameter's default; one without a default was
@@ -589,7 +576,7 @@ async def _call(
     if call is not None:
         if base is not None:
             return cast("Change", result)  # worked out where the function ran
-        return _written(action, result)
+        return written(action, result)
     if action.is_plain:
         refuse_awaitable(result, f"action {action.name!r}")
     return checked_result(action, base, result)
@@ -620,88 +607,3 @@ async def _call_injected(
             raise
         later = error
     return await call_admitted(run, action, later=later)
-
-
-def checked_result(
-    action: FunctionAction[..., object], base: State | None, result: object
-) -> Change:
-    """Return the change that ``result`` is: of an action called here, on the state ``base``."""
-    if isinstance(result, MISTAKES):
-        refuse_mistake(action.name, cast("object", result))
-    if base is not None:
-        return change_between(base, result, f"action {action.name!r}")
-    return _written(action, result)
-
-
-def _written(action: FunctionAction[..., object], result: object) -> Change:
-    """Return the change of an action that has returned the values of the fields it writes."""
-    # The usual action writes one field and returns its value, so nothing else has to be checked.
-    field = action.only_write
-    if field is not None:
-        # By type and length first: this is the path of each child.
-        if type(result) is dict and len(cast("dict[str, object]", result)) == 1 and field in result:
-            _refuse_wrapped(action, field)
-        return Change(None, {field: cast("object", result)})
-    return _writes(action, result)
-
-
-def _missing(
-    action: FunctionAction[..., object], field: str, data: Mapping[str, object]
-) -> MissingField:
-    msg = (
-        f"action {action.name!r} reads field {field!r}, which the state does not have "
-        f"(it has: {', '.join(sorted(data)) or 'none'}); "
-        f"pass it to run(), or write it in an earlier action"
-    )
-    return MissingField(msg)
-
-
-def _refuse_wrapped(action: FunctionAction[..., object], field: str) -> NoReturn:
-    msg = (
-        f"action {action.name!r} returned a mapping of its only field, {{{field!r}: ...}}; an "
-        f"action that writes one field returns the value itself. If the value is a mapping with "
-        f"that key, take `state` and return state.update({field}=...)"
-    )
-    raise BadResult(msg)
-
-
-def _writes(action: FunctionAction[..., object], result: object) -> Change:
-    """Return the change of an action that writes no field or several, after checking its result."""
-    name = action.name
-    if not action.writes:
-        if result is not None:
-            msg = (
-                f"action {name!r} declares no writes and returned {kind_of(result)}; "
-                f"declare writes=[...] or return None"
-            )
-            raise BadResult(msg)
-        return NO_CHANGE
-    expected = ", ".join(sorted(action.writes))
-    if not isinstance(result, Mapping):
-        msg = (
-            f"action {name!r} writes several fields, so it returns a mapping of them "
-            f"({expected}), not {kind_of(result)}"
-        )
-        raise BadResult(msg)
-    values = dict(cast("Mapping[str, object]", result))
-    # Before the missing ones: a misspelled name is both, and the error should name what was
-    # written. Keys may be of any type, and are made text because mixed types can't be sorted.
-    extra = ", ".join(sorted(map(str, values.keys() - action.writes)))
-    if extra:
-        msg = (
-            f"action {name!r} returned a value for {extra}, which it does not declare; "
-            f"add it to writes=[...] (declared: {expected})"
-        )
-        raise UndeclaredWrite(msg)
-    missing = ", ".join(sorted(action.writes - values.keys()))
-    if missing:
-        msg = (
-            f"action {name!r} returned no value for {missing}, which it declares to write; "
-            f"to write only some of its fields, take `state` and return state.update(...)"
-        )
-        raise BadResult(msg)
-    # The result as a whole was checked by `_call`, and that was the mapping.
-    for value in values.values():
-        if isinstance(value, MISTAKES):
-            refuse_mistake(action.name, cast("object", value))
-    return Change(None, values)

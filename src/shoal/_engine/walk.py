@@ -26,7 +26,7 @@ from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared
 
 from .attempts import Tries, try_again, within
-from .call import TO_CHECK, call_action, call_admitted, call_simply, checked_result
+from .call import call_action, call_admitted, call_simply
 from .child_time import ChildTime, described
 from .commit import Write, commit, is_silent
 from .config import Halts
@@ -35,6 +35,7 @@ from .in_place import refuse_changes_in_place
 from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
+from .returned import TO_CHECK, checked_result
 from .run import Run
 from .standing import stands_for
 
