@@ -58,6 +58,7 @@ from .commit import SAVE, commit
 from .crash_suspects import CrashSuspects
 from .halting import stop_if_drained
 from .hedged import HedgedAttempt, hedged_attempt
+from .injection import Injection
 from .permits import (
     pause_keys,
     take_permit,
@@ -523,9 +524,9 @@ async def _call(
         is_free: Whether nothing around this call repeats it after a ``RetryLater``.
         is_injected: Whether the simulation, if the run is one, makes this very call.
     """
-    if run.config.services.injection is not None and not is_injected:
-        given = {"context": context, "items": items, "time": time}
-        return await _call_injected(run, action, call=call, is_free=is_free, **given)
+    if (injection := run.config.services.injection) is not None and not is_injected:
+        again = partial(_call, run, action, context=context, items=items, time=time)
+        return await _call_injected(run, action, injection, again, call=call, is_free=is_free)
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -598,19 +599,15 @@ async def _call(
 
 
 async def _call_injected(
-    run: Run, action: FunctionAction[..., object], *, call: Call | None, is_free: bool, **given: Any
+    run: Run, action: Any, injection: Injection, again: Any, *, call: Call | None, is_free: bool
 ) -> Change:
     """Have the simulation make the call, which passes on to ``_call`` what it is told to call."""
-    injection = run.config.services.injection
-    assert injection is not None, "the caller has looked"
-    # In a simulation, functions for threads are called on the loop: what happens in which order is
-    # then decided by the seed alone. Those that use their context need the thread.
-    if isinstance(call, ThreadCall) and not action.takes_context:
+    # Functions for threads are called on the loop, so that the seed alone decides on the order.
+    if isinstance(call, ThreadCall) and not action.takes_context:  # a context needs the thread
         call = None
-    made = partial(_call, run, action, call=call, is_injected=True, **given)
     later: RetryLater | None = None
     try:
-        return await injection.call(run, action, made)
+        return await injection.call(run, action, partial(again, call=call, is_injected=True))
     except RetryLater as error:
         if not is_free:
             raise
