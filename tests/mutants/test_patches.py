@@ -40,11 +40,16 @@ def test_a_patch_applies_wherever_its_lines_were_moved_in(monkeypatch: pytest.Mo
     before = "    if one:\n        two()"
     patch = Patch("name", "invariant", "red", (("module.py", before, "    three()\n    two()"),))
     source = "def f():\n    if zero:\n        if one:\n            two()\n        four()\n"
-    monkeypatch.setattr(Path, "read_text", lambda _: source)
+    found = [source]
+
+    def read_text(_: Path) -> str:
+        return found[0]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     instead = "def f():\n    if zero:\n        three()\n        two()\n        four()\n"
     assert patch.changed() == {"module.py": instead}
-    monkeypatch.setattr(Path, "read_text", lambda _: source + source.replace("f()", "g()"))
-    with pytest.raises(LookupError, match="occurs 2 times in module.py"):
+    found[0] += source.replace("f()", "g()")
+    with pytest.raises(LookupError, match=r"occurs 2 times in module\.py"):
         patch.changed()
 
 
