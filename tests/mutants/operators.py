@@ -154,6 +154,10 @@ class _Finder(ast.NodeVisitor):
         if not _is_for_readers(node):
             self.generic_visit(node)
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg != "strict":  # of `zip`: a check of its own, like an assertion
+            self.generic_visit(node)
+
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         return
 

@@ -6,10 +6,12 @@ occurs once, so it applies as long as that text stands.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from .bench import SOURCE
@@ -39,11 +41,40 @@ class Patch:
         texts: dict[str, str] = {}
         for name, before, after in self.edits:
             text = texts.get(name) or (SOURCE / name).read_text()
-            if text.count(before) != 1:
-                msg = f"{self.name!r}: its text occurs {text.count(before)} times in {name}"
+            places = _places(text, before)
+            if len(places) != 1:
+                msg = (
+                    f"patch {self.name!r}: its text occurs {len(places)} times in {name}. HINT: if "
+                    f"the code has changed, write the patch anew in tests/mutants/patches/, so "
+                    f"that it breaks the same invariant, and run `python -m tests.mutants` with "
+                    f"a part of its name"
+                )
                 raise LookupError(msg)
-            texts[name] = text.replace(before, after)
+            (at, there), margin = places[0], _margin(before)
+            instead = after
+            if there != before:  # as far in as the code is now
+                indent = _margin(there)
+                lines = after.split("\n")
+                instead = "\n".join(indent + line.removeprefix(margin) for line in lines)
+            texts[name] = text[:at] + instead + text[at + len(there) :]
         return texts
+
+
+def _places(text: str, before: str) -> list[tuple[int, str]]:
+    """Return where ``before`` stands in a text, and as what: whole lines may be further in."""
+    exact = [(found.start(), before) for found in re.finditer(re.escape(before), text)]
+    if exact:
+        return exact
+    lines = [re.escape(line) for line in dedent(before).split("\n")]
+    if not before.startswith(" "):
+        return []
+    pattern = r"^(?P<indent> *)" + r"\n(?:(?P=indent)|(?=\n))".join(lines) + "$"
+    return [(one.start(), one[0]) for one in re.finditer(pattern, text, re.MULTILINE)]
+
+
+def _margin(text: str) -> str:
+    """Return the spaces in front of the first line."""
+    return text[: len(text) - len(text.lstrip(" "))]
 
 
 def read() -> Iterator[Patch]:

@@ -22,7 +22,10 @@ from .operators import Defect, defects
 
 PACKAGES = ("_engine", "_limits")
 """The engine's run and its fan-outs, and the limits."""
-TESTS = ("tests/limits", "tests/fanout", "tests/engine", "tests/runtime", "tests/borders")
+TESTS = (
+    *("tests/limits", "tests/fanout", "tests/engine", "tests/runtime", "tests/borders"),
+    *("tests/events", "tests/state", "tests/stores", "tests/test_constructs.py"),
+)
 WANTED = 0.85
 """The share of defects that must be noticed."""
 MAP = ROOT / ".mutants-map"

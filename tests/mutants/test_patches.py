@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -30,10 +31,26 @@ def invariants() -> list[str]:
 def test_a_patch_applies_and_its_test_exists(patch: Patch):
     for name, text in patch.changed().items():
         assert text != (SOURCE / name).read_text()
-        compile(text, name, "exec")
     path, _, test = patch.red.partition("::")
     tree = ast.walk(ast.parse((ROOT / "tests" / path).read_text("utf-8")))
     assert test in {getattr(one, "name", None) for one in tree}
+
+
+def test_a_patch_applies_wherever_its_lines_were_moved_in(monkeypatch: pytest.MonkeyPatch):
+    before = "    if one:\n        two()"
+    patch = Patch("name", "invariant", "red", (("module.py", before, "    three()\n    two()"),))
+    source = "def f():\n    if zero:\n        if one:\n            two()\n        four()\n"
+    found = [source]
+
+    def read_text(_: Path) -> str:
+        return found[0]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    instead = "def f():\n    if zero:\n        three()\n        two()\n        four()\n"
+    assert patch.changed() == {"module.py": instead}
+    found[0] += source.replace("f()", "g()")
+    with pytest.raises(LookupError, match=r"occurs 2 times in module\.py"):
+        patch.changed()
 
 
 def test_names_are_unique():
