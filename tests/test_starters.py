@@ -22,6 +22,7 @@ from shoal import (
     Hedge,
     Hook,
     Limits,
+    MemoryStore,
     Rate,
     Retry,
     RetryLater,
@@ -276,6 +277,33 @@ async def test_threads_and_children_of_an_action_in_real_time():
 
     result = await Application(own).run()
     assert result.state["squares"] == [0, 1, 4, 9, 16]
+
+
+@pytest.mark.anyio
+@pytest.mark.every_starter
+async def test_budgets_in_real_time():
+    """Charged in threads and on the loop, shared, waited for, refused, stopped, and asked for."""
+
+    @action(reads=["n"], writes=["square"])
+    def threaded(n: int, context: Context) -> int:
+        context.charge(0.05, unit="USD")
+        return n * n
+
+    def budgeted(**more: Any) -> Application[Any]:
+        money = Budget(0.2, "USD", worst=0.1, name="x", **more)
+        step = fan_out(threaded, over="ns", item="n", into="squares", on_error="ignore")
+        return Application(step, limits=money, store=MemoryStore())
+
+    with anyio.fail_after(20):
+        for more in ({}, {"on_empty": "stop"}, {"backend": MemoryRates()}):
+            result = await budgeted(**more).run({"ns": [0, 1, 2, 3, 4]})
+            assert len(result.state["squares"]) == 3
+        app = budgeted(on_empty="ask")
+        result = await app.run({"ns": [0, 1, 2, 3, 4]}, id="r")
+        while result.status == "halted":
+            result = await app.run(id="r", answers={"budget x": 0.05})
+        assert result.state["squares"] == [0, 1, 4, 9, 16]
+        assert result.spent == {"x": 0.25}
 
 
 @pytest.mark.anyio
