@@ -585,6 +585,8 @@ class Accounts:
     @property
     def spent(self) -> Mapping[str, float]:
         """What the run has spent of each budget, by its name."""
+        if not (self._recorded or self._by_name or self._mirrors):  # as of most runs
+            return {}
         found: dict[str, float] = defaultdict(float)
         for level in self._recorded.values():
             found[level.budget] += level.spent + level.aside

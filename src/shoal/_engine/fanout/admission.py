@@ -135,11 +135,9 @@ class ChildAdmission:
         """Counts the children in flight, from their start until the parent has committed their end.
         """
         # Not by a `Part`, since places are no limiter's: each execution of the fan-out has its own.
-        self.place.adapt = limits.adapts_in_flight
+        self.place.adapt = adapt = limits.adapts_in_flight
         # False: only children with limits of their own need permits; all others just take a place.
-        self._governs_all = (
-            of_starts is not None or self._scopes is not None or limits.adapts_in_flight is not None
-        )
+        self._governs_all = of_starts is not None or self._scopes is not None or adapt is not None
         self.suspended: int = 0
         """Children that have started, and wait without a place."""
         self.uncommitted: int = 0
