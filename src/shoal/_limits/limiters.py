@@ -132,6 +132,16 @@ class Limiter:
         """Whether a part has ``share=``."""
         if self.has_shares:
             self._scheduler.has_shares = True
+        # Shares have turns, so children of another one may start first, as those of another key. A
+        # backend of shared rates or budgets is asked for as much as waits, and may be far away:
+        # see test_throughput_is_the_rate_however_far_the_backend_is.
+        self.tells_apart: bool = self.has_shares or any(
+            part.by is not None
+            or isinstance(part.rate, SharedRate)
+            or (part.terms is not None and part.terms.backend is not None)
+            for part in (gates.part for gates in self.parts)
+        )
+        """Whether others may start before those that wait, or as many are granted as wait."""
 
     def is_of(self, limits: Limits) -> bool:
         """Return whether its parts were written as the objects in ``limits``."""

@@ -19,7 +19,6 @@ from typing import final
 from shoal._engine.config import RunConfig
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter, Limiters
-from shoal._limits.limits import SharedRate
 
 PER_PLACE = 4
 """Elements that are read ahead for each place in flight, by default: so memory is in proportion to
@@ -82,18 +81,14 @@ class ReadAhead:
 
     def _needs_many(self, kind: RunConfig) -> bool:
         """Whether others may start before those that wait, or as many are granted as wait."""
-        limiters = (*self._own, *self._of_attempt(kind))
-        parts = [part for one in limiters for part in one.limits.parts]
-        # Shares have turns, so children of another one may start first, as those of another key. A
-        # backend of shared rates or budgets is asked for as much as waits, and may be far away:
-        # see test_throughput_is_the_rate_however_far_the_backend_is.
-        return any(
-            part.by is not None
-            or part.share is not None
-            or isinstance(part.rate, SharedRate)
-            or (part.terms is not None and part.terms.backend is not None)
-            for part in parts
-        )
+        # Asked for each child that waits, so the limiters have worked it out.
+        for limiter in self._own:
+            if limiter.tells_apart:
+                return True
+        for limiter in self._of_attempt(kind):  # noqa: SIM110 # no generator, for the same reason
+            if limiter.tells_apart:
+                return True
+        return False
 
     def gates(self, kind: RunConfig) -> tuple[tuple[Gate, ...], tuple[Gate, ...]] | None:
         """Return the gates of the fan-out, and those of the first attempt, that every child needs.
