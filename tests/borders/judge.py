@@ -9,7 +9,7 @@ from shoal import Cancelled, Done, Failed, NobodyAccepted, Outcome, RetryLater, 
 from shoal.errors import Rejected, SpuriousCancel
 from shoal.events import ChildEnded, ChildName, ChildStarted, Decision, StateUpdated, Update
 from shoal.stores import Completed
-from shoal.testing import RecordingHook
+from shoal.testing import RecordingHook, assert_well_formed
 from shoal.testing._invariants import plain
 
 from .model import RACES, Model
@@ -102,10 +102,11 @@ def _judge_kept(
     world: World, end: str, before: Mapping[str, Seen], seen: Mapping[str, Seen], root_id: str
 ) -> None:
     for run_id, one in seen.items():
-        numbers = [entry.number for entry in one.history if isinstance(entry, Update)]
-        is_whole = world.store_of(one.path) != "none"  # else only its last update may be kept
-        if is_whole and numbers != list(range(1, len(numbers) + 1)):
-            world.violate(f"updates of {one.path!r} are numbered {numbers}")
+        if world.store_of(one.path) != "none":  # else only its last update may be kept
+            try:
+                assert_well_formed(one.history)
+            except AssertionError as problem:
+                world.violate(f"{one.path!r}: {problem}")
         was = before.get(run_id)
         if was is None or world.has_changed or world.is_rerun(one.path):
             continue

@@ -511,10 +511,8 @@ async def _call(
         is_injected: Whether the simulation, if the run is one, makes this very call.
     """
     if run.config.services.injection is not None and not is_injected:
-        given = {"items": items, "time": time}
-        return await _call_injected(
-            run, action, context=context, call=call, is_free=is_free, **given
-        )
+        given: dict[str, Any] = {"context": context, "items": items, "time": time}
+        return await _call_injected(run, action, call, is_free=is_free, **given)
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -583,13 +581,7 @@ async def _call(
 
 
 async def _call_injected(
-    run: Run,
-    action: FunctionAction[..., object],
-    *,
-    context: ContextPort | None,
-    call: Call | None,
-    is_free: bool,
-    **given: Any,
+    run: Run, action: FunctionAction[..., object], call: Call | None, *, is_free: bool, **given: Any
 ) -> Change:
     """Have the simulation make the call, which passes on to ``_call`` what it is told to call."""
     injection = run.config.services.injection
@@ -598,10 +590,10 @@ async def _call_injected(
     # then decided by the seed alone. Those that use their context need the thread.
     if isinstance(call, ThreadCall) and not action.takes_context:
         call = None
-    made = partial(_call, run, action, context=context, call=call, is_injected=True, **given)
+    made = partial(_call, run, action, call=call, is_injected=True, **given)
     later: RetryLater | None = None
     try:
-        return await injection.call(run, action, made, context)
+        return await injection.call(run, action, made, given["context"])
     except RetryLater as error:
         if not is_free:
             raise

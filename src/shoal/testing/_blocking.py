@@ -1,7 +1,7 @@
 """`no_blocking`: no step of a task may hold up the event loop for long.
 
 A thread looks at the step that runs, several times in the allowed time. It never calls into the
-loop, and counts as a thread without work, so virtual time is not disturbed.
+loop, so virtual time is not disturbed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import asyncio
 import sys
 import threading
 import traceback
+from _thread import start_new_thread
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from types import FrameType
 from typing import final
 
@@ -103,10 +104,7 @@ class _Watch:
             self._loop = asyncio.get_running_loop()
         # When the step began that runs, or has run last. The thread reads it at any moment.
         self._began_at = monotonic()
-        self._is_over = threading.Event()
-        # Named as trio names a worker without a job: it calls nobody, so virtual time needn't wait
-        # for it.
-        self._thread = threading.Thread(target=self._look, name="Trio thread 0", daemon=True)
+        self._is_over = False
         self._blocked: dict[float, Blocked] = {}
 
     @property
@@ -116,17 +114,19 @@ class _Watch:
 
     def begin(self) -> None:
         self._began_at = monotonic()
-        self._thread.start()
+        # Not a `threading.Thread`: starting and joining one blocks this thread, and virtual time
+        # would wait for it. This one calls nobody, and ends by itself a moment after the block.
+        start_new_thread(self._look, ())
 
     def end(self) -> None:
-        self._is_over.set()
-        self._thread.join()
+        self._is_over = True
 
     def on_step(self) -> None:
         self._began_at = monotonic()
 
     def _look(self) -> None:
-        while not self._is_over.wait(self._longest / _LOOKS):
+        while not self._is_over:
+            sleep(self._longest / _LOOKS)
             began_at, now = self._began_at, monotonic()
             if now - began_at < self._longest:
                 continue
@@ -135,7 +135,7 @@ class _Watch:
                 continue
             known = self._blocked.get(began_at)
             stack = traceback.extract_stack(frame, limit=_SHOWN)
-            if _waits(stack[-1]) or self._began_at != began_at:
+            if _waits(stack[-1]) or self._began_at != began_at or self._is_over:
                 continue  # the step has ended, and the loop has nothing to do
             self._blocked[began_at] = Blocked(
                 task=self._task_at(frame) if known is None else known.task,

@@ -85,6 +85,9 @@ class RecordedStep:
     """The acts of its children, as it was declared; empty if it declared none."""
     children: dict[_Child, RecordedRun] = field(default_factory=dict[_Child, "RecordedRun"])
 
+    last: RecordedRun | None = None
+    """The last of its children that ended by themselves."""
+
     def arrived(self) -> list[RecordedRun]:
         """Return the children that ended by themselves, in the order in which they did."""
         ended = [one for one in self.children.values() if one.status in ("succeeded", "failed")]
@@ -145,9 +148,8 @@ class RecordedRun:
         self.predecessor: RecordedRun | None = None
         """The sibling that ended before it."""
         for step in self._visits.values():
-            before: RecordedRun | None = None
             for one in step.arrived():
-                one.predecessor, before = before, one
+                one.predecessor, step.last = step.last, one
 
     def _play(
         self, history: list[Data], children: Mapping[str, RecordedRun], visits: dict[str, int]

@@ -295,7 +295,7 @@ class Conductor:
                 await self._wait_for_end(at.predecessor)
             of = at.parent.step(at.path.step, at.path.visit)
             assert of is not None, "it has the child"
-            is_last = of.arrived()[-1:] == [at] and at.parent.steps[-1:] == [of]
+            is_last = of.last is at and at.parent.steps[-1] is of
             at = at.parent if is_last and at.parent.is_over else None
 
     async def _sleep_until(self, due: float) -> None:
