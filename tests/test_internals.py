@@ -78,6 +78,18 @@ def test_links_lead_to_headings_that_exist(page: Path):
             assert anchor in slugs, f"{page.name} links to {address}"
 
 
+def test_the_first_page_names_all_packages_and_few_are_public():
+    """A newcomer learns at most a dozen names; the picture of the packages lacks none."""
+    there = {
+        path.name + "/" * path.is_dir()
+        for path in SOURCE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    } - {"_version.py"}
+    picture = FIRST.read_text().split("```")[1]
+    assert {name for name in there if name not in picture} == set()
+    assert len([name for name in there if not name.startswith("_")]) <= 12
+
+
 @pytest.mark.parametrize(("page", "package"), PACKAGES.items())
 def test_a_page_lists_each_module_of_its_package(page: str, package: str):
     text = (FIRST.with_suffix("") / f"{page}.md").read_text()

@@ -325,7 +325,7 @@ def _is_pickled(name: str) -> bool:
 
     These are the errors, whose tracebacks show it too, and the class of ``INHERIT``.
     """
-    return name == "Inherit" or _HOMES[name] == f"{__name__}.errors"
+    return name == "Inherit" or _HOMES.get(name) == f"{__name__}.errors"
 
 
 def _stand_in(name: str, error: ImportError) -> type:

@@ -160,9 +160,9 @@ def test_runs_are_listed_for_programs(path: Path, capsys: Any):
         ["good", "crawl", "2", "succeeded"],
     ]
     assert [line[6:] for line in lines] == [
-        ["", ""],
-        ["", "OSError: the disk is on fire"],
-        ["", ""],
+        ["", "", "", "normal"],
+        ["", "OSError: the disk is on fire", "", "normal"],
+        ["", "", "", "normal"],
     ]
     began, ended = lines[1][4:6]
     assert began <= ended

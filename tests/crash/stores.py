@@ -135,15 +135,24 @@ def _serve_postgres() -> Generator[None]:
             _servers.remove(server)
 
 
-def _open_postgres(folder: Path) -> Store:
+def running_server() -> PostgresServer:
+    """Return the server of all rounds."""
     (server,) = _servers
-    return PostgresStore(server.address(), schema=folder.name)
+    return server
+
+
+def _open_postgres(folder: Path) -> Store:
+    return PostgresStore(running_server().address(), schema=_schema(folder))
+
+
+def _schema(folder: Path) -> str:
+    # Of two levels, since a round of several processes has a folder in a folder.
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _postgres_tables(folder: Path) -> dict[str, Row]:
-    (server,) = _servers
-    with psycopg.connect(server.address(), autocommit=True) as sql:
-        sql.execute("SELECT set_config('search_path', %s, false)", (f'"{folder.name}"',))
+    with psycopg.connect(running_server().address(), autocommit=True) as sql:
+        sql.execute("SELECT set_config('search_path', %s, false)", (f'"{_schema(folder)}"',))
         return _read(
             lambda query: sql.execute(query.encode()).fetchall(),
             lambda key: int(key[1:]) if key[:1] == "#" else key,

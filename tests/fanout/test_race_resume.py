@@ -307,6 +307,39 @@ async def test_losers_are_recorded_with_the_winner():
     assert loser.winner == ("sleep", "1")
 
 
+async def test_losers_that_never_come_up_again_have_lost():
+    """The process dies with both under way; in the next life one wins before the other starts."""
+    stores = [MemoryStore()]
+
+    @action(reads=["item"], writes=["begun"])
+    async def begin(item: int) -> int:
+        return item
+
+    @action(reads=["begun"], writes=["end"])
+    async def finish(begun: int) -> int:
+        if len(stores) == 1 and begun == 2:
+            await anyio.sleep(1)
+            stores.append(stores[0].copy())  # what the process leaves behind
+        await anyio.sleep(9 if begun == 2 or len(stores) == 1 else 0)
+        return begun
+
+    both = Graph.chain(begin, finish, name="both")
+
+    def app(limit: int) -> Application:
+        step = fan_out(
+            both, over="n", key=int, into="out", take="end", until=first(), limits=Limits(limit)
+        )
+        return Application(step, store=stores[-1])
+
+    with anyio.move_on_after(2):
+        await app(2).run({"n": [1, 2]}, id="race")
+    result = await app(1).run({"n": [1, 2]}, id="race")
+    assert result.state["out"] == 1
+    records = await stores[1].children(RunPath(run_id="race"))
+    ends = {record.key: (record.status, record.winner) for record in records}
+    assert ends == {1: ("succeeded", None), 2: ("cancelled", ("both", 1))}
+
+
 async def test_a_child_that_failed_in_a_race_is_not_retried():
     store = MemoryStore()
     step = fan_out(sleep, over="n", key=str, into="out", until=first())

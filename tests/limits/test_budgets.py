@@ -20,6 +20,7 @@ from shoal import (
     MemoryStore,
     Retry,
     RetryLater,
+    RunPath,
     Runtime,
     Skipped,
     State,
@@ -30,6 +31,7 @@ from shoal import (
 )
 from shoal.errors import BadAnswer, BadUse, BudgetExceeded, DefinitionError
 from shoal.events import Spent
+from shoal.stores import BudgetLevel
 from shoal.testing import RecordingHook, no_leaks
 from shoal.watch import Queries
 
@@ -220,6 +222,50 @@ async def test_one_object_in_several_places_is_one_budget():
     async with no_leaks():
         result = await app.run({"n": 1})
     assert result.spent == {"USD": 0.2}
+
+
+@pytest.mark.parametrize("where", ["application", "runtime", "actions"])
+async def test_one_budget_has_a_worst_case_for_each_action(where: str):
+    money = Budget(0.55, "USD", worst=0)
+    cheap = asking(name="cheap", costs=lambda n: None, limits=money.with_worst(0.1))
+    dear = asking(name="dear", costs=lambda n: None, limits=money.with_worst(lambda state: 0.5))
+
+    @action(reads=["answer"], writes=["n"])
+    async def free(answer: int) -> int:
+        return answer
+
+    app = Application(
+        Graph.chain(cheap, free, dear), limits=money if where == "application" else None
+    )
+    async with no_leaks(), Runtime(limits=money if where == "runtime" else None) as runtime:
+        with pytest.raises(BudgetExceeded) as raised:
+            await runtime.run(app, {"n": 1})
+        [use] = runtime.limiter(dear).statistics()
+        assert (use.spent, use.refused) == (0.1, 1)
+    assert (raised.value.spent, raised.value.cost) == (0.1, 0.5)
+    assert repr(cheap.limits) == "Budget(0.55, 'USD', worst=0.1)"
+
+
+async def test_what_is_free_is_not_refused_where_more_was_spent_than_there_is():
+    money = Budget(0.3, "USD", worst=0)
+
+    @action(reads=["answer"], writes=["n"])
+    async def free(answer: int) -> int:
+        return answer
+
+    act = asking(costs=lambda n: 0.9, limits=money.with_worst(0.1))
+    result = await Application(Graph.chain(act, free), limits=money).run({"n": 1})
+    assert result.spent == {"USD": 0.9}
+
+
+async def test_a_worst_case_is_kept_by_its_place_when_the_amount_changes():
+    money = Budget(0.3, "USD", worst=0.05)
+    act = asking(costs=lambda n: None, limits=money.with_worst(0.2))
+    async with no_leaks(), Runtime() as runtime:
+        limiter = runtime.limiter(act)
+        limiter.change(limiter.limits.with_numbers(0, amount=0.4))
+        result = await runtime.run(Application(answers(act)), {"ns": range(2)})
+    assert result.spent == {"USD": 0.4}
 
 
 async def test_each_run_has_the_budget_of_an_application_for_itself():
@@ -605,6 +651,29 @@ async def test_a_resumed_run_knows_what_was_spent():
     assert (await app().run(id="x")).spent == {"USD": 0.15}
 
 
+async def test_a_record_says_by_whom_all_of_it_was_spent():
+    """Also while attempts go on that have said something already."""
+    store, said = MemoryStore(), anyio.Event()
+
+    @action(reads=["n"], writes=["answer"])
+    async def ask(n: int, context: Context) -> int:
+        if n:
+            await said.wait()
+            return n
+        context.charge(0.03, unit="USD")
+        said.set()
+        await anyio.sleep(9)
+        return n
+
+    app = Application(answers(ask, Budget(1, "USD", worst=0.1) & Limits(2)), store=store)
+    async with no_leaks():
+        await app.run({"ns": range(4)}, id="x")
+    levels = [one for one in await store.read(RunPath(run_id="x")) if isinstance(one, BudgetLevel)]
+    assert any(0 < level.spent < 0.3 and level.aside for level in levels)
+    for level in levels:
+        assert sum(level.by.values()) == pytest.approx(level.spent)
+
+
 async def test_two_budgets_of_one_name_are_refused():
     one, two = Budget(1, "USD", worst=0.1), Budget(2, "USD", worst=0.1)
     app = Application(asking(limits=one), limits=two)
@@ -713,6 +782,12 @@ def test_budgets_that_are_refused(arguments: Mapping[str, Any], says: str):
     given: dict[str, Any] = {"amount": 1, "unit": "USD", "worst": 0.1, **arguments}
     with pytest.raises(DefinitionError, match=says):
         Budget(given.pop("amount"), given.pop("unit"), **given)
+
+
+@pytest.mark.parametrize("worst", ["much", -1, True, 2, None, anyio.sleep])
+def test_worst_cases_that_are_refused(worst: Any):
+    with pytest.raises(DefinitionError):
+        Budget(1, "USD", worst=0).with_worst(worst)
 
 
 def test_asking_for_a_runtime_is_refused():

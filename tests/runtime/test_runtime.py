@@ -331,6 +331,25 @@ async def test_leaving_it_waits_for_the_runs_in_it():
     assert outs == [2, 3]
 
 
+async def test_a_caller_that_is_cancelled_waits_for_the_cleanup_of_its_run():
+    cleaned: list[float] = []
+
+    @action()
+    async def work() -> None:
+        try:
+            await anyio.sleep(60)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            cleaned.append(anyio.current_time())
+
+    async with Runtime() as runtime:
+        began = anyio.current_time()
+        with anyio.move_on_after(1):
+            await runtime.run(Application(work))
+        assert cleaned == [began + 3] == [anyio.current_time()]
+
+
 async def test_nothing_starts_while_it_is_being_left():
     async with no_leaks(), anyio.create_task_group() as tasks:
 

@@ -550,6 +550,28 @@ async def test_an_end_that_may_decide_is_judged_before_more_end():
     assert len(saved.applied) + len(saved.unapplied) <= 2
 
 
+async def test_a_child_is_in_flight_until_its_end_is_saved():
+    """Children are quicker than saves: no more begin than there are places."""
+    begun = unsaved = most = 0
+
+    async def slowly(save: Save) -> None:
+        nonlocal unsaved
+        await anyio.sleep(1)
+        unsaved -= len(save.applied)
+
+    @action(reads=["item"], writes=["twice"])
+    async def quick(item: int) -> int:
+        nonlocal begun, unsaved, most
+        begun, unsaved = begun + 1, unsaved + 1
+        most = max(most, unsaved)
+        await anyio.sleep(0.25 * (1 + item % 2))
+        return 2 * item
+
+    step = fan_out(quick, over="items", into="out", limits=Limits(3))
+    await live(step, {"items": list(range(12))}, RecordingStore(slowly))
+    assert (begun, most) == (12, 3)
+
+
 async def test_a_save_may_take_as_long_as_the_deadline():
     async def just_in_time(_: Save) -> None:
         await anyio.sleep(29.9)
@@ -667,11 +689,20 @@ async def cancelled_elsewhere(_: Save) -> None:
     raise stray[0]
 
 
+async def fail_at_the_deadline(save: Save) -> None:
+    """Answer the end of the wait as some drivers do: by an error of theirs."""
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        raise OSError("connection lost") from None
+
+
 FAILURES: dict[str, tuple[Acknowledge, type[Exception]]] = {
     "raises": (refuse, StoreFailed),
     "raises later": (refuse_later, StoreFailed),
     "is cancelled elsewhere": (cancelled_elsewhere, CommitInDoubt),
     "never answers": (never, CommitInDoubt),
+    "fails at the deadline": (fail_at_the_deadline, CommitInDoubt),
 }
 all_failures = pytest.mark.parametrize("failure", FAILURES)
 

@@ -23,7 +23,7 @@ Functions over a run:
 - ``idempotency``: a name for the effect of a step, the same in each attempt.
 - ``stand_in``: outcomes that are served in place of functions, in a replay of a stored run.
 - ``result_cache``, ``progress``, ``crash_suspects``, ``unended``, ``parts``, ``in_place``,
-  ``root_record``: needed by few runs.
+  ``root_record``, ``second_copies``: needed by few runs.
 
 ``fanout``, a package of its own, executes many runs under one.
 """

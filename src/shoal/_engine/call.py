@@ -42,7 +42,6 @@ from shoal._state.secrets import Secret
 from shoal._state.state import (
     NO_CHANGE,
     Change,
-    Set,
     State,
     change_between,
     make_state,
@@ -78,7 +77,8 @@ from .worker_deaths import outlive
 
 logger = logging.getLogger("shoal")
 
-_TO_CHECK = (dict, *MISTAKES)  # types of results of which some are refused
+TO_CHECK = (dict, *MISTAKES)
+"""Types of results of which some are refused."""
 LATER = 10
 """The number of ``RetryLater`` in a row with which an action fails.
 
@@ -192,8 +192,8 @@ def _call_tried(run: Run, action: FunctionAction[..., object]) -> Awaitable[Chan
 def _call_once(
     run: Run, action: FunctionAction[..., object], on_admitted: Callable[[], None] | None = None
 ) -> Awaitable[Change]:
-    """Make one attempt; see ``_call_admitted``."""
-    attempt = _call_admitted(run, action, on_admitted)
+    """Make one attempt; see ``call_admitted``."""
+    attempt = call_admitted(run, action, on_admitted)
     if not run.config.is_hedged:
         return attempt
     return HedgedAttempt(run, action, partial(_call_copy, action)).execute(attempt)
@@ -213,7 +213,7 @@ async def _call_after_hold(run: Run, action: FunctionAction[..., object]) -> Cha
 
 @stands_for("again")
 @ki_protected
-async def _call_admitted(
+async def call_admitted(
     run: Run,
     action: FunctionAction[..., object],
     on_admitted: Callable[[], None] | None = None,
@@ -327,7 +327,7 @@ async def _attempt(
                 if recalled is not None:
                     return recalled
         if permit is not None and permit.stakes:
-            await record_stakes(run, permit)
+            await record_stakes(run, action.name, permit)
         if on_admitted is not None:
             # An attempt begins once it has its permit (see
             # test_the_time_begins_when_it_has_its_slots). If it is too late for another attempt,
@@ -388,8 +388,8 @@ async def _attempt(
             if time is not None:
                 time.end()  # it may have ended while it waited for a worker
             if permit is not None and permit.stakes and begun:
-                # By name, and before a worker is left behind: what that one says is too late.
-                await publish_spent(run, action.name, permit.settle(action.name))
+                # Before a worker is left behind: what that one says is too late.
+                await publish_spent(run, action.name, permit.settle())
             if permit is not None and call is not None and call.is_running:
                 await _leave_behind(run, call, permit)
             elif permit is not None and begun:
@@ -476,6 +476,7 @@ async def call_simply(run: Run, action: Any) -> Change:
     try:
         for name in action.fields:
             value = data[name]
+            # `type() is` instead of `isinstance`: per field and child, and `Secret` is final.
             kwargs[name] = value.value if type(value) is Secret else value
     except KeyError as missing:
         raise _missing(action, missing.args[0], data) from None
@@ -490,11 +491,11 @@ async def call_simply(run: Run, action: Any) -> Change:
     except RetryLater as error:
         later = error
     if later is not None:  # outside of `except`, as in `_call`
-        return await _call_admitted(run, action, later=later)
+        return await call_admitted(run, action, later=later)
     field = action.only_write
-    if base is not None or field is None or isinstance(result, _TO_CHECK):
-        return _checked(action, base, cast("object", result))
-    return Change((Set(field, result),), {field: result})  # as most actions end
+    if base is not None or field is None or isinstance(result, TO_CHECK):
+        return checked_result(action, base, cast("object", result))
+    return Change(None, {field: result})  # as most actions end
 
 
 @stands_for("action")
@@ -523,9 +524,8 @@ async def _call(
         is_injected: Whether the simulation, if the run is one, makes this very call.
     """
     if run.config.services.injection is not None and not is_injected:
-        return await _call_injected(
-            run, action, context=context, items=items, call=call, time=time, is_free=is_free
-        )
+        given = {"context": context, "items": items, "time": time}
+        return await _call_injected(run, action, call=call, is_free=is_free, **given)
     data = run.head[1]
     kwargs: dict[str, Any] = {}
     try:
@@ -587,14 +587,14 @@ async def _call(
     # Outside of `except`, so that failures of the repetitions get no `__context__` from the first.
     if later is not None:
         # An action without limits or retry has nothing around this call that could repeat it.
-        return await _call_admitted(run, action, later=later)
+        return await call_admitted(run, action, later=later)
     if call is not None:
         if base is not None:
             return cast("Change", result)  # worked out where the function ran
         return _written(action, result)
     if action.is_plain:
         refuse_awaitable(result, f"action {action.name!r}")
-    return _checked(action, base, result)
+    return checked_result(action, base, result)
 
 
 async def _call_injected(
@@ -610,15 +610,17 @@ async def _call_injected(
     made = partial(_call, run, action, call=call, is_injected=True, **given)
     later: RetryLater | None = None
     try:
-        return await injection.call(run, action, made, is_elsewhere=call is not None)
+        return await injection.call(run, action, made)
     except RetryLater as error:
         if not is_free:
             raise
         later = error
-    return await _call_admitted(run, action, later=later)
+    return await call_admitted(run, action, later=later)
 
 
-def _checked(action: FunctionAction[..., object], base: State | None, result: object) -> Change:
+def checked_result(
+    action: FunctionAction[..., object], base: State | None, result: object
+) -> Change:
     """Return the change that ``result`` is: of an action called here, on the state ``base``."""
     if isinstance(result, MISTAKES):
         refuse_mistake(action.name, cast("object", result))
@@ -635,7 +637,7 @@ def _written(action: FunctionAction[..., object], result: object) -> Change:
         # By type and length first: this is the path of each child.
         if type(result) is dict and len(cast("dict[str, object]", result)) == 1 and field in result:
             _refuse_wrapped(action, field)
-        return Change((Set(field, result),), {field: result})
+        return Change(None, {field: cast("object", result)})
     return _writes(action, result)
 
 
@@ -698,4 +700,4 @@ def _writes(action: FunctionAction[..., object], result: object) -> Change:
     for value in values.values():
         if isinstance(value, MISTAKES):
             refuse_mistake(action.name, cast("object", value))
-    return Change(tuple(Set(field, value) for field, value in values.items()), values)
+    return Change(None, values)

@@ -91,6 +91,7 @@ class RunConfig:
         "times",
         "value_of",
         "visit",
+        "walks_simply",
     )
 
     def __init__(
@@ -242,6 +243,16 @@ class RunConfig:
         # Worked out once: admission asks this for every child, and most have no limits.
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)
         """Whether ``entry`` is known and limited."""
+        # Whether other attempts follow, other limits hold, or others look: nothing that is known
+        # before the run. See `walk_simply`, which asks for the rest.
+        self.walks_simply: bool = (
+            bool(graph.simple)
+            and len(graph.simple) <= execution.max_steps
+            and self.may_call_simply
+            and (self.schema is halts is gate is host is None)
+            and not (self.ends_itself or self.is_resumable or self.is_timed)
+        )
+        """Whether each child only calls simple actions one after the other, as far as is known."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
         self._names = b""  # of the act and its version; empty until the first digest
 

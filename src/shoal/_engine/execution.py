@@ -46,6 +46,7 @@ from .crash_suspects import CrashSuspects
 from .drain import Drain
 from .hold import Hold
 from .root_record import RootRecord
+from .second_copies import SecondCopies
 from .services import Services
 from .standing import stands_for
 
@@ -130,6 +131,7 @@ class Execution:
         "accounts",
         "forks_at",
         "answers",
+        "copies",
         "costs",
         "deadline",
         "drain",
@@ -241,6 +243,8 @@ class Execution:
         """The limits with ``waiting=`` that have let it in; None: none has."""
         self.costs: Costs | None = None  # also the scheduler's
         """What was charged to it at limits with ``cost=``; None: nothing yet."""
+        self.copies: SecondCopies | None = None
+        """The second copies of late attempts; None: no fan-out has a hedge."""
         # Set with `_failure`, and never reset, also when that error is released.
         self.unsaved: bool = False
         """Whether a save failed, so that nothing more can be saved."""
@@ -414,6 +418,7 @@ class Execution:
         if self._failure is not None:
             raise self._failure
         pending: Awaitable[None] | None = None
+        waited: CancelScope | None = None  # only while a save takes time
         try:
             pending = store.save(batch)
             # For the next batch of ends: after a save that took no time it need not wait for more.
@@ -422,7 +427,7 @@ class Execution:
                 return
             # Shielded, since a cancelled save might be kept or not. The deadline is all that ends
             # the wait; see test_cancelled_during_each_save.
-            with move_on_after(self.services.commit_deadline, shield=True):
+            with move_on_after(self.services.commit_deadline, shield=True) as waited:
                 await self._acknowledged(pending, batch)
                 return
         except (CommitInDoubt, LeaseLost, StoreFailed) as error:
@@ -436,11 +441,18 @@ class Execution:
             # Refused before anything was written: the store works, and the value is at fault.
             if pending is None and isinstance(error, NotData | UpdateTooLarge):
                 raise
+            if waited is not None and waited.cancel_called:
+                # The answer of a driver to the end of the wait, and none to the save.
+                raise self._late(batch) from error
             why = f"{brief(error)}; the run stops at its last saved state"
             msg = f"the store could not keep a save of run {batch.path.id}: {why}"
             raise self._first(StoreFailed(msg)) from error
+        raise self._late(batch)
+
+    def _late(self, batch: Batch) -> Exception:
+        """Return the error of a save that was not acknowledged in time."""
         why = f"did not acknowledge it within {self.services.commit_deadline:g} s"
-        raise self._first(_in_doubt(batch, why))
+        return self._first(_in_doubt(batch, why))
 
     @stands_for("store")
     async def claim(self, store: Store, run_id: str) -> bool:

@@ -78,7 +78,7 @@ class Hedging(Protocol):
         """Note that a copy has got all that, and begins."""
         ...
 
-    def ended(self, copy: Run, *, began: bool) -> None:
+    def ended(self, attempt: HedgedAttempt, copy: Run, *, began: bool) -> None:
         """Give back the place of a copy."""
         ...
 
@@ -161,6 +161,16 @@ class HedgedAttempt:
     def began_at(self) -> float:
         """When the attempt began."""
         return self._began_at
+
+    @property
+    def copy_began_at(self) -> float | None:
+        """When the function of its copy was called; None: no copy is at work."""
+        return None if self._copy is None else self._copy_began_at
+
+    @property
+    def is_won_by_copy(self) -> bool:
+        """Whether the step goes on with the result of the copy."""
+        return self._winner == "copy"
 
     # -- what the attempt itself says -------------------------------------------------------------
 
@@ -378,7 +388,7 @@ class HedgedAttempt:
         finally:
             if permit is not None and not began:
                 permit.cancel()
-            self._hedging.ended(copy, began=began)
+            self._hedging.ended(self, copy, began=began)
             if copy.abandoned:
                 self.run.retry_state().abandoned = True  # its thread still runs
             del self._scopes["copy"]
@@ -395,7 +405,7 @@ class HedgedAttempt:
             await drive(self._context.copy(), self._body(body), _nothing)
         finally:
             body.close()  # if it never began
-            await publish_hedge_ended(copy, is_used=self._winner == "copy")
+            await publish_hedge_ended(copy, is_used=self.is_won_by_copy)
 
     async def _body(self, attempt: Awaitable[Change]) -> None:
         self._settle("copy", await attempt)

@@ -32,12 +32,7 @@ class Injection(Protocol):
 
     # `Any` is the class `Run`, which is of a module above.
     def call(
-        self,
-        run: Any,
-        action: FunctionAction[..., object],
-        call: Callable[[], Awaitable[Change]],
-        *,
-        is_elsewhere: bool,
+        self, run: Any, action: FunctionAction[..., object], call: Callable[[], Awaitable[Change]]
     ) -> Awaitable[Change]:
         """Make one call of a function: of one attempt, behind its limits and within its timeout.
 
@@ -45,7 +40,6 @@ class Injection(Protocol):
             run: The run.
             action: The action.
             call: Calls the function, checks its result and returns the change that it is.
-            is_elsewhere: Whether it is called in another process or the like.
         """
         ...
 

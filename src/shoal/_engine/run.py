@@ -116,10 +116,10 @@ class Run:
         self,
         config: RunConfig,
         data: Mapping[str, object],
-        *,
         key: Key = "",
         position: int = 0,
         element: object = None,
+        *,
         path: RunPath | None = None,
     ) -> None:
         """Start at the entry of the graph, with the state ``data``."""

@@ -31,8 +31,8 @@ _MORE: Mapping[str, object] = {
 """The JSON schema of answers to a question for more."""
 
 
-async def record_stakes(run: Run, permit: AttemptPermit) -> None:
-    """Save what an attempt has set aside, before it begins.
+async def record_stakes(run: Run, action: str, permit: AttemptPermit) -> None:
+    """Save what an attempt of ``action`` has set aside, before it begins.
 
     Raises:
         BadUse: It is paid from a budget that asks for more, and no store would keep the question.
@@ -40,6 +40,7 @@ async def record_stakes(run: Run, permit: AttemptPermit) -> None:
     """
     execution = run.config.execution
     for stake in permit.stakes:
+        stake.who = action
         terms = stake.account.terms
         if terms.on_empty == "ask" and isinstance(execution.store, NullStore):
             msg = (

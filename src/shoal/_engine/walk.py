@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from shoal._concurrency.cancellation import absorb_stray_cancel, ki_protected
+from shoal._concurrency.cancellation import absorb_stray_cancel, ki_protected, ki_unprotected
 from shoal._concurrency.watchdog import is_life_of
-from shoal._errors.exceptions import NotData, SecretLeaked, TooManySteps, UpdateTooLarge
+from shoal._errors.exceptions import NotData, RetryLater, SecretLeaked, TooManySteps, UpdateTooLarge
 from shoal._events.events import RunStarted, StepStarted, Update
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._graph.policy import Each
+from shoal._state.secrets import Secret
 from shoal._state.state import NO_CHANGE, Change
 from shoal.stores._history import StepBegun, own_declared
 
 from .attempts import Tries, try_again, within
-from .call import call_action, call_simply
+from .call import TO_CHECK, call_action, call_admitted, call_simply, checked_result
 from .child_time import ChildTime, described
 from .commit import Write, commit, is_silent
 from .config import Halts
@@ -35,6 +36,7 @@ from .permits import retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
 from .run import Run
+from .standing import stands_for
 
 STEPS = 64
 """Steps that a run takes without passing a checkpoint, if none of them waits.
@@ -47,11 +49,15 @@ LAST_STEPS = 6
 
 
 @is_life_of("run")
-async def walk(run: Run) -> None:
+async def walk(run: Run, at: Act | None = None) -> None:
     """Walk the graph of ``run`` to its end, from its entry or from where an attempt has failed.
 
     The caller commits the change of the last step. A cancellation reaches the action that runs;
     earlier steps stay committed.
+
+    Args:
+        run: The run.
+        at: The act to go on at, if ``walk_simply`` has begun the run.
 
     Raises:
         NoTransition: No condition on the edges of an act is true; the act's step is completed.
@@ -71,7 +77,9 @@ async def walk(run: Run) -> None:
     steps = 0
     # With `config`, as most children have it, nothing has to be done at the start of a run.
     is_plain = config.schema is None and halts is None and not hooks.run_started
-    if is_plain and run.pending is None and run.retries is None and run.resume is None:
+    if at is not None:
+        act = at
+    elif is_plain and run.pending is None and run.retries is None and run.resume is None:
         # Nearly all children start like this: with nothing to resume and no hook for the start.
         # They pay for no call and no await.
         run.began = True
@@ -145,6 +153,70 @@ async def walk(run: Run) -> None:
         run.pending = NO_CHANGE  # not None any more: all steps are completed
         if config.ends_itself:
             await commit(run, Write(ended="succeeded"))
+
+
+@is_life_of("run")
+@stands_for("action")
+@ki_unprotected
+async def walk_simply(run: Run) -> None:
+    """Walk a graph of simple actions, as ``walk`` does, past everything that few runs need.
+
+    Nearly all children come this way. Should anything more be needed after all, a hook that joins
+    or a pause for example, ``walk`` goes on from there. For ``RunConfig.walks_simply`` alone.
+    """
+    config = run.config
+    hooks, execution = config.hooks, config.execution
+    is_begun = run.pending is None and run.retries is None and run.resume is None
+    if not is_begun or hooks.run_started or not config.may_call_simply:
+        await walk(run)
+        return
+    run.began = True
+    drain, hold, last = execution.drain, execution.hold, config.graph.simple[-1]
+    for act in config.graph.simple:
+        if hooks.watching_steps or drain.reason is not None or hold.is_on or execution.suspects:
+            await walk(run, act)
+            return
+        run.step = act.name
+        data, field = run.head[1], act.only_field
+        if field is None or field not in data or type(data[field]) is Secret:
+            change = await call_simply(run, act)
+        else:
+            # As there, with neither a coroutine of its own nor a dict of arguments.
+            later: RetryLater | None = None
+            result: object = None
+            try:
+                result = await act.function(data[field])
+            except RetryLater as error:
+                later = error
+            if later is not None:
+                change = await call_admitted(run, act, later=later)
+            elif act.only_write is None or isinstance(result, TO_CHECK):
+                change = checked_result(act, None, cast("object", result))
+            else:
+                change = Change(None, {act.only_write: result})
+        if hooks.failures:
+            raise hooks.failures[0]
+        if act is last:
+            run.pending = change
+        elif (
+            (run.questions is run.retries is None)
+            and not hooks.step_ended
+            and is_silent(run)
+            and not config.services.native_cancels()()
+        ):
+            _complete_silently(run, act.name, change)
+        else:
+            await complete_step(run, change)
+
+
+@ki_protected
+def _complete_silently(run: Run, step: str, change: Change) -> None:
+    """Do as ``complete_step`` where nothing is saved, published, or to be forgotten."""
+    number, data = run.head
+    run.head = number + 1 if change.values or change.dropped else number, change.applied_to(data)
+    visits = run.step_counts().visits
+    visits[step] = visits.get(step, 0) + 1
+    run.step = None
 
 
 async def _begin(run: Run) -> tuple[Act | None, int]:
@@ -294,6 +366,7 @@ async def _perform_watched(run: Run, act: Act, *, is_open: bool) -> Change:
     return change
 
 
+@ki_protected
 async def complete_step(
     run: Run, change: Change, *, ended: Literal["succeeded", "halted"] | None = None
 ) -> None:
@@ -319,7 +392,7 @@ async def complete_step(
     data = change.applied_to(before)
     if is_silent(run):
         # As `commit` does it: children without a store or hooks pay for no record of what they do.
-        run.head = (number + 1 if change.operations else number, data)
+        run.head = (number + 1 if change.values or change.dropped else number, data)
         if run.retries is not None:
             run.retries.noted = run.retries.crashes
     else:

@@ -648,6 +648,11 @@ def brief(value: object) -> str:
 
     An error of ours is shown in full, because its message ends with what to do about it.
     """
+    # The keys of children, mostly: some messages are made ready for each child.
+    if type(value) is str and len(value) < _repr.maxstring // 2:
+        text = repr(value)
+        if len(text) <= _repr.maxstring:
+            return " ".join(text.split())
     if isinstance(value, ShoalError):
         with suppress(Exception):  # a user's subclass may have a repr that raises
             return " ".join(repr(value).split())

@@ -61,6 +61,8 @@ class LiveRun:
     """What its fan-out calls it, by ``title=``."""
     note: str = ""
     """What it says about itself, by ``context.note``."""
+    copied: float | None = None
+    """Seconds that a second copy of its attempt has been at work; None: it has none."""
 
 
 @final
@@ -153,6 +155,48 @@ class Spending:
         of = "" if self.amount is None else f" of {self.amount:.6g}"
         name = "" if self.budget == self.unit else f" ({self.budget})"
         return f"{self.spent:.6g}{of} {self.unit} spent{name}"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HedgeUse:
+    """How many second copies of late attempts the fan-outs of one name have made."""
+
+    owner: str
+    """The name of the fan-out."""
+    copies: int
+    """How many have begun in this execution."""
+    used: int = 0
+    """How many of them gave the result of their step."""
+    running: int = 0
+    """How many are at work."""
+
+    @property
+    def text(self) -> str:
+        """What displays say: ``12 second copies, 9 used``."""
+        what = "second copy" if self.copies == 1 else "second copies"
+        now = f", {self.running:,} at work" if self.running else ""
+        return f"{self.copies:,} {what}, {self.used:,} used{now}"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondCopy:
+    """One second copy of an attempt that was late."""
+
+    path: RunPath
+    """The child."""
+    step: str
+    """The action."""
+    attempt: int = 1
+    """The number of the attempt; its copy has the same."""
+    after: float = 0.0
+    """Seconds after which the attempt counted as late."""
+    seconds: float = 0.0
+    """How long the copy has been at work, or was."""
+    used: bool | None = None
+    """Whether the step goes on with its result. If not, it was cancelled, has failed, or came too
+    late. None: it is at work."""
 
 
 @final
@@ -284,3 +328,7 @@ class Report:
     """What was charged so far, by the name of the limit with ``cost=``."""
     spending: tuple[Spending, ...] = ()
     """What was spent of budgets so far, in the whole root run."""
+    hedges: tuple[HedgeUse, ...] = ()
+    """The second copies of late attempts (``Each(hedge=...)``), by fan-out; at most 51."""
+    copies: tuple[SecondCopy, ...] = ()
+    """The last of these that have ended, and those at work; at most 20 of each."""

@@ -12,6 +12,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from math import inf
+from types import FunctionType
 from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, cast, final
 
 from shoal._errors.arguments import is_positive
@@ -53,8 +54,8 @@ class Parameters(NamedTuple):
 
 @hides(
     "access bound_inputs default_executor definition executor_below fields input_names "
-    "is_async is_governed is_plain is_streaming job only_write takes_context takes_state "
-    "unfit_for"
+    "is_async is_governed is_plain is_streaming job only_field only_write takes_context "
+    "takes_state unfit_for"
 )
 @final
 class FunctionAction(Act, Generic[P, R_co]):
@@ -134,6 +135,18 @@ class FunctionAction(Act, Generic[P, R_co]):
             self.is_async and not self.is_governed and retry is None and not self.input_names
         )
         """Whether it only reads fields and is awaited: the engine calls most actions at once."""
+        self.only_field: str | None = self._only_field()
+        """The field that it is called with, by position; None: it is called by names."""
+
+    def _only_field(self) -> str | None:
+        function: object = self.function
+        # By position a call takes half as long; but only a plain function surely takes it so: the
+        # signature of a wrapper may be that of what it wraps.
+        if not isinstance(function, FunctionType) or len(self.fields) != 1:
+            return None
+        code, (field,) = function.__code__, self.fields
+        only = code.co_argcount + code.co_kwonlyargcount == 1 and code.co_varnames[0] == field
+        return field if only and code.co_argcount else None
 
     def _read_signature(self, *, method: bool) -> Parameters:
         fields: list[str] = []

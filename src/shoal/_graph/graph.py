@@ -28,7 +28,11 @@ WrittenEdge = tuple[Act, Act | End] | tuple[Act, Act | End, Condition | Predicat
 """An edge as users write it; a function stands for ``when(function)``."""
 
 
-@hides("after find leads missing names schema straight unknown_input")
+_SIMPLE = 16
+"""Steps of a graph that ``Graph.simple`` has, at most: a loop has no end, and is not among them."""
+
+
+@hides("after find leads missing names schema simple straight unknown_input")
 @final
 class Graph(Act):
     """Acts and the edges between them. Immutable, and an act itself: a graph may contain graphs.
@@ -79,6 +83,8 @@ class Graph(Act):
     """The act that a run begins at."""
     straight: Mapping[str, Act | None]
     """The next act, or None for the end, after each act that needs no condition to be evaluated."""
+    simple: Sequence[Any]
+    """All steps of a run in order, if these are few, and simple actions without conditions."""
     reads: frozenset[str]
     """Fields that its acts and conditions may read before they are surely written."""
     writes: frozenset[str]
@@ -264,9 +270,20 @@ class Graph(Act):
                 target = tried[0].target
                 straight[name] = target if isinstance(target, Act) else None
         self.straight = straight
+        self.simple = self._simple_steps()
         self.continues: Collection[str] = {f for act in self.acts for f in act.continues}
         self._takes = merged_inputs(self.acts)
         self._takes_more: bool = any(act.takes_more for act in self.acts)
+
+    def _simple_steps(self) -> Sequence[Act]:
+        steps: list[Act] = []
+        act: Act | None = self.entry
+        while act is not None:
+            if not act.is_simple or act.name not in self.straight or len(steps) == _SIMPLE:
+                return ()
+            steps.append(act)
+            act = self.straight[act.name]
+        return steps
 
     def find(self, name: str) -> Act | None:
         """Return the act of that name; None if there is none."""

@@ -25,6 +25,8 @@ from .shared_rates import KEPT_HERE, is_plain
 
 OnEmpty = Literal["fail", "stop", "ask"]
 """What happens to an attempt that doesn't fit into a budget."""
+Worst = float | Callable[[Any], float]
+"""The most that an attempt may cost; a function is given the state that it would start from."""
 ROUNDING = 1e-9
 """Tolerated above an amount, as a share of it: ten times 0.1 add up to slightly less than 1."""
 SHOWN = 3
@@ -38,13 +40,15 @@ class Terms:
 
     amount: float
     unit: str
-    worst: float | Callable[[Any], float]
+    worst: Worst
     per: float | None = None
     on_empty: OnEmpty = "fail"
     name: str | None = None
     backend: BudgetBackend | None = None
     # Of the `Budget` that it was written as; kept when the amount is changed while it is in use.
     identity: object = field(default_factory=object)
+    # Instead of `worst`, for attempts that come by the place where this stands.
+    here: Worst | None = None
 
     @property
     def label(self) -> str:
@@ -52,7 +56,8 @@ class Terms:
         return self.unit if self.name is None else self.name
 
     def __repr__(self) -> str:
-        given = [f"{self.amount:g}", repr(self.unit), f"worst={name_of(self.worst)}"]
+        worst = self.worst if self.here is None else self.here
+        given = [f"{self.amount:g}", repr(self.unit), f"worst={name_of(worst)}"]
         if self.per is not None:
             given.append(f"per={self.per:g}")
         if self.on_empty != "fail":
@@ -111,6 +116,7 @@ class Stake:
         "is_charged",
         "is_over",
         "is_worst",
+        "who",
     )
 
     def __init__(self, account: Account, cost: float, mirror: Account | None) -> None:
@@ -130,6 +136,9 @@ class Stake:
         self.is_worst: bool = False
         """Whether the attempt has ended without saying what it has cost."""
         self.is_over: bool = False
+        # Set before the attempt begins, so before it can charge anything.
+        self.who: str = ""
+        """The name of the action that spends it."""
         for one in self._accounts():
             one.set_aside(cost)
 
@@ -148,21 +157,19 @@ class Stake:
         for one in self._accounts():
             if not self.is_charged:
                 one.set_aside(-self.cost)
-                one.spend(actual)
+                one.spend(actual, self.who)
             else:
-                one.spend(actual - self.cost)
+                one.spend(actual - self.cost, self.who)
         self.cost, self.is_charged = actual, True
 
-    def settle(self, who: str) -> bool:
-        """Count as spent what the attempt of action ``who`` has cost; return False if it was."""
+    def settle(self) -> bool:
+        """Count as spent what the attempt has cost; return False if it was."""
         if self.is_over:
             return False
         if not self.is_charged:
             self.charge(self.cost)
             self.is_worst = True
         self.is_over = True
-        for one in self._accounts():
-            one.by[who] += self.cost
         return True
 
     def give_back(self) -> None:
@@ -172,7 +179,7 @@ class Stake:
             self.is_over = True
             for one in self._accounts():
                 if self.is_charged:
-                    one.spend(-self.cost)
+                    one.spend(-self.cost, self.who)
                 else:
                     one.set_aside(-self.cost)
 
@@ -293,6 +300,8 @@ class Account:
 
     def fits(self, cost: float, held: float | None = None) -> bool:
         """Return whether ``cost`` fits beside what is spent and held: by default, all set aside."""
+        if cost <= 0:
+            return True  # also where more was spent than there is: what is free is never refused
         if self.grant is not None:
             return cost <= self.grant.units + ROUNDING * max(1.0, cost)
         amount, held = self.amount, self.aside if held is None else held
@@ -344,11 +353,14 @@ class Account:
         self.aside = max(0.0, self.aside + cost) if self._holders > 0 else 0.0
         self._changed()
 
-    def spend(self, actual: float) -> None:
-        """Count so much more as spent."""
+    def spend(self, actual: float, who: str) -> None:
+        """Count so much more as spent, by the action ``who``."""
         if self.grant is not None:
             self.grant.units -= actual
         self.spent = max(0.0, self.spent + actual)
+        # With it, because a record that is made between two changes would keep half of them; see
+        # test_a_record_says_by_whom_all_of_it_was_spent.
+        self.by[who] += actual
         self._changed()
 
     def restore(self, level: Level) -> None:

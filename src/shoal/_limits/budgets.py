@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, final, get_args
 
 from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import DefinitionError, brief
 from shoal._state.functions import require_plain
 
-from .accounts import OnEmpty, Terms
+from .accounts import OnEmpty, Terms, Worst
 from .limits import Limits, Part
 from .numbers import check_number
 from .shared_budgets import BudgetBackend
@@ -56,7 +57,8 @@ class Budget(Limits):
         amount: How much there is.
         unit: What it is, such as ``"USD"`` or ``"tokens"``; ``context.charge`` names it.
         worst: The most that one attempt may cost: a number, or a plain function of the state that
-            the attempt would start from.
+            the attempt would start from. What may cost nothing is never refused. Actions that
+            differ in what they cost have their own with ``with_worst``.
         by: A plain function of that state, which returns a key: each key has the amount for itself.
         per: The seconds of a window, after which the amount is there again; it begins with the
             first attempt after the one before. An attempt counts in the window in which it began.
@@ -88,7 +90,7 @@ class Budget(Limits):
         amount: float,
         unit: str,
         *,
-        worst: float | Callable[[Any], float],
+        worst: Worst,
         by: Callable[[Any], Hashable] | None = None,
         per: float | None = None,
         on_empty: OnEmpty = "fail",
@@ -101,20 +103,7 @@ class Budget(Limits):
             if (text is not None or what == "unit") and (not isinstance(text, str) or not text):
                 msg = f"Budget({what}=...) takes a name, such as 'USD', not {brief(text)}"
                 raise DefinitionError(msg)
-        if callable(worst):
-            require_plain(worst, "Budget(worst=...)")
-        elif not is_number(worst) or not 0 <= worst < math.inf:
-            msg = (
-                f"Budget(worst=...) takes the most that one attempt may cost, a number of at least "
-                f"0 or a function of the state, not {brief(worst)}"
-            )
-            raise DefinitionError(msg)
-        elif worst > amount:
-            msg = (
-                f"Budget({amount:g}, {unit!r}, worst={worst:g}): no attempt would ever fit; give a "
-                f"larger amount or a smaller worst="
-            )
-            raise DefinitionError(msg)
+        _check_worst(worst, amount, unit)
         if by is not None:
             require_plain(by, "Budget(by=...)")
         if per is not None:
@@ -135,10 +124,65 @@ class Budget(Limits):
             )
             raise DefinitionError(msg)
         check_backend(backend, name)
-        worst = worst if callable(worst) else float(worst)
-        terms = Terms(float(amount), unit, worst, per, on_empty, name, backend)
+        terms = Terms(float(amount), unit, _as_worst(worst), per, on_empty, name, backend)
         part = Part(None, None, by, None, terms=terms)
         object.__setattr__(self, "parts", (part,))  # the class is frozen
+
+    def with_worst(self, worst: Worst) -> Budget:
+        """Return the same budget, for attempts that may cost something else.
+
+        It is one budget with this one, like one object in several places: what attempts set aside
+        and spend is counted together. An attempt that it reaches on several ways needs the worst
+        case of the place nearest to it, an action's before those of fan-outs, application and
+        runtime.
+
+        Args:
+            worst: The most that one attempt may cost there: a number, or a plain function of the
+                state that the attempt would start from.
+
+        Raises:
+            DefinitionError: ``worst`` has the wrong type or is out of range.
+
+        Examples:
+            >>> money = Budget(5.0, "USD", worst=0)
+            >>> @action(reads=["q"], writes=["draft"], limits=money.with_worst(0.01))
+            ... async def draft(q: str) -> str:
+            ...     return f"{q}?"
+            >>> @action(reads=["draft"], writes=["text"], limits=money.with_worst(0.20))
+            ... async def polish(draft: str) -> str:
+            ...     return f"{draft}!"
+            >>> app = Application(Graph.chain(draft, polish), limits=money)
+            >>> app.run_sync({"q": "why"}).spent
+            {'USD': 0.21}
+        """
+        [part] = self.parts
+        assert part.terms is not None, "it is a budget"
+        _check_worst(worst, part.terms.amount, part.terms.unit)
+        found: Budget = object.__new__(Budget)
+        terms = replace(part.terms, here=_as_worst(worst))
+        object.__setattr__(found, "parts", (replace(part, terms=terms),))  # the class is frozen
+        return found
+
+
+def _check_worst(worst: object, amount: float, unit: str) -> None:
+    if callable(worst):
+        require_plain(worst, "Budget(worst=...)")
+    elif not is_number(worst) or not 0 <= worst < math.inf:
+        msg = (
+            f"Budget(worst=...) takes the most that one attempt may cost, a number of at least "
+            f"0 or a function of the state, not {brief(worst)}"
+        )
+        raise DefinitionError(msg)
+    elif worst > amount:
+        msg = (
+            f"Budget({amount:g}, {unit!r}, worst={worst:g}): no attempt would ever fit; give a "
+            f"larger amount or a smaller worst="
+        )
+        raise DefinitionError(msg)
+
+
+def _as_worst(worst: Worst) -> Worst:
+    return worst if callable(worst) else float(worst)
 
 
 def check_backend(backend: object, name: str | None) -> None:

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, ref
 from shoal._errors.exceptions import BadUse, DefinitionError, brief
 from shoal._state.state import State, make_state
 
-from .accounts import Account, Accounts, Purse, Terms
+from .accounts import Account, Accounts, Purse, Terms, Worst
 from .flows import Share
 from .gates import FairShare, Gate
 from .limits import Limits, Part, Rate, SharedRate, limits_of
@@ -97,6 +97,10 @@ class Limiter:
         """The identities of the objects that its parts were written as."""
         # Never replaced: a part's gates stay at their index, also when it is changed.
         self.parts: tuple[PartGates, ...] = tuple(map(gates_of, limits.parts))
+        self.worst: tuple[Worst | None, ...] = tuple(
+            [None if part.terms is None else part.terms.here for part in limits.parts]
+        )
+        """The worst cases at budgets for what comes by here, for each part; None: its own."""
         self.same: tuple[Gate, ...] | None
         """The gates that every attempt needs; None if they depend on the state it starts from.
 
@@ -320,17 +324,21 @@ class PartGates:
             gate = self._made(None)
         return gate
 
-    def find(self, state: State, now: float, unit: FairShare | None = None) -> tuple[Gate, float]:
+    def find(
+        self, state: State, now: float, unit: FairShare | None = None, worst: Worst | None = None
+    ) -> tuple[Gate, float]:
         """Return the gate for a start from ``state``, and the units that it charges.
 
         Args:
             state: The state from which the attempt or child would start.
             now: The time.
             unit: The execution, which has accounts for a budget, and an owner.
+            worst: The worst case at a budget where the start comes from; None: the budget's own.
         """
         part = self.part
         if part.terms is not None:
-            return self._find_budget(part.terms, state, now, unit)
+            worst = part.terms.worst if worst is None else worst
+            return self._find_budget(part.terms, worst, state, now, unit)
         cost = 1.0 if part.cost is None else cost_of(part, state)
         # After the cost, and both before any gate is made: what a user's function raises leaves no
         # gate.
@@ -359,11 +367,11 @@ class PartGates:
         return gate
 
     def _find_budget(
-        self, terms: Terms, state: State, now: float, unit: FairShare | None
+        self, terms: Terms, worst: Worst, state: State, now: float, unit: FairShare | None
     ) -> tuple[Gate, float]:
         """Return the gate of a budget, at which the requests of one account wait."""
         part = self.part
-        cost = worst_of(part, terms, state)
+        cost = worst_of(part, worst, state)
         key = None if part.by is None else key_of(part, state, unit)
         accounts = None if unit is None else unit.accounts
         is_of_run = self.is_of_run and accounts is not None
@@ -562,9 +570,13 @@ class Limiters:
             return same if len(limiters) == 1 else tuple(dict.fromkeys(same)), None
         # One `by=` or `cost=` is enough: then all gates are sought in one way, so that gates and
         # costs have one order.
-        parts = dict.fromkeys(gates for limiter in limiters for gates in limiter.parts)
+        parts: dict[PartGates, Worst | None] = {}
+        for limiter in limiters:
+            for gates, worst in zip(limiter.parts, limiter.worst, strict=True):
+                # What is nearest to the action knows best what it costs.
+                parts[gates] = parts.get(gates) if worst is None else worst
         state, now = make_state(data), self._scheduler.clock()
-        found = [gates.find(state, now, unit) for gates in parts]
+        found = [gates.find(state, now, unit, worst) for gates, worst in parts.items()]
         return tuple([gate for gate, _ in found]), tuple([cost for _, cost in found])
 
     def shares(

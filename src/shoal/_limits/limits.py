@@ -164,13 +164,16 @@ class Part:
     @property
     def of_gates(self) -> Part:
         """The same part without its origin, for gates, which must not keep that alive."""
-        return replace(self, origin=NOWHERE)
+        terms = self.terms
+        if terms is not None and terms.here is not None:
+            terms = replace(terms, here=None)
+        return replace(self, terms=terms, origin=NOWHERE)
 
     def in_place_of(self, old: Part) -> Part:
         """The part for gates that had another one until now; a budget keeps its accounts."""
         if self.terms is None or old.terms is None:
             return self.of_gates
-        terms = replace(self.terms, identity=old.terms.identity)
+        terms = replace(self.terms, identity=old.terms.identity, here=None)
         return replace(self, terms=terms, origin=NOWHERE)
 
     @property
@@ -450,7 +453,11 @@ class Limits:
     def n(self) -> int | None:
         """How many at once in all, not counting limits per key; None: unlimited."""
         # A limit for each key doesn't say how many there are in all.
-        return min((part.n for part in self.parts if part.n and part.by is None), default=None)
+        least: int | None = None
+        for part in self.parts:
+            if part.n and part.by is None and (least is None or part.n < least):
+                least = part.n
+        return least
 
     @property
     def in_flight(self) -> int:
@@ -471,25 +478,25 @@ class Limits:
         Without those of objects that stand in other places as well, which count attempts.
         """
         # Without `n` and its policy: places in flight belong to one execution of the fan-out.
-        parts = tuple(
+        parts = [
             part if part.by is not None else replace(part, n=None, adapt=None)
             for part in self.parts
             if not (part.origin.is_shared or part.terms is not None)
             and (part.by is not None or part.rate is not None)
-        )
-        return limits_of(parts) if parts else None
+        ]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_attempts(self) -> Limits | None:
         """The limits of a fan-out that stand in other places too: its children's attempts count."""
-        parts = tuple(part for part in self.parts if part.origin.is_shared and part.terms is None)
-        return limits_of(parts) if parts else None
+        parts = [part for part in self.parts if part.origin.is_shared and part.terms is None]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_descendants(self) -> Limits | None:
         """The budgets of a fan-out: the attempts of its children and of all below them count."""
-        parts = tuple(part for part in self.parts if part.terms is not None)
-        return limits_of(parts) if parts else None
+        parts = [part for part in self.parts if part.terms is not None]
+        return limits_of(tuple(parts)) if parts else None
 
     @property
     def of_fan_out(self) -> Limits | None:

@@ -374,12 +374,12 @@ class AttemptPermit(PermitRequest):
         """The permits of the run that the attempt belongs to."""
         return self._holder
 
-    def settle(self, who: str) -> tuple[Stake, ...]:
-        """Count at budgets what the attempt of action ``who`` has cost; return what is counted now.
+    def settle(self) -> tuple[Stake, ...]:
+        """Count at budgets what the attempt has cost; return what is counted now.
 
         An attempt that said nothing has cost its worst case.
         """
-        settled = tuple([stake for stake in self.stakes if stake.settle(who)])
+        settled = tuple([stake for stake in self.stakes if stake.settle()])
         if settled:
             self._scheduler.look_at(settled)
         return settled
@@ -551,7 +551,7 @@ class AttemptPermit(PermitRequest):
             return
         self._over = True
         if self.stakes:
-            self.settle("")  # done before by name, unless the engine itself was interrupted
+            self.settle()  # done before, unless the engine itself was interrupted
         self._scheduler.leave(self)
         # Never granted: what was added for the grant is taken off, so that `needed` is what `users`
         # was counted for. The child needs its place again, since it goes on to its end.

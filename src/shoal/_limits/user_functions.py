@@ -18,7 +18,7 @@ from shoal._errors.exceptions import BadResult, brief
 from shoal._state.secrets import refuse_key
 from shoal._state.state import State, refuse_awaitable
 
-from .accounts import Terms
+from .accounts import Worst
 from .gates import FairShare
 from .limits import Part
 from .owners import OWNER
@@ -45,9 +45,8 @@ def cost_of(part: Part, state: State) -> float:
 
 
 @ki_unprotected
-def worst_of(part: Part, terms: Terms, state: State) -> float:
+def worst_of(part: Part, worst: Worst, state: State) -> float:
     """Return what a start may cost at most at a budget."""
-    worst = terms.worst
     if not callable(worst):
         return worst
     cost: object = worst(state)

@@ -135,9 +135,12 @@ def missing_field(graph: Graph, fields: Collection[str]) -> tuple[str, str]:
 
 def missing_inputs(graph: Graph, given: Collection[str]) -> str:
     """Name the inputs that actions need and ``given`` lacks, in one text; empty if none."""
+    takes = graph.takes
+    if not takes:  # as of most graphs
+        return ""
     return ", ".join(
         f"{name!r} (action {need.by!r})"
-        for name, need in graph.takes.items()
+        for name, need in takes.items()
         if need.required and name not in given
     )
 
@@ -152,6 +155,8 @@ def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -
         given: The names of the inputs that are given.
         state: The names of the fields that the run begins with.
     """
+    if not graph.takes:  # as of most graphs
+        return ""
     schema = graph.schema
     known = {*state, *graph.writes, *(() if schema is None else schema.fields)}
     for name, need in graph.takes.items():

@@ -36,6 +36,7 @@ from shoal._engine.parts import read_children
 from shoal._engine.publish import publish_run_ended
 from shoal._engine.replay import refuse_other_way, stand_at
 from shoal._engine.run import Run
+from shoal._engine.second_copies import SecondCopies
 from shoal._engine.spawning import Executing, within
 from shoal._engine.walk import complete_step, walk
 from shoal._errors.exceptions import BadUse, RunCancelled
@@ -294,6 +295,11 @@ class RootRun:
             Spending(budget=name, unit=unit, spent=spent, aside=aside, amount=amount)
             for name, (unit, spent, aside, amount) in levels
         )
+
+    @property
+    def copies(self) -> SecondCopies | None:
+        """The second copies of late attempts in it; None: nothing in it is hedged."""
+        return self._execution.copies
 
     def parts(self) -> Collection[Part]:
         """Return the coroutine that executes it, if it has begun and not ended."""

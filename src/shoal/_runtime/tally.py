@@ -17,7 +17,9 @@ from typing import Any, Protocol, TypeVar, cast, final
 from shoal._concurrency.cancellation import ki_unprotected
 from shoal._concurrency.watchdog import Part
 from shoal._engine.fanout.group import ChildTaskGroup
+from shoal._engine.hedged import hedged_attempt
 from shoal._engine.run import Run
+from shoal._engine.second_copies import SecondCopies
 from shoal._engine.standing import Marks
 from shoal._errors.exceptions import ShoalError, brief
 from shoal._events.events import ChildName, Status
@@ -223,6 +225,7 @@ class Tally:
         owners: Mapping[str, str] | None = None,
         costs: Mapping[str, float] | None = None,
         spending: tuple[Spending, ...] = (),
+        copies: SecondCopies | None = None,
         is_over: bool = False,
     ) -> Report:
         """Make a report of the last sample and of all that was added up.
@@ -236,6 +239,7 @@ class Tally:
             owners: The owner of each limit, by the limit as it is written.
             costs: What was charged so far, by the name of the limit.
             spending: What was spent of budgets so far.
+            copies: The second copies of late attempts.
             is_over: Whether the execution has ended.
         """
         steps: tuple[LiveStep, ...] = ()
@@ -286,6 +290,8 @@ class Tally:
             draining=draining,
             costs=costs or {},
             spending=spending,
+            hedges=() if copies is None else copies.uses(),
+            copies=() if copies is None else tuple(_within(copies.all(), lambda one: one.path)),
         )
 
     def _oldest(self, run: Run, living: Collection[Part], sample: Sample) -> Sequence[Leaf]:
@@ -419,6 +425,7 @@ class Tally:
             limit_key="" if wait is None else wait.key,
             title="" if group is None else title_of(run, group),
             note=note,
+            copied=_copied(at, now),
         )
 
 
@@ -450,6 +457,12 @@ def _attempts(run: Run) -> int | None:
 
 def _next_in(run: Run, now: float) -> float | None:
     return None if run.retries is None else max(0.0, run.retries.next_at - now)
+
+
+def _copied(run: Run, now: float) -> float | None:
+    hedged = hedged_attempt(run)
+    began_at = None if hedged is None else hedged.copy_began_at
+    return None if began_at is None else max(0.0, now - began_at)
 
 
 def title_of(run: Run, group: ChildTaskGroup) -> str:

@@ -259,6 +259,7 @@ class Watching:
             owners=found.owners,
             costs=costs,
             spending=one.root.spending,
+            copies=one.root.copies,
             is_over=is_over,
         )
 

@@ -200,11 +200,12 @@ class StateMap(Mapping[K, V]):
             if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
                 journal = self._copied()  # this is an older version, or mostly overwritten
             index, older = journal.index, journal.older
-            for key, value, wanted in new:
+            for entry in new:
+                key, value, wanted = entry
                 known = index.get(key)
                 if known is None and not older and wanted is not None:
                     # A new key with a position, as a fan-out puts them: `push` without its call.
-                    journal.entries.append((key, value, wanted))
+                    journal.entries.append(cast("tuple[K, V, float]", entry))
                     index[key] = len(journal.entries) - 1
                     count += 1
                     last = wanted if last is not None and wanted >= last else None
@@ -408,3 +409,17 @@ def _equal_lists(ours: Sequence[object], other: object) -> bool:
     return len(ours) == len(theirs) and all(
         a is b or a == b for a, b in zip(ours, theirs, strict=True)
     )
+
+
+Growable = StateList[Any] | StateMap[Any, Any] | PositionedList[Any]
+
+
+def growable(value: object) -> Growable | None:
+    """Return ``value`` as a collection that grows cheaply; None if it is no list or mapping."""
+    if isinstance(value, list):
+        return StateList(cast("list[Any]", value))
+    if isinstance(value, dict):
+        return StateMap(cast("dict[Any, Any]", value))
+    if isinstance(value, StateList | StateMap | PositionedList):
+        return cast("Growable", value)
+    return None

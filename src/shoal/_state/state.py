@@ -29,7 +29,7 @@ from shoal._errors.exceptions import (
     kind_of,
 )
 
-from .collections import PositionedList, StateList, StateMap
+from .collections import Growable, PositionedList, StateList, StateMap, growable
 from .plain import HasPlainForm, to_json, to_plain
 from .secrets import Secret, boxed, without_secrets
 
@@ -281,7 +281,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
             hash(key)
         except TypeError:
             self._refuse("put", field, "a hashable key for", key)
-        match _growable(found):
+        match growable(found):
             case StateMap() as mapping:
                 after: object = mapping.put(key, value, position)
             case PositionedList() as values if isinstance(key, int):
@@ -323,7 +323,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
     def _extend(self, field: str, items: tuple[object, ...], verb: str) -> State[S]:
         found = self._current(field, [])
-        match _growable(found):
+        match growable(found):
             case StateList() as values:
                 after = values.extend(items)
             case PositionedList() as values:
@@ -469,14 +469,30 @@ def typed(state: State, model: Model[S]) -> State[S]:
 
 
 @final
-class Change(NamedTuple):
+class Change:
     """The change that one action (or one reducer call) made to its state."""
 
-    operations: tuple[Operation, ...]
-    values: Mapping[str, object]
-    """The values of the changed fields afterwards."""
-    dropped: tuple[str, ...] = ()
-    """Changed fields that are missing afterwards."""
+    __slots__ = ("_operations", "dropped", "values")
+
+    def __init__(
+        self,
+        operations: tuple[Operation, ...] | None,
+        values: Mapping[str, object],
+        dropped: tuple[str, ...] = (),
+    ) -> None:
+        """With ``operations`` None it gives fields these values, and nothing else."""
+        self._operations = operations
+        self.values = values
+        """The values of the changed fields afterwards."""
+        self.dropped = dropped
+        """Changed fields that are missing afterwards."""
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations, made when they are asked for: of most children nothing saves them."""
+        if self._operations is None:
+            self._operations = tuple(Set(field, value) for field, value in self.values.items())
+        return self._operations
 
     def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
         """Return ``data`` after the change. Valid only for the data that the change was made on."""
@@ -560,28 +576,14 @@ def refuse_awaitable(result: object, subject: str) -> None:
         raise BadResult(msg)
 
 
-Growable = StateList[Any] | StateMap[Any, Any] | PositionedList[Any]
-
-
-def _growable(value: object) -> Growable | None:
-    """Return ``value`` as a collection that grows cheaply; None if it is no list or mapping."""
-    if isinstance(value, list):
-        return StateList(cast("list[Any]", value))
-    if isinstance(value, dict):
-        return StateMap(cast("dict[Any, Any]", value))
-    if isinstance(value, StateList | StateMap | PositionedList):
-        return cast("Growable", value)
-    return None
-
-
 def put_within(collection: object, operation: PutWithin) -> Growable | None:
     """Return ``collection`` after the operation; None if it is no mapping of mappings."""
     _, key, inner_key, value, position, inner_position = operation
-    outer = _growable(collection)
+    outer = growable(collection)
     if isinstance(outer, StateMap):
-        inner = _growable(outer.get(key, {}))
+        inner = growable(outer.get(key, {}))
     elif isinstance(outer, PositionedList) and isinstance(key, int):
-        inner = _growable(outer.at(key, {}))
+        inner = growable(outer.at(key, {}))
     else:
         return None
     if not isinstance(inner, StateMap):
@@ -617,7 +619,7 @@ def replay_all(data: Mapping[str, object], operations: Iterable[Operation]) -> M
     """
     after = dict(data)
     for field, some in groupby(operations, _put_into):
-        collection = None if field is None else _growable(after.get(field, {}))
+        collection = None if field is None else growable(after.get(field, {}))
         if field is not None and isinstance(collection, StateMap | PositionedList):
             entries = cast("Iterable[Any]", (operation[1:] for operation in some))
             after[field] = collection.put_all(entries)

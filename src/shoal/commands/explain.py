@@ -49,6 +49,15 @@ async def _explain(store: Store, given: argparse.Namespace) -> int:
                     for path, step, seconds in chain
                 ],
                 "slowest": [{"path": path, "seconds": seconds} for path, seconds in slowest],
+                "hedges": [
+                    {
+                        "owner": one.owner,
+                        "copies": one.copies,
+                        "used": one.used,
+                        "running": one.running,
+                    }
+                    for one in found.hedges
+                ],
                 "advice": found.advice,
                 "notes": list(found.notes),
             }
@@ -66,6 +75,8 @@ async def _explain(store: Store, given: argparse.Namespace) -> int:
             write_fields(("path", *link))
         for row in slowest:
             write_fields(("slowest", *row))
+        for use in found.hedges:
+            write_fields(("copies", use.owner, use.copies, use.used, use.running))
         write_fields(("advice", found.advice))
         for note in found.notes:
             write_fields(("note", note))

@@ -58,10 +58,14 @@ async def _list(store: Store, given: argparse.Namespace) -> int:
     elif not is_terminal(sys.stdout):
         for run in runs:
             named = run.run_id, run.application, run.version, status_of(run)
-            write_fields(named, utc(run.began_at), utc(run.ended_at), run.holder, _why(run))
+            more = run.holder, _why(run), run.owner, run.priority or ""
+            write_fields((*named, utc(run.began_at), utc(run.ended_at), *more))
     elif runs:
-        titles = ("RUN", "APPLICATION", "STATUS", "BEGAN", "TOOK", "")
-        write_table(titles, map(_row, runs), shortens=titles.index("APPLICATION"))
+        # A column that no run has anything in would take room from the others.
+        owned = any(run.owner for run in runs)
+        titles = ("RUN", "APPLICATION", *(("OWNER",) * owned), "STATUS", "BEGAN", "TOOK", "")
+        rows = [_row(run, with_owner=owned) for run in runs]
+        write_table(titles, rows, shortens=titles.index("APPLICATION"))
     if after is not None:
         hint(f"there are more runs: --after {shown(after)}, or a higher --limit")
     elif not runs:
@@ -108,11 +112,14 @@ def _former(arguments: list[str]) -> str:
     return f"`shoal runs {' '.join([verb, *more[:1]])}` is now `{new} --db FILE|--postgres URL`"
 
 
-def _row(run: RunSummary) -> tuple[str, ...]:
+def _row(run: RunSummary, *, with_owner: bool) -> tuple[str, ...]:
     ended_at = run.ended_at if run.ended_at is not None or not run.holder else time.time()
     took = "" if ended_at is None else length(ended_at - run.began_at)
     why = " ".join((_why(run) or run.holder).split())
-    return run.run_id, run.application, status_of(run), _day(run.began_at), took, why
+    if run.priority not in (None, "normal"):
+        why = f"{run.priority}: {why}" if why else str(run.priority)
+    owner = (run.owner,) if with_owner else ()
+    return run.run_id, run.application, *owner, status_of(run), _day(run.began_at), took, why
 
 
 def status_of(run: RunSummary) -> str:

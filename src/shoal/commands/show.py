@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
 from shoal.watch._board import how_long
+from shoal.watch._explain import told_copy
+from shoal.watch._overview import is_below
 from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
@@ -33,7 +35,16 @@ from .runs import LOST, as_json
 if TYPE_CHECKING:
     from shoal._events.identity import RunPath
     from shoal.stores import FailedChild, Steered, Store
-    from shoal.watch import LiveRun, OpenQuestion, Overview, Queries, Row, RowPage, StepBar
+    from shoal.watch import (
+        LiveRun,
+        OpenQuestion,
+        Overview,
+        Queries,
+        Row,
+        RowPage,
+        SecondCopy,
+        StepBar,
+    )
 
 _MORE = {
     LOST: "it has no end, and no process executes it; run it again, or recover()",
@@ -187,6 +198,8 @@ def _describe(
         ("part of", "" if is_root else path_text(overview.breadcrumbs[-1])),
         ("status", status if more is None else f"{status}: {more}"),
         ("paused", "" if overview.paused is None else _paused(overview.paused, is_root=is_root)),
+        ("owner", run.owner if is_root else ""),
+        ("priority", run.priority or "" if is_root and run.priority != "normal" else ""),
         ("executed by", run.holder if row.status == "running" else ""),
         ("reports", _REPORTS if overview.is_silent and row.status == "running" else ""),
         ("began", "" if row.began_at is None else local(row.began_at)),
@@ -209,6 +222,10 @@ def _describe(
         write("\nrunning longest")
         rows = [(how_long(one), _name(one), _live(one)) for one in overview.longest[:most]]
         write_table((), rows)
+    copies = _copies(overview)
+    if copies:
+        write("\nsecond copies of late attempts")
+        write_table((), [(length(one.seconds), told_copy(one)) for one in copies[-most:]])
     if questions:
         write("\nopen questions")
         write_table((), [(one.name, path_text(one.path), _asked(one)) for one in questions])
@@ -281,6 +298,8 @@ def _live(run: LiveRun) -> str:
         parts.append(f"attempt {run.attempt}{of}")
     if run.next_in is not None:
         parts.append(f"next in {length(run.next_in)}")
+    if run.copied is not None:
+        parts.append(f"a second copy for {length(run.copied)}")
     return " · ".join([*parts, run.note] if run.note else parts)
 
 
@@ -288,6 +307,12 @@ def _children(overview: Overview) -> str:
     lost = sum(bar.lost for bar in overview.bars)
     counts = ", ".join(f"{many:,} {name}" for name, many in overview.counts.items())
     return f"{counts} ({lost:,} lost a race)" if lost else counts
+
+
+def _copies(overview: Overview) -> Sequence[SecondCopy]:
+    """Return the last second copies of children of a run, at any depth."""
+    found = () if overview.report is None else overview.report.copies
+    return [one for one in found if is_below(one.path, overview.path)]
 
 
 def _bar(bar: StepBar) -> tuple[str, str]:
@@ -342,6 +367,10 @@ def _list(overview: Overview, failed: Sequence[FailedChild]) -> None:
         write_fields(("step", bar.step, bar.visit, *fields))
     for run in overview.longest:
         write_fields(("running", *("" if one is None else one for one in _run_now(run).values())))
+    for use in () if overview.report is None else overview.report.hedges:
+        write_fields(("copies", use.owner, use.copies, use.used, use.running))
+    for copy in _copies(overview):
+        write_fields(("copy", *("" if one is None else one for one in _copy(copy).values())))
     for group in overview.failures.groups:
         example = path_text(group.example.path)
         write_fields(
@@ -412,6 +441,18 @@ def _run_now(run: LiveRun) -> dict[str, Any]:
         "key": run.limit_key,
         "title": run.title,
         "note": run.note,
+        "copied": run.copied,
+    }
+
+
+def _copy(copy: SecondCopy) -> dict[str, Any]:
+    return {
+        "path": path_text(copy.path),
+        "step": copy.step,
+        "attempt": copy.attempt,
+        "after": copy.after,
+        "seconds": copy.seconds,
+        "used": copy.used,
     }
 
 
@@ -468,6 +509,11 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
             }
             for one in (() if overview.report is None else overview.report.spending)
         ],
+        "hedges": [
+            {"owner": one.owner, "copies": one.copies, "used": one.used, "running": one.running}
+            for one in (() if overview.report is None else overview.report.hedges)
+        ],
+        "copies": [_copy(one) for one in _copies(overview)],
         "children": dict(overview.counts),
         "steps": [
             {

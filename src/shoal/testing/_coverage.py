@@ -18,6 +18,7 @@ from shoal.testing._faults import (
     STEP,
     Backend,
     Fault,
+    Passed,
 )
 
 
@@ -37,9 +38,9 @@ class Coverage:
         """How the lives have ended, by status."""
         self.called: Counter[str] = Counter()
         """How often each action was called."""
-        self.passed: dict[Backend, Mapping[str, int]] = {}
+        self.passed: dict[Backend, Passed] = {}
         """How often an undisturbed run passes each place."""
-        self._fired: dict[tuple[str, str], set[tuple[Backend, int]]] = defaultdict(set)
+        self._fired: dict[tuple[str, str], set[tuple[Backend, int, int]]] = defaultdict(set)
         self._times: Counter[tuple[str, str]] = Counter()
 
     def add(self, backend: Backend, ends: Iterable[str], called: Mapping[str, int]) -> None:
@@ -50,7 +51,7 @@ class Coverage:
 
     def add_fault(self, backend: Backend, fault: Fault) -> None:
         """Count a fault that has happened."""
-        self._fired[fault.place, fault.what].add((backend, fault.nth))
+        self._fired[fault.place, fault.what].add((backend, fault.life, fault.nth))
         self._times[fault.place, fault.what] += 1
 
     def times(self, place: str, what: str) -> int:
@@ -63,7 +64,7 @@ class Coverage:
 
     def total(self, place: str) -> int:
         """Return how often undisturbed runs pass a place, of both backends together."""
-        return sum(passed.get(place, 0) for passed in self.passed.values())
+        return sum(of_one.get(place, 0) for lives in self.passed.values() for of_one in lives)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -86,8 +87,8 @@ class Coverage:
             yield ""
             yield from table(["store", *OF_SAVES], stores)
         yield ""
-        hooks = sorted(place for passed in self.passed.values() for place in passed)
-        failing = sorted({one for one in hooks if one.startswith(HOOK)})
+        places = {place for lives in self.passed.values() for of_one in lives for place in of_one}
+        failing = [one for one in places if one.startswith(HOOK)]
         tried = [one for one in failing if self.reached(one, "raises")]
         yield f"hooks failed on {len(tried)} of {len(failing)} kinds of events"
         for what in sorted(CANCELS):
@@ -99,7 +100,7 @@ class Coverage:
         passed = self.passed
         if what == "cancelled-natively":
             passed = {one: of_one for one, of_one in passed.items() if one == "asyncio"}
-        total = sum(of_one.get(place, 0) for of_one in passed.values())
+        total = sum(of_one.get(place, 0) for lives in passed.values() for of_one in lives)
         return f"{min(self.reached(place, what), total)} of {total}"
 
     def _unreached(self, names: Iterable[str]) -> Iterator[str]:

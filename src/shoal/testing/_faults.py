@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, final
 
@@ -43,6 +43,9 @@ OF_STEPS = {
     "cancelled-natively": "the run was cancelled, by asyncio.Task.cancel",
     "jumps": "the clock jumped",
 }
+
+Passed = Sequence[Mapping[str, int]]
+"""How often each place was passed, in each life of a run."""
 
 LONG = frozenset({"late", "slow", "jumps"})
 """The faults that take seconds."""

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from shoal._errors.exceptions import (
     BadUse,
+    BudgetExceeded,
     ChangedInPlace,
     CommitInDoubt,
     DefinitionError,
     HookFailed,
     LeaseLost,
+    Poisoned,
     RunConflict,
     SavedError,
     ShoalError,
@@ -122,6 +124,15 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 def is_explained(error: BaseException, fired: Collection[Fault]) -> bool:
     """Return whether a run may fail with an exception after the faults that have happened."""
     return all(_explains(fired, leaf) for leaf in leaves(error))
+
+
+def may_fail_for_good(error: BaseException) -> bool:
+    """Return whether what went wrong before may keep a run from succeeding ever after.
+
+    What was spent of a budget stays spent, and a child that was at work in too many crashes is not
+    started again.
+    """
+    return any(isinstance(leaf, BudgetExceeded | Poisoned) for leaf in leaves(error))
 
 
 def _explains(fired: Collection[Fault], error: BaseException) -> bool:

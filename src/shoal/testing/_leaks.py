@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -13,9 +14,11 @@ from contextlib import asynccontextmanager, suppress
 # Imported by name, because detectors of blocking calls patch modules: these calls read the kernel's
 # tables and no disk, and sleep only to wait for a thread (see
 # test_works_under_a_detector_of_blocking_calls).
-from os import listdir, readlink
+from os import close, listdir, read, readlink
+from os import open as open_file
 from time import monotonic, sleep
-from typing import NamedTuple, final
+from types import AsyncGeneratorType
+from typing import Any, NamedTuple, final
 
 import anyio
 import anyio.lowlevel
@@ -28,6 +31,7 @@ _FIRST_TURNS = 3  # turns in any case: a closed transport's socket is closed a t
 _THREAD_GRACE = 2.0  # real seconds for a thread that is about to end, on a busy machine too
 _BREATH = 0.001  # real seconds in which that thread has the interpreter to itself
 
+_OWN_THREADS = "/proc/self/task"
 _DESCRIPTOR_TABLES = ("/proc/self/fd", "/dev/fd")
 
 
@@ -45,8 +49,17 @@ class LeakError(AssertionError):
 
 
 @asynccontextmanager
-async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGenerator[None]:
-    """Check on leaving that no task, thread or file descriptor born inside is left.
+async def no_leaks(
+    *,
+    threads: bool = True,
+    descriptors: bool = True,
+    generators: bool = True,
+    processes: bool = True,
+) -> AsyncGenerator[None]:
+    """Check on leaving that nothing born inside is left.
+
+    No task, thread, file descriptor, child process, and no async generator that has begun and was
+    neither finished nor closed: its cleanup would run at a time that nobody knows.
 
     Before the check, the event loop gets some turns for things that are about to end, and the
     garbage is collected, so that a forgotten coroutine or exception warns here and not in a later
@@ -62,11 +75,16 @@ async def no_leaks(*, threads: bool = True, descriptors: bool = True) -> AsyncGe
     Args:
         threads: look for threads too.
         descriptors: look for file descriptors too, where the system lists them (Linux, macOS).
+        generators: look for async generators too.
+        processes: look for child processes too, where the system lists them (Linux). One that has
+            ended and was not waited for is left, too.
 
     Raises:
         LeakError: the message names all that is left; for tasks and threads, also where they stand.
     """
-    census = Census(threads=threads, descriptors=descriptors)
+    census = Census(
+        threads=threads, descriptors=descriptors, generators=generators, processes=processes
+    )
     yield
     await census.settle()
     gc.collect()
@@ -92,13 +110,17 @@ async def judge(census: Census, *, inside: str) -> None:
 
 
 class Census:
-    """The tasks, threads and descriptors at the start, and those that are new since then."""
+    """What there was at the start, and what is new since then."""
 
-    def __init__(self, *, threads: bool, descriptors: bool) -> None:
+    def __init__(
+        self, *, threads: bool, descriptors: bool, generators: bool = False, processes: bool = False
+    ) -> None:
         # The objects, not their `id`: a new one may get the address of a dead one.
         self._coroutines = {task.coro for task in anyio.get_running_tasks()}
         self._threads = set(working_threads()) if threads else None
         self._descriptors = set(_open_descriptors()) if descriptors else None
+        self._generators = set(_open_generators()) if generators else None
+        self._processes = set(_children()) if processes else None
         self._cancel_requests = _cancel_requests()
         self._grace_ends_at: float | None = None  # for threads; counted from the first `settle`
 
@@ -124,6 +146,15 @@ class Census:
             yield f"{kind} {thread.name!r} stands at\n{where_thread_stands(thread, indent='    ')}"
         for descriptor in self._new_descriptors():
             yield f"file descriptor {descriptor.number}: {descriptor.target}"
+        for generator in self._new_generators():
+            name = generator.__qualname__
+            yield (
+                f"async generator {name!r} stands at\n"
+                f"{where_task_stands(generator, indent='    ')}"
+                f"    HINT: close it: async with contextlib.aclosing({name}(...)) as items"
+            )
+        for process in self._new_processes():
+            yield f"child process {process}: {_command_of(process)}"
         requests = _cancel_requests()
         if requests != self._cancel_requests:
             yield (
@@ -133,7 +164,13 @@ class Census:
             )
 
     def _is_clean(self) -> bool:
-        return not (self._new_tasks() or self._new_threads() or self._new_descriptors())
+        return not (
+            self._new_tasks()
+            or self._new_threads()
+            or self._new_descriptors()
+            or self._new_processes()
+            or self._new_generators()
+        )
 
     def _new_tasks(self) -> list[anyio.TaskInfo]:
         return [
@@ -153,6 +190,14 @@ class Census:
             return []
         return sorted(set(_open_descriptors()) - self._descriptors)
 
+    def _new_generators(self) -> list[AsyncGeneratorType[Any, Any]]:
+        if self._generators is None:
+            return []
+        return [one for one in _open_generators() if one not in self._generators]
+
+    def _new_processes(self) -> list[int]:
+        return [] if self._processes is None else sorted(set(_children()) - self._processes)
+
 
 def _is_test_runner(task: anyio.TaskInfo) -> bool:
     # anyio's pytest plugin runs each half of a fixture in a task of its own, so a fixture with
@@ -166,6 +211,47 @@ def _cancel_requests() -> int:
         task = asyncio.current_task()
         return task.cancelling() if task is not None else 0
     return 0
+
+
+def _open_generators() -> Iterator[AsyncGeneratorType[Any, Any]]:
+    """Yield the async generators of the running loop that have begun and not ended.
+
+    Those that nothing refers to are closed by the loop, some turns after they were collected.
+    """
+    loop: Any = None
+    with suppress(RuntimeError):  # on trio
+        loop = asyncio.get_running_loop()
+    if loop is not None:
+        found = getattr(loop, "_asyncgens", ())  # uvloop calls it so, too
+    else:
+        run: Any = sys.modules["trio._core._run"]
+        found = run.GLOBAL_RUN_CONTEXT.runner.asyncgens.alive
+    for generator in list(found):
+        if isinstance(generator, AsyncGeneratorType) and generator.ag_frame is not None:
+            yield generator
+
+
+def _children() -> Iterator[int]:
+    """Yield the ids of this process's children, also of those that nobody has waited for."""
+    with suppress(OSError):
+        for thread in listdir(_OWN_THREADS):  # noqa: PTH208  # see its import
+            yield from map(int, _content(f"{_OWN_THREADS}/{thread}/children").split())
+
+
+def _command_of(process: int) -> str:
+    command = _content(f"/proc/{process}/cmdline").replace(b"\0", b" ").decode(errors="replace")
+    return command.strip() or "it has ended, and was not waited for"
+
+
+def _content(name: str) -> bytes:
+    """Return the beginning of a file of the kernel's; nothing if there is none."""
+    with suppress(OSError):
+        file = open_file(name, os.O_RDONLY)
+        try:
+            return read(file, 4096)
+        finally:
+            close(file)
+    return b""
 
 
 class _Descriptor(NamedTuple):

@@ -49,6 +49,7 @@ from shoal.testing._invariants import (
     judge_life,
     leaves,
     look,
+    may_fail_for_good,
     short,
 )
 from shoal.testing._leaks import Census, LeakError, judge
@@ -63,6 +64,7 @@ PATIENCE = 1e6
 """Virtual seconds after which a run that hangs, because that was injected, is cancelled: twelve
 days, behind any timeout that a program may have."""
 
+_HANGS = frozenset({"hangs", "in-doubt", "unknown"})
 _NOWHERE = NullStore()
 _REASON = "shoal.testing.simulate"
 Status = Literal["succeeded", "failed", "cancelled", "killed", "halted"]
@@ -191,14 +193,18 @@ class SimulatedRun:
 class Player:
     """Plays one plan. It is the `Injection` of the runtimes that are opened meanwhile."""
 
-    def __init__(self, subject: Subject, plan: Plan, *, counting: bool = False) -> None:
+    def __init__(
+        self, subject: Subject, plan: Plan, *, counting: bool = False, is_kept: bool = False
+    ) -> None:
         """Play nothing yet.
 
         Args:
             subject: What runs.
             plan: What goes wrong.
             counting: Whether to count the steps of the event loop, which costs time.
+            is_kept: Whether a store keeps the run, which then has to succeed.
         """
+        self._is_kept = is_kept
         self._subject = subject
         self._plan = plan
         self._counting = counting
@@ -224,15 +230,9 @@ class Player:
         return self._subject.debug
 
     def call(
-        self,
-        run: Run,
-        action: FunctionAction[..., object],
-        call: Callable[[], Awaitable[Change]],
-        *,
-        is_elsewhere: bool,
+        self, run: Run, action: FunctionAction[..., object], call: Callable[[], Awaitable[Change]]
     ) -> Awaitable[Change]:
         """Make a call, which may go wrong."""
-        del is_elsewhere
         return self._acts.call(run, action, call)
 
     def store(self, given: Store) -> Store:
@@ -317,11 +317,15 @@ class Player:
                 if not questions or self._subject.answers is None or halts > MOST_HALTS:
                     return
                 answers = {one.address: self._subject.answer(one) for one in questions}
-            elif (
-                life.status == "succeeded"
-                or not self._kept
-                or (life.status == "failed" and not life.faults)
-            ):
+            elif life.status == "succeeded" or not self._is_kept:
+                return
+            elif life.status == "failed" and not life.faults:
+                assert life.error is not None
+                if not may_fail_for_good(life.error):
+                    raise Violation(
+                        "fails for good",
+                        f"resumed where nothing goes wrong, it fails with {short(life.error)}",
+                    ) from life.error
                 return
             if len(lives) - halts > MOST_LIVES:
                 ends = ", ".join(f"{one.status}" for one in lives)
@@ -437,34 +441,36 @@ class Player:
 
         Returns whether it was cancelled.
         """
-        jump = jump_of_this_loop()
-        with anyio.CancelScope() as scope:
-            if any(fault.what in ("hangs", "in-doubt", "unknown") for fault in self._plan.faults):
-                scope.deadline = anyio.current_time() + PATIENCE
-            cancels: dict[str, Callable[[], object]] = {"cancelled": lambda: scope.cancel(_REASON)}
+        jump, cancels = jump_of_this_loop(), dict[str, Callable[[], object]]()
 
-            def arrive() -> None:
-                fault = passes.at(STEP)
-                if fault is None:
-                    return
-                if fault.what in CANCELS:
-                    cancels.get(fault.what, cancels["cancelled"])()
-                else:
-                    jump(fault.seconds)
-
-            watches = self._counting or passes.expects(STEP)
-            steps = steps_of_this_loop(arrive, reason=_REASON) if watches else nullcontext()
-            if passes.expects(STEP, "cancelled-natively") and self._plan.backend == "asyncio":
-                with steps:
-                    task = asyncio.create_task(self._run(app, answers), name="simulated")
-                    cancels["cancelled-natively"] = task.cancel
-                    await asyncio.wait([task])
-                if not task.cancelled():
-                    task.result()
+        def arrive() -> None:
+            fault = passes.at(STEP)
+            if fault is None:
+                return
+            if fault.what in CANCELS:
+                cancels.get(fault.what, cancels["cancelled"])()
             else:
-                with steps:
-                    await self._run(app, answers)
-        return scope.cancelled_caught
+                jump(fault.seconds)
+
+        async def live() -> bool:
+            with anyio.CancelScope() as scope:
+                if any(fault.what in _HANGS for fault in self._plan.faults):
+                    scope.deadline = anyio.current_time() + PATIENCE
+                cancels["cancelled"] = lambda: scope.cancel(_REASON)
+                await self._run(app, answers)
+            return scope.cancelled_caught
+
+        watches = self._counting or passes.expects(STEP)
+        steps = steps_of_this_loop(arrive, reason=_REASON) if watches else nullcontext()
+        if not passes.expects(STEP, "cancelled-natively") or self._plan.backend == "trio":
+            with steps:
+                return await live()
+        cancels["cancelled"] = lambda: None  # until it begins
+        with steps:
+            task = asyncio.create_task(live(), name="simulated")
+            cancels["cancelled-natively"] = task.cancel
+            await asyncio.wait([task])
+        return task.cancelled() or task.result()
 
     async def _run(self, app: Application[Any], answers: Mapping[Any, object] | None) -> None:
         state, make = self._subject.given_state(), self._subject.runtime

@@ -14,13 +14,26 @@ from itertools import zip_longest
 from random import Random
 from typing import final
 
-from shoal.testing._faults import CANCELS, KILLS, LONG, STEP, Backend, Fault, Plan, kinds_at
+from shoal.testing._faults import (
+    CANCELS,
+    KILLS,
+    LONG,
+    SAVE,
+    STEP,
+    Backend,
+    Fault,
+    Passed,
+    Plan,
+    kinds_at,
+)
 
 _SECONDS = {
     "late": (0.5, 10.0, 120.0, 4000.0),
     "slow": (1.0, 10.0, 20.0),  # a store has thirty seconds for a save
     "jumps": (1.0, 60.0, 3600.0, 86400.0),
 }
+_AT_ONCE = {STEP: 4, SAVE: 2}
+"""Passes of a place that are tried before those of another one, where there are many."""
 _MOST_STEPS = 2000
 """The most steps of the event loop at which something goes wrong; spread evenly over more."""
 
@@ -29,13 +42,11 @@ _MOST_STEPS = 2000
 class Agenda:
     """The plans of a simulation, by their numbers."""
 
-    def __init__(
-        self, passed: Mapping[Backend, Mapping[str, int]], kinds: Collection[str] | None
-    ) -> None:
+    def __init__(self, passed: Mapping[Backend, Passed], kinds: Collection[str] | None) -> None:
         """Plan by what an undisturbed run has passed.
 
         Args:
-            passed: How often it has passed each place, on each backend.
+            passed: How often it has passed each place in each life, on each backend.
             kinds: The kinds of faults to try; None: all.
         """
         self._backends = sorted(passed)
@@ -58,18 +69,23 @@ class Agenda:
 
     def _single_faults(self, backend: Backend) -> Iterator[Fault]:
         """Yield all faults: of each pair of a place and a kind one, then of each another one."""
-        passed = self._passed[backend]
-        pairs: list[Sequence[Fault]] = []
-        for place in sorted(passed):
-            for what in self._kinds_at(place, backend):
-                total = passed[place]
-                step = max(1, total // _MOST_STEPS)
-                numbers = list(range(1, total + 1, step))
-                Random(f"{place} {what}").shuffle(numbers)  # noqa: S311 # not for secrets
-                pairs.append([Fault(what, place, nth) for nth in numbers])
-        Random(backend).shuffle(pairs)  # noqa: S311 # not for secrets
-        for row in zip_longest(*pairs):
-            yield from (fault for fault in row if fault is not None)
+        found: dict[tuple[str, str], list[Fault]] = {}
+        for life, passed in enumerate(self._passed[backend], 1):
+            for place in sorted(passed):
+                for what in self._kinds_at(place, backend):
+                    total = passed[place]
+                    step = max(1, total // _MOST_STEPS)
+                    found.setdefault((place, what), []).extend(
+                        Fault(what, place, nth, life=life) for nth in range(1, total + 1, step)
+                    )
+        rows: list[list[Sequence[Fault]]] = []
+        for (place, what), faults in found.items():
+            Random(f"{place} {what}").shuffle(faults)  # noqa: S311 # not for secrets
+            at_once = _AT_ONCE.get(place, 1)
+            rows.append([faults[at : at + at_once] for at in range(0, len(faults), at_once)])
+        Random(backend).shuffle(rows)  # noqa: S311 # not for secrets
+        for row in zip_longest(*rows, fillvalue=()):
+            yield from (fault for some in row for fault in some)
 
     def _kinds_at(self, place: str, backend: Backend) -> Iterator[str]:
         for what in kinds_at(place):
@@ -86,7 +102,8 @@ class Agenda:
 
     def _several(self, backend: Backend, chance: Random) -> Iterator[Fault]:
         """Yield two or three faults, no two kills or cancels in one life."""
-        passed = self._passed[backend]
+        lives = self._passed[backend]
+        passed = {place: count for of_one in reversed(lives) for place, count in of_one.items()}
         pairs = [
             (place, what) for place in sorted(passed) for what in self._kinds_at(place, backend)
         ]
@@ -94,8 +111,9 @@ class Agenda:
         used: set[tuple[int, str, int]] = set()
         for _ in range(chance.choice((2, 2, 3))):
             place, what = chance.choice(pairs)
-            life = chance.choice((1, 1, 2))
-            nth = 1 + chance.randrange(passed[place] if life == 1 else max(1, passed[place] // 2))
+            life = chance.choice((*range(1, len(lives) + 1), 1, 2))
+            known = lives[life - 1].get(place, 0) if life <= len(lives) else passed[place] // 2
+            nth = 1 + chance.randrange(max(1, known))
             if what in KILLS | CANCELS:
                 if life in ended:
                     continue

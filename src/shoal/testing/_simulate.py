@@ -99,7 +99,7 @@ def simulate(
     answers: Mapping[str, object] | Callable[[Question], object] | None = None,
     check: Callable[[SimulatedRun], object] | None = None,
     same: Callable[[State[Any]], object] | bool | None = None,
-    seeds: int = 100,
+    seeds: int | range = 100,
     seconds: float | None = None,
     faults: Collection[str] | None = None,
     raises: Mapping[str, Callable[[], Exception]] | None = None,
@@ -139,7 +139,7 @@ def simulate(
     ...         check=check,
     ...     )
     ... except SimulationFailed as failed:
-    ...     print(failed.kind, failed.run.inputs["bank"])
+    ...     print(failed.kind, sorted(failed.run.inputs["bank"]))
     check ['a', 'a', 'b']
 
     Nothing outside is touched: whatever store the application names, its runs are kept in memory.
@@ -164,7 +164,8 @@ def simulate(
             whole state, unless a race was decided, or children have ended otherwise than in the
             undisturbed run, as where failures are tolerated. True: the whole state in any case;
             False: nothing.
-        seeds: How many runs. The variable ``SHOAL_SIMULATE_SEEDS`` goes before it.
+        seeds: How many runs; or which ones, ``range(100, 200)``, where several machines share the
+            work. The variable ``SHOAL_SIMULATE_SEEDS`` goes before it.
         seconds: Real seconds after which no further run begins; None: as many as it takes.
         faults: The kinds of faults: "raises", "loses", "late", "hangs", "fails", "slow",
             "in-doubt", "unknown", "dies-before", "dies-after", "cancelled", "cancelled-natively",
@@ -197,7 +198,7 @@ def simulate(
             raise BadUse(msg)
     example = subject.application()
     replay = os.environ.get(REPLAY) or None if replay is None else replay
-    seeds = int(os.environ.get(SEEDS) or seeds)
+    numbers = _numbers(os.environ.get(SEEDS) or seeds)
     simulator = _Simulator(subject, check, same, Coverage(actions_below(example.graph)))
     began = time.monotonic()
     simulator.undisturbed(wanted)
@@ -205,13 +206,25 @@ def simulate(
         simulator.replay(plan_of(replay))
     else:
         agenda = Agenda(simulator.coverage.passed, faults)
-        for number in range(seeds):
+        for number in numbers:
             if seconds is not None and time.monotonic() - began > seconds:
                 break
             simulator.run(agenda.plan(number))
     took = time.monotonic() - began
     assert simulator.comparison is not None
     return Simulation(example.name, simulator.coverage, took, simulator.comparison.why_not)
+
+
+def _numbers(given: object) -> range:
+    """Return the numbers of the runs: of how many, also as text, or of a range."""
+    if isinstance(given, str) and given.isdigit():
+        given = int(given)
+    if type(given) is int and given >= 0:
+        return range(given)
+    if isinstance(given, range) and (not given or min(given) >= 0):
+        return given
+    msg = f"simulate(seeds=...) takes a number of runs, or a range of numbers, not {given!r}"
+    raise BadUse(msg)
 
 
 def _backends(given: Collection[Literal["asyncio", "trio"]] | None) -> list[Backend]:
@@ -240,6 +253,7 @@ class _Simulator:
         self._same = same
         self.coverage = coverage
         self.comparison: Comparison | None = None
+        self._is_kept = False
 
     def undisturbed(self, backends: Collection[Backend]) -> None:
         """Run it without faults, to see what it comes to, and what can go wrong where."""
@@ -251,10 +265,11 @@ class _Simulator:
             if run.result is None:
                 # Judged already: without faults, nothing explains a failure.
                 raise BadUse("the undisturbed run was cancelled by itself")
-            self.coverage.passed[backend] = run.lives[0].passed
+            self.coverage.passed[backend] = [life.passed for life in run.lives]
             if self.comparison is None:
                 self.comparison = Comparison(self._same, run)
             self._count(run)
+            self._is_kept = bool(run.stores)
 
     def run(self, plan: Plan) -> None:
         """Play one plan.
@@ -262,7 +277,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails; what the smallest plan that fails in this way comes to.
         """
-        player = Player(self._subject, plan)
+        player = self._player(plan)
         self._play(player, plan, smaller=True)
         self._count(player.run)
 
@@ -272,9 +287,12 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails.
         """
-        player = Player(self._subject, plan)
+        player = self._player(plan)
         self._play(player, plan)
         self._count(player.run)
+
+    def _player(self, plan: Plan) -> Player:
+        return Player(self._subject, plan, is_kept=self._is_kept)
 
     def _play(self, player: Player, plan: Plan, *, smaller: bool = False) -> None:
         violation = self._violation(player)
@@ -285,7 +303,7 @@ class _Simulator:
             kind = violation.kind
 
             def fails(other: Plan) -> tuple[Player, Violation] | None:
-                again = Player(self._subject, other)
+                again = self._player(other)
                 found = self._violation(again)
                 return (again, found) if found is not None and found.kind == kind else None
 

@@ -26,7 +26,7 @@ def simulated(
     inputs: Mapping[str, object] | Callable[[], Mapping[str, object]] | None = None,
     answers: Mapping[str, object] | Callable[[Question], object] | None = None,
     same: Callable[[State[Any]], object] | bool | None = None,
-    seeds: int = 100,
+    seeds: int | range = 100,
     seconds: float | None = None,
     faults: Collection[str] | None = None,
     raises: Mapping[str, Callable[[], Exception]] | None = None,

@@ -7,11 +7,14 @@ import shlex
 import traceback
 from collections.abc import Iterator
 
+from shoal._errors.exceptions import CommitInDoubt, HookFailed, StoreFailed
 from shoal.testing._faults import Plan
-from shoal.testing._invariants import short
+from shoal.testing._faulty_acts import InjectedFault
+from shoal.testing._invariants import leaves, short
 from shoal.testing._lives import Life, SimulatedRun
 from shoal.testing._violation import Violation
 
+_OF_FAULTS = (InjectedFault, StoreFailed, CommitInDoubt, HookFailed)
 _ORDINALS = {1: "1st", 2: "2nd", 3: "3rd"}
 
 
@@ -72,6 +75,10 @@ def _end(life: Life) -> str:
         case "killed":
             return "was cut off, as its process died"
         case "failed" if life.error is not None:
+            # Of faults that are listed below it the name is enough.
+            kinds = [type(leaf) for leaf in leaves(life.error)]
+            if life.faults and all(issubclass(kind, _OF_FAULTS) for kind in kinds):
+                return f"failed with {kinds[0].__name__}"
             return f"failed with {short(life.error)}"
         case "cancelled":
             return "was cancelled"

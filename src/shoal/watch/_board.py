@@ -210,6 +210,7 @@ class Board:
             parts.append("no children yet" if report is None else length(report.seconds))
         if report is not None:
             parts += [one.text for one in report.spending if one.spent or one.aside]
+            parts += [one.text for one in report.hedges if one.copies]
         if report is not None and report.is_over:
             how = "ended without success" if self._has_failed else "over"
             parts.append(f"{how} after {length(report.seconds)}")
@@ -256,6 +257,8 @@ def _about(run: LiveRun) -> str:
         parts.append(f"again in {length(run.next_in)}")
     elif run.doing not in ("action", "other"):
         parts.append(f"waits for its {run.doing}")
+    if run.copied is not None:
+        parts.append(f"a second copy for {length(run.copied)}")
     if run.note:
         parts.append(run.note)
     return " · ".join(parts)

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, SlowRun, Waited
+from shoal._events.report import Doing, HedgeUse, LimitUse, Report, SecondCopy, SlowRun, Waited
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Row
 
@@ -68,6 +68,10 @@ class Explanation:
     """What is missing, and why."""
     samples: int = 0
     """How often the run was looked at."""
+    hedges: Sequence[HedgeUse] = ()
+    """The second copies of late attempts (``Each(hedge=...)``), by fan-out."""
+    copies: Sequence[SecondCopy] = ()
+    """The last of them, and those at work; at most 20 of each."""
 
     @property
     def text(self) -> str:
@@ -93,10 +97,20 @@ class Explanation:
         if self.slowest:
             lines.append("slowest, with their waiting for limits")
             lines += [f"  {length(row.elapsed):>10}  {_place(row.path)}" for row in self.slowest]
+        for hedge in self.hedges:
+            lines.append(f"late attempts of {hedge.owner}: {hedge.text}")
+        if self.copies:
+            lines += [f"  {length(one.seconds):>10}  {told_copy(one)}" for one in self.copies[-5:]]
         if self.advice:
             lines.append(f"advice: {self.advice}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def told_copy(copy: SecondCopy) -> str:
+    """Name a second copy, and say what became of it."""
+    how = {None: "at work", True: "gave the result", False: "not used"}[copy.used]
+    return f"{_place(copy.path)}: {copy.step}, late after {length(copy.after)}; {how}"
 
 
 _MOST_LINES = 5
@@ -217,6 +231,8 @@ def explained(
         advice=advice_on(report),
         notes=tuple(notes),
         samples=report.samples,
+        hedges=report.hedges,
+        copies=report.copies,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
 from shoal._events.identity import RunPath
-from shoal._events.report import Doing, LimitUse, Report, Spending, Waited
+from shoal._events.report import Doing, HedgeUse, LimitUse, Report, Spending, Waited
 from shoal.stores._protocol import ChildStatus
 
 from ._words import about, length, many, number, pace, percent
@@ -33,6 +33,7 @@ Part = Literal[
     "left",
     "held up",
     "cost",
+    "copies",
     "age",
 ]
 """What a part of a headline tells."""
@@ -346,6 +347,7 @@ def headline(
     speed: float | None,
     costs: Mapping[str, float],
     spending: Sequence[Spending] = (),
+    hedges: Sequence[HedgeUse] = (),
     child: RunPath | None = None,
     paused: str = "",
 ) -> Headline:
@@ -363,6 +365,7 @@ def headline(
         speed: How many children end in a second.
         costs: What was charged at limits with ``cost=``.
         spending: What was spent of budgets.
+        hedges: The second copies of late attempts.
         child: The run, if it is no root run. The report tells of the whole root run.
         paused: Since when its root run is paused, and by whom, for people; empty if it isn't.
     """
@@ -429,6 +432,11 @@ def headline(
     for one in spending:
         if one.spent or one.aside:
             parts.append(("cost", one.text))
+    copies = sum(one.copies for one in hedges)
+    if copies:
+        used, at_work = sum(one.used for one in hedges), sum(one.running for one in hedges)
+        all_of_them = HedgeUse(owner="", copies=copies, used=used, running=at_work if runs else 0)
+        parts.append(("copies", all_of_them.text))
     if runs and age is not None and age > _OLD:
         parts.append(("age", f"as of {length(age)} ago"))
     return Headline(

@@ -224,6 +224,7 @@ class Queries:
                 speed=speed,
                 costs=costs if is_root else {},
                 spending=report.spending if is_root and report is not None else (),
+                hedges=report.hedges if is_root and report is not None else (),
                 child=None if is_root else path,
                 paused="" if paused is None else paused.sentence,
             ),

@@ -16,9 +16,11 @@ from shoal._events.report import (
     BreakerUse,
     BudgetUse,
     CircuitUse,
+    HedgeUse,
     LimitUse,
     LiveRun,
     Report,
+    SecondCopy,
     Waited,
 )
 from shoal.stores._protocol import RunSummary
@@ -157,7 +159,14 @@ def summary(path: RunPath, application: str, status: Any, **more: Any) -> RunSum
 
 
 SUMMARIES = {
-    CRAWL.id: summary(CRAWL, "crawl docs", "running", holder="pid 4127 on builder"),
+    CRAWL.id: summary(
+        CRAWL,
+        "crawl docs",
+        "running",
+        holder="pid 4127 on builder",
+        owner="docs team",
+        priority="batch",
+    ),
     RACE.id: summary(RACE, "ask", "succeeded", ended_at=NOW - 300),
     LOST.id: summary(LOST, "nightly digest", "running"),
     HALTED.id: summary(HALTED, "review", "halted", ended_at=NOW - 250),
@@ -285,12 +294,15 @@ class FakeQueries:
         return await self.children(path, **filters)
 
     async def runs(
-        self, *, status: Any = None, application: Any = None, after: Any = None, limit: int = 50
-    ):
+        self, *, status: Any = None, application: Any = None, after: Any = None, limit: int = 50,
+        owner: Any = None,
+    ):  # fmt: skip
         found = [
             each
             for each in SUMMARIES.values()
-            if status in (None, each.status) and application in (None, each.application)
+            if status in (None, each.status)
+            and application in (None, each.application)
+            and owner in (None, each.owner)
         ]
         at = 0 if after is None else int(after)
         page = found[at : at + limit]
@@ -605,6 +617,11 @@ class FakeQueries:
             ],
             slowest=[failed_row(n) for n in range(5)],
             advice='Raising the rate "docs" to 10/s would help; Limits(20) would then be the next limit.',
+            hedges=[HedgeUse(owner="pages", copies=2, used=1, running=1)],
+            copies=[
+                SecondCopy(path=page_of(3), step="fetch", after=1.5, seconds=0.4, used=True),
+                SecondCopy(path=page_of(4), step="fetch", after=1.5, seconds=2.0),
+            ],
             notes=["The store has no times of 140 children that were skipped."],
         )
 

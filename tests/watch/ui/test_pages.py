@@ -454,3 +454,19 @@ async def test_a_question_has_a_form_of_its_schema_where_an_answer_can_be_given(
     assert "No process executes this run" in nobody
     assert ASKED.parent != CRAWL
     assert TOKEN not in nobody
+
+
+async def test_pages_show_owner_priority_and_second_copies_and_find_runs_by_owner():
+    async with client_of(fake_ui().app) as client:
+        runs = (await client.get("/?owner=docs+team")).text
+        others = (await client.get("/?owner=eve")).text
+        head = words((await client.get("/runs/crawl-2026-11-30")).text)
+        spent = words((await client.get("/runs/crawl-2026-11-30?view=time")).text)
+    assert runs.count('<tr id="r-') == 1
+    assert re.search(r'href="[^"]*owner=docs(\+|%20)team', runs)
+    assert "No run is like that." in others
+    assert "of docs team" in head
+    assert "priority batch" in head
+    assert "pages: 2 second copies, 1 used, 1 at work" in spent
+    assert "fetch, late after 1.5 s; gave the result" in spent
+    assert "fetch, late after 1.5 s; at work" in spent

@@ -418,7 +418,7 @@ class BatchJoin:
         chosen = self._race.chosen
         if chosen is None:
             return ()
-        change = Change((Set(field, chosen.value),), {field: chosen.value})
+        change = Change(None, {field: chosen.value})
         if self._schema is not None:
             change = self._schema.checked(change, self._data, self._subject(chosen.key))
         self._data = change.applied_to(self._data)

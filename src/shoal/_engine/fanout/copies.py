@@ -20,6 +20,7 @@ from anyio import CancelScope, Event
 
 from shoal._engine.hedged import HedgedAttempt
 from shoal._engine.run import Run
+from shoal._engine.second_copies import Copied, SecondCopies
 from shoal._engine.services import Services
 from shoal._graph.action import FunctionAction
 from shoal._graph.policy import Each
@@ -37,10 +38,13 @@ class Copies:
 
     __slots__ = (
         "_admission",
+        "_at_work",
         "_clock",
         "_granted",
         "_hold",
+        "_name",
         "_news",
+        "_record",
         "_scope",
         "_statistics",
         "_wakes_at",
@@ -48,7 +52,12 @@ class Copies:
     )
 
     def __init__(
-        self, statistics: HedgeStatistics, admission: ChildAdmission, scope: GroupScope, parent: Run
+        self,
+        statistics: HedgeStatistics,
+        admission: ChildAdmission,
+        scope: GroupScope,
+        parent: Run,
+        name: str,
     ) -> None:
         """Prepare; nothing is late yet.
 
@@ -57,7 +66,14 @@ class Copies:
             admission: The admission of the group.
             scope: Starts the tasks of copies.
             parent: The run whose children they are.
+            name: The name of the fan-out.
         """
+        self._name = name
+        execution = parent.config.execution
+        if execution.copies is None:
+            execution.copies = SecondCopies(parent.config.services.clock)
+        self._record = execution.copies
+        self._at_work: dict[HedgedAttempt, Copied] = {}
         self._statistics = statistics
         self._admission = admission
         self._scope = scope
@@ -107,10 +123,17 @@ class Copies:
         """Note that a copy begins, and so has cost its budget."""
         self._granted.discard(attempt)
         self._admission.count_copy()
+        run = attempt.run
+        copied = self._record.began(self._name, run.path, attempt.action.name)
+        copied.attempt, copied.after = run.attempt, attempt.due_after
+        self._at_work[attempt] = copied
 
-    def ended(self, copy: Run, *, began: bool) -> None:
+    def ended(self, attempt: HedgedAttempt, copy: Run, *, began: bool) -> None:
         """Give back the place of a copy."""
         self._admission.release_copy(copy, began=began)
+        copied = self._at_work.pop(attempt, None)
+        if copied is not None:
+            self._record.ended(copied, used=attempt.is_won_by_copy)
 
     def fail(self, error: BaseException) -> None:
         """End the group."""

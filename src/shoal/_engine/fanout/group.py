@@ -198,7 +198,7 @@ class ChildTaskGroup:
         services = parent.config.services
         hedge = statistics_of(services, owner, each, among)
         if hedge is not None:
-            self._copies = Copies(hedge, self._admission, self.scope, parent)
+            self._copies = Copies(hedge, self._admission, self.scope, parent, self.name)
             self._admission.hedge(self._copies)
         # Why the rest is skipped, once a budget has said so; never unset.
         self._skips: str = ""
@@ -460,8 +460,11 @@ class ChildTaskGroup:
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
                 return
-            if self._gives_early and len(self.inbox) >= ENOUGH:
-                return
+            if self._gives_early:
+                if len(self.inbox) >= ENOUGH:
+                    return
+                if not self._admission.place.used and self._source.dry():
+                    return  # none is left that could end
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
         """Run ``errand`` in the parent's task before it takes more children from the inbox.
@@ -565,7 +568,7 @@ class ChildTaskGroup:
         if self._is_shut or (self._is_held and not self._is_judging):
             return None  # if held: ``resume_starting`` adds workers again
         admission, source = self._admission, self._source
-        if self._leaves_rest:
+        if self._skips and self._leaves_rest:
             return None
         if admission.ready:
             # A child that is cancelled gives its permits back, and they may have been granted to
@@ -585,35 +588,34 @@ class ChildTaskGroup:
         child: Run | Dropped | None = None
         try:
             child = source.take()
-            if self._breaker is not None and isinstance(child, Run) and child.is_live:
-                self._breaker.consult(child)
-            if self._skips and isinstance(child, Run) and child.is_live:
-                child.pass_over(self._skips)
-            if child is None:
-                admission.give_back_reserved()
-                admission.let_out()
-                if source.dry():
-                    # The parent waits for ends, and there may be none any more.
-                    self.scope.wake()
-            elif child == "dropped":
-                admission.give_back_reserved()
-                admission.let_out()
-                self._feeders.wake()  # the dropped element takes up no room any more
-            elif child.disposition is LIVE:  # a property would be a call for each child
-                if self._feeders.room is not None:
-                    self._feeders.wake()  # what it has pulled may be fewer now than may wait
-                # Called in two places: a bound method in a variable costs each child more.
-                if reservation is not None:
-                    if not admission.admit_first(child, reservation):
+            if isinstance(child, Run):
+                if self._breaker is not None and child.is_live:
+                    self._breaker.consult(child)
+                if self._skips and child.is_live:
+                    child.pass_over(self._skips)
+                if child.disposition is LIVE:  # a property would be a call for each child
+                    if self._feeders.room is not None:
+                        self._feeders.wake()  # what it has pulled may be fewer now than may wait
+                    # Called in two places: a bound method in a variable costs each child more.
+                    if reservation is not None:
+                        if not admission.admit_first(child, reservation):
+                            return "waiting"
+                    elif not admission.admit(child):
                         return "waiting"
-                elif not admission.admit(child):
-                    return "waiting"
-            else:
+                    return child
                 # It was done earlier, but counts as in flight until it is applied.
                 admission.give_back_reserved()
                 admission.place.used += 1
                 if not child.lacks_history:  # else a worker reads its history, so it is alive
                     admission.let_out()
+                return child
+            admission.give_back_reserved()
+            admission.let_out()
+            if child == "dropped":
+                self._feeders.wake()  # the dropped element takes up no room any more
+            elif source.dry():
+                # The parent waits for ends, and there may be none any more.
+                self.scope.wake()
         except BaseException as error:  # noqa: BLE001 # raised by ``run``
             admission.give_back_reserved()
             admission.let_out()

@@ -426,7 +426,7 @@ class FanOutStep:
         decision = self._race.decided_by(last)
         change = NO_CHANGE
         if chosen is not None and field is not None and self.join.shape == "one":
-            change = Change((Set(field, chosen.value),), {field: chosen.value})
+            change = Change(None, {field: chosen.value})
             if run.config.schema is not None:
                 subject = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
                 change = run.config.schema.checked(change, run.data, subject)

@@ -131,7 +131,11 @@ class StepSources:
             digests=self._digests,
             each=self._act.each,
             on_item=self._on_item,
-            executor=executor_named(self._act.executor, repr(self._act.name)),
+            executor=(
+                None
+                if self._act.executor is None
+                else executor_named(self._act.executor, repr(self._act.name))
+            ),
         )
         return ChildTemplate(config, base)
 

@@ -38,7 +38,7 @@ from shoal._engine.publish import publish_child_started
 from shoal._engine.replay import load_end
 from shoal._engine.run import Run
 from shoal._engine.spawning import within
-from shoal._engine.walk import complete_last, live_child, walk
+from shoal._engine.walk import complete_last, live_child, walk, walk_simply
 from shoal._errors.exceptions import BudgetExceeded
 from shoal._events.events import ChildName
 
@@ -209,27 +209,25 @@ class WorkerPool:
                 # Nothing is awaited between the two: an idle worker is one that is about to take.
                 self._idle -= 1
                 child = take()
-                if child is None:
+                waited: bool | None = False
+                if isinstance(child, Run):
+                    if child.disposition is not LIVE and not child.lacks_history:
+                        self._leave(child)
+                    else:
+                        worker.child = child
+                        waited = await self._execute(child, worker, context)
+                        if waited is None:
+                            return
+                elif child is None:
                     worker.child = None
                     if not scope.closing and not await self._park():
                         return
                     continue
-                waited: bool | None = False
-                if child == "dropped":
-                    pass
-                elif child == "waiting":
-                    # Hooks receive it here, in the task of a worker, since the admission can't
-                    # await anything.
-                    if self._admission.has_unpublished:
-                        await self._publish_waiting()
-                        waited = True
-                elif child.disposition is not LIVE and not child.lacks_history:
-                    self._leave(child)
-                else:
-                    worker.child = child
-                    waited = await self._execute(child, worker, context)
-                    if waited is None:
-                        return
+                # Hooks receive it here, in the task of a worker, since the admission can't await
+                # anything.
+                elif child == "waiting" and self._admission.has_unpublished:
+                    await self._publish_waiting()
+                    waited = True
                 # Its child ended before the cancellation arrived, which would now hit the next one.
                 if worker.cut_off is not None:
                     self._replace_cancelled()
@@ -306,23 +304,16 @@ class WorkerPool:
         """
         waited = True
         try:
-            is_live = child.disposition is LIVE  # a property would be a call for each child
+            config, is_live = child.config, child.disposition is LIVE
             publishes = is_live and bool(self._parent.config.hooks.child_started)
-            try:
-                if child.resume is not None and child.resume.is_afresh:
-                    await begin_anew(child, self._parent, child.config.step)
-            finally:
-                # Also if that save failed: the child's end will be published, so its start must be.
-                # See test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved.
-                if publishes:
-                    await publish_child_started(self._parent, child)
-            if publishes:
-                # Cancelled while hooks ran, or by one of them: the child's work must not begin.
-                await checkpoint_if_cancelled()
+            if publishes or child.resume is not None:
+                await self._begin(child, publishes=publishes)
             if not is_live:
                 living = load_end(child)
-            elif child.config.is_timed:
-                living = live_child(child, child.config.each)
+            elif config.walks_simply:
+                living = walk_simply(child)
+            elif config.is_timed:
+                living = live_child(child, config.each)
             else:
                 living = walk(child)
             # Before it begins: a watcher may look at any time.
@@ -341,6 +332,20 @@ class WorkerPool:
         self._admission.let_out()
         self._leave(child)
         return waited
+
+    async def _begin(self, child: Run, *, publishes: bool) -> None:
+        """Make void what is saved of a child that runs anew, and publish its start if asked."""
+        try:
+            if child.resume is not None and child.resume.is_afresh:
+                await begin_anew(child, self._parent, child.config.step)
+        finally:
+            # Also if that save failed: the child's end will be published, so its start must be.
+            # See test_the_start_of_a_child_is_published_though_its_rerun_could_not_be_saved.
+            if publishes:
+                await publish_child_started(self._parent, child)
+        if publishes:
+            # Cancelled while hooks ran, or by one of them: the child's work must not begin.
+            await checkpoint_if_cancelled()
 
     def _end_without_success(self, child: Run, worker: Worker, error: BaseException) -> bool:
         """Note on ``child`` how it ended by ``error``; return whether its worker goes on.

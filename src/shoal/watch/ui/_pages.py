@@ -129,7 +129,8 @@ class Pages:
         status = query.get("status") or None
         status = status if status in RUN_STATUSES else None
         application = query.get("application") or None
-        page = await self._found(status, application, query.get("after") or None)
+        owner = query.get("owner") or None
+        page = await self._found(status, application, query.get("after") or None, owner)
         names = sorted({run.application for run in page.runs} | {*self._applications})
         return Page(
             template="runs.html",
@@ -138,25 +139,34 @@ class Pages:
             values={
                 "runs": page.runs,
                 "next": page.after
-                and urls.runs(status=status, application=application, after=page.after),
+                and urls.runs(
+                    status=status, application=application, owner=owner, after=page.after
+                ),
                 "is_first": not query.get("after"),
                 "status": status,
                 "application": application,
+                "owner": owner,
                 "applications": names,
                 "statuses": RUN_STATUSES,
             },
         )
 
-    async def _found(self, status: str | None, application: str | None, after: Any) -> RunsPage:
+    async def _found(
+        self, status: str | None, application: str | None, after: Any, owner: str | None
+    ) -> RunsPage:
         """Return a page of runs. A store takes lost runs for running: both have no end."""
         if status not in ("running", "lost"):
             return await self._queries.runs(
-                status=cast("Any", status), application=application, after=after, limit=RUNS
+                status=cast("Any", status),
+                application=application,
+                after=after,
+                limit=RUNS,
+                owner=owner,
             )
         found: list[RunSummary] = []
         for _ in range(LOOKED_AT):
             page = await self._queries.runs(
-                status="running", application=application, after=after, limit=RUNS
+                status="running", application=application, after=after, limit=RUNS, owner=owner
             )
             for run in page.runs:
                 if len(found) == RUNS:

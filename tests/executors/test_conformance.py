@@ -1,0 +1,36 @@
+"""Our own executors do what every executor has to."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.executors import Processes, Threads
+from shoal.testing import ExecutorConformance
+
+from .fake import Fake
+
+
+@pytest.mark.anyio
+class TestFakeExecutor(ExecutorConformance):
+    @pytest.fixture
+    def executor(self) -> Fake:
+        return Fake()
+
+
+@pytest.mark.anyio
+@pytest.mark.realtime
+class TestThreads(ExecutorConformance):
+    many = 10
+
+    @pytest.fixture
+    def executor(self) -> Threads:
+        return Threads(2)
+
+
+@pytest.mark.anyio
+@pytest.mark.realtime
+@pytest.mark.slow
+class TestProcesses(ExecutorConformance):
+    @pytest.fixture
+    def executor(self) -> Processes:
+        return Processes(2)
