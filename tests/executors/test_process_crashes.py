@@ -122,7 +122,7 @@ def lives(folder: Path, kills: int, seed: int, backend: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "kills", [6, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "kills", [6, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_killed_programs_lose_nothing_and_apply_nothing_twice(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 
 import anyio
@@ -45,10 +46,16 @@ async def ask_for(what: str, context: Context) -> None:
 
 @action(reads=["n"], writes=["never"])
 async def sleep_long(n: int) -> None:
+    SEEN.append("child begun")
     try:
         await anyio.sleep(1000)
     finally:
         SEEN.append("child ended")
+
+
+def has_asked(workers: InThreads, what: str) -> bool:
+    received = workers.transports[0].received
+    return any(message[0] == m.ASKED and message[3] == what for message in received)
 
 
 class Waiting(Hook):
@@ -71,18 +78,21 @@ async def test_what_is_served_when_the_cancellation_arrives_is_answered(
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lambda: app.run({"what": what}, runtime=runtime))
-                while not workers.transports or not any(
-                    message[0] == m.ASKED and message[3] == what
-                    for message in workers.transports[0].received
-                ):
+                while not workers.transports or not has_asked(workers, what):
+                    await anyio.sleep(0.001)
+                while what == LEAVE and not SEEN:
                     await anyio.sleep(0.001)
                 await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
                 await anyio.lowlevel.cancel_shielded_checkpoint()
                 hook.released.set()
         # Its own cleanup comes last, and no other exception than the cancellation has led there.
-        assert (["child ended", "cancelled"] if what == LEAVE else ["cancelled"]) == SEEN
+        child = ["child begun", "child ended"] if what == LEAVE else []
+        assert [*child, "cancelled"] == SEEN
         assert not workers.transports[0].dead
+
+
+RELEASED = threading.Event()
 
 
 @action(reads=["n"], writes=["found"])
@@ -94,15 +104,32 @@ async def leave_while_waited_for(n: int, context: Context) -> str:
         found.append("no more")
 
     async with anyio.create_task_group() as tasks, context.fan_out(name="children") as group:
-        group.start(sleep_long, {"n": n})
+        group.start(wait_for_release, {"n": n})
         tasks.start_soon(wait, group)
-        await anyio.sleep(0.01)
-        group.cancel("enough")
+        await anyio.sleep(0)
     return found[-1]
 
 
+@action(reads=["n"], writes=["never"])
+async def wait_for_release(n: int) -> None:
+    while not RELEASED.is_set():
+        await anyio.sleep(0.001)
+
+
 async def test_a_task_that_waits_for_outcomes_ends_when_the_block_is_left(anyio_backend: object):
+    workers = InThreads()
+    RELEASED.clear()
     async with no_leaks(), Runtime() as runtime:
-        app = Application(leave_while_waited_for, executor=InThreads())
+        app = Application(leave_while_waited_for, executor=workers)
+        ended = app.run({"n": 1}, runtime=runtime)
         with anyio.fail_after(10):
-            assert (await app.run({"n": 1}, runtime=runtime)).state["found"] == "no more"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(release_when_left, workers)
+                assert (await ended).state["found"] == "no more"
+
+
+async def release_when_left(workers: InThreads) -> None:
+    while not workers.transports or not has_asked(workers, LEAVE):
+        await anyio.sleep(0.001)
+    await anyio.wait_all_tasks_blocked()
+    RELEASED.set()

@@ -239,21 +239,26 @@ class Serving:
         """Wait for the next outcome of a fan-out, and reply with it. Other things go on."""
         (group_number,) = load(packed)
         if group_number in self._groups:
-            self._start_task(partial(self._next, number, self._groups[group_number]))
-
-    async def _next(self, number: int, of: _Group) -> None:
-        with anyio.CancelScope() as scope:
+            of = self._groups[group_number]
+            # Here, and not in the task, which begins later than what is served next: perhaps the
+            # function leaves the block.
+            scope = anyio.CancelScope()
             of.waits.add(scope)
+            self._start_task(partial(self._next, number, of, scope))
+
+    async def _next(self, number: int, of: _Group, scope: anyio.CancelScope) -> None:
+        # Nothing, if the fan-out is left meanwhile: then there is no more, as in the loop.
+        reply: bytes | None = _dumped_outcomes([])
+        error: bytes | None = None
+        with scope:
             try:
-                found = [outcome async for outcome in _one_of(of.group)]
-                self._reply(number, _dumped_outcomes(found), None)
-            except (Exception, Halting) as error:  # noqa: BLE001 # raised in the function
-                self._reply(number, None, self._refused(number, error))
+                if not scope.cancel_called:
+                    reply = _dumped_outcomes([outcome async for outcome in _one_of(of.group)])
+            except (Exception, Halting) as raised:  # noqa: BLE001 # raised in the function
+                reply, error = None, self._refused(number, raised)
             finally:
                 of.waits.discard(scope)
-        if scope.cancelled_caught:
-            # The fan-out is being left, and a task of the function may wait all the same.
-            self._reply(number, _dumped_outcomes([]), None)
+        self._reply(number, reply, error)
 
     def give_up(self) -> None:
         """Cancel all children, because the call is cancelled, or its worker has died."""
