@@ -22,12 +22,12 @@ Any async function that streams can race, so SDKs can, too:
 from examples.llm_race.client.config import load
 from examples.llm_race.client.exchange import Answer, Chunk, Prompt, Usage
 from examples.llm_race.client.failures import ProviderError, Unacceptable
-from examples.llm_race.client.prices import budget_of
 from examples.llm_race.client.providers import Endpoint, Provider
 from examples.llm_race.race.acceptance import acceptance
 from examples.llm_race.race.contestant import Terms, contestant
 from examples.llm_race.race.racing import Race, Report, ask
 from examples.llm_race.race.scoreboard import Lane, Scoreboard
+from examples.llm_race.race.spending import budget_of
 from examples.llm_race.race.strategies import Rules, strategy
 
 __all__ = [

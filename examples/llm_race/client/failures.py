@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, cast
 
-from shoal.errors import BudgetExceeded
-
 Kind = Literal[
     "http",
     "overload",
@@ -144,9 +142,9 @@ def kind_of(error: BaseException) -> str:
     """Return a word for counting failures of this kind."""
     if isinstance(error, ProviderError):
         return error.kind
-    if isinstance(error, BudgetExceeded):
-        return "budget"
     names = _names(error)
+    if "BudgetExceeded" in names:
+        return "budget"
     if "RetryLater" in names:
         return "overload"
     status = status_of(error)

@@ -1,11 +1,9 @@
 """Prices of tokens, by `genai-prices`, whose package contains the data, so no request is sent."""
 
-from collections.abc import Callable
 from functools import cache
 
-from examples.llm_race.client.exchange import Prompt, Usage, estimated_input
+from examples.llm_race.client.exchange import Usage
 from examples.llm_race.client.providers import Provider
-from shoal import Budget, State
 
 MILLION = 1_000_000
 
@@ -44,22 +42,3 @@ def _known_price(model: str, url: str) -> tuple[float, float] | None:
             continue
         return float(price.input_price) * 1000, float(price.output_price) * 1000
     return None
-
-
-def budget_of(limit: float | None) -> Budget | None:
-    """Make the budget of all requests, in USD; None: there is none.
-
-    What isn't a request costs nothing. Each provider has a worst case of its own; see `worst_case`.
-    """
-    return None if limit is None else Budget(limit, "USD", worst=0, name="money")
-
-
-def worst_case(provider: Provider) -> Callable[[State], float]:
-    """Return the function of the most that a request may cost; its price is known."""
-
-    def worst(state: State) -> float:
-        prompt: Prompt = state["prompt"]
-        usage = Usage(input_tokens=estimated_input(prompt), output_tokens=prompt.max_tokens)
-        return cost_of(provider, usage) or 0.0
-
-    return worst

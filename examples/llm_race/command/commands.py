@@ -17,13 +17,14 @@ from examples.llm_race.batch import BadInput, Batch, Rows, read_prompts
 from examples.llm_race.bench import Figures, as_json, as_markdown, measure, plot
 from examples.llm_race.client.config import chosen
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import budget_of, price_of
+from examples.llm_race.client.prices import price_of
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.command.display import Printer, Tracer, live_table, print_report
 from examples.llm_race.command.options import Options
 from examples.llm_race.race.acceptance import acceptance
 from examples.llm_race.race.contestant import Terms
 from examples.llm_race.race.racing import Race, Report, new_client, scoreboard, why
+from examples.llm_race.race.spending import budget_of
 from examples.llm_race.race.strategies import Rules, check, is_decided_by_token
 from shoal import Application, Hook, Limits, RunConflict, Runtime, SQLiteStore, action, fan_out
 

@@ -40,7 +40,7 @@ class Offer:
     key_env: str | None = None
     """The environment variable with the key that clients must send; None: no key is needed."""
     budget: Budget | None = None
-    """What all requests may cost together; see `prices.budget_of`."""
+    """What all requests may cost together; see `spending.budget_of`."""
     client: Callable[[], httpx.AsyncClient] = new_client
 
 

@@ -8,11 +8,11 @@ import uvicorn
 
 from examples.llm_race.client.config import ConfigError, chosen
 from examples.llm_race.client.exchange import Prompt
-from examples.llm_race.client.prices import budget_of
 from examples.llm_race.client.providers import Provider
 from examples.llm_race.command.options import Options
 from examples.llm_race.gateway.offer import Offer
 from examples.llm_race.gateway.service import WITHIN, make_service
+from examples.llm_race.race.spending import budget_of
 from examples.llm_race.race.strategies import Rules
 
 GRACE = 3

@@ -32,8 +32,9 @@ from examples.llm_race.client.failures import (
     is_retryable,
     retry_after_of,
 )
-from examples.llm_race.client.prices import cost_of, price_of, worst_case
+from examples.llm_race.client.prices import cost_of, price_of
 from examples.llm_race.client.providers import Provider, Stream
+from examples.llm_race.race.spending import worst_case
 from shoal import Budget, Context, Limits, Rate, Retry, RetryLater, State, action, shielded
 from shoal.errors import HookFailed
 from shoal.types import Act

@@ -98,7 +98,7 @@ async def ask(
         providers: The contestants.
         rules: The rules of the race; by default, the first complete answer counts.
         client: Sends the requests; by default, a client is opened for this race.
-        budget: What requests may cost; by default, there is none. See `prices.budget_of`.
+        budget: What requests may cost; by default, there is none. See `spending.budget_of`.
         board: The hook that follows the race; by default, a new one.
         hooks: Other hooks for the race.
         store: The store of the race; with `run_id`, a saved answer is returned again.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Literal, final
 
@@ -81,6 +80,8 @@ def flat_memory(
 def _peak(
     scenario: Callable[[int], Awaitable[object]], size: int, backend: Literal["asyncio", "trio"]
 ) -> int:
+    import tracemalloc  # noqa: PLC0415 # sub-interpreters, which load this package, can't load it
+
     gc.collect()
     tracemalloc.start()
     try:
@@ -97,6 +98,8 @@ def _lines_at(
     enough: float,
 ) -> str:
     """Run it once more, and return the lines that had made most when it was near its peak."""
+    import tracemalloc  # noqa: PLC0415 # as in `_peak`
+
     found: list[str] = []
 
     def look() -> None:
