@@ -200,7 +200,8 @@ async def walk_simply(run: Run) -> None:
         if act is last:
             run.pending = change
         elif (
-            (run.questions is run.retries is None)
+            run.questions is None
+            and run.retries is None
             and not hooks.step_ended
             and is_silent(run)
             and not config.services.native_cancels()()
