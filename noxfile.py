@@ -71,6 +71,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, except slow ones, on the oldest and the newest Python.
 
     Sweeps over many places run only on the oldest, and tests with real services only on the newest.
+    There, each test of virtual time runs on one backend; on the oldest, on both.
     """
     install(session, "test", extras="[examples]")
     left_out = ["slow"]
@@ -81,7 +82,8 @@ def tests(session: nox.Session) -> None:
     else:
         install_services(session)
     marks = " and ".join(f"not {mark}" for mark in left_out)
-    session.run("pytest", *(session.posargs or [*SPREAD, "-m", marks]))
+    halved = ["--one-backend"] if session.python != PYTHONS[0] else []
+    session.run("pytest", *(session.posargs or [*SPREAD, *halved, "-m", marks]))
 
 
 @nox.session

@@ -1,7 +1,8 @@
 """Backends: virtual time on asyncio and trio; real time, everywhere, for what is marked so.
 
 A test marked ``realtime`` runs on plain asyncio, uvloop, eager tasks (3.12 and newer) and trio. All
-others run under virtual time: there a sleep takes no time, and a deadlock is an error. Loops are
+others run under virtual time: there a sleep takes no time, and a deadlock is an error; with
+``pytest --one-backend`` each of these runs on asyncio or on trio, and not on both. Loops are
 started as by ``asyncio.run`` and ``trio.run``; ``pytest --starter=NAME`` starts those of asyncio in
 another of the ways that `tests.starters` has, and also those that tests start by ``anyio.run``. A
 test marked ``every_starter`` is run in all of these ways, in real time.
@@ -17,6 +18,7 @@ from importlib import import_module
 from inspect import isasyncgenfunction
 from inspect import iscoroutinefunction as is_coroutine_function
 from typing import Any
+from zlib import crc32
 
 import anyio
 import pytest
@@ -63,6 +65,8 @@ SWEEPS = frozenset(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--starter", choices=STARTERS, help="how event loops are started")
+    halved = "run each test of virtual time on one of the two backends, which its name decides"
+    parser.addoption("--one-backend", action="store_true", help=halved)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -124,7 +128,10 @@ def backends(metafunc: pytest.Metafunc) -> Sequence[str]:
     real = metafunc.definition.get_closest_marker("realtime") is not None
     found = REAL if real else VIRTUAL
     if starter is None:
-        return found
+        is_halved = found is VIRTUAL and metafunc.config.getoption("--one-backend")
+        # By its name alone, so that a test doesn't move to the other one from time to time.
+        one = crc32(metafunc.definition.nodeid.encode()) % len(VIRTUAL)
+        return VIRTUAL[one : one + 1] if is_halved else found
     wanted = BACKENDS_OF.get(starter, ("asyncio", "asyncio-real"))
     return [name for name in found if name in wanted]
 

@@ -105,7 +105,7 @@ def test_the_peak_does_not_grow_with_the_number_of_elements(
     kind: str, backend: Literal["asyncio", "trio"]
 ) -> None:
     peak(kind, 200, backend)  # imports and caches
-    assert peak(kind, 4_000, backend) <= peak(kind, 1_000, backend) + SLACK // 20
+    assert peak(kind, 4_000, backend) <= peak(kind, 1_000, backend) + SLACK // 10
 
 
 @pytest.mark.slow

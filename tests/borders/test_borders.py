@@ -330,7 +330,7 @@ RAISING_HOOK_PROGRAM = Program(1, {**PLAIN, "bad": "act"}, (Trip(1, "hook", 9, "
     ("breaks", "played", "expected"),
     [
         (forget_ends, PLAIN_PROGRAM, "was told, its record says None"),
-        (keep_twice, PLAIN_PROGRAM, "are numbered"),
+        (keep_twice, PLAIN_PROGRAM, "comes after update 1"),
         (keep_late, FAILING_PROGRAM, "was told, its record says None"),
         (keep_late, RAISING_HOOK_PROGRAM, "was told, its record says None"),
     ],

@@ -65,7 +65,7 @@ def test_a_process_may_be_killed_at_any_moment(backend: str, capsys: pytest.Capt
 @pytest.mark.timeout(300)
 def test_a_process_may_be_killed_at_any_moment_with_a_server(capsys: pytest.CaptureFixture[str]):
     find_programs()
-    killed(5, capsys, "--store", "postgres")
+    killed(2, capsys, "--store", "postgres")
 
 
 @can_fork

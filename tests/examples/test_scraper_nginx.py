@@ -50,7 +50,7 @@ def reachable(start: str) -> set[str]:
 
 @pytest.mark.services
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.slow)])
 def test_every_reachable_page_once_and_none_outside(
     nginx: dict[str, Served], tmp_path: Path, backend: str
 ) -> None:

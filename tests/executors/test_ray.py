@@ -53,6 +53,11 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return request.param, {}
 
 
+costly = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param("trio", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with ray_cluster() as found:
@@ -118,6 +123,7 @@ def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@costly
 async def test_ten_thousand_children(ray: Ray, anyio_backend: object):
     async with Runtime(executor=ray) as runtime:
         for act, power in ((square, 2), (cube, 3)):
@@ -394,6 +400,7 @@ async def die_always(n: int) -> int:
     return n
 
 
+@costly
 async def test_what_kills_every_actor_is_poisoned(ray: Ray, anyio_backend: object):
     results = fan_out(
         die_always, over="ns", item="n", into="results", on_error="collect", errors_into="errors"
@@ -433,6 +440,7 @@ def node(cluster: RayCluster) -> object:
     return cluster.add_node()
 
 
+@costly
 async def test_a_node_is_killed_in_the_middle_of_ten_thousand_children(
     cluster: RayCluster, node: object, anyio_backend: object
 ):

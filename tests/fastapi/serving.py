@@ -99,7 +99,9 @@ def serving(kind: str, app: str, *more: str, **environment: str) -> Generator[Se
         server = _start(kind, app, more, environment)
         try:
             try:
-                until(lambda server=server: is_up(server))
+                until(
+                    lambda server=server: is_up(server), patience=60
+                )  # four workers import it all
             except AssertionError:
                 if left and server.process.poll() is not None:
                     continue

@@ -937,6 +937,7 @@ async def test_whatever_is_slow_slows_the_source_down(slow: str):
     assert ahead <= 20 + 100
 
 
+@pytest.mark.sweep
 async def test_memory_is_bounded_where_children_wait_for_a_rate():
     async def peak(n: int) -> int:
         source = Source(n)

@@ -595,6 +595,19 @@ class Accounts:
         # Without the rounding errors of adding up.
         return {name: round(spent, 12) for name, spent in found.items()}
 
+    def spent_by(self, action: str) -> Mapping[str, float]:
+        """Return what the attempts of an action have spent, by units.
+
+        Where two budgets count the same cost, it is what the larger one counts.
+        """
+        budgets: dict[tuple[str, str], float] = defaultdict(float)
+        for account in (*self._by_name.values(), *self._mirrors.values()):
+            budgets[account.terms.label, account.terms.unit] += account.by.get(action, 0.0)
+        units: dict[str, float] = {}
+        for (_, unit), spent in budgets.items():
+            units[unit] = max(units.get(unit, 0.0), spent)
+        return units
+
     def levels(self) -> Mapping[str, tuple[str, float, float, float | None]]:
         """Return the unit, what is spent, set aside and there in all, by the name of each budget.
 

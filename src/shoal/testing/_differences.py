@@ -23,6 +23,8 @@ Kind = Literal["edge", "key", "winner", "retry", "outcome", "update", "end"]
 """What differs: the step that follows, the children of a step, the winner of a race, the number of
 attempts, how a child or what became of it, the fields of an update, or how the run ends."""
 
+_OF_THE_MOMENT = re.compile(r"\b(BudgetExceeded|Overloaded|StepTimeout)\b")
+"""Errors whose texts have figures of the moment."""
 _SHOWN = 160  # characters of a value: two lines of a terminal
 _BEFORE = 40  # of these, those before the first difference
 _MOST = 5  # keys that are named
@@ -303,7 +305,7 @@ def _child_difference(
     if recorded.status == now.status and recorded.status == "failed":
         # A SavedError stands for an exception that can't be restored, and has its type in its text.
         saved = now.error_text.startswith("SavedError: ")
-        is_same = now.error_text == recorded.error_text
+        is_same = _lasting(now.error_text) == _lasting(recorded.error_text)
         if recorded.error is None or is_same:
             return None
         if saved and now.error_text.endswith(recorded.error_text):
@@ -459,7 +461,14 @@ def _without_ways(value: Any) -> Any:
 def _error(kind: object, text: object) -> str:
     """Return a stored error as text; one that could not be restored as the one it stands for."""
     name = str(kind).replace("builtins:", "").replace(":", ".")
-    return str(text) if name in ("shoal.SavedError", "SavedError") else f"{name}: {text}"
+    whole = str(text) if name in ("shoal.SavedError", "SavedError") else f"{name}: {text}"
+    return _lasting(whole)
+
+
+def _lasting(text: str) -> str:
+    """Return the text of an error without the figures of the moment: what was spent, or waiting."""
+    found = _OF_THE_MOMENT.search(text)
+    return text if found is None else text[: found.end()]
 
 
 def _two(one: Any, other: Any) -> tuple[str, str]:

@@ -62,7 +62,6 @@ class Conductor:
         self._began_at = anyio.current_time()
         self._ended: set[RunPath] = set()
         self._waits: dict[RunPath, anyio.Event] = {}
-        self._charged: dict[tuple[str, str], float] = {}
         self._gave_item: set[tuple[RunPath, str, int]] = set()
         self.served: int = 0
         """Calls that were served an outcome."""
@@ -147,7 +146,7 @@ class Conductor:
         await self._wait_for_turn(run, recorded, step)
         self.served += 1
         if context is not None:
-            self._charge(action.name, context, recorded, step)
+            self._charge(run, action.name, context, recorded, step)
         operations = self._operations(step)
         if run.config.is_forgotten:
             # One update has the changes of all steps of the child.
@@ -333,18 +332,21 @@ class Conductor:
             at = at.parent
 
     def _charge(
-        self, action: str, context: Context, recorded: RecordedRun, step: RecordedStep
+        self, run: Run, action: str, context: Context, recorded: RecordedRun, step: RecordedStep
     ) -> None:
-        """Let an attempt cost what the action had spent of budgets until then, besides the rest."""
+        """Let an attempt cost what the action had spent of budgets until then, besides the rest.
+
+        The rest is what the replay has spent: a loser costs its worst case here as it did there,
+        see test_losers_cost_what_they_cost_in_the_record.
+        """
         number = step.updates[-1].number - 1 if step.updates else 0
         at = recorded
         while at.parent is not None:  # the spending is on record in the root run alone
             number = -1 if at.applied is None else at.applied - 1
             at = at.parent
+        before = run.config.execution.accounts.spent_by(action)
         for unit, spent in self._recording.spent(action, number).items():
-            before = self._charged.get((action, unit), 0.0)
-            self._charged[action, unit] = max(spent, before)
-            context.charge(max(0.0, spent - before), unit=unit)
+            context.charge(max(0.0, spent - before.get(unit, 0.0)), unit=unit)
 
     def _note_ended(self, paths: Sequence[RunPath]) -> None:
         """Let those go on that wait for these runs: their ends are saved."""

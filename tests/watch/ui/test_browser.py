@@ -224,6 +224,7 @@ def test_views_of_a_run(page: Any, run: str, view: str):
     shot(page, f"{view}-{run[:5]}")
 
 
+@pytest.mark.slow
 def test_a_page_follows_a_run_of_20000_children_in_another_process(
     page: Any, place: Path, server: Served
 ):
