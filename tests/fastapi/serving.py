@@ -99,9 +99,8 @@ def serving(kind: str, app: str, *more: str, **environment: str) -> Generator[Se
         server = _start(kind, app, more, environment)
         try:
             try:
-                until(
-                    lambda server=server: is_up(server), patience=60
-                )  # four workers import it all
+                # Each of its workers imports everything, on a machine that has much else to do.
+                until(lambda server=server: is_up(server), patience=60)
             except AssertionError:
                 if left and server.process.poll() is not None:
                     continue

@@ -238,6 +238,25 @@ def budget_of_reported_costs() -> Program:
     return over(pay, limits=limits, on_error="ignore"), {"xs": list(range(9))}
 
 
+@program
+def races_that_empty_a_budget() -> Program:
+    """Losers cost their worst case, and what several attempts hold is not on record."""
+
+    def asked(name: str, seconds: float) -> Any:
+        @action(reads=["x"], writes=["y"], name=name, limits=money)
+        async def ask(x: int, context: Context) -> int:
+            calls.append(name)
+            await anyio.sleep(seconds)
+            context.charge(0.02)
+            return x
+
+        return ask
+
+    money = Budget(1.0, "USD", worst=0.1)
+    both = race(asked("big", 3), asked("small", 0.05), into="y", stagger=0.05)
+    return over(both, limits=Limits(4), on_error="ignore"), {"xs": list(range(14))}
+
+
 class Backend:
     """A backend that a replay may not call."""
 

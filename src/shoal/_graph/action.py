@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, cast,
 from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
-from shoal._limits.limits import Limits
+from shoal._limits.limits import Limits, mended
 from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming, signature_of
 from shoal._state.state import Change, FieldAccess
@@ -484,7 +484,7 @@ def make_action(
     """Check the arguments that actions of functions and of classes share, and make the action."""
     place = executor_named(executor, f"action {name!r}")
     if limits is not None and not isinstance(limits, Limits):
-        msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}"
+        msg = f"action {name!r}: limits= takes Limits(n), not {limits!r}{mended(limits)}"
         raise DefinitionError(msg)
     if is_kind(function, inspect.isgeneratorfunction):
         msg = (

@@ -8,7 +8,7 @@ from typing import cast
 from shoal._errors.arguments import is_number
 from shoal._errors.exceptions import DefinitionError, UndeclaredRead, brief
 from shoal._events.hooks import Hook, Hooks
-from shoal._limits.limits import Limits
+from shoal._limits.limits import Limits, mended
 from shoal._state.functions import require_plain
 from shoal.executors._named import executor_named
 from shoal.stores._protocol import check_store
@@ -39,7 +39,7 @@ def check_policies(
     """
     check_cascade(subject, store, hooks)
     if not isinstance(limits, Limits):
-        msg = f"{subject}: limits= takes Limits(n), not {limits!r}"
+        msg = f"{subject}: limits= takes Limits(n), not {limits!r}{mended(limits)}"
         raise DefinitionError(msg)
     if at_most is not None and (type(at_most) is not int or at_most < 0):
         msg = f"{subject}: at_most= takes a number of children, not {at_most!r}"

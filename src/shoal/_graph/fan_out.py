@@ -416,7 +416,10 @@ def fan_out(
     if not label:
         # First, because a coroutine function needs mending under any name.
         _Checks("").functions(reduce=reduce, grow=grow)
-        msg = "a fan_out without into= needs a name: fan_out(..., name=...)"
+        msg = (
+            "a fan_out or race without into= needs a name: give into=..., the field for what comes "
+            "of it, or name=..."
+        )
         raise DefinitionError(msg)
     checks = _Checks(label)
     checks.names(name=name, item=item, into=into, errors_into=errors_into)

@@ -239,6 +239,7 @@ class Account:
         "epoch",
         "gates",
         "grant",
+        "is_open",
         "key",
         "refused",
         "resting",
@@ -273,9 +274,11 @@ class Account:
         """Requests that did not fit."""
         # `Any`, because gates are above. Those at which requests wait for this account.
         self.gates: set[Any] = set()
+        self.is_open: bool = KEPT_HERE.get() is not None and terms.on_empty != "stop"
+        """Whether it refuses nothing: in a replay, where what was refused is on record."""
         self.grant: Grant | None = None
         """What this process was granted, if several share the budget."""
-        if terms.backend is not None:
+        if terms.backend is not None and not self.is_open:
             backend: BudgetBackend = KEPT_HERE.get() or terms.backend
             self.grant = Grant(backend, f"{terms.label}:{key}" if key else terms.label)
 
@@ -300,7 +303,7 @@ class Account:
 
     def fits(self, cost: float, held: float | None = None) -> bool:
         """Return whether ``cost`` fits beside what is spent and held: by default, all set aside."""
-        if cost <= 0:
+        if cost <= 0 or self.is_open:
             return True  # also where more was spent than there is: what is free is never refused
         if self.grant is not None:
             return cost <= self.grant.units + ROUNDING * max(1.0, cost)

@@ -520,6 +520,13 @@ class Limits:
         return " & ".join(map(repr, self.parts)) or "the default limits"
 
 
+def mended(given: object) -> str:
+    """Return how to write what was given for ``limits=``, for the message that refuses it."""
+    if isinstance(given, Rate | SharedRate):
+        return f": limits=Limits(rate={given!r})"
+    return f": limits=Limits({given})" if type(given) is int and given > 0 else ""
+
+
 def limits_of(parts: tuple[Part, ...]) -> Limits:
     """Join parts that were checked before."""
     # Past `__init__`, whose checks these parts have passed. And the default limits have no part,

@@ -16,7 +16,7 @@ from shoal._graph.act import Act
 from shoal._graph.action import field_names
 from shoal._graph.graph import Graph, as_graph
 from shoal._limits.flows import Priority, check_priority
-from shoal._limits.limits import Limits
+from shoal._limits.limits import Limits, mended
 from shoal.executors._named import Place, executor_named
 from shoal.stores._protocol import Store, check_store
 
@@ -89,7 +89,7 @@ def define(
         walked = _typed(walked, state, subject)
     all_hooks = Hooks(hooks).hooks
     if limits is not None and not isinstance(limits, Limits):
-        _refuse(subject, f"limits= takes Limits(n), not {limits!r}")
+        _refuse(subject, f"limits= takes Limits(n), not {limits!r}{mended(limits)}")
     if watch not in (None, True, False):
         _refuse(subject, f"watch= takes True, False or None, not {watch!r}")
     if priority is not None:

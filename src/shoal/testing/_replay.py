@@ -211,7 +211,10 @@ def _data_of(
 ) -> Data:
     if isinstance(recorded, str | PathLike):
         if run_id is not None:
-            msg = f"replay(..., {brief(run_id)}) names a run of a store, and a file has one run"
+            msg = (
+                f"replay(..., {brief(run_id)}) names a run of a store, and a fixture has one run: "
+                f"leave the id out, or give the store, SQLiteStore({str(recorded)!r})"
+            )
             raise BadUse(msg)
         path = Path(recorded)
         try:

@@ -152,7 +152,10 @@ class Race(ABC):
         if possible and self.is_lost(possible):  # which is why these children were not started
             why += f", and with at most {possible:g} more there can't be {self.wanted}"
         if not losers:
-            few = f"{why}, though nobody failed: it had too few, or they were cancelled by hand"
+            few = (
+                f"{why}, though nobody failed: it had too few, they were skipped because a budget "
+                f"is empty, or they were cancelled by hand"
+            )
             losers.append((0, TooFewChildren(few)))
         lost = NobodyAccepted(why, [error for _, error in losers])
         lost.reasons = tuple(reason for _, reason in reasons)
