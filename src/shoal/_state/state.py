@@ -482,9 +482,9 @@ class Change:
     ) -> None:
         """With ``operations`` None it gives fields these values, and nothing else."""
         self._operations = operations
-        self.values = values
+        self.values: Mapping[str, object] = values
         """The values of the changed fields afterwards."""
-        self.dropped = dropped
+        self.dropped: tuple[str, ...] = dropped
         """Changed fields that are missing afterwards."""
 
     @property

@@ -76,8 +76,8 @@ class Script:
     ...     return anyio.current_time()
     >>> run_virtual(main) > 2
     True
-    >>> [call.end for call in model.calls]
-    ['raised', 'returned']
+    >>> print(*[call.end for call in model.calls])
+    raised returned
     """
 
     def __init__(
