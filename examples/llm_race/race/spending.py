@@ -11,7 +11,7 @@ from shoal import Budget, State
 def budget_of(limit: float | None) -> Budget | None:
     """Make the budget of all requests, in USD; None: there is none.
 
-    What isn't a request costs nothing. Each provider has a worst case of its own; see `worst_case`.
+    Other actions cost nothing. Each provider has a worst case of its own; see `worst_case`.
     """
     return None if limit is None else Budget(limit, "USD", worst=0, name="money")
 

@@ -57,8 +57,8 @@ class Budget(Limits):
         amount: How much there is.
         unit: What it is, such as ``"USD"`` or ``"tokens"``; ``context.charge`` names it.
         worst: The most that one attempt may cost: a number, or a plain function of the state that
-            the attempt would start from. What may cost nothing is never refused. Actions that
-            differ in what they cost have their own with ``with_worst``.
+            the attempt would start from. An attempt that may cost nothing is never refused.
+            Actions that differ in what they cost have their own with ``with_worst``.
         by: A plain function of that state, which returns a key: each key has the amount for itself.
         per: The seconds of a window, after which the amount is there again; it begins with the
             first attempt after the one before. An attempt counts in the window in which it began.

@@ -268,7 +268,7 @@ def fail_everywhere(
     then once for each place: before and after each call of a wrapped function, before each item of
     a wrapped generator, and after the last.
 
-    What goes wrong is chosen by ``how``. "raises": the function raises `BoundaryError`.
+    ``how`` chooses the fault. "raises": the function raises `BoundaryError`.
     "interrupts": it raises KeyboardInterrupt, as a Ctrl-C does. "hangs": it never returns, so that
     the scenario ends by a timeout of its own, or is cancelled after a day of virtual time. "late":
     it hangs, and answers its cancellation with a `BoundaryError`. The last two are for asynchronous

@@ -47,7 +47,7 @@ class RateBackendConformance:
         return backend
 
     async def test_requests_are_reckoned(self, backend: RateBackend) -> None:
-        """Whatever is asked for, the replies are those of ``reckon`` by the backend's clock."""
+        """The replies are always those of ``reckon`` by the backend's clock."""
         random = Random(1)  # noqa: S311 # not for secrets
         states: dict[str, RateState] = {}
         held: dict[str, list[tuple[float, float]]] = {"a": [], "b": [], "c": []}
@@ -83,7 +83,7 @@ class RateBackendConformance:
             await anyio.sleep(random.choice([0, 0, 0.004]))
 
     async def test_budgets_are_reckoned(self, backend: RateBackend) -> None:
-        """Whatever is spent, the replies are those of ``reckon_budget``."""
+        """The replies are always those of ``reckon_budget``."""
         budgets = _with_budgets(backend)
         for per in (None, 0.05):
             await self._spend_at_random(budgets, per)

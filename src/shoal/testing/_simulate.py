@@ -115,10 +115,10 @@ def simulate(
     Each run has an order of ready tasks and faults of its own, which its number decides. Actions
     raise, lose their answers, answer late or never; the store fails, is slow, or leaves in doubt
     what was saved; a guarding hook fails; the clock jumps; the run is cancelled at a step of the
-    event loop; its process dies before or after a save. What ended early is resumed with what the
-    store kept, until it has succeeded.
+    event loop; its process dies before or after a save. A run that ended early is resumed with
+    what the store kept, until it has succeeded.
 
-    What must hold is checked after each execution: the history has no gaps, and what hooks were
+    The invariants are checked after each execution: the history has no gaps, and what hooks were
     told is in it; events come in pairs; a child has one end, and what is done is not done again; no
     limit is exceeded; nothing is left running; no cancellation is swallowed; a run fails only with
     what went wrong; it never hangs. In the end its state must be that of an undisturbed run, and

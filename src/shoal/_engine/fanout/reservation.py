@@ -9,7 +9,7 @@ is given back at once, and says that a child could start now.
 
 Invariants:
 - At most one child's needs are reserved, and at most one child's are asked for and not reserved.
-- What no child takes over is given back in full, rates included.
+- A permit that no child takes over is given back in full, rates included.
 """
 
 from __future__ import annotations
