@@ -28,6 +28,7 @@ from shoal._errors.exceptions import (
     brief,
 )
 from shoal._events.events import (
+    Cancelled,
     ChildEnded,
     ChildRerun,
     ChildStarted,
@@ -280,6 +281,10 @@ def _judge_ends(
                     yield Violation("two ends", f"{event.child!r} was done, and has begun again")
             case ChildEnded(outcome=Done()):
                 done.add(event.outcome.run_id)
+            case ChildEnded(outcome=Cancelled()) if life.is_changed and life.status != "succeeded":
+                # A child that was about to run anew, with another input, and hasn't: it is in the
+                # store as it was, and an execution that ends early has nothing else to tell.
+                pass
             case ChildEnded() if event.outcome.run_id in done:
                 if not _is_reborn(event.outcome.path, reborn):
                     yield Violation(
