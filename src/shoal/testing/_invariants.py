@@ -197,8 +197,8 @@ def judge_life(
     places = {fault.place for fault in life.faults}
     if not any(place.startswith(HOOK) for place in places):
         yield from _judge_pairs(life)
-    # Where the clock jumps, or a save hangs, an action that still runs is not to blame.
-    if not whats & {"jumps", "slow", "in-doubt", "unknown"}:
+    # Where the clock jumps, an action that still runs is not to blame.
+    if "jumps" not in whats:
         yield from _judge_grace(life)
     reborn = _reborn(life, stores)
     for path, name in again:
@@ -250,10 +250,11 @@ def _judge_pairs(life: Life) -> Iterator[Violation]:
 
 def _judge_grace(life: Life) -> Iterator[Violation]:
     for event in life.events:
-        if isinstance(event, GraceExceeded):
+        if isinstance(event, GraceExceeded) and event.what != "store":  # it was slow on purpose
+            whose = "action" if event.what == "action" else f"{event.what} {event.name} in step"
             yield Violation(
                 "ignores cancellation",
-                f"action {event.step!r} still ran {event.seconds:g} s after it was cancelled, at "
+                f"{whose} {event.step!r} still ran {event.seconds:g} s after it was cancelled, at "
                 f"{event.place}",
             )
 
