@@ -74,6 +74,8 @@ class LiveStep:
     """The run whose step it is."""
     step: str
     visit: int
+    age: float = 0.0
+    """Seconds since the start of that run."""
     title: str = ""
     """What its ``title=`` says, if that is a text."""
     note: str = ""
@@ -132,6 +134,11 @@ class LimitUse:
     """How much a budget has, for each key and run; None: it is no budget."""
     aside: float = 0.0
     """What is set aside of a budget for attempts under way."""
+
+    @property
+    def capacity(self) -> float | None:
+        """The slots of all keys together; None if it has no slots."""
+        return self.slots if self.slots is None or self.part < 0 else self.slots * self.keys
 
 
 @final

@@ -250,7 +250,7 @@ class Tally:
             draining = shown(run, run.config.execution.drain.reason or "")
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
-            steps = tuple([self._step(group, sample) for group in groups])
+            steps = tuple([self._step(group, sample, now) for group in groups])
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
             longest = self._runs(_within(self._leaves, lambda leaf: leaf.run.path), now)
@@ -362,7 +362,7 @@ class Tally:
             if owner not in told:
                 yield replace(use, in_use=0, waiting=0, waits={}, full=seconds)
 
-    def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
+    def _step(self, group: ChildTaskGroup, sample: Sample, now: float) -> LiveStep:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
@@ -373,6 +373,7 @@ class Tally:
             path=parent.path,
             step=group.name,
             visit=parent.visit(parent.step or ""),
+            age=max(0.0, now - parent.started_at),
             title=shown(parent, title) if isinstance(title, str) else "",
             total=None if to_come is None else ended + halted + started + unstarted + to_come,
             ended=ended,
@@ -399,7 +400,9 @@ class Tally:
         doing, wait = standing.doing, None
         if standing.permit is not None:
             doing, wait = waits_for(standing.permit, now)
-        what = (doing, at.path.id if at is not run else "", at.step, at.attempt, wait)
+        # A permit may wait for one limit and then for another: all that is one wait.
+        now_at: object = doing if standing.permit is None else standing.permit
+        what = (now_at, at.path.id if at is not run else "", at.step, at.attempt)
         known = before.get(id(run))
         age = max(0.0, now - run.started_at)
         if known is not None and known[0] is run and known[1] == what:

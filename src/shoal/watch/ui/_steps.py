@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from shoal._events.identity import RunPath
+from shoal._events.report import LiveStep
 from shoal.watch._overview import Overview, StepBar
 
 from . import _charts as charts
@@ -35,7 +36,7 @@ def whole_bar(overview: Overview) -> Markup:
     return charts.tally_bar(counts, total, css="big")
 
 
-def steps_of(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
+def steps_of(overview: Overview, bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
     """Return a bar for each step, and one for each step of its children under way."""
     found: list[dict[str, Any]] = []
     room = INNER
@@ -52,14 +53,47 @@ def steps_of(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
                 "failed": bar.failed,
                 "running": _running(bar),
                 "winner": winners.get((bar.step, bar.visit)) if has_one_winner(bar) else None,
-                "at": [
-                    (step, charts.doing_bar(doing, whole), _most_first(doing))
-                    for step, doing in shown
-                ],
+                "at": [_inner(overview, bar, step, doing, whole) for step, doing in shown],
                 "omitted": len(inner) - len(shown),
             }
         )
     return found
+
+
+def _inner(
+    overview: Overview, bar: StepBar, step: str, doing: Mapping[Any, int], whole: int
+) -> tuple[str, Markup, Sequence[tuple[Any, int]], LiveStep | None]:
+    """Return the bar of a step that children are at: how far it is, if it is a fan-out of theirs.
+
+    Else it says what they do.
+    """
+    nested = [
+        one
+        for one in (() if overview.report is None else overview.report.steps)
+        if one.step == step
+        and one.path.parent == overview.path
+        and (one.path.step, one.path.visit) == (bar.step, bar.visit)
+    ]
+    if not nested or len(nested) != sum(doing.values()):  # a report leaves some out
+        return step, charts.doing_bar(doing, whole), _most_first(doing), None
+    totals = [one.total for one in nested]
+    added = LiveStep(
+        path=overview.path,
+        step=step,
+        visit=0,
+        total=None if None in totals else sum(one or 0 for one in totals),
+        ended=sum(one.ended for one in nested),
+        failed=sum(one.failed for one in nested),
+        halted=sum(one.halted for one in nested),
+        in_flight=sum(one.in_flight for one in nested),
+    )
+    counts = {
+        "succeeded": added.ended - added.failed,
+        "failed": added.failed,
+        "halted": added.halted,
+        "running": added.in_flight,
+    }
+    return step, charts.tally_bar(counts, added.total), _most_first(doing), added
 
 
 def has_one_winner(bar: StepBar) -> bool:
