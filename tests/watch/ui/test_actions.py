@@ -27,6 +27,7 @@ from shoal import (
     fan_out,
 )
 from shoal.testing import no_leaks
+from shoal.watch import Queries
 from shoal.watch.ui import create_app
 from shoal.watch.ui._guard import Door
 from tests.stores.postgres import PostgresServer
@@ -196,6 +197,8 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
             refused = await act(client, "cancel", "r", reason="x")
             assert refused.status_code == 409
             assert "leave out watch=False" in words(refused.text)
+            for form in Page((await client.get("/runs/r")).text).all("form"):
+                assert "/do/" not in form["action"], "what the process wouldn't take isn't offered"
             assert (await handle.result()).status == "succeeded"
     finally:
         broken.add("b")
@@ -211,6 +214,22 @@ async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
         handle = await reads.start({"files": ["a"]}, id="r", runtime=runtime)
         assert (await act(client, "cancel", "r", reason="x")).status_code == 303
         assert await handle.wait_ended() == "cancelled"
+
+
+async def test_a_limit_is_changed_and_paused_and_a_refusal_says_why():
+    store = MemoryStore()
+    reads = application(read, on_error="collect", limits=Limits(1))
+    async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
+        handle = await reads.start({"files": ["a", *"cdefghi"]}, id="r", runtime=runtime)
+        await anyio.sleep(0.3)
+        form = {"owner": "texts", "part": "-1", "n": "3"}
+        assert (await act(client, "limit", "r", **form)).status_code == 303
+        (steered,) = await Queries(store).steered("r")
+        assert (steered.what, steered.by) == ("change limits", "the page")
+        refused = await act(client, "limit", "r", owner="nobody", part="0", n="3")
+        assert refused.status_code == 409
+        assert "there is no limit of 'nobody' here" in words(refused.text)
+        assert await handle.wait_ended() == "succeeded"
 
 
 async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
