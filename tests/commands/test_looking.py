@@ -264,7 +264,18 @@ def test_a_run_under_way_is_shown_with_its_last_report(
         samples=400,
         every=0.25,
         spent={"action": 50.0, "backoff": 50.0},
-        steps=(LiveStep(path=root, step="pages", visit=0, total=9, in_flight=2, waiting=3),),
+        steps=(
+            LiveStep(
+                path=root,
+                step="sites",
+                visit=0,
+                total=9,
+                in_flight=1,
+                waiting=3,
+                at={"pages": {"action": 1}},
+            ),
+            LiveStep(path=site, step="pages", visit=0, total=20, ended=7, failed=1, in_flight=4),
+        ),
         longest=(live,),
         limits=(
             LimitUse(
@@ -304,8 +315,9 @@ def test_a_run_under_way_is_shown_with_its_last_report(
     assert (line["since"], line["age"], line["next_in"]) == (1.0, 61.0, 1.5)
     assert (line["attempt"], line["attempts"]) == (2, 3)
     assert (line["title"], line["note"]) == ("the page", "3 of 9")
-    assert "headline     0 of 9 · 2 running · held up by backoff before further attempts" in text
-    assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
+    assert "headline     0 of 9 · 1 running · held up by backoff before further attempts" in text
+    assert "\nsteps\nsites    0 of 9 · 1 running · 3 waiting\n" in text
+    assert "\n  pages  7 of 20 · 1 failed · 4 running\n" in text
     assert (
         "\nrunning longest\n"
         "1 s, 1 min 1 s in all  the page ('s' / 'x')  "

@@ -13,7 +13,7 @@ from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
 from shoal.watch._board import how_long
 from shoal.watch._explain import told_copy
-from shoal.watch._overview import ancestors_of, is_below
+from shoal.watch._overview import ancestors_of, is_below, nested_in
 from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shoal.stores import FailedChild, Steered, Store
     from shoal.watch import (
         LiveRun,
+        LiveStep,
         OpenQuestion,
         Overview,
         Queries,
@@ -217,7 +218,10 @@ def _describe(
     write_named([(name, text) for name, text in named if text])
     if len(overview.bars) > 1 or any(bar.is_under_way for bar in overview.bars):
         write("\nsteps")
-        write_table((), [_bar(bar) for bar in overview.bars])
+        rows = [_bar(bar) for bar in overview.bars]
+        for place, bar in reversed([*enumerate(overview.bars)]):
+            rows[place + 1 : place + 1] = map(_nested, nested_in(overview, bar).values())
+        write_table((), rows)
     if overview.longest:
         write("\nrunning longest")
         rows = [
@@ -340,6 +344,16 @@ def _bar(bar: StepBar) -> tuple[str, str]:
     parts += [f"{bar.gone:,} gone with their process"] if bar.gone else []
     visit = f" (visit {bar.visit})" if bar.visit else ""
     return f"{bar.title or bar.step}{visit}", " · ".join(parts)
+
+
+def _nested(step: LiveStep) -> tuple[str, str]:
+    """Say how far the fan-outs of children are, together."""
+    parts = [f"{step.ended:,} done" if step.total is None else f"{step.ended:,} of {step.total:,}"]
+    parts += [f"{step.failed:,} failed"] if step.failed else []
+    parts += [f"{step.halted:,} halted"] if step.halted else []
+    parts += [f"{step.in_flight:,} running"] if step.in_flight else []
+    parts += [f"{step.waiting:,} waiting"] if step.waiting else []
+    return f"  {step.step}", " · ".join(parts)
 
 
 def _describe_failures(overview: Overview, most: int) -> None:

@@ -130,6 +130,34 @@ def bars_of(
     return bars
 
 
+def nested_in(overview: Overview, bar: StepBar) -> Mapping[str, LiveStep]:
+    """Add up the fan-outs that children of a step are at, by the names of these.
+
+    Those of which a report leaves some out are missing.
+    """
+    found = dict[str, list[LiveStep]]()
+    for one in () if overview.report is None or not bar.is_under_way else overview.report.steps:
+        of = one.path
+        if of.parent == overview.path and (of.step, of.visit) == (bar.step, bar.visit):
+            found.setdefault(one.step, []).append(one)
+    added = dict[str, LiveStep]()
+    for step, parts in found.items():
+        if len(parts) == sum(bar.at.get(step, {}).values()):
+            totals = [one.total for one in parts]
+            added[step] = LiveStep(
+                path=overview.path,
+                step=step,
+                visit=bar.visit,
+                total=None if None in totals else sum(one or 0 for one in totals),
+                ended=sum(one.ended for one in parts),
+                failed=sum(one.failed for one in parts),
+                halted=sum(one.halted for one in parts),
+                in_flight=sum(one.in_flight for one in parts),
+                waiting=sum(one.waiting for one in parts),
+            )
+    return added
+
+
 def _gone(now: LiveStep | None, counts: Mapping[ChildStatus, int]) -> int:
     """Return how many children a dead process had in flight.
 

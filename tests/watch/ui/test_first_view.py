@@ -277,7 +277,7 @@ async def test_nested_fan_outs_of_a_step_say_how_far_they_are():
                 for n in range(self.known)
             )  # fmt: skip
             below = RunPath(parent=child, step="parts", act="part", key="7")
-            bar = replace(found.bars[0], step="pages", at={"parts": {"action": 2}})
+            bar = under_way("pages", {"parts": {"action": 2}})
             return replace(
                 found,
                 bars=[bar],

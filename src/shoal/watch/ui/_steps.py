@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from shoal._events.identity import RunPath
 from shoal._events.report import LiveStep
-from shoal.watch._overview import Overview, StepBar
+from shoal.watch._overview import Overview, StepBar, nested_in
 
 from . import _charts as charts
 
@@ -43,6 +43,7 @@ def steps_of(overview: Overview, bars: Sequence[StepBar], winners: Winners) -> l
     for bar in bars:
         inner = {step: doing for step, doing in bar.at.items() if sum(doing.values())}
         shown = list(inner.items())[:room]
+        nested = nested_in(overview, bar)
         room -= len(shown)
         whole = sum(sum(doing.values()) for doing in inner.values())
         waiting = bar.waiting if bar.is_under_way else 0
@@ -53,7 +54,7 @@ def steps_of(overview: Overview, bars: Sequence[StepBar], winners: Winners) -> l
                 "failed": bar.failed,
                 "running": _running(bar),
                 "winner": winners.get((bar.step, bar.visit)) if has_one_winner(bar) else None,
-                "at": [_inner(overview, bar, step, doing, whole) for step, doing in shown],
+                "at": [_inner(nested, step, doing, whole) for step, doing in shown],
                 "omitted": len(inner) - len(shown),
             }
         )
@@ -61,32 +62,15 @@ def steps_of(overview: Overview, bars: Sequence[StepBar], winners: Winners) -> l
 
 
 def _inner(
-    overview: Overview, bar: StepBar, step: str, doing: Mapping[Any, int], whole: int
+    nested: Mapping[str, LiveStep], step: str, doing: Mapping[Any, int], whole: int
 ) -> tuple[str, Markup, Sequence[tuple[Any, int]], LiveStep | None]:
     """Return the bar of a step that children are at: how far it is, if it is a fan-out of theirs.
 
     Else it says what they do.
     """
-    nested = [
-        one
-        for one in (() if overview.report is None else overview.report.steps)
-        if one.step == step
-        and one.path.parent == overview.path
-        and (one.path.step, one.path.visit) == (bar.step, bar.visit)
-    ]
-    if not nested or len(nested) != sum(doing.values()):  # a report leaves some out
+    added = nested.get(step)
+    if added is None:
         return step, charts.doing_bar(doing, whole), _most_first(doing), None
-    totals = [one.total for one in nested]
-    added = LiveStep(
-        path=overview.path,
-        step=step,
-        visit=0,
-        total=None if None in totals else sum(one or 0 for one in totals),
-        ended=sum(one.ended for one in nested),
-        failed=sum(one.failed for one in nested),
-        halted=sum(one.halted for one in nested),
-        in_flight=sum(one.in_flight for one in nested),
-    )
     counts = {
         "succeeded": added.ended - added.failed,
         "failed": added.failed,
