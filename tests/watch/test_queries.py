@@ -276,6 +276,26 @@ async def test_children_in_flight_have_bars_in_the_timeline(is_lost: bool):
     assert found.ends_at - found.begins_at == pytest.approx(90 if is_lost else 95, abs=1)
 
 
+@pytest.mark.parametrize("how", ["cancelled", "halted", "lost"])
+async def test_a_run_that_has_ended_early_says_of_how_many(how: str):
+    store = MemoryStore()
+    step = fan_out(square, over="ns", item="n", key=str, into="squares", limits=shoal.Limits(2))
+    async with shoal.Runtime(store=store, watch=True) as runtime:
+        handle = await runtime.start(Application(step), {"ns": [0, 1, 2, 5, 50, 52, 53]}, id="a")
+        await anyio.sleep(10)
+        match how:
+            case "halted":
+                handle.drain("enough")
+            case "lost":
+                await runtime.drain(0)
+            case _:
+                handle.cancel("enough")
+        await handle.wait_ended()
+        found = await Queries(store).overview("a")
+    assert how == ("lost" if found.is_lost else found.status)
+    assert "6 of 7" in found.headline.text
+
+
 async def test_the_pace_is_that_of_the_last_seconds():
     async with running(squares, {"numbers": [0, *range(100, 200)]}) as memory:
         queries = Queries(memory)

@@ -312,6 +312,9 @@ class Report:
     """As ``waited``, of the last few seconds."""
     steps: tuple[LiveStep, ...] = ()
     """Fan-outs under way, the outermost first, at most 50."""
+    unfinished: tuple[LiveStep, ...] = ()
+    """In the last report: the fan-outs that were under way in the one before, with their totals.
+    Those that the run has not completed are known from here alone."""
     longest: tuple[LiveRun, ...] = ()
     """The runs in flight that have been so longest, at most 50."""
     slowest: tuple[SlowRun, ...] = ()

@@ -133,6 +133,7 @@ class Tally:
         self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
+        self._steps: tuple[LiveStep, ...] = ()  # of the last report that was made in time
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
         self._searched_at = -RARELY  # the sample at which the oldest of all runs were found
         # By the id of a run: the run, what it did when it was first told of, and when that was.
@@ -251,6 +252,7 @@ class Tally:
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
             steps = tuple([self._step(group, sample, now) for group in groups])
+            self._steps = steps
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
             longest = self._runs(_within(self._leaves, lambda leaf: leaf.run.path), now)
@@ -266,6 +268,7 @@ class Tally:
             recent=dict(self._recent),
             recent_waited=_waited_of(self._recently_waited, owned),
             steps=steps,
+            unfinished=tuple([_unfinished(step) for step in self._steps]) if is_over else (),
             longest=longest,
             slowest=tuple(
                 SlowRun(
@@ -430,6 +433,13 @@ class Tally:
             note=note,
             copied=_copied(at, now),
         )
+
+
+def _unfinished(step: LiveStep) -> LiveStep:
+    """Return a fan-out as its run has left it: nothing of it is in flight any more."""
+    return LiveStep(
+        path=step.path, step=step.step, visit=step.visit, title=step.title, total=step.total
+    )
 
 
 def _is_last(leaf: Leaf, sample: Sample) -> bool:

@@ -193,7 +193,8 @@ class Queries:
         is_lost = _is_lost(summary, row)
         # The report of its root run may be one from before its end.
         is_live = summary.status == row.status == "running" and not is_lost
-        bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
+        known = report if is_live or is_lost else None
+        bars = bars_of(path, tallies, known, is_lost=is_lost, last=report)
         counts = _counts(tallies)
         seen = self._remember(path)
         done = sum(bar.done for bar in bars)
