@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, final, overload
 import anyio
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS
+from shoal._errors.misplaced import says_where
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
 from shoal._events.hooks import Hook
@@ -40,6 +41,7 @@ from .result import RunResult
 from .runtime import Runtime
 
 
+@says_where
 @final
 class Application(Generic[S]):
     """A graph with its settings: built once, run as often as wanted.

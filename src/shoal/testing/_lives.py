@@ -28,6 +28,7 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
+from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
@@ -88,9 +89,13 @@ class Subject:
     def application(self) -> Application[Any]:
         """Return the application, as a new process would have it."""
         given: object = self.app
-        app = given() if callable(given) else given
+        app = given() if callable(given) and not isinstance(given, Act) else given
         if not isinstance(app, Application):
-            msg = f"simulate() takes an Application, or a function that makes one; not {brief(app)}"
+            mended = f": Application({app.name})" if isinstance(app, Act) else ""
+            msg = (
+                f"simulate() takes an Application, or a function that makes one; not "
+                f"{brief(app)}{mended}"
+            )
             raise BadUse(msg)
         return app
 
