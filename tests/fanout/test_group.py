@@ -298,7 +298,46 @@ async def test_the_ramp_multiplies_until_the_limit(over: Any, limit: int):
         assert started == limit
         go.set()
     assert started == 400
-    assert turns <= 9  # two at a time it would take 14, and one 300
+    # Two at a time it would take 14, and one 300. Four pass until it is known that they take long.
+    assert turns <= 9 + 4
+
+
+async def test_quick_children_share_a_few_workers(anyio_backend_name: str):
+    """A worker costs more than such a child; on trio workers are cheap, and all are started."""
+    before, counts = len(anyio.get_running_tasks()), set[int]()
+
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        for _ in range(1 + item % 3):
+            await checkpoint()
+        counts.add(len(anyio.get_running_tasks()) - before)
+
+    app = Application(fan_out(work, over="n", name="f", limits=Limits(100)))
+    async with no_leaks():
+        await app.run({"n": range(1000)})
+    workers = max(counts) - 1  # besides the run's own task
+    assert workers <= (20 if anyio_backend_name == "asyncio" else 100)
+
+
+async def test_children_that_take_long_are_all_started_though_others_were_quick():
+    """The quick ones are followed by a hundred that wait for each other, with one quick between."""
+    started, go = 0, anyio.Event()
+
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        nonlocal started
+        if item < 200 or item % 5 == 0:
+            await checkpoint()
+            return
+        started += 1
+        if started == 100:
+            go.set()
+        await go.wait()
+
+    app = Application(fan_out(work, over="n", name="f", limits=Limits(100)))
+    async with no_leaks():
+        await app.run({"n": range(400)})
+    assert started == 160
 
 
 @pytest.mark.sweep

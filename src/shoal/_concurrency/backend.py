@@ -60,6 +60,8 @@ class Backend(NamedTuple):
     """Returns a function that counts the native cancellations of the current task; 0 on trio."""
     call_soon: Callable[[Callable[[], None]], object]
     """Makes the loop call a function soon. May be called in any thread."""
+    next_turn: Callable[[Callable[[], None]], object] | None
+    """Makes the loop call a function in its next turn, from the loop's thread; None on trio."""
     alarm: Callable[[float, Callable[[], None]], Callable[[], object]] | None
     """Makes the loop call a function at a time, and returns a function that cancels that. None if
     the loop has no such timers: trio needs a task for each."""
@@ -83,6 +85,7 @@ def current_backend() -> Backend:
             loop.create_future,
             lambda: aio.current_task().cancelling,
             loop.call_soon_threadsafe,
+            loop.call_soon,
             partial(_alarm_of, loop),
             partial(_is_closed, ref(loop)),
             # The clocks of asyncio and uvloop are the monotonic one.
@@ -97,6 +100,7 @@ def current_backend() -> Backend:
         _EventWaiter,
         lambda: _no_native_cancels,
         call_soon,
+        None,
         None,
         _is_never_closed,
         # By its name, since the class is private to trio.

@@ -35,7 +35,6 @@ from shoal._events.events import (
     LeaderChanged,
     RunEnded,
     RunSteered,
-    StateUpdated,
     Status,
     StepEnded,
     Update,
@@ -44,6 +43,7 @@ from shoal._events.events import (
 )
 from shoal._events.hooks import Hooks, Listeners
 from shoal._events.identity import RunPath
+from shoal._events.making import make_state_updated
 from shoal._limits.permits import AttemptPermit
 from shoal.stores._history import Steered
 
@@ -304,12 +304,9 @@ def _publish_run_ended(run: Run, publication: _Publication) -> Iterator[Awaitabl
         return  # its start was not published, so neither is its end
     assert run.status is not None, "only the end of a run that has ended is published"
     hooks, path, status, error = run.config.hooks, run.path, run.status, run.error
-    update = run.last_update if hooks.state_updated else None
     # Before the end of the step: a step's updates lie between its start and its end.
-    if update is not None:
-        updated = StateUpdated(path=path, update=update)
-        if (publishing := publication.publish(hooks, hooks.state_updated, updated)) is not None:
-            yield publishing
+    if hooks.state_updated and (publishing := _publish_last_update(run, publication)) is not None:
+        yield publishing
     if run.step is not None and hooks.step_ended:
         step_ended = StepEnded(
             path=path, step=run.step, status=status, error=error, cached=run.is_cached
@@ -326,6 +323,15 @@ def _publish_run_ended(run: Run, publication: _Publication) -> Iterator[Awaitabl
     if status == "halted":
         # If it is cancelled while it waits for answers, its parent publishes that and nothing here.
         run.began = False
+
+
+def _publish_last_update(run: Run, publication: _Publication) -> Awaitable[None] | None:
+    """Publish the last update of a run, if it has one; return what has to be awaited."""
+    update, hooks = run.last_update, run.config.hooks
+    if update is None:
+        return None
+    updated = make_state_updated(run.path, update, None)
+    return publication.publish(hooks, hooks.state_updated, updated)
 
 
 async def publish_commit(
@@ -350,13 +356,21 @@ async def publish_commit(
     for child in rerun:
         await publication.include(publish_child_rerun(run, child, child.config.step))
     for update, child in zip_longest(updates, applied):
-        if child is not None:
-            for publishing in _publish_run_ended(child, publication):
-                await publishing
+        if child is not None and child.began:
+            of_child = child.config.hooks
+            if of_child.step_ended or of_child.run_ended or child.status == "halted":
+                for publishing in _publish_run_ended(child, publication):
+                    await publishing
+            elif of_child.state_updated:
+                # Most hooks listen to neither, and a generator for each child costs as much as the
+                # event.
+                publishing = _publish_last_update(child, publication)
+                if publishing is not None:
+                    await publishing
         if hooks.state_updated:
             # What is kept was published with its outcome by the execution that applied it.
             outcome = None if child is None or child.disposition.is_kept else child.outcome
-            event = StateUpdated(path=run.path, update=update, outcome=outcome)
+            event = make_state_updated(run.path, update, outcome)
             publishing = publication.publish(hooks, hooks.state_updated, event)
             if publishing is not None:
                 await publishing

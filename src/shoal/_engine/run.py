@@ -32,6 +32,7 @@ from shoal._events.events import (
     Update,
 )
 from shoal._events.identity import Key, RunPath
+from shoal._events.making import COMMON, make_done
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._limits.permits import HeldPermits
@@ -496,17 +497,10 @@ class Run:
         return self._outcome
 
     def _make_outcome(self) -> Outcome:
-        common: dict[str, Any] = {
-            "path": self.path,
-            "position": self.position,
-            "element": self.element,
-            "elapsed": self.elapsed,
-            "attempts": self.attempts,
-            "abandoned": self.abandoned,
-        }
+        if self.status == "succeeded":  # as most are, and hooks receive one for each child
+            return make_done(self, self.config.schema)
+        common: dict[str, Any] = {name: getattr(self, name) for name in COMMON}
         match self.status:
-            case "succeeded":
-                return Done(**common, value=self.value, state=self.final_state, used=self.used)
             case "failed":
                 assert isinstance(self.error, Exception), "others propagate and are no outcomes"
                 return Failed(**common, error=self.error)

@@ -68,6 +68,8 @@ class Services:
     clock: Clock
     waiter: Callable[[], Waiter]
     """Returns a new waiter, an event for one task."""
+    next_turn: Callable[[Callable[[], None]], object] | None
+    """Makes the event loop call a function in its next turn; None on trio."""
     pools: Pools
     """The executors that are open."""
     # Names code that outlives its cancellation by the grace, and does no more than that.

@@ -2,6 +2,7 @@
 
 - ``identity``: ``RunPath``. The id of a run is a hash of its path.
 - ``events``: outcomes, ``Update``, and every event class, which names its method of ``Hook``.
+- ``making``: makes outcomes and updates for the many children of a commit.
 - ``report``: what a root run does at one moment, as the process that executes it samples it.
   ``report_text`` writes it as JSON, and reads it back.
 - ``hooks``: ``Hook``, and calling hooks in order.

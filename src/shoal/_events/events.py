@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, ClassVar, Literal, NamedTuple, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast, final
 
 from shoal._errors.exceptions import brief
 from shoal._errors.inspection import leaves, message_of
 from shoal._state.digest import ADDED
 from shoal._state.plain import HasPlainForm
-from shoal._state.state import Operation, State
+from shoal._state.state import Change, Model, Operation, State, make_state, typed
 
 from .identity import Key, RunPath
 
@@ -92,8 +92,29 @@ class Decision(NamedTuple):
     """The reason with which the others are cancelled."""
 
 
+class _MadeLater:
+    """Makes the final state of a child when it is first asked for; see ``making.make_done``."""
+
+    __slots__ = ("_later",)
+    _later: tuple[Mapping[str, object], Change | None, Model[Any] | None]
+
+    if not TYPE_CHECKING:  # else every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> State:
+            """Called for an attribute that is not set: only ``Done.state`` may be missing."""
+            if name != "state":
+                msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+                raise AttributeError(msg)
+            data, change, model = self._later
+            state = make_state(data if change is None else change.applied_to(data))
+            if model is not None:
+                state = typed(state, model)
+            object.__setattr__(self, "state", state)
+            return state
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ended:
+class Ended(_MadeLater):
     """The fields of every outcome."""
 
     path: RunPath = field(repr=False)
@@ -127,7 +148,7 @@ class _Ended:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Done(_Ended):
+class Done(Ended):
     """A child that succeeded."""
 
     value: Any
@@ -142,7 +163,7 @@ class Done(_Ended):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed(_Ended):
+class Failed(Ended):
     """A child that raised."""
 
     error: Exception
@@ -151,7 +172,7 @@ class Failed(_Ended):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled(_Ended):
+class Cancelled(Ended):
     """A child that was cancelled before its end."""
 
     reason: str
@@ -162,7 +183,7 @@ class Cancelled(_Ended):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped(_Ended):
+class Skipped(Ended):
     """An element that needed no child."""
 
     reason: str
@@ -176,7 +197,7 @@ Outcome = Done | Failed | Cancelled | Skipped
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Halted(_Ended):
+class Halted(Ended):
     """A child that waits for answers. It is no outcome: the child goes on when they arrive."""
 
     questions: tuple[Question, ...]

@@ -157,6 +157,7 @@ def bind_services(
     return Services(
         clock=backend.clock,
         waiter=backend.waiter,
+        next_turn=backend.next_turn,
         pools=Pools(pool_host),
         watchdog=Watchdog(
             backend.clock, options.grace, alarm, tasks.start_own, publish_grace_exceeded

@@ -189,6 +189,7 @@ class ChildTaskGroup:
             take=self._take,
             leave=self._leave,
             stop=self._stop_for_budget,
+            looks_first=not is_race,
         )
         self.cancellation: ChildCancellation = ChildCancellation(
             self.scope, source, self._admission, self._pool, self._leave

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from types import CoroutineType
 from typing import Any, final
@@ -159,7 +159,7 @@ class GroupScope:
         # it.
         task = function()
         self._coroutines.append(task)
-        return task, self._task_context.copy().run(self._tasks.start_soon, _same, task)
+        return task, self._tasks.create_task(task, context=self._task_context.copy())
 
     def close(self) -> None:
         """Release the tasks, which have all ended."""
@@ -302,8 +302,3 @@ class GroupScope:
             raise StepTimeout(f"{subject} took longer than its {self.reason}")
         msg = "a fan-out was interrupted though nobody had cancelled it"
         raise SpuriousCancel(msg)
-
-
-def _same(task: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    """Return ``task``: the task group runs a coroutine that the scope can inspect meanwhile."""
-    return task

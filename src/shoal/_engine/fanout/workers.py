@@ -2,6 +2,8 @@
 
 A group begins with one worker, and adds more, up to the limit, whenever a child has to wait. So a
 child costs no task, scope or event of its own, and children that never wait need a single worker.
+On asyncio it stays at a few as long as they end their children within a few turns of the loop: then
+the processor is what children wait for, and more workers would only cost their tasks.
 
 Invariants:
 - Every child runs in its own copy of the context variables that the parent's step began with.
@@ -52,6 +54,19 @@ SPREAD = 8
 
 Each of these adds as many when its child waits, so a thousand workers take four loop iterations.
 """
+FEW = 20
+"""Workers that are started without a look whether the children are quick.
+
+So many that a commit has a few dozen ends: each commit costs as much as a small child.
+"""
+QUICK_TURNS = 4
+"""Turns of the event loop in which as many children as there are workers end if they are quick.
+
+While they are, no more than the first workers are started: each is a task with a scope, which costs
+as much as two small children. Children that wait for anything but the processor take longer, and
+the others are started after these turns, a tenth of a millisecond; see
+test_children_that_take_long_are_all_started and test_quick_children_share_a_few_workers.
+"""
 INLINE = 64
 """Children that a worker executes without a checkpoint, at most, if none of them waits.
 
@@ -75,13 +90,17 @@ class WorkerPool:
         "_admission",
         "_count",
         "_idle",
+        "_is_looking",
         "_leave",
+        "_next_turn",
         "_parent",
         "_parked",
+        "_quick",
         "_scope",
         "_source",
         "_stop",
         "_take",
+        "_turns",
         "workers",
     )
 
@@ -95,6 +114,7 @@ class WorkerPool:
         take: Callable[[], Taken],
         leave: Callable[[Run], None],
         stop: Callable[[str], None],
+        looks_first: bool,
     ) -> None:
         """Prepare a pool without workers.
 
@@ -106,6 +126,8 @@ class WorkerPool:
             take: Takes the next child.
             leave: Hands an ended child to the parent.
             stop: Lets no more children start, for a reason.
+            looks_first: Whether more than a few workers are started only for children that aren't
+                quick. Not for races, whose contestants begin together.
         """
         # None of these is replaced, but for `_take` and `_leave`, which `close` lets go of.
         self._parent = parent
@@ -120,6 +142,12 @@ class WorkerPool:
         self._parked: deque[Waiter] = deque()  # one for each worker that waits for work
         self.workers: set[Worker] = set()
         """All workers, parked ones included."""
+        # Calls a function in the loop's next turn; None once some children were not quick, and
+        # where this doesn't matter: then workers are started without a look.
+        self._next_turn = parent.config.services.next_turn if looks_first else None
+        self._is_looking = False  # from the first call of `_look` that is due to the last
+        # Both only while looking: turns that have passed, and children that waited and have ended.
+        self._turns = self._quick = 0
 
     # -- how many there are ---------------------------------------------------------------------
 
@@ -146,6 +174,9 @@ class WorkerPool:
             if parked:
                 _wake(parked.popleft())
             elif self._count < may_have and (spread or self._idle == 0):
+                if self._next_turn is not None and self._count >= FEW:
+                    self._look_soon(self._next_turn)
+                    return
                 self._count += 1
                 self._start_worker()
             else:
@@ -154,8 +185,33 @@ class WorkerPool:
 
     def _add_some(self) -> None:
         # Asked first, since it is called for each child, and mostly all workers are there.
-        if self._parked or self._count < self._admission.place.slots + self._admission.suspended:
+        if self._parked or (
+            not self._is_looking
+            and self._count < self._admission.place.slots + self._admission.suspended
+        ):
             self.add_workers(SPREAD, spread=True)  # each of these adds as many when its child waits
+
+    def _look_soon(self, next_turn: Callable[[Callable[[], None]], object]) -> None:
+        """Find out in the next turns whether the children are quick."""
+        if not self._is_looking:
+            self._is_looking = True
+            self._turns = self._quick = 0
+            next_turn(self._look)
+
+    def _look(self) -> None:
+        """Start more workers, now and from now on without a look, if the children aren't quick."""
+        next_turn = self._next_turn
+        if self._scope.closing or next_turn is None:
+            return
+        self._turns += 1
+        if self._turns < QUICK_TURNS:
+            next_turn(self._look)
+            return
+        # If they were quick, the next child that waits begins another look.
+        self._is_looking = False
+        if self._quick < self._count:
+            self._next_turn = None
+            self.add_workers(SPREAD, spread=True)
 
     def _start_worker(self) -> None:
         worker = Worker()
@@ -239,6 +295,7 @@ class WorkerPool:
                     return
                 if waited:
                     inline = 0
+                    self._quick += 1
                     continue
                 inline += 1
                 if inline == 1:
