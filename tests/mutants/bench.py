@@ -130,7 +130,7 @@ class Bench:
             sys.path.insert(0, str(self._copy.parent))
             # Not by name: pytest warns of plugins that are imported already.
             plugins = [import_module(name) for name in PLUGINS]
-            options = ["-x", "-q", "-pno:cacheprovider", "--tb=no"]
+            options = ["-x", "-q", "-pno:cacheprovider", "--tb=no", "--timeout=30"]
             code = int(pytest.main([*options, *tests], plugins=[*plugins, FirstFailure(told)]))
         finally:
             os._exit(code)
