@@ -22,6 +22,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "shoal"
+PACKAGES = ("_engine", "_limits")
+"""The engine's run and its fan-outs, and the limits: where small defects are made."""
 PLUGINS = ("anyio.pytest_plugin", "pytest_timeout")
 """The plugins of pytest's that the tests need; others that are installed take long to import."""
 LOADED = (

@@ -20,11 +20,8 @@ from typing import Any
 
 import pytest
 
-from .bench import ROOT, SOURCE
+from .bench import PACKAGES, SOURCE
 
-PACKAGES = ("_engine", "_limits")
-"""The engine's run and its fan-outs, and the limits."""
-MAP = ROOT / ".mutants-map"
 monitoring: Any = vars(sys)["monitoring"]  # type checkers look for it on Python 3.11
 WATCHED = tuple(f"{SOURCE / package}{os.sep}" for package in PACKAGES)
 
@@ -58,6 +55,9 @@ class Recorder:
         return taken
 
     def close(self) -> None:
+        # Before the interpreter ends, which calls destructors without the globals they need.
+        for event in (monitoring.events.PY_START, monitoring.events.LINE):
+            monitoring.register_callback(self._tool, event, None)
         monitoring.free_tool_id(self._tool)
 
 

@@ -15,14 +15,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
-from .bench import ROOT, SOURCE, Bench, Verdict
+from .bench import PACKAGES, ROOT, SOURCE, Bench, Verdict
 from .operators import Defect, defects
-from .recorder import MAP, PACKAGES
 
+MAP = ROOT / ".mutants-map"
 TESTS = (  # all of them, those first that are likely to be chosen: a map may be cut short
     *("tests/limits", "tests/fanout", "tests/engine", "tests/runtime", "tests/events"),
     *("tests/stores", "tests/state", "tests/graph", "tests/borders", "tests/testing", "tests"),
@@ -31,6 +32,8 @@ WANTED = 0.85
 """The share of defects that must be noticed."""
 IMPORTED = 0.1
 """Seconds that another module of tests takes to import."""
+MOST = 400
+"""Tests that are put in order for a defect: more than there is time for."""
 SURVIVORS = Path(__file__).with_name("survivors.md")
 
 
@@ -41,13 +44,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--count", type=int, default=150, help="how many defects")
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--within", default="", help="only in modules whose path contains it")
-    parser.add_argument("--work", type=float, default=15, help="seconds of tests for a defect")
-    parser.add_argument("--seconds", type=float, default=90, help="until tests count as hung")
+    parser.add_argument("--work", type=float, default=6, help="seconds of tests for a defect")
+    parser.add_argument("--again", type=float, default=60, help="and if these notice nothing")
+    parser.add_argument("--seconds", type=float, default=180, help="until tests count as hung")
     options = parser.parse_args(arguments)
     if options.what == "map":
         return make_map(options.tests)
     chosen = choose(options.count, options.seed, options.within)
-    return judge(chosen, Selection(options.work), options.seconds)
+    return judge(chosen, Selection(options.work, options.again), options.seconds)
 
 
 def make_map(tests: Sequence[str]) -> int:
@@ -84,8 +88,8 @@ def choose(count: int, seed: int, within: str) -> list[Defect]:
 class Selection:
     """Which tests are run for a defect."""
 
-    def __init__(self, work: float) -> None:
-        self._work = work
+    def __init__(self, *works: float) -> None:
+        self._works = works
         self._seconds: dict[str, float] = {}
         self._texts: list[Mapping[str, str]] = []
         # By module and test: in which of the texts, and a bit for each line.
@@ -101,8 +105,8 @@ class Selection:
                 there = self._lines.setdefault(module, {})
                 there[test] = len(self._texts) - 1, int(bits, 16)
 
-    def tests(self, defect: Defect) -> list[str]:
-        """Return the tests that execute a defect's line, as many as there is time for."""
+    def tests(self, defect: Defect) -> Iterator[list[str]]:
+        """Yield tests that execute a defect's line: as many as there is time for, then further."""
         lines = self._lines.get(defect.module, {})
         now = (SOURCE / defect.module).read_text()
         at = [line_before(texts.get(defect.module, ""), now, defect.line) for texts in self._texts]
@@ -111,12 +115,16 @@ class Selection:
             statement = (2 << (defect.last - defect.line)) - 1
             there = [test for test, (text, bits) in lines.items() if bits & (statement << at[text])]
         bits_of = {test: lines[test][1] for test in there}
-        # Each module's tests together, so that it is imported once.
-        return sorted(self._cut(in_order(bits_of, self._seconds)), key=module_of)
+        tests = list(islice(in_order(bits_of, self._seconds), MOST))
+        for work in self._works:
+            chosen = dict.fromkeys(self._cut(tests, work))
+            tests = [test for test in tests if test not in chosen]
+            # Each module's tests together, so that it is imported once.
+            yield sorted(chosen, key=module_of)
 
-    def _cut(self, tests: Iterable[str]) -> Iterator[str]:
+    def _cut(self, tests: Iterable[str], work: float) -> Iterator[str]:
         """Yield tests as long as there is time for them, and the first one in any case."""
-        left, modules = self._work, set[str]()
+        left, modules = work, set[str]()
         for test in tests:
             module = module_of(test)
             seconds = self._seconds[test] + (0 if module in modules else IMPORTED)
@@ -176,21 +184,21 @@ def judge(chosen: Sequence[Defect], selection: Selection, seconds: float) -> int
     noticed = 0
     try:
         for defect in chosen:
-            began = monotonic()
-            tests = selection.tests(defect)
+            began, tried = monotonic(), 0
             verdict = Verdict("survived")
-            if tests:
-                text = (SOURCE / defect.module).read_text()
-                changed = {defect.module: defect.apply(text)}
-                verdict = bench.judge(changed, tests, seconds=seconds)
+            changed = {defect.module: defect.apply((SOURCE / defect.module).read_text())}
+            for tests in selection.tests(defect):
+                if tests and verdict.ending == "survived":
+                    tried += len(tests)
+                    verdict = bench.judge(changed, tests, seconds=seconds)
             # What can't even be imported is noticed at once.
             is_noticed = verdict.is_noticed or verdict.ending == "unfit"
             noticed += is_noticed
-            how = verdict.ending if tests else "untested"
+            how = verdict.ending if tried else "untested"
             if not is_noticed:
                 survivors.append(defect)
             took = monotonic() - began
-            print(f"{how:8} {took:5.1f} s {len(tests):4}  {defect.line}: {defect.key}", flush=True)
+            print(f"{how:8} {took:5.1f} s {tried:4}  {defect.line}: {defect.key}", flush=True)
     finally:
         bench.close()
     # Those with a reason change nothing that a test could notice.
