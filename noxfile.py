@@ -114,7 +114,7 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-@nox.session
+@nox.session(python=PYTHONS[-1])
 def mutants(session: nox.Session) -> None:
     """Break each invariant, then 150 random places of engine and limits: the tests must notice.
 

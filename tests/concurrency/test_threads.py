@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from shoal import Application, Context, Done, Limits, Rate, action, fan_out
 from shoal._runtime.runtime import THREADS, Runtime
+from shoal.errors import BadResult
 from shoal.events import StateUpdated, StepEnded, Waiting
 from shoal.executors._threads import SHARED_THREADS
 from shoal.testing import RecordingHook, no_leaks
@@ -169,6 +170,18 @@ async def test_on_the_loop_a_plain_function_is_called_there():
 
     await Application(fan_out(work, over="ns", item="n", into="out")).run({"ns": [1, 2]})
     assert threads == {threading.get_ident()}
+
+
+async def test_on_the_loop_a_plain_function_that_returns_a_coroutine_is_refused():
+    async def later() -> int:
+        return 1
+
+    @action(writes=["out"], executor="loop")
+    def work() -> Any:
+        return later()
+
+    with pytest.raises(BadResult, match="'work' is a plain function and returned something to be"):
+        await Application(work).run()
 
 
 # -- a thread is one more slot ---------------------------------------------------------------------

@@ -135,6 +135,33 @@ async def test_keys_of_a_fan_out_are_free_for_other_runs():
         await slow.result()
 
 
+async def test_an_action_whose_children_have_ended_goes_on_in_a_held_run():
+    @action(reads=["item"], writes=["second"], limits=Limits(1))
+    async def own(item: int, context: Context) -> int:
+        async with context.fan_out(name="own") as group:
+            group.start(one, {"item": item})
+            async for _ in group:
+                pass
+        ended["own"] += 1
+        return item
+
+    @action(limits=Limits(1))
+    async def other() -> None:
+        await anyio.sleep(5)
+
+    async with no_leaks(), Runtime() as runtime:
+        # One of them waits, so that turns are compared.
+        others = [await Application(other).start(runtime=runtime) for _ in range(2)]
+        run = await Application(Graph.chain(own, one)).start({"item": 1}, runtime=runtime)
+        await anyio.sleep(0.5)
+        hold(run)
+        await anyio.sleep(2)
+        assert ended == Counter(one=1, own=1), "it takes its slot again though the run is held"
+        release(run)
+        for each in (run, *others):
+            await each.result()
+
+
 async def test_timeouts_of_children_and_fan_outs_stand_still():
     step = fan_out(
         both, over="items", item="item", take="second", into="found", timeout=5,

@@ -842,6 +842,16 @@ async def test_copies_that_win_do_not_make_the_delay_longer():
     assert max(delays) <= 1.2
 
 
+async def test_a_copy_that_wins_says_how_long_it_took_and_that_the_attempt_was_late():
+    calls = Calls(lambda n, call: value(30 if call == 1 else 0.5, n))
+    step = mapped(calls.act)
+    async with Runtime() as runtime:
+        await runtime.run(Application(step), {"ns": [1]})
+        (statistics,) = runtime.services.child_hedges[step.definition].values()
+        assert list(statistics.of("act").known) == [0.5, 1]
+        assert HEDGE.initial == 1
+
+
 async def test_what_is_learnt_lasts_as_long_as_the_runtime_and_a_changed_hedge_begins_anew():
     calls = Calls(lambda n, call: value(1, n))
     step = mapped(calls.act, Hedge())

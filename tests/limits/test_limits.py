@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shoal import (
     Action,
     Application,
+    Budget,
     Context,
     Done,
     Graph,
@@ -751,6 +752,42 @@ async def test_a_child_that_waits_for_a_full_limit_lets_others_pass():
         assert anyio.current_time() == pytest.approx(9.5)
     assert ended == {10: 1, 20: 1, 30: 1, 40: 1, 50: 1}
     assert gauge.peak["leaf"] == 2
+
+
+@pytest.mark.parametrize("what", ["a slot", "a key", "a budget", "a pause"])
+async def test_a_child_that_may_wait_long_gives_its_place_to_others(what: str):
+    """A slot is free again when one attempt ends: no other child starts for so short a time."""
+    began = list[int]()
+    limits = {
+        "a slot": Limits(1),
+        "a key": Limits(1, by=lambda state: state["n"] // 10),
+        "a budget": Budget(1, "USD", worst=1),
+        "a pause": Limits(5),
+    }[what]
+
+    @action(reads=["n"], writes=["begun"])
+    async def first(n: int) -> bool:
+        began.append(n)
+        return True
+
+    @action(reads=["n"], writes=["out"], limits=limits)
+    async def second(n: int, context: Context) -> int:
+        await anyio.sleep(10)
+        if what == "a budget":
+            context.charge(0, unit="USD")
+        return n
+
+    both = Graph.chain(first, second, name="both")
+    async with freed_runtime() as runtime:
+        if what == "a pause":
+            runtime.limiter(second).pause()
+        step = fan_out(both, over="ns", item="n", take="out", into="out", limits=Limits(2))
+        run = await Application(step).start({"ns": [1, 2, 3, 4]}, runtime=runtime)
+        await anyio.sleep(5)
+        assert began == ([1, 2] if what == "a slot" else [1, 2, 3, 4])
+        if what == "a pause":
+            runtime.limiter(second).resume()
+        assert (await run.result()).state["out"] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("items", [500, pytest.param(5000, marks=pytest.mark.slow)])

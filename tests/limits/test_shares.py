@@ -29,6 +29,7 @@ from shoal._limits.flows import AT_ONCE, SWEEP, WEIGHTS, Flow, Priority, Share
 from shoal._limits.gates import Gate
 from shoal._limits.permits import AttemptPermit, HeldPermits
 from shoal._limits.scheduler import FairScheduler
+from shoal._limits.user_functions import weight_of
 from shoal.errors import BadResult, BadUse, DefinitionError, SecretLeaked
 from shoal.testing import Attempt, cancel_everywhere, no_leaks
 from tests.limits.test_scheduler import Clock, Modelled, Program, Unit
@@ -436,6 +437,13 @@ async def test_what_the_functions_raise_fails_the_attempt_or_the_step(fails: str
     assert len(errors) == 1
 
 
+def coroutine(_: Any) -> Any:
+    async def later() -> int:
+        return 1
+
+    return later()
+
+
 def giving(value: Any) -> Any:
     def give(_: Any) -> Any:
         return value
@@ -451,11 +459,33 @@ def giving(value: Any) -> Any:
         ({"share": giving(1), "weight": giving(0)}, "weight= returned 0 for 1"),
         ({"share": giving(1), "weight": giving(math.inf)}, "weight= returned inf for 1"),
         ({"share": giving(1), "weight": giving("x")}, "weight= returned 'x' for 1"),
+        ({"share": giving(1), "weight": coroutine}, "something to be awaited"),
     ],
 )
 async def test_what_they_return_is_checked(options: Any, message: str):
     with pytest.raises(BadResult, match=message):
         await Application(noting([], Limits(1, **options))).run({"n": 1})
+
+
+def test_a_share_that_a_mapping_of_weights_lacks_weighs_1():
+    of = {"a": 4, "b": 0.5}
+    part = Limits(1, share=lambda state: state["n"], weight=of).parts[0]
+    assert [weight_of(part, key) for key in "abc"] == [4, 0.5, 1]
+    assert weight_of(Limits(1, share=lambda state: state["n"]).parts[0], "a") == 1
+
+
+def test_executions_that_used_no_turn_ahead_are_forgotten():
+    top = Flow()
+    flow = top.child("a share", 1.0)
+    flow.add()  # something of it waits all the time
+    units = [Unit() for _ in range(5 * SWEEP)]
+    early = units[0]
+    for _ in range(3):
+        flow.join(early, is_returning=False)
+    for unit in units:
+        flow.join(unit, is_returning=False)
+        flow.on_turn(flow.round)
+    assert len(flow._turns) <= 2 * SWEEP  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.anyio

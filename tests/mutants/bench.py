@@ -22,6 +22,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "shoal"
+PACKAGES = ("_engine", "_limits")
+"""The engine's run and its fan-outs, and the limits: where small defects are made."""
 PLUGINS = ("anyio.pytest_plugin", "pytest_timeout")
 """The plugins of pytest's that the tests need; others that are installed take long to import."""
 LOADED = (
@@ -130,7 +132,7 @@ class Bench:
             sys.path.insert(0, str(self._copy.parent))
             # Not by name: pytest warns of plugins that are imported already.
             plugins = [import_module(name) for name in PLUGINS]
-            options = ["-x", "-q", "-pno:cacheprovider", "--tb=no"]
+            options = ["-x", "-q", "-pno:cacheprovider", "--tb=no", "--timeout=30"]
             code = int(pytest.main([*options, *tests], plugins=[*plugins, FirstFailure(told)]))
         finally:
             os._exit(code)

@@ -6,8 +6,9 @@ A defect replaces one piece of the text, so that everything else stays as it is.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -35,12 +36,15 @@ class Defect:
     end: int
     before: str
     after: str
+    number: int = 1
+    """Which one it is of those that are alike in the function."""
 
     @property
     def key(self) -> str:
-        """What tells it from others, whatever stands above it."""
-        one = " ".join(self.before.split())
-        return f"{self.module}: {self.function}: `{one}` -> `{self.after}`"
+        """What tells it from others, whatever stands above its function."""
+        before, after = (" ".join(text.split()) for text in (self.before, self.after))
+        number = "" if self.number == 1 else f" ({self.number})"
+        return f"{self.module}: {self.function}: `{before}` -> `{after}`{number}"
 
     def apply(self, text: str) -> str:
         data = text.encode()
@@ -48,8 +52,11 @@ class Defect:
 
 
 def defects(module: str, text: str) -> Iterator[Defect]:
-    """Yield all small defects of a module."""
-    yield from _Finder(module, text).found
+    """Yield all small defects of a module, in the order of its text."""
+    alike = Counter[str]()
+    for found in sorted(_Finder(module, text).found, key=lambda one: (one.start, -one.end)):
+        alike[found.key] += 1
+        yield replace(found, number=alike[found.key])
 
 
 class _Finder(ast.NodeVisitor):

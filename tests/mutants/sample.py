@@ -1,77 +1,82 @@
 """Small defects at random places, and the share that the tests notice.
 
-The tests for a defect are those that execute its lines, as ``map`` has recorded: first the quickest
-of each module, then further ones, until they would take too long together.
+The tests for a defect are those that execute its line, as ``map`` has recorded: first those that go
+different ways through its module, then further ones, until they would take too long together.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from difflib import SequenceMatcher
+from itertools import islice
 from pathlib import Path
 from time import monotonic
+from typing import Any, cast
 
-from .bench import ROOT, SOURCE, Bench, Verdict
+from .bench import PACKAGES, ROOT, SOURCE, Bench, Verdict
 from .operators import Defect, defects
 
-PACKAGES = ("_engine", "_limits")
-"""The engine's run and its fan-outs, and the limits."""
-TESTS = (
-    *("tests/limits", "tests/fanout", "tests/engine", "tests/runtime", "tests/borders"),
-    *("tests/events", "tests/state", "tests/stores", "tests/test_constructs.py"),
+MAP = ROOT / ".mutants-map"
+TESTS = (  # all of them, those first that are likely to be chosen: a map may be cut short
+    *("tests/limits", "tests/fanout", "tests/engine", "tests/runtime", "tests/events"),
+    *("tests/stores", "tests/state", "tests/graph", "tests/borders", "tests/testing", "tests"),
 )
 WANTED = 0.85
 """The share of defects that must be noticed."""
-MAP = ROOT / ".mutants-map"
-DURATIONS = ROOT / ".mutants-durations"
+IMPORTED = 0.1
+"""Seconds that another module of tests takes to import."""
+MOST = 400
+"""Tests that are put in order for a defect: more than there is time for."""
 SURVIVORS = Path(__file__).with_name("survivors.md")
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("what", choices=["map", "sample"])
+    parser.add_argument("tests", nargs="*", help="for `map`: record these anew; default: all")
     parser.add_argument("--count", type=int, default=150, help="how many defects")
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--within", default="", help="only in modules whose path contains it")
-    parser.add_argument("--work", type=float, default=15, help="seconds of tests for a defect")
+    parser.add_argument("--work", type=float, default=6, help="seconds of tests for a defect")
+    parser.add_argument("--again", type=float, default=60, help="and if these notice nothing")
     parser.add_argument("--seconds", type=float, default=180, help="until tests count as hung")
     options = parser.parse_args(arguments)
     if options.what == "map":
-        return make_map()
+        return make_map(options.tests)
     chosen = choose(options.count, options.seed, options.within)
-    return judge(chosen, Selection(options.work), options.seconds)
+    return judge(chosen, Selection(options.work, options.again), options.seconds)
 
 
-def make_map() -> int:
-    """Run the tests once, and record which lines each of them executes."""
-    DURATIONS.unlink(missing_ok=True)
-    settings = ROOT / ".mutants-settings"
-    sources = "".join(f"\n    src/shoal/{package}" for package in PACKAGES)
-    settings.write_text(f"[run]\nrelative_files = true\nsource ={sources}\n")
-    command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest"]
-    command += ["-q", "-p", "tests.mutants.recorder", "--timeout=300"]
-    command += ["-m", "not slow and not services and not crash", *TESTS]
-    # Another core of coverage's knows no contexts.
-    given = {
-        "COVERAGE_FILE": str(MAP),
-        "SHOAL_DURATIONS": str(DURATIONS),
-        "COVERAGE_CORE": "ctrace",
-    }
-    return subprocess.call(command, cwd=ROOT, env={**os.environ, **given})
+def make_map(tests: Sequence[str]) -> int:
+    """Run the tests once, each on one backend, and record which lines each of them executes."""
+    if not tests:
+        MAP.unlink(missing_ok=True)
+    with MAP.open("a") as file:  # the text to which the rows after it refer
+        file.write(f"{json.dumps(dict(sources()))}\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.recorder"]
+    command += ["--one-backend", "--timeout=300", "-m", "not slow and not services and not crash"]
+    given = {**os.environ, "SHOAL_LINES": str(MAP)}
+    return subprocess.call([*command, *(tests or TESTS)], cwd=ROOT, env=given)
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield the path of each module and its text."""
+    for package in PACKAGES:
+        for path in sorted((SOURCE / package).rglob("*.py")):
+            yield str(path.relative_to(SOURCE)), path.read_text()
 
 
 def all_defects(within: str = "") -> Iterator[Defect]:
-    for package in PACKAGES:
-        for path in sorted((SOURCE / package).rglob("*.py")):
-            name = str(path.relative_to(SOURCE))
-            if within in name:
-                yield from defects(name, path.read_text())
+    for name, text in sources():
+        if within in name:
+            yield from defects(name, text)
 
 
 def choose(count: int, seed: int, within: str) -> list[Defect]:
@@ -83,44 +88,88 @@ def choose(count: int, seed: int, within: str) -> list[Defect]:
 class Selection:
     """Which tests are run for a defect."""
 
-    def __init__(self, work: float) -> None:
-        import coverage
+    def __init__(self, *works: float) -> None:
+        self._works = works
+        self._seconds: dict[str, float] = {}
+        self._texts: list[Mapping[str, str]] = []
+        # By module and test: in which of the texts, and a bit for each line.
+        self._lines: dict[str, dict[str, tuple[int, int]]] = {}
+        for line in MAP.read_text().splitlines():
+            row: Any = json.loads(line)
+            if isinstance(row, dict):
+                self._texts.append(cast("dict[str, str]", row))
+                continue
+            seconds, test, modules = row
+            self._seconds[test] = seconds
+            for module, bits in modules.items():
+                there = self._lines.setdefault(module, {})
+                there[test] = len(self._texts) - 1, int(bits, 16)
 
-        self._work = work
-        self._data = coverage.CoverageData(str(MAP))
-        self._data.read()
-        self._seconds = dict(_durations())
-        self._by_file: dict[str, Mapping[int, Iterable[str]]] = {}
+    def tests(self, defect: Defect) -> Iterator[list[str]]:
+        """Yield tests that execute a defect's line: as many as there is time for, then further."""
+        lines = self._lines.get(defect.module, {})
+        now = (SOURCE / defect.module).read_text()
+        at = [line_before(texts.get(defect.module, ""), now, defect.line) for texts in self._texts]
+        there = [test for test, (text, bits) in lines.items() if bits >> at[text] & 1]
+        if not there:  # perhaps the interpreter tells of the statement's first line alone
+            statement = (2 << (defect.last - defect.line)) - 1
+            there = [test for test, (text, bits) in lines.items() if bits & (statement << at[text])]
+        bits_of = {test: lines[test][1] for test in there}
+        tests = list(islice(in_order(bits_of, self._seconds), MOST))
+        for work in self._works:
+            chosen = dict.fromkeys(self._cut(tests, work))
+            tests = [test for test in tests if test not in chosen]
+            # Each module's tests together, so that it is imported once.
+            yield sorted(chosen, key=module_of)
 
-    def tests(self, defect: Defect) -> list[str]:
-        """Return the tests that execute the statement of a defect, as many as there is time for."""
-        if defect.module not in self._by_file:
-            # The statement decides, and not its first line: a condition may have been passed over.
-            found = self._data.contexts_by_lineno(f"src/shoal/{defect.module}")
-            self._by_file[defect.module] = found
-        lines = self._by_file[defect.module]
-        first = [test for test in lines.get(defect.line, ()) if test]
-        there = first or [
-            test for line in range(defect.line, defect.last + 1) for test in lines.get(line, ())
-        ]
-        by_module: dict[str, list[str]] = {}
-        for test in sorted(set(there) - {""}, key=lambda test: self._seconds.get(test, 1.0)):
-            by_module.setdefault(test.partition("::")[0], []).append(test)
-        chosen: list[str] = []
-        left = self._work
-        for some in zip_longest(*by_module.values()):
-            for test in filter(None, some):
-                left -= self._seconds.get(test, 1.0)
-                if chosen and left < 0:
-                    return sorted(chosen)
-                chosen.append(test)
-        return sorted(chosen)  # each module's tests together, so that it is imported once
+    def _cut(self, tests: Iterable[str], work: float) -> Iterator[str]:
+        """Yield tests as long as there is time for them, and the first one in any case."""
+        left, modules = work, set[str]()
+        for test in tests:
+            module = module_of(test)
+            seconds = self._seconds[test] + (0 if module in modules else IMPORTED)
+            if left >= seconds or not modules:
+                left -= seconds
+                modules.add(module)
+                yield test
+            elif left < IMPORTED:
+                return
 
 
-def _durations() -> Iterator[tuple[str, float]]:
-    for line in DURATIONS.read_text().splitlines():
-        seconds, _, test = line.partition("\t")
-        yield test, float(seconds)
+def in_order(bits_of: Mapping[str, int], seconds: Mapping[str, float]) -> Iterator[str]:
+    """Yield tests so that the first ones differ as much as they can in what they execute.
+
+    Many tests go the same way through a module, and what one of them doesn't notice the others will
+    hardly. So each round takes tests that execute lines which no test of the round has executed,
+    for as little time as possible.
+    """
+    left = dict(bits_of)
+    while left:
+        seen = 0
+        while True:
+            news = {test: (bits & ~seen).bit_count() for test, bits in left.items()}
+            news = {test: new for test, new in news.items() if new}
+            if not news:
+                break
+            test = max(news, key=lambda test: news[test] / (seconds[test] + IMPORTED))
+            seen |= left.pop(test)
+            yield test
+
+
+def line_before(before: str, now: str, line: int) -> int:
+    """Return which line of a text became a line of the changed text, or the nearest one above."""
+    if before == now:
+        return line
+    matcher = SequenceMatcher(None, before.splitlines(), now.splitlines(), autojunk=False)
+    found = 0
+    for first, first_now, size in matcher.get_matching_blocks():
+        if first_now < line:
+            found = first + min(line - first_now, size)
+    return found
+
+
+def module_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def known() -> frozenset[str]:
@@ -135,21 +184,21 @@ def judge(chosen: Sequence[Defect], selection: Selection, seconds: float) -> int
     noticed = 0
     try:
         for defect in chosen:
-            began = monotonic()
-            tests = selection.tests(defect)
+            began, tried = monotonic(), 0
             verdict = Verdict("survived")
-            if tests:
-                text = (SOURCE / defect.module).read_text()
-                changed = {defect.module: defect.apply(text)}
-                verdict = bench.judge(changed, tests, seconds=seconds)
+            changed = {defect.module: defect.apply((SOURCE / defect.module).read_text())}
+            for tests in selection.tests(defect):
+                if tests and verdict.ending == "survived":
+                    tried += len(tests)
+                    verdict = bench.judge(changed, tests, seconds=seconds)
             # What can't even be imported is noticed at once.
             is_noticed = verdict.is_noticed or verdict.ending == "unfit"
             noticed += is_noticed
-            how = verdict.ending if tests else "untested"
+            how = verdict.ending if tried else "untested"
             if not is_noticed:
                 survivors.append(defect)
             took = monotonic() - began
-            print(f"{how:8} {took:5.1f} s {len(tests):4}  {defect.line}: {defect.key}", flush=True)
+            print(f"{how:8} {took:5.1f} s {tried:4}  {defect.line}: {defect.key}", flush=True)
     finally:
         bench.close()
     # Those with a reason change nothing that a test could notice.

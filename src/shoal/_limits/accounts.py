@@ -156,7 +156,7 @@ class Stake:
         self.wake()
         for one in self._accounts():
             if not self.is_charged:
-                one.set_aside(-self.cost)
+                one.free(self.cost)
                 one.spend(actual, self.who)
             else:
                 one.spend(actual - self.cost, self.who)
@@ -181,7 +181,7 @@ class Stake:
                 if self.is_charged:
                     one.spend(-self.cost, self.who)
                 else:
-                    one.set_aside(-self.cost)
+                    one.free(self.cost)
 
     def rest(self, payer: Payer | None) -> None:
         """Note that the attempt waits for its children: it settles nothing before they end."""
@@ -348,10 +348,19 @@ class Account:
     # -- changes --------------------------------------------------------------------------------
 
     def set_aside(self, cost: float) -> None:
-        """Set so much aside for one attempt more; if negative, for one attempt less."""
+        """Set so much aside for one attempt more."""
+        self._hold(cost, 1)
+
+    def free(self, cost: float) -> None:
+        """Set so much less aside, for one attempt less."""
+        self._hold(-cost, -1)
+
+    def _hold(self, cost: float, attempts: int) -> None:
         if self.grant is not None:
             self.grant.units -= cost
-        self._holders += 1 if cost >= 0 else -1
+        # Not by the sign of the cost, which may be 0: see
+        # test_an_attempt_that_is_over_holds_nothing.
+        self._holders += attempts
         # Exactly 0 when nothing is held, so that rounding errors don't add up.
         self.aside = max(0.0, self.aside + cost) if self._holders > 0 else 0.0
         self._changed()

@@ -416,10 +416,7 @@ class AttemptPermit(PermitRequest):
             gate.meter is not None or gate.is_keyed or gate.is_shut or gate.purse is not None
             for gate in self.needed
         ):
-            # A hold may be long, too, but the place alone is of no use to another execution.
-            held = self._holder.slot if self._holder.unit.held_at is not None else None
-            if held is None or not held.is_shared:
-                return False
+            return False  # a held run requests nothing before the hold ends
         slot = self._holder.make_slot()
         if slot is not None:
             self._include(slot)

@@ -527,8 +527,9 @@ class FanOutStep:
 
         Not the leader of a race that its first item decides: its items went out already.
         """
+        # Nothing else is to be asked: once it is decided or fails, the group takes no errands.
         answered = [child for child in self._resting if is_answered(child)]
-        if not answered or self._is_failing or self.decision is not None or self.join.until.by_item:
+        if not answered or self.join.until.by_item:
             return
         assert self.source is not None
         source = self.source if self._staggered is None else self._staggered

@@ -1,0 +1,100 @@
+"""Gates and limiters are kept while they are of use, and no longer."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import cast
+from weakref import ref
+
+import pytest
+
+from shoal import Limits, Rate, Runtime
+from shoal._limits.gates import Gate
+from shoal._limits.limiters import Limiters
+from shoal._limits.meters import Meter
+from shoal._limits.scheduler import FairScheduler
+from shoal.errors import BadUse
+
+NOW = 10.0
+
+
+def use(gate: Gate) -> None:
+    gate.users += 1
+
+
+def pause(gate: Gate) -> None:
+    gate.paused_until = NOW + 1
+
+
+def shut(gate: Gate) -> None:
+    gate.is_shut = True
+
+
+def charge(gate: Gate) -> None:
+    cast("Meter", gate.meter).take(NOW, 1.0)
+
+
+@pytest.mark.parametrize("change", [use, pause, shut, charge])
+def test_a_gate_of_which_something_would_be_lost_is_not_dropped(change: Callable[[Gate], None]):
+    gate = Gate(2, Limits(2, rate=Rate(1, per=1)).parts[0])
+    gate.paused_until = NOW
+    assert gate.is_new(NOW), "the pause is over"
+    change(gate)
+    assert not gate.is_new(NOW)
+
+
+def test_a_gate_without_a_rate_is_dropped_if_nothing_uses_it():
+    gate = Gate(2, Limits(2).parts[0])
+    assert gate.is_new(NOW)
+    use(gate)
+    assert not gate.is_new(NOW)
+
+
+class Owner:
+    pass
+
+
+def test_an_owner_keeps_its_limiter_while_its_limits_are_the_same_objects():
+    limiters = Limiters(FairScheduler(None, lambda: NOW))  # pyright: ignore[reportArgumentType]
+    owner, one, other = Owner(), Limits(1), Limits(2)
+    first = limiters.of(owner, one)
+    assert limiters.of(owner, one) is first
+    assert limiters.of(owner, one, "another") is not first
+    both = limiters.of(owner, one & other)
+    assert both is not first
+    assert both.parts[0] is first.parts[0], "what is counted stays"
+    assert limiters.of(owner, one & other) is both
+    gone = ref(both)
+    del owner, both, first
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_gate_keeps_its_line_when_its_limit_is_changed():
+    """Those in line would be forgotten, and more runs would wait than `waiting=` allows."""
+    limiters = Limiters(FairScheduler(None, lambda: NOW))  # pyright: ignore[reportArgumentType]
+    limiter = limiters.of(Owner(), Limits(1))
+    gate = limiter.parts[0].the_one()
+    limiter.change(Limits(2))
+    assert gate.line is None
+    limiter.change(Limits(2, waiting=5))
+    line = gate.line
+    assert line is not None
+    limiter.change(Limits(3, waiting=6))
+    assert gate.line is line
+    assert gate.slots == 3
+
+
+@pytest.mark.anyio
+async def test_a_part_that_does_not_exist_is_not_paused():
+    async with Runtime(limits=Limits(2) & Limits(1, by=lambda state: state["key"])) as runtime:
+        limiter = runtime.limiter(runtime)
+        for part in (-1, 2, True, "1"):
+            with pytest.raises(BadUse, match=r"has no part .*: it has 2, from 0"):
+                limiter.pause(part=part)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(BadUse, match="has no keys, so 'a' is none of them"):
+            limiter.pause("a")
+        for part in (0, 1):
+            limiter.pause(part=part)
+        limiter.resume("a", part=1)
