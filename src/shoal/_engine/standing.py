@@ -23,6 +23,7 @@ Mark = Literal[
     "backoff",
     "commit",
     "context",  # has a local variable `context`
+    "copy",  # waits for a second copy: its local variable `self` has that one's coroutine
     "graph",  # executes a graph as a node: its local variable `child` is that run
     "group",  # the task of a parent, in a fan-out
     "paused",
@@ -107,6 +108,9 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
         mark = found[1]
         if mark == "relay":
             following = _variable(at, "coroutine")
+        elif mark == "copy":
+            # The attempt itself is over, so its run does what the copy does.
+            following = getattr(_variable(at, "self"), "copy_task", None)
         elif mark == "action":
             doing = "action"
         elif mark == "backoff":

@@ -28,6 +28,7 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
+from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
@@ -95,10 +96,14 @@ class Subject:
         """Return the application, as a new process would have it."""
         is_changed = life > 1 and self.changed is not None
         given: object = self.changed if is_changed else self.app
-        app = given() if callable(given) else given
+        app = given() if callable(given) and not isinstance(given, Act) else given
         if not isinstance(app, Application):
             where = "simulate(changed=...)" if is_changed else "simulate()"
-            msg = f"{where} takes an Application, or a function that makes one; not {brief(app)}"
+            mended = f": Application({app.name})" if isinstance(app, Act) else ""
+            msg = (
+                f"{where} takes an Application, or a function that makes one; not "
+                f"{brief(app)}{mended}"
+            )
             raise BadUse(msg)
         return app
 

@@ -207,6 +207,7 @@ def simulate(
             msg = f"simulate(faults=...): there is no fault {kind!r}{did_you_mean(kind, KINDS)}"
             raise BadUse(msg)
     example = subject.application()
+    example._check.refuse_start("simulate", subject.given_state())
     subject.application(2)  # refused before anything is executed
     replay = os.environ.get(REPLAY) or None if replay is None else replay
     numbers = _numbers(os.environ.get(SEEDS) or seeds)
