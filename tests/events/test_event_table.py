@@ -42,6 +42,19 @@ def test_a_method_takes_the_events_that_are_entered_for_it(method: str):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_calls_as_its_base_is_on_event(method: str):
+    received: list[object] = []
+
+    class Counting(Hook):
+        def on_event(self, event: Event) -> None:
+            received.append(event)
+
+    event = object()
+    getattr(Counting(), method)(event)
+    assert received == [event]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_listeners_are_an_attribute_and_empty_where_there_are_none(method: str):
     name = method.removeprefix("on_")
 

@@ -257,6 +257,21 @@ def test_a_limit_that_is_exceeded_and_a_value_changed_in_place_are_found() -> No
         simulate(Application(count), lambda: {"tags": ["new"]})
 
 
+def test_an_action_that_does_not_end_when_it_is_cancelled_is_shown_where_it_stands() -> None:
+    @action(writes=["n"])
+    async def stubborn() -> int:
+        try:
+            await anyio.sleep(1)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(60)
+        return 1
+
+    with pytest.raises(SimulationFailed, match=r"test_simulate\.py:\d+, in stubborn") as failed:
+        simulate(Application(stubborn), faults=["cancelled"], backends=["asyncio"])
+    assert failed.value.kind == "ignores cancellation"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_applications_that_use_much_of_shoal_have_no_bugs(name: str) -> None:

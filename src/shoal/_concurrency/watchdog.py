@@ -60,6 +60,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _leads: dict[Callable[..., Any], Leads] = {}
 _lives: dict[Callable[..., Any], str] = {}
 _calls: dict[Callable[..., Any], str] = {}
+_relays: list[Callable[..., Any]] = [drive]
 _aware: list[Callable[..., Any]] = []
 
 
@@ -99,6 +100,20 @@ def calls(what: str) -> Callable[[F], F]:
     return mark
 
 
+def is_relay(function: F) -> F:
+    """Mark a generator that resumes the coroutine in its local variable ``coroutine`` by hand.
+
+    Python doesn't show what a generator sends to.
+    """
+    _relays.append(function)
+    return function
+
+
+def resumes_by_hand(frame: FrameType) -> bool:
+    """Return whether a frame is that of a function that `is_relay` has marked."""
+    return any(frame.f_code is relay.__code__ for relay in _relays)
+
+
 def is_aware(function: F) -> F:
     """Mark a function that itself notices how long it has been cancelled."""
     _aware.append(function)
@@ -129,7 +144,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, Place]]:
                     name = type(frame.f_locals[what]).__name__
                 elif what != before:
                     name = ""
-            if frame.f_code is drive.__code__:  # Python doesn't show what a generator sends to
+            if resumes_by_hand(frame):
                 current = frame.f_locals["coroutine"]
                 continue
             if frame.f_code in codes:

@@ -93,17 +93,6 @@ class LiveBudget:
         """Whether no permit is left."""
         return self.used >= self.size
 
-    def take(self) -> bool:
-        """Acquire a permit without waiting; return False if none is left."""
-        if self.used >= self.size:
-            return False
-        self.used += 1
-        return True
-
-    def give(self) -> None:
-        """Release a permit."""
-        self.used -= 1
-
 
 class _Group(Protocol):
     """A group of children that are alive; the class is above."""

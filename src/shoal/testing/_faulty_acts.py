@@ -16,6 +16,7 @@ from typing import Any, cast, final
 import anyio
 
 from shoal._concurrency.cancellation import cancelled, is_cancellation
+from shoal._concurrency.watchdog import is_relay
 from shoal._engine.run import Run
 from shoal._events.identity import RunPath
 from shoal._graph.action import FunctionAction
@@ -23,7 +24,6 @@ from shoal._limits.limits import Limits
 from shoal._limits.retry import Retry
 from shoal._state.state import Change
 from shoal.testing._faults import ACTION, Passes
-from shoal.testing._stacks import BY_HAND
 from shoal.testing._violation import Violation
 
 
@@ -170,6 +170,7 @@ class _Throws:
         self.cancelled = False
 
 
+@is_relay
 @types.coroutine
 def _driven(coroutine: Coroutine[Any, Any, Change], throws: _Throws) -> Generator[Any, Any, Change]:
     """Await ``coroutine``, and note whether it was cancelled."""
@@ -193,6 +194,3 @@ def _driven(coroutine: Coroutine[Any, Any, Change], throws: _Throws) -> Generato
                 argument, step = error, coroutine.throw
     finally:
         del step  # it refers to the coroutine, whose frame may refer here
-
-
-BY_HAND.add(_driven.__code__)

@@ -13,13 +13,10 @@ import traceback
 from collections.abc import Iterator
 from types import FrameType
 
-from shoal._concurrency.cancellation import drive
+from shoal._concurrency.watchdog import resumes_by_hand
 
 _SHOWN = 8  # innermost frames; those further out show how the test got there
 _MACHINERY = {"anyio", "asyncio", "trio"}
-
-BY_HAND = {drive.__code__}
-"""The code of generators that send to a ``coroutine`` by hand, which nothing else shows."""
 
 # The attributes of coroutines, generators and async generators for their frame and their awaitable.
 _LINKS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
@@ -43,7 +40,7 @@ def suspended_frames(awaitable: object) -> Iterator[FrameType]:
                 if frame is not None:  # None once it has ended
                     yield frame
                 current = getattr(current, next_name)
-                if frame is not None and frame.f_code in BY_HAND:
+                if frame is not None and resumes_by_hand(frame):
                     current = frame.f_locals["coroutine"]
                 break
         else:

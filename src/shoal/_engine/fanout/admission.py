@@ -258,7 +258,7 @@ class ChildAdmission:
             return False
         # The first child takes none. That is why a tree of fan-outs can't come to a standstill.
         if self._live_count:
-            budget = self._budget  # `take` repeated here, for the same reason
+            budget = self._budget  # `is_spent` repeated here, for the same reason
             if budget.used >= budget.size:
                 return False
             budget.used += 1
