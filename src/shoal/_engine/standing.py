@@ -11,6 +11,7 @@ from types import CodeType, CoroutineType, GeneratorType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import drive
+from shoal._concurrency.watchdog import calls
 from shoal._events.report import Doing
 from shoal._limits.permits import AttemptPermit
 
@@ -43,7 +44,7 @@ def stands_for(mark: Mark) -> Callable[[F], F]:
 
     def marked(function: F) -> F:
         _marked[function] = mark
-        return function
+        return calls(mark)(function) if mark == "store" else function
 
     return marked
 
