@@ -24,7 +24,7 @@ Examples:
     ...     look_up, over="cities", item="city", key=str, into="reports", limits=Limits(20)
     ... )
     >>> result = Application(reports).run_sync({"cities": ["Oslo", "Bergen"]})
-    >>> result.state["reports"].to_plain()
+    >>> dict(result.state["reports"])
     {'Oslo': 'rain in Oslo', 'Bergen': 'rain in Bergen'}
 
 ``help(shoal.fan_out)`` describes a fan-out, and so on. This module has the names that applications

@@ -515,7 +515,8 @@ class Spent(Event, hook="on_spent"):
 class GraceExceeded(Event, hook="on_grace_exceeded"):
     """An action that was cancelled still runs after the grace of the runtime.
 
-    The run goes on waiting for a coroutine; it leaves a thread behind.
+    The run goes on waiting for a coroutine; it leaves a thread behind. Where ``what`` is not
+    ``"action"``, the run waits for its store or for a hook instead.
     """
 
     step: str
@@ -525,6 +526,10 @@ class GraceExceeded(Event, hook="on_grace_exceeded"):
     """How long it has run since it was cancelled."""
     abandoned: bool = False
     """Whether it is a thread that was left behind, whose result will be dropped."""
+    what: str = "action"
+    """Whose code it is: ``"action"``, ``"store"`` or ``"hook"``."""
+    name: str = ""
+    """The class of that store or hook, if known."""
 
 
 @final
