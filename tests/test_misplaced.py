@@ -33,6 +33,8 @@ def found(label: str) -> Any:
 def test_each_hint_is_given(label: str):
     for names, hint in _HINTS[label].items():
         for name in names.split(" "):
+            if name == "*":
+                continue
             given = name or "xyz"
             with pytest.raises(TypeError) as caught:
                 coroutine = found(label)(**{given: 1})
@@ -75,6 +77,22 @@ def test_functions_stay_what_they_are():
     ],
 )
 def test_other_names(wrong: Callable[[], object], says: str):
+    with pytest.raises(TypeError, match=says):
+        wrong()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: fan_out(square, "ns"), r"^fan_out\(\) takes its elements from a field"),  # pyright: ignore[reportCallIssue, reportUnknownLambdaType, reportArgumentType]
+        (lambda: type(app)(square, 1), r"^Application\(\) takes 1 argument by .*: name=, "),
+        (lambda: app.run_sync({"n": 1}, "monday"), r"run_sync\(\) takes 1 argument by .*: id=, "),
+        (lambda: shoal.Runtime(1), r"^Runtime\(\) takes no argument by place, .*: apps=, "),  # pyright: ignore[reportCallIssue, reportUnknownLambdaType, reportArgumentType]
+        (lambda: Limits(1, 2), r"^Limits\(\) takes 1 argument by place, .*: rate=, by=, "),  # pyright: ignore[reportCallIssue, reportUnknownLambdaType, reportArgumentType]
+        (lambda: shoal.Rate(1, 2, 3, 4), "positional arguments but 5 were given"),  # pyright: ignore[reportCallIssue, reportUnknownLambdaType, reportArgumentType]
+    ],
+)
+def test_too_many_by_place(wrong: Callable[[], object], says: str):
     with pytest.raises(TypeError, match=says):
         wrong()
 

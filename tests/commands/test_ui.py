@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_what_it_refuses(
     code = main(["ui", "--db", store, "--port", "0", *arguments])
     assert code == (2 if why else 0)
     assert why in capsys.readouterr().err
+
+
+def test_without_its_packages_it_says_how_to_get_them(
+    store: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in sys.modules if name.startswith("shoal.watch.ui")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    assert main(["ui", "--db", store]) == 2
+    said = capsys.readouterr().err
+    assert "such as starlette.applications: pip install 'shoal[web]'" in said
+    assert said.count("pip install") == 1
 
 
 @pytest.mark.parametrize("is_empty", [False, True])

@@ -7,7 +7,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, isclass, iscoroutinefunction, signature
 from typing import Any, Final, TypeVar
@@ -16,6 +17,10 @@ from .exceptions import most_like
 from .tracebacks import frames_hidden
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_SHOWN = 5
+"""Arguments by name that an error lists: those that come first matter most."""
+_BY_PLACE = Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 
 _AT_ONCE = {
     "concurrency max_concurrency max_concurrent max_workers workers parallelism": (
@@ -65,6 +70,10 @@ _HINTS: Final[Mapping[str, Mapping[str, str]]] = {
         ),
     },
     "fan_out": {
+        "*": (
+            "takes its elements from a field of the state: fan_out(act, over='urls', ...), "
+            "and then app.run({'urls': urls})"
+        ),
         **_AT_ONCE,
         **_INPUTS,
         **_OF_A_CHILD,
@@ -133,6 +142,7 @@ _HINTS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """What to write instead, by the function, and by one or several names that it doesn't take.
 
+The hint of ``"*"`` is for too many arguments by place; without it, those by name are listed.
 ``{name}`` stands for the name that was given. A name that is neither here nor like one that the
 function takes has the hint of ``""``; without that, Python's own error is raised for it. The hints
 of a class are those of its ``__init__``.
@@ -160,18 +170,23 @@ def _checked(function: Any, label: str) -> Any:
     parameters = signature(function).parameters
     known = frozenset(parameters)
     assert known.isdisjoint(hints), f"{label} takes {known.intersection(hints)}"
-    otherwise = hints.get("", "")
-    by_keyword = Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD
-    named = [one.name for one in parameters.values() if one.kind in by_keyword]
+    by_name = [name for name, one in parameters.items() if one.kind is Parameter.KEYWORD_ONLY]
+    by_place = [name for name, one in parameters.items() if one.kind in _BY_PLACE]
+    most = len(by_place)
+    if any(one.kind is Parameter.VAR_POSITIONAL for one in parameters.values()) or not by_name:
+        most = sys.maxsize
 
-    def check(given: Iterable[str]) -> None:
+    def check(args: Sequence[object], given: Iterable[str]) -> None:
+        if len(args) > most:
+            msg = f"{label}() {hints.get('*') or _few(most - (by_place[:1] == ['self']), by_name)}"
+            raise TypeError(msg)
         for name in given:
             if name in known:
                 continue
             hint = hints.get(name)
             if hint is None:
-                similar = most_like(name, named)
-                hint = f"did you mean {similar}=?" if similar else otherwise
+                similar = most_like(name, [*by_place, *by_name])
+                hint = f"did you mean {similar}=?" if similar else hints.get("")
             if hint:
                 msg = f"{label}() takes no {name}=; {hint.format(name=name)}"
                 raise TypeError(msg)
@@ -181,7 +196,7 @@ def _checked(function: Any, label: str) -> Any:
         @wraps(function)
         async def call_async(*args: Any, **kwargs: Any) -> Any:
             with frames_hidden:
-                check(kwargs)
+                check(args, kwargs)
                 return await function(*args, **kwargs)
 
         return call_async
@@ -189,7 +204,15 @@ def _checked(function: Any, label: str) -> Any:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         with frames_hidden:  # those between the line that is wrong and the check that says so
-            check(kwargs)
+            check(args, kwargs)
             return function(*args, **kwargs)
 
     return call
+
+
+def _few(most: int, by_name: Sequence[str]) -> str:
+    """Say that few arguments are given by place, and which of the others by name."""
+    few = "no argument" if most == 0 else f"{most} argument{'s' if most > 1 else ''}"
+    named = ", ".join(f"{name}=" for name in by_name[:_SHOWN])
+    more = ", ..." if len(by_name) > _SHOWN else ""
+    return f"takes {few} by place, and the others by name: {named}{more}"

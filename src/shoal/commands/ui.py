@@ -20,8 +20,8 @@ PORT = 8321
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 # compared with what was asked for
 
 MISSING = (
-    "shoal ui needs packages that aren't installed ({}): pip install 'shoal[web]'; and for its "
-    "store, shoal[sqlite] or shoal[postgres]"
+    "shoal ui needs packages that aren't installed, such as {}: pip install 'shoal[web]'; and for "
+    "its store, shoal[sqlite] or shoal[postgres]"
 )
 
 
@@ -65,7 +65,7 @@ def _serve(given: argparse.Namespace) -> int:
         from shoal.watch.ui import create_app  # noqa: PLC0415 # an optional dependency
         from shoal.watch.ui._serve import serve  # noqa: PLC0415 # as above
     except ImportError as error:
-        raise Refused(MISSING.format(error)) from error
+        raise Refused(MISSING.format(error.name or error)) from error
     store = cast("Any", given_store(given, may_be_new=bool(given.app)))
     applications = [each for name in given.app for each in _applications(name)]
     token: str | None = given.token
