@@ -15,7 +15,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -117,11 +117,19 @@ def with_uvicorn(main: Main[T], make_loop: MakeLoop) -> T:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-    config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=5)
+    def request(url: str) -> None:
+        # If the server fails, its own exception is the one to look at.
+        with suppress(OSError):
+            urllib.request.urlopen(url, timeout=60).close()
+
+    # Without WebSockets, of which uvicorn imports a deprecated implementation if there is one.
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_config=None, timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        client = threading.Thread(target=lambda: urllib.request.urlopen(url, timeout=60).close())
+        client = threading.Thread(target=request, args=[url])
         client.start()
         with_asyncio(functools.partial(server.serve, sockets=[listening]), make_loop)
         client.join()

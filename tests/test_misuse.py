@@ -81,7 +81,7 @@ async def test_a_repeated_key(limit: int):
     act = fan_out(echo, over="items", key=len, into="titles", limits=Limits(limit))
     said = await run_into(BadKey, act, {"items": ["a", "bb", "c", "dd"]})
     assert "fan-out 'titles': element 2 ('c') has the key 1, which an earlier element has" in said
-    assert "in action 'titles'" in said
+    assert "in fan-out 'titles', run" in said
 
 
 async def test_a_key_that_is_no_key():
@@ -272,7 +272,7 @@ async def test_an_over_that_errs(over: Any, kind: type[Exception], words: str, l
     act = fan_out(echo, over=over, reads=["items"], into="out", limits=Limits(limit))
     said = await run_into(kind, act)
     assert words in said
-    assert "in action 'out'" in said
+    assert "in fan-out 'out'" in said
 
 
 def perhaps(field: str) -> FunctionAction[..., Any]:
@@ -309,7 +309,7 @@ async def test_a_key_that_raises():
 
     said = await run_into(KeyError, fan_out(echo, over="items", key=key, into="out"))
     assert "'b'" in said
-    assert "in action 'out'" in said
+    assert "in fan-out 'out'" in said
 
 
 def take_more(state: State) -> object:

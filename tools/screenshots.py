@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,15 @@ import anyio
 
 from shoal import (
     Application,
+    Breaker,
+    Budget,
     Context,
+    Each,
     Graph,
     Limits,
     Rate,
     Retry,
+    RetryBudget,
     SQLiteStore,
     action,
     fan_out,
@@ -201,7 +206,71 @@ review = Application(
     name="review",
 )
 
-APPLICATIONS = [crawl, contest, review]
+SOURCES = ("docs", "blog", "api", "forum")
+
+
+def source_of(state: Any) -> str:
+    """Return the source of a page."""
+    return SOURCES[int(state["n"]) % len(SOURCES)]
+
+
+@action(reads=["section"], writes=["ns"])
+async def list_pages(section: str) -> list[int]:
+    """List the pages of a section."""
+    return [*range(len(section) * 60)]
+
+
+@action(
+    reads=["n"],
+    writes=["page"],
+    limits=Limits(3, by=source_of),
+    retry=Retry(3, on=(ConnectionError,), initial=2.0, budget=RetryBudget(share=0.1)),
+)
+async def load(n: int, context: Context) -> str:
+    """Load a page; the forum is down."""
+    await anyio.sleep(0.8 + n % 7 * 0.3)
+    if n % 4 == 3:
+        raise ConnectionError("forum has closed the connection")
+    context.note(f"{40 + n} lines")
+    return f"page {n}"
+
+
+@action(reads=["page"], writes=["summary"], limits=Budget(20, "USD", worst=0.05))
+async def summarise(page: str, context: Context) -> str:
+    """Let a model summarise a page."""
+    await anyio.sleep(0.5 + len(page) % 3)
+    context.charge(0.011, unit="USD")
+    return f"summary of {page}"
+
+
+summaries = fan_out(
+    Graph.chain(load, summarise, name="page"),
+    over="ns",
+    item="n",
+    key=str,
+    into="summaries",
+    take="summary",
+    on_error="collect",
+    limits=Limits(8),
+    each=Each(breaker=Breaker(by=source_of, failures=3, cool_down=20)),
+    name="summaries",
+    title=lambda state: f"page {state['n']}",
+)
+digest = Application(
+    fan_out(
+        Graph.chain(list_pages, summaries, name="section"),
+        over="sections",
+        item="section",
+        key=str,
+        into="digests",
+        take="summaries",
+        on_error="collect",
+        name="sections",
+    ),
+    name="digest of the handbook",
+)
+
+APPLICATIONS = [crawl, contest, review, digest]
 
 
 async def execute(place: str) -> None:
@@ -211,7 +280,10 @@ async def execute(place: str) -> None:
     await crawl.run({"pages": 150}, id="crawl-2026-11-29")
     await contest.run({"question": "Why is the sea salty?"}, id="sea")
     await review.run({"files": ["lexer.py", "parser.py"]}, id="review-481")
-    await crawl.run({"pages": PAGES}, id="crawl-2026-11-30")
+    async with anyio.create_task_group() as tasks:
+        sections = {"sections": ["guide", "reference", "forum"]}
+        tasks.start_soon(partial(digest.run, sections, id="digest-48"))
+        await crawl.run({"pages": PAGES}, id="crawl-2026-11-30")
 
 
 # -- the pictures ----------------------------------------------------------------------------------
@@ -229,6 +301,7 @@ SHOTS = {
     "race": "/runs/sea",
     "race-bars": "/runs/sea?view=timeline",
     "question": "/runs/review-481",
+    "nested": "/runs/digest-48",
     "limits": "/limits",
     "missing": "/runs/nothing",
 }
@@ -238,8 +311,10 @@ SHOWN = (
     ("ui-run", "run", 1180, 1180, "light"),
     ("ui-time", "time", 1180, 840, "light"),
     ("ui-timeline", "timeline", 1180, 580, "dark"),
-    ("ui-question", "question", 1180, 760, "light"),
+    ("ui-question", "question", 1180, 800, "light"),
     ("ui-race", "race", 1180, 580, "light"),
+    ("ui-nested", "nested", 1180, 880, "light"),
+    ("ui-limits", "limits", 1180, 960, "light"),
     ("ui-phone", "run", 390, 844, "dark"),
 )
 """The pictures in the docs: of which page, how wide and high, in which colours."""
@@ -271,7 +346,9 @@ def served(place: str) -> Generator[str]:
 def opened(browser: Any, address: str, width: int, height: int, theme: str) -> Generator[Any]:
     """Yield a page of a browser that has the token."""
     size = {"width": width, "height": height}
-    context = browser.new_context(base_url=address, viewport=size, color_scheme=theme)
+    context = browser.new_context(
+        base_url=address, viewport=size, color_scheme=theme, reduced_motion="reduce"
+    )
     page = context.new_page()
     page.goto(f"/?token={TOKEN}")
     yield page
@@ -296,6 +373,8 @@ def take_shown(browser: Any, address: str) -> None:
         with opened(browser, address, width, height, theme) as page:
             page.goto(SHOTS[shot])
             page.wait_for_timeout(1500)
+            while "ago" in page.locator("body").inner_text().partition("Running longest")[0]:
+                page.wait_for_timeout(200)  # the machine is busy, and its reports are late
             page.screenshot(path=IMAGES / f"{name}.png")
 
 

@@ -1,6 +1,34 @@
-"""Fan-outs, races and durable runs of state machines, on asyncio and trio alike.
+"""Fan-outs, races and durable runs of async work, on asyncio and trio alike.
 
-This module has the names that applications are written with. The others are at these addresses:
+The ideas, in the order in which a program meets them:
+
+- An action is a function that declares which fields of a state it reads, and which it writes
+  (``action``). Parameters that are no fields are inputs, such as clients.
+- A fan-out runs an action for each of many elements at once, and collects the results
+  (``fan_out``). A race runs several actions and takes the first good result (``race``). A graph
+  puts them in a row, or along conditions (``Graph``). All of these are acts, and an act can stand
+  wherever an action can.
+- An application runs an act (``Application``): ``await app.run(state)``, or ``app.run_sync(state)``
+  in code without an event loop. With a store and an id, a run goes on where a crash, a failure or a
+  cancellation left it (``SQLiteStore``).
+- ``Limits``, ``Rate`` and ``Budget`` say how much runs at once, per second and in all; ``Retry``
+  and ``Each`` which failures are tried again. A ``Runtime`` is what many runs share. A ``Hook``
+  receives what happens.
+
+Examples:
+    >>> from shoal import Application, Limits, action, fan_out
+    >>> @action(reads=["city"], writes=["weather"])
+    ... async def look_up(city: str) -> str:
+    ...     return f"rain in {city}"
+    >>> reports = fan_out(
+    ...     look_up, over="cities", item="city", key=str, into="reports", limits=Limits(20)
+    ... )
+    >>> result = Application(reports).run_sync({"cities": ["Oslo", "Bergen"]})
+    >>> dict(result.state["reports"])
+    {'Oslo': 'rain in Oslo', 'Bergen': 'rain in Bergen'}
+
+``help(shoal.fan_out)`` describes a fan-out, and so on. This module has the names that applications
+are written with. The others are at these addresses:
 
 - ``shoal.errors``: every exception that shoal raises. Those that programs often catch are here too.
 - ``shoal.events``: events, for hooks and for readers of a run's events.
@@ -12,15 +40,7 @@ This module has the names that applications are written with. The others are at 
 - ``shoal.testing``, ``shoal.fastapi``: tests of applications, and HTTP services.
 - ``shoal.burr``: actions and graphs of Burr's as acts.
 
-``docs/internals.md`` is the tour of the source.
-
-Examples:
-    >>> from shoal import Application, action
-    >>> @action(reads=["name"], writes=["greeting"])
-    ... async def greet(name: str) -> str:
-    ...     return f"Hello, {name}!"
-    >>> Application(greet).run_sync({"name": "shoal"}).state["greeting"]
-    'Hello, shoal!'
+``docs/internals.md`` in the repository is the tour of the source.
 """
 
 from __future__ import annotations

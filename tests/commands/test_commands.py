@@ -189,7 +189,9 @@ def test_a_lost_run_is_lost_in_every_form(path: Path, capsys: Any):
         "lost"
     )
     assert json.loads(said(capsys, "show", path, "left", "--json"))["status"] == "lost"
-    assert "status\tlost\n" in said(capsys, "show", path, "left")
+    shown = said(capsys, "show", path, "left")
+    assert "status\tlost\n" in shown
+    assert not [line for line in shown.splitlines() if line.startswith("children\trunning")]
     ids = [line.split("\t")[0] for line in said(capsys, "runs", path).splitlines()]
     assert ids == ["left", "bad", "good"]
     lost = [json.loads(said(capsys, "runs", path, "--status", "lost", "--json"))]

@@ -16,7 +16,7 @@ from shoal import Application, Context, Graph, RunPath, Runtime, SQLiteStore, ac
 from shoal.__main__ import main
 from shoal._events.paths import parse_path, path_text
 from shoal._events.report_text import report_text
-from shoal.watch import LiveRun, LiveStep, Report
+from shoal.watch import LimitUse, LiveRun, LiveStep, Report
 
 
 @action(reads=["n"], writes=["square"])
@@ -244,7 +244,8 @@ def test_a_run_under_way_is_shown_with_its_last_report(
     monkeypatch.setattr("shoal.watch._overview._SILENT", -1.0)
     path = tmp_path / "now.db"
     root = RunPath(run_id="now")
-    child = RunPath(parent=root, step="pages", act="fetch", key="x")
+    site = RunPath(parent=root, step="sites", act="site", key="s")
+    child = RunPath(parent=site, step="pages", act="fetch", key="x")
     live = LiveRun(
         path=child,
         step="fetch",
@@ -263,8 +264,24 @@ def test_a_run_under_way_is_shown_with_its_last_report(
         samples=400,
         every=0.25,
         spent={"action": 50.0, "backoff": 50.0},
-        steps=(LiveStep(path=root, step="pages", visit=0, total=9, in_flight=2, waiting=3),),
+        steps=(
+            LiveStep(
+                path=root,
+                step="sites",
+                visit=0,
+                total=9,
+                in_flight=1,
+                waiting=3,
+                at={"pages": {"action": 1}},
+            ),
+            LiveStep(path=site, step="pages", visit=0, total=20, ended=7, failed=1, in_flight=4),
+        ),
         longest=(live,),
+        limits=(
+            LimitUse(
+                owner="fetch", limits="Limits(2, by=host)", in_use=6, slots=2, waiting=3, keys=4
+            ),
+        ),
     )
     shown = list[str]()
 
@@ -277,14 +294,20 @@ def test_a_run_under_way_is_shown_with_its_last_report(
                 assert await anyio.to_thread.run_sync(main, ["show", "now", "--db", str(path)]) == 0
                 shown.append(capsys.readouterr().out)
                 await store.report({"now": report_text(report)})
-                for line in (("show", "now"), ("explain", "now"), ("show", "now", "--json")):
+                for line in (
+                    *(("show", "now"), ("explain", "now"), ("show", "now", "--json")),
+                    ("limit", "now"),
+                ):
                     arguments = [*line, "--db", str(path)]
                     assert await anyio.to_thread.run_sync(main, arguments) == 0
                     shown.append(capsys.readouterr().out)
                 handle.cancel("it was shown")
 
     anyio.run(report_and_show)
-    silent, text, explained, found = shown
+    silent, text, explained, found, limits = shown
+    assert " ".join(limits.splitlines()[1].split()) == (
+        "fetch 0 Limits(2, by=host) 6 8 (2 each) 3 0"
+    )
     assert "reports      none: the run isn't watched (watch=False)" in silent
     assert "reports  " not in text
     (line,) = json.loads(found)["longest"]
@@ -292,12 +315,13 @@ def test_a_run_under_way_is_shown_with_its_last_report(
     assert (line["since"], line["age"], line["next_in"]) == (1.0, 61.0, 1.5)
     assert (line["attempt"], line["attempts"]) == (2, 3)
     assert (line["title"], line["note"]) == ("the page", "3 of 9")
-    assert "headline     0 of 9 · 2 running · held up by backoff before further attempts" in text
-    assert "\nsteps\npages  0 of 9 · 2 running · 3 waiting\n" in text
+    assert "headline     0 of 9 · 1 running · held up by backoff before further attempts" in text
+    assert "\nsteps\nsites    0 of 9 · 1 running · 3 waiting\n" in text
+    assert "\n  pages  7 of 20 · 1 failed · 4 running\n" in text
     assert (
         "\nrunning longest\n"
-        "1 s, 1 min 1 s in all  the page ('x')  "
-        "fetch: waiting for its next attempt · attempt 2 of 3 · nex...\n"
+        "1 s, 1 min 1 s in all  the page ('s' / 'x')  "
+        "fetch: waiting for its next attempt · attempt 2 of 3...\n"
     ) in text
     assert explained.startswith("run now has taken 1 min 40 s, looked at 400 times\n")
     assert "advice: 50 % of the time is waiting for further attempts" in explained

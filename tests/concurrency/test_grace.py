@@ -36,10 +36,10 @@ from shoal import (
     fan_out,
 )
 from shoal._concurrency import watchdog as _watch
-from shoal._concurrency.watchdog import SPARE, Part, Watchdog, standing
+from shoal._concurrency.watchdog import SPARE, Part, Place, Watchdog, standing
 from shoal._concurrency.worker_threads import Threads
 from shoal.errors import DefinitionError
-from shoal.events import ChildEnded, GraceExceeded, RunEnded
+from shoal.events import ChildEnded, GraceExceeded, RunEnded, StepEnded
 from shoal.testing import RecordingHook, no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +89,7 @@ async def test_a_run_that_still_runs_after_the_grace_is_named_and_awaited(
     (event,) = hook.of(GraceExceeded)
     assert event.place == f"{HERE}act"
     assert (event.step, event.seconds, event.abandoned) == ("stubborn", 5, False)
+    assert (event.what, event.name) == ("action", "")
     assert event.path.key == "7"
     (message,) = warnings_of(caplog)
     assert message == (
@@ -288,6 +289,53 @@ async def test_an_opened_run_reads_of_it():
     assert names == ["RunStarted", "StepStarted", "GraceExceeded", "StepEnded", "RunEnded"]
 
 
+class StuckStore:
+    """Needs eight seconds for the save of an update."""
+
+    def __init__(self) -> None:
+        self._kept = MemoryStore()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kept, name)
+
+    def save(self, batch: Any) -> Any:
+        self._kept.save(batch)
+        return self.wait() if batch.updates else None
+
+    async def wait(self) -> None:
+        await anyio.sleep(8)  # SAVING
+
+
+async def test_a_save_or_a_hook_that_does_not_end_is_named_and_not_the_action(
+    caplog: pytest.LogCaptureFixture,
+):
+    """Both are shielded, so the action's cancellation doesn't reach them."""
+
+    class Slow(Hook):
+        async def on_step_ended(self, event: StepEnded) -> None:
+            await anyio.sleep(8)  # HOOKED
+
+    @action(writes=["out"])
+    async def quick() -> int:
+        return 1
+
+    hook = RecordingHook()
+    stuck: Any = StuckStore()
+    for hooks, store in (([hook], stuck), ([Slow(), hook], MemoryStore())):
+        with anyio.move_on_after(1):
+            await Application(quick, hooks=hooks, store=store).run(id="r")
+    saving, hooked = hook.of(GraceExceeded)
+    assert (saving.what, saving.name, saving.step) == ("store", "StuckStore", "quick")
+    assert saving.place == f"{line_of(StuckStore, 'SAVING')}wait"
+    assert (hooked.what, hooked.name, hooked.step) == ("hook", "Slow", "")  # between steps
+    first, second = warnings_of(caplog)
+    assert first == (
+        "run r was cancelled 5 s ago and still runs, in a call of its store StuckStore during step "
+        f"'quick', at {saving.place}; it is waited for"
+    )
+    assert "still runs, in a call of its hook Slow, at " in second
+
+
 # -- the watchdog by itself ------------------------------------------------------------------------
 
 
@@ -315,7 +363,7 @@ class Alarms:
         self.now = until
 
 
-async def report(run: object, place: str, seconds: float) -> None:
+async def report(run: object, place: Place, seconds: float) -> None:
     raise NotImplementedError
 
 
@@ -420,7 +468,7 @@ def test_a_function_may_be_the_life_of_a_run(monkeypatch: pytest.MonkeyPatch):
     ((found, place),) = standing(Part(None, coroutine))
     coroutine.close()
     assert found is run
-    assert place.endswith("in __await__")
+    assert place.where.endswith("in __await__")
 
 
 # -- threads ---------------------------------------------------------------------------------------

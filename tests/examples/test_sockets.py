@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_an_error_and_nothing_is_left():
 @pytest.mark.slow
 def test_an_answer_in_json_is_there_at_once():
     service = make_service(Offer(providers=[Rival("one").provider()], rules=Rules()))
-    config = uvicorn.Config(service, log_level="error", access_log=False)
+    config = uvicorn.Config(service, ws="none", log_level="error", access_log=False)
 
     async def main(listening: socket.socket) -> list[float]:
         server = uvicorn.Server(config)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from shoal.executors import Processes, Threads
+from shoal.executors import Interpreters, Processes, Threads
 from shoal.testing import ExecutorConformance
 
 from .fake import Fake
@@ -34,3 +36,13 @@ class TestProcesses(ExecutorConformance):
     @pytest.fixture
     def executor(self) -> Processes:
         return Processes(2)
+
+
+@pytest.mark.anyio
+@pytest.mark.realtime
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="they came with Python 3.13")
+class TestInterpreters(ExecutorConformance):
+    @pytest.fixture
+    def executor(self) -> Interpreters:
+        return Interpreters(2, takes="all")

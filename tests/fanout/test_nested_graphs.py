@@ -294,9 +294,9 @@ async def test_what_fails_in_it_is_raised_bare_and_nothing_is_applied():
     assert watched.state == {"n": 1}
     notes = [note.partition(", run ")[0] for note in caught.value.__notes__]
     assert notes == [
-        "shoal: in action 'fail' of 'low', key ''",
-        "shoal: in action 'low' of 'mid', key ''",
-        "shoal: in action 'mid'",
+        "shoal: in action 'fail' of 'low'",
+        "shoal: in graph 'low' of 'mid'",
+        "shoal: in graph 'mid'",
     ]
     outcomes = [event.outcome for event in watched.hook.of(ChildEnded)]
     assert all(isinstance(one, Failed) and one.error is caught.value for one in outcomes)

@@ -322,7 +322,7 @@ async def test_too_few_elements_are_known_before_anything_starts():
             await watched.go({"n": elements})
         (error,) = raised.value.exceptions
         assert isinstance(error, TooFewChildren)
-        assert "it had too few" in str(error)
+        assert "no child failed: fan-out 'out' had too few" in str(error)
         assert not watched.of(ChildEnded)
         watched.check()
     assert anyio.current_time() == 0
@@ -587,7 +587,7 @@ async def test_what_cannot_be_compared_is_refused(odd: object):
         assert isinstance(error, Rejected)
         assert "can't be judged" in str(error)
         assert isinstance(error.__cause__, ValueError)
-        assert f"shoal: '{act}' of 'out', key ''" in error.__notes__[0]
+        assert f"shoal: '{act}' of 'out', run " in error.__notes__[0]
     assert second.__cause__ is None
     watched.check()
 
@@ -602,7 +602,7 @@ async def test_what_is_lost_before_it_starts_says_why():
             await watched.go({"n": [1, 2]})
         (few,) = raised.value.exceptions
         assert isinstance(few, TooFewChildren)
-        assert why in str(few)
+        assert why not in str(few), "its group says so already"
         watched.check()
     watched = over(first(2), limits=Limits(1))
     with pytest.raises(

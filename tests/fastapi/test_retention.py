@@ -12,7 +12,7 @@ import pytest
 
 from shoal import Application, Context, MemoryStore, Runtime, StoreFailed, action
 from shoal.errors import BadUse, DefinitionError
-from shoal.fastapi import _relay, runtime_lifespan
+from shoal.fastapi import runtime_lifespan
 from shoal.testing import no_leaks
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +42,6 @@ async def test_it_looks_every_hour_whatever_fails(
         return 0
 
     monkeypatch.setattr(MemoryStore, "prune", prune)
-    monkeypatch.setattr(_relay, "POLL", 60)  # else hours of virtual time are some seconds here
     start = anyio.current_time()
     runtime = Runtime(store=MemoryStore())
     with caplog.at_level(logging.INFO, "shoal.fastapi"):

@@ -306,25 +306,6 @@ async def test_what_another_process_executes_is_followed():
         assert events[-1]["data"]["status"] == "failed"
 
 
-async def test_another_process_is_asked_to_cancel():
-    store = MemoryStore()
-    one, runtime = service_of(jobs, store=store)
-    other, _ = service_of(jobs, store=store)
-    async with no_leaks(), client_of(one) as first, client_of(other) as second:
-        for run_id in ("a", "b"):
-            await first.post("/jobs", json={"id": run_id, "state": {"items": [9]}})
-        found = await second.post("/jobs/a/cancel", json={"reason": "by another"})
-        assert (found.status_code, found.json()["status"]) == (202, "running")
-        await anyio.sleep(1)
-        found = (await second.get("/jobs/a")).json()
-        assert (found["status"], found["reason"]) == ("cancelled", "by another")
-        assert [run.run_id for run in runtime.runs()] == ["b"]
-        assert (await second.post("/jobs", json={"id": "a"})).status_code == 202
-        await anyio.sleep(1)
-        found = (await first.get("/jobs/a")).json()
-        assert found["status"] == "running", "it was taken up again"
-
-
 async def test_a_stream_ends_when_the_service_stops():
     store = MemoryStore()
     one, runtime = service_of(jobs, store=store)

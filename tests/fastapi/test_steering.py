@@ -9,7 +9,8 @@ import anyio
 import pytest
 from pydantic import BaseModel, Field
 
-from shoal import Application, Context, Limits, MemoryStore, action, fan_out
+from shoal import Application, Context, Limits, MemoryStore, Runtime, action, fan_out
+from shoal._runtime import steering
 from shoal.testing import no_leaks
 from shoal.watch import Control, Queries
 from tests.fastapi.inside import client_of, service_of
@@ -112,6 +113,67 @@ async def test_a_run_is_paused_and_resumed_by_any_worker(elsewhere: bool):
             assert (await two.post("/jobs/a/pause")).status_code == 409
     entries = [(one.what, one.by) for one in await Queries(store).steered("a")]
     assert entries[:2] == [("pause", "ops"), ("change limits", "ops")]
+
+
+async def test_a_run_is_cancelled_by_any_worker_and_may_be_started_again():
+    store = MemoryStore()
+    async with no_leaks():
+        (first, runtime), (second, _) = [service_of(jobs(), store=store) for _ in range(2)]
+        async with client_of(first) as one, client_of(second) as two:
+            for run_id in ("a", "b"):
+                body = {"id": run_id, "state": {"items": [*range(40)]}}
+                assert (await one.post("/jobs", json=body)).status_code == 202
+            await anyio.sleep(0.5)
+            told = {"by": "ops", "reason": "by another"}
+            cancelled = await two.post("/jobs/a/cancel", json=told)
+            assert cancelled.status_code == 202, cancelled.text
+            await anyio.sleep(0.1)
+            found = (await two.get("/jobs/a")).json()
+            assert (found["status"], found["reason"]) == ("cancelled", "by another")
+            assert [run.run_id for run in runtime.runs()] == ["b"]
+            (steered,) = await Queries(store).steered("a")
+            assert (steered.what, steered.by, steered.reason) == ("cancel", "ops", "by another")
+            # A request is for the execution that it found, and not for a later one.
+            assert (await two.post("/jobs", json={"id": "a"})).status_code == 202
+            await anyio.sleep(1)
+            assert (await one.get("/jobs/a")).json()["status"] == "running"
+
+
+async def test_a_run_that_a_dead_process_has_left_is_cancelled_too():
+    began.clear()
+    store = MemoryStore()
+    dead = Runtime(store=store)
+    async with no_leaks(), client_of(service_of(jobs(), store=store)[0]) as client:
+        async with dead:
+            await dead.start(jobs(), {"items": [*range(6)]}, id="a")
+            await anyio.sleep(0.5)
+            await dead.drain(0)  # leaves it as a process that has died
+        summary = await store.summary("a")
+        assert summary is not None
+        assert (summary.status, summary.holder) == ("running", "")
+        cancelled = await client.post("/jobs/a/cancel", json={"reason": "not needed"})
+        assert cancelled.status_code == 202, cancelled.text
+        await anyio.sleep(0.1)
+        found = (await client.get("/jobs/a")).json()
+        assert (found["status"], found["reason"]) == ("cancelled", "not needed")
+        assert began.total() <= 4, "only what was under way may have begun again"
+
+
+async def test_a_run_that_is_not_watched_says_why_no_other_worker_cancels_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(steering, "SILENT", 0)  # real time, unlike what passes here
+    store = MemoryStore()
+    unwatched = Application(step, name="jobs", watch=False)
+    first, second = [service_of(unwatched, store=store)[0] for _ in range(2)]
+    async with no_leaks(), client_of(first) as one, client_of(second) as two:
+        await one.post("/jobs", json={"id": "a", "state": {"items": [*range(40)]}})
+        refused = await two.post("/jobs/a/cancel")
+        assert refused.status_code == 409
+        assert "leave out watch=False" in refused.json()["detail"]
+        assert (await one.post("/jobs/a/cancel")).status_code == 202
+        await anyio.sleep(0.1)
+        assert (await two.get("/jobs/a")).json()["status"] == "cancelled"
 
 
 async def test_a_run_without_a_process_is_paused_too():

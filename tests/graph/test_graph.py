@@ -112,7 +112,7 @@ async def plain() -> None: ...
         ((fetch, lambda: None), r"lambda.*is none: decorate it"),
         ((None,), "None is none: give an @action"),
         (("fetch",), "'fetch' is none: give an @action"),
-        (([fetch, parse],), r"\[.*\] is none: give an @action"),
+        (([fetch, parse],), r"\[.*\] is none: acts in a row are Graph.chain\(\*acts\)"),
     ],
 )
 def test_what_is_no_chain_is_refused(acts: Any, message: str):

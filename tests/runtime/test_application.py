@@ -237,7 +237,7 @@ async def test_a_failing_child_is_raised_in_a_group_with_notes_naming_action_key
         await Application(act, hooks=[hook]).run({"items": [3, 2, 5]}, id="run-7")
     group = caught.value
     assert "a child of fan-out 'out' failed" in str(group)
-    assert notes_of(group) == "shoal: in action 'out', run run-7"
+    assert notes_of(group) == "shoal: in fan-out 'out', run run-7"
     (error,) = group.exceptions
     assert isinstance(error, LookupError)
     ended = {event.outcome.key: event.outcome.run_id for event in hook.of(ChildEnded)}
@@ -253,9 +253,9 @@ async def test_failures_of_nested_fan_outs_nest():
     assert isinstance(group, ExceptionGroup)
     error: Any = cast("Any", group).exceptions[0]
     assert isinstance(error, LookupError)
-    assert "in action 'inner' of 'outer', key 0" in notes_of(cast("Any", group))
+    assert "in fan-out 'inner' of 'outer', key 0" in notes_of(cast("Any", group))
     assert "in action 'odd_only' of 'inner', key '2'" in notes_of(error)
-    assert "in action 'outer'" in notes_of(caught.value)
+    assert "in fan-out 'outer'" in notes_of(caught.value)
 
 
 async def test_an_error_that_is_raised_again_is_noted_once_for_each_run():

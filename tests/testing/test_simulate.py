@@ -235,11 +235,12 @@ def test_a_run_that_asks_and_is_not_answered_has_ended() -> None:
     simulate(Application(ask, store=MemoryStore()), check=check, seeds=8)
 
 
-def test_the_undisturbed_run_must_succeed() -> None:
-    @action(writes=["n"])
-    async def broken() -> int:
-        raise LookupError("nobody home")
+@action(writes=["n"])
+async def broken() -> int:
+    raise LookupError("nobody home")
 
+
+def test_the_undisturbed_run_must_succeed() -> None:
     with pytest.raises(SimulationFailed, match="LookupError") as failed:
         simulate(Application(broken))
     assert isinstance(failed.value.__cause__, LookupError)
@@ -261,6 +262,68 @@ def test_a_limit_that_is_exceeded_and_a_value_changed_in_place_are_found() -> No
 def test_applications_that_use_much_of_shoal_have_no_bugs(name: str) -> None:
     sample = ALL[name]
     simulate(sample.app(), sample.state, answers=sample.answers, same=sample.same, seeds=300)
+
+
+@action(reads=["squares"], writes=["total"], name="sum")
+def renamed(squares: dict[str, int]) -> int:
+    return sum(squares.values())
+
+
+def test_a_later_version_resumes_what_an_earlier_one_has_begun() -> None:
+    # The fan-out is as it was, and its children that are done stay so, whatever kills the process.
+    app = Application(both, store=MemoryStore())
+    later = Application(Graph.chain(squares, renamed, name="both"), store=MemoryStore())
+    resumed: list[int] = []
+
+    def check(run: SimulatedRun) -> None:
+        assert [life.is_changed for life in run.lives] == [life.number > 1 for life in run.lives]
+        resumed.append(len(run.lives) - 1)
+
+    deaths = ["dies-before", "dies-after"]
+    with pytest.raises(SimulationFailed, match="has completed the step 'add'") as failed:
+        simulate(app, NUMBERS, changed=later, faults=deaths)
+    assert failed.value.kind == "fails"
+    assert "2nd process (resumed by the changed application): after" in str(failed.value)
+    kept = Application(Graph.chain(squares, add, name="both"), store=MemoryStore())
+    simulate(app, NUMBERS, changed=lambda: kept, faults=deaths, check=check, seeds=12)
+    assert sum(resumed) > 3
+
+
+def test_children_of_a_changed_act_run_again_however_often_the_process_dies() -> None:
+    @action(name="square", reads=["n"], writes=["square"], version="2", limits=Limits(1))
+    async def again(n: int) -> int:
+        await anyio.sleep(n)
+        return n * n
+
+    anew = fan_out(again, over="numbers", item="n", key=str, into="squares")
+    later = Application(Graph.chain(anew, add, name="both"))  # kept, as the first one is
+    for replay in (
+        # The start of "1" is told, and that it runs again could not be saved.
+        "dies-before@store.save:4 2:dies-before@store.save:1",
+        "fails@store.save:4 2:fails@store.save:1",
+        # The end of "3" is told, which has waited to begin again.
+        "dies-before@store.save:6 2:dies-before@store.save:3",
+        "fails@store.save:6 2:fails@store.save:2",
+    ):
+        plan = f"asyncio in-order {replay}"
+        tried = simulate(Application(both), NUMBERS, changed=later, replay=plan)
+        assert tried.times("store.save", replay.partition("@")[0]) == 2
+
+
+def test_a_later_version_that_comes_to_something_else_is_not_compared() -> None:
+    @action(reads=["squares"], writes=["total"], name="add")
+    def more(squares: dict[str, int]) -> int:
+        return 1 + sum(squares.values())
+
+    app = Application(both, store=MemoryStore())
+    later = Application(Graph.chain(squares, more, name="both"), store=MemoryStore())
+    tried = simulate(app, NUMBERS, changed=later, seeds=8, faults=["dies-after"])
+    assert "the changed application comes to another state: 'total': 15 and 14" in str(tried)
+    with pytest.raises(SimulationFailed, match="other result"):
+        simulate(app, NUMBERS, changed=later, seeds=20, faults=["dies-after"], same=True)
+    with pytest.raises(SimulationFailed, match="nobody home") as failed:
+        simulate(app, NUMBERS, changed=Application(broken))
+    assert "of the application changed=" in failed.value.__notes__[0]
 
 
 @simulated(Application(both, store=MemoryStore()), NUMBERS, seeds=10)
@@ -315,3 +378,7 @@ def test_misuse_is_refused() -> None:
         simulate(app, NUMBERS, seeds=-1)
     with pytest.raises(BadUse, match="takes an Application"):
         simulate(both, NUMBERS)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadUse, match=r"simulate\(changed=...\) takes an Application"):
+        simulate(app, NUMBERS, changed=both, durable=True)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(BadUse, match="leave durable=False away"):
+        simulate(app, NUMBERS, changed=app, durable=False)

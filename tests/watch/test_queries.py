@@ -254,6 +254,48 @@ async def test_a_run_whose_process_has_died_is_lost():
     assert found.longest == []
 
 
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_children_in_flight_have_bars_in_the_timeline(is_lost: bool):
+    async with running(squares, {"numbers": [0, 1, 50, 51]}) as memory:
+        await anyio.sleep(10)
+        store = Reporting(memory.copy() if is_lost else memory)
+        now, busy = (path("a", ("numbers", 0, "square", key)) for key in ("50", "51"))
+        ended = path("a", ("numbers", 0, "square", "1"))
+        live: Any = {"step": "square", "doing": "action", "since": 9.0, "age": 90.0}
+        longest = tuple(LiveRun(path=one, **live) for one in (now, ended))
+        below = LiveStep(path=busy, step="parts", visit=0, age=80.0)
+        store.write(report(longest=longest, steps=(below,)), age=5)
+        found = await Queries(store).timeline("a")
+        assert found.begins_at is not None
+        assert found.ends_at is not None
+    assert [(one.path.key, one.status) for one in found.bars] == [
+        *(("50", "running"), ("51", "running"))
+    ]
+    assert (found.total, found.omitted) == (4, 2), "this store has no times of those that ended"
+    # 95 s ago; and a process that is gone was last heard of 5 s ago.
+    assert found.ends_at - found.begins_at == pytest.approx(90 if is_lost else 95, abs=1)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "halted", "lost"])
+async def test_a_run_that_has_ended_early_says_of_how_many(how: str):
+    store = MemoryStore()
+    step = fan_out(square, over="ns", item="n", key=str, into="squares", limits=shoal.Limits(2))
+    async with shoal.Runtime(store=store, watch=True) as runtime:
+        handle = await runtime.start(Application(step), {"ns": [0, 1, 2, 5, 50, 52, 53]}, id="a")
+        await anyio.sleep(10)
+        match how:
+            case "halted":
+                handle.drain("enough")
+            case "lost":
+                await runtime.drain(0)
+            case _:
+                handle.cancel("enough")
+        await handle.wait_ended()
+        found = await Queries(store).overview("a")
+    assert how == ("lost" if found.is_lost else found.status)
+    assert "6 of 7" in found.headline.text
+
+
 async def test_the_pace_is_that_of_the_last_seconds():
     async with running(squares, {"numbers": [0, *range(100, 200)]}) as memory:
         queries = Queries(memory)

@@ -127,6 +127,29 @@ def test_commands_and_pages_show_second_copies_owner_and_priority(
     assert "batch" in table
 
 
+@action(reads=["n"], writes=["out"], limits=Limits(1, by=lambda _: "host"), name="ask")
+async def ask(n: int) -> int:
+    calls[n] += 1
+    await anyio.sleep(2)
+    if n == 0 and calls[n] == 1:
+        raise ConnectionError
+    return n
+
+
+@pytest.mark.anyio
+async def test_a_child_whose_copy_waits_when_its_attempt_has_failed_waits_like_it():
+    asked = fan_out(ask, over="ns", item="n", key=str, into="outs", each=each, name="asked")
+    async with no_leaks(), Runtime(watch=True) as runtime:
+        handle = await runtime.start(Application(asked), {"ns": list(range(4))})
+        await anyio.sleep(3)
+        report = handle.report
+        assert report is not None
+        one = report.longest[0]
+        assert (one.path.key, one.step, one.doing, one.limit_key) == ("0", "ask", "key", "host")
+        assert await handle.wait_ended() == "succeeded"
+        assert calls[0] == 2
+
+
 def test_what_is_kept_of_copies_is_bounded():
     copies = SecondCopies(lambda: 1.0)
     path: Any = None

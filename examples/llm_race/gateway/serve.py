@@ -67,6 +67,7 @@ async def serve(
     config = uvicorn.Config(
         service,
         log_level="warning",
+        ws="none",
         access_log=False,  # it would contain prompts
         timeout_graceful_shutdown=int(WITHIN) + GRACE,
     )

@@ -40,6 +40,17 @@ class Part(NamedTuple):
     coroutine: object
 
 
+class Place(NamedTuple):
+    """Where code stands, and whose it is."""
+
+    where: str
+    """File, line and function."""
+    what: str = "action"
+    """``"action"``; or what `calls` was given: ``"store"``, ``"hook"``."""
+    name: str = ""
+    """The class of that store or hook, if known."""
+
+
 # -- finding the place where a coroutine stands ----------------------------------------------------
 
 Leads = Callable[[Mapping[str, Any]], Iterable[Part]]
@@ -48,6 +59,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Functions that are marked, by the decorators below.
 _leads: dict[Callable[..., Any], Leads] = {}
 _lives: dict[Callable[..., Any], str] = {}
+_calls: dict[Callable[..., Any], str] = {}
 _aware: list[Callable[..., Any]] = []
 
 
@@ -74,26 +86,49 @@ def is_life_of(variable: str) -> Callable[[F], F]:
     return mark
 
 
+def calls(what: str) -> Callable[[F], F]:
+    """Mark a function that waits for other code than that of an action: for a store, or a hook.
+
+    If it has a local variable of that name, that is the store or hook.
+    """
+
+    def mark(function: F) -> F:
+        _calls[function] = what
+        return function
+
+    return mark
+
+
 def is_aware(function: F) -> F:
     """Mark a function that itself notices how long it has been cancelled."""
     _aware.append(function)
     return function
 
 
-def standing(part: Part) -> Iterator[tuple[object | None, str]]:
+def standing(part: Part) -> Iterator[tuple[object | None, Place]]:
     """Yield where a suspended coroutine stands, and those of other tasks that it waits for."""
     # Looked up each time: trio gives functions other code when a runtime is opened.
     codes: dict[CodeType, Leads] = {marked.__code__: leads for marked, leads in _leads.items()}
     lives = {marked.__code__: variable for marked, variable in _lives.items()}
+    called = {function.__code__: what for function, what in _calls.items()}
     aware = {function.__code__ for function in _aware}
     ways = [part]
     while ways:
         run, current = ways.pop()
         innermost: FrameType | None = None
         users: FrameType | None = None
+        what, name = "action", ""
         while (frame := _frame(current)) is not None and frame.f_code not in aware:
             if frame.f_code in lives:
                 run, users = frame.f_locals[lives[frame.f_code]], None
+                what, name = "action", ""
+            elif frame.f_code in called:
+                # Not the place of the action that asks, say: it only waits for that.
+                before, what, users = what, called[frame.f_code], None
+                if what in frame.f_locals:
+                    name = type(frame.f_locals[what]).__name__
+                elif what != before:
+                    name = ""
             if frame.f_code is drive.__code__:  # Python doesn't show what a generator sends to
                 current = frame.f_locals["coroutine"]
                 continue
@@ -110,7 +145,7 @@ def standing(part: Part) -> Iterator[tuple[object | None, str]]:
         else:
             shown = users or innermost
             if frame is None and shown is not None:
-                yield run, place_of(shown)
+                yield run, Place(place_of(shown), what, name)
 
 
 def _frame(awaitable: object) -> FrameType | None:
@@ -167,7 +202,7 @@ class Watchdog:
         grace: float,
         alarm: Callable[[float, Callable[[], None]], Callable[[], object]],
         start: Callable[[Callable[[], Coroutine[Any, Any, None]]], object],
-        report: Callable[[Any, str, float], Coroutine[Any, Any, None]],
+        report: Callable[[Any, Place, float], Coroutine[Any, Any, None]],
     ) -> None:
         """Watch nothing yet.
 
@@ -242,7 +277,7 @@ class Watchdog:
         for part in watched.parts():
             for run, place in standing(part):
                 if run is None:
-                    logger.warning("%s still runs, cancelled %g s ago", place, self._grace)
+                    logger.warning("%s still runs, cancelled %g s ago", place.where, self._grace)
                 elif id(run) not in self._named:
                     self._named[id(run)] = run
                     watched.named.append(run)

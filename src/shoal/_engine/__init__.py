@@ -17,8 +17,8 @@ Functions over a run:
 - ``questions``: runs that ask, and wait for answers. ``permits``: what a run holds of limits.
 - ``spending``: what attempts cost of budgets: recorded, published, asked for.
 - ``disposition``: whether a child is executed, and why not.
-- ``standing``: what a run does now, for watchers. ``spawning``: which run's action starts another
-  application.
+- ``standing``: what a run does now, for watchers. ``whereabouts``: where an error was raised.
+- ``spawning``: which run's action starts another application.
 - ``injection``: what ``simulate`` and ``replay`` put in place of functions and stores.
 - ``hold``: an execution in which nothing new starts, because its run is paused.
 - ``idempotency``: a name for the effect of a step, the same in each attempt.

@@ -23,6 +23,7 @@ from shoal._concurrency.cancellation import (
     ki_protected,
     ki_unprotected,
 )
+from shoal._concurrency.watchdog import Place
 from shoal._errors.exceptions import (
     BudgetExceeded,
     DefinitionError,
@@ -428,7 +429,7 @@ async def _leave_behind(run: Run, call: Call, permit: AttemptPermit) -> None:
     The grace is over, and the function is still at work.
     """
     try:
-        await publish_grace_exceeded(run, call.place, call.grace, abandoned=True)
+        await publish_grace_exceeded(run, Place(call.place), call.grace, abandoned=True)
     finally:
         # Also if a guarding hook raises. The slot is taken until the function has really ended;
         # see test_a_thread_keeps_its_slot_until_it_returns.

@@ -43,6 +43,7 @@ from shoal._state.state import Change
 from .progress import PendingQuestions
 from .publish import publish_hedge_ended, publish_hedge_started
 from .run import Run
+from .standing import stands_for
 from .streaming import Items
 
 logger = logging.getLogger("shoal")
@@ -168,6 +169,11 @@ class HedgedAttempt:
         return None if self._copy is None else self._copy_began_at
 
     @property
+    def copy_task(self) -> object:
+        """The coroutine that makes its copy; None: it has no copy."""
+        return self._copy_task
+
+    @property
     def is_won_by_copy(self) -> bool:
         """Whether the step goes on with the result of the copy."""
         return self._winner == "copy"
@@ -284,6 +290,7 @@ class HedgedAttempt:
                 self.run.config.services.watchdog.forget(self._watched)
         return None
 
+    @stands_for("copy")
     async def _wait_for_copy(self) -> None:
         """Wait for the end of the copy, if there is one and it may still succeed."""
         if self._winner is None and self._ended is not None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from itertools import zip_longest
 
 from shoal._concurrency.cancellation import fatal_leaf
+from shoal._concurrency.watchdog import Place
 from shoal._errors.exceptions import HookFailed, brief
 from shoal._errors.inspection import first_of
 from shoal._events.events import (
@@ -216,25 +217,34 @@ async def publish_run_steered(run: Run, steered: Steered) -> None:
         await hooks.notify(hooks.run_steered, event)
 
 
+def _call(place: Place) -> str:
+    return f", in a call of its {place.what} {place.name}".rstrip()
+
+
 async def publish_grace_exceeded(
-    run: Run, place: str, seconds: float, *, abandoned: bool = False
+    run: Run, place: Place, seconds: float, *, abandoned: bool = False
 ) -> None:
-    """Log and publish that the run's action still runs ``seconds`` after it was cancelled."""
+    """Log and publish that code of a run still runs ``seconds`` after it was cancelled."""
     path, step, hooks = run.path, run.step or "", run.config.hooks
     if abandoned:
         run.retry_state().abandoned = True  # before hooks run: they may read the outcome
     key = "" if path.parent is None else f" (key {brief(path.key)} of {path.step!r})"
+    of = f"run {path.id}{key}"
+    what, where = (f"action {step!r} of {of}", "") if place.what == "action" else (of, _call(place))
+    if where and step:
+        where += f" during step {step!r}"
     # With `abandon=True` a thread is left after 0 s, as its action asks for: that is no warning.
     logger.log(
         logging.WARNING if seconds else logging.INFO,
-        "action %r of run %s%s was cancelled %g s ago and still runs, at %s; %s",
-        *(step, path.id, key, seconds, place),
+        "%s was cancelled %g s ago and still runs%s, at %s; %s",
+        *(what, seconds, where, place.where),
         "it is left behind" if abandoned else "it is waited for",
     )
     if hooks.grace_exceeded:
         event = GraceExceeded(
-            path=path, step=step, place=place, seconds=seconds, abandoned=abandoned
-        )
+            path=path, step=step, place=place.where, seconds=seconds, abandoned=abandoned,
+            what=place.what, name=place.name,
+        )  # fmt: skip
         # The failure is noted in `hooks.failures`, which ends the execution. Raised here, it would
         # replace the cancellation under way.
         with suppress(HookFailed):

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, final
 
 from shoal._concurrency.cancellation import cancelled
-from shoal._errors.exceptions import Poisoned, brief, note
+from shoal._errors.exceptions import Poisoned
 from shoal._errors.inspection import context_of, set_context
 from shoal._events.events import (
     Cancelled,
@@ -52,6 +52,7 @@ from .disposition import (
     Disposition,
 )
 from .progress import PendingQuestions, ResumeState, RetryState, StepCounts, plain
+from .whereabouts import note_where
 
 logger = logging.getLogger("shoal")
 
@@ -556,7 +557,7 @@ class Run:
         if self.retries is not None and not isinstance(error, Poisoned):
             self.retries.clear_crashes()
         self.error = error
-        self._note(error)
+        note_where(error, self.path, self.step, self.config.graph)
 
     def replace_end(self, error: Exception) -> None:
         """End the run as failed with ``error`` instead: a hook that received its end has raised it.
@@ -692,9 +693,3 @@ class Run:
         if not self.disposition.is_kept and self.disposition is not SKIPPED:
             self.used = False
             self._outcome = None
-
-    def _note(self, error: BaseException) -> None:
-        path = self.path
-        where = f"in action {self.step!r}" if self.step is not None else f"in {path.act!r}"
-        child = "" if path.parent is None else f" of {path.step!r}, key {brief(path.key)}"
-        note(error, f"shoal: {where}{child}, run {path.id}")

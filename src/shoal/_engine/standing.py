@@ -11,6 +11,7 @@ from types import CodeType, CoroutineType, GeneratorType
 from typing import Any, Literal, NamedTuple, TypeVar, cast, final
 
 from shoal._concurrency.cancellation import drive
+from shoal._concurrency.watchdog import calls
 from shoal._events.report import Doing
 from shoal._limits.permits import AttemptPermit
 
@@ -22,6 +23,7 @@ Mark = Literal[
     "backoff",
     "commit",
     "context",  # has a local variable `context`
+    "copy",  # waits for a second copy: its local variable `self` has that one's coroutine
     "graph",  # executes a graph as a node: its local variable `child` is that run
     "group",  # the task of a parent, in a fan-out
     "paused",
@@ -42,7 +44,7 @@ def stands_for(mark: Mark) -> Callable[[F], F]:
 
     def marked(function: F) -> F:
         _marked[function] = mark
-        return function
+        return calls(mark)(function) if mark == "store" else function
 
     return marked
 
@@ -106,6 +108,9 @@ def look(awaitable: object, known: Marks, *, has_context: bool = False) -> Stand
         mark = found[1]
         if mark == "relay":
             following = _variable(at, "coroutine")
+        elif mark == "copy":
+            # The attempt itself is over, so its run does what the copy does.
+            following = getattr(_variable(at, "self"), "copy_task", None)
         elif mark == "action":
             doing = "action"
         elif mark == "backoff":

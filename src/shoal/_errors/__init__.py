@@ -6,6 +6,7 @@ This package imports nothing else of shoal.
   their messages.
 - ``tracebacks``: leaves the frames of shoal out of what a run raises.
 - ``inspection``: questions about a user's exception, answered without running its own code.
+- ``misplaced``: what a function says of an argument that belongs elsewhere.
 - ``completion``: what ``dir`` of a public class shows; here because each package needs it.
 - ``arguments``: checks of numbers that users give.
 """

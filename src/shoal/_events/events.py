@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar, Literal, NamedTuple, cast, final
 
 from shoal._errors.exceptions import brief
@@ -16,7 +18,9 @@ from shoal._state.state import Operation, State
 from .identity import Key, RunPath
 
 LEAVES = 3
-"""Errors of a group that its message as data names: enough to see the kinds that are in it."""
+"""Different errors of a group that its message as data names: enough to see the kinds in it."""
+LEAVES_READ = 100
+"""Errors of a group whose texts are made for that: enough to count what repeats, and soon done."""
 SHORT = 1000
 """Characters of a shortened error: several lines of text, and a bounded row in a store."""
 
@@ -226,10 +230,13 @@ def _message(error: BaseException) -> str:
         return f"<str() of it failed: {brief(failure)}>"
     if isinstance(error, BaseExceptionGroup):
         found = list(leaves(cast("BaseException", error)))
-        shown = [f"{type(leaf).__name__}: {_message(leaf)}" for leaf in found[:LEAVES]]
-        more = f"; and {len(found) - LEAVES} more" if len(found) > LEAVES else ""
+        texts = (f"{type(leaf).__name__}: {_message(leaf)}" for leaf in found[:LEAVES_READ])
+        counts = Counter(texts).items()  # in the order in which they come up
+        parts = [text if n == 1 else f"{text} ({n} times)" for text, n in islice(counts, LEAVES)]
+        more = len(found) - sum(n for _, n in islice(counts, LEAVES))
+        shown = "; ".join([*parts, f"and {more} more"] if more else parts)
         group = cast("BaseExceptionGroup[BaseException]", error)
-        message = f"{message_of(group)}: {'; '.join(shown)}{more}"
+        message = f"{message_of(group)}: {shown}"
     return message
 
 
@@ -508,7 +515,8 @@ class Spent(Event, hook="on_spent"):
 class GraceExceeded(Event, hook="on_grace_exceeded"):
     """An action that was cancelled still runs after the grace of the runtime.
 
-    The run goes on waiting for a coroutine; it leaves a thread behind.
+    The run goes on waiting for a coroutine; it leaves a thread behind. Where ``what`` is not
+    ``"action"``, the run waits for its store or for a hook instead.
     """
 
     step: str
@@ -518,6 +526,10 @@ class GraceExceeded(Event, hook="on_grace_exceeded"):
     """How long it has run since it was cancelled."""
     abandoned: bool = False
     """Whether it is a thread that was left behind, whose result will be dropped."""
+    what: str = "action"
+    """Whose code it is: ``"action"``, ``"store"`` or ``"hook"``."""
+    name: str = ""
+    """The class of that store or hook, if known."""
 
 
 @final

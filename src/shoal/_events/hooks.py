@@ -23,6 +23,7 @@ from weakref import WeakSet
 from anyio import CancelScope, move_on_after
 
 from shoal._concurrency.cancellation import as_failure, shielded_wait
+from shoal._concurrency.watchdog import calls
 from shoal._errors.exceptions import DefinitionError, HookFailed, brief, kind_of
 
 from .events import (
@@ -291,6 +292,7 @@ class Hooks:
                 listeners.append((hook, hook.on_event))
         return tuple(listeners)
 
+    @calls("hook")
     async def notify(self, listeners: Listeners, event: Event) -> None:
         """Call each listener with ``event``, one after the other, even if the task is cancelled.
 
@@ -347,6 +349,7 @@ class Hooks:
         finally:
             del failed  # breaks the traceback cycle
 
+    @calls("hook")
     async def _notify_rest(
         self,
         hook: Hook,

@@ -74,6 +74,8 @@ class LiveStep:
     """The run whose step it is."""
     step: str
     visit: int
+    age: float = 0.0
+    """Seconds since the start of that run."""
     title: str = ""
     """What its ``title=`` says, if that is a text."""
     note: str = ""
@@ -132,6 +134,11 @@ class LimitUse:
     """How much a budget has, for each key and run; None: it is no budget."""
     aside: float = 0.0
     """What is set aside of a budget for attempts under way."""
+
+    @property
+    def capacity(self) -> float | None:
+        """The slots of all keys together; None if it has no slots."""
+        return self.slots if self.slots is None or self.part < 0 else self.slots * self.keys
 
 
 @final
@@ -305,6 +312,9 @@ class Report:
     """As ``waited``, of the last few seconds."""
     steps: tuple[LiveStep, ...] = ()
     """Fan-outs under way, the outermost first, at most 50."""
+    unfinished: tuple[LiveStep, ...] = ()
+    """In the last report: the fan-outs that were under way in the one before, with their totals.
+    Those that the run has not completed are known from here alone."""
     longest: tuple[LiveRun, ...] = ()
     """The runs in flight that have been so longest, at most 50."""
     slowest: tuple[SlowRun, ...] = ()

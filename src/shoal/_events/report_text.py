@@ -38,6 +38,7 @@ _PARTS: Mapping[str, type[object]] = {
     "slowest": SlowRun,
     "spending": Spending,
     "steps": LiveStep,
+    "unfinished": LiveStep,
     "waited": Waited,
 }
 

@@ -195,9 +195,15 @@ def check_binding(act: Act, name: object, given: Collection[str]) -> None:
             msg = f"{act.name!r} has bound its input {one!r} already: bind the act it was made of"
             raise DefinitionError(msg)
         if not act.takes_more:
+            why = (
+                "; it is a field in reads=, and fields come from the state: give it to run(), or, "
+                "to bind it, take it out of reads="
+                if one in act.reads
+                else did_you_mean(one, known)
+            )
             msg = (
                 f"{act.name!r} takes no input {one!r} that could be bound "
-                f"(it takes: {', '.join(sorted(known)) or 'none'}){did_you_mean(one, known)}"
+                f"(it takes: {', '.join(sorted(known)) or 'none'}){why}"
             )
             raise DefinitionError(msg)
 

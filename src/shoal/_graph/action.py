@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, TypeVar, cast,
 from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, brief, did_you_mean
+from shoal._errors.misplaced import says_where
 from shoal._limits.limits import Limits, mended
 from shoal._limits.retry import Retry
 from shoal._state.functions import is_async, is_kind, is_streaming, signature_of
@@ -333,6 +334,7 @@ class FunctionAction(Act, Generic[P, R_co]):
         return f"<action {self.name} reads={reads} writes={writes}>"
 
 
+@says_where
 def action(
     misplaced: None = None,
     also_misplaced: None = None,

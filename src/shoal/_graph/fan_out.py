@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, cast, final, overload
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
+from shoal._errors.misplaced import says_where
 from shoal._events.events import Done
 from shoal._events.hooks import Hook
 from shoal._limits.limits import DEFAULT_LIMITS, Limits
@@ -282,6 +283,7 @@ def fan_out(
 ) -> FanOut: ...
 
 
+@says_where
 def fan_out(
     act: Acts,
     *,

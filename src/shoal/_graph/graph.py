@@ -15,6 +15,7 @@ from typing import Any, cast, final
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, NoTransition, brief, did_you_mean, note
+from shoal._errors.misplaced import says_where
 from shoal._state.schema import Schema
 from shoal._state.state import Change
 
@@ -32,6 +33,7 @@ _SIMPLE = 16
 """Steps of a graph that ``Graph.simple`` has, at most: a loop has no end, and is not among them."""
 
 
+@says_where
 @hides("after find leads missing names schema simple straight unknown_input")
 @final
 class Graph(Act):
@@ -584,6 +586,8 @@ def no_act(found: object, where: str) -> str:
         hint = "it is the result of calling a coroutine function: write the action without ()"
     elif is_of_burr(cast("object", found)):
         hint = "it is Burr's: shoal.burr.act(...) makes an act of it, or shoal.burr.graph(...)"
+    elif isinstance(found, list | tuple):
+        hint = "acts in a row are Graph.chain(*acts), and acts side by side fan_out(acts, into=...)"
     elif callable(cast("object", found)):
         hint = "decorate it: @action(reads=[...], writes=[...])"
     else:

@@ -11,6 +11,7 @@ from typing import Literal, final
 from shoal._errors.arguments import is_number, is_positive
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError
+from shoal._errors.misplaced import says_where
 from shoal._limits.breaker import Breaker
 from shoal._limits.retry import Retry
 from shoal._state.digest import ADDED
@@ -92,6 +93,7 @@ INHERIT = Inherit.INHERIT
 """As ``store=`` or ``hooks=``: the children have the same as their parent."""
 
 
+@says_where
 @final
 @hides("has_timeout")
 @dataclass(frozen=True, slots=True, kw_only=True)

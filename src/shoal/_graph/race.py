@@ -6,23 +6,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from shoal._errors.exceptions import DefinitionError
+from shoal._errors.misplaced import says_where
 from shoal._events.events import Done
 from shoal._events.hooks import Hook
-from shoal._limits.limits import Limits
+from shoal._limits.limits import DEFAULT_LIMITS, Limits
+from shoal._state.functions import require_plain
 from shoal._state.state import State
 from shoal.executors._named import ExecutorName
 from shoal.executors._port import Executor
 from shoal.stores._protocol import Store
 
 from .act import Act
-from .acts import check_wanted
-from .checks import check_stagger
+from .acts import as_graphs, check_wanted
+from .checks import check_policies, check_stagger
 from .fan_out import FanOut, fan_out
 from .parallel import Take
 from .policy import INHERIT, Each, Inherit, Stagger, Title
 from .until import Until, as_condition, first
 
 
+@says_where
 def race(
     *acts: Act | Callable[[State], Sequence[Act]],
     into: str | None = None,
@@ -98,26 +101,38 @@ def race(
         >>> [(outcome.act, outcome.reason) for outcome in result.outcomes("answer")]
         [('slow', "'quick' decided fan-out 'answer'")]
     """
-    label = name or into or "race"
+    subject = f"race {name or into or 'race'!r}"
     if not acts:
-        msg = f"race {label!r}: there are no contestants; give it acts: race(one, another, ...)"
+        msg = f"{subject}: there are no contestants; give it acts: race(one, another, ...)"
         raise DefinitionError(msg)
     if accept is not None and until is not None:
-        msg = (
-            f"race {label!r}: until= decides the race; give accept= to it: "
-            f"until=first(n, accept=...)"
-        )
+        msg = f"{subject}: until= decides the race; give accept= to it: until=first(n, accept=...)"
         raise DefinitionError(msg)
     for act in acts:
         if isinstance(act, Sequence):
-            msg = f"race {label!r} takes acts one by one, and not a list of them: race(*acts)"
+            msg = f"{subject} takes acts one by one, and not a list of them: race(*acts)"
             raise DefinitionError(msg)
     chosen = len(acts) == 1 and not isinstance(acts[0], Act)
     # Checked here, so that messages don't speak of a fan_out.
-    decides = first(accept=accept) if until is None else as_condition(f"race {label!r}", until)
-    check_stagger(f"race {label!r}", stagger, decides)
+    if accept is not None:
+        require_plain(accept, f"{subject}: accept=")
+    decides = first(accept=accept) if until is None else as_condition(subject, until)
+    check_stagger(subject, stagger, decides)
+    check_policies(
+        subject,
+        on_error="fail",
+        at_most=None,
+        limits=DEFAULT_LIMITS if limits is None else limits,
+        store=store,
+        hooks=hooks,
+        each=each,
+        timeout=timeout,
+        title=title,
+        executor=executor,
+    )
     if not chosen:
-        check_wanted(f"race {label!r}", decides, len(acts))
+        as_graphs(acts, subject)
+        check_wanted(subject, decides, len(acts))
     return fan_out(
         acts[0] if chosen else acts,  # pyright: ignore[reportArgumentType] # fan_out refuses what is none
         into=into,

@@ -9,6 +9,7 @@ from typing import Any, final
 
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import DefinitionError, brief, kind_of
+from shoal._errors.misplaced import says_where
 from shoal._state.digest import ADDED
 from shoal._state.functions import require_plain
 
@@ -28,6 +29,7 @@ of one process.
 """
 
 
+@says_where
 @final
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -267,6 +269,7 @@ def check_rate(rate: object) -> None:
         raise DefinitionError(msg)
 
 
+@says_where
 @hides(
     "adapts_in_flight in_flight of_attempts of_descendants of_fan_out of_starts parts stand_on "
     "with_numbers"

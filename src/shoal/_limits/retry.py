@@ -18,6 +18,7 @@ from typing import NoReturn, cast, final
 from shoal._errors.arguments import is_positive
 from shoal._errors.exceptions import DefinitionError
 from shoal._errors.inspection import members
+from shoal._errors.misplaced import says_where
 from shoal._state.functions import require_plain
 from shoal._state.state import refuse_awaitable
 
@@ -25,6 +26,7 @@ On = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], objec
 """Which failures are tried again: classes of exceptions, or a function of the exception."""
 
 
+@says_where
 @final
 @dataclass(frozen=True, slots=True)
 class Retry:

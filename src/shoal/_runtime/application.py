@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, final, overload
 import anyio
 
 from shoal._engine.execution import MAX_DEPTH, MAX_LIVE, MAX_STEPS
+from shoal._errors.misplaced import says_where
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Question
 from shoal._events.hooks import Hook
@@ -40,6 +41,7 @@ from .result import RunResult
 from .runtime import Runtime
 
 
+@says_where
 @final
 class Application(Generic[S]):
     """A graph with its settings: built once, run as often as wanted.
@@ -305,7 +307,8 @@ class Application(Generic[S]):
         Args:
             state: The fields that the run starts with: a mapping, or an instance of the model. May
                 be left out if the store has the run, except for secret fields.
-            id: Names the run; by default a random one.
+            id: Names the run, and finds it again in the store; by default a random one. Without a
+                store it is only a name, for events and errors: nothing is kept to go on with.
             inputs: What the actions take besides fields: clients, models, settings. Never saved.
             answers: Answers to questions that the run has asked before: by (run id, name), or by
                 the name alone if one open question has it. They are saved together, then the run

@@ -196,6 +196,12 @@ def _inputs(graph: Graph, inputs: object, subject: str) -> Mapping[str, object]:
         names = bound = dict(cast("Mapping[str, object]", inputs))
         # What a mapping lacks may still come with a run, so only a list of names is held to it.
     else:
+        if not isinstance(inputs, Collection):
+            _refuse(
+                subject,
+                f"inputs= takes a mapping of names to values, or a list of the names that every "
+                f"run is given, not {kind_of(inputs)}",
+            )
         names = field_names(cast("Collection[str]", inputs), "inputs")
         lacking = missing_inputs(graph, names)
     unknown = graph.unknown_input(names)
@@ -224,6 +230,12 @@ def _check_fields(graph: Graph, fields: object, subject: str) -> None:
             subject,
             f"state= takes a model, which is a class, or a list of field names, "
             f"not {kind_of(fields)}",
+        )
+    if isinstance(fields, Mapping):
+        _refuse(
+            subject,
+            "state= takes the shape of the state, a model or a list of field names, and no values: "
+            "give those to each run, run({...})",
         )
     names = field_names(cast("Collection[str]", fields), "state")
     _, missing = missing_field(graph, names)

@@ -204,6 +204,14 @@ class StartCheck:
 
     # -- checks that other doors to an application need as well ---------------------------------
 
+    def refuse_start(self, where: str, state: object) -> None:
+        """Refuse the ``state`` that a new run would be given by ``where``.
+
+        Raises:
+            Exception: As ``Application.run`` because of the state, before any action starts.
+        """
+        self._first(Call(where, None, None), state, None, None)
+
     def require_store(self, call: Call, given: str = "") -> None:
         """Refuse a method, or what it was ``given``, that needs a store, where there is none.
 

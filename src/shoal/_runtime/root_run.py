@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import drive, ki_protected
-from shoal._concurrency.watchdog import Part
+from shoal._concurrency.watchdog import Part, is_life_of
 from shoal._engine.commit import Write, commit, end_below, record_steered
 from shoal._engine.crash_suspects import CrashSuspects
 from shoal._engine.execution import Execution
@@ -575,6 +575,7 @@ def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
     return Change((*sets, *map(Drop, dropped)), values, dropped)
 
 
+@is_life_of("run")  # also of what comes after its walk: the save of its end, and its last hooks
 @ki_protected
 async def _execute(run: Run) -> None:
     """Walk a root run to its end, then save and publish it; ``status`` and ``error`` say how.

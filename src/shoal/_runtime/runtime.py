@@ -30,6 +30,7 @@ from shoal._errors.arguments import is_positive
 from shoal._errors.completion import hides
 from shoal._errors.exceptions import BadUse, Draining, kind_of
 from shoal._errors.inspection import first_of
+from shoal._errors.misplaced import says_where
 from shoal._errors.tracebacks import frames_hidden
 from shoal._events.events import Status
 from shoal._events.report import Report
@@ -65,6 +66,7 @@ logger = logging.getLogger("shoal")
 COMMIT_DEADLINE = 30.0  # seconds that a store has to acknowledge a save
 
 
+@says_where
 @hides("begin carry_out check_open scopes watch_reports")
 @final
 class Runtime:

@@ -133,6 +133,7 @@ class Tally:
         self._full: dict[tuple[str, int], tuple[float, LimitUse]] = {}
         self._reduced = 0.0  # seconds of ``Execution.reducing`` that are counted
         self._last: tuple[Run, Collection[Part], Sample] | None = None
+        self._steps: tuple[LiveStep, ...] = ()  # of the last report that was made in time
         self._leaves: Sequence[Leaf] = ()  # the runs of the last report
         self._searched_at = -RARELY  # the sample at which the oldest of all runs were found
         # By the id of a run: the run, what it did when it was first told of, and when that was.
@@ -250,7 +251,8 @@ class Tally:
             draining = shown(run, run.config.execution.drain.reason or "")
             in_flight = sample.in_flight
             groups = _within(sample.groups, lambda group: group.parent.path)
-            steps = tuple([self._step(group, sample) for group in groups])
+            steps = tuple([self._step(group, sample, now) for group in groups])
+            self._steps = steps
             omitted = len(run.config.execution.groups) - len(steps)
             self._leaves = self._oldest(run, living, sample)
             longest = self._runs(_within(self._leaves, lambda leaf: leaf.run.path), now)
@@ -266,6 +268,7 @@ class Tally:
             recent=dict(self._recent),
             recent_waited=_waited_of(self._recently_waited, owned),
             steps=steps,
+            unfinished=tuple([_unfinished(step) for step in self._steps]) if is_over else (),
             longest=longest,
             slowest=tuple(
                 SlowRun(
@@ -362,7 +365,7 @@ class Tally:
             if owner not in told:
                 yield replace(use, in_use=0, waiting=0, waits={}, full=seconds)
 
-    def _step(self, group: ChildTaskGroup, sample: Sample) -> LiveStep:
+    def _step(self, group: ChildTaskGroup, sample: Sample, now: float) -> LiveStep:
         parent = group.parent
         ledger = None if group.ledger_of is None else group.ledger_of()
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
@@ -373,6 +376,7 @@ class Tally:
             path=parent.path,
             step=group.name,
             visit=parent.visit(parent.step or ""),
+            age=max(0.0, now - parent.started_at),
             title=shown(parent, title) if isinstance(title, str) else "",
             total=None if to_come is None else ended + halted + started + unstarted + to_come,
             ended=ended,
@@ -399,7 +403,9 @@ class Tally:
         doing, wait = standing.doing, None
         if standing.permit is not None:
             doing, wait = waits_for(standing.permit, now)
-        what = (doing, at.path.id if at is not run else "", at.step, at.attempt, wait)
+        # A permit may wait for one limit and then for another: all that is one wait.
+        now_at: object = doing if standing.permit is None else standing.permit
+        what = (now_at, at.path.id if at is not run else "", at.step, at.attempt)
         known = before.get(id(run))
         age = max(0.0, now - run.started_at)
         if known is not None and known[0] is run and known[1] == what:
@@ -427,6 +433,13 @@ class Tally:
             note=note,
             copied=_copied(at, now),
         )
+
+
+def _unfinished(step: LiveStep) -> LiveStep:
+    """Return a fan-out as its run has left it: nothing of it is in flight any more."""
+    return LiveStep(
+        path=step.path, step=step.step, visit=step.visit, title=step.title, total=step.total
+    )
 
 
 def _is_last(leaf: Leaf, sample: Sample) -> bool:

@@ -219,6 +219,12 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         self._access = None
         self._derivation = None
 
+    if not TYPE_CHECKING:  # type checkers would take any attribute to exist
+
+        def __getattr__(self, name):  # noqa: ANN001, ANN204
+            msg = f"a state has no attribute {name!r}; its fields are items: state[{name!r}]"
+            raise AttributeError(msg, name=name, obj=self)
+
     # -- changing -----------------------------------------------------------------------------
 
     def update(self, fields: Mapping[str, object] | None = None, /, **more: object) -> State[S]:

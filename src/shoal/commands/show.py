@@ -13,7 +13,7 @@ from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.paths import path_text
 from shoal.watch._board import how_long
 from shoal.watch._explain import told_copy
-from shoal.watch._overview import is_below
+from shoal.watch._overview import ancestors_of, is_below, nested_in
 from shoal.watch._words import DOING, length
 
 from ._command import Subparsers, add_command, add_run, count, queries_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from shoal.stores import FailedChild, Steered, Store
     from shoal.watch import (
         LiveRun,
+        LiveStep,
         OpenQuestion,
         Overview,
         Queries,
@@ -217,10 +218,16 @@ def _describe(
     write_named([(name, text) for name, text in named if text])
     if len(overview.bars) > 1 or any(bar.is_under_way for bar in overview.bars):
         write("\nsteps")
-        write_table((), [_bar(bar) for bar in overview.bars])
+        rows = [_bar(bar) for bar in overview.bars]
+        for place, bar in reversed([*enumerate(overview.bars)]):
+            rows[place + 1 : place + 1] = map(_nested, nested_in(overview, bar).values())
+        write_table((), rows)
     if overview.longest:
         write("\nrunning longest")
-        rows = [(how_long(one), _name(one), _live(one)) for one in overview.longest[:most]]
+        rows = [
+            (how_long(one), _name(one, overview.path), _live(one))
+            for one in overview.longest[:most]
+        ]
         write_table((), rows)
     copies = _copies(overview)
     if copies:
@@ -277,12 +284,13 @@ def _asked(question: OpenQuestion) -> str:
     return json.dumps(question.question, ensure_ascii=False)
 
 
-def _name(run: LiveRun) -> str:
-    """Name a run in flight: by its title, and by the key that its path has."""
+def _name(run: LiveRun, ancestor: RunPath) -> str:
+    """Name a run in flight: by its title, and by the keys that lead down to it."""
     if run.path.parent is None:
         return run.title or run.path.id
-    key = brief(run.path.key)
-    return f"{run.title} ({key})" if run.title else key
+    way = [run.path, *(one for one in ancestors_of(run.path)[::-1] if one.depth > ancestor.depth)]
+    keys = " / ".join(brief(one.key) if one.key != "" else one.act for one in way[::-1])
+    return f"{run.title} ({keys})" if run.title else keys
 
 
 def _live(run: LiveRun) -> str:
@@ -305,8 +313,19 @@ def _live(run: LiveRun) -> str:
 
 def _children(overview: Overview) -> str:
     lost = sum(bar.lost for bar in overview.bars)
-    counts = ", ".join(f"{many:,} {name}" for name, many in overview.counts.items())
+    counts = ", ".join(f"{many:,} {name}" for name, many in _counts(overview).items())
     return f"{counts} ({lost:,} lost a race)" if lost else counts
+
+
+def _counts(overview: Overview) -> dict[str, int]:
+    """Return the children by status; those of a lost run that were in flight are lost."""
+    counts: dict[str, int] = {**overview.counts}
+    if overview.is_lost:
+        running = counts.pop("running", 0)
+        # The last report knows of those that had saved nothing, too.
+        lost = max(running, sum(bar.gone for bar in overview.bars))
+        counts |= {LOST: lost} if lost else {}
+    return counts
 
 
 def _copies(overview: Overview) -> Sequence[SecondCopy]:
@@ -325,6 +344,16 @@ def _bar(bar: StepBar) -> tuple[str, str]:
     parts += [f"{bar.gone:,} gone with their process"] if bar.gone else []
     visit = f" (visit {bar.visit})" if bar.visit else ""
     return f"{bar.title or bar.step}{visit}", " · ".join(parts)
+
+
+def _nested(step: LiveStep) -> tuple[str, str]:
+    """Say how far the fan-outs of children are, together."""
+    parts = [f"{step.ended:,} done" if step.total is None else f"{step.ended:,} of {step.total:,}"]
+    parts += [f"{step.failed:,} failed"] if step.failed else []
+    parts += [f"{step.halted:,} halted"] if step.halted else []
+    parts += [f"{step.in_flight:,} running"] if step.in_flight else []
+    parts += [f"{step.waiting:,} waiting"] if step.waiting else []
+    return f"  {step.step}", " · ".join(parts)
 
 
 def _describe_failures(overview: Overview, most: int) -> None:
@@ -359,7 +388,7 @@ def _list(overview: Overview, failed: Sequence[FailedChild]) -> None:
     if paused is not None:
         write_fields(("paused", utc(paused.at), paused.by, paused.reason))
     write_fields(("headline", overview.headline.text))
-    for status, many in overview.counts.items():
+    for status, many in _counts(overview).items():
         write_fields(("children", status, many))
     for bar in overview.bars:
         total = "" if bar.total is None else bar.total
@@ -514,7 +543,7 @@ def _as_json(overview: Overview, failed: Sequence[FailedChild]) -> dict[str, Any
             for one in (() if overview.report is None else overview.report.hedges)
         ],
         "copies": [_copy(one) for one in _copies(overview)],
-        "children": dict(overview.counts),
+        "children": _counts(overview),
         "steps": [
             {
                 "step": bar.step,

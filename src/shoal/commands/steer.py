@@ -17,7 +17,7 @@ from ._lines import is_terminal, shown, write, write_fields, write_json, write_t
 
 if TYPE_CHECKING:
     from shoal.stores import Steered, Store
-    from shoal.watch import Control
+    from shoal.watch import Control, LimitUse
 
 RUN = "the run's id"
 
@@ -134,17 +134,26 @@ async def _list_limits(store: Store, given: argparse.Namespace) -> int:
                 }
             )  # fmt: skip
         return 0
+    is_for_people = is_terminal(sys.stdout)
     rows = [
         (use.owner, str(use.part), use.limits, str(use.in_use),
-         "" if use.slots is None else f"{use.slots:g}", str(use.waiting), str(use.paused))
+         _slots(use, for_people=is_for_people), str(use.waiting), str(use.paused))
         for use in uses
     ]  # fmt: skip
-    if is_terminal(sys.stdout):
+    if is_for_people:
         write_table(("owner", "part", "limit", "in use", "of", "waiting", "paused"), rows)
     else:
         for row in rows:
             write_fields(row)
     return 0
+
+
+def _slots(use: LimitUse, *, for_people: bool) -> str:
+    if use.slots is None:
+        return ""
+    # Beside the slots in use of all keys together.
+    is_each = for_people and use.capacity != use.slots
+    return f"{use.capacity:g} ({use.slots:g} each)" if is_each else f"{use.slots:g}"
 
 
 async def steered(

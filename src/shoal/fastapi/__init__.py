@@ -8,14 +8,15 @@
 
 The modules, from the bottom up:
 
-- ``_disconnect``: clients that disconnect. ``_relay``: cancelling runs of other processes.
-  ``_retention``: deleting old runs.
+- ``_disconnect``: clients that disconnect. ``_retention``: deleting old runs.
 - ``_lifespan``: the runtime of a service.
 - ``_models``: requests and responses. ``_problems``: refusals.
 - ``_owners``: whose runs a client may see. ``_metrics``: metrics for Prometheus.
 - ``_looking``: finding runs, in this process or in a store. ``_starting``: starting them once.
 - ``_feed``: events of a run, encoded once for all clients. ``_events``: one client's stream.
-- ``_door``: authorization, and checks of request bodies. ``_router``: the endpoints.
+- ``_door``: authorization, and checks of request bodies.
+- ``_steering``: endpoints that pause, drain or cancel a run, here or elsewhere. ``_router``: the
+  others.
 """
 
 from __future__ import annotations

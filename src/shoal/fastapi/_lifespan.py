@@ -26,7 +26,6 @@ from shoal._errors.exceptions import BadUse
 from shoal._runtime.recovery import Secrets
 from shoal._runtime.runtime import Runtime
 
-from ._relay import relay_cancels
 from ._retention import check_keep, keep_pruning, pruning
 
 WITHIN = 2.0
@@ -60,8 +59,7 @@ def runtime_lifespan(
     """Open ``runtime`` for the life of a service: ``FastAPI(lifespan=runtime_lifespan(...))``.
 
     While the service is up, it recovers runs of the runtime's ``apps`` that other processes have
-    left. A run that another worker of the service was asked to cancel is cancelled if this process
-    executes it.
+    left.
 
     The service stops on SIGTERM or SIGINT if it runs in the main thread, else with the end of the
     lifespan. The runtime then accepts no more runs, event streams end, and runs have ``within``
@@ -110,7 +108,6 @@ def runtime_lifespan(
         async with runtime, create_task_group() as tasks:
             stop = Event()
             tasks.start_soon(_drain, runtime, within, starts_for, stop)
-            tasks.start_soon(relay_cancels, runtime)
             if recover_every is not None and runtime.can_recover:
                 recover = partial(runtime.keep_recovering, secrets=secrets)
                 tasks.start_soon(recover, recover_every)

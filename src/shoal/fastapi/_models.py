@@ -83,14 +83,6 @@ class Page(BaseModel):
     )
 
 
-class Cancel(BaseModel):
-    """The reason for cancelling a run."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: Annotated[str, Field(max_length=500)] = REASON
-
-
 class Steer(BaseModel):
     """Who steers a run, and why, for the record in its history."""
 
@@ -106,6 +98,12 @@ class Steer(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the command."""
         return {"reason": self.reason} if self.reason else {}
+
+
+class Cancel(Steer):
+    """Who cancels a run, and why."""
+
+    reason: Annotated[str, Field(max_length=500)] = REASON
 
 
 class ChangeLimit(Steer):

@@ -34,9 +34,7 @@ from ._looking import Runs, as_responses, refuse_overloaded, seen, status_of
 from ._metrics import MEDIA_TYPE as METRICS_TYPE
 from ._metrics import metrics_of
 from ._models import (
-    REASON,
     Answers,
-    Cancel,
     Health,
     Json,
     LimitUse,
@@ -49,7 +47,6 @@ from ._models import (
 )
 from ._owners import Owner, refusing_others, whose_of
 from ._problems import ANSWERS, printable
-from ._relay import ask_to_cancel
 from ._starting import Begun, begin, begin_surely, wait_ended
 from ._steering import add_steering
 
@@ -281,30 +278,6 @@ def _add_looking(router: APIRouter, runs: Runs, models: Models, whose: Owner) ->
         request: Request, stream: Annotated[RunEventStream, Depends(stream_of)]
     ) -> Response:
         return EventStreamResponse(request, stream)
-
-    @router.post(
-        "/{run_id}/cancel", status_code=202, summary="Cancel a run", response_model=RunInfo
-    )
-    async def cancel_run(
-        runtime: RuntimeDep, run_id: RunId, body: Cancel | None = None
-    ) -> Response:
-        # The response has the present status: cancelling takes a moment.
-        reason = REASON if body is None else body.reason
-        handle = runs.here(runtime, run_id)
-        if handle is not None:
-            handle.cancel(reason)
-            return Json(seen(handle).info(), 202)
-        found = await runs.find(runtime, run_id)
-        if found.has_ended:
-            return Json(found.info(), 202)
-        with as_responses():
-            if await ask_to_cancel(runs.store(runtime), run_id, reason):
-                return Json(found.info(), 202)
-        msg = (
-            f"run {run_id!r} is running in another process, and its store can't pass the request "
-            f"on (see shoal.stores.CachesResults)"
-        )
-        raise HTTPException(409, msg)
 
     @router.post(
         "/{run_id}/answers", status_code=202, summary="Answer questions", response_model=RunInfo

@@ -1,7 +1,7 @@
-"""Define the endpoints that steer a run: pause, resume, and change its limits.
+"""Define the endpoints that steer a run: pause, resume, drain, cancel, and change its limits.
 
 A run that this process executes is steered here; one of another process by a command in its store.
-Both put it on record in the run's history.
+What a command did is on record in the run's history.
 """
 
 # No ``from __future__ import annotations``: FastAPI has to see the annotations of endpoints as
@@ -18,8 +18,8 @@ from shoal.stores._protocol import Browses
 from shoal.stores._watching import Command, CommandKind, KeepsReports
 
 from ._lifespan import RuntimeDep
-from ._looking import Runs, as_responses
-from ._models import ChangeLimit, Json, RunId, RunInfo, Steer
+from ._looking import Runs, as_responses, ask, seen
+from ._models import Cancel, ChangeLimit, Json, RunId, RunInfo, Steer
 from ._problems import printable, refusal
 
 PATIENCE = 3.0
@@ -67,6 +67,31 @@ def add_steering(router: APIRouter, runs: Runs) -> None:
         return Json(found.info(), 202)
 
     @router.post(
+        "/{run_id}/cancel", status_code=202, summary="Cancel a run", response_model=RunInfo
+    )
+    async def cancel_run(
+        runtime: RuntimeDep, run_id: RunId, body: Cancel | None = None
+    ) -> Response:
+        # The response has the present status: cancelling takes a moment.
+        given = body or Cancel()
+        handle = runs.here(runtime, run_id)
+        if handle is not None:
+            handle.cancel(given.reason)
+            return Json(seen(handle).info(), 202)
+        found = await runs.find(runtime, run_id)
+        if not found.has_ended:
+            if await _is_abandoned(runs, runtime, run_id):
+                # Its process has died, so this one takes it up to end it. Left to a process that
+                # recovers it, it would go on until that has seen the request.
+                with as_responses():
+                    handle = await runtime.start(runs.app, id=run_id)
+                handle.cancel(given.reason)
+                return Json(seen(handle).info(), 202)
+            arguments = {"reason": given.reason}
+            await _steer(runs, runtime, run_id, "cancel", arguments, given.by)
+        return Json(found.info(), 202)
+
+    @router.post(
         "/{run_id}/limits",
         status_code=202,
         summary="Change or pause a limit that a run uses",
@@ -93,6 +118,16 @@ def add_steering(router: APIRouter, runs: Runs) -> None:
             arguments = {**at, **keyed, **body.arguments()}
             await _steer(runs, runtime, run_id, kind, arguments, body.by)
         return Json((await runs.find(runtime, run_id)).info(), 202)
+
+
+async def _is_abandoned(runs: Runs, runtime: Runtime, run_id: str) -> bool:
+    """Return whether a run has no end and no process executes it, as far as its store knows."""
+    store = runs.store(runtime)
+    if not isinstance(store, Browses):
+        return False
+    with as_responses():
+        summary = await ask(store.summary(run_id))
+    return summary is not None and summary.status == "running" and not summary.holder
 
 
 async def _steer(  # noqa: PLR0917 # one call for each endpoint

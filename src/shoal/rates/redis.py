@@ -10,9 +10,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, cast, final
+from typing import Any, Self, TypeVar, cast, final
 
 from anyio import CapacityLimiter, to_thread
 
@@ -30,6 +30,9 @@ except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(_msg, name=_missing.name) from None
 
 __all__ = ["RedisRates"]
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
 
 SCRIPT = """
 -- shoal.rates.reckon(), step by step; the tests compare the two.
@@ -155,10 +158,7 @@ class RedisRates:
         Raises:
             redis.RedisError: The server can't be reached, or doesn't answer.
         """
-        # A limiter of its own: anyio's default one could be used up by threads that wait for rates.
-        return await to_thread.run_sync(
-            self._settle, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-        )
+        return await self._call(self._settle, requests)
 
     def _settle(self, requests: Sequence[RateRequest]) -> list[RateReply]:
         pipeline = self._client.pipeline(transaction=False)
@@ -189,9 +189,7 @@ class RedisRates:
         Raises:
             redis.RedisError: The server can't be reached, or doesn't answer.
         """
-        return await to_thread.run_sync(
-            self._spend, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-        )
+        return await self._call(self._spend, requests)
 
     def _spend(self, requests: Sequence[BudgetRequest]) -> list[BudgetReply]:
         pipeline = self._client.pipeline(transaction=False)
@@ -208,6 +206,14 @@ class RedisRates:
             BudgetReply(since=float(since), used=float(used), granted=int(granted))
             for since, used, granted in pipeline.execute()
         ]
+
+    async def _call(
+        self, carry_out: Callable[[Sequence[Request]], list[Reply]], requests: Sequence[Request]
+    ) -> list[Reply]:
+        # A limiter of its own: anyio's default one could be used up by threads that wait for rates.
+        return await to_thread.run_sync(
+            carry_out, requests, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+        )
 
     def close(self) -> None:
         """Close the connections, but not those of your own client. It may be used again."""

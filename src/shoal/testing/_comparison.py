@@ -29,15 +29,27 @@ class Comparison:
     def __init__(self, same: Same, act: Act, undisturbed: SimulatedRun) -> None:
         self._same = same
         self._undisturbed = undisturbed
+        self._changes = ""
         self._ends = _ends_of(undisturbed)
         self._has_raced = has_raced(undisturbed)
         self._takes_first = next(steps_that_take_the_first(act), "")
+
+    def expect_change(self, changed: SimulatedRun) -> None:
+        """Compare no run that a changed application resumes, if that comes to another state."""
+        assert changed.result is not None
+        assert self._undisturbed.result is not None
+        self._changes = different(changed.state, self._undisturbed.state)
 
     @property
     def why_not(self) -> str:
         """Why final states are not compared; "" if they are."""
         if self._same is False:
             return "same=False"
+        if self._same is None and self._changes:
+            return (
+                f"the changed application comes to another state: {self._changes}; say with same= "
+                f"what must be the same"
+            )
         if self._same is None and self._has_raced:
             return "it has a race, whose winner may be another one; say with same= what must not be"
         if self._same is None and self._takes_first:
@@ -69,6 +81,8 @@ class Comparison:
         if self._same is None and (
             self._takes_first or self._has_raced or has_raced(run) or _ends_of(run) != self._ends
         ):
+            return
+        if self._same is None and self._changes and any(life.is_changed for life in run.lives):
             return
         fields = different(run.state, base.state)
         if fields:

@@ -11,11 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal, cast, final
 
 from shoal._errors.exceptions import brief
 from shoal._events.identity import RunPath
+from shoal.stores._codec.plain import from_difference, plain
 
 from ._recorded import RecordedRun, RecordedStep, RecordedUpdate
 
@@ -473,27 +473,13 @@ def _lasting(text: str) -> str:
 
 def _two(one: Any, other: Any) -> tuple[str, str]:
     """Return two values as JSON, shortened so that their first difference is shown."""
-    texts = [json.dumps(_plain(value), ensure_ascii=False) for value in (one, other)]
+    texts = [json.dumps(plain(value), ensure_ascii=False) for value in (one, other)]
     if texts[0] == texts[1]:  # they differ in their types
         texts = [json.dumps(value, ensure_ascii=False) for value in (one, other)]
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
-    start = same - _BEFORE if same > _SHOWN // 2 else 0
-    first, second = (_cut(("…" if start else "") + text[start:]) for text in texts)
-    return first, second
+    first, second = from_difference(texts[0], texts[1], shown=_SHOWN, before=_BEFORE)
+    return _cut(first), _cut(second)
 
 
 def _cut(text: str) -> str:
     text = re.sub(r"\s+", " ", text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without the tags of types."""
-    if isinstance(value, list):
-        return [_plain(one) for one in cast("list[Any]", value)]
-    if not isinstance(value, dict):
-        return value
-    data = cast("dict[str, Any]", value)
-    if "@" in data and "value" in data:
-        return _plain(data["value"])
-    return {name: _plain(one) for name, one in data.items() if name not in ("@", "@type")}

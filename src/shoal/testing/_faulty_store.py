@@ -61,7 +61,10 @@ class FaultyStore:
         self.kept: MemoryStore = kept
         self._passes = passes
         self.afresh: set[str] = set()
-        """Runs of which everything saved before was made void in this life."""
+        """Runs of which everything saved before was made void in this life, or was about to be.
+
+        If that save fails, the child has begun again all the same, and nothing has announced it.
+        """
 
     def pack(self, child: SavedRun) -> object:
         """Prepare the result of a child; see ``Store``."""
@@ -69,31 +72,28 @@ class FaultyStore:
 
     def save(self, batch: Batch) -> Awaitable[None] | None:
         """Save a batch, unless that goes wrong; see ``Store``."""
+        if batch.afresh or batch.rewound is not None:
+            self.afresh.add(batch.path.id)
         self._check_alive()
         fault = self._passes.at(SAVE)
         if fault is not None:
             return self._save_wrongly(batch, fault)
-        return self._keep(batch)
-
-    def _keep(self, batch: Batch) -> None:
-        self.kept.save(batch)
-        if batch.afresh or batch.rewound is not None:
-            self.afresh.add(batch.path.id)
+        return self.kept.save(batch)
 
     async def _save_wrongly(self, batch: Batch, fault: Fault) -> None:
         match fault.what:
             case "slow":
                 await anyio.sleep(fault.seconds)
                 self._check_alive()
-                self._keep(batch)
+                self.kept.save(batch)
                 return
             case "unknown":
                 await anyio.sleep_forever()
             case "in-doubt":
-                self._keep(batch)
+                self.kept.save(batch)
                 await anyio.sleep_forever()
             case "dies-after":
-                self._keep(batch)
+                self.kept.save(batch)
                 self._passes.has_died = True
             case _:
                 pass

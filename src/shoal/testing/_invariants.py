@@ -28,6 +28,7 @@ from shoal._errors.exceptions import (
     brief,
 )
 from shoal._events.events import (
+    Cancelled,
     ChildEnded,
     ChildRerun,
     ChildStarted,
@@ -196,8 +197,8 @@ def judge_life(
     places = {fault.place for fault in life.faults}
     if not any(place.startswith(HOOK) for place in places):
         yield from _judge_pairs(life)
-    # Where the clock jumps, or a save hangs, an action that still runs is not to blame.
-    if not whats & {"jumps", "slow", "in-doubt", "unknown"}:
+    # Where the clock jumps, an action that still runs is not to blame.
+    if "jumps" not in whats:
         yield from _judge_grace(life)
     reborn = _reborn(life, stores)
     for path, name in again:
@@ -249,10 +250,11 @@ def _judge_pairs(life: Life) -> Iterator[Violation]:
 
 def _judge_grace(life: Life) -> Iterator[Violation]:
     for event in life.events:
-        if isinstance(event, GraceExceeded):
+        if isinstance(event, GraceExceeded) and event.what != "store":  # it was slow on purpose
+            whose = "action" if event.what == "action" else f"{event.what} {event.name} in step"
             yield Violation(
                 "ignores cancellation",
-                f"action {event.step!r} still ran {event.seconds:g} s after it was cancelled, at "
+                f"{whose} {event.step!r} still ran {event.seconds:g} s after it was cancelled, at "
                 f"{event.place}",
             )
 
@@ -280,6 +282,10 @@ def _judge_ends(
                     yield Violation("two ends", f"{event.child!r} was done, and has begun again")
             case ChildEnded(outcome=Done()):
                 done.add(event.outcome.run_id)
+            case ChildEnded(outcome=Cancelled()) if life.is_changed and life.status != "succeeded":
+                # A child that was about to run anew, with another input, and hasn't: it is in the
+                # store as it was, and an execution that ends early has nothing else to tell.
+                pass
             case ChildEnded() if event.outcome.run_id in done:
                 if not _is_reborn(event.outcome.path, reborn):
                     yield Violation(

@@ -28,6 +28,7 @@ from shoal._engine.run import Run
 from shoal._errors.exceptions import BadUse, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
+from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
@@ -77,6 +78,7 @@ class Subject:
     """What is simulated: the arguments of `simulate` that say what runs."""
 
     app: Application[Any] | Callable[[], Application[Any]]
+    changed: Application[Any] | Callable[[], Application[Any]] | None
     state: Any
     inputs: Mapping[str, object] | Callable[[], Mapping[str, object]] | None
     answers: Mapping[str, object] | Callable[[Question], object] | None
@@ -85,12 +87,23 @@ class Subject:
     durable: bool | None
     debug: bool
 
-    def application(self) -> Application[Any]:
+    @property
+    def is_kept(self) -> bool | None:
+        """Whether runs are kept; None: if the application has a store."""
+        return True if self.changed is not None else self.durable
+
+    def application(self, life: int = 1) -> Application[Any]:
         """Return the application, as a new process would have it."""
-        given: object = self.app
-        app = given() if callable(given) else given
+        is_changed = life > 1 and self.changed is not None
+        given: object = self.changed if is_changed else self.app
+        app = given() if callable(given) and not isinstance(given, Act) else given
         if not isinstance(app, Application):
-            msg = f"simulate() takes an Application, or a function that makes one; not {brief(app)}"
+            where = "simulate(changed=...)" if is_changed else "simulate()"
+            mended = f": Application({app.name})" if isinstance(app, Act) else ""
+            msg = (
+                f"{where} takes an Application, or a function that makes one; not "
+                f"{brief(app)}{mended}"
+            )
             raise BadUse(msg)
         return app
 
@@ -125,6 +138,8 @@ class Life:
     """What hooks received, in order."""
     seconds: float
     """How long it took, on the virtual clock."""
+    is_changed: bool = False
+    """Whether it executed the application that ``changed=`` has given."""
     called: Mapping[str, int] = field(default_factory=dict[str, int])
     """How often each action was called."""
     passed: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
@@ -211,6 +226,7 @@ class Player:
         self._counting = counting
         self._kept: list[MemoryStore] = []
         self._given: list[Store] = []
+        self._app: Application[Any] | None = None
         self._fronts: list[FaultyStore] = []
         self._passes = Passes()
         self._recorder = RecordingHook()
@@ -251,10 +267,10 @@ class Player:
         if isinstance(given, FaultyStore):
             return given
         if isinstance(given, NullStore):
-            if not self._subject.durable:
+            if not self._subject.is_kept:
                 return given
             given = _NOWHERE  # each runtime has a NullStore of its own
-        if self._subject.durable is False:
+        if self._subject.is_kept is False:
             return NullStore()
         place = next((at for at, one in enumerate(self._given) if one is given), None)
         if place is None:
@@ -369,8 +385,9 @@ class Player:
         if number > 1:
             self._kept = [kept.copy() for kept in self._kept]
         before, self._recorder = self._seen, RecordingHook()
-        app = self._subject.application()
-        self._given = self._given if isinstance(self._subject.app, Application) else []
+        app = self._subject.application(number)
+        if app is not self._app:  # other objects stand for its stores, in the same order
+            self._app, self._given = app, []
         self._fronts = [FaultyStore(kept, passes) for kept in self._kept[: len(self._given)]]
         self._acts = FaultyActs(passes, self._subject.raises, app.limits, done_in(before))
         began_at = anyio.current_time()
@@ -384,6 +401,7 @@ class Player:
             error=None if status == "killed" else error,
             events=tuple(self._recorder.events),
             seconds=anyio.current_time() - began_at,
+            is_changed=self._is_changed(number),
             called=dict(self._acts.called),
             passed=dict(passes.counts),
         )
@@ -437,11 +455,15 @@ class Player:
             error.__traceback__ = None
             await judge(census, inside="the run")
 
+    def _is_changed(self, number: int) -> bool:
+        return number > 1 and self._subject.changed is not None
+
     def _note_life(self, passes: Passes, error: BaseException | None) -> None:
         """Enter a life that comes to no judgement, for the report."""
+        number = len(self.run.lives) + 1
         life = Life(
-            number=len(self.run.lives) + 1, faults=tuple(passes.fired), status="failed",
-            error=error, events=tuple(self._recorder.events), seconds=0.0,
+            number=number, faults=tuple(passes.fired), status="failed", error=error,
+            events=tuple(self._recorder.events), seconds=0.0, is_changed=self._is_changed(number),
         )  # fmt: skip
         self.run.lives.append(life)
 

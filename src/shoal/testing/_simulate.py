@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace as with_other
 from typing import Any, Literal, final
 
 from shoal._errors.exceptions import BadUse, did_you_mean
@@ -96,6 +97,7 @@ def simulate(
     app: Application[Any] | Callable[[], Application[Any]],
     state: Mapping[str, Any] | object | None = None,
     *,
+    changed: Application[Any] | Callable[[], Application[Any]] | None = None,
     inputs: Mapping[str, object] | Callable[[], Mapping[str, object]] | None = None,
     answers: Mapping[str, object] | Callable[[Question], object] | None = None,
     check: Callable[[SimulatedRun], object] | None = None,
@@ -155,6 +157,10 @@ def simulate(
     Args:
         app: The application; or a function that makes it, called by each simulated process.
         state: What it starts with, as for ``Application.run``; or a function that makes that.
+        changed: The application as a later version has it; or a function that makes that. It
+            resumes what ``app`` has begun: each process after the first executes it, as after a
+            deployment. It is held to the same invariants: what is done stays done, the run
+            succeeds, and comes to the same if an undisturbed run of each comes to the same.
         inputs: The inputs; or a function that makes them, called for each run and not for each of
             its processes: the world outside outlives them.
         answers: The answers to questions, by name; or a function of a ``Question``. Without any, a
@@ -174,7 +180,8 @@ def simulate(
         raises: What actions raise where that is injected, by their names. By default an
             `InjectedFault`, a ``ConnectionError``; where a ``Retry`` is for other exceptions, it is
             one of those too.
-        durable: Whether runs are kept, and resumed; None: if the application has a store.
+        durable: Whether runs are kept, and resumed; None: if the application has a store, or is
+            ``changed``.
         debug: Whether actions are looked for that change values of the state in place.
         runtime: Makes the runtime of each execution; by default, each has one of its own.
         backends: "asyncio", "trio" or both; None: those that are installed.
@@ -190,14 +197,18 @@ def simulate(
     """
     wanted = _backends(backends)
     subject = Subject(
-        app=app, state=state, inputs=inputs, answers=answers, runtime=runtime,
+        app=app, changed=changed, state=state, inputs=inputs, answers=answers, runtime=runtime,
         raises=raises or {}, durable=durable, debug=debug,
     )  # fmt: skip
+    if changed is not None and durable is False:
+        raise BadUse("simulate(changed=...) resumes what is kept: leave durable=False away")
     for kind in faults or ():
         if kind not in KINDS:
             msg = f"simulate(faults=...): there is no fault {kind!r}{did_you_mean(kind, KINDS)}"
             raise BadUse(msg)
     example = subject.application()
+    example._check.refuse_start("simulate", subject.given_state())
+    subject.application(2)  # refused before anything is executed
     replay = os.environ.get(REPLAY) or None if replay is None else replay
     numbers = _numbers(os.environ.get(SEEDS) or seeds)
     simulator = _Simulator(subject, check, same, example.graph)
@@ -260,18 +271,34 @@ class _Simulator:
     def undisturbed(self, backends: Collection[Backend]) -> None:
         """Run it without faults, to see what it comes to, and what can go wrong where."""
         for backend in backends:
-            plan = Plan(backend, None)
-            player = Player(self._subject, plan, counting=True)
-            self._play(player, plan)
-            run = player.run
-            if run.result is None:
-                # Judged already: without faults, nothing explains a failure.
-                raise BadUse("the undisturbed run was cancelled by itself")
+            first = with_other(self._subject, changed=None, durable=self._subject.is_kept)
+            run = self._undisturbed(first, backend)
             self.coverage.passed[backend] = [life.passed for life in run.lives]
             if self.comparison is None:
-                self.comparison = Comparison(self._same, self._graph, run)
+                comparison = Comparison(self._same, self._graph, run)
+                if self._subject.changed is not None:
+                    comparison.expect_change(self._changed(first, backend))
+                self.comparison = comparison
             self._count(run)
             self._is_kept = bool(run.stores)
+
+    def _changed(self, first: Subject, backend: Backend) -> SimulatedRun:
+        """Return the undisturbed run of the changed application."""
+        assert self._subject.changed is not None
+        try:
+            return self._undisturbed(with_other(first, app=self._subject.changed), backend)
+        except SimulationFailed as failed:
+            failed.add_note("This was an undisturbed run of the application changed=.")
+            raise
+
+    def _undisturbed(self, subject: Subject, backend: Backend) -> SimulatedRun:
+        plan = Plan(backend, None)
+        player = Player(subject, plan, counting=True)
+        self._play(player, plan)
+        if player.run.result is None:
+            # Judged already: without faults, nothing explains a failure.
+            raise BadUse("the undisturbed run was cancelled by itself")
+        return player.run
 
     def run(self, plan: Plan) -> None:
         """Play one plan.

@@ -23,6 +23,7 @@ def simulated(
     app: Application[Any] | Callable[[], Application[Any]],
     state: Mapping[str, Any] | object | None = None,
     *,
+    changed: Application[Any] | Callable[[], Application[Any]] | None = None,
     inputs: Mapping[str, object] | Callable[[], Mapping[str, object]] | None = None,
     answers: Mapping[str, object] | Callable[[Question], object] | None = None,
     same: Callable[[State[Any]], object] | bool | None = None,
@@ -66,6 +67,7 @@ def simulated(
             tried = simulate(
                 app,
                 state,
+                changed=changed,
                 inputs=inputs,
                 answers=answers,
                 check=partial(check, **given),

@@ -65,6 +65,8 @@ def _lines(
 def _life(life: Life) -> Iterator[str]:
     number = _ORDINALS.get(life.number, f"{life.number}th")
     resumed = " (resumed)" if life.number > 1 else ""
+    if life.is_changed:
+        resumed = " (resumed by the changed application)"
     yield f"  {number} process{resumed}: after {life.seconds:g} s the run {_end(life)}"
     for fault in life.faults:
         yield f"    - {fault.sentence}"

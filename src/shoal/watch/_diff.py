@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import takewhile
 from typing import Any, NamedTuple, cast, final
 
 from shoal._events.identity import Key, RunPath
 from shoal._events.paths import key_as_text
+from shoal.stores._codec.plain import from_difference, is_error, plain
 from shoal.stores._protocol import ChildStatus
 from shoal.stores._watching import Inspects, Row
 
@@ -212,21 +212,21 @@ def _is_same(one: Any, other: Any, ids: re.Pattern[str]) -> bool:
     return one == other or _without_noise(one, ids) == _without_noise(other, ids)
 
 
-def _without_noise(value: Any, ids: re.Pattern[str], *, is_error: bool = False) -> Any:
+def _without_noise(value: Any, ids: re.Pattern[str], *, is_in_error: bool = False) -> Any:
     """Return a value without what differs between errors that are the same."""
     if isinstance(value, str):
-        return ids.sub("<id>", value) if is_error else value
+        return ids.sub("<id>", value) if is_in_error else value
     if isinstance(value, list):
         items = cast("list[Any]", value)
-        return [_without_noise(one, ids, is_error=is_error) for one in items]
+        return [_without_noise(one, ids, is_in_error=is_in_error) for one in items]
     if not isinstance(value, dict):
         return value
     data = cast("dict[str, Any]", value)
-    is_error = is_error or _is_error(data)
+    is_in_error = is_in_error or is_error(data)
     return {
-        name: _without_noise(one, ids, is_error=is_error)
+        name: _without_noise(one, ids, is_in_error=is_in_error)
         for name, one in data.items()
-        if not (is_error and name in _PLACES)
+        if not (is_in_error and name in _PLACES)
     }
 
 
@@ -234,38 +234,26 @@ _PLACES = ("trace", "traceback")
 """Where an error was raised: lines move when a program changes, and its causes are objects."""
 
 
-def _is_error(data: Mapping[str, Any]) -> bool:
-    return data.get("@") == "error" or data.get("@type") == "shoal:ErrorInfo"
+def _shown(one: Any, other: Any) -> tuple[str | None, str | None]:
+    """Return two values as JSON, shortened so that the first difference is shown."""
+    if one is _ABSENT or other is _ABSENT:
+        texts = [None if value is _ABSENT else _json(_plain(value)) for value in (one, other)]
+    elif _plain(one) == _plain(other):
+        texts = [_json(one), _json(other)]  # they differ in their types
+    else:
+        texts = [_json(_plain(one)), _json(_plain(other))]
+    first, second = texts
+    if first is not None and second is not None:
+        first, second = from_difference(first, second, shown=_SHOWN, before=_BEFORE)
+    return _cut(first), _cut(second)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value without the tags of types, and without the traceback of an error."""
-    if isinstance(value, list):
-        return [_plain(one) for one in cast("list[Any]", value)]
-    if not isinstance(value, dict):
-        return value
-    data = cast("dict[str, Any]", value)
-    if "@" in data and "value" in data:
-        return _plain(data["value"])
-    left_out = ("@", "@type", *(_PLACES if _is_error(data) else ()))
-    return {name: _plain(one) for name, one in data.items() if name not in left_out}
+    return plain(value, without=_PLACES)
 
 
-def _shown(one: Any, other: Any) -> tuple[str | None, str | None]:
-    """Return two values as JSON, shortened so that the first difference is shown."""
-    if _ABSENT not in (one, other) and _plain(one) == _plain(other):
-        texts = [_json(one), _json(other)]  # they differ in their types
-    else:
-        texts = [None if value is _ABSENT else _json(_plain(value)) for value in (one, other)]
-    known = [text for text in texts if text is not None]
-    pairs = zip(*known, strict=False) if len(known) > 1 else ()
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-    start = same - _BEFORE if same > _SHOWN // 2 else 0
-    first, second = (
-        None if text is None else shortened(("…" if start else "") + text[start:], _SHOWN)
-        for text in texts
-    )
-    return first, second
+def _cut(text: str | None) -> str | None:
+    return None if text is None else shortened(text, _SHOWN)
 
 
 def _json(value: Any) -> str:

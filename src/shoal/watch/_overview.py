@@ -74,7 +74,12 @@ class Overview:
 
 
 def bars_of(
-    path: RunPath, tallies: Sequence[StepTally], report: Report | None, *, is_lost: bool = False
+    path: RunPath,
+    tallies: Sequence[StepTally],
+    report: Report | None,
+    *,
+    is_lost: bool = False,
+    last: Report | None = None,
 ) -> Sequence[StepBar]:
     """Combine what the store has counted with what the last report says about the same fan-outs.
 
@@ -84,6 +89,8 @@ def bars_of(
         report: The last report about its root run, if that still describes it.
         is_lost: Whether the process that has reported is gone. Then the report tells how many
             elements there are, and which children have gone with it.
+        last: The last report, also if it no longer describes the run: it has the totals of fan-outs
+            that an execution left unfinished.
     """
     visits = dict[tuple[str, int], list[StepTally]]()
     for tally in tallies:
@@ -91,6 +98,11 @@ def bars_of(
     live = {
         (step.step, step.visit): step
         for step in (() if report is None else report.steps)
+        if step.path == path
+    }
+    left = {
+        (step.step, step.visit): step.total
+        for step in (() if last is None else last.unfinished)
         if step.path == path
     }
     for name in live:
@@ -107,8 +119,8 @@ def bars_of(
             counts["halted"] = now.halted
         totals = [part.total for part in parts]
         total = None if None in totals or not totals else sum(one or 0 for one in totals)
-        if total is None and now is not None:
-            total = now.total
+        if total is None:
+            total = left.get((step, visit)) if now is None else now.total
         bars.append(
             StepBar(
                 step=step,
@@ -128,6 +140,34 @@ def bars_of(
             )
         )
     return bars
+
+
+def nested_in(overview: Overview, bar: StepBar) -> Mapping[str, LiveStep]:
+    """Add up the fan-outs that children of a step are at, by the names of these.
+
+    Those of which a report leaves some out are missing.
+    """
+    found = dict[str, list[LiveStep]]()
+    for one in () if overview.report is None or not bar.is_under_way else overview.report.steps:
+        of = one.path
+        if of.parent == overview.path and (of.step, of.visit) == (bar.step, bar.visit):
+            found.setdefault(one.step, []).append(one)
+    added = dict[str, LiveStep]()
+    for step, parts in found.items():
+        if len(parts) == sum(bar.at.get(step, {}).values()):
+            totals = [one.total for one in parts]
+            added[step] = LiveStep(
+                path=overview.path,
+                step=step,
+                visit=bar.visit,
+                total=None if None in totals else sum(one or 0 for one in totals),
+                ended=sum(one.ended for one in parts),
+                failed=sum(one.failed for one in parts),
+                halted=sum(one.halted for one in parts),
+                in_flight=sum(one.in_flight for one in parts),
+                waiting=sum(one.waiting for one in parts),
+            )
+    return added
 
 
 def _gone(now: LiveStep | None, counts: Mapping[ChildStatus, int]) -> int:

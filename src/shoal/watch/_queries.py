@@ -42,7 +42,7 @@ from ._history import HistoryPage, entry_of
 from ._nested import Nested, nested_of
 from ._overview import Overview, ancestors_of, asking_in, bars_of, is_below, is_silent, step_of
 from ._questions import Questions, questions_of
-from ._timeline import MOST_BARS, Timeline
+from ._timeline import MOST_BARS, Timeline, in_bars, in_flight
 from ._values import Value, What, value_of
 
 _WINDOW = 10.0
@@ -193,7 +193,8 @@ class Queries:
         is_lost = _is_lost(summary, row)
         # The report of its root run may be one from before its end.
         is_live = summary.status == row.status == "running" and not is_lost
-        bars = bars_of(path, tallies, report if is_live or is_lost else None, is_lost=is_lost)
+        known = report if is_live or is_lost else None
+        bars = bars_of(path, tallies, known, is_lost=is_lost, last=report)
         counts = _counts(tallies)
         seen = self._remember(path)
         done = sum(bar.done for bar in bars)
@@ -344,20 +345,14 @@ class Queries:
                 bins=found,
                 total=total,
             )
+        summary, row, report, age = await self._find(path)
+        # After the report: a child that has ended since then is in the store.
         page = await self._inspected.rows(path, order="position", limit=MOST_BARS)
-        bars = sorted(
-            (row for row in page.rows if row.began_at is not None),
-            key=lambda row: row.began_at or 0.0,
-        )
-        begins = [row.began_at for row in bars if row.began_at is not None]
-        ends = [at for row in bars for at in (row.began_at, row.ended_at) if at is not None]
-        return Timeline(
-            begins_at=min(begins, default=None),
-            ends_at=max(ends, default=None),
-            bars=bars,
-            total=total,
-            omitted=total - len(bars),
-        )
+        if row.status != "running" or report is None or age is None:
+            return in_bars(page.rows, total, {}, None)
+        now = time.time()
+        until = now - age if _is_lost(summary, row) else now
+        return in_bars(page.rows, total, in_flight(path, report, now - age), until)
 
     async def history(
         self,

@@ -531,10 +531,14 @@ class OpenTelemetry(Hook):
     def on_grace_exceeded(self, event: GraceExceeded) -> None:
         """Report code that still runs long after it was cancelled."""
         run = self._runs.get(event.path)
+        step = event.step or event.path.act
+        late = f"{step} still runs {event.seconds:g} s after it was cancelled"
+        if event.what != "action":
+            late += f", in a call of its {event.what} {event.name}".rstrip()
         self._record(
             names.GRACE,
             SeverityNumber.WARN,
-            f"{event.step} still runs {event.seconds:g} s after it was cancelled",
+            late,
             {
                 names.RUN_ID: event.run_id,
                 names.APP: event.path.act,

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from shoal import Application, Graph, Limits, MemoryStore, Rate, action, fan_out
+from shoal.stores import Store
 from shoal.testing import SimulatedRun
 
 STATE = {"pages": ["a", "b", "c"]}
@@ -57,7 +58,7 @@ def check(run: SimulatedRun) -> None:
     assert site.most_waiting <= MOST_WAITING, f"{site.most_waiting} messages waited"
 
 
-def application(bug: str = "", version: str = "1") -> Application[Any]:
+def application(bug: str = "", version: str = "1", store: Store | None = None) -> Application[Any]:
     """Return the crawler.
 
     ``bug`` is "", "rate counted twice", "unbounded queue" or "deadlock". With another ``version``,
@@ -100,4 +101,5 @@ def application(bug: str = "", version: str = "1") -> Application[Any]:
     both = Graph.chain(fetch, links, name="both")
     texts = fan_out(both, over="pages", item="page", key=str, into="texts", take="text")
     written = fan_out(index, over="pages", item="page", key=str, name="indexed")
-    return Application(Graph.chain(texts, listen, written, name="crawl"), store=MemoryStore())
+    graph = Graph.chain(texts, listen, written, name="crawl")
+    return Application(graph, store=store or MemoryStore())

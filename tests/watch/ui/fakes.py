@@ -23,6 +23,7 @@ from shoal._events.report import (
     SecondCopy,
     Waited,
 )
+from shoal.stores._history import Steered
 from shoal.stores._protocol import RunSummary
 from shoal.stores._watching import Bin, Row, RowPage, StoredEntry
 from shoal.watch._explain import Explanation, Link
@@ -266,6 +267,7 @@ class FakeQueries:
         self.done = 12_119
         self.marks = 0
         self.commands: list[Any] = []
+        self.carried_out: list[Steered] = []
         self.bars = 20_000  # children of the timeline
 
     @property
@@ -634,7 +636,12 @@ class FakeQueries:
         return None
 
     async def command(self, command: Any) -> None:
-        self.commands.append(command)
+        self.carried_out.append(Steered(command.kind, "", NOW, {"id": command.arguments["id"]}))
+        told = {name: one for name, one in command.arguments.items() if name != "id"}
+        self.commands.append(replace(command, arguments=told))
+
+    async def steered(self, path: RunPath) -> list[Steered]:
+        return self.carried_out
 
 
 def fake_queries() -> Queries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from shoal import (
     Limits,
     MemoryStore,
     PostgresStore,
+    RunHandle,
     RunPath,
     Runtime,
     State,
@@ -27,6 +28,7 @@ from shoal import (
     fan_out,
 )
 from shoal.testing import no_leaks
+from shoal.watch import Queries
 from shoal.watch.ui import create_app
 from shoal.watch.ui._guard import Door
 from tests.stores.postgres import PostgresServer
@@ -196,6 +198,8 @@ async def test_a_run_that_is_not_watched_takes_no_requests_and_the_page_says_so(
             refused = await act(client, "cancel", "r", reason="x")
             assert refused.status_code == 409
             assert "leave out watch=False" in words(refused.text)
+            for form in Page((await client.get("/runs/r")).text).all("form"):
+                assert "/do/" not in form["action"], "what the process wouldn't take isn't offered"
             assert (await handle.result()).status == "succeeded"
     finally:
         broken.add("b")
@@ -211,6 +215,22 @@ async def test_a_watched_run_has_a_moment_to_report_before_a_request_is_refused(
         handle = await reads.start({"files": ["a"]}, id="r", runtime=runtime)
         assert (await act(client, "cancel", "r", reason="x")).status_code == 303
         assert await handle.wait_ended() == "cancelled"
+
+
+async def test_a_limit_is_changed_and_paused_and_a_refusal_says_why():
+    store = MemoryStore()
+    reads = application(read, on_error="collect", limits=Limits(1))
+    async with Runtime(store=store, watch=True) as runtime, page_over(store) as client:
+        handle = await reads.start({"files": ["a", *"cdefghi"]}, id="r", runtime=runtime)
+        await anyio.sleep(0.3)
+        form = {"owner": "texts", "part": "-1", "n": "3"}
+        assert (await act(client, "limit", "r", **form)).status_code == 303
+        (steered,) = await Queries(store).steered("r")
+        assert (steered.what, steered.by) == ("change limits", "the page")
+        refused = await act(client, "limit", "r", owner="nobody", part="0", n="3")
+        assert refused.status_code == 409
+        assert "there is no limit of 'nobody' here" in words(refused.text)
+        assert await handle.wait_ended() == "succeeded"
 
 
 async def test_a_question_is_answered_while_the_run_goes_on_elsewhere():
@@ -538,6 +558,44 @@ async def test_a_store_on_a_server_is_shown(postgres: PostgresServer):
                 page = await client.get(f"/runs/s?view={view}")
                 assert page.status_code == 200
             assert "b can't be read" in words((await client.get("/runs/s")).text)
+
+
+@action(reads=["file"], writes=["text"], name="slow")
+async def slow(file: str) -> str:
+    await anyio.sleep(0.1 if file != "hangs" else 60)
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.services
+@pytest.mark.realtime
+async def test_two_workers_on_one_server_are_steered_from_one_page(postgres: PostgresServer):
+    address, schema = postgres.address(), postgres.new_schema()
+    async with AsyncExitStack() as stack:
+        handles: list[RunHandle[Any]] = []
+        for name in "ab":
+            store = await stack.enter_async_context(PostgresStore(address, schema=schema))
+            runtime = await stack.enter_async_context(Runtime(store=store))
+            state = {"files": ["hangs", *map(str, range(6))]}
+            slowly = application(slow, limits=Limits(2), on_error="ignore", name="slowly")
+            handles.append(await slowly.start(state, id=name, runtime=runtime))
+        store = await stack.enter_async_context(PostgresStore(address, schema=schema))
+        client = await stack.enter_async_context(client_of(create_app(store, token=TOKEN)))
+        await anyio.sleep(0.3)
+        assert (await act(client, "pause", "a")).status_code == 303
+        assert (handles[0].paused is not None, handles[1].paused) == (True, None)
+        faster = {"owner": "slowly", "part": "-1", "n": "9"}
+        assert (await act(client, "limit", "b", **faster)).status_code == 303
+        assert [one.what for one in await Queries(store).steered("b")] == ["change limits"]
+        links = Page((await client.get("/limits")).text).links
+        assert {"/runs/a", "/runs/b"} <= {*links}, "each has limits of its own"
+        assert (await act(client, "unpause", "a")).status_code == 303
+        for run_id in "ab":
+            path = f"{run_id}/slowly:0:slow:hangs"
+            assert (await act(client, "cancel", path, reason="it hangs")).status_code == 303
+        assert [(await one.result()).status for one in handles] == ["succeeded"] * 2
+        refused = await act(client, "cancel", "a")
+        assert "No process executes this run now" in words(refused.text)
 
 
 @pytest.mark.parametrize("where", ["in another process", "without a process"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ import anyio
 import pytest
 
 from shoal import Application, MemoryStore, RunPath, action, fan_out, first, race
-from shoal.watch import LimitUse, Row, StepBar
+from shoal.watch import LimitUse, LiveStep, Row, StepBar
+from shoal.watch._timeline import Timeline
 from shoal.watch.ui import create_app
 from tests.watch.ui.clients import TOKEN, Page, client_of, fake_ui, words
 from tests.watch.ui.fakes import FakeQueries, summary
@@ -242,6 +244,93 @@ async def test_a_child_that_waits_for_a_place_says_so():
     async with client_of(fake_ui(Waiting()).app) as client:
         page = words((await client.get(RUN)).text)
     assert "fetch: waiting for a place in flight · attempt" in page
+
+
+async def test_children_that_have_saved_nothing_are_counted_beside_the_table():
+    class Gone(FakeQueries):
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            return replace(found, bars=[replace(one, gone=4) for one in found.bars])
+
+    async with client_of(fake_ui(Gone()).app) as client:
+        live = words((await client.get(RUN)).text)
+        lost = words((await client.get("/runs/nightly")).text)
+    assert "in the store; 20 more run and have saved nothing yet" in live
+    assert "43 in the store; 1 more was in flight and had saved nothing" in lost
+
+
+async def test_nested_fan_outs_of_a_step_say_how_far_they_are():
+    class Nested(FakeQueries):
+        def __init__(self, known: int) -> None:
+            super().__init__()
+            self.known = known
+
+        async def overview(self, path: Any) -> Any:
+            found = await super().overview(path)
+            assert found.report is not None
+            child = RunPath(parent=found.path, step="pages", act="page", key="k")
+            steps = tuple(
+                LiveStep(
+                    path=RunPath(parent=found.path, step="pages", act="page", key=f"k{n}"),
+                    step="parts", visit=0, total=30, ended=10 + n, failed=n, in_flight=3,
+                )
+                for n in range(self.known)
+            )  # fmt: skip
+            below = RunPath(parent=child, step="parts", act="part", key="7")
+            bar = under_way("pages", {"parts": {"action": 2}})
+            return replace(
+                found,
+                bars=[bar],
+                report=replace(found.report, steps=steps),
+                longest=[replace(found.longest[0], path=below, title="")],
+            )
+
+    async with client_of(fake_ui(Nested(2)).app) as client:
+        page = words((await client.get(RUN)).text)
+    assert "21 of 60 · 1 failed · 6 running" in page
+    assert "k / 7fetch:" in page, "of whose child it is"
+    async with client_of(fake_ui(Nested(1)).app) as client:  # the report leaves some out
+        assert "parts2 working" in words((await client.get(RUN)).text)
+
+
+async def test_the_slots_of_a_limit_with_keys_are_those_of_all_keys():
+    class Keyed(FakeQueries):
+        async def limits(self, run_id: str | None = None) -> Any:
+            return [
+                LimitUse(
+                    owner="fetch", limits="Limits(2, by=host)", in_use=6, slots=2, waiting=3,
+                    keys=4, holders=("crawl-2026-11-30",),
+                ),
+                LimitUse(
+                    owner="ask", limits="Budget(5, 'USD')", in_use=0, slots=None, waiting=0,
+                    keys=2, cost=1.5, amount=5, unit="USD",
+                ),
+            ]  # fmt: skip
+
+    async with client_of(fake_ui(Keyed()).app) as client:
+        page = (await client.get("/limits")).text
+    assert "6 of 8 in use · 3 waiting4 keys, 2 for each" in words(page)
+    assert "spent 1.50 USD in all, of 5 for each" in words(page)
+    assert re.search(r'class="s-waiting" width="75.00%"', page)
+    assert re.search(r'name="n" min="1" step="1" value="2"', page), "what can be changed"
+
+
+@pytest.mark.parametrize("run", ["nightly", "crawl-2026-11-30"])
+async def test_bars_of_a_lost_run_do_not_run(run: str):
+    class InFlight(FakeQueries):
+        async def timeline(self, path: Any, *, bins: int = 60) -> Any:
+            row = Row(path=RunPath(parent=path, step="s", act="a", key="k"), status="running")
+            begins = time.time() - 9
+            bars = [row._replace(began_at=begins)]
+            return Timeline(begins_at=begins, ends_at=begins + 8, bars=bars, total=1)
+
+    async with client_of(fake_ui(InFlight()).app) as client:
+        page = (await client.get(f"/runs/{run}?view=timeline")).text
+    is_lost = run == "nightly"
+    assert ("1 gone with their process" in words(page)) is is_lost
+    [colour] = re.findall(r'rect class="s-(\w+)"', page.partition('class="timeline"')[2])
+    assert colour == ("lost" if is_lost else "running")
+    assert f"k: {'lost' if is_lost else 'running'}, 8 s" in page
 
 
 async def test_children_of_a_lost_run_are_counted_as_lost():

@@ -120,7 +120,13 @@ async def test_a_child_and_a_limit_are_addressed_as_their_process_knows_them():
         form = {"owner": "fetch", "part": "1", "n": "40", "csrf": csrf}
         await client.post("/do/limit/crawl-2026-11-30", data=form)
         bad = await client.post("/do/limit/crawl-2026-11-30", data=form | {"n": "0"})
-    child, limit = queries.commands
+        for pause in ("yes", "no"):
+            await client.post("/do/limit/crawl-2026-11-30", data=form | {"pause": pause})
+    child, limit, *paused = queries.commands
+    assert [(one.kind, one.arguments) for one in paused] == [
+        (f"{what} limit", {"owner": "fetch", "part": 1, "by": "the page"})
+        for what in ("pause", "resume")
+    ]
     assert child.arguments == {
         "path": [["pages", 0, "fetch", "a/b"]],
         "reason": "x",

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast, final
 from shoal._concurrency.cancellation import as_failure
 from shoal._engine.injection import RECORDED_ITEM
 from shoal._engine.run import Run
+from shoal._engine.whereabouts import of_parent
 from shoal._errors.exceptions import NobodyAccepted, Rejected, TooFewChildren, brief, note
 from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
 from shoal._events.identity import Key
@@ -153,8 +154,8 @@ class Race(ABC):
             why += f", and with at most {possible:g} more there can't be {self.wanted}"
         if not losers:
             few = (
-                f"{why}, though nobody failed: it had too few, they were skipped because a budget "
-                f"is empty, or they were cancelled by hand"
+                f"no child failed: fan-out {self.name!r} had too few, they were skipped because "
+                f"a budget is empty, or they were cancelled by hand"
             )
             losers.append((0, TooFewChildren(few)))
         lost = NobodyAccepted(why, [error for _, error in losers])
@@ -174,9 +175,7 @@ class Race(ABC):
         what = f"can't be judged: {brief(why)}" if why is not None else self._refusal
         rejection = Rejected(f"{brief(child.value)} {what}", child.value)
         rejection.__cause__ = why
-        note(
-            rejection, f"shoal: {path.act!r} of {self.name!r}, key {brief(path.key)}, run {path.id}"
-        )
+        note(rejection, f"shoal: {path.act!r}{of_parent(path)}, run {path.id}")
         return rejection
 
     def _ask(

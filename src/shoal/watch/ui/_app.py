@@ -296,6 +296,10 @@ class UI:
                 await self._commands.answer(path, sent.get("id", ""), sent)
             case "limit":
                 arguments = _limit_arguments(sent)
+                if sent.get("pause"):
+                    place = {name: arguments[name] for name in ("owner", "part")}
+                    await self._commands.pause_limit(path, place, ends=sent["pause"] == "no")
+                    return RedirectResponse(urls.limits(), 303)
                 if not arguments.keys() & {"n", "max_rate"}:
                     text = "The form has the numbers that the limit had before."
                     return self._message(request, "Nothing was changed", text, 200)

@@ -144,7 +144,14 @@ def histogram(bins: Sequence[Bin]) -> Markup:
     )
 
 
-def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row], str]) -> Markup:
+def gantt(
+    rows: Sequence[Row],
+    begins: float,
+    ends: float,
+    href: Callable[[Row], str],
+    *,
+    is_lost: bool = False,
+) -> Markup:
     """Draw a bar for each child, from its start to its end, with a link to its page.
 
     Args:
@@ -152,6 +159,7 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
         begins: The left end, in seconds since 1970.
         ends: The right end; a child without an end reaches it.
         href: Returns the address of a child's page.
+        is_lost: Whether the process that executed them is gone. Then none of them runs.
     """
     is_labelled = len(rows) <= LABELLED
     tall = ROW if is_labelled else THIN_ROW
@@ -167,8 +175,12 @@ def gantt(rows: Sequence[Row], begins: float, ends: float, href: Callable[[Row],
             end = ends if row.status == "running" else start + row.elapsed
         x = left + room * min(max((start - begins) / span, 0.0), 1.0)
         wide = min(max(room * (end - start) / span, 0.35), 100.0 - x)
-        status = "cancelled" if is_loser(row) else row.status
-        told = f"{key_text(row.path)}: {row.status}, {duration(max(end - start, 0.0))}"
+        status: str = row.status
+        if status == "running" and is_lost:
+            status = "lost"
+        told = f"{key_text(row.path)}: {status}, {duration(max(end - start, 0.0))}"
+        if is_loser(row):
+            status = "cancelled"
         text = ""
         if is_labelled:
             label = escape(labels[place])
@@ -203,9 +215,10 @@ def _axis(begins: float, ends: float, left: float, height: float) -> str:
         x = left + (100.0 - left) * share
         anchor = "start" if not tick else "end" if tick == TICKS else "middle"
         at = "0" if not tick else duration((ends - begins) * share)
+        minor = ' class="minor"' if tick % 2 else ""  # these would touch the others on a phone
         parts.append(
             f'<line class="grid" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="{height}"></line>'
-            f'<text x="{x:.2f}%" y="{height + 16}" text-anchor="{anchor}">{at}</text>'
+            f'<text{minor} x="{x:.2f}%" y="{height + 16}" text-anchor="{anchor}">{at}</text>'
         )
     return "".join(parts)
 

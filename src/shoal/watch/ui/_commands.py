@@ -15,7 +15,7 @@ from anyio import Event, move_on_after, sleep
 from anyio.abc import TaskGroup
 
 from shoal._errors.exceptions import ShoalError
-from shoal._events.identity import RunPath
+from shoal._events.identity import RunPath, new_run_id
 from shoal._runtime.application import Application
 from shoal._runtime.runtime import Runtime
 from shoal._runtime.steering import names_of
@@ -34,6 +34,9 @@ log = logging.getLogger("shoal.watch.ui")
 
 BY = "the page"
 """Who steers runs here, for the record: the page doesn't know people."""
+DONE_WITHIN = 2.0
+"""Seconds to wait until another process has carried out what was asked: it looks for commands four
+times a second. So the page that follows shows what became of it."""
 PATIENCE = 1.0
 """Seconds to wait for an error of a run that is executed again: most of them come at once."""
 
@@ -195,6 +198,15 @@ class Commands:
         self._require_held(await self._queries.overview(path))
         await self._leave(path, "change limits", dict(arguments))
 
+    async def pause_limit(self, path: RunPath, arguments: Mapping[str, Any], *, ends: bool) -> None:
+        """Pause a limit in the process that executes a run, or let it go on.
+
+        Raises:
+            CannotDo: Nothing executes the run.
+        """
+        self._require_held(await self._queries.overview(path))
+        await self._leave(path, "resume limit" if ends else "pause limit", dict(arguments))
+
     async def _executable(self, path: RunPath) -> tuple[Application[Any], Runtime]:
         overview = await self._queries.overview(path)
         name = overview.summary.application
@@ -217,7 +229,14 @@ class Commands:
         if not overview.summary.holder:
             raise CannotDo("No process executes this run now, so none can take the request.")
 
-    async def _leave(self, path: RunPath, kind: Any, arguments: dict[str, Any]) -> None:
+    async def _leave(self, path: RunPath, kind: CommandKind, arguments: dict[str, Any]) -> None:
+        """Leave a command for the process that executes a run, and wait until it is carried out.
+
+        If that takes longer than ``DONE_WITHIN``, the command stays until it is taken.
+
+        Raises:
+            CannotDo: The process takes no commands, or has refused this one.
+        """
         if not isinstance(self._store, KeepsReports):
             name = type(self._store).__name__
             raise CannotDo(
@@ -232,8 +251,26 @@ class Commands:
                 "requests. It takes them if the run is watched: leave out watch=False, or set "
                 "watch=True."
             )
-        told = {**arguments, "by": BY}
+        id_ = new_run_id()
+        told = {**arguments, "by": BY, "id": id_}
         await self._store.command(Command(run_id=path.root.id, kind=kind, arguments=told))
+        with move_on_after(DONE_WITHIN):
+            while not await self._is_done(path.root, id_, kind):  # noqa: ASYNC110 # as above
+                await sleep(DONE_WITHIN / 20)
+
+    async def _is_done(self, path: RunPath, id_: str, kind: CommandKind) -> bool:
+        """Return whether a command was carried out.
+
+        Raises:
+            CannotDo: The process has refused it.
+        """
+        for one in reversed(await self._queries.steered(path)):
+            if one.arguments.get("id") == id_:
+                if one.what != kind:
+                    why = one.arguments.get("why", "it says not why")
+                    raise CannotDo(f"The process that executes the run has refused that: {why}.")
+                return True
+        return False
 
     async def _is_silent(self, path: RunPath) -> bool:
         return (await self._queries.overview(path.root)).is_silent

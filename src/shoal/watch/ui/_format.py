@@ -8,6 +8,7 @@ from datetime import datetime
 
 from shoal._events.identity import RunPath
 from shoal._events.paths import key_as_text
+from shoal.watch._overview import ancestors_of
 from shoal.watch._words import length
 
 LONGEST_KEY = 64
@@ -57,6 +58,11 @@ def percent(share: float) -> str:
     if shown == 100 and share < 1:  # noqa: PLR2004 # per cent
         return "> 99 %"
     return f"{shown} %"
+
+
+def between(path: RunPath, ancestor: RunPath) -> list[RunPath]:
+    """Return the runs on the way down from a run to a descendant, without these two."""
+    return [one for one in ancestors_of(path) if one.depth > ancestor.depth]
 
 
 def key_text(path: RunPath) -> str:

@@ -37,7 +37,7 @@ from shoal.watch._values import Value, What
 
 from . import _charts as charts
 from ._acts import act_of, is_one_action, way_down
-from ._format import STATUSES, cut, first_line, key_text, number, percent, plain_json
+from ._format import STATUSES, between, cut, first_line, key_text, number, percent, plain_json
 from ._questions import MOST, Asked
 from ._secrets import Secrets, why_not_here
 from ._steps import Winners, drawn_counts, has_one_winner, steps_of, whole_bar
@@ -195,7 +195,11 @@ class Pages:
         if winner is None and path.parent is not None and overview.row.status == "failed":
             winner = (await self._winners(path.parent)).get((path.step, path.visit))
         summary = overview.summary
-        ways = (path, *overview.breadcrumbs, *(one.example.path for one in _groups(overview)))
+        ways = (
+            *(path, *overview.breadcrumbs),
+            *(one.example.path for one in _groups(overview)),
+            *(up for one in overview.longest[:LONGEST] for up in between(one.path, path)),
+        )
         titles = await self._titles.of(summary.application, ways)
         called: Mapping[RunPath, str] = {**titles, **_called(overview)}
         missing: Collection[str] = ()
@@ -308,7 +312,7 @@ class Pages:
             "answered": _resting(found.answered, overview),
             "groups": _groups(overview),
             "omitted_groups": len(overview.failures.groups[GROUPS:]) + overview.failures.omitted,
-            "bars": steps_of(overview.bars[-12:], winners),
+            "bars": steps_of(overview, overview.bars[-12:], winners),
             "omitted_bars": len(overview.bars[:-12]),
             "longest": overview.longest[:LONGEST],
             "omitted_longest": _omitted_longest(overview),
@@ -368,6 +372,7 @@ class Pages:
             and any(row.path.key != "" for row in page.rows),
             "chips": charts.all_statuses(overview.counts),
             "all_children": sum(overview.counts.values()),
+            "unsaved": _unsaved(overview),
         }
 
     async def _winners_of(self, overview: Overview) -> Winners:
@@ -401,8 +406,11 @@ class Pages:
                 return urls.run(row.path)
 
             rows = [_with_winner(row, winners) for row in timeline.bars]
-            chart = charts.gantt(rows, timeline.begins_at, timeline.ends_at, href)
+            begins, ends, is_lost = timeline.begins_at, timeline.ends_at, overview.is_lost
+            chart = charts.gantt(rows, begins, ends, href, is_lost=is_lost)
             counts.update("lost" if charts.is_loser(row) else row.status for row in rows)
+            if is_lost:
+                counts["gone"] = counts.pop("running", 0)
         elif timeline.bins:
             chart = charts.histogram(timeline.bins)
             for one in timeline.bins:
@@ -412,6 +420,8 @@ class Pages:
         legend = charts.all_statuses(counts)
         if counts["lost"]:
             legend.append(("lost", counts["lost"]))
+        if counts["gone"]:
+            legend.append(("gone with their process", counts["gone"]))
         return {
             "timeline": timeline,
             "chart": chart,
@@ -487,6 +497,12 @@ class Pages:
         assert act is not None, "there is no view of it otherwise"
         svg = draw.svg(act, ordered, styled=False)
         return Markup(svg)  # noqa: S704 # a drawing escapes the names in it
+
+
+def _unsaved(overview: Overview) -> int:
+    """Return how many children are in flight, or were, of which the store has no row."""
+    in_flight = sum(bar.gone if overview.is_lost else bar.in_flight for bar in overview.bars)
+    return max(in_flight - overview.counts.get("running", 0), 0)
 
 
 def _names_below(path: RunPath, ancestor: RunPath) -> tuple[str, ...]:
@@ -594,7 +610,7 @@ def _per(seconds: float) -> str:
 
 def _limit(use: LimitUse) -> dict[str, Any]:
     has_slots = use.slots is not None and isfinite(use.slots) and use.slots > 0
-    share = use.in_use / use.slots if has_slots and use.slots else None
+    share = use.in_use / use.capacity if has_slots and use.capacity else None
     rate = _RATE.search(use.limits)
     each = use.slots / use.keys if use.slots is not None and use.part < 0 else use.slots
     is_in_flight = use.part < 0

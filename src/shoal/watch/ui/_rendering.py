@@ -78,6 +78,7 @@ def _environment() -> Environment:
         "first_line": form.first_line,
         "how_long": how_long,
         "iso": form.iso,
+        "between": form.between,
         "key_text": form.key_text,
         "kind_text": _kind_text,
         "moment": form.moment,

@@ -11,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 
 from shoal._events.identity import RunPath
-from shoal.watch._overview import Overview, StepBar
+from shoal._events.report import LiveStep
+from shoal.watch._overview import Overview, StepBar, nested_in
 
 from . import _charts as charts
 
@@ -35,13 +36,14 @@ def whole_bar(overview: Overview) -> Markup:
     return charts.tally_bar(counts, total, css="big")
 
 
-def steps_of(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
+def steps_of(overview: Overview, bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
     """Return a bar for each step, and one for each step of its children under way."""
     found: list[dict[str, Any]] = []
     room = INNER
     for bar in bars:
         inner = {step: doing for step, doing in bar.at.items() if sum(doing.values())}
         shown = list(inner.items())[:room]
+        nested = nested_in(overview, bar)
         room -= len(shown)
         whole = sum(sum(doing.values()) for doing in inner.values())
         waiting = bar.waiting if bar.is_under_way else 0
@@ -52,14 +54,30 @@ def steps_of(bars: Sequence[StepBar], winners: Winners) -> list[dict[str, Any]]:
                 "failed": bar.failed,
                 "running": _running(bar),
                 "winner": winners.get((bar.step, bar.visit)) if has_one_winner(bar) else None,
-                "at": [
-                    (step, charts.doing_bar(doing, whole), _most_first(doing))
-                    for step, doing in shown
-                ],
+                "at": [_inner(nested, step, doing, whole) for step, doing in shown],
                 "omitted": len(inner) - len(shown),
             }
         )
     return found
+
+
+def _inner(
+    nested: Mapping[str, LiveStep], step: str, doing: Mapping[Any, int], whole: int
+) -> tuple[str, Markup, Sequence[tuple[Any, int]], LiveStep | None]:
+    """Return the bar of a step that children are at: how far it is, if it is a fan-out of theirs.
+
+    Else it says what they do.
+    """
+    added = nested.get(step)
+    if added is None:
+        return step, charts.doing_bar(doing, whole), _most_first(doing), None
+    counts = {
+        "succeeded": added.ended - added.failed,
+        "failed": added.failed,
+        "halted": added.halted,
+        "running": added.in_flight,
+    }
+    return step, charts.tally_bar(counts, added.total), _most_first(doing), added
 
 
 def has_one_winner(bar: StepBar) -> bool:
