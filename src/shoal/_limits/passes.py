@@ -109,37 +109,29 @@ class Passes:
         self._gates: Mapping[str, tuple[Gate, ...]] = {}
         self._ours: tuple[Gate, ...] | None = None  # the gates of `own`; None: as above
 
-    def start(self, run: Passing, act: str) -> bool:
-        """Take what a child needs to start, but for its place, and return True, if all is open.
+    @ki_protected
+    def take(self, run: Passing, act: str, *, starts: bool = False) -> bool:
+        """Take what an attempt needs, and return True, if all is open.
 
         Args:
-            run: The child, which has taken nothing yet.
-            act: The first act that it calls.
+            run: The run, which holds nothing of an attempt.
+            act: The name of what the attempt calls.
+            starts: Whether the run starts with it: then it needs what its fan-out counts, too, but
+                for its place.
         """
-        if self._scheduler.changes != self._changes:
-            self._look()
-        own, gates = self._ours, self._gates.get(act)
-        if own is None or gates is None:
-            return False
-        return self._take(run, gates, own)
-
-    def take(self, run: Passing, act: str) -> bool:
-        """Take what another attempt needs and return True, if all is open."""
-        if self._scheduler.changes != self._changes:
-            self._look()
-        gates = self._gates.get(act)
-        return gates is not None and (not gates or self._take(run, gates, ()))
-
-    @ki_protected
-    def _take(self, run: Passing, gates: tuple[Gate, ...], own: tuple[Gate, ...]) -> bool:
         unit, scheduler = self._unit, self._scheduler
+        if scheduler.changes != self._changes:
+            self._look()
+        gates, own = self._gates.get(act), self._ours if starts else ()
+        if gates is None or own is None:
+            return False
         # Where others wait, a grant counts as a turn of the flow of an execution that has one.
         if scheduler.has_shares or (scheduler.wait_queues and unit.priority != "normal"):
             return False
         if unit.held_at is not None:
             return False
         now = -math.inf
-        needed = own + gates if own else gates
+        needed = own + gates
         for gate in needed:
             if gate.posted or gate.used >= gate.slots or gate.is_shut:
                 return False
@@ -155,26 +147,32 @@ class Passes:
         # From here on nothing raises.
         for gate in needed:
             gate.used += 1
-            if gate.meter is not None:
-                gate.meter.take(now, 1.0)
+            meter = gate.meter
+            if meter is not None:
+                meter.take(now, 1.0)
         passed = run.passed
-        if passed is None:
-            run.passed = Pass(gates, own, now)
-        else:
+        if passed is not None:
             passed.gates = gates  # of a further attempt
+        elif needed:
+            run.passed = Pass(gates, own, now)
         return True
 
     @ki_protected
     def leave(self, run: Passing) -> None:
         """Give back what an attempt has taken, if it has; what rates were charged stays."""
         passed = run.passed
-        if passed is not None:
-            gates = passed.gates
-            if passed.own:
-                passed.gates = ()
-            else:
-                run.passed = None
-            self._give_back(gates)
+        if passed is None:
+            return
+        gates = passed.gates
+        if passed.own:
+            passed.gates = ()
+        else:
+            run.passed = None
+        # All before any is granted on: what waits may need several.
+        for gate in gates:
+            gate.used -= 1
+        if self._scheduler.wait_queues:
+            self._scheduler.serve(*gates)
 
     @ki_protected
     def end(self, run: Passing, *, refunds: bool) -> None:
@@ -187,14 +185,12 @@ class Passes:
         passed, run.passed = run.passed, None
         if passed is None:
             return
-        if refunds:
-            for gate in passed.gates:
+        gates = passed.own
+        if passed.gates:  # it never began, or was interrupted
+            gates += passed.gates
+            for gate in passed.gates if refunds else ():
                 if gate.meter is not None:
                     gate.meter.give_back(1.0, passed.taken_at)
-        self._give_back(passed.gates + passed.own)
-
-    def _give_back(self, gates: tuple[Gate, ...]) -> None:
-        # All before any is granted on: what waits may need several.
         for gate in gates:
             gate.used -= 1
         if self._scheduler.wait_queues:

@@ -328,7 +328,7 @@ class ChildAdmission:
         if not (child.pending is child.retries is child.resume is child.questions is None):
             return False  # it may continue elsewhere
         passes = config.passes or passes_of(config, self._limiters)
-        return passes.start(child, config.entry.name)
+        return passes.take(child, config.entry.name, starts=True)
 
     def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
         """Start ``child`` with a permit that fails its first attempt."""
