@@ -48,6 +48,7 @@ from .crash_suspects import CrashSuspects
 from .halting import stop_if_drained
 from .hedged import HedgedAttempt, hedged_attempt
 from .permits import (
+    hold_permits,
     pause_keys,
     take_permit,
     wait_for_later,
@@ -213,14 +214,20 @@ async def call_admitted(
         run: The run whose current step this is.
         action: The step's action.
         on_admitted: Called when the attempt begins.
-        later: Raised by the attempt already, before anything limited it.
+        later: Raised by the attempt already, which has taken what it needed past a request, if
+            anything limits it.
     """
     pool = _pool_of(run, action)
     death: WorkerDied | None = None
     asked = 0
     # Filled by `_attempt`, which pauses the keys while it still holds its permit: in between,
     # others with the same key would start. Empty if the attempt never came to that.
-    paused: list[bool] = [] if later is None else [pause_keys(run, later.after, None)]
+    paused: list[bool] = []
+    if later is not None:
+        permit = _begun_permit(run)
+        paused.append(pause_keys(run, later.after, permit))
+        if permit is not None:
+            permit.leave()
     while True:
         if later is not None:
             asked += 1
@@ -259,6 +266,17 @@ async def call_admitted(
             # Its children of before are in the store: see
             # test_an_action_with_children_of_its_own_is_called_again.
             run.retry_state().is_repeated = True
+
+
+@ki_protected
+def _begun_permit(run: Run) -> AttemptPermit | None:
+    """Return the permit of an attempt that has begun past a request; None if nothing limits it."""
+    hold_permits(run)
+    permits = run.permits
+    if permits is None:
+        return None
+    permit, permits.first_permit = permits.first_permit, None
+    return permit
 
 
 def _pool_of(run: Run, action: FunctionAction[..., object]) -> Pool | None:

@@ -17,6 +17,7 @@ from shoal._graph.action import FunctionAction
 from shoal._graph.graph import Graph
 from shoal._graph.policy import Each
 from shoal._limits.limiters import Limiter
+from shoal._limits.passes import Passes
 from shoal._limits.permits import InFlight
 from shoal._state.digest import combined, named, written
 from shoal._state.schema import Schema
@@ -70,6 +71,7 @@ class RunConfig:
         "is_governed",
         "is_hedged",
         "is_limited",
+        "is_limited_simply",
         "keeper",
         "keeps",
         "on_item",
@@ -77,6 +79,7 @@ class RunConfig:
         "keeps_no_history",
         "may_call_simply",
         "packs",
+        "passes",
         "is_timed",
         "parent",
         "performs_directly",
@@ -245,11 +248,20 @@ class RunConfig:
         self.walks_simply: bool = (
             bool(graph.simple)
             and len(graph.simple) <= execution.max_steps
-            and self.may_call_simply
+            and self.performs_directly
+            and (executor is self.services.injection is None)
+            and not self.is_hedged
             and (self.schema is halts is gate is host is None)
             and not (self.ends_itself or self.is_resumable or self.is_timed)
         )
         """Whether each child only calls simple actions one after the other, as far as is known."""
+        self.is_limited_simply: bool = self.walks_simply and (
+            bool(scopes) or not all(act.is_simple for act in graph.simple)
+        )
+        """Whether it does so within limits."""
+        # Made by the admission, or by the first child that needs it.
+        self.passes: Passes | None = None
+        """Takes the units of these limits past the requests for them."""
         self._digests: dict[str, tuple[object, bytes]] = {} if digests is None else digests
         self._names = b""  # of the act and its version; empty until the first digest
 

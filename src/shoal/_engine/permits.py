@@ -16,13 +16,16 @@ from typing import Any
 from anyio import current_effective_deadline, sleep
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.cancellation import cancelled
+from shoal._concurrency.cancellation import cancelled, ki_protected
 from shoal._errors.exceptions import Overloaded
 from shoal._graph.action import FunctionAction
+from shoal._limits.limiters import Limiter
+from shoal._limits.passes import Passes
 from shoal._limits.permits import AttemptPermit, InFlightSlot
 from shoal.executors._port import Pool
 
 from .child_time import time_of, waiting
+from .config import RunConfig
 from .halting import unless_drained, until_granted
 from .publish import publish_wait_ended, publish_waiting
 from .run import Run
@@ -57,6 +60,46 @@ def take_permit(
         keeps_worker=action.is_plain,
         run=run,
     )
+
+
+def passes_of(config: RunConfig, own: tuple[Limiter, ...] = ()) -> Passes:
+    """Make the passes of the children of one kind, which call simple actions alone.
+
+    Args:
+        config: What they have in common.
+        own: The limiters of their fan-out that count their starts.
+    """
+    controller = config.services.admission
+    config.passes = Passes(
+        controller.scheduler,
+        controller.limiters,
+        config.graph.simple,
+        scopes=config.scopes,
+        own=own,
+        unit=config.execution,
+    )
+    return config.passes
+
+
+@ki_protected
+def hold_permits(run: Run) -> None:
+    """Turn what a run has taken past its requests into the permits that these would have made.
+
+    What its attempt holds becomes the permit of its first attempt, which the next one takes over.
+    """
+    passed, run.passed = run.passed, None
+    if passed is None:
+        return
+    permits = run.held_permits()
+    if passed.own and permits.in_flight is not None:
+        costs = (1.0,) * len(passed.own)
+        slot = permits.in_flight.make_slot(permits, passed.own, costs, is_held=True)
+        slot.taken_at, permits.slot = passed.taken_at, slot
+    if passed.gates:
+        scheduler, taken_at = run.config.services.admission.scheduler, passed.taken_at
+        permits.first_permit = AttemptPermit(
+            scheduler, passed.gates, None, permits, taken_at=taken_at
+        )
 
 
 def fields_around(run: Run) -> dict[str, object]:

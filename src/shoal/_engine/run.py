@@ -35,6 +35,7 @@ from shoal._events.identity import Key, RunPath
 from shoal._events.making import COMMON, make_done
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
+from shoal._limits.passes import Pass
 from shoal._limits.permits import HeldPermits
 from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
 from shoal.stores._history import ReplayedHistory
@@ -97,6 +98,7 @@ class Run:
         "initial",
         "key",
         "packed",
+        "passed",
         "pending",
         "permits",
         "position",
@@ -174,14 +176,14 @@ class Run:
         self.resume: ResumeState | None = None
         self.steps: StepCounts | None = None
         self.permits: HeldPermits | None = None
+        self.passed: Pass | None = None  # what it has taken past the requests for `permits`
 
         # Made when read, which few children are. The outcome is dropped when the run changes.
         self._path = path
         self._outcome: Outcome | None = None
         if config.secrets.names and config.parent is not None:
             config.secrets.refuse((key, element), f"an element of {config.step!r}, or its key,")
-        # Of the state as it is given, before a model adds defaults. It is made before the run
-        # starts, so that a field that is not data is refused before the action runs.
+        # Of the state before a model adds defaults, and before the action runs: no data is refused.
         self._digest: str | None = config.digest(data, key) if config.keeps else None
 
     # -- identity and progress ------------------------------------------------------------------
@@ -454,7 +456,7 @@ class Run:
         A child that is done or skipped stays so: only the parent's update is missing. With
         ``counts=False`` no attempt is counted: a halted child has its answers.
         """
-        self.permits = None  # the group before has released them
+        self.permits = self.passed = None  # the group before has released them
         self.used = True
         self._outcome = None
         is_kept = self.disposition.is_saved and (counts or self.disposition is not RESTING)

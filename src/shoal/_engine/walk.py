@@ -32,7 +32,7 @@ from .commit import Write, commit, is_silent
 from .config import Halts
 from .halting import stop_here, stop_if_drained, unless_drained
 from .in_place import refuse_changes_in_place
-from .permits import retake_slot
+from .permits import hold_permits, passes_of, retake_slot
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
 from .returned import TO_CHECK, checked_result
@@ -167,34 +167,50 @@ async def walk_simply(run: Run) -> None:
     """
     config = run.config
     hooks, execution = config.hooks, config.execution
+    passes, passed = config.passes, run.passed is not None
     is_begun = run.pending is None and run.retries is None and run.resume is None
-    if not is_begun or hooks.run_started or not config.may_call_simply:
+    if not is_begun or hooks.run_started or run.permits is not None:
+        hold_permits(run)
         await walk(run)
         return
+    if passes is None and config.is_limited_simply:
+        passes = passes_of(config)
     run.began = True
     drain, hold, last = execution.drain, execution.hold, config.graph.simple[-1]
     for act in config.graph.simple:
         if hooks.watching_steps or drain.reason is not None or hold.is_on or execution.suspects:
+            hold_permits(run)
             await walk(run, act)
             return
+        if passes is not None:
+            # The admission has let the child in to its first attempt.
+            if not (passed or passes.take(run, act.name)):
+                hold_permits(run)
+                await walk(run, act)
+                return
+            passed = False
         run.step = act.name
         data, field = run.head[1], act.only_field
-        if field is None or field not in data or type(data[field]) is Secret:
-            change = await call_simply(run, act)
-        else:
-            # As there, with neither a coroutine of its own nor a dict of arguments.
-            later: RetryLater | None = None
-            result: object = None
-            try:
-                result = await act.function(data[field])
-            except RetryLater as error:
-                later = error
-            if later is not None:
-                change = await call_admitted(run, act, later=later)
-            elif act.only_write is None or isinstance(result, TO_CHECK):
-                change = checked_result(act, None, cast("object", result))
+        try:
+            if field is None or field not in data or type(data[field]) is Secret:
+                change = await call_simply(run, act)
             else:
-                change = Change(None, {act.only_write: result})
+                # As there, with neither a coroutine of its own nor a dict of arguments.
+                later: RetryLater | None = None
+                result: object = None
+                try:
+                    result = await act.function(data[field])
+                except RetryLater as error:
+                    later = error
+                if later is not None:
+                    change = await call_admitted(run, act, later=later)
+                elif act.only_write is None or isinstance(result, TO_CHECK):
+                    change = checked_result(act, None, cast("object", result))
+                else:
+                    change = Change(None, {act.only_write: result})
+        finally:
+            if passes is not None:
+                passes.leave(run)
         if hooks.failures:
             raise hooks.failures[0]
         if act is last:

@@ -52,8 +52,8 @@ class Input(NamedTuple):
 
 
 @hides(
-    "bound continues exposing for_children is_simple misfit needed_by needs perform sketch "
-    "sure_writes takes_more"
+    "bound continues exposing for_children is_simple is_simple_within_limits misfit needed_by "
+    "needs perform sketch sure_writes takes_more"
 )
 class Act(ABC):
     """A step that a run can execute: an action, a fan-out, a graph."""
@@ -73,6 +73,8 @@ class Act(ABC):
     """Which of its failures are tried again, and how often."""
     is_simple: bool = False
     """Whether it is a function action that only reads fields and is awaited; see there."""
+    is_simple_within_limits: bool = False
+    """Whether it is, or would be if it had no limits."""
 
     @property
     @abstractmethod

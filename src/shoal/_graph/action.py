@@ -132,9 +132,14 @@ class FunctionAction(Act, Generic[P, R_co]):
             or cache is not None
         )
         """Whether an attempt is more than a call: for others the engine takes a shorter path."""
-        self.is_simple: bool = (
-            self.is_async and not self.is_governed and retry is None and not self.input_names
+        self.is_simple_within_limits: bool = (
+            self.is_async
+            and not (self.takes_context or self.default_executor is not None)
+            and (timeout is cache is retry is None)
+            and not self.input_names
         )
+        """Whether it only reads fields and is awaited, within its limits if it has any."""
+        self.is_simple: bool = self.is_simple_within_limits and limits is None
         """Whether it only reads fields and is awaited: the engine calls most actions at once."""
         self.only_field: str | None = self._only_field()
         """The field that it is called with, by position; None: it is called by names."""

@@ -86,7 +86,8 @@ class Graph(Act):
     straight: Mapping[str, Act | None]
     """The next act, or None for the end, after each act that needs no condition to be evaluated."""
     simple: Sequence[Any]
-    """All steps of a run in order, if these are few, and simple actions without conditions."""
+    """All steps of a run in order, if these are few, and simple actions without conditions, which
+    may have limits."""
     reads: frozenset[str]
     """Fields that its acts and conditions may read before they are surely written."""
     writes: frozenset[str]
@@ -281,7 +282,8 @@ class Graph(Act):
         steps: list[Act] = []
         act: Act | None = self.entry
         while act is not None:
-            if not act.is_simple or act.name not in self.straight or len(steps) == _SIMPLE:
+            is_simple = act.is_simple_within_limits and act.name in self.straight
+            if not is_simple or len(steps) == _SIMPLE:
                 return ()
             steps.append(act)
             act = self.straight[act.name]

@@ -20,6 +20,7 @@ once, or it waits:
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
 - ``scheduler``: the scheduler in front of the gates, with fair shares.
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
+- ``passes``: what a child takes of open limits at which nobody waits, past a request.
 - ``accounts``: what was spent of budgets, and what is set aside for attempts under way.
 - ``timers``: one timer for all gates that open at a known time.
 - ``meters``: the arithmetic of rates.

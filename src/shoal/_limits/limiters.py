@@ -126,6 +126,11 @@ class Limiter:
             # Without a key there is one gate for each part, and it is never dropped. Once each,
             # because `&` may have joined an object with itself.
             self.same = tuple(dict.fromkeys(gates.the_one() for gates in self.parts))
+        self.passing: tuple[Gate, ...] | None = self.same
+        """The same, if nothing but open gates is asked by any part; see ``passes``."""
+        if any(gates.asks_more for gates in self.parts):
+            self.passing = None
+        self._scheduler.changes += 1
         if any(gates.part.waiting is not None for gates in self.parts):
             self._scheduler.bounds_waiting = True
         self.has_shares: bool = any(gates.part.share is not None for gates in self.parts)
@@ -330,6 +335,22 @@ class PartGates:
 
     def _must_be_shut(self, key: Hashable) -> bool:
         return self._is_shut or (bool(self._shut_keys) and str(key) in self._shut_keys)
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether a start needs more than an open gate, apart from keys, costs and budgets.
+
+        A policy is told of it, its run is counted in line, a share has a turn, or others keep the
+        rate.
+        """
+        part = self.part
+        return (
+            part.adapt is not None
+            or part.share is not None
+            or part.waiting is not None
+            or not (part.rate is None or isinstance(part.rate, Rate))
+            or any(gate.line is not None for gate in self.gates.values())
+        )
 
     def the_one(self) -> Gate:
         """Return the only gate of a part without ``by=``, creating it on first use."""

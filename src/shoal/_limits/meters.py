@@ -64,7 +64,10 @@ class Meter:
 
     def opens_at(self, cost: float) -> float:
         """Return when ``cost`` units may pass."""
-        return self.tat + (cost - self.burst) * self.interval
+        # As `tat`, without a call for each start.
+        marks = self._marks
+        tat = marks[0][1] + self._added if marks else -math.inf
+        return tat + (cost - self.burst) * self.interval
 
     def take(self, now: float, cost: float, credit: float = 0.0) -> None:
         """Charge ``cost`` units that pass now, and could have passed ``credit`` seconds earlier."""

@@ -314,6 +314,7 @@ class AttemptPermit(PermitRequest):
         worker: Gate | None = None,
         keeps_worker: bool = True,
         flow: Flow | None = None,
+        taken_at: float | None = None,
     ) -> None:
         """Enter the scheduler: granted at once if there is room, else waiting.
 
@@ -329,6 +330,7 @@ class AttemptPermit(PermitRequest):
             worker: The gate of the workers, if the attempt runs in one.
             keeps_worker: Whether the worker can do nothing else while the attempt's children run.
             flow: Where it takes turns; None: where everything without a priority or share does.
+            taken_at: When the gates were charged, if they count the attempt already.
         """
         if worker is not None and not keeps_worker:
             needed, worker = (*needed, worker), None
@@ -364,7 +366,11 @@ class AttemptPermit(PermitRequest):
             self.costs = None if costs is None else (*costs, 1.0)
         if slot is not None and not slot.is_held:
             self._include(slot)
-        scheduler.enter(self)
+        if taken_at is None:
+            scheduler.enter(self)
+        else:
+            self.granted = self.paid = True
+            self.taken_at = taken_at
         # The callback is for a grant after a wait, and there was none.
         if self.granted:
             self._notify = None

@@ -25,7 +25,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import count
 from random import random
 from typing import final
 
@@ -56,14 +55,15 @@ class FairScheduler:
 
     __slots__ = (
         "_timers",
-        "_arrivals",
         "_classes",
         "_judgement",
         "_soon",
         "_unjudged",
         "_budgets",
         "_clients",
+        "arrivals",
         "bounds_waiting",
+        "changes",
         "clock",
         "costs",
         "first_flow",
@@ -99,7 +99,10 @@ class FairScheduler:
         """What was charged at limits with ``cost=``, by all executions."""
         self.bounds_waiting: bool = False
         """Whether any limit has ``waiting=``. Set by ``Limiters``, and never unset."""
-        self._arrivals: count[int] = count()
+        self.changes: int = 0
+        """Counts the changes of limits. Set by ``Limiter``, for what is derived from its gates."""
+        self.arrivals: int = 0
+        """Counts the requests that have begun to wait. Set here alone."""
         self.first_flow: Flow = Flow(weight=WEIGHTS["normal"], is_first=True)
         """Where everything without a priority or a share takes turns."""
         # Empty until a run has a priority: until then `first_flow` is all there is.
@@ -174,7 +177,8 @@ class FairScheduler:
         unit = request.unit
         if unit is not None:
             request.due = wait_queue.flow.join(unit, is_returning=request.is_returning)
-        wait_queue.requests[request] = next(self._arrivals)
+        wait_queue.requests[request] = self.arrivals
+        self.arrivals += 1
         request.wait_queue = wait_queue
         if self.bounds_waiting and unit is not None:
             for line in _lines(request):

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
+from shoal._engine.config import RunConfig
 from shoal._engine.disposition import LIVE
 from shoal._engine.hedged import Hedging
+from shoal._engine.permits import passes_of
 from shoal._engine.publish import publish_waiting
 from shoal._engine.run import Run
 from shoal._errors.exceptions import BudgetExceeded
@@ -48,6 +50,7 @@ class ChildAdmission:
 
     __slots__ = (
         "_ahead",
+        "_arrivals",
         "_below",
         "_budget",
         "_copies",
@@ -112,6 +115,8 @@ class ChildAdmission:
             limits.of_attempts,
         )
         self._scheduler = controller.scheduler
+        # At the last commit: requests that had begun to wait by then, in the whole runtime.
+        self._arrivals: int = controller.scheduler.arrivals
         self._limiters: tuple[Limiter, ...] = ()  # the fan-out's own, if it has any
         if of_starts is not None:
             self._limiters = (controller.limiter(owner, of_starts, among),)
@@ -284,10 +289,11 @@ class ChildAdmission:
         # Before the child runs: its permits find their places through this.
         config.in_flight = self._in_flight
         if self._scopes is not None:
-            config.scopes, config.scopes_below = self._scopes, self._below
-            config.is_governed = True
-            config.may_call_simply = config.walks_simply = False
+            self._limit_attempts(config)
         if not (self._governs_all or config.is_limited):
+            self.place.used += 1
+            return True
+        if config.walks_simply and self._lets_pass(child, config):
             self.place.used += 1
             return True
         permit = self._requests.for_child(child, partial(self._on_granted, child))
@@ -306,6 +312,24 @@ class ChildAdmission:
             self._unpublished.append((child, permit))
         return False
 
+    def _limit_attempts(self, config: RunConfig) -> None:
+        """Add the limits of the fan-out that count attempts to what its children have in common."""
+        assert self._scopes is not None, "the caller has looked"
+        config.scopes, config.scopes_below = self._scopes, self._below
+        config.is_governed, config.may_call_simply = True, False
+        config.is_limited_simply = config.walks_simply
+
+    def _lets_pass(self, child: Run, config: RunConfig) -> bool:
+        """Let ``child`` take what it needs besides its place, past a request, if all is open."""
+        place = self.place
+        # A policy wants to know when the child has had its place, and others may wait for one.
+        if place.posted or place.adapt is not None or config.entry is None:
+            return False
+        if not (child.pending is child.retries is child.resume is child.questions is None):
+            return False  # it may continue elsewhere
+        passes = config.passes or passes_of(config, self._limiters)
+        return passes.take(child, config.entry.name, starts=True)
+
     def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
         """Start ``child`` with a permit that fails its first attempt."""
         permits = child.permits
@@ -321,7 +345,9 @@ class ChildAdmission:
         Raises:
             Exception: A user's policy that adapts limits raised it.
         """
-        permits = child.permits
+        permits, passes = child.permits, child.config.passes
+        if child.passed is not None and passes is not None:
+            passes.end(child, refunds=not child.began)
         if permits is None:
             return
         if (
@@ -333,6 +359,21 @@ class ChildAdmission:
             # Before the policies see it: a child ends in flight, whether or not there is room.
             permits.slot.resume()
             self._scheduler.adapt(permits.slot, child.error)
+
+    def may_give_early(self, child: Run) -> bool:
+        """Whether ``child``, which has ended, may give its place to another before its commit.
+
+        Not if anything has begun to wait for a limit since the last commit, and the child had to
+        pass one: what waits has only a few requests in line at once, and each of the next ones
+        comes when the loop has gone round. See
+        test_a_big_fan_out_does_not_starve_a_later_small_one.
+        """
+        permits, scheduler = child.permits, self._scheduler
+        if permits is not None and permits.slot is not None:
+            return False
+        return child.config.passes is None or (
+            self._arrivals == scheduler.arrivals and not scheduler.wait_queues
+        )
 
     def give_place_early(self, more: int) -> None:
         """Release the place of a child that has ended and holds no slot, before its commit.
@@ -352,6 +393,7 @@ class ChildAdmission:
     def committed(self, children: Sequence[Run]) -> None:
         """Release the in-flight slots of ``children``, whose ends the parent has committed."""
         in_flight, place = self._in_flight, self.place
+        self._arrivals = self._scheduler.arrivals
         places = 0
         for child in children:
             permits = child.permits
@@ -482,9 +524,7 @@ class ChildAdmission:
         config = child.config
         config.in_flight = self._in_flight
         if self._scopes is not None:
-            config.scopes, config.scopes_below = self._scopes, self._below
-            config.is_governed = True
-            config.may_call_simply = config.walks_simply = False
+            self._limit_attempts(config)
         child.permits = permits
         return True
 

@@ -633,7 +633,8 @@ class ChildTaskGroup:
     def _leave(self, child: Run) -> None:
         try:
             try:
-                if child.permits is not None:  # most children hold none: saves a call for each
+                # Most children hold nothing: saves a call for each.
+                if child.permits is not None or child.passed is not None:
                     self._admission.ended(child)
             finally:
                 if self._breaker is not None:
@@ -649,7 +650,9 @@ class ChildTaskGroup:
             if child.status in self._decisive:
                 self._is_held = True
             self.inbox.append(child)
-            if self._gives_early and (child.permits is None or child.permits.slot is None):
+            # Most children hold nothing: saves a call for each.
+            is_free = child.permits is None and child.config.passes is None
+            if self._gives_early and (is_free or self._admission.may_give_early(child)):
                 self._admission.give_place_early(UNCOMMITTED)
             self.scope.wake()
 

@@ -1,0 +1,221 @@
+"""Passes: what a child takes of limits that are open, where nobody waits, past a request for it.
+
+A request is an object that can wait, be refused, returned and taken up again. Most requests are
+granted at once and do none of that. Where the gates of a child or an attempt are all known, open
+and free of others that wait, its units are taken at once, and one small object says what was taken.
+
+Invariants:
+- A pass takes what the request would have been granted in that moment, and nothing else: all gates
+  in one moment, and never where a request would have waited.
+- Nobody that waits is passed: not at a gate where anything is posted.
+- What was taken is given back once, on every way out. ``Run.passed`` says what that is.
+- A pass can become the permits of a request at any time, for all that a pass can't do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol, final
+
+from shoal._concurrency.cancellation import ki_protected
+
+from .gates import FairShare, Gate
+from .limiters import Limiter, Limiters
+from .limits import Limits
+from .scheduler import FairScheduler
+
+
+@final
+class Pass:
+    """What one run has taken past its requests, and not given back."""
+
+    __slots__ = ("gates", "own", "taken_at")
+
+    def __init__(
+        self, gates: tuple[Gate, ...], own: tuple[Gate, ...] = (), taken_at: float = -math.inf
+    ) -> None:
+        """Note what was taken.
+
+        Args:
+            gates: Of the attempt: they count it until it ends.
+            own: Of the fan-out: they count the child until it ends.
+            taken_at: When rates were charged, if any was.
+        """
+        self.gates: tuple[Gate, ...] = gates
+        self.own: tuple[Gate, ...] = own
+        self.taken_at: float = taken_at
+
+
+class Passing(Protocol):
+    """What takes a pass: a run."""
+
+    passed: Pass | None
+    """What it has taken and not given back; None: nothing. Set by ``Passes``."""
+
+
+class Limited(Protocol):
+    """What an attempt calls: an action."""
+
+    name: str
+    limits: Limits | None
+    definition: object
+
+
+@final
+class Passes:
+    """The passes of all children of one kind: one act of one fan-out under way."""
+
+    __slots__ = (
+        "_acts",
+        "_changes",
+        "_gates",
+        "_limiters",
+        "_own",
+        "_ours",
+        "_scheduler",
+        "_scopes",
+        "_unit",
+    )
+
+    def __init__(
+        self,
+        scheduler: FairScheduler,
+        limiters: Limiters,
+        acts: Sequence[Limited],
+        *,
+        scopes: tuple[Limiter, ...],
+        own: tuple[Limiter, ...],
+        unit: FairShare,
+    ) -> None:
+        """Describe the children.
+
+        Args:
+            scheduler: Where requests wait.
+            limiters: The limiters of the runtime.
+            acts: What their attempts call.
+            scopes: The limiters of all their attempts.
+            own: The limiters that count their starts.
+            unit: Their execution.
+        """
+        self._scheduler = scheduler
+        self._limiters = limiters
+        self._acts = acts
+        self._scopes = scopes
+        self._own = own
+        self._unit = unit
+        self._changes: int = -1  # of the limits, when the gates below were looked up
+        # By the name of an act; it is missing where only a request will do.
+        self._gates: Mapping[str, tuple[Gate, ...]] = {}
+        self._ours: tuple[Gate, ...] | None = None  # the gates of `own`; None: as above
+
+    @ki_protected
+    def take(self, run: Passing, act: str, *, starts: bool = False) -> bool:
+        """Take what an attempt needs, and return True, if all is open.
+
+        Args:
+            run: The run, which holds nothing of an attempt.
+            act: The name of what the attempt calls.
+            starts: Whether the run starts with it: then it needs what its fan-out counts, too, but
+                for its place.
+        """
+        unit, scheduler = self._unit, self._scheduler
+        if scheduler.changes != self._changes:
+            self._look()
+        gates, own = self._gates.get(act), self._ours if starts else ()
+        if gates is None or own is None:
+            return False
+        # Where others wait, a grant counts as a turn of the flow of an execution that has one.
+        if scheduler.has_shares or (scheduler.wait_queues and unit.priority != "normal"):
+            return False
+        if unit.held_at is not None:
+            return False
+        now = -math.inf
+        needed = own + gates
+        for gate in needed:
+            if gate.posted or gate.used >= gate.slots or gate.is_shut:
+                return False
+            meter = gate.meter
+            if meter is None:
+                # Most were never paused, and their clock is not read.
+                if gate.paused_until > now and gate.paused_until > scheduler.clock():
+                    return False
+            else:
+                now = scheduler.clock() if now == -math.inf else now
+                if gate.paused_until > now or meter.opens_at(1.0) > now:
+                    return False
+        # From here on nothing raises.
+        for gate in needed:
+            gate.used += 1
+            meter = gate.meter
+            if meter is not None:
+                meter.take(now, 1.0)
+        passed = run.passed
+        if passed is not None:
+            passed.gates = gates  # of a further attempt
+        elif needed:
+            run.passed = Pass(gates, own, now)
+        return True
+
+    @ki_protected
+    def leave(self, run: Passing) -> None:
+        """Give back what an attempt has taken, if it has; what rates were charged stays."""
+        passed = run.passed
+        if passed is None:
+            return
+        gates = passed.gates
+        if passed.own:
+            passed.gates = ()
+        else:
+            run.passed = None
+        # All before any is granted on: what waits may need several.
+        for gate in gates:
+            gate.used -= 1
+        if self._scheduler.wait_queues:
+            self._scheduler.serve(*gates)
+
+    @ki_protected
+    def end(self, run: Passing, *, refunds: bool) -> None:
+        """Give back all that a child has taken and not given back.
+
+        Args:
+            run: The child.
+            refunds: Whether the rates of its attempt are given back, too, as it never began.
+        """
+        passed, run.passed = run.passed, None
+        if passed is None:
+            return
+        gates = passed.own
+        if passed.gates:  # it never began, or was interrupted
+            gates += passed.gates
+            for gate in passed.gates if refunds else ():
+                if gate.meter is not None:
+                    gate.meter.give_back(1.0, passed.taken_at)
+        for gate in gates:
+            gate.used -= 1
+        if self._scheduler.wait_queues:
+            self._scheduler.serve(*gates)
+
+    def _look(self) -> None:
+        """Look up the gates again, after limits have changed."""
+        self._changes = self._scheduler.changes
+        self._ours = _passing(self._own)
+        found: dict[str, tuple[Gate, ...]] = {}
+        for act in self._acts:
+            applying = self._limiters.of_attempt(self._scopes, act.definition, act.limits)
+            gates = _passing(applying)
+            if gates is not None:
+                found[act.name] = gates
+        self._gates = found
+        # Limiters that were made just now have counted as changes.
+        self._changes = self._scheduler.changes
+
+
+def _passing(limiters: Sequence[Limiter]) -> tuple[Gate, ...] | None:
+    """Return the gates of some limiters, each once; None: only a request will do."""
+    found: dict[Gate, None] = {}
+    for limiter in limiters:
+        if limiter.passing is None:
+            return None
+        found.update(dict.fromkeys(limiter.passing))
+    return tuple(found)
