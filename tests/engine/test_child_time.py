@@ -223,6 +223,20 @@ async def test_a_child_is_at_work_while_one_of_its_children_is():
     assert len(errors_of(result, "outer")) == 2
 
 
+async def test_a_child_is_at_work_again_when_its_children_have_ended():
+    @action(reads=["inner"], writes=["out"])
+    async def add_up(inner: list[float]) -> float:
+        await anyio.sleep(9)
+        return sum(inner)
+
+    inner = fan_out(sleeper(), over="elements", item="n", into="inner", name="inner", take="out")
+    both = Graph.chain(inner, add_up, name="both")
+    outer = many(both, Each(work_timeout=3), over="groups", item="elements", name="outer")
+    (error,) = errors_of(await Application(outer).run({"groups": [[1, 2]]}), "outer")
+    assert isinstance(error, StepTimeout)
+    assert anyio.current_time() == 3
+
+
 async def test_children_of_an_action_count_as_its_work():
     @action(reads=["n"], writes=["out"])
     async def spread(n: float, context: Context) -> None:

@@ -424,6 +424,38 @@ async def test_a_claim_that_is_never_answered_is_everybodys(seconds: float):
     hook.assert_paired()
 
 
+async def test_a_claim_is_not_cancelled_and_says_once_that_another_execution_has_died():
+    class Dies(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
+        claims = 0
+
+        async def claim(self, run_id: str, holder: str) -> bool:
+            self.claims += 1
+            await anyio.sleep(5)
+            return True
+
+    @action(writes=["out"])
+    async def work() -> None:
+        await anyio.sleep(20)
+
+    own, has_died = Dies(), list[tuple[float, bool]]()
+    async with no_leaks(), Runtime() as runtime:
+        run = await runtime.start(Application(work))
+        execution = run._run.config.execution  # pyright: ignore[reportPrivateUsage]
+
+        async def claim(after: float) -> None:
+            await anyio.sleep(after)
+            with anyio.move_on_after(1):
+                answer = await execution.claim(own, "a run")
+                has_died.append((anyio.current_time(), answer))
+
+        async with anyio.create_task_group() as tasks:
+            for after in (0, 0.5, 9):
+                tasks.start_soon(claim, after)
+        await run.result()
+    assert has_died == [(5, True), (5, False), (9, False)]
+    assert own.claims == 1
+
+
 class SlowToTell(MemoryStore):  # pyright: ignore[reportGeneralTypeIssues] # a test's own
     """A store that takes five seconds for each answer, from when it ``is_slow``."""
 

@@ -489,6 +489,21 @@ def test_executions_that_used_no_turn_ahead_are_forgotten():
 
 
 @pytest.mark.anyio
+async def test_a_share_may_be_by_a_field_that_a_graph_as_a_node_is_not_given():
+    @action(reads=["tenant"], writes=["mark"])
+    async def mark(tenant: str) -> str:
+        return tenant.upper()
+
+    @action(reads=["mark"], writes=["out"], limits=Limits(1, share=lambda state: state["tenant"]))
+    async def call(mark: str) -> str:
+        return mark
+
+    child = Graph.chain(mark, Graph.chain(call, name="node"), name="child")
+    step = fan_out(child, over="tenants", item="tenant", take="out", into="out")
+    assert (await Application(step).run({"tenants": ["a", "b"]})).state["out"] == ["A", "B"]
+
+
+@pytest.mark.anyio
 async def test_a_share_is_no_secret():
     act = noting([], Limits(1, share=lambda s: s["token"]))
     app = Application(Graph.chain(act, reads_token), secret={"token"})
