@@ -6,16 +6,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 from fastapi import FastAPI
 
-from shoal import Application, Limits, MemoryStore, Runtime, action, fan_out
+from shoal import (
+    Application,
+    Graph,
+    Limits,
+    MemoryStore,
+    Result,
+    Runtime,
+    action,
+    fan_out,
+    first_item,
+    race,
+)
+from shoal.events import RunEnded, RunStarted
 from shoal.fastapi import _events, _feed
-from shoal.testing import no_leaks
+from shoal.testing import RecordingHook, no_leaks
 from tests.fastapi.inside import client_of, service_of
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +117,42 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def at_once(data: bytes) -> None:
     """Take what is sent."""
+
+
+async def test_children_steps_and_leaders_are_told_of_in_short():
+    """With how a child has ended, and why; not with its value, which is in the update."""
+
+    @action(reads=["item"], writes=["out"])
+    async def fails(item: int) -> str:
+        if item == 2:
+            raise ConnectionError("down")
+        return f"page {item}"
+
+    @action(writes=["text"])
+    async def streams() -> AsyncIterator[str | Result[str]]:
+        await anyio.sleep(1)  # both have begun
+        yield "a"
+        await anyio.sleep(1)
+        yield Result("a")
+
+    hook = RecordingHook()
+    models = [streams.bind(name="one"), streams.bind(name="two")]
+    streamed = race(*models, into="text", until=first_item(), name="best")
+    mapped = fan_out(fails, over="items", item="item", into="outs", on_error="collect", name="map")
+    app = Application(Graph.chain(streamed, mapped, name="all"), hooks=[hook])
+    await app.run({"items": [1, 2]}, id="r")
+    root = [event for event in hook.events if event.run_id == "r"]
+    encoded = [event for event in root if not isinstance(event, (RunStarted, RunEnded))]
+    told = [*map(json.loads, (_feed._encoded(event).split(b"data: ")[1] for event in encoded))]
+    (leads,) = (one for one in told if "leader" in one)
+    assert (leads["step"], leads["act"], leads["reason"]) == ("best", "one", "")
+    ends = [one for one in told if one.get("status") not in (None, "running") and "act" in one]
+    best = {one["act"]: one["status"] for one in ends if one["step"] == "best"}
+    assert best == {"one": "succeeded", "two": "cancelled"}
+    assert [(one["key"], one["status"], one["reason"]) for one in ends[2:]] == [
+        (0, "succeeded", ""),
+        (1, "failed", "ConnectionError: down"),
+    ]
 
 
 @pytest.mark.parametrize("many", [1, 10, 100])

@@ -595,6 +595,25 @@ def test_a_fork_and_a_run_whose_failures_were_retried():
     assert replay(app, store, "r").is_complete
 
 
+def test_a_fork_behind_a_step_goes_on_there():
+    """What came before the fork is in its first state, and its steps are not executed again."""
+
+    @action(reads=["q"], writes=["q"], name="more")
+    async def more(q: int) -> int:
+        return q + 1
+
+    loop = Graph((more, more, when(lambda q: q < 3)), (more, asking("last", 1)))
+    app = Application(loop, name="app")
+    store = recorded(app, {"q": 0})[0]
+    run_virtual(lambda: app.fork("r", number=2, id="f"))
+    replayed = replay(app, store, "f")
+    assert (replayed.is_complete, replayed.served) == (True, 2)
+    shorter = Graph((more, more, when(lambda q: q < 2)), (more, asking("last", 1)))
+    with pytest.raises(ReplayDiffers) as raised:
+        replay(Application(shorter, name="app"), store, "f")
+    assert raised.value.difference.kind == "edge"
+
+
 def test_secrets_are_not_recorded_and_stand_in_by_their_names():
     seen: list[str] = []
 

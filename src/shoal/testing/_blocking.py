@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import monotonic, sleep
+from traceback import FrameSummary, StackSummary
 from types import FrameType
 from typing import final
 
@@ -115,7 +116,8 @@ class _Watch:
     def begin(self) -> None:
         self._began_at = monotonic()
         # Not a `threading.Thread`: starting and joining one blocks this thread, and virtual time
-        # would wait for it. This one calls nobody, and ends by itself a moment after the block.
+        # would wait for it. This one calls nobody, and ends by itself a moment after the block. A
+        # coverage tool doesn't trace it.
         start_new_thread(self._look, ())
 
     def end(self) -> None:
@@ -124,7 +126,7 @@ class _Watch:
     def on_step(self) -> None:
         self._began_at = monotonic()
 
-    def _look(self) -> None:
+    def _look(self) -> None:  # pragma: no cover # in a bare thread
         while not self._is_over:
             sleep(self._longest / _LOOKS)
             began_at, now = self._began_at, monotonic()
@@ -143,7 +145,7 @@ class _Watch:
                 stack=printed(_behind(stack), indent="    ") if known is None else known.stack,
             )
 
-    def _task_at(self, frame: FrameType | None) -> str:
+    def _task_at(self, frame: FrameType | None) -> str:  # pragma: no cover # in a bare thread
         """Return the name of the task that is at work."""
         if self._loop is not None:
             task = asyncio.current_task(self._loop)
@@ -155,7 +157,7 @@ class _Watch:
         return ""
 
 
-def _waits(innermost: traceback.FrameSummary) -> bool:
+def _waits(innermost: FrameSummary) -> bool:  # pragma: no cover # in a bare thread
     """Return whether the loop itself waits for the next event."""
     name, file = innermost.name, innermost.filename.replace("\\", "/")
     return (name == "select" and file.endswith("/selectors.py")) or (
@@ -163,7 +165,7 @@ def _waits(innermost: traceback.FrameSummary) -> bool:
     )
 
 
-def _behind(stack: traceback.StackSummary) -> traceback.StackSummary:
+def _behind(stack: StackSummary) -> StackSummary:  # pragma: no cover # in a bare thread
     """Return the frames that the loop has called, without its own."""
     machinery = ("/asyncio/", "/anyio/", "/trio/")
     own = [
@@ -172,4 +174,4 @@ def _behind(stack: traceback.StackSummary) -> traceback.StackSummary:
         if any(part in frame.filename.replace("\\", "/") for part in machinery)
     ]
     start = own[-1] + 1 if own else 0
-    return traceback.StackSummary.from_list(stack[start:] or stack[-1:])
+    return StackSummary.from_list(stack[start:] or stack[-1:])
