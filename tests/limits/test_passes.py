@@ -339,13 +339,15 @@ async def test_limits_that_ask_more_than_an_open_gate_are_requested(
 
 
 def test_a_pass_that_is_given_back_twice_is_given_back_once(monkeypatch: pytest.MonkeyPatch):
-    leave = Passes.leave
+    def twice(leave: Callable[[Passes, Any], None]) -> Callable[[Passes, Any], None]:
+        def left(self: Passes, run: Any) -> None:
+            leave(self, run)
+            leave(self, run)
 
-    def twice(self: Passes, run: Any) -> None:
-        leave(self, run)
-        leave(self, run)
+        return left
 
-    monkeypatch.setattr(Passes, "leave", twice)
+    monkeypatch.setattr(Passes, "leave", twice(Passes.leave))
+    monkeypatch.setattr(Passes, "leave_last", twice(Passes.leave_last))
 
     async def main() -> None:
         async with Runtime() as runtime:

@@ -210,7 +210,10 @@ async def walk_simply(run: Run) -> None:
                     change = Change(None, {act.only_write: result})
         finally:
             if passes is not None:
-                passes.leave(run)
+                if act is last:
+                    passes.leave_last(run)
+                else:
+                    passes.leave(run)
         if hooks.failures:
             raise hooks.failures[0]
         if act is last:

@@ -25,6 +25,12 @@ from .limiters import Limiter, Limiters
 from .limits import Limits
 from .scheduler import FairScheduler
 
+START = ""
+"""Stands for the first act of a child, together with what its fan-out counts: no act's name."""
+
+_Needs = tuple[tuple[Gate, ...], tuple[Gate, ...], tuple[Gate, ...]]
+"""All gates that are needed, and the parts of these: the fan-out's own, and the attempt's."""
+
 
 @final
 class Pass:
@@ -72,7 +78,6 @@ class Passes:
         "_gates",
         "_limiters",
         "_own",
-        "_ours",
         "_scheduler",
         "_scopes",
         "_unit",
@@ -106,32 +111,31 @@ class Passes:
         self._unit = unit
         self._changes: int = -1  # of the limits, when the gates below were looked up
         # By the name of an act; it is missing where only a request will do.
-        self._gates: Mapping[str, tuple[Gate, ...]] = {}
-        self._ours: tuple[Gate, ...] | None = None  # the gates of `own`; None: as above
+        self._gates: Mapping[str, _Needs] = {}
 
+    # By position alone: Python 3.13 doesn't specialize calls with names.
     @ki_protected
-    def take(self, run: Passing, act: str, *, starts: bool = False) -> bool:
+    def take(self, run: Passing, act: str) -> bool:
         """Take what an attempt needs, and return True, if all is open.
 
         Args:
             run: The run, which holds nothing of an attempt.
-            act: The name of what the attempt calls.
-            starts: Whether the run starts with it: then it needs what its fan-out counts, too, but
+            act: The name of what the attempt calls; ``START``: what the child needs to start, but
                 for its place.
         """
         unit, scheduler = self._unit, self._scheduler
         if scheduler.changes != self._changes:
             self._look()
-        gates, own = self._gates.get(act), self._ours if starts else ()
-        if gates is None or own is None:
+        found = self._gates.get(act)
+        if found is None:
             return False
+        needed, own, gates = found
         # Where others wait, a grant counts as a turn of the flow of an execution that has one.
         if scheduler.has_shares or (scheduler.wait_queues and unit.priority != "normal"):
             return False
         if unit.held_at is not None:
             return False
         now = -math.inf
-        needed = own + gates
         for gate in needed:
             if gate.posted or gate.used >= gate.slots or gate.is_shut:
                 return False
@@ -175,39 +179,44 @@ class Passes:
             self._scheduler.serve(*gates)
 
     @ki_protected
-    def end(self, run: Passing, *, refunds: bool) -> None:
-        """Give back all that a child has taken and not given back.
-
-        Args:
-            run: The child.
-            refunds: Whether the rates of its attempt are given back, too, as it never began.
-        """
+    def leave_last(self, run: Passing) -> None:
+        """Give back all that the last attempt of a child has taken, and the child: it ends."""
         passed, run.passed = run.passed, None
         if passed is None:
             return
-        gates = passed.own
-        if passed.gates:  # it never began, or was interrupted
-            gates += passed.gates
-            for gate in passed.gates if refunds else ():
-                if gate.meter is not None:
-                    gate.meter.give_back(1.0, passed.taken_at)
+        gates = passed.own + passed.gates if passed.own else passed.gates
         for gate in gates:
             gate.used -= 1
         if self._scheduler.wait_queues:
             self._scheduler.serve(*gates)
 
+    @ki_protected
+    def end(self, run: Passing, *, refunds: bool) -> None:
+        """Give back what a child has taken that ends before its last attempt has.
+
+        Args:
+            run: The child.
+            refunds: Whether the rates of its attempt are given back, too, as it never began.
+        """
+        passed = run.passed
+        if passed is not None and refunds:
+            for gate in passed.gates:
+                if gate.meter is not None:
+                    gate.meter.give_back(1.0, passed.taken_at)
+        self.leave_last(run)
+
     def _look(self) -> None:
         """Look up the gates again, after limits have changed."""
-        self._changes = self._scheduler.changes
-        self._ours = _passing(self._own)
-        found: dict[str, tuple[Gate, ...]] = {}
+        own, found = _passing(self._own), dict[str, _Needs]()
         for act in self._acts:
-            applying = self._limiters.of_attempt(self._scopes, act.definition, act.limits)
-            gates = _passing(applying)
-            if gates is not None:
-                found[act.name] = gates
+            gates = _passing(self._limiters.of_attempt(self._scopes, act.definition, act.limits))
+            if gates is None:
+                continue
+            found[act.name] = gates, (), gates
+            if act is self._acts[0] and own is not None:
+                found[START] = (*own, *gates), own, gates
         self._gates = found
-        # Limiters that were made just now have counted as changes.
+        # Only now: limiters that were made for this have counted as changes.
         self._changes = self._scheduler.changes
 
 

@@ -36,6 +36,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
+from shoal._limits.passes import START
 from shoal._limits.permits import AttemptPermit, InFlight
 
 from .ahead import ReadAhead
@@ -323,12 +324,12 @@ class ChildAdmission:
         """Let ``child`` take what it needs besides its place, past a request, if all is open."""
         place = self.place
         # A policy wants to know when the child has had its place, and others may wait for one.
-        if place.posted or place.adapt is not None or config.entry is None:
+        if place.posted or place.adapt is not None:
             return False
         if not (child.pending is child.retries is child.resume is child.questions is None):
             return False  # it may continue elsewhere
         passes = config.passes or passes_of(config, self._limiters)
-        return passes.take(child, config.entry.name, starts=True)
+        return passes.take(child, START)
 
     def _start_refused(self, child: Run, permit: AttemptPermit, refusal: Exception) -> None:
         """Start ``child`` with a permit that fails its first attempt."""
