@@ -609,3 +609,17 @@ def test_n_appends_and_puts_to_a_state_share_structure():
     assert last["by"]._journal is first["by"]._journal
     assert last["log"] == ["there", *range(1_000)]
     assert state == {"log": ["there"], "by": {"there": 0}}
+
+
+def test_a_state_without_a_model_looks_for_no_attribute_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Each miss would make an error and its message, for each update of each child."""
+
+    def miss(self: State, name: str) -> object:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(State, "__getattr__", miss, raising=False)
+    state = State(a=1).update(a=2).increment(a=1)
+    assert state.data == {"a": 3}
+    assert make_state({"a": 3}).update(b=4) == {"a": 3, "b": 4}

@@ -498,9 +498,11 @@ async def call_simply(run: Run, action: Any) -> Change:
         later = error
     if later is not None:  # outside of `except`, as in `_call`
         return await call_admitted(run, action, later=later)
+    if base is not None:
+        return checked_result(action, base, result)
     field = action.only_write
-    if base is not None or field is None or isinstance(result, TO_CHECK):
-        return checked_result(action, base, cast("object", result))
+    if field is None or isinstance(result, TO_CHECK):
+        return checked_result(action, None, cast("object", result))
     return Change(None, {field: result})  # as most actions end
 
 

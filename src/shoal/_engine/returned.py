@@ -21,7 +21,7 @@ def checked_result(
     if isinstance(result, MISTAKES):
         refuse_mistake(action.name, cast("object", result))
     if base is not None:
-        return change_between(base, result, f"action {action.name!r}")
+        return change_between(base, result, "action", action.name)
     return written(action, result)
 
 

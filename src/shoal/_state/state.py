@@ -188,7 +188,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
 
     if TYPE_CHECKING:  # at run time they would be looked up in the module that __module__ names
         _data: Mapping[str, object]
-        _model: Model[S]  # unset unless the state's application has a model
+        _model: Model[S] | None  # None unless the state's application has a model
         # None: a state outside of actions, which may read and write every field.
         _access: FieldAccess | None
         # None: a base, on which no operation was done.
@@ -216,8 +216,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         for name in data:
             _check_name(name)
         self._data = boxed(data, _secret_names(secret, data)) if secret else data
-        self._access = None
-        self._derivation = None
+        self._access = self._derivation = self._model = None
 
     if not TYPE_CHECKING:  # type checkers would take any attribute to exist
 
@@ -373,9 +372,7 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
         before = self._derivation
         base = self if before is None else before.base
         derived = make_state(data, access, _Derivation(base, operation, before))
-        model = getattr(self, "_model", None)
-        if model is not None:
-            derived._model = model
+        derived._model = self._model
         return derived
 
     # -- reading ------------------------------------------------------------------------------
@@ -429,10 +426,10 @@ class State(HasPlainForm, Mapping[str, Any], Generic[S]):
                 f"of it; read its fields: state[...]"
             )
             raise StateError(msg)
-        model = getattr(self, "_model", None)
+        model = self._model
         if model is None:
             return cast("S", to_plain(without_secrets(held(self))))
-        return cast("S", model.build(self._data))
+        return model.build(self._data)
 
     def to_plain(self) -> dict[str, Any]:
         """Copy the state into what ``json.dumps`` writes: dicts, lists, strings, numbers.
@@ -456,6 +453,7 @@ def make_state(
     state._data = data
     state._access = access
     state._derivation = derivation
+    state._model = None  # set also if there is none: each miss would call `State.__getattr__`
     return state
 
 
@@ -514,13 +512,14 @@ class Change:
 NO_CHANGE = Change((), {})
 
 
-def change_between(base: State, result: object, subject: str) -> Change:
-    """Return the change that led from ``base`` to ``result``.
+def change_between(base: State, result: object, subject: str, name: str = "") -> Change:
+    """Return the change that led from ``base`` to ``result``, which ``subject`` has returned.
 
     Raises:
         BadResult: ``result`` is not a State made from ``base``.
     """
     if not isinstance(result, State):
+        subject = f"{subject} {name!r}" if name else subject  # only for messages
         refuse_awaitable(result, subject)
         hint = "return state.update(...), or the state as it was"
         if isinstance(result, tuple) and State in map(type, cast("Sequence[object]", result)):
@@ -535,6 +534,7 @@ def change_between(base: State, result: object, subject: str) -> Change:
     # Compared by identity: an equal state made elsewhere has no operations to save.
     link = result._derivation
     if link is None or link.base is not base:
+        subject = f"{subject} {name!r}" if name else subject
         msg = (
             f"{subject} returned a State that was not made from the one it was given, so its "
             "changes can't be known: return state.update(...) of the state passed in"
