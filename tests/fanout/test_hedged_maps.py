@@ -658,16 +658,21 @@ async def test_children_of_its_own_are_started_by_the_attempt_and_never_by_a_cop
 
 @pytest.mark.parametrize("slow", ["attempt", "copy"])
 async def test_questions_are_asked_by_the_attempt_and_never_by_a_copy(slow: str):
-    calls = Counter[int]()
+    calls, failures = Counter[int](), list[Exception]()
 
     @action(reads=["n"], writes=["out"])
     async def asks(n: int, context: Context) -> Any:
         calls[n] += 1
         await anyio.sleep(2 if (calls[n] == 1) == (slow == "copy") else 5)
-        return await context.ask("go on?")
+        try:
+            return await context.ask("go on?")
+        except Exception as error:
+            failures.append(error)
+            raise
 
     app = Application(mapped(asks), store=MemoryStore())
     result = await app.run({"ns": [1]}, id="a")
+    assert failures == [], "a copy is cancelled where it asks"
     assert result.status == "halted"
     assert len(result.questions) == 1
     result = await app.run(id="a", answers={"go on?": "yes"})

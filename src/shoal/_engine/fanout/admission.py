@@ -452,7 +452,6 @@ class ChildAdmission:
             permits = child.permits
             assert permits is not None, "a child that waits has asked for a permit"
             permit = self._waiting.pop(child, None) or permits.first_permit
-            permits.first_permit = None
             if permit is not None:
                 permit.cancel()
             self._in_flight.release(permits, refunds=True)
