@@ -30,6 +30,7 @@ Mark = Literal[
     "permit",  # a method of an `AttemptPermit`
     "relay",  # resumes the coroutine in its local variable `coroutine`
     "store",
+    "walk",  # called by `walk_simply`, which stands for an action, where more is needed
 ]
 
 _marked: dict[Callable[..., Any], Mark] = {

@@ -50,6 +50,7 @@ LAST_STEPS = 6
 
 
 @is_life_of("run")
+@stands_for("walk")
 async def walk(run: Run, at: Act | None = None) -> None:
     """Walk the graph of ``run`` to its end, from its entry or from where an attempt has failed.
 
