@@ -184,15 +184,16 @@ def judge(chosen: Sequence[Defect], selection: Selection, seconds: float) -> int
     noticed = 0
     try:
         for defect in chosen:
-            began, tried = monotonic(), 0
+            began, tried, rounds = monotonic(), 0, 0
             verdict = Verdict("survived")
             changed = {defect.module: defect.apply((SOURCE / defect.module).read_text())}
             for tests in selection.tests(defect):
                 if tests and verdict.ending == "survived":
-                    tried += len(tests)
+                    tried, rounds = tried + len(tests), rounds + 1
                     verdict = bench.judge(changed, tests, seconds=seconds)
-            # What can't even be imported is noticed at once.
-            is_noticed = verdict.is_noticed or verdict.ending == "unfit"
+            # What can't even be imported is noticed at once. If the first tests could be run, it is
+            # the others that don't go together.
+            is_noticed = verdict.is_noticed or (verdict.ending == "unfit" and rounds == 1)
             noticed += is_noticed
             how = verdict.ending if tried else "untested"
             if not is_noticed:
