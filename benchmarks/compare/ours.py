@@ -115,8 +115,13 @@ def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
         return Application(spread, **how)
 
     def mapped(act: Any, **how: Any) -> Program:
+        # Made in the first round and kept, as programs make theirs when they are imported.
+        kept: dict[int, Application] = {}
+
         def program(job: Job) -> object:
-            made = app(act, job, **how)
+            made = kept.get(job.limit)
+            if made is None:
+                made = kept[job.limit] = app(act, job, **how)
             return made.run_sync({"numbers": range(job.items)}, backend=job.backend).state["found"]
 
         return program
@@ -221,9 +226,13 @@ def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
     def one_run(job: Job) -> object:
         return anyio.run(runs, job, Application(double), backend=job.backend)
 
+    async def durable_runs(job: Job) -> int:
+        # The file stays open for all of them, as in a service.
+        async with SQLiteStore(job.folder / "runs.db") as store:
+            return await runs(job, Application(double, store=store, watch=False))
+
     def durable_run(job: Job) -> object:
-        made = Application(double, store=SQLiteStore(job.folder / "runs.db"), watch=False)
-        return anyio.run(runs, job, made, backend=job.backend)
+        return anyio.run(durable_runs, job, backend=job.backend)
 
     def meet(job: Job) -> object:
         meeting_place.started, meeting_place.wanted = 0, job.items

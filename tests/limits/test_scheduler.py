@@ -19,7 +19,10 @@ from shoal._limits.meters import CREDIT, MARKS, Meter
 from shoal._limits.permits import AttemptPermit, HeldPermits
 from shoal._limits.scheduler import FairScheduler
 
-TICK = 1 / 8  # times, intervals and costs are multiples of powers of 2: sums of them are exact
+TICK = 1 / 16
+"""Half a unit of the fastest rate: nothing is granted between two ticks, where the model would note
+it too late. Times, intervals and costs are multiples of powers of 2, so that their sums are exact.
+"""
 
 
 class Clock:
@@ -138,7 +141,7 @@ class Program:
         does = [self.come, self.come, self.come, self.leave, self.cancel, self.charge, self.pause]
         for _ in range(self.random.randrange(20, 120)):
             if self.random.random() < 0.4:
-                self.forward(self.random.randrange(1, 12))
+                self.forward(self.random.randrange(1, 24))
             else:
                 self.random.choice(does)()
                 self.settle()
@@ -208,7 +211,7 @@ class Program:
         those = [one for one in self.running if 2 in one.needed]
         if those:
             one = self.random.choice(those)
-            self.scheduler.pause(one.permit, self.clock.now + self.random.randrange(1, 24) * TICK)
+            self.scheduler.pause(one.permit, self.clock.now + self.random.randrange(1, 48) * TICK)
 
     def forward(self, ticks: int) -> None:
         for _ in range(ticks):

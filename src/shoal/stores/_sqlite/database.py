@@ -33,8 +33,8 @@ _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
 _own: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _OWN))
 _alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _ALIKE))
 # Numbers of rows that one statement inserts. Each size is another statement, which is prepared once
-# for each connection; so there are three, and any number of rows needs few statements.
-_AT_ONCE = (32, 8, 1)
+# for each connection; so these are few, and as many rows as a commit has need one or two of them.
+_AT_ONCE = (32, 16, 8, 4, 2, 1)
 
 _ENTRY = "INSERT INTO history (run, number, kind, step, data, at) VALUES (?, ?, ?, ?, ?, ?)"
 
