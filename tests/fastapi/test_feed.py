@@ -129,14 +129,14 @@ async def test_children_steps_and_leaders_are_told_of_in_short():
         return f"page {item}"
 
     @action(writes=["text"])
-    async def streams() -> AsyncIterator[str | Result[str]]:
-        await anyio.sleep(1)  # both have begun
+    async def streams(seconds: float) -> AsyncIterator[str | Result[str]]:
+        await anyio.sleep(seconds)  # both have begun
         yield "a"
         await anyio.sleep(1)
         yield Result("a")
 
     hook = RecordingHook()
-    models = [streams.bind(name="one"), streams.bind(name="two")]
+    models = [streams.bind(name="one", seconds=1.0), streams.bind(name="two", seconds=2.0)]
     streamed = race(*models, into="text", until=first_item(), name="best")
     mapped = fan_out(fails, over="items", item="item", into="outs", on_error="collect", name="map")
     app = Application(Graph.chain(streamed, mapped, name="all"), hooks=[hook])
