@@ -200,23 +200,21 @@ def _judge_decisions(world: World, seen: Mapping[str, Seen]) -> None:
     of a loop.
     """
     winners: dict[tuple[str, str], set[ChildName]] = {}
+    # Whose winner may fail, and whose result comes behind the decision.
+    is_by_item = world.program["until"] in ("first_item", "restart")
     for one in seen.values():
         open_ = dict[str, Decision]()
         for entry in one.history:
             match entry:
                 case Decision():
-                    breaks = ("first_item", "restart")  # whose winner may fail, and all begin anew
-                    if entry.step in open_ and world.program["until"] not in breaks:
+                    if entry.step in open_ and not is_by_item:
                         world.violate(f"{entry.step} of {one.path!r} was decided twice")
                     open_[entry.step] = entry
                     winners.setdefault((one.path.id, entry.step), set()).add(entry.winner)
                 case Completed():
                     open_.pop(entry.step, None)
-                case Update() if entry.step in open_:
-                    if open_[entry.step].reason.startswith("the first item"):
-                        continue  # the winner's result comes later
-                    if world.program["until"] not in ("first_item", "restart"):
-                        world.violate(f"{entry} of {one.path!r} came after the decision")
+                case Update() if entry.step in open_ and not is_by_item:
+                    world.violate(f"{entry} of {one.path!r} came after the decision")
                 case _:
                     pass
     for event in world.events:

@@ -278,6 +278,36 @@ async def test_one_that_fails_leaves_its_copy_alone():
     assert anyio.current_time() == 3
 
 
+@pytest.mark.parametrize("where", ["each", "action", "nowhere"])
+async def test_one_that_fails_does_not_wait_for_a_copy_that_has_not_begun(where: str):
+    """A retry begins as it does without a hedge, though no place is free for the copy."""
+
+    async def body(n: int, call: int) -> str:
+        await anyio.sleep(2 if n == 1 else 50 if call == 1 else 0.5)
+        if (n, call) == (1, 1):
+            raise ConnectionError(n)
+        return f"call {call}"
+
+    retry, hedge = Retry(2, on=ConnectionError, initial=1, jitter=0), Hedge(initial=1, budget=0.01)
+    calls, hook = Calls(body, retry=retry if where == "action" else None), RecordingHook()
+    each = Each(hedge=hedge, retry=retry if where == "each" else None)
+    step = mapped(calls.act, each=each, limits=Limits(2), on_error="collect", errors_into="failed")
+    async with no_leaks(), Runtime() as runtime:
+        result = await runtime.run(Application(step, hooks=[hook]), {"ns": [1, 2]})
+        (statistics,) = runtime.services.child_hedges[step.definition].values()
+    # What the first copy would have cost is the second one's, and so is the place.
+    assert events(hook) == [("2", "began"), ("2", True)]
+    began = {(1, 1): 0, (2, 1): 0, (2, 2): 2}
+    assert calls.began == (began if where == "nowhere" else {**began, (1, 2): 3})
+    assert statistics._tokens == pytest.approx(len(calls.began) * 0.01 - 0.01)
+    if where == "nowhere":
+        assert result.state["failed"]["1"].message == "1"
+        assert anyio.current_time() == 2.5
+    else:
+        assert result.state["out"] == {"1": "call 2", "2": "call 2"}
+        assert anyio.current_time() == 5
+
+
 @pytest.mark.parametrize("order", ["copy first", "copy last"])
 async def test_if_both_fail_the_failure_of_the_attempt_itself_counts(order: str):
     async def body(n: int, call: int) -> str:
@@ -347,6 +377,21 @@ async def test_one_that_is_put_off_is_not_late_meanwhile():
     result = await Application(mapped(calls.act), hooks=[hook]).run({"ns": [1]})
     assert result.state["out"] == {"1": "call 2"}
     assert not hook.of(HedgeStarted)
+
+
+async def test_a_copy_that_waits_is_dropped_where_its_attempt_is_put_off():
+    """It would begin although the attempt was told to come later. That one may be late again."""
+
+    async def body(n: int, call: int) -> str:
+        await anyio.sleep(5 if n == 2 else 2 if call == 1 else 3)
+        if (n, call) == (1, 1):
+            raise RetryLater(10)
+        return f"call {call}"
+
+    calls = Calls(body)
+    result = await Application(mapped(calls.act, limits=Limits(2))).run({"ns": [1, 2]})
+    assert result.state["out"] == {"1": "call 2", "2": "call 1"}
+    assert calls.began == {(1, 1): 0, (2, 1): 0, (2, 2): 2, (1, 2): 12, (1, 3): 13}
 
 
 async def test_a_copy_that_is_put_off_has_failed():

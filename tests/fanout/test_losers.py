@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shoal import (
     Graph,
     MemoryStore,
     NobodyAccepted,
+    Result,
     RunPath,
     Runtime,
     SQLiteStore,
@@ -30,6 +32,8 @@ from shoal import (
 from shoal.testing import no_leaks
 
 pytestmark = pytest.mark.anyio
+
+RESTART = first_item(on_break="restart")
 
 
 @action(reads=["q"], writes=["a"])
@@ -163,3 +167,34 @@ async def test_a_store_tells_losers_apart_from_failures(kind: str, tmp_path: Pat
             ("lost", 1, True),
         ]
         assert [one.lost for one in await store.failures(RunPath(run_id="b"))] == [False, False]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_winner_that_has_broken_off_has_beaten_nobody(kind: str, tmp_path: Path):
+    """Its failure, and those before its first item, are why the race is lost."""
+    store: Any = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "runs.db")
+
+    @action(reads=["q"], writes=["a"])
+    async def tell(q: str, seconds: float, breaks: bool) -> AsyncIterator[str | Result[str]]:
+        await anyio.sleep(seconds)
+        yield q
+        await anyio.sleep(0.5)
+        if breaks:
+            raise ConnectionError(q)
+        yield Result(q)
+
+    frail = tell.bind(name="frail", seconds=1, breaks=True)
+    sound = tell.bind(name="sound", seconds=2, breaks=False)
+    acts = [act("f", 0.1, "fails"), frail, sound]
+    async with Runtime(store=store) as runtime:
+        unwon = Application(race(*acts, into="a", name="race", until=first_item()))
+        with pytest.raises(NobodyAccepted):
+            await runtime.run(unwon, {"q": "x"}, id="unwon")
+        again = Application(race(*acts, into="a", name="race", until=RESTART))
+        await runtime.run(again, {"q": "x"}, id="again")
+        for run_id, lost in ("unwon", False), ("again", True):
+            path = RunPath(run_id=run_id)
+            found = await store.failures(path)
+            assert sorted((one.act, one.lost) for one in found) == [("f", lost), ("frail", lost)]
+            rows = await store.failed_rows(path)
+            assert sorted(row.path.act for row in rows) == ([] if lost else ["f", "frail"])

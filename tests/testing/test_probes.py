@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 import anyio
 import pytest
 
-from shoal import Application, Graph, MemoryStore, Result, Retry, action, fan_out, first_item, race
+from shoal import (
+    Application,
+    Each,
+    Graph,
+    MemoryStore,
+    Result,
+    Retry,
+    RunPath,
+    action,
+    fan_out,
+    first_item,
+    race,
+)
 from shoal.errors import UnknownRun
 from shoal.events import ChildName, Decision, Update
-from shoal.stores import Completed, QuestionAnswered, QuestionAsked, Rewound
+from shoal.stores import Completed, QuestionAnswered, QuestionAsked, Rewound, StepBegun
 from shoal.testing import (
     HANGS,
     After,
@@ -31,6 +44,7 @@ from shoal.testing import (
     no_blocking,
     no_leaks,
     run_virtual,
+    simulate,
 )
 
 from .blocking import hold_up
@@ -219,12 +233,19 @@ def test_memory_that_grows_is_found_with_the_line_that_takes_it():
 # -- histories -------------------------------------------------------------------------------------
 
 A, B = ChildName("a", ""), ChildName("b", "")
+FIRST, SECOND = Decision("s", A, (A,), ""), Decision("s", B, (B,), "")
+BY_ITEM = StepBegun("s", {"until": "first_item"})
 WRONG = {
     "is update 3, and comes after update 1": [Update(1, "s", ()), Update(3, "s", ())],
     "update 2 is of step 't', in step 's'": [Update(1, "s", ()), Update(2, "t", ())],
     "'t' is completed in step 's'": [Update(1, "s", ()), Completed("t", 1)],
     "'s' is completed at 2, after 1": [Update(1, "s", ()), Completed("s", 2)],
-    "'s' is decided twice in visit 0": [Decision("s", A, (A,), "")] * 2,
+    "'s' is decided twice in visit 0": [FIRST, FIRST],
+    "entry 4: 's' is decided twice in visit 0": [BY_ITEM, FIRST, Update(1, "s", ()), SECOND, FIRST],
+    "entry 3: 's' is decided twice in visit 0": [BY_ITEM, Update(1, "s", ()), FIRST, SECOND],
+    "entry 5: 's' is decided twice in visit 1": [
+        *(BY_ITEM, FIRST, Completed("s", 0), StepBegun("s", {"until": "first"}), FIRST, SECOND)
+    ],
     "is not among": [Decision("s", A, (B,), "")],
     "goes back into visit 0 of 's', which is new": [Rewound("s", 0)],
     "nothing restores its state": [Completed("s", 0), Rewound("s", 0)],
@@ -237,6 +258,50 @@ WRONG = {
 def test_a_history_that_no_run_has_is_refused(why: str):
     with pytest.raises(AssertionError, match=why):
         assert_well_formed(WRONG[why])
+
+
+@action(writes=["story"])
+async def speak(breaks: bool, seconds: float) -> AsyncGenerator[str | Result[str]]:
+    await anyio.sleep(seconds)
+    yield "an item"
+    await anyio.sleep(0.5)
+    if breaks:
+        raise ConnectionError
+    yield Result("a story")
+
+
+BREAKS = speak.bind(name="breaks", breaks=True, seconds=0)
+TELLS = speak.bind(name="tells", breaks=False, seconds=1)
+
+
+@pytest.mark.parametrize("again", ["restart", "retry"])
+def test_a_race_is_decided_again_where_its_winner_has_broken_off(again: str):
+    """Of a race that is decided by a result that can't be: see `WRONG`."""
+    until = first_item(on_break="restart" if again == "restart" else "fail")
+    speech = race(BREAKS, TELLS, into="story", until=until, name="speech")
+    retry = Retry(2, on=Exception, jitter=0)
+    around = fan_out(speech, over="ns", item="n", into="all", each=Each(retry=retry))
+    seen = dict[str, int]()
+
+    async def main() -> None:
+        store = MemoryStore()
+        with suppress(ExceptionGroup):
+            await Application(around, store=store).run({"ns": [1]}, id="r")
+        await assert_run_well_formed(store, "r")
+        (child,) = await store.children(RunPath(run_id="r"))
+        path = RunPath(parent=RunPath(run_id="r"), step=child.step, act=child.act, key=child.key)
+        history = await store.read(path)
+        assert_well_formed(history)
+        seen["decisions"] = sum(isinstance(one, Decision) for one in history)
+
+    run_virtual(main)
+    assert seen["decisions"] == 2
+
+
+def test_a_simulated_race_may_be_decided_again():
+    until = first_item(on_break="restart")
+    app = Application(race(BREAKS, TELLS, into="story", until=until), store=MemoryStore())
+    simulate(app, {}, seeds=2, faults=())
 
 
 @pytest.mark.anyio

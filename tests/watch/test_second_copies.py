@@ -17,6 +17,7 @@ from shoal import (
     Hedge,
     Limits,
     MemoryStore,
+    Retry,
     Runtime,
     SQLiteStore,
     action,
@@ -137,8 +138,10 @@ async def ask(n: int) -> int:
 
 
 @pytest.mark.anyio
-async def test_a_child_whose_copy_waits_when_its_attempt_has_failed_waits_like_it():
-    asked = fan_out(ask, over="ns", item="n", key=str, into="outs", each=each, name="asked")
+async def test_a_child_whose_attempt_has_failed_waits_for_its_retry_and_not_for_a_copy_that_waits():
+    retry = Retry(2, on=ConnectionError, initial=0.5, jitter=0)
+    retried = Each(hedge=each.hedge, retry=retry)
+    asked = fan_out(ask, over="ns", item="n", key=str, into="outs", each=retried, name="asked")
     async with no_leaks(), Runtime(watch=True) as runtime:
         handle = await runtime.start(Application(asked), {"ns": list(range(4))})
         await anyio.sleep(3)
@@ -146,6 +149,7 @@ async def test_a_child_whose_copy_waits_when_its_attempt_has_failed_waits_like_i
         assert report is not None
         one = report.longest[0]
         assert (one.path.key, one.step, one.doing, one.limit_key) == ("0", "ask", "key", "host")
+        assert one.attempt == 2
         assert await handle.wait_ended() == "succeeded"
         assert calls[0] == 2
 

@@ -8,6 +8,8 @@ Invariants:
   awaited to the end of its cleanup, before the step goes on. If both fail, the failure of the
   attempt itself counts, as if there had been no copy.
 - A cancellation of the attempt from outside ends both.
+- A copy that has not begun when the attempt ends or is put off never begins, since it would only
+  delay what comes next. It costs nothing.
 - Nothing of a copy is saved. So where an attempt is about to save something before it ends (it
   starts children, or asks a question), the copy is ended: see ``go_on_alone``.
 - A run that was at work in a crash, or in the death of a worker, has no copy.
@@ -97,6 +99,7 @@ class HedgedAttempt:
         "_change",
         "_context",
         "_copy",
+        "_copy_began",
         "_copy_began_at",
         "_copy_failure",
         "_copy_task",
@@ -137,7 +140,8 @@ class HedgedAttempt:
         self.due_after: float = 0.0
         """Seconds after which it was late; set when it is."""
         self._began_at = 0.0  # of the function, once all limits have admitted it
-        self._copy_began_at: float | None = None  # None: it has not begun
+        self._copy_began = False  # it has all that it needs; never unset
+        self._copy_began_at: float | None = None  # of its function; None: it was not called
         self._scopes: dict[Which, CancelScope] = {}  # of those that live
         self._items: dict[Which, Items] = {}  # of those whose action may give any
         # Set once, by the first that succeeds; the change is its.
@@ -195,9 +199,11 @@ class HedgedAttempt:
 
     def pause(self, run: Run) -> None:
         """Note that ``run`` waits before its function is called again."""
-        if run is self.run and self._ended is None:
-            # While it waits it isn't late, and a copy would be put off like it.
+        if run is self.run and not self._copy_began:
+            # While it waits it isn't late, and a copy would be put off like it; see
+            # test_a_copy_that_waits_is_dropped_where_its_attempt_is_put_off.
             self._hedging.forget(self)
+            self._cancel("copy")
 
     def has_items(self, run: Run, items: Items) -> None:
         """Let ``items`` claim the attempt with the first of them."""
@@ -352,6 +358,10 @@ class HedgedAttempt:
         run = self.run
         if self._ended is None or self._ended.is_set():
             return False
+        # It may wait for its limits for a long time, and a retry would wait with it; see
+        # test_one_that_fails_does_not_wait_for_a_copy_that_has_not_begun.
+        if not self._copy_began:
+            return False
         # A halted attempt waits for a person, and a doomed execution saves nothing more.
         return not (run.is_halting or run.config.execution.is_doomed) and (
             as_failure(failure) is not None
@@ -377,7 +387,6 @@ class HedgedAttempt:
     async def _live(self) -> None:
         """Make the one attempt of the copy. Raises nothing: the group would be cancelled."""
         copy = self._copy = _copy_of(self.run)
-        began = False
         permit: AttemptPermit | None = None
         try:
             with self._scopes["copy"]:
@@ -388,15 +397,15 @@ class HedgedAttempt:
                 execution = self.run.config.execution
                 if execution.hold.is_on or execution.drain.reason is not None:
                     return  # nothing begins any more, and the attempt itself goes on
-                began = True
+                self._copy_began = True
                 self._hedging.started(self)
                 await self._attempt(copy, permit)
         except BaseException as error:  # noqa: BLE001 # handed over
             self._copy_has_raised(error)
         finally:
-            if permit is not None and not began:
+            if permit is not None and not self._copy_began:
                 permit.cancel()
-            self._hedging.ended(self, copy, began=began)
+            self._hedging.ended(self, copy, began=self._copy_began)
             if copy.abandoned:
                 self.run.retry_state().abandoned = True  # its thread still runs
             del self._scopes["copy"]
@@ -404,6 +413,8 @@ class HedgedAttempt:
             copy.retry_state().hedged = None
             assert self._ended is not None
             self._ended.set()
+            if not self._copy_began:
+                self._ended = None  # the attempt may be late once more, if it was put off
 
     async def _attempt(self, copy: Run, permit: AttemptPermit) -> None:
         body = self._make(copy, permit)

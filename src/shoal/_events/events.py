@@ -80,12 +80,17 @@ class ChildName(NamedTuple):
 
 @final
 class Decision(NamedTuple):
-    """How a race was decided. Saved with the update of the child that decided it."""
+    """How a race was decided. Saved with the update of the child that decided it.
+
+    A race by ``first_item`` is decided by an item, so its decision is saved before the winner's
+    result. If the winner breaks off and the race is run again, another decision follows, and counts
+    in place of it.
+    """
 
     step: str
     """The step that is the race."""
     winner: ChildName
-    """The child whose result decided it."""
+    """The child whose result, or first item, decided it."""
     winners: tuple[ChildName, ...]
     """All children whose results count, in input order."""
     reason: str

@@ -434,12 +434,14 @@ class MemoryStore:
                 number = entry.number
             if isinstance(entry, Decision):
                 later = [
-                    (one.applied is None, one.visit)
+                    (one.applied is None, one.visit, one.status)
                     for one in children
                     if (one.step, one.act, one.key) == (entry.step, *entry.winner)
                     and (one.applied is None or one.applied >= number)
                 ]
-                visits |= {(entry.step, visit) for _, visit in sorted(later)[:1]}
+                unapplied, visit, status = min(later, default=(True, 0, "failed"))
+                if not (unapplied and status == "failed"):
+                    visits.add((entry.step, visit))
         return visits
 
     # -- ``KeepsReports`` and ``Inspects`` ---------------------------------------------------------

@@ -32,7 +32,6 @@ from shoal._events.events import (
     ChildEnded,
     ChildRerun,
     ChildStarted,
-    Decision,
     Done,
     ErrorInfo,
     GraceExceeded,
@@ -42,7 +41,7 @@ from shoal._events.events import (
 )
 from shoal._events.identity import RunPath
 from shoal._state.secrets import Secret
-from shoal.stores._history import Completed, Entry, Rewound, play
+from shoal.stores._history import Entry, play
 from shoal.stores._memory import MemoryStore
 from shoal.stores._protocol import Beginning, ChildRecord
 from shoal.testing._faults import ACTION, HOOK, KILLS, LONG, READ, SAVE, Fault
@@ -51,6 +50,7 @@ from shoal.testing._faulty_hooks import HookFault
 from shoal.testing._faulty_store import FaultyStore, StoreFault, kept_runs
 from shoal.testing._recording import RecordingHook
 from shoal.testing._violation import Violation
+from shoal.testing._well_formed import second_decisions
 
 if TYPE_CHECKING:
     from shoal._runtime.result import RunResult
@@ -357,21 +357,9 @@ def _judge_told(
 def _judge_decisions(seen: Mapping[str, Seen]) -> Iterator[Violation]:
     """Say which races were decided twice: but for those whose winner may fail after it has won."""
     for one in seen.values():
-        decided: dict[str, Decision] = {}
-        for entry in one.history:
-            match entry:
-                case Decision():
-                    first = decided.get(entry.step)
-                    if first is not None and not first.reason.startswith("the first item"):
-                        yield Violation(
-                            "decided twice",
-                            f"race {entry.step!r} of {one.path!r}: {first}, {entry}",
-                        )
-                    decided[entry.step] = entry
-                case Completed() | Rewound():
-                    decided.pop(entry.step, None)
-                case _:
-                    pass
+        for _, first, entry in second_decisions(one.history):
+            what = f"race {entry.step!r} of {one.path!r}: {first}, {entry}"
+            yield Violation("decided twice", what)
 
 
 def _judge_result(result: RunResult[Any], seen: Mapping[str, Seen]) -> Iterator[Violation]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.events import Decision, Update
 from shoal._events.identity import RunPath
+from shoal._graph.until import FirstItem
 from shoal.stores._history import (
     Completed,
     Entry,
@@ -23,8 +25,9 @@ def assert_well_formed(history: Sequence[Entry]) -> None:
 
     Updates are numbered from 1 without gaps, and each belongs to the step under way; one step is
     completed before the next one begins, with the number of an update in it; a race has one
-    decision in a visit, whose winner is among its winners; a run goes back only into a visit that
-    it has completed; a question keeps its id; and nothing is answered twice in different ways.
+    decision in a visit, or if its first item decides, further ones until a result is applied; the
+    winner of a decision is among its winners; a run goes back only into a visit that it has
+    completed; a question keeps its id; and nothing is answered twice in different ways.
 
     >>> async def history() -> Sequence[Entry]:
     ...     app = Application(fan_out(double, over="ns", item="n", into="twice"))
@@ -50,7 +53,7 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
     number, step = 0, ""
     completed: list[tuple[str, int]] = []  # step, and number before the save that completed it
     visits: dict[str, int] = {}
-    decided: dict[tuple[str, int], Decision] = {}
+    decided_again = {at for at, _, _ in second_decisions(history)}
     asked: dict[str, str] = {}
     answers: dict[str, object] = {}
     is_back = False  # after a `Rewound` the next update restores the state
@@ -69,12 +72,11 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
                     yield f"{where}: step {entry.step!r} begins in step {step!r}"
                 step = entry.step
             case Decision():
-                at_visit = entry.step, visits.get(entry.step, 0)
-                if at_visit in decided:
-                    yield f"{where}: {entry.step!r} is decided twice in visit {at_visit[1]}"
+                if at in decided_again:
+                    visit = visits.get(entry.step, 0)
+                    yield f"{where}: {entry.step!r} is decided twice in visit {visit}"
                 if entry.winner not in entry.winners:
                     yield f"{where}: the winner {entry.winner!r} is not among {entry.winners!r}"
-                decided[at_visit] = entry
             case Completed():
                 if step and entry.step != step:
                     yield f"{where}: step {entry.step!r} is completed in step {step!r}"
@@ -90,7 +92,6 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
                 while completed:
                     name, _ = completed.pop()
                     visits[name] = visits.get(name, 1) - 1
-                    decided.pop((name, visits[name]), None)
                     if (name, visits[name]) == (entry.step, entry.visit):
                         break
                 step, is_back = "", True
@@ -106,6 +107,46 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
                 pass
     if is_back:
         yield "the run went back into a step, and nothing restores its state"
+
+
+def second_decisions(history: Sequence[Entry]) -> Iterator[tuple[int, Decision, Decision]]:
+    """Yield the decisions that a race can't have, since it was decided before in that visit.
+
+    The first item decides a race while its winner is still at work. If the winner breaks off, the
+    race may be run and decided again, by an item or by a result, which is the last one then.
+
+    Yields the index of each such decision, the decision before it, and itself.
+    """
+    by_item: set[str] = set()  # races that their first item decides, as the program has declared
+    decided: dict[str, Decision] = {}
+    applied = Counter[str]()  # updates of a visit
+    is_back = False  # after a `Rewound` the next update restores the state, and applies nothing
+    for at, entry in enumerate(history):
+        match entry:
+            case StepBegun():
+                # The last declaration counts: a changed program may go on with the step.
+                is_by_item = entry.declared.get("until") == FirstItem.name
+                (by_item.add if is_by_item else by_item.discard)(entry.step)
+            case Update():
+                applied[entry.step] += not is_back
+                is_back = False
+            case Decision():
+                before = decided.get(entry.step)
+                # A result that decides is saved with its decision, right before it.
+                own = at > 0 and isinstance(history[at - 1], Update)
+                is_open = entry.step in by_item and applied[entry.step] <= own
+                if before is not None and not is_open:
+                    yield at, before, entry
+                decided[entry.step] = entry
+            case Completed():
+                decided.pop(entry.step, None)
+                del applied[entry.step]
+            case Rewound():  # what was under way is void
+                decided.clear()
+                applied.clear()
+                is_back = True
+            case _:
+                pass
 
 
 async def assert_run_well_formed(store: Store, run_id: str) -> None:

@@ -262,7 +262,7 @@ class Reader:
 
         A decision is saved without its visit. The winner is applied together with the decision, or
         later if its first item decided the race. So the visit is that of the winner's row that was
-        applied next.
+        applied next. A winner by its first item that has failed since has decided nothing.
         """
         rows = self._sql.execute(
             "SELECT number, kind, step, data FROM history WHERE run = ? AND kind = 'decision'",
@@ -274,12 +274,12 @@ class Reader:
             assert isinstance(entry, Decision), "the query asks for decisions"
             act, key = entry.winner
             found = self._sql.execute(
-                "SELECT visit FROM runs JOIN places ON places.id = place "
+                "SELECT visit, applied IS NULL, status FROM runs JOIN places ON places.id = place "
                 "WHERE parent = ? AND step = ? AND act = ? AND key = ? "
                 "AND (applied >= ? OR applied IS NULL) ORDER BY applied IS NULL, visit LIMIT 1",
                 (run, entry.step, act, self._dialect.index_of(key), row[0]),
             ).fetchone()
-            if found is not None:
+            if found is not None and not (found[1] and found[2] == "failed"):
                 visits.add((entry.step, found[0]))
         return visits
 
