@@ -464,6 +464,11 @@ class PermitRequest(Acquired):
         self.granted: bool = False  # never together with `wait_queue`
         self.wait_queue: WaitQueue | None = None  # where it waits
 
+    def count_as_granted(self, taken_at: float) -> None:
+        """Note that all of it was taken past the scheduler, and charged at that time."""
+        self.granted = self.paid = True
+        self.taken_at = taken_at
+
     def cost(self, at: int) -> float:
         """Return the units that the gate at this index charges."""
         return 1.0 if self.costs is None else self.costs[at]

@@ -369,8 +369,7 @@ class AttemptPermit(PermitRequest):
         if taken_at is None:
             scheduler.enter(self)
         else:
-            self.granted = self.paid = True
-            self.taken_at = taken_at
+            self.count_as_granted(taken_at)
         # The callback is for a grant after a wait, and there was none.
         if self.granted:
             self._notify = None
