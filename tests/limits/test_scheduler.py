@@ -238,6 +238,7 @@ class Program:
 
     def settle(self) -> None:
         """Account for what was granted, one after the other; then nobody may wait in vain."""
+        self.clock.forward(0.0)  # timers that are due at once
         granted = [one for one in self.waiting if one.permit.granted]
         for one in sorted(granted, key=self.rank):
             for n in one.needed:
