@@ -295,7 +295,7 @@ async def test_one_that_fails_does_not_wait_for_a_copy_that_has_not_begun(where:
     async with no_leaks(), Runtime() as runtime:
         result = await runtime.run(Application(step, hooks=[hook]), {"ns": [1, 2]})
         (statistics,) = runtime.services.child_hedges[step.definition].values()
-    # What the first copy would have cost is the second one's, and so is the place.
+    # The second copy has the first one's cost and place.
     assert events(hook) == [("2", "began"), ("2", True)]
     began = {(1, 1): 0, (2, 1): 0, (2, 2): 2}
     assert calls.began == (began if where == "nowhere" else {**began, (1, 2): 3})

@@ -25,7 +25,7 @@ GUIDE = Path(__file__).parents[2] / "docs/guides/testing.md"
 
 
 class Verdict(NamedTuple):
-    """What finds a planted bug besides shoal's tools."""
+    """Ways to find a planted bug besides shoal's tools."""
 
     module: ModuleType
     by_hand: str

@@ -596,7 +596,7 @@ def test_a_fork_and_a_run_whose_failures_were_retried():
 
 
 def test_a_fork_behind_a_step_goes_on_there():
-    """What came before the fork is in its first state, and its steps are not executed again."""
+    """Steps before the fork are not executed again, since its first state has their updates."""
 
     @action(reads=["q"], writes=["q"], name="more")
     async def more(q: int) -> int:

@@ -7,8 +7,8 @@ and free of others that wait, its units are taken at once, and one small object 
 Invariants:
 - A pass takes what the request would have been granted in that moment, and nothing else: all gates
   in one moment, and never where a request would have waited.
-- Nobody that waits is passed: not at a gate where anything is posted.
-- What was taken is given back once, on every way out. ``Run.passed`` says what that is.
+- No request that waits is passed: no pass is given at a gate where one is posted.
+- The units of a pass are given back once, on every way out. ``Run.passed`` holds the pass.
 - A pass can become the permits of a request at any time, for all that a pass can't do.
 """
 
@@ -34,7 +34,7 @@ _Needs = tuple[tuple[Gate, ...], tuple[Gate, ...], tuple[Gate, ...]]
 
 @final
 class Pass:
-    """What one run has taken past its requests, and not given back."""
+    """The units that one run has taken past its requests, and not given back."""
 
     __slots__ = ("gates", "own", "taken_at")
 
@@ -54,14 +54,14 @@ class Pass:
 
 
 class Passing(Protocol):
-    """What takes a pass: a run."""
+    """A run, which takes a pass."""
 
     passed: Pass | None
-    """What it has taken and not given back; None: nothing. Set by ``Passes``."""
+    """The units that it has taken and not given back; None: none. Set by ``Passes``."""
 
 
 class Limited(Protocol):
-    """What an attempt calls: an action."""
+    """An action, which an attempt calls."""
 
     name: str
     limits: Limits | None

@@ -101,7 +101,7 @@ class Steer(BaseModel):
 
 
 class Cancel(Steer):
-    """Who cancels a run, and why."""
+    """The sender of a cancellation, and the reason."""
 
     reason: Annotated[str, Field(max_length=500)] = REASON
 

@@ -1,7 +1,7 @@
 """Define the endpoints that steer a run: pause, resume, drain, cancel, and change its limits.
 
 A run that this process executes is steered here; one of another process by a command in its store.
-What a command did is on record in the run's history.
+The effect of a command is on record in the run's history.
 """
 
 # No ``from __future__ import annotations``: FastAPI has to see the annotations of endpoints as

@@ -1,4 +1,4 @@
-"""What a careful user writes by hand for the three applications: plain tests, on asyncio alone.
+"""Tests that a careful user writes by hand for the three applications, on asyncio alone.
 
 ``CAREFUL`` has, for each application, the tests that the usual advice asks for: everything goes
 well; services answer at once, and in another order; a service refuses once; the run is cancelled,

@@ -1,4 +1,4 @@
-"""What hypothesis finds: one state machine for the three applications.
+"""Bugs that hypothesis finds: one state machine for the three applications.
 
 The machine is what stands outside of a run. A rule lets calls of services answer, at once or one
 after the other, refuses them, or loses their answers; another one lets time pass; another one ends
