@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import cast
 from weakref import ref
 
+import anyio
 import pytest
 
-from shoal import Limits, Rate, Runtime
+from shoal import Application, Budget, Limits, Rate, Runtime, action
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiters
 from shoal._limits.meters import Meter
@@ -98,3 +99,53 @@ async def test_a_part_that_does_not_exist_is_not_paused():
         for part in (0, 1):
             limiter.pause(part=part)
         limiter.resume("a", part=1)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [Limits(1, by=lambda state: state["key"]), Limits(1, rate=Rate(9), cost=lambda state: 1)],
+    ids=["by", "cost"],
+)
+@pytest.mark.anyio
+async def test_a_limit_that_nothing_has_used_is_shown_as_paused(limits: Limits):
+    """Else the page of the runs offers to pause it again, and not to let it go on."""
+    async with Runtime(limits=limits) as runtime:
+        limiter = runtime.limiter(runtime)
+        limiter.pause()
+        assert [one.paused for one in limiter.statistics()] == [1]
+        limiter.resume()
+        assert [one.paused for one in limiter.statistics()] == [0]
+        if limits.parts[0].by is not None:
+            limiter.pause("a")
+            limiter.pause("b")
+            assert [one.paused for one in limiter.statistics()] == [2]
+            limiter.resume("a")
+            assert [one.paused for one in limiter.statistics()] == [1]
+
+
+@pytest.mark.parametrize("is_keyed", [False, True])
+@pytest.mark.anyio
+async def test_a_budget_is_paused_before_a_run_has_it_and_while_it_has(is_keyed: bool):
+    """Each run has one of its own; a pause holds for all of them, also for those to come."""
+    calls: list[int] = []
+
+    @action(reads=["n"], writes=["out"])
+    async def work(n: int) -> int:
+        calls.append(n)
+        return n
+
+    app = Application(
+        work, limits=Budget(5, "EUR", worst=1, by=(lambda _: "a") if is_keyed else None)
+    )
+    key = "a" if is_keyed else None
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        limiter = runtime.limiter(app)
+        limiter.pause(key)
+        tasks.start_soon(runtime.run, app, {"n": 1})
+        await anyio.wait_all_tasks_blocked()
+        await anyio.wait_all_tasks_blocked()
+        assert not calls
+        assert limiter.statistics()[0].paused == 1
+        limiter.resume(key)
+        await anyio.wait_all_tasks_blocked()
+        assert calls == [1]

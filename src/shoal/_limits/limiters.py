@@ -51,7 +51,7 @@ class Statistics:
     waiting: int
     """Attempts and children that wait here; one that waits for several parts counts at one."""
     paused: int
-    """Keys that are paused."""
+    """Keys that are paused, used or not; 1 if the whole limit is and no key was used yet."""
     unit: str | None = None
     """What a budget or ``cost=`` counts; None if that isn't said."""
     amount: float | None = None
@@ -326,8 +326,9 @@ class PartGates:
             self._shut_keys.add(str(key))
         else:
             self._shut_keys.discard(str(key))
+        # By the key of a gate, and not by the one it is found under: a budget's has its run there.
         changed = [
-            gate for of, gate in self.gates.items() if gate.is_shut is not self._must_be_shut(of)
+            gate for gate in self.gates.values() if gate.is_shut is not self._must_be_shut(gate.key)
         ]
         for gate in changed:
             gate.is_shut = not gate.is_shut
@@ -420,6 +421,7 @@ class PartGates:
                 self._sweep(now)
                 self._accounts.forget_idle(now)
             gate = self.gates[at] = Gate(None, part, key)
+            gate.is_shut = self._must_be_shut(key)
             gate.purse = Purse(account, is_of_run=is_of_run)
             account.gates.add(gate)
         return gate, cost
@@ -491,8 +493,16 @@ class PartGates:
             in_use=sum(gate.used for gate in gates),
             slots=next((gate.size for gate in gates), self.part.n),
             waiting=sum(gate.waiting() for gate in gates),
-            paused=sum(gate.is_shut or gate.paused_until > now for gate in gates),
+            paused=self._paused(now),
         )
+
+    def _paused(self, now: float) -> int:
+        """Count the keys that are paused; 1 if all are, and none has been used yet."""
+        gates, unused = self.gates.values(), set[str]()
+        if self._shut_keys:
+            unused = self._shut_keys - {str(gate.key) for gate in gates}
+        paused = sum(gate.is_shut or gate.paused_until > now for gate in gates)
+        return paused + len(unused) or int(self._is_shut)
 
 
 @final
