@@ -131,7 +131,10 @@ class Passes:
             return False
         needed, own, gates = found
         # Where others wait, a grant counts as a turn of the flow of an execution that has one.
-        if scheduler.has_shares or (scheduler.wait_queues and unit.priority != "normal"):
+        # There is none as long as nothing has a priority.
+        if scheduler.has_shares or (
+            scheduler.wait_queues and scheduler.first_flow.parent is not None
+        ):
             return False
         if unit.held_at is not None:
             return False

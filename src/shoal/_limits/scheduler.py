@@ -31,7 +31,7 @@ from typing import final
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._concurrency.cancellation import ki_protected, ki_unprotected
 from shoal._errors.arguments import is_number
-from shoal._errors.exceptions import BadResult, Overloaded, brief
+from shoal._errors.exceptions import BadResult, brief
 from shoal._state.state import refuse_awaitable
 
 from .accounts import Accounts, Stake
@@ -40,7 +40,8 @@ from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
 from .lines import Line
-from .meters import CREDIT, ForeignMeter, Meter
+from .meters import CREDIT, ForeignMeter
+from .rivals import Rivals
 from .shared_budget_client import SharedBudgetClients
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
@@ -57,6 +58,7 @@ class FairScheduler:
         "_timers",
         "_classes",
         "_judgement",
+        "_rivals",
         "_soon",
         "_unjudged",
         "_budgets",
@@ -109,6 +111,7 @@ class FairScheduler:
         self._classes: dict[Priority, Flow] = {}
         self.has_shares: bool = False
         """Whether any limit has ``share=``. Set by ``Limiters``, and never unset."""
+        self._rivals: Rivals = Rivals()
         self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
         # Gates of budgets at which the first request may wait for money that will never be there.
         # Judged in a callback of the loop, because here requests are being moved.
@@ -147,10 +150,12 @@ class FairScheduler:
             gate = self._shut(request, turn)
             if gate is None:
                 self.take(request)
-                if request.flow is not None and self.wait_queues:
+                if flow.parent is not None and self.wait_queues and not ahead:
                     # It goes before others that wait, so it counts; else a flow whose requests are
-                    # never long enough in line could keep one waiting that needs many units.
+                    # never long enough in line could keep one waiting that needs many units. See
+                    # test_a_request_of_many_units_is_not_passed_for_ever.
                     flow.on_turn(flow.round)
+                    self.serve(*self._rivals.after_turn(flow))
                 return
         # A request that must wait may need more gates by that, and so another wait queue. An
         # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
@@ -307,6 +312,7 @@ class FairScheduler:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
         wait_queue.flow.remove()
+        self._rivals.forget(wait_queue.flow)
         if not self.wait_queues:
             self._timers.clear()
 
@@ -339,8 +345,11 @@ class FairScheduler:
             is_shut = opens > now and not request.is_gone
             other: Gate | None = None
             # A closed gate with a shared rate hands the wait queue on as well, if another gate is
-            # closed: while it is posted there, no units are requested that it couldn't use.
-            if not request.is_gone and (not is_shut or gate.shared is not None):
+            # closed: while it is posted there, no units are requested that it couldn't use. The one
+            # of a held execution leaves any gate, since those behind it needn't wait for it.
+            held_at = None if request.unit is None else request.unit.held_at
+            is_held = held_at is not None and held_at is not gate and wait_queue.is_behind
+            if not request.is_gone and (not is_shut or is_held or gate.shared is not None):
                 other = self._shut(request, wait_queue.turn(), but=gate)
             if is_shut and (other is None or other.shared is not None):
                 # No overtaking: the wait queues behind the first one stay as well.
@@ -357,6 +366,7 @@ class FairScheduler:
                     flow.round = max(flow.round + 1.0 / flow.active, request.due)
                 elif wait_queue.is_behind:
                     flow.on_turn(request.due)
+                    serving += [gate for gate in self._rivals.after_turn(flow) if gate.posted]
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
@@ -380,6 +390,8 @@ class FairScheduler:
         gate.post(wait_queue)
         if gate.first() is wait_queue:
             self._set_alarm(gate, wait_queue.first())
+        elif wait_queue.flow.parent is not None:
+            self._rivals.note(gate)
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
@@ -390,8 +402,12 @@ class FairScheduler:
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
-        if -math.inf < opens < math.inf:
-            self._timers.set(opens, gate)
+        if opens < math.inf:
+            # It is open already to what has come behind the others there, and has its turn before
+            # them. Without credit: that request has not waited for the timer.
+            self._timers.set(max(opens, self.clock()), gate)
+        if request.flow is not None or self._classes:
+            self._rivals.note(gate)
 
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
@@ -426,8 +442,9 @@ class FairScheduler:
                 continue
             request, account = wait_queue.first(), gate.purse.account
             cost = request.cost(request.needed.index(gate))
-            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate.
-            if request.paid or gate.opens_at(cost, paid=False) <= self.clock():
+            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate, or for
+            # the end of a pause: see test_a_budget_that_is_paused_refuses_nothing.
+            if request.paid or account.opens_at(cost) <= self.clock():
                 continue
             unit = request.unit
             accounts = None if unit is None else unit.accounts
@@ -478,6 +495,10 @@ class FairScheduler:
         if unit.held_at is None:
             unit.held_at = Gate(0, name="paused")
             unit.held_at.is_hold = True
+            # Those whose turn it is keep others waiting that need less; see
+            # test_a_request_of_a_held_run_keeps_no_other_waiting.
+            at = [one.gate for one in self.wait_queues.values() if one.first().unit is unit]
+            self.serve(*dict.fromkeys(gate for gate in at if gate is not None))
 
     @ki_protected
     def release(self, unit: FairShare) -> None:
@@ -514,53 +535,6 @@ class FairScheduler:
             for name in ("interactive", "batch"):
                 self._classes[name] = around.child(name, WEIGHTS[name])
         return self._classes[priority]
-
-    # -- refusals -------------------------------------------------------------------------------
-
-    def overload(self, request: PermitRequest) -> Overloaded | None:
-        """Return why ``request``, which has just begun to wait, is refused; None if it isn't."""
-        unit = request.unit
-        # What comes back was let in before: a run is not refused half-way.
-        if not self.bounds_waiting or unit is None or request.granted or request.is_returning:
-            return None
-        for gate in request.needed:
-            line, most = gate.line, None if gate.part is None else gate.part.waiting
-            if line is None or most is None or not line.is_over(unit, most):
-                continue
-            now = self.clock()
-            # Those that wait without it, or what runs: one of these must end.
-            before = max(1, len(line.waiting) - 1)
-            least = None
-            if isinstance(gate.meter, Meter):
-                least = max(0.0, gate.meter.opens_at(before) - now)
-            seconds = max(line.turns_in(before, now, least=least), gate.paused_until - now)
-            plural = "s wait" if most > 1 else " waits"
-            many = f"{most} run{plural} already" if most else "no run waits"
-            at = f", key {brief(gate.key)}" if gate.is_keyed else ""
-            msg = f"{many} for {gate.part!r}{at}, and no more may; try again in {seconds:.3g} s"
-            return Overloaded(msg, seconds)
-        return None
-
-    def starts_at(self, request: PermitRequest) -> tuple[float, Gate | None]:
-        """Return when ``request``, the last in its wait queue, can start at the earliest.
-
-        As far as that is known: by pauses, by the next turns of rates, and by the requests of its
-        own run that are ahead of it. Returns the gate that says so, too.
-        """
-        starts, by = -math.inf, None
-        wait_queue = request.wait_queue
-        for index, gate in enumerate(request.needed):
-            cost = request.cost(index)
-            opens = gate.paused_until
-            if isinstance(gate.meter, Meter) and not request.paid:
-                ahead = 0
-                # With `cost=`, those ahead may need any number of units.
-                if not gate.has_cost and wait_queue is not None and wait_queue.gate is gate:
-                    ahead = len(wait_queue.requests) - 1
-                opens = max(opens, gate.meter.opens_at(cost + ahead))
-            if opens > starts:
-                starts, by = opens, gate
-        return starts, by
 
     # -- corrections by holders -----------------------------------------------------------------
 
