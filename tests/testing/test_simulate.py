@@ -119,6 +119,9 @@ def test_a_failure_is_small_told_and_replayed() -> None:
     with pytest.raises(SimulationFailed) as again:
         simulate(app, NUMBERS, inputs=given, check=check, replay=failed.value.replay)
     assert seen[-1] == failed.value.replay
+    # pytest shows the story below the line of the test, and no code of shoal's.
+    frames = [entry.frame.f_locals for entry in again.traceback[1:]]
+    assert all(local["__tracebackhide__"] for local in frames)
     # But for how it was found.
     assert str(again.value).splitlines()[:5] == story.splitlines()[:5]
 

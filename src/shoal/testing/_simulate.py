@@ -200,6 +200,7 @@ def simulate(
         SimulationFailed: A run did what it must not.
         BadUse: An argument means nothing.
     """
+    __tracebackhide__ = True  # pytest shows the story, and no code of these functions
     wanted = _backends(backends)
     subject = Subject(
         app=app, changed=changed, state=state, inputs=inputs, answers=answers, runtime=runtime,
@@ -283,6 +284,7 @@ class _Simulator:
 
     def undisturbed(self, backends: Collection[Backend]) -> None:
         """Run it without faults, to see what it comes to, and what can go wrong where."""
+        __tracebackhide__ = True
         for backend in backends:
             first = with_other(self._subject, changed=None, durable=self._subject.is_kept)
             run = self._undisturbed(first, Plan(backend, None))
@@ -313,6 +315,7 @@ class _Simulator:
 
     def _resumed(self, backend: Backend) -> Sequence[Life]:
         """Return the lives of the changed application, if the first one has hardly begun."""
+        __tracebackhide__ = True
         # Not the user's check: perhaps `faults=` excludes that a process dies.
         dies = Fault("dies-after", SAVE, 1)
         run = self._undisturbed(self._subject, Plan(backend, None, (dies,)), is_checked=False)
@@ -321,6 +324,7 @@ class _Simulator:
     def _undisturbed(
         self, subject: Subject, plan: Plan, *, is_checked: bool = True
     ) -> SimulatedRun:
+        __tracebackhide__ = True
         player = Player(subject, plan, counting=True, is_kept=bool(plan.faults))
         self._play(player, plan, is_checked=is_checked)
         if player.run.result is None:
@@ -334,6 +338,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails; what the smallest plan that fails in this way comes to.
         """
+        __tracebackhide__ = True
         player = self._player(plan)
         self._play(player, plan, smaller=True)
         self._count(player.run)
@@ -344,6 +349,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails.
         """
+        __tracebackhide__ = True
         player = self._player(plan)
         self._play(player, plan)
         self._count(player.run)
@@ -354,6 +360,7 @@ class _Simulator:
     def _play(
         self, player: Player, plan: Plan, *, smaller: bool = False, is_checked: bool = True
     ) -> None:
+        __tracebackhide__ = True
         violation = self._violation(player, is_checked=is_checked)
         if violation is None:
             return
