@@ -246,6 +246,8 @@ class GroupScope:
             self.fail(error)
         except BaseException as cut_off:  # noqa: BLE001 # raised by ``raise_failure``
             self._cut_off = cut_off
+        finally:
+            del error  # breaks the traceback cycle
 
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Cancel the remaining children for ``reason``; ``raise_failure`` raises ``failure``."""
