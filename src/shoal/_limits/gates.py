@@ -163,6 +163,14 @@ class Gate:
         return self.meter if isinstance(self.meter, SharedMeter) else None
 
     @property
+    def asks(self) -> bool:
+        """Whether all that is missing here is what a backend grants if it is asked."""
+        is_remote = isinstance(self.meter, SharedMeter) or (
+            self.purse is not None and self.purse.account.grant is not None
+        )
+        return is_remote and self.used < self.slots and not self.is_shut
+
+    @property
     def is_keyed(self) -> bool:
         """Whether this is the gate of one key of many."""
         return self.part is not None and self.part.by is not None

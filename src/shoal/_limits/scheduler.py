@@ -122,7 +122,7 @@ class FairScheduler:
             clock, start_task, chance, self.serve, self._refuse
         )
         self._budgets: SharedBudgetClients = SharedBudgetClients(
-            clock, start_task, self.serve, self._judge_soon, self._refuse
+            clock, start_task, self.serve, self._judge_soon, self._refuse, is_kept=self._is_kept
         )
 
     # -- entering and leaving -------------------------------------------------------------------
@@ -192,8 +192,9 @@ class FairScheduler:
     def _shut(self, request: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``request`` waiting; None if all are open.
 
-        A gate with a shared rate is returned only if all others are open, so that no units are
-        requested that another closed gate would leave unused.
+        A gate that only lacks what a backend grants is returned only if all others are open, so
+        that nothing is requested that another closed gate would leave unused. Of these, a budget
+        comes before a rate: what it was granted is kept meanwhile, and units of a rate lapse.
 
         Args:
             request: Is neither granted nor posted.
@@ -205,7 +206,7 @@ class FairScheduler:
         if unit is not None and unit.held_at is not None and turn[0][0]:
             return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
-        shared: Gate | None = None
+        asks: Gate | None = None
         now: float | None = None
         for at, gate in enumerate(request.needed):
             if gate is but:
@@ -219,10 +220,10 @@ class FairScheduler:
                 continue
             now = self.clock() if now is None else now  # most gates have no rate: read it lazily
             if opens > now:
-                if gate.shared is None:
+                if not gate.asks:
                     return gate
-                shared = gate
-        return shared
+                asks = gate if asks is None or asks.shared is not None else asks
+        return asks
 
     @ki_protected
     def take(self, request: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
@@ -302,6 +303,7 @@ class FairScheduler:
         # Another wait queue may be first now, and the gate open to its request: see
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
+        self._return_unused(request)
 
     def _leave_lines(self, request: PermitRequest) -> None:
         if request.unit is not None:
@@ -344,14 +346,14 @@ class FairScheduler:
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
             is_shut = opens > now and not request.is_gone
             other: Gate | None = None
-            # A closed gate with a shared rate hands the wait queue on as well, if another gate is
-            # closed: while it is posted there, no units are requested that it couldn't use. The one
+            # A closed gate that asks a backend hands the wait queue on as well, if another gate is
+            # closed: while it is posted there, nothing is requested that it couldn't use. The one
             # of a held execution leaves any gate, since those behind it needn't wait for it.
             held_at = None if request.unit is None else request.unit.held_at
             is_held = held_at is not None and held_at is not gate and wait_queue.is_behind
-            if not request.is_gone and (not is_shut or is_held or gate.shared is not None):
+            if not request.is_gone and (not is_shut or is_held or gate.asks):
                 other = self._shut(request, wait_queue.turn(), but=gate)
-            if is_shut and (other is None or other.shared is not None):
+            if is_shut and (other is None or other.asks):
                 # No overtaking: the wait queues behind the first one stay as well.
                 self._set_alarm(gate, request)
                 serving.remove(gate)
@@ -359,6 +361,7 @@ class FairScheduler:
             gate.unpost(wait_queue)
             if other is not None:
                 self._post(wait_queue, other)
+                self._return_unused(request)
                 continue
             if not request.is_gone:
                 flow = wait_queue.flow
@@ -455,7 +458,7 @@ class FairScheduler:
                 self._drop(request, wait_queue)
                 request.refuse(account.exceeded(cost))
                 self._return_units(gate)
-            elif account.grant is not None and not account.grant.is_denied(cost, now):
+            elif gate.asks and account.grant is not None and not account.grant.is_denied(cost, now):
                 self._budgets.want(gate, account.grant)
             elif account.is_resting:
                 # Nothing tells when what is at work ends, if no limit counts it.
@@ -474,6 +477,27 @@ class FairScheduler:
         grant = None if gate.purse is None else gate.purse.account.grant
         if grant is not None and grant.units and not gate.posted:
             self._budgets.want(gate, grant)
+
+    def _return_unused(self, request: PermitRequest) -> None:
+        """Do so for a request that has left a gate, at all that it needs."""
+        for gate in request.needed:
+            if gate.purse is not None:
+                self._return_units(gate)
+
+    def _is_kept(self, gate: Gate) -> bool:
+        """Whether a request needs what was granted there as soon as a shared rate lets it start.
+
+        Returned meanwhile, it would have to be asked for again, and the units of the rate would
+        have lapsed by then: see test_a_shared_rate_and_a_shared_budget_together.
+        """
+        assert gate.purse is not None, "a budget's"
+        gates = gate.purse.account.gates
+        return any(
+            one.gate is not None
+            and one.gate.shared is not None
+            and not gates.isdisjoint(one.first().needed)
+            for one in self.wait_queues.values()
+        )
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
