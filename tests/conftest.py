@@ -65,8 +65,8 @@ SWEEPS = frozenset(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--starter", choices=STARTERS, help="how event loops are started")
-    halved = "run each test of virtual time on one of the two backends, which its name decides"
-    parser.addoption("--one-backend", action="store_true", help=halved)
+    halves = "run each test of virtual time on both, on one that its name decides, or on the other"
+    parser.addoption("--backends", choices=("both", "one", "other"), default="both", help=halves)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,10 +89,14 @@ def run_by(
     return start(starter, partial(main, *args), backend, backend_options)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SWEEPS:
             item.add_marker("sweep")
+    if config.getoption("--backends") == "other":
+        left_out = [item for item in items if is_of_the_other_half(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     # Each process that has one of them starts a cluster. `--dist worksteal` gives the first ones to
     # one process, and takes only last ones away.
     items.sort(key=lambda item: item.path.stem not in WITH_CLUSTERS)
@@ -128,12 +132,41 @@ def backends(metafunc: pytest.Metafunc) -> Sequence[str]:
     real = metafunc.definition.get_closest_marker("realtime") is not None
     found = REAL if real else VIRTUAL
     if starter is None:
-        is_halved = found is VIRTUAL and metafunc.config.getoption("--one-backend")
-        # By its name alone, so that a test doesn't move to the other one from time to time.
-        one = crc32(metafunc.definition.nodeid.encode()) % len(VIRTUAL)
-        return VIRTUAL[one : one + 1] if is_halved else found
+        return found if real else share_of(metafunc.definition, metafunc.config)
     wanted = BACKENDS_OF.get(starter, ("asyncio", "asyncio-real"))
     return [name for name in found if name in wanted]
+
+
+def share_of(test: pytest.Item, config: pytest.Config) -> Sequence[str]:
+    """The backends of a test of virtual time, by ``--backends``: two runs may share them."""
+    chosen = config.getoption("--backends")
+    # The gate runs sweeps on the oldest Python alone: there, half of their cases on each.
+    if chosen == "both" or (chosen == "other" and is_sweep(test)):
+        return VIRTUAL
+    # By its name alone, so that a test doesn't move to the other one from time to time.
+    one = crc32(test.nodeid.encode()) % len(VIRTUAL)
+    return (VIRTUAL[one if chosen == "one" else 1 - one],)
+
+
+def is_of_the_other_half(item: pytest.Item) -> bool:
+    """Whether this case of a sweep, as its name decides, only runs on the other backend."""
+    cases = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    backend = cases.get("anyio_backend")
+    if backend not in VIRTUAL or not is_sweep(item):
+        return False
+    return VIRTUAL[crc32(item.nodeid.replace(backend, "").encode()) % len(VIRTUAL)] != backend
+
+
+def is_sweep(test: pytest.Item) -> bool:
+    """Whether some of the test's parameters, or all, are marked as a sweep."""
+    marked = test.path.stem in SWEEPS or test.get_closest_marker("sweep") is not None
+    values = (value for each in test.iter_markers("parametrize") for value in each.args[1])
+    marks = (mark for value in values for mark in getattr(value, "marks", ()))
+    return marked or any(mark.name == "sweep" for mark in marks)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -529,11 +529,12 @@ class Dying:
 async def began(act: Act, store: Any, end: End) -> None:
     """Have a run end in the middle of its fan-out: 1 and 2 are done, others are under way."""
     life["fails"] = end == "failed"
-    kept: Any = Dying(store, 2.5) if end == "killed" else store
+    # Late, as time passes as it does on the wall while a thread saves the second result.
+    kept: Any = Dying(store, 2.9) if end == "killed" else store
     app = Application(act, store=kept, name="app")
     with (
         suppress(ExceptionGroup, OSError, StoreFailed),
-        anyio.move_on_after({"failed": 3.5, "cancelled": 2.5, "killed": 9}[end]),
+        anyio.move_on_after({"failed": 3.5, "cancelled": 2.9, "killed": 9}[end]),
     ):
         await app.run(given(), id="x")
         raise AssertionError("it was to be interrupted")

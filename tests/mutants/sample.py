@@ -61,7 +61,7 @@ def make_map(tests: Sequence[str]) -> int:
     with MAP.open("a") as file:  # the text to which the rows after it refer
         file.write(f"{json.dumps(dict(sources()))}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.mutants.recorder"]
-    command += ["--one-backend", "--timeout=300", "-m", "not slow and not services and not crash"]
+    command += ["--backends=one", "--timeout=300", "-m", "not slow and not services and not crash"]
     given = {**os.environ, "SHOAL_LINES": str(MAP)}
     return subprocess.call([*command, *(tests or TESTS)], cwd=ROOT, env=given)
 
