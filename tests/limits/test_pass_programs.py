@@ -7,7 +7,7 @@ only make requests are the model of the same programs with passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from random import Random
 from typing import Any
@@ -257,8 +257,10 @@ def played(seed: int, take: Callable[[Passes, Any, str], bool]) -> list[Any]:
     return sorted(program.starts)
 
 
-@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 150), marks=pytest.mark.slow)])
-def test_the_same_starts_with_passes_as_with_requests_alone(seeds: range):
+@pytest.mark.parametrize(
+    "seeds", [(1, 66, 152, 168), pytest.param(range(150), marks=pytest.mark.slow)]
+)
+def test_the_same_starts_with_passes_as_with_requests_alone(seeds: Sequence[int]):
     taken, ties, take = [0], list[int](), Passes.take
 
     def counted(self: Passes, run: Any, act: str) -> bool:
