@@ -42,6 +42,7 @@ def test_the_list_names_no_module_twice() -> None:
     assert parents <= set(names)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of modules, as the site ignores it
 def test_pages_link_to_nothing_that_is_not_served() -> None:
     modules = {name: module for name, module in load_modules().items() if name[0] in "chj"}
     assert "builtins" not in modules
