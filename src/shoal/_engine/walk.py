@@ -205,14 +205,17 @@ async def walk_simply(run: Run, native_cancels: Callable[[], int]) -> None:
         result: object = None
         change: Change | None = None
         try:
-            # An action that reads not one field, but several or none, finds none here.
-            value = run.head[1].get(act.only_field, _UNKNOWN)
+            field = act.only_field
+            if field:
+                value = run.head[1].get(field, _UNKNOWN)
+            else:  # None: the action takes more; empty: it takes nothing
+                value = _UNKNOWN if field is None else None
             if type(value) is Secret:
                 change = await call_simply(run, act)
             else:
                 # As there, with neither a coroutine of its own nor a dict of arguments.
                 try:
-                    result = await act.function(value)
+                    result = await (act.function(value) if field else act.function())
                 except RetryLater as error:
                     result = _Later(error)  # what follows is not a part of its handling
                 if act.only_write is None or isinstance(result, TO_LOOK_AT):

@@ -3,7 +3,7 @@
 A commit costs as much as a few small children, so it should have the ends of many.
 
 Invariants:
-- An end waits for a few turns of the event loop at most, then its commit begins.
+- An end waits for `MOST` turns of the event loop at most, then its commit begins.
 - An end that may decide the step waits for no other.
 """
 

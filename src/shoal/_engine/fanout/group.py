@@ -359,8 +359,8 @@ class ChildTaskGroup:
                     self.start_feeding(self._copies)
                 try:
                     finished = await self._consume(apply)
-                except BaseException as error:  # noqa: BLE001 # raised below, or right away
-                    scope.fail(error)
+                except BaseException as error:  # noqa: BLE001 # raised below
+                    scope.fail_in_parent(error)
                 finally:
                     # First of all: a worker that is woken ends only if it finds this set.
                     scope.closing = True
@@ -601,6 +601,9 @@ class ChildTaskGroup:
         return child
 
     def _leave(self, child: Run) -> None:
+        if self.scope.closing and child.permits is child.passed is self._breaker is None:
+            self.inbox.append(child)  # none starts in its place, and the parent waits for none
+            return
         gathering = self._gathering
         try:
             # Most children hold nothing: saves a call for each.
