@@ -32,12 +32,13 @@ class Child:
     value: object = 2
     used: bool = False
     pending: Change | None = None
-    data: Mapping[str, object] = dataclasses.field(default_factory=lambda: {"n": 1, "double": 2})
+    retries: object = "some"
+    head: tuple[int, Mapping[str, object]] = 0, {"n": 1, "double": 2}
 
 
 def done(state: State | None = None) -> Done:
     child = dataclasses.asdict(Child(), dict_factory=dict[str, Any])
-    del child["pending"], child["data"]
+    del child["pending"], child["head"], child["retries"]
     child["path"] = PATH
     return Done(**child, state=State({"n": 1, "double": 2}) if state is None else state)
 

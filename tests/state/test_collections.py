@@ -186,6 +186,28 @@ class MapMachine(RuleBasedStateMachine):
             model = model.put(*entry)
         return self.keep(made, model)
 
+    @rule(
+        target=maps,
+        version=maps,
+        entries=st.lists(
+            st.tuples(st.integers(3, 20), values, st.integers(0, 9)),
+            unique_by=lambda entry: entry[0],
+            min_size=3,
+            max_size=5,
+        ),
+        is_sorted=st.booleans(),
+    )
+    def put_new(
+        self, version: MapVersion, entries: list[tuple[int, int, int]], *, is_sorted: bool
+    ) -> MapVersion:
+        """As a fan-out puts the results of a batch: mostly all keys are new."""
+        if is_sorted:
+            entries = sorted(entries, key=lambda entry: entry[2])
+        made, model = version
+        for entry in entries:
+            model = model.put(*entry)
+        return self.keep(made.put_all(list(entries)), model)
+
     @invariant()
     def every_version_is_what_it_was(self) -> None:
         for made, model in self.kept:
@@ -644,6 +666,20 @@ def test_an_interrupt_anywhere_in_a_put_leaves_every_version_whole():
         assert made.put("b", 5) == {"a": 1, "b": 5}, number
         if not more:
             assert number > 20, "the interrupts reached the code"
+            return
+
+
+def test_an_interrupt_anywhere_in_puts_of_new_keys_leaves_every_version_whole():
+    new = [("x", 0, 0), ("y", 1, 1), ("z", 2, 2)]
+    for number in count():
+        made = StateMap({"a": 1}).put("b", 2, 3)
+        more = at_line(number, lambda made=made: made.put_all(new), interrupt)
+        assert made == {"a": 1, "b": 2}, number
+        after = made.put_all([("c", 3, 2), ("y", 4, 5), ("d", 5, 1)])
+        assert list(after.items()) == [("a", 1), ("d", 5), ("c", 3), ("b", 2), ("y", 4)], number
+        assert made.put("x", 5) == {"a": 1, "b": 2, "x": 5}, number
+        if not more:
+            assert number > 15, "the interrupts reached the code"
             return
 
 

@@ -45,6 +45,7 @@ from shoal._events.hooks import Hooks, Listeners
 from shoal._events.identity import RunPath
 from shoal._events.making import make_state_updated
 from shoal._limits.permits import AttemptPermit
+from shoal._state.state import as_named
 from shoal.stores._history import Steered
 
 from .progress import recorded_questions
@@ -327,9 +328,12 @@ def _publish_run_ended(run: Run, publication: _Publication) -> Iterator[Awaitabl
 
 def _publish_last_update(run: Run, publication: _Publication) -> Awaitable[None] | None:
     """Publish the last update of a run, if it has one; return what has to be awaited."""
-    update, hooks = run.last_update, run.config.hooks
-    if update is None:
+    change, hooks = run.pending, run.config.hooks
+    operations = () if change is None else change.operations
+    if not operations:
         return None
+    # As `Run.last_update` makes it, without two calls for each child.
+    update = as_named(Update, (run.head[0] + 1, run.step or "", operations, (), 0))
     updated = make_state_updated(run.path, update, None)
     return publication.publish(hooks, hooks.state_updated, updated)
 
@@ -376,7 +380,8 @@ async def publish_commit(
                 await publishing
         # The end of a child that is Done was published when it was saved; see
         # test_the_end_of_a_done_child_is_published_once.
-        if child is not None and not child.disposition.is_saved:
+        listens = hooks.child_ended or hooks.child_halted
+        if listens and child is not None and not child.disposition.is_saved:
             publishing = _publish_child_ended(run, publication, child)
             if publishing is not None:
                 await publishing

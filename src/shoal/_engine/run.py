@@ -31,7 +31,7 @@ from shoal._events.events import (
     Status,
     Update,
 )
-from shoal._events.identity import Key, RunPath
+from shoal._events.identity import Key, RunPath, child_path
 from shoal._events.making import COMMON, make_done
 from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
@@ -191,16 +191,14 @@ class Run:
     @property
     def path(self) -> RunPath:
         """The run's identity."""
-        if self._path is None:
+        path = self._path
+        if path is None:
             config = self.config
-            self._path = RunPath(
-                act=config.act,
-                parent=config.parent,
-                step=config.step,
-                visit=config.visit,
-                key=self.key,
+            assert config.parent is not None, "a root run was given its path"
+            path = self._path = child_path(
+                config.parent, config.step, config.visit, config.act, self.key
             )
-        return self._path
+        return path
 
     @property
     def data(self) -> Mapping[str, object]:

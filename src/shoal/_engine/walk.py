@@ -8,9 +8,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, final
 
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
@@ -33,6 +33,7 @@ from .config import Halts
 from .halting import stop_here, stop_if_drained, unless_drained
 from .in_place import refuse_changes_in_place
 from .permits import hold_permits, passes_of, retake_slot
+from .progress import StepCounts
 from .publish import publish_attempt_ended, publish_step_ended
 from .replay import act_after, fill_model, load_history, next_act, rewind
 from .returned import TO_CHECK, checked_result
@@ -160,55 +161,68 @@ async def walk(run: Run, at: Act | None = None) -> None:
 @is_life_of("run")
 @stands_for("action")
 @ki_unprotected
-async def walk_simply(run: Run) -> None:
+async def walk_simply(run: Run, native_cancels: Callable[[], int]) -> None:
     """Walk a graph of simple actions, as ``walk`` does, past everything that few runs need.
 
     Nearly all children come this way. Should anything more be needed after all, a hook that joins
     or a pause for example, ``walk`` goes on from there. For ``RunConfig.walks_simply`` alone.
+
+    Args:
+        run: The run.
+        native_cancels: Counts the native cancellations of this task.
     """
+    # Each line here is passed by each child: what is asked in one place isn't kept in a variable.
     config = run.config
-    hooks, execution = config.hooks, config.execution
-    passes, passed = config.passes, run.passed is not None
-    is_begun = run.pending is None and run.retries is None and run.resume is None
-    if not is_begun or hooks.run_started or run.permits is not None:
+    hooks, execution, acts = config.hooks, config.execution, config.graph.simple
+    if (
+        run.pending is not None
+        or run.retries is not None
+        or run.resume is not None
+        or run.permits is not None
+        or hooks.run_started
+    ):
         hold_permits(run)
         await walk(run)
         return
+    passes, passed = config.passes, run.passed
     if passes is None and config.is_limited_simply:
         passes = passes_of(config)
     run.began = True
-    drain, hold, last = execution.drain, execution.hold, config.graph.simple[-1]
-    for act in config.graph.simple:
+    drain, hold, last = execution.drain, execution.hold, acts[-1]
+    for act in acts:
         if hooks.watching_steps or drain.reason is not None or hold.is_on or execution.suspects:
             hold_permits(run)
             await walk(run, act)
             return
         if passes is not None:
             # The admission has let the child in to its first attempt.
-            if not (passed or passes.take(run, act.name)):
+            if passed is None and not passes.take(run, act.name):
                 hold_permits(run)
                 await walk(run, act)
                 return
-            passed = False
+            passed = None
         run.step = act.name
-        data, field = run.head[1], act.only_field
+        result: object = None
+        change: Change | None = None
         try:
-            if field is None or (field and (field not in data or type(data[field]) is Secret)):
+            field = act.only_field
+            if field:
+                value = run.head[1].get(field, _UNKNOWN)
+            else:  # None: the action takes more; empty: it takes nothing
+                value = _UNKNOWN if field is None else None
+            if type(value) is Secret:
                 change = await call_simply(run, act)
             else:
                 # As there, with neither a coroutine of its own nor a dict of arguments.
-                later: RetryLater | None = None
-                result: object = None
                 try:
-                    result = await (act.function(data[field]) if field else act.function())
+                    result = await (act.function(value) if field else act.function())
                 except RetryLater as error:
-                    later = error
-                if later is not None:
-                    change = await call_admitted(run, act, later=later)
-                elif act.only_write is None or isinstance(result, TO_CHECK):
-                    change = checked_result(act, None, cast("object", result))
-                else:
-                    change = Change(None, {act.only_write: result})
+                    result = _Later(error)  # what follows is not a part of its handling
+                if act.only_write is None or isinstance(result, TO_LOOK_AT):
+                    if type(result) is _Later:
+                        change = await call_admitted(run, act, later=result.error)
+                    else:
+                        change = checked_result(act, None, result)
         finally:
             if passes is not None:
                 if act is last:
@@ -217,27 +231,55 @@ async def walk_simply(run: Run) -> None:
                     passes.leave(run)
         if hooks.failures:
             raise hooks.failures[0]
+        if change is None:
+            values: Any = {act.only_write: result}
+            if act is last:
+                run.pending = Change(None, values)
+                return
+            if (
+                run.questions is None
+                and run.retries is None
+                and is_silent(run)
+                and not native_cancels()
+            ):
+                _complete_silently(run, act.name, values)
+                continue
+            change = Change(None, values)
         if act is last:
             run.pending = change
-        elif (
-            run.questions is None
-            and run.retries is None
-            and not hooks.step_ended
-            and is_silent(run)
-            and not config.services.native_cancels()()
-        ):
-            _complete_silently(run, act.name, change)
         else:
             await complete_step(run, change)
 
 
+@final
+class _Later:
+    """Stands for the result of an action that has raised ``RetryLater``."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: RetryLater) -> None:
+        self.error = error
+
+
+TO_LOOK_AT: tuple[type[object], ...] = (_Later, *TO_CHECK)
+"""Types of results that aren't taken as they are."""
+_UNKNOWN = Secret(None)
+"""Found in place of a field that the state lacks: such a step takes the way of those with secrets,
+which tells them apart."""
+
+
 @ki_protected
-def _complete_silently(run: Run, step: str, change: Change) -> None:
-    """Do as ``complete_step`` where nothing is saved, published, or to be forgotten."""
+def _complete_silently(run: Run, step: str, values: Mapping[str, object]) -> None:
+    """Do as ``complete_step`` where nothing is saved, published, or to be forgotten.
+
+    The graph takes each of its steps once, and this one has written ``values``.
+    """
     number, data = run.head
-    run.head = number + 1 if change.values or change.dropped else number, change.applied_to(data)
-    visits = run.step_counts().visits
-    visits[step] = visits.get(step, 0) + 1
+    run.head = number + 1, {**data, **values}
+    counts = run.steps
+    if counts is None:
+        counts = run.steps = StepCounts()
+    counts.visits[step] = 1
     run.step = None
 
 

@@ -333,7 +333,8 @@ class Hooks:
         """
         failed: BaseException | None = None
         try:
-            for place, (hook, method) in enumerate(listeners):
+            others = iter(listeners)
+            for hook, method in others:
                 if self._detached and id(hook) in self._detached:
                     continue
                 try:
@@ -342,7 +343,7 @@ class Hooks:
                     failed = self._worse(failed, hook, event, error)
                     continue
                 if pending is not None:
-                    return self._notify_rest(hook, pending, listeners[place + 1 :], event, failed)
+                    return self._notify_rest(hook, pending, tuple(others), event, failed)
             if failed is not None:
                 raise failed
             return None

@@ -94,6 +94,21 @@ class RunPath:
         return f"{self.parent!r}/{self.step}#{self.visit}/{self.act}[{brief(self.key)}]"
 
 
+# By position, and without a call of the class: a hook receives the path of each child, and Python
+# 3.13 doesn't specialize calls with names.
+def child_path(parent: RunPath, step: str, visit: int, act: str, key: Key) -> RunPath:
+    """Return the path of a child, as ``RunPath`` would make it."""
+    path = object.__new__(RunPath)
+    path._id = None
+    path.act = act
+    path.parent = parent
+    path.step = step
+    path.visit = visit
+    path.key = key
+    path.depth = parent.depth + 1
+    return path
+
+
 def child_id(parent_id: str, step: str, visit: int, act: str, key: Key) -> str:
     """Hash the identity of a child into 32 hexadecimal digits (BLAKE2b, 128 bits).
 

@@ -18,6 +18,8 @@ from shoal._state.state import Change, Model
 from .events import Done, Ended, Event, Outcome, StateUpdated, Update
 from .identity import RunPath
 
+_new = object.__new__  # sets no field
+
 COMMON = "path", "position", "element", "attempts", "elapsed", "abandoned"
 """The fields of every outcome."""
 
@@ -33,14 +35,17 @@ class Succeeded(Protocol):
     pending: Change | None
     """The last change, which its parent's commit saves."""
 
+    head: tuple[int, Mapping[str, object]]
+    """The number of the last update before that change, and the fields after it."""
+
     @property
-    def path(self) -> RunPath:
-        """Its identity."""
+    def retries(self) -> object:
+        """The record of its attempts; None: there was one, which left nothing behind."""
         ...
 
     @property
-    def data(self) -> Mapping[str, object]:
-        """The fields before that change."""
+    def path(self) -> RunPath:
+        """Its identity."""
         ...
 
     @property
@@ -62,9 +67,6 @@ class _Done(Ended):
     __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__
 
-    def __init__(self) -> None:
-        """Set no field."""
-
 
 class _StateUpdated(Event):
     """The twin of ``StateUpdated``."""
@@ -73,9 +75,6 @@ class _StateUpdated(Event):
     __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__
 
-    def __init__(self) -> None:
-        """Set no field."""
-
 
 def make_done(child: Succeeded, model: Model[Any] | None) -> Done:
     """Return the outcome of a child that succeeded.
@@ -83,24 +82,28 @@ def make_done(child: Succeeded, model: Model[Any] | None) -> Done:
     Its state is made when it is first asked for, since most hooks read the value alone: from the
     committed fields, the last change, and the model.
     """
-    made: Any = _Done()
+    made: Any = _new(_Done)
     made.path = child.path
     made.position = child.position
     made.element = child.element
-    made.attempts = child.attempts
+    if child.retries is None:  # no call, then
+        made.attempts = 1
+        made.abandoned = False
+    else:
+        made.attempts = child.attempts
+        made.abandoned = child.abandoned
     made.elapsed = child.elapsed
-    made.abandoned = child.abandoned
     made.value = child.value
     made.used = child.used
     # Not the child itself, which is released and may be executed again: these three don't change.
-    made._later = child.data, child.pending, model
+    made._later = child.head[1], child.pending, model
     made.__class__ = Done
     return made
 
 
 def make_state_updated(path: RunPath, update: Update, outcome: Outcome | None) -> StateUpdated:
     """Return the event of an update."""
-    made: Any = _StateUpdated()
+    made: Any = _new(_StateUpdated)
     made.path = path
     made.update = update
     made.outcome = outcome

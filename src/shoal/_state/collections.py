@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
+from operator import le
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
 
@@ -27,6 +28,8 @@ V = TypeVar("V")
 # A journal is copied once it has more than twice as many entries as keys, so that a copy of n
 # entries is paid by n puts. The slack keeps small maps from being copied at every few puts.
 _SLACK = 64
+
+_FEW = 2  # entries that are put one by one: for so few, what is done for all at once costs more
 
 _START = -1.0  # the position of a map's first content: before every position that is put
 
@@ -152,6 +155,23 @@ class _MapJournal(Generic[K, V]):
         self.index[key] = at
         return before is None
 
+    def extend(self, new: Sequence[tuple[K, V, float | None]]) -> Sequence[float] | None:
+        """Add entries at once, if all of their keys are new and have a position.
+
+        An interruption is as harmless as in ``push``.
+
+        Returns their positions; None: nothing was added.
+        """
+        keys, _, positions = zip(*new, strict=True)
+        at = len(self.entries)
+        places = dict(zip(keys, range(at, at + len(new)), strict=True))
+        is_new = len(places) == len(new) and self.index.keys().isdisjoint(places)
+        if self.older or not is_new or None in positions:
+            return None
+        self.entries.extend(cast("Sequence[tuple[K, V, float]]", new))
+        self.index.update(places)
+        return cast("Sequence[float]", positions)
+
 
 @final
 class StateMap(Mapping[K, V]):
@@ -200,6 +220,13 @@ class StateMap(Mapping[K, V]):
             if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
                 journal = self._copied()  # this is an older version, or mostly overwritten
             index, older = journal.index, journal.older
+            positions = journal.extend(new) if len(new) > _FEW else None
+            if positions is not None:
+                # As a fan-out puts them; each by itself would cost four times as much.
+                count += len(new)
+                is_later = last is not None and all(map(le, (last, *positions), positions))
+                last = positions[-1] if is_later else None
+                new = ()
             for entry in new:
                 key, value, wanted = entry
                 known = index.get(key)

@@ -45,7 +45,8 @@ else:
     S_co = TypeVar("S_co", covariant=True)
 
 # Operations are named tuples, not frozen dataclasses: one is made per child of a fan-out, and a
-# frozen dataclass takes three times as long to make.
+# frozen dataclass takes three times as long to make. Calls of their classes are Python functions'.
+as_named: Any = tuple.__new__  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 @final
@@ -494,10 +495,10 @@ class Change:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """The operations, made when they are asked for: of most children nothing saves them."""
-        operations = self._operations
-        if operations is None:
-            operations = self._operations = tuple([Set(*one) for one in self.values.items()])
-        return operations
+        if self._operations is None:
+            values = self.values.items()
+            self._operations = tuple([as_named(Set, one) for one in values])
+        return self._operations
 
     def applied_to(self, data: Mapping[str, object]) -> Mapping[str, object]:
         """Return ``data`` after the change. Valid only for the data that the change was made on."""

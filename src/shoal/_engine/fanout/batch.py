@@ -32,6 +32,7 @@ from shoal._state.state import (
     PutWithin,
     Set,
     State,
+    as_named,
     change_between,
     make_state,
     put_within,
@@ -79,6 +80,7 @@ class BatchJoin:
         "decision",
         "failures",
         "is_failing",
+        "is_plain",
         "is_silent",
         "missed",
         "unapplied",
@@ -144,6 +146,8 @@ class BatchJoin:
         self.failures: list[Run] = []  # failed children whose errors the step raises
         self.admitted: list[PendingChild] = []  # new elements of ``grow``, until they are saved
         self.decision: Decision | None = None  # set at most once; ends the batch
+        self.is_plain: bool = False
+        """Whether the batch has nothing but successes that are put into a collection."""
         self.is_silent: bool = False
         """Whether the batch has made no updates, since nothing would save or publish them."""
 
@@ -152,11 +156,10 @@ class BatchJoin:
 
         Returns the error because of which that one can't be applied, with a note of its key.
         """
-        if self._is_plain and all(
-            child.status == "succeeded" and child.disposition is LIVE for child in batch
-        ):
+        if self._is_plain and _have_succeeded(batch):
             self.is_silent = is_silent(self._parent) and is_silent(batch[0])
             self._put_plainly(batch)
+            self.is_plain = True
             return None
         # Whether the source or the race change too, and must be set back if an outcome raises.
         is_undoable = self._consults or self._race is not None
@@ -209,16 +212,17 @@ class BatchJoin:
 
     def _put_plainly(self, batch: list[Run]) -> None:
         """Add successes with nothing to check: as ``_add`` does it, without a call for each."""
-        name, into, number = self._join.name, cast("str", self._join.into), self._number
-        for child in batch:
-            number += 1
-            key, value, position = child.key, child.value, child.position
-            self._values.append((key, value, position))
-            if not self.is_silent:
-                put = Put(into, key, value, position)
-                self.updates.append(Update(number, name, (put,)))
+        placed: list[_Placed] = [(child.key, child.value, child.position) for child in batch]
+        if not self.is_silent:
+            name, into = self._join.name, cast("str", self._join.into)
+            # As the classes would make them.
+            self.updates += [
+                as_named(Update, (number, name, (as_named(Put, (into, *put)),), (), 0))
+                for number, put in enumerate(placed, self._number + 1)
+            ]
+        self._values += placed
+        self._number += len(batch)
         self.applied += batch
-        self._number = number
 
     async def commit(self, declared: StepBegun | None) -> None:
         """Save and publish the batch, and set the parent's state; see ``commit``."""
@@ -494,3 +498,12 @@ class BatchJoin:
             change = self._schema.checked(change, self._data, subject)
         self._data = change.applied_to(self._data)
         return change.operations
+
+
+def _have_succeeded(batch: list[Run]) -> bool:
+    """Return whether all children of a batch were executed here, and have succeeded."""
+    # A loop of its own, since each turn of a generator would cost as much as the question.
+    for child in batch:
+        if child.status != "succeeded" or child.disposition is not LIVE:
+            return False
+    return True

@@ -604,9 +604,28 @@ class ChildTaskGroup:
         if self.scope.closing and child.permits is child.passed is self._breaker is None:
             self.inbox.append(child)  # none starts in its place, and the parent waits for none
             return
+        gathering = self._gathering
+        try:
+            # Most children hold nothing: saves a call for each.
+            if child.permits is not None or child.passed is not None or self._breaker is not None:
+                self._give_back(child)
+        finally:
+            # Before the parent is woken: no child may start between this end and its judgement.
+            if child.status in self._decisive:
+                gathering.is_held = True
+            self.inbox.append(child)
+            if self._gives_early and (
+                (child.permits is None and child.config.passes is None)
+                or self._admission.may_give_early(child)
+            ):
+                self._admission.give_place_early(UNCOMMITTED)
+            if len(self.inbox) >= gathering.enough or gathering.is_held:
+                self.scope.wake()
+
+    def _give_back(self, child: Run) -> None:
+        """Give back what ``child`` holds, and report its end. If that raises, it has failed."""
         try:
             try:
-                # Most children hold nothing: saves a call for each.
                 if child.permits is not None or child.passed is not None:
                     self._admission.ended(child)
             finally:
@@ -618,18 +637,6 @@ class ChildTaskGroup:
                 self.scope.fail(error)
             else:
                 child.replace_end(failure)
-        finally:
-            # Before the parent is woken: no child may start between this end and its judgement.
-            gathering = self._gathering
-            if child.status in self._decisive:
-                gathering.is_held = True
-            self.inbox.append(child)
-            # Most children hold nothing: saves a call for each.
-            is_free = child.permits is None and child.config.passes is None
-            if self._gives_early and (is_free or self._admission.may_give_early(child)):
-                self._admission.give_place_early(UNCOMMITTED)
-            if len(self.inbox) >= gathering.enough or gathering.is_held:
-                self.scope.wake()
 
     # -- the feeders' side ----------------------------------------------------------------------
 

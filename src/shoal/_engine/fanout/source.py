@@ -366,10 +366,14 @@ class ElementSource:
             return "dropped"
         positions.next = position + 1
         # Nothing else decides about the children of most fan-outs: then they need no further call.
-        is_new = not (kind.done or self.to_come or self.done_before) and (
-            self.pick is self._at_most is self._recorded_children is None
-        )
-        if not is_new:
+        if (
+            self._recorded_children is not None
+            or self._at_most is not None
+            or self.pick is not None
+            or kind.done
+            or self.to_come
+            or self.done_before
+        ):
             return self._make(key, position, element, kind)
         try:
             # `_run` without its call.

@@ -271,7 +271,7 @@ class WorkerPool:
                         self._leave(child)
                     else:
                         worker.child = child
-                        waited = await self._execute(child, worker, context)
+                        waited = await self._execute(child, worker, context, native_cancels)
                         if waited is None:
                             return
                 elif child is None:
@@ -352,7 +352,9 @@ class WorkerPool:
 
     # -- one child ------------------------------------------------------------------------------
 
-    async def _execute(self, child: Run, worker: Worker, context: Context) -> bool | None:
+    async def _execute(
+        self, child: Run, worker: Worker, context: Context, native_cancels: Callable[[], int]
+    ) -> bool | None:
         """Execute ``child`` to its end, and hand it to the parent.
 
         Returns whether the child ever waited, or None if this worker ends with it, cancelled. The
@@ -368,7 +370,7 @@ class WorkerPool:
             if not is_live:
                 living = load_end(child)
             elif config.walks_simply:
-                living = walk_simply(child)
+                living = walk_simply(child, native_cancels)
             elif config.is_timed:
                 living = live_child(child, config.each)
             else:
