@@ -456,7 +456,8 @@ class ChildTaskGroup:
             waits = 1 < len(self.inbox) < ENOUGH and self._admission.place.used > 0
         for _ in range(TURNS if waits else 0):
             before = len(self.inbox), self.in_flight
-            if self._is_held:  # one end may decide, and no child starts before it is judged
+            # One end may decide, and no child starts before that; or none is left that could end.
+            if self._is_held or (before[0] >= before[1] and not self._admission.has_room):
                 return
             await checkpoint()
             if before == (len(self.inbox), self.in_flight):
