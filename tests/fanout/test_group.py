@@ -401,6 +401,36 @@ async def test_the_last_element_may_be_cancelled_alone(over: Any):
         assert anyio.current_time() < 16
 
 
+async def test_a_save_waits_for_no_more_ends_if_all_in_flight_have_ended(anyio_backend_name: str):
+    turns, saved = 0, list[int]()
+
+    async def count_turns() -> None:
+        nonlocal turns
+        for turns in range(1, 9):
+            await checkpoint()
+
+    @action(reads=["n"], writes=["result"])
+    async def wait(n: int) -> int:
+        await anyio.sleep(1)
+        if n == 3:  # the last of the first four
+            tasks.start_soon(count_turns)
+        return n
+
+    class Counting(Keeping):
+        def save(self, batch: Batch) -> Awaitable[None] | None:
+            if batch.applied:
+                saved.append(turns)
+            return super().save(batch)
+
+    store = Counting(seconds=0.01)
+    spread = fan_out(wait, over="numbers", item="n", into="results", limits=Limits(4))
+    async with anyio.create_task_group() as tasks:
+        await application(spread, store).run({"numbers": range(8)})
+    assert len(saved) == 2
+    # The turn in which the parent is woken; on trio others may come first in it.
+    assert saved[0] <= (anyio_backend_name == "trio"), saved
+
+
 # -- many that are cancelled at once ---------------------------------------------------------------
 
 

@@ -131,7 +131,8 @@ class Gathering:
         inbox, admission = self._inbox, self._admission
         for _ in range(TURNS):
             before = len(inbox), admission.in_flight + admission.uncommitted
-            if self.is_held:
+            # One may decide, and no child starts before that; or none is left that could end.
+            if self.is_held or (before[0] >= before[1] and not admission.has_room):
                 return
             await checkpoint()
             if before == (len(inbox), admission.in_flight + admission.uncommitted):
