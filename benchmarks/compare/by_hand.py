@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from benchmarks.compare.served import served
 from benchmarks.compare.workloads import Job, Part, Program
 
 Body = Callable[[int], Awaitable[int]]
@@ -289,7 +290,7 @@ def contenders(backend: str) -> dict[str, Any]:
             "anyio": programs(anyio_group, trio_body) | more,
         }
     return {
-        "gather": programs(gather),
+        "gather": programs(gather) | {"service": served("/by-hand")},
         "taskgroup": programs(task_group),
         "anyio": programs(anyio_group) | more,
     }

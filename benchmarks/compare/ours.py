@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from benchmarks.compare.served import served
 from benchmarks.compare.workloads import Job, Part, Program
 from shoal import (
     Application,
@@ -298,6 +299,7 @@ def programs(turn: Callable[[], Awaitable[None]]) -> dict[str, Program]:
         "race-back": lambda job: anyio.run(partial(races, job, seen=False), backend=job.backend),
         "cancel": lambda job: anyio.run(cancelled, job, backend=job.backend),
         "run": one_run,
+        "service": served("/run"),
         "threads": mapped(in_thread),
         "memory": meet,
         "durable": durable,

@@ -125,6 +125,9 @@ WORKLOADS: Mapping[str, Workload] = {
         "cancelling, to the last child", counted, ((10_000, 10_000),), unit="child", base="anyio"
     ),
     "run": Workload("a run of one step", counted, ((300, 1),), unit="run"),
+    "service": Workload(
+        "a service's requests of four calls each", counted, ((400, 20),), unit="request"
+    ),
     "threads": Workload("map, plain functions in threads", doubled, ((2_000, 20),)),
     "memory": Workload(
         "children in flight at once", counted, ((10_000, 10_000),), unit="child in flight"
