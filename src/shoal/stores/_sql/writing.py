@@ -95,8 +95,8 @@ def delays() -> Iterator[float]:
 def log_missed(runs: int, lease: float, error: Exception) -> None:
     """Log that leases could not be renewed, and what that may lead to."""
     logger.warning(
-        "the store could not renew the leases on %d runs under way: %s; it tries again, and if that "
-        "fails for %g s, other processes may take these runs over",
+        "the store could not renew the leases on %d runs under way: %s; it tries again, and if "
+        "that fails for %g s, other processes may take these runs over",
         runs,
         " ".join(str(error).split()),
         lease,
