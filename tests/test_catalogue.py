@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def cells() -> dict[tuple[str, str, str], list[str]]:
     return found
 
 
+@cache
 def marks_in(path: Path) -> dict[str, set[str]]:
     """Return the tests that pytest collects from a module, also from classes, with their marks."""
     found: dict[str, set[str]] = {}

@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import shoal
 from shoal.errors import DefinitionError
-from shoal.executors import Ray, _ray_actor, _ray_session
+from shoal.executors import Ray, _ray_actor, _ray_link, _ray_session
 from shoal.executors import _messages as m
 from shoal.executors._ray_actor import RayActor
 from shoal.executors._ray_link import room_for, unmet
@@ -226,3 +227,21 @@ def test_an_initializer_that_cant_be_sent_is_refused(tmp_path: Path):
     with (tmp_path / "log").open("w") as file:
         ray = Ray(initializer=add, initargs=(1, file))
         assert "initializer add() can't be sent" in ray.refuse(job(add), {})
+
+
+def test_an_actor_that_can_not_be_sent_to_is_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    killed: list[object] = []
+
+    def refuse(number: int, data: bytes) -> None:
+        raise MemoryError("the object store is full")
+
+    actor = SimpleNamespace(submit=SimpleNamespace(remote=refuse))
+    session = SimpleNamespace(is_initialized=lambda: True, kill=killed.append)
+    monkeypatch.setattr(_ray_link, "ray", lambda: session)
+    link: Any = object.__new__(_ray_link.RayLink)
+    link.name, link._actor, link._sent, link._is_killed = "actor 1", actor, 0, False
+    link.send([(m.CANCEL, 1)])
+    assert killed == [actor], "else it would wait for batch 1 for ever"
+    assert "actor 1 is ended, since it can't be sent to: the object store is full" in caplog.text

@@ -572,3 +572,51 @@ def test_a_race_of_streams_keeps_it_wherever_the_store_goes_wrong(
     on_break: str, backend: Backend, delay: float, how: Any
 ):
     assert crash_stream(on_break, backend=backend, delay=delay, how=how, times=2, seed=1) >= 8
+
+
+async def test_a_decided_race_that_is_not_taken_up_again_ends_as_it_was_decided():
+    """Its first item has decided it, the process dies, and the next one fails before it."""
+    life = {"first": True}
+
+    @action(writes=["slept"])
+    async def other() -> float:
+        if not life["first"]:
+            raise LookupError("not any more")
+        await anyio.sleep(60)
+        return 60.0
+
+    @action(writes=["begun"])  # so that each contestant has a record
+    async def begin() -> bool:
+        return True
+
+    slow, quick = (
+        Graph.chain(begin, stream("tell", [(at, "so"), (9, "on")]), name=name)
+        for name, at in (("slow", 2), ("quick", 1))
+    )
+    inner = race(slow, quick, into="out", take="text", name="race", until=first_item())
+    racing = Graph.chain(inner, name="racing")
+    step = fan_out([other, racing], into="outs", name="both", take=lambda state: "")
+    store = MemoryStore()
+    kept: list[MemoryStore] = []
+    save = store.save
+
+    def saving(batch: Any) -> None:
+        save(batch)
+        if batch.decision is not None and not kept:
+            kept.append(store.copy())
+            raise OSError("died")
+
+    store.save = saving  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises((StoreFailed, ExceptionGroup)):
+        await Application(step, store=store, name="app").run({}, id="x")
+    life["first"] = False
+    with pytest.raises(ExceptionGroup):
+        await Application(step, store=kept[0], name="app").run(id="x")
+    path = RunPath(run_id="x")
+    (key,) = [one.key for one in await kept[0].children(path) if one.act == "racing"]
+    racing_path = RunPath(parent=path, step="both", act="racing", key=key)
+    ended = {one.act: one for one in await kept[0].children(racing_path)}
+    assert {one.status for one in ended.values()} == {"cancelled"}
+    assert ended["quick"].winner is None, "it would have won"
+    assert ended["slow"].winner == ("quick", ended["slow"].key)
+    assert ended["slow"].reason != ended["quick"].reason

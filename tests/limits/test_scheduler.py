@@ -340,6 +340,15 @@ def served(
         held[1].leave()
 
 
+def test_a_closed_scheduler_calls_nothing_later():
+    clock = Clock()
+    scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]
+    scheduler._judge_soon(gate, after=5)
+    scheduler.close()
+    scheduler._judge_soon(gate)
+    assert {number for _, number, _ in clock.alarms} == clock.taken_back == {0}
+
+
 def test_small_units_are_served_one_after_the_other():
     clock = Clock()
     scheduler, gate = FairScheduler(None, clock, clock.alarm), Gate(1)  # pyright: ignore[reportArgumentType]

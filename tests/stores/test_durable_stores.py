@@ -33,6 +33,7 @@ from shoal import (
     RunConflict,
     RunPath,
     Runtime,
+    StoreFailed,
     UnknownRun,
     action,
     fan_out,
@@ -461,6 +462,30 @@ async def test_a_claim_that_was_lost_is_noticed_by_its_sign_of_life(kept: Kept):
         store.save(Batch(HandMadeRun(), (update_of(1),), holder="them"))
     await store.release("root", "them")
     assert kept.rows("SELECT epoch, execution FROM claims") == [(7, "them")]
+
+
+@anyio_test
+async def test_leases_that_are_not_renewed_are_logged_once(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+):
+    store = kept.store(lease=60, heartbeat=0.01)
+    await store.claim("root", "them")
+    missed: list[int] = []
+
+    def fails() -> list[Any]:
+        missed.append(1)
+        raise StoreFailed("the disk is full")
+
+    assert store._writer is not None
+    store._writer._database._beat = fails
+    until = time.monotonic() + 20
+    while len(missed) < 3:
+        assert time.monotonic() < until
+        await anyio.to_thread.run_sync(time.sleep, 0.005)
+    (record,) = [one for one in caplog.records if "leases" in one.message]
+    assert "could not renew the leases on 1 runs under way: the disk is full" in record.message
+    assert "if that fails for 60 s" in record.message
+    await store.release("root", "them")
 
 
 @anyio_test

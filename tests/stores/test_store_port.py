@@ -21,6 +21,7 @@ from shoal import (
     Graph,
     Hook,
     Limits,
+    MemoryStore,
     Outcome,
     RunPath,
     State,
@@ -275,6 +276,29 @@ all_programs = pytest.mark.parametrize("program", PROGRAMS)
 
 
 # -- what a batch holds --------------------------------------------------------------------------
+
+
+async def test_after_a_save_that_failed_nothing_more_is_saved_or_logged(
+    caplog: pytest.LogCaptureFixture,
+):
+    @action(writes=["n"])
+    async def one() -> int:
+        return 1
+
+    store = MemoryStore()
+    save, saves = store.save, list[Batch]()
+
+    def failing(batch: Batch) -> None:
+        saves.append(batch)
+        if len(saves) > 1:
+            raise OSError("the disk is full")
+        save(batch)
+
+    store.save = failing  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(StoreFailed, match="the disk is full"):
+        await Application(one, store=store).run({}, id="x")
+    assert len(saves) == 2
+    assert not caplog.records, "the caller has that failure already"
 
 
 async def test_each_step_is_one_save_and_so_is_the_end():

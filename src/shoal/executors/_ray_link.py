@@ -212,10 +212,15 @@ class RayLink:
             threading.Thread(target=self._submit, args=(self._sent, data), daemon=True).start()
 
     def _submit(self, number: int, data: bytes) -> None:
-        # If it can't be sent, the actor is dead, and its stream says so.
-        with suppress(Exception):
+        try:
             if ray().is_initialized():  # else a call would end this process: Ray's way
                 self._actor.submit.remote(number, data)
+        except Exception as error:  # noqa: BLE001 # the actor's stream says that it has ended
+            # If it is not dead (the object store is full, say), it would wait for this batch for
+            # ever, and so would the run.
+            if not self._is_killed:
+                logger.warning("%s is ended, since it can't be sent to: %s", self.name, error)
+            self._end_actor()
 
     def listen(self, is_on: bool) -> None:  # as the port has it
         """Pass on what comes, or keep it; see ``Link.listen``."""

@@ -92,6 +92,17 @@ def delays() -> Iterator[float]:
     return chain((0.0,), repeat(0.1))
 
 
+def log_missed(runs: int, lease: float, error: Exception) -> None:
+    """Log that leases could not be renewed, and what that may lead to."""
+    logger.warning(
+        "the store could not renew the leases on %d runs under way: %s; it tries again, and if "
+        "that fails for %g s, other processes may take these runs over",
+        runs,
+        " ".join(str(error).split()),
+        lease,
+    )
+
+
 def log_waiting(subject: str, patience: float, error: Exception) -> None:
     """Log which calls wait, for how long, and for the end of which error."""
     logger.warning("%s wait %g s at most: %s", subject, patience, " ".join(str(error).split()))
@@ -164,6 +175,7 @@ class Database(ABC):
         # The leases that ``keep_up`` renews, by run id: those that the table has.
         self._claims: dict[str, Lease] = {}
         self._next_beat = inf  # when they are renewed next, by the monotonic clock
+        self._has_missed = False  # whether the last renewal failed, which is logged once
         # No retry begins after this moment, by the monotonic clock. Event loops set it in
         # ``end_by``, all else belongs to the writer thread.
         self._ends_at = inf
@@ -368,12 +380,15 @@ class Database(ABC):
                 for lease in self._beat():
                     lease.lost = True
                 self._next_beat = at + heartbeat
-            except (
-                self._config.error_policy.errors,
-                StoreFailed,
-            ):  # saves meet the same, and say so
+                self._has_missed = False
+            except (self._config.error_policy.errors, StoreFailed) as error:
                 self._roll_back()
                 self._next_beat = time.monotonic() + heartbeat / 4
+                # Saves meet the same, and say so. But a run may save nothing for hours, and then be
+                # executed twice.
+                if not self._has_missed:
+                    self._has_missed = True
+                    log_missed(len(self._claims), self._config.lease, error)
         return self._next_beat
 
     # -- saves ----------------------------------------------------------------------------------
