@@ -89,6 +89,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *(session.posargs or [*SPREAD, backends, "-m", marks]))
 
 
+@nox.session(python=PRESENT)
+def pythons(session: nox.Session) -> None:
+    """Run the tests of the gate on each Python that is present, without sweeps and services."""
+    install(session, "test", extras="[examples]")
+    marks = "not slow and not sweep and not services"
+    session.run("pytest", *(session.posargs or [*SPREAD, "--backends=one", "-m", marks]))
+
+
 @nox.session
 def soak(session: nox.Session) -> None:
     """Run slow tests and full sweeps, then the tests of the gate under each starter."""

@@ -45,10 +45,35 @@ def cells() -> dict[tuple[str, str, str], list[str]]:
     return found
 
 
-def names_in(path: Path) -> set[str]:
-    """Return the names of the test functions in a module, also of those in classes."""
-    tree = ast.walk(ast.parse(path.read_text("utf-8")))
-    return {one.name for one in tree if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+def marks_in(path: Path) -> dict[str, set[str]]:
+    """Return the tests that pytest collects from a module, also from classes, with their marks."""
+    found: dict[str, set[str]] = {}
+
+    def collect(body: list[ast.stmt], marks: set[str]) -> None:
+        for one in body:
+            if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == "pytestmark":
+                marks = marks | marks_of(one.value)
+        for one in body:
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                mine = marks.union(*map(marks_of, one.decorator_list))
+                if isinstance(one, ast.ClassDef):
+                    collect(one.body if one.name.startswith("Test") else [], mine)
+                elif one.name.startswith("test_"):
+                    found[one.name] = mine
+
+    collect(ast.parse(path.read_text("utf-8")).body, set())
+    return found
+
+
+def marks_of(expression: ast.expr) -> set[str]:
+    """Return the names of pytest's marks: ``crash`` of `pytest.mark.crash`, or of a list of them.
+
+    Marks of single parameters don't count, because the test is run with the others.
+    """
+    if isinstance(expression, ast.List | ast.Tuple):
+        return set[str]().union(*map(marks_of, expression.elts))
+    mark = expression.func if isinstance(expression, ast.Call) else expression
+    return {*re.findall(r"^pytest\.mark\.(\w+)$", ast.unparse(mark))}
 
 
 def test_no_cell_is_missing():
@@ -69,13 +94,21 @@ def test_a_reason_stands_alone():
         assert len(words) == 1 or all(len(word) > 1 for word in words), where
 
 
-def test_each_test_exists():
+def test_each_test_exists_and_is_run():
+    slow: set[str] = set()
     for word, named in rows(section("Tests"))[1:]:
         found = re.match(r"`([\w/]+\.py)::(\w+)`", named)
         assert found is not None, f"{word} names no test"
         path, test = HERE / found[1], found[2]
         assert path.exists(), f"{word} names a file that does not exist: {found[1]}"
-        assert test in names_in(path), f"{word} names a test that does not exist: {test}"
+        marks = marks_in(path)
+        assert test in marks, f"{word} names a test that does not exist: {test}"
+        assert not marks[test] & {"skip", "xfail"}, f"{word} names a test that isn't run: {test}"
+        slow |= {word} if "slow" in marks[test] else set()
+        assert ("`nox -s soak`" in named) == (word in slow), f"{word} says wrongly where it is run"
+    # The gate runs `sweep`, `crash` and `services` on one Python, and `slow` on none.
+    soaked = [where for where, words in cells().items() if slow.issuperset(words)]
+    assert not soaked, f"no test of the gate is named for {soaked}"
 
 
 def test_each_construct_has_a_program():

@@ -279,7 +279,7 @@ def test_a_program_needs_no_guard():
 
 @here_alone
 def test_a_program_ends_although_a_function_does_not():
-    assert output_of(ENDLESS)[-1] == "done"
+    assert "done" in output_of(ENDLESS)  # since Python 3.14, beside a warning of the interpreter
 
 
 # -- declaring -------------------------------------------------------------------------------------

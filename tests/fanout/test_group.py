@@ -1,6 +1,8 @@
 """The engine of fan-outs: fairness, back-pressure, and how many tasks it takes."""
 
 import asyncio
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -415,3 +417,48 @@ async def test_the_last_element_may_be_cancelled_alone(over: Any):
         assert handle.cancel_child(2, "enough")
         assert (await handle.result()).status == "succeeded"
         assert anyio.current_time() < 16
+
+
+# -- many that are cancelled at once ---------------------------------------------------------------
+
+
+async def calls_to_cancel(children: int) -> Counter[str]:
+    """Count the calls of Python functions by package, from the cancellation of a map to its end."""
+    started, counts = 0, Counter[str]()
+
+    @action(writes=["never"])
+    async def wait_for_ever() -> None:
+        nonlocal started
+        started += 1
+        await anyio.sleep_forever()
+
+    def profile(frame: Any, event: str, argument: object) -> None:
+        name = frame.f_globals.get("__name__", "")
+        if event == "call" and name.startswith(("shoal", "anyio")):
+            counts[name.partition(".")[0]] += 1
+            counts[frame.f_code.co_name] += 1
+
+    app = Application(
+        fan_out(wait_for_ever, over="n", into="results", limits=Limits(children), item="one")
+    )
+    before = sys.getprofile()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app.run, {"n": range(children)})
+            while started < children:
+                await checkpoint()
+            await anyio.wait_all_tasks_blocked()
+            sys.setprofile(profile)
+            tasks.cancel_scope.cancel()
+    finally:
+        sys.setprofile(before)
+    return counts
+
+
+async def test_children_that_are_cancelled_together_cost_few_calls_each(anyio_backend_name: str):
+    few, many = await calls_to_cancel(100), await calls_to_cancel(200)
+    calls = {name: (many[name] - few[name]) / 100 for name in many}
+    assert calls["shoal"] <= 20, calls
+    assert calls["_end"] == 1, calls
+    if anyio_backend_name == "asyncio":  # its scopes deliver a cancellation anew in each turn
+        assert calls["_deliver_cancellation"] <= 1.1, calls

@@ -15,6 +15,7 @@ import pytest
 
 from shoal import Application, Graph, Hook, Limits, Rate, RetryLater, Runtime, action, fan_out
 from shoal._limits.admission import AdmissionController
+from shoal._limits.gates import Gate
 from shoal._limits.passes import Passes
 from shoal._limits.permits import AttemptPermit
 from shoal._limits.scheduler import FairScheduler
@@ -161,6 +162,27 @@ def test_nothing_is_taken_where_a_request_would_wait():
     passes.leave(run)
     first.leave()
     assert needed[0].used == needed[0].users == 0
+
+
+def test_nothing_is_taken_past_the_turns_of_classes():
+    """Where others wait, what is granted counts as a turn of its class, and a pass counts none."""
+    act: Any = acts(None, Limits(9)).entry
+    admission = AdmissionController(anyio.Event, lambda: 0.0)  # pyright: ignore[reportArgumentType]
+    limiter, scheduler = admission.limiter(act, act.limits), admission.scheduler
+    unit: Any = SimpleNamespace(held_at=None, priority="interactive")
+    passes = Passes(scheduler, admission.limiters, [act], scopes=(), own=(), unit=unit)
+    run: Any = SimpleNamespace(passed=None)
+    assert passes.take(run, act.name)
+    waiting = AttemptPermit(scheduler, (Gate(0),))
+    assert not passes.take(run, act.name)
+    unit.priority = "normal"
+    assert passes.take(run, act.name)
+    other: Any = SimpleNamespace(priority="batch")
+    scheduler.flow_of(other, ())  # from now on there are classes
+    assert not passes.take(run, act.name)
+    waiting.leave()
+    assert passes.take(run, act.name)
+    assert limiter.statistics()[0].in_use == 3
 
 
 def test_who_waits_for_several_limits_is_not_passed_at_the_one_that_is_open():

@@ -257,7 +257,7 @@ class Program:
             if n in self.logs and gate.meter is not None:
                 mine, theirs = self.logs[n].opens_at(1), gate.meter.opens_at(1)
                 assert max(mine, self.clock.now) == max(theirs, self.clock.now)
-        if not self.waiting:
+        if not self.scheduler.wait_queues:
             assert not self.clock.is_set, "the clock is looked at though nobody waits"
         shut = [
             (one, n)

@@ -67,7 +67,7 @@ class SharedProgram(Program):
     def turn(self, one: Modelled) -> Any:
         wait_queue = one.permit.wait_queue
         assert wait_queue is not None
-        return *wait_queue.flow.path(), (True, True, one.due, one.number)
+        return *wait_queue.flow.path(), (True, not one.permit.is_returning, one.due, one.number)
 
     def settle(self) -> None:
         # In one flow alone requests come first that came first; see `Program.settle`.

@@ -614,3 +614,26 @@ def test_a_group_as_data_says_what_is_in_it():
         "a child failed: ValueError: one; KeyError: 'two'; OSError: three; and 1 more"
     )
     assert "children of 'x' failed" in info.traceback
+
+
+def test_an_error_of_a_module_with_an_odd_loader_as_data_says_where_it_was_raised():
+    class Loader:
+        def get_source(self, name: str) -> str:
+            raise RuntimeError("no source")
+
+    module = {"__name__": "odd", "__loader__": Loader()}
+    exec(compile("def act():\n    raise ValueError('one')", "odd.py", "exec"), module)
+    act: Any = module["act"]
+    with pytest.raises(ValueError, match="one") as raised:
+        act()
+    info = ErrorInfo.of(raised.value)
+    assert info.traceback.endswith('  File "odd.py", line 2, in act\nValueError: one\n')
+
+
+@pytest.mark.filterwarnings("error::DeprecationWarning")
+def test_an_error_of_a_module_without_a_spec_is_data():
+    module: dict[str, Any] = {"__name__": "odd", "__spec__": None}  # Python 3.15 warns of that
+    exec(compile("def act():\n    raise ValueError('one')", "unspecified.py", "exec"), module)
+    with pytest.raises(ValueError, match="one") as raised:
+        module["act"]()
+    assert 'File "unspecified.py", line 2, in act' in ErrorInfo.of(raised.value).traceback

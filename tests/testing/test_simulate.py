@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import pytest
@@ -22,9 +24,10 @@ from shoal import (
     fan_out,
     race,
 )
-from shoal.errors import BadUse
+from shoal.errors import BadUse, MissingField
 from shoal.testing import SimulatedRun, SimulationFailed, simulate, simulated
 from shoal.testing._faults import Fault, Plan, plan_of
+from shoal.types import Act, FanOut
 
 from .applications import ALL
 
@@ -81,8 +84,8 @@ def test_without_a_store_nothing_is_killed_and_what_fails_has_failed() -> None:
     assert "no store" in str(tried)
     assert len(checked) < tried.runs
     assert all(len(run.lives) == 1 for run in checked)
-    kept = simulate(Application(both), NUMBERS, durable=True, seeds=8)
-    assert kept.times("store.save", "fails") or kept.times("store.save", "dies-before")
+    kept = simulate(Application(both), NUMBERS, durable=True, faults=["dies-before"], seeds=8)
+    assert kept.times("store.save", "dies-before")
 
 
 def test_a_failure_is_small_told_and_replayed() -> None:
@@ -116,6 +119,9 @@ def test_a_failure_is_small_told_and_replayed() -> None:
     with pytest.raises(SimulationFailed) as again:
         simulate(app, NUMBERS, inputs=given, check=check, replay=failed.value.replay)
     assert seen[-1] == failed.value.replay
+    # pytest shows the story below the line of the test, and no code of shoal's.
+    frames = [entry.frame.f_locals for entry in again.traceback[1:]]
+    assert all(local["__tracebackhide__"] for local in frames)
     # But for how it was found.
     assert str(again.value).splitlines()[:5] == story.splitlines()[:5]
 
@@ -339,6 +345,158 @@ def test_a_later_version_that_comes_to_something_else_is_not_compared() -> None:
     with pytest.raises(SimulationFailed, match="nobody home") as failed:
         simulate(app, NUMBERS, changed=Application(broken))
     assert "of the application changed=" in failed.value.__notes__[0]
+
+
+def test_faults_happen_at_places_of_a_changed_application_too() -> None:
+    lives: list[tuple[int, str]] = []
+
+    @action(reads=["total"], writes=["report"])
+    async def tell(total: int) -> str:
+        return f"it is {total}"
+
+    def check(run: SimulatedRun) -> None:
+        lives.extend((fault.life, fault.place) for fault in run.faults)
+
+    app = Application(both, store=MemoryStore())
+    later = Application(Graph.chain(squares, add, tell, name="both"), store=MemoryStore())
+    kinds = ["loses", "dies-after"]
+    tried = simulate(app, NUMBERS, changed=later, check=check, faults=kinds, seeds=24)
+    second = {place for life, place in lives if life == 2}
+    assert {"action.square", "action.add", "action.tell", "store.save"} <= second
+    assert "never called" not in str(tried)
+    without = simulate(app, NUMBERS, changed=later, seeds=2, faults=[])
+    assert "never resumed by the changed application" in str(without)
+
+
+def test_a_run_is_handed_over_by_what_may_go_wrong() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def check(run: SimulatedRun) -> None:
+        seen.extend((fault.what, run.lives[-1].is_changed) for fault in run.faults)
+
+    app = Application(both, store=MemoryStore())
+    simulate(app, NUMBERS, changed=app, faults=["raises"], check=check, seeds=8)
+    assert {what for what, _ in seen} == {"raises"}
+    assert sum(is_changed for _, is_changed in seen) > 4
+
+
+def mixed(*, version: str = "", third: bool = False, asks: str = "why") -> FanOut:
+    """Races in a nested fan-out, and a question behind each."""
+
+    def contestant(seconds: int) -> Act:
+        @action(name=f"after {seconds} s", reads=["n"], writes=["answer"], version=version)
+        async def answer(n: int) -> str:
+            await anyio.sleep(seconds)
+            return f"{n}!"
+
+        return answer
+
+    @action(reads=["answer"], writes=["said"])
+    async def ask(answer: str, context: Context) -> str:
+        return f"{answer} {await context.ask(asks, answer) if asks else 'so'}"
+
+    contestants = [contestant(seconds) for seconds in ((1, 2, 3) if third else (1, 2))]
+    each = Graph.chain(race(*contestants, into="answer", name="fastest"), ask, name="each")
+    inner = fan_out(each, over="ns", item="n", key=str, into="all", take="said", name="inner")
+    group = Graph.chain(inner, name="group")
+    return fan_out(
+        group, over="groups", item="ns", key=lambda ns: f"{ns[0]}", into="groups_said", take="all"
+    )
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"version": "2"}, {"third": True}, {"asks": "why not"}, {"asks": ""}],
+    ids=["none", "version", "third contestant", "other question", "no question"],
+)
+def test_a_changed_application_goes_on_with_questions_races_and_nested_fan_outs(
+    changes: dict[str, Any],
+) -> None:
+    # What is asked by the first application is answered after the change.
+    tried = simulate(
+        Application(mixed(), name="mixed", store=MemoryStore()),
+        {"groups": [[1, 2], [3]]},
+        changed=Application(mixed(**changes), name="mixed", store=MemoryStore()),
+        answers=lambda question: "so",
+        same=True,
+        seeds=8,
+    )
+    assert "halted" in str(tried)
+
+
+@dataclass
+class Before:
+    """The state of the first version."""
+
+    numbers: list[int]
+    squares: dict[str, int] = field(default_factory=dict[str, int])
+    total: int = 0
+    note: str = ""
+
+
+@dataclass
+class WithoutNote:
+    """A field is gone."""
+
+    numbers: list[int]
+    squares: dict[str, int] = field(default_factory=dict[str, int])
+    total: int = 0
+
+
+@dataclass
+class WithUnit:
+    """A field without a default is new."""
+
+    numbers: list[int]
+    unit: str
+    squares: dict[str, int] = field(default_factory=dict[str, int])
+    total: int = 0
+
+
+@action(name="add", reads=["squares", "note"], writes=["total"])
+def noting(squares: dict[str, int], note: str) -> int:
+    return sum(squares.values())
+
+
+def typed(model: type[Any], last: Act = add) -> Application[Any]:
+    graph = Graph.chain(squares, last, name="both", state=model)
+    return Application(graph, store=MemoryStore())
+
+
+def test_a_changed_state_is_that_of_the_store() -> None:
+    # Neither is refused: the later version is not given the state again, as in `recover`.
+    tried = simulate(typed(Before), Before([1, 2]), changed=typed(WithoutNote), seeds=4)
+    assert "the changed application doesn't begin with this state" in str(tried)
+    simulate(typed(WithoutNote), NUMBERS, changed=typed(Before), seeds=4)
+
+
+def test_a_changed_state_that_a_stored_run_cannot_have_is_found() -> None:
+    with pytest.raises(SimulationFailed, match=r"no `state.data`: .* no field 'unit'") as failed:
+        simulate(typed(WithoutNote), NUMBERS, changed=typed(WithUnit))
+    assert failed.value.kind == "incomplete"
+    # A default is for the start of a run, and that was before the field was there.
+    with pytest.raises(SimulationFailed, match="reads field 'note'") as failed:
+        simulate(typed(WithoutNote), NUMBERS, changed=typed(Before, noting))
+    assert isinstance(failed.value.__cause__, MissingField)
+    assert "fork('simulated', update={field: value})" in failed.value.__cause__.__notes__[-1]
+
+
+def test_a_changed_application_is_given_the_secrets_again() -> None:
+    def application(version: str) -> Application[Any]:
+        @action(reads=["token"], writes=["size"])
+        async def use(token: str) -> int:
+            return len(token)
+
+        @action(reads=["size"], writes=["twice"], version=version)
+        async def double(size: int) -> int:
+            return 2 * size
+
+        graph = Graph.chain(use, double)
+        return Application(graph, name="login", secret={"token"}, store=MemoryStore())
+
+    given = {"token": "swordfish!"}
+    simulate(application("1"), given, changed=application("2"), seeds=4)
 
 
 @simulated(Application(both, store=MemoryStore()), NUMBERS, seeds=10)

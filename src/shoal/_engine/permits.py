@@ -22,6 +22,7 @@ from shoal._graph.action import FunctionAction
 from shoal._limits.limiters import Limiter
 from shoal._limits.passes import Passes
 from shoal._limits.permits import AttemptPermit, InFlightSlot
+from shoal._limits.refusals import starts_at
 from shoal.executors._port import Pool
 
 from .child_time import time_of, waiting
@@ -158,8 +159,7 @@ def refuse_too_late(run: Run, permit: AttemptPermit) -> None:
     # test_programs_of_all_pairs.
     if deadline == callers == math.inf or cancelled():
         return
-    scheduler = run.config.services.admission.scheduler
-    starts, gate = scheduler.starts_at(permit)
+    starts, gate = starts_at(permit)
     # A scope of the caller's ends in a cancellation, which a block of `move_on_after` catches; an
     # exception would pass through it. Only a limit with `waiting=` makes callers expect one.
     if gate is not None and gate.part is not None and gate.part.waiting is not None:

@@ -587,7 +587,9 @@ class Run:
             # The errors of children are not raised any more, and their frames lead back here.
             for ledger in self.steps.all_ledgers():
                 ledger.release_errors()
-        self.reason = self.config.secrets.mask(reason)
+        secrets = self.config.secrets
+        # Many may be cancelled at once, mostly without secrets: saves a call for each.
+        self.reason = secrets.mask(reason) if secrets.names else reason
         self.winner = winner
 
     def halt(self) -> None:

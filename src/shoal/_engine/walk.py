@@ -193,14 +193,14 @@ async def walk_simply(run: Run) -> None:
         run.step = act.name
         data, field = run.head[1], act.only_field
         try:
-            if field is None or field not in data or type(data[field]) is Secret:
+            if field is None or (field and (field not in data or type(data[field]) is Secret)):
                 change = await call_simply(run, act)
             else:
                 # As there, with neither a coroutine of its own nor a dict of arguments.
                 later: RetryLater | None = None
                 result: object = None
                 try:
-                    result = await act.function(data[field])
+                    result = await (act.function(data[field]) if field else act.function())
                 except RetryLater as error:
                     later = error
                 if later is not None:

@@ -625,11 +625,14 @@ class _Brief(reprlib.Repr):
         self.maxstring = self.maxother = 120
 
     def repr_int(self, x: int, level: int) -> str:
+        # Without reprlib's own: since Python 3.14 it shows so many digits as an address, which is
+        # another one for each int of the same value.
         try:
-            return super().repr_int(x, level)
+            text = repr(x)
         except ValueError:  # more digits than sys.get_int_max_str_digits()
-            digits, shown = f"{x:#x}", self.maxlong // 2
-            return f"{digits[:shown]}...{digits[-shown:]}"
+            text = f"{x:#x}"
+        half = self.maxlong // 2
+        return text if len(text) <= self.maxlong else f"{text[:half]}...{text[-half:]}"
 
 
 _repr = _Brief()

@@ -231,12 +231,24 @@ class ErrorInfo(HasPlainForm):
         try:
             lines = traceback.format_exception(error)
         except Exception:  # noqa: BLE001 # Python calls bool() on it and its causes: user code
-            lines = [*traceback.format_tb(error.__traceback__), f"{name}: {message}\n"]
+            lines = [*_frames_of(error), f"{name}: {message}\n"]
         return cls(type=name, message=message, traceback="".join(lines))
 
     def to_plain(self) -> dict[str, str]:
         """Copy it into a dict of strings, for JSON."""
         return {"type": self.type, "message": self.message, "traceback": self.traceback}
+
+
+def _frames_of(error: BaseException) -> list[str]:
+    """Return where an error was raised, as a traceback shows it."""
+    try:
+        return traceback.format_tb(error.__traceback__)
+    except Exception:  # noqa: BLE001 # the source is read by the module's own loader: user code
+        # Python 3.15 also warns of modules without a spec, and warnings may be errors.
+        return [
+            f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n'
+            for frame, line in traceback.walk_tb(error.__traceback__)
+        ]
 
 
 def in_short(error: BaseException) -> str:

@@ -142,14 +142,19 @@ class FunctionAction(Act, Generic[P, R_co]):
         self.is_simple: bool = self.is_simple_within_limits and limits is None
         """Whether it only reads fields and is awaited: the engine calls most actions at once."""
         self.only_field: str | None = self._only_field()
-        """The field that it is called with, by position; None: it is called by names."""
+        """The field that it is called with, by position; "": it is called with nothing.
+
+        None if it is called by names.
+        """
 
     def _only_field(self) -> str | None:
         function: object = self.function
         # By position a call takes half as long; but only a plain function surely takes it so: the
         # signature of a wrapper may be that of what it wraps.
-        if not isinstance(function, FunctionType) or len(self.fields) != 1:
+        if not isinstance(function, FunctionType) or len(self.fields) > 1:
             return None
+        if not self.fields:
+            return "" if not (self.takes_state or self.takes_context or self.input_names) else None
         code, (field,) = function.__code__, self.fields
         only = code.co_argcount + code.co_kwonlyargcount == 1 and code.co_varnames[0] == field
         return field if only and code.co_argcount else None

@@ -19,6 +19,8 @@ once, or it waits:
 - ``lines``: how many runs wait at a gate, where that is bounded.
 - ``gates``: a gate is the semaphore and the rate meter of one key of one limit.
 - ``scheduler``: the scheduler in front of the gates, with fair shares.
+- ``rivals``: gates at which a turn taken elsewhere changes which request is the first one.
+- ``refusals``: which requests are not to wait.
 - ``permits``: the slots that an attempt holds, and the in-flight slot of a child.
 - ``passes``: what a child takes of open limits at which nobody waits, past a request.
 - ``accounts``: what was spent of budgets, and what is set aside for attempts under way.

@@ -21,6 +21,7 @@ from .headers import read_headers
 from .limiters import Limiter, Limiters
 from .limits import Limits
 from .permits import AttemptPermit, HeldPermits, InFlightSlot
+from .refusals import overload
 from .scheduler import FairScheduler
 from .shared_rate_client import StartTask
 from .timers import SetAlarm
@@ -121,7 +122,8 @@ class AdmissionController:
             flow=flow,
         )
         if holder is not None and holder.in_flight is None:
-            refusal = self.scheduler.overload(permit)
+            bounds = self.scheduler.bounds_waiting
+            refusal = overload(permit, self.scheduler.clock) if bounds else None
             if refusal is not None:
                 permit.cancel()
                 raise refusal

@@ -272,7 +272,11 @@ class Flow:
 
     def key(self) -> Key:
         """Return the position of the flow among the members of its parent."""
-        return True, True, self.due, self._number
+        due, parent = self.due, self.parent
+        if not self._members and parent is not None:
+            # As if it began to wait now: else each new share would go before what has waited long.
+            due = max(due, parent.round)
+        return True, True, due, self._number
 
     def path(self) -> Turn:
         """Return the keys of the flow and of those around it, the outermost first."""

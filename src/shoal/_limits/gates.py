@@ -163,6 +163,14 @@ class Gate:
         return self.meter if isinstance(self.meter, SharedMeter) else None
 
     @property
+    def asks(self) -> bool:
+        """Whether all that is missing here is what a backend grants if it is asked."""
+        is_remote = isinstance(self.meter, SharedMeter) or (
+            self.purse is not None and self.purse.account.grant is not None
+        )
+        return is_remote and self.used < self.slots and not self.is_shut
+
+    @property
     def is_keyed(self) -> bool:
         """Whether this is the gate of one key of many."""
         return self.part is not None and self.part.by is not None
@@ -296,6 +304,25 @@ class Gate:
                 del self._by_flow[one.flow]
             heappop(entries)
         return None
+
+    def rivals(self) -> list[tuple[Flow, Key]]:
+        """Return the flows around the first wait queue, each with the position of what is next.
+
+        That is the next member of the flow around it that has something posted here. The position
+        may be too early, never too late. Flows that are alone here are left out.
+        """
+        found: list[tuple[Flow, Key]] = []
+        first, posts = self.first(), self._posts
+        # Attempts that reacquire their slots are before all others, whatever turns these have.
+        if self._by_flow is None or first is None or not first.is_behind:
+            return found
+        while posts is not None and isinstance(inner := posts.entries[0][2], Posts):
+            # One of the two is the smallest after the first: that is what a heap is.
+            others = [entry[0] for entry in posts.entries[1:3]]
+            if others:
+                found.append((inner.flow, min(others)))
+            posts = inner
+        return found
 
     def first_turn(self) -> Turn:
         """Return the turn of the first wait queue; if there is none, a turn after all others."""

@@ -131,7 +131,11 @@ class Passes:
             return False
         needed, own, gates = found
         # Where others wait, a grant counts as a turn of the flow of an execution that has one.
-        if scheduler.has_shares or (scheduler.wait_queues and unit.priority != "normal"):
+        # There is none around normal runs as long as no other has a priority.
+        if scheduler.has_shares:
+            return False
+        has_classes = unit.priority != "normal" or scheduler.first_flow.parent is not None
+        if has_classes and scheduler.wait_queues:
             return False
         if unit.held_at is not None:
             return False

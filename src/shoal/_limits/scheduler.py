@@ -31,7 +31,7 @@ from typing import final
 from shoal._concurrency.backend import Clock, Waiter
 from shoal._concurrency.cancellation import ki_protected, ki_unprotected
 from shoal._errors.arguments import is_number
-from shoal._errors.exceptions import BadResult, Overloaded, brief
+from shoal._errors.exceptions import BadResult, brief
 from shoal._state.state import refuse_awaitable
 
 from .accounts import Accounts, Stake
@@ -40,7 +40,8 @@ from .flows import FIRST, LAST, WEIGHTS, Flow, Key, Priority, Share, Turn
 from .gates import Acquired, Costs, FairShare, Gate, PermitRequest, WaitQueue
 from .headers import RateHeaders
 from .lines import Line
-from .meters import CREDIT, ForeignMeter, Meter
+from .meters import CREDIT, ForeignMeter
+from .rivals import Rivals
 from .shared_budget_client import SharedBudgetClients
 from .shared_rate_client import SharedRateClients, StartTask
 from .timers import GateTimers, SetAlarm
@@ -57,6 +58,7 @@ class FairScheduler:
         "_timers",
         "_classes",
         "_judgement",
+        "_rivals",
         "_soon",
         "_unjudged",
         "_budgets",
@@ -109,6 +111,7 @@ class FairScheduler:
         self._classes: dict[Priority, Flow] = {}
         self.has_shares: bool = False
         """Whether any limit has ``share=``. Set by ``Limiters``, and never unset."""
+        self._rivals: Rivals = Rivals()
         self._timers: GateTimers = GateTimers(clock, set_alarm, self._open)
         # Gates of budgets at which the first request may wait for money that will never be there.
         # Judged in a callback of the loop, because here requests are being moved.
@@ -119,7 +122,7 @@ class FairScheduler:
             clock, start_task, chance, self.serve, self._refuse
         )
         self._budgets: SharedBudgetClients = SharedBudgetClients(
-            clock, start_task, self.serve, self._judge_soon, self._refuse
+            clock, start_task, self.serve, self._judge_soon, self._refuse, is_kept=self._is_kept
         )
 
     # -- entering and leaving -------------------------------------------------------------------
@@ -147,10 +150,12 @@ class FairScheduler:
             gate = self._shut(request, turn)
             if gate is None:
                 self.take(request)
-                if request.flow is not None and self.wait_queues:
+                if flow.parent is not None and self.wait_queues and not ahead:
                     # It goes before others that wait, so it counts; else a flow whose requests are
-                    # never long enough in line could keep one waiting that needs many units.
+                    # never long enough in line could keep one waiting that needs many units. See
+                    # test_a_request_of_many_units_is_not_passed_for_ever.
                     flow.on_turn(flow.round)
+                    self.serve(*self._rivals.after_turn(flow))
                 return
         # A request that must wait may need more gates by that, and so another wait queue. An
         # attempt that reacquires its slots goes on holding its in-flight slot meanwhile.
@@ -187,8 +192,9 @@ class FairScheduler:
     def _shut(self, request: PermitRequest, turn: Turn, *, but: Gate | None = None) -> Gate | None:
         """Find a gate that keeps ``request`` waiting; None if all are open.
 
-        A gate with a shared rate is returned only if all others are open, so that no units are
-        requested that another closed gate would leave unused.
+        A gate that only lacks what a backend grants is returned only if all others are open, so
+        that nothing is requested that another closed gate would leave unused. Of these, a budget
+        comes before a rate: what it was granted is kept meanwhile, and units of a rate lapse.
 
         Args:
             request: Is neither granted nor posted.
@@ -200,7 +206,7 @@ class FairScheduler:
         if unit is not None and unit.held_at is not None and turn[0][0]:
             return unit.held_at
         # Remembered while the others are looked at: it counts only if none of them is closed.
-        shared: Gate | None = None
+        asks: Gate | None = None
         now: float | None = None
         for at, gate in enumerate(request.needed):
             if gate is but:
@@ -214,10 +220,10 @@ class FairScheduler:
                 continue
             now = self.clock() if now is None else now  # most gates have no rate: read it lazily
             if opens > now:
-                if gate.shared is None:
+                if not gate.asks:
                     return gate
-                shared = gate
-        return shared
+                asks = gate if asks is None or asks.shared is not None else asks
+        return asks
 
     @ki_protected
     def take(self, request: PermitRequest, *, at: Gate | None = None, credit: float = 0.0) -> None:
@@ -297,6 +303,7 @@ class FairScheduler:
         # Another wait queue may be first now, and the gate open to its request: see
         # test_a_request_behind_a_cancelled_one_is_next.
         self.serve(gate)
+        self._return_unused(request)
 
     def _leave_lines(self, request: PermitRequest) -> None:
         if request.unit is not None:
@@ -307,6 +314,7 @@ class FairScheduler:
         # At once, since an empty dict is what the fast path of `enter` and `leave` looks for.
         del self.wait_queues[wait_queue.key]
         wait_queue.flow.remove()
+        self._rivals.forget(wait_queue.flow)
         if not self.wait_queues:
             self._timers.clear()
 
@@ -338,11 +346,14 @@ class FairScheduler:
             # release the slots again. See test_a_cancel_in_the_tick_of_the_grant.
             is_shut = opens > now and not request.is_gone
             other: Gate | None = None
-            # A closed gate with a shared rate hands the wait queue on as well, if another gate is
-            # closed: while it is posted there, no units are requested that it couldn't use.
-            if not request.is_gone and (not is_shut or gate.shared is not None):
+            # A closed gate that asks a backend hands the wait queue on as well, if another gate is
+            # closed: while it is posted there, nothing is requested that it couldn't use. The one
+            # of a held execution leaves any gate, since those behind it needn't wait for it.
+            held_at = None if request.unit is None else request.unit.held_at
+            is_held = held_at is not None and held_at is not gate and wait_queue.is_behind
+            if not request.is_gone and (not is_shut or is_held or gate.asks):
                 other = self._shut(request, wait_queue.turn(), but=gate)
-            if is_shut and (other is None or other.shared is not None):
+            if is_shut and (other is None or other.asks):
                 # No overtaking: the wait queues behind the first one stay as well.
                 self._set_alarm(gate, request)
                 serving.remove(gate)
@@ -350,6 +361,7 @@ class FairScheduler:
             gate.unpost(wait_queue)
             if other is not None:
                 self._post(wait_queue, other)
+                self._return_unused(request)
                 continue
             if not request.is_gone:
                 flow = wait_queue.flow
@@ -357,6 +369,7 @@ class FairScheduler:
                     flow.round = max(flow.round + 1.0 / flow.active, request.due)
                 elif wait_queue.is_behind:
                     flow.on_turn(request.due)
+                    serving += [gate for gate in self._rivals.after_turn(flow) if gate.posted]
                 # If the gate opened by time, the timer may have been late: see
                 # test_late_timers_cost_a_rate_nothing_up_to_a_hundredth_of_a_second.
                 credit = min(now - opens, CREDIT) if opens >= due else 0.0
@@ -380,6 +393,8 @@ class FairScheduler:
         gate.post(wait_queue)
         if gate.first() is wait_queue:
             self._set_alarm(gate, wait_queue.first())
+        elif wait_queue.flow.parent is not None:
+            self._rivals.note(gate)
 
     def _set_alarm(self, gate: Gate, request: PermitRequest) -> None:
         opens = gate.opens_at(request.cost_at(gate), paid=request.paid)
@@ -390,8 +405,12 @@ class FairScheduler:
         # A foreign limiter doesn't say when it has room, and others may use it: poll it.
         if opens == math.inf and isinstance(gate.meter, ForeignMeter):
             opens = self.clock() + gate.meter.pause
-        if -math.inf < opens < math.inf:
-            self._timers.set(opens, gate)
+        if opens < math.inf:
+            # It is open already to what has come behind the others there, and has its turn before
+            # them. Without credit: that request has not waited for the timer.
+            self._timers.set(max(opens, self.clock()), gate)
+        if request.flow is not None or self._classes:
+            self._rivals.note(gate)
 
     @ki_protected
     def _refuse(self, gate: Gate, make_error: Callable[[], Exception]) -> None:
@@ -426,8 +445,9 @@ class FairScheduler:
                 continue
             request, account = wait_queue.first(), gate.purse.account
             cost = request.cost(request.needed.index(gate))
-            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate.
-            if request.paid or gate.opens_at(cost, paid=False) <= self.clock():
+            # Paid: it waits for a slot. Else it may fit by now, and waits for another gate, or for
+            # the end of a pause: see test_a_budget_that_is_paused_refuses_nothing.
+            if request.paid or account.opens_at(cost) <= self.clock():
                 continue
             unit = request.unit
             accounts = None if unit is None else unit.accounts
@@ -438,7 +458,7 @@ class FairScheduler:
                 self._drop(request, wait_queue)
                 request.refuse(account.exceeded(cost))
                 self._return_units(gate)
-            elif account.grant is not None and not account.grant.is_denied(cost, now):
+            elif gate.asks and account.grant is not None and not account.grant.is_denied(cost, now):
                 self._budgets.want(gate, account.grant)
             elif account.is_resting:
                 # Nothing tells when what is at work ends, if no limit counts it.
@@ -457,6 +477,27 @@ class FairScheduler:
         grant = None if gate.purse is None else gate.purse.account.grant
         if grant is not None and grant.units and not gate.posted:
             self._budgets.want(gate, grant)
+
+    def _return_unused(self, request: PermitRequest) -> None:
+        """Do so for a request that has left a gate, at all that it needs."""
+        for gate in request.needed:
+            if gate.purse is not None:
+                self._return_units(gate)
+
+    def _is_kept(self, gate: Gate) -> bool:
+        """Whether a request needs what was granted there as soon as a shared rate lets it start.
+
+        Returned meanwhile, it would have to be asked for again, and the units of the rate would
+        have lapsed by then: see test_a_shared_rate_and_a_shared_budget_together.
+        """
+        assert gate.purse is not None, "a budget's"
+        gates = gate.purse.account.gates
+        return any(
+            one.gate is not None
+            and one.gate.shared is not None
+            and not gates.isdisjoint(one.first().needed)
+            for one in self.wait_queues.values()
+        )
 
     def close(self) -> None:
         """Stop the timer, and return unused units of shared rates to their backends."""
@@ -478,6 +519,10 @@ class FairScheduler:
         if unit.held_at is None:
             unit.held_at = Gate(0, name="paused")
             unit.held_at.is_hold = True
+            # Those whose turn it is keep others waiting that need less; see
+            # test_a_request_of_a_held_run_keeps_no_other_waiting.
+            at = [one.gate for one in self.wait_queues.values() if one.first().unit is unit]
+            self.serve(*dict.fromkeys(gate for gate in at if gate is not None))
 
     @ki_protected
     def release(self, unit: FairShare) -> None:
@@ -514,53 +559,6 @@ class FairScheduler:
             for name in ("interactive", "batch"):
                 self._classes[name] = around.child(name, WEIGHTS[name])
         return self._classes[priority]
-
-    # -- refusals -------------------------------------------------------------------------------
-
-    def overload(self, request: PermitRequest) -> Overloaded | None:
-        """Return why ``request``, which has just begun to wait, is refused; None if it isn't."""
-        unit = request.unit
-        # What comes back was let in before: a run is not refused half-way.
-        if not self.bounds_waiting or unit is None or request.granted or request.is_returning:
-            return None
-        for gate in request.needed:
-            line, most = gate.line, None if gate.part is None else gate.part.waiting
-            if line is None or most is None or not line.is_over(unit, most):
-                continue
-            now = self.clock()
-            # Those that wait without it, or what runs: one of these must end.
-            before = max(1, len(line.waiting) - 1)
-            least = None
-            if isinstance(gate.meter, Meter):
-                least = max(0.0, gate.meter.opens_at(before) - now)
-            seconds = max(line.turns_in(before, now, least=least), gate.paused_until - now)
-            plural = "s wait" if most > 1 else " waits"
-            many = f"{most} run{plural} already" if most else "no run waits"
-            at = f", key {brief(gate.key)}" if gate.is_keyed else ""
-            msg = f"{many} for {gate.part!r}{at}, and no more may; try again in {seconds:.3g} s"
-            return Overloaded(msg, seconds)
-        return None
-
-    def starts_at(self, request: PermitRequest) -> tuple[float, Gate | None]:
-        """Return when ``request``, the last in its wait queue, can start at the earliest.
-
-        As far as that is known: by pauses, by the next turns of rates, and by the requests of its
-        own run that are ahead of it. Returns the gate that says so, too.
-        """
-        starts, by = -math.inf, None
-        wait_queue = request.wait_queue
-        for index, gate in enumerate(request.needed):
-            cost = request.cost(index)
-            opens = gate.paused_until
-            if isinstance(gate.meter, Meter) and not request.paid:
-                ahead = 0
-                # With `cost=`, those ahead may need any number of units.
-                if not gate.has_cost and wait_queue is not None and wait_queue.gate is gate:
-                    ahead = len(wait_queue.requests) - 1
-                opens = max(opens, gate.meter.opens_at(cost + ahead))
-            if opens > starts:
-                starts, by = opens, gate
-        return starts, by
 
     # -- corrections by holders -----------------------------------------------------------------
 

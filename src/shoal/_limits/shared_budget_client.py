@@ -33,7 +33,16 @@ ASKED = 64
 class SharedBudgetClients:
     """The clients of a runtime, by backend."""
 
-    __slots__ = ("_by_backend", "clock", "is_closing", "judge", "refuse", "serve", "start")
+    __slots__ = (
+        "_by_backend",
+        "clock",
+        "is_closing",
+        "is_kept",
+        "judge",
+        "refuse",
+        "serve",
+        "start",
+    )
 
     def __init__(
         self,
@@ -42,6 +51,8 @@ class SharedBudgetClients:
         serve: Callable[[Gate], None],
         judge: Callable[[Gate], None],
         refuse: Callable[[Gate, Callable[[], Exception]], None],
+        *,
+        is_kept: Callable[[Gate], bool],
     ) -> None:
         """Create the registry, without clients.
 
@@ -51,12 +62,14 @@ class SharedBudgetClients:
             serve: Called with a gate that may have opened.
             judge: Called with a gate whose first request was not granted.
             refuse: Called with a gate whose backend fails, and a function that makes an error.
+            is_kept: Whether a request that waits elsewhere needs what was granted at a gate.
         """
         self.clock: Clock = clock
         self.start: StartTask | None = start
         self.serve: Callable[[Gate], None] = serve
         self.judge: Callable[[Gate], None] = judge
         self.refuse: Callable[[Gate, Callable[[], Exception]], None] = refuse
+        self.is_kept: Callable[[Gate], bool] = is_kept
         self.is_closing: bool = False
         # By identity, since backends need not be hashable.
         self._by_backend: dict[int, SharedBudgetClient] = {}
@@ -140,11 +153,18 @@ class SharedBudgetClient:
         if purse is None or grant is None:
             return None
         terms, units = purse.account.terms, grant.units
-        costs = () if self._means.is_closing else tuple(gate.costs(ASKED))
+        costs: tuple[float, ...] = ()
+        if gate.posted and not self._means.is_closing:
+            costs = tuple(gate.costs(ASKED))
+            if not costs:
+                # A slot that they need was taken by others since they came here, and they wait for
+                # that now. See test_a_slot_that_was_taken_meanwhile_is_waited_for.
+                self._means.serve(gate)
+                costs = tuple(gate.costs(ASKED))
         # The units held are for the first requests.
         if costs and costs[0] <= units:
             return None
-        if not costs and not units:
+        if not costs and (not units or (not self._means.is_closing and self._means.is_kept(gate))):
             return None
         # All of them are returned, in the message that asks for the next ones: one sum is enough.
         grant.units = 0.0

@@ -186,6 +186,12 @@ class SharedRateClient:
                 self._means.serve(gate)
                 meter.lapse(now)
             costs, at = self._wants(gate, meter, now)
+            if gate.posted and not (costs or meter.is_busy or at < math.inf or self._closing):
+                # A slot that they need was taken by others since they came here. They wait for that
+                # slot now: nothing at this gate would tell that it is free again. See
+                # test_a_slot_that_was_taken_meanwhile_is_waited_for.
+                self._means.serve(gate)
+                costs, at = self._wants(gate, meter, now)
             if costs or meter.has_news or meter.is_alone:
                 wanted.append((gate, meter, costs))
             until = min(until, at, meter.lapses_at)

@@ -39,7 +39,7 @@ from shoal._engine.run import Run
 from shoal._engine.second_copies import SecondCopies
 from shoal._engine.spawning import Executing, within
 from shoal._engine.walk import complete_step, walk
-from shoal._errors.exceptions import BadUse, RunCancelled
+from shoal._errors.exceptions import BadUse, MissingField, RunCancelled, note
 from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
@@ -445,6 +445,7 @@ class RootRun:
             self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
                 await _execute(self.run)
+                _note_missing(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self._error = error
         finally:
@@ -647,6 +648,27 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
                 logger.exception("at the end of run %s, which %s", run.path.id, run.status)
             else:
                 run.fail(error, "succeeded", "halted")
+
+
+def _lacks_field(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_lacks_field, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, MissingField)
+
+
+def _note_missing(run: Run) -> None:
+    """Say what to do if a resumed run lacks a field that the program has, perhaps, only now.
+
+    Its beginning is saved, so that "pass it to run()" would be refused.
+    """
+    error = run.error
+    if error is not None and run.config.execution.is_resumed and _lacks_field(error):
+        run_id = run.path.id
+        note(
+            error,
+            f"shoal: run {run_id} was resumed; if the program that has begun it knew no such field "
+            f"yet, begin a new run with its state: fork({run_id!r}, update={{field: value}})",
+        )
 
 
 def _stays_open(run: Run) -> bool:

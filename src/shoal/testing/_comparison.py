@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
+from shoal._errors.exceptions import ShoalError
 from shoal._events.events import Cancelled, ChildEnded, Decision, Done, LeaderChanged
 from shoal._graph.act import Act
 from shoal._graph.graph import Graph
@@ -32,13 +33,21 @@ class Comparison:
         self._changes = ""
         self._ends = _ends_of(undisturbed)
         self._has_raced = has_raced(undisturbed)
+        self._is_whole = not _why_not_whole(undisturbed)
         self._takes_first = next(steps_that_take_the_first(act), "")
 
-    def expect_change(self, changed: SimulatedRun) -> None:
-        """Compare no run that a changed application resumes, if that comes to another state."""
-        assert changed.result is not None
-        assert self._undisturbed.result is not None
-        self._changes = different(changed.state, self._undisturbed.state)
+    def expect_change(self, changed: SimulatedRun | None) -> None:
+        """Compare no run that a changed application resumes, if that comes to another state.
+
+        Args:
+            changed: Its undisturbed run; None if it doesn't begin with the same state.
+        """
+        if changed is None:
+            self._changes = "the changed application doesn't begin with this state"
+            return
+        fields = different(changed.state, self._undisturbed.state)
+        if fields:
+            self._changes = f"the changed application comes to another state: {fields}"
 
     @property
     def why_not(self) -> str:
@@ -46,10 +55,7 @@ class Comparison:
         if self._same is False:
             return "same=False"
         if self._same is None and self._changes:
-            return (
-                f"the changed application comes to another state: {self._changes}; say with same= "
-                f"what must be the same"
-            )
+            return f"{self._changes}; say with same= what must be the same"
         if self._same is None and self._has_raced:
             return "it has a race, whose winner may be another one; say with same= what must not be"
         if self._same is None and self._takes_first:
@@ -66,6 +72,10 @@ class Comparison:
             Violation: It has come to something else.
         """
         base = self._undisturbed.result
+        if self._is_whole and run.result is not None and run.result.status == "succeeded":
+            why = _why_not_whole(run)
+            if why:
+                raise Violation("incomplete", f"it has succeeded, and has no `state.data`: {why}")
         if self._same is False or base is None or run.result is None:
             return
         if run.result.status != base.status:
@@ -93,6 +103,15 @@ class Comparison:
                 " HINT: if the state may differ (it holds times, say), give same=lambda state: ...,"
                 " which returns what may not",
             )
+
+
+def _why_not_whole(run: SimulatedRun) -> str:
+    """Return why the final state makes no instance of the application's model; "" if it does."""
+    try:
+        _ = None if run.result is None else run.result.state.data
+    except ShoalError as error:
+        return str(error)
+    return ""
 
 
 def _ends_of(run: SimulatedRun) -> Mapping[str, str]:

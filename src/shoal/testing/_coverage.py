@@ -38,10 +38,17 @@ class Coverage:
         """How the lives have ended, by status."""
         self.called: Counter[str] = Counter()
         """How often each action was called."""
+        self.resumed: int | None = None
+        """How often a changed application has resumed a run; None: there is none."""
         self.passed: dict[Backend, Passed] = {}
         """How often an undisturbed run passes each place."""
         self._fired: dict[tuple[str, str], set[tuple[Backend, int, int]]] = defaultdict(set)
         self._times: Counter[tuple[str, str]] = Counter()
+
+    def expect_change(self, actions: Iterable[str]) -> None:
+        """Expect that a changed application resumes runs, and calls its actions."""
+        self.actions = tuple(sorted({*self.actions, *actions}))
+        self.resumed = 0
 
     def add(self, backend: Backend, ends: Iterable[str], called: Mapping[str, int]) -> None:
         """Count a run."""
@@ -113,6 +120,8 @@ class Coverage:
                 yield f"never {what}: {', '.join(never)}"
         if not self.total(SAVE):
             yield "never killed or resumed: the application has no store (durable=True gives one)"
+        if self.resumed == 0:
+            yield "never resumed by the changed application: no process has ended before its run"
 
 
 def table(head: list[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

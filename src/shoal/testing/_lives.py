@@ -25,7 +25,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint
 
 from shoal._engine.injection import INJECTION
 from shoal._engine.run import Run
-from shoal._errors.exceptions import BadUse, brief
+from shoal._errors.exceptions import BadUse, ShoalError, brief
 from shoal._events.events import Event, Question
 from shoal._events.hooks import Hook
 from shoal._graph.act import Act
@@ -34,6 +34,7 @@ from shoal._limits.retry import Retry
 from shoal._runtime.application import Application
 from shoal._runtime.result import RunResult
 from shoal._runtime.runtime import Runtime
+from shoal._state.secrets import reveal
 from shoal._state.state import Change, State
 from shoal.stores._memory import MemoryStore
 from shoal.stores._protocol import NullStore, Store
@@ -88,13 +89,21 @@ class Subject:
     debug: bool
 
     @property
+    def starts_changed(self) -> bool:
+        """Whether the changed application, too, begins a run with the state that is given."""
+        try:
+            self.application(is_changed=True)._check.refuse_start("simulate", self.given_state())
+        except ShoalError:
+            return False
+        return True
+
+    @property
     def is_kept(self) -> bool | None:
         """Whether runs are kept; None: if the application has a store."""
         return True if self.changed is not None else self.durable
 
-    def application(self, life: int = 1) -> Application[Any]:
+    def application(self, *, is_changed: bool = False) -> Application[Any]:
         """Return the application, as a new process would have it."""
-        is_changed = life > 1 and self.changed is not None
         given: object = self.changed if is_changed else self.app
         app = given() if callable(given) and not isinstance(given, Act) else given
         if not isinstance(app, Application):
@@ -110,6 +119,13 @@ class Subject:
     def given_state(self) -> Any:
         """Return the state that the run starts with."""
         return self.state() if callable(self.state) else self.state
+
+    def given_secrets(self, names: Collection[str]) -> State[Any] | None:
+        """Return the secret fields of that state alone, which resume a run; None if it has none."""
+        if not names:
+            return None
+        fields = self.application()._check._declared(self.given_state(), "simulate")
+        return State({name: reveal(fields[name]) for name in names}, secret=names)
 
     def given_inputs(self) -> Mapping[str, object]:
         """Return the inputs of a run: the same in all of its lives."""
@@ -232,6 +248,7 @@ class Player:
         self._recorder = RecordingHook()
         self._acts: FaultyActs
         self._seen: Mapping[str, Seen] = {}
+        self._is_changed = False  # whether the present life executes the changed application
         self.run: SimulatedRun = SimulatedRun(plan=plan, inputs={}, lives=[])
 
     # -- the port: see ``Injection`` -------------------------------------------------------------
@@ -385,7 +402,14 @@ class Player:
         if number > 1:
             self._kept = [kept.copy() for kept in self._kept]
         before, self._recorder = self._seen, RecordingHook()
-        app = self._subject.application(number)
+        begun = before.get(RUN_ID)
+        is_known = begun is not None and begun.beginning is not None
+        subject = self._subject
+        self._is_changed = number > 1 and subject.changed is not None
+        if self._is_changed and not is_known:
+            # Nothing was kept of it, so it begins now.
+            self._is_changed = subject.starts_changed
+        app = subject.application(is_changed=self._is_changed)
         if app is not self._app:  # other objects stand for its stores, in the same order
             self._app, self._given = app, []
         self._fronts = [FaultyStore(kept, passes) for kept in self._kept[: len(self._given)]]
@@ -401,7 +425,7 @@ class Player:
             error=None if status == "killed" else error,
             events=tuple(self._recorder.events),
             seconds=anyio.current_time() - began_at,
-            is_changed=self._is_changed(number),
+            is_changed=self._is_changed,
             called=dict(self._acts.called),
             passed=dict(passes.counts),
         )
@@ -455,15 +479,12 @@ class Player:
             error.__traceback__ = None
             await judge(census, inside="the run")
 
-    def _is_changed(self, number: int) -> bool:
-        return number > 1 and self._subject.changed is not None
-
     def _note_life(self, passes: Passes, error: BaseException | None) -> None:
         """Enter a life that comes to no judgement, for the report."""
         number = len(self.run.lives) + 1
         life = Life(
             number=number, faults=tuple(passes.fired), status="failed", error=error,
-            events=tuple(self._recorder.events), seconds=0.0, is_changed=self._is_changed(number),
+            events=tuple(self._recorder.events), seconds=0.0, is_changed=self._is_changed,
         )  # fmt: skip
         self.run.lives.append(life)
 
@@ -506,7 +527,7 @@ class Player:
         return task.cancelled() or task.result()
 
     async def _run(self, app: Application[Any], answers: Mapping[Any, object] | None) -> None:
-        state, make = self._subject.given_state(), self._subject.runtime
+        state, make = self._given_state(), self._subject.runtime
         inputs = self.run.inputs
         if make is None:
             self.run.result = await app.run(state, id=RUN_ID, inputs=inputs, answers=answers)
@@ -515,6 +536,19 @@ class Player:
             self.run.result = await runtime.run(
                 app, state, id=RUN_ID, inputs=inputs, answers=answers
             )
+
+    def _given_state(self) -> Any:
+        """Return what the present process gives as the state.
+
+        A changed application may have another model of it, which would be another start. So it
+        leaves the state to the store, as ``Runtime.recover`` does, but for what is saved nowhere.
+        """
+        known = self._seen.get(RUN_ID)
+        # An application that names no store, and is kept all the same, can't leave anything to it.
+        names_store = self._app is not None and self._app.store is not None
+        if not self._is_changed or known is None or known.beginning is None or not names_store:
+            return self._subject.given_state()
+        return self._subject.given_secrets(known.beginning.secret)
 
 
 async def _checked(check: Callable[[SimulatedRun], object], run: SimulatedRun) -> None:

@@ -4,6 +4,10 @@ Of each four runs, the first has nothing but another order of steps. Two have on
 pair of a place and a kind of fault at one of its passes, then every pair at another one, and so on,
 until each pass of each place had each fault. The last has two or three faults, also while it is
 resumed. So few runs try all that can go wrong somewhere, and many runs try it everywhere.
+
+If a changed application resumes what the first one has begun, it would execute nothing in runs that
+end in their first life. So three of four have one fault there, or one in a later life and another
+that ends the first; places of both applications are tried.
 """
 
 from __future__ import annotations
@@ -42,48 +46,98 @@ _MOST_STEPS = 2000
 class Agenda:
     """The plans of a simulation, by their numbers."""
 
-    def __init__(self, passed: Mapping[Backend, Passed], kinds: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        passed: Mapping[Backend, Passed],
+        kinds: Collection[str] | None,
+        *,
+        is_handed_over: bool = False,
+        halts: bool = False,
+    ) -> None:
         """Plan by what an undisturbed run has passed.
 
         Args:
             passed: How often it has passed each place in each life, on each backend.
             kinds: The kinds of faults to try; None: all.
+            is_handed_over: Whether another application executes each life but the first.
+            halts: Whether the first life ends by itself, with a question.
         """
         self._backends = sorted(passed)
         self._passed = passed
         self._kinds = kinds
+        self._is_handed_over = is_handed_over
+        self._halts = halts
         self._singles = {one: list(self._single_faults(one)) for one in self._backends}
 
     def plan(self, number: int) -> Plan:
         """Return the plan of that number, counted from 0."""
         chance = Random(number)  # noqa: S311 # not for secrets
         group, place = divmod(number, 4)
-        backend = self._backends[(group + (place > 1)) % len(self._backends)]
-        singles = self._singles[backend]
-        if place == 0 or not singles:
-            return Plan(backend, number)
-        if place < 3:  # noqa: PLR2004 # of four
-            at = (2 * group + place - 1) % len(singles)
-            return Plan(backend, number, (self._timed(singles[at], chance),))
-        return Plan(backend, number, tuple(self._several(backend, chance)))
+        backends = self._backends
+        alone = (0, 1, 2) if self._is_handed_over else (1, 2)
+        if place in alone:
+            # Dealt out to the backends in turn, so that each backend meets all of its own.
+            nth, turn = divmod(len(alone) * group + alone.index(place), len(backends))
+            backend = backends[turn]
+            singles = self._singles[backend]
+            faults = [self._timed(singles[nth % len(singles)], chance)] if singles else []
+        else:
+            backend = backends[(group + (place > 1)) % len(backends)]
+            is_plain = place == 0 or not self._singles[backend]
+            faults = [] if is_plain else list(self._several(backend, chance))
+        if self._is_handed_over:
+            faults = self._handed_over(faults, backend, chance)
+        return Plan(backend, number, tuple(faults))
+
+    def _handed_over(self, faults: list[Fault], backend: Backend, chance: Random) -> list[Fault]:
+        """Return faults, and before them what ends the first life, so that a second one begins."""
+        is_ended = any(fault.life == 1 and fault.what in KILLS | CANCELS for fault in faults)
+        # A failure may end the first life as well, and is tried by itself.
+        is_alone = len(faults) == 1 and faults[0].life == 1
+        if is_ended or is_alone or (self._halts and chance.random() < 0.5):  # noqa: PLR2004 # half
+            return faults
+        lives = self._passed[backend]
+        ways = [
+            (place, what) for place in sorted(lives[0]) for what in self._kinds_at(place, backend)
+        ]
+        if not ways:
+            return faults
+        surely = [way for way in ways if way[1] in KILLS | CANCELS]
+        place, what = chance.choice(surely or ways)
+        # The more the first life has done, the less is left for the second one to pass. So it often
+        # ends early, and always if the fault is at a late pass, which it would not reach otherwise.
+        left = 1.0
+        for fault in faults:
+            if 1 < fault.life <= len(lives):
+                total = max(fault.nth, lives[fault.life - 1].get(fault.place, 0))
+                left = min(left, 1 - (fault.nth - 1) / total)
+        nth = 1 + int(chance.random() ** 2 * left * lives[0][place])
+        if any((fault.life, fault.place, fault.nth) == (1, place, nth) for fault in faults):
+            return faults
+        return [self._timed(Fault(what, place, nth), chance), *faults]
 
     def _single_faults(self, backend: Backend) -> Iterator[Fault]:
         """Yield all faults: of each pair of a place and a kind one, then of each another one."""
-        found: dict[tuple[str, str], list[Fault]] = {}
+        found: dict[tuple[bool, str, str], list[Fault]] = {}
         for life, passed in enumerate(self._passed[backend], 1):
+            is_later = self._is_handed_over and life > 1  # a place of another application
             for place in sorted(passed):
                 for what in self._kinds_at(place, backend):
                     total = passed[place]
                     step = max(1, total // _MOST_STEPS)
-                    found.setdefault((place, what), []).extend(
+                    found.setdefault((is_later, place, what), []).extend(
                         Fault(what, place, nth, life=life) for nth in range(1, total + 1, step)
                     )
         rows: list[list[Sequence[Fault]]] = []
-        for (place, what), faults in found.items():
-            Random(f"{place} {what}").shuffle(faults)  # noqa: S311 # not for secrets
-            at_once = _AT_ONCE.get(place, 1)
+        # In an order by chance, the same for each backend. The second one begins in the middle of
+        # it, so that a few runs try all pairs on one backend or the other.
+        pairs = sorted(found, key=lambda pair: (Random(repr(pair)).random(), pair))  # noqa: S311 # not for secrets
+        turn = len(pairs) * self._backends.index(backend) // len(self._backends)
+        for pair in (*pairs[turn:], *pairs[:turn]):
+            faults = found[pair]
+            Random(repr((backend, pair))).shuffle(faults)  # noqa: S311 # not for secrets
+            at_once = _AT_ONCE.get(pair[1], 1)
             rows.append([faults[at : at + at_once] for at in range(0, len(faults), at_once)])
-        Random(backend).shuffle(rows)  # noqa: S311 # not for secrets
         for row in zip_longest(*rows, fillvalue=()):
             yield from (fault for some in row for fault in some)
 

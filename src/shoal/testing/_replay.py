@@ -174,6 +174,7 @@ def replay(
             uses an input that was not given.
         NotDecodable: a type of the record is gone.
     """
+    __tracebackhide__ = True  # pytest shows the difference, and no code of this function
     recording = Recording(_data_of(app, recorded, run_id, backend))
     if recording.application != app.name:
         msg = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace as with_other
 from typing import Any, Literal, final
 
@@ -22,11 +22,13 @@ from shoal.testing._faults import (
     OF_READS,
     OF_SAVES,
     OF_STEPS,
+    SAVE,
     Backend,
+    Fault,
     Plan,
     plan_of,
 )
-from shoal.testing._lives import Player, SimulatedRun, Subject, installed
+from shoal.testing._lives import Life, Player, SimulatedRun, Subject, installed
 from shoal.testing._planning import Agenda, simpler
 from shoal.testing._shrinking import shrink
 from shoal.testing._story import story
@@ -159,8 +161,11 @@ def simulate(
         state: What it starts with, as for ``Application.run``; or a function that makes that.
         changed: The application as a later version has it; or a function that makes that. It
             resumes what ``app`` has begun: each process after the first executes it, as after a
-            deployment. It is held to the same invariants: what is done stays done, the run
-            succeeds, and comes to the same if an undisturbed run of each comes to the same.
+            deployment. So nearly each run is ended early in its first process, and then meets
+            faults at places of this one. It is held to the same invariants: what is done stays
+            done, the run succeeds, and comes to the same if an undisturbed run of each comes to
+            the same. It resumes without a ``state``, as ``Application.recover`` does; a run of
+            which nothing was kept begins with ``state``, by ``app`` if this one refuses that.
         inputs: The inputs; or a function that makes them, called for each run and not for each of
             its processes: the world outside outlives them.
         answers: The answers to questions, by name; or a function of a ``Question``. Without any, a
@@ -195,6 +200,7 @@ def simulate(
         SimulationFailed: A run did what it must not.
         BadUse: An argument means nothing.
     """
+    __tracebackhide__ = True  # pytest shows the story, and no code of these functions
     wanted = _backends(backends)
     subject = Subject(
         app=app, changed=changed, state=state, inputs=inputs, answers=answers, runtime=runtime,
@@ -208,16 +214,22 @@ def simulate(
             raise BadUse(msg)
     example = subject.application()
     example._check.refuse_start("simulate", subject.given_state())
-    subject.application(2)  # refused before anything is executed
     replay = os.environ.get(REPLAY) or None if replay is None else replay
     numbers = _numbers(os.environ.get(SEEDS) or seeds)
     simulator = _Simulator(subject, check, same, example.graph)
+    if changed is not None:  # refused before anything is executed
+        simulator.coverage.expect_change(actions_below(subject.application(is_changed=True).graph))
     began = time.monotonic()
     simulator.undisturbed(wanted)
     if replay is not None:
         simulator.replay(plan_of(replay))
     else:
-        agenda = Agenda(simulator.coverage.passed, faults)
+        agenda = Agenda(
+            simulator.coverage.passed,
+            faults,
+            is_handed_over=changed is not None,
+            halts=simulator.halts,
+        )
         for number in numbers:
             if seconds is not None and time.monotonic() - began > seconds:
                 break
@@ -266,35 +278,55 @@ class _Simulator:
         self._graph = graph
         self.coverage = Coverage(actions_below(graph))
         self.comparison: Comparison | None = None
+        self.halts = False
+        """Whether the undisturbed run waits for answers."""
         self._is_kept = False
 
     def undisturbed(self, backends: Collection[Backend]) -> None:
         """Run it without faults, to see what it comes to, and what can go wrong where."""
+        __tracebackhide__ = True
         for backend in backends:
             first = with_other(self._subject, changed=None, durable=self._subject.is_kept)
-            run = self._undisturbed(first, backend)
-            self.coverage.passed[backend] = [life.passed for life in run.lives]
+            run = self._undisturbed(first, Plan(backend, None))
+            self.halts = len(run.lives) > 1
             if self.comparison is None:
                 comparison = Comparison(self._same, self._graph, run)
                 if self._subject.changed is not None:
                     comparison.expect_change(self._changed(first, backend))
                 self.comparison = comparison
+            lives = run.lives
+            if self._subject.changed is not None:
+                lives = [lives[0], *self._resumed(backend)]
+            self.coverage.passed[backend] = [life.passed for life in lives]
             self._count(run)
             self._is_kept = bool(run.stores)
 
-    def _changed(self, first: Subject, backend: Backend) -> SimulatedRun:
-        """Return the undisturbed run of the changed application."""
+    def _changed(self, first: Subject, backend: Backend) -> SimulatedRun | None:
+        """Return the undisturbed run of the changed application; None if it can't begin it."""
         assert self._subject.changed is not None
+        if not self._subject.starts_changed:
+            return None
         try:
-            return self._undisturbed(with_other(first, app=self._subject.changed), backend)
+            changed = with_other(first, app=self._subject.changed)
+            return self._undisturbed(changed, Plan(backend, None))
         except SimulationFailed as failed:
             failed.add_note("This was an undisturbed run of the application changed=.")
             raise
 
-    def _undisturbed(self, subject: Subject, backend: Backend) -> SimulatedRun:
-        plan = Plan(backend, None)
-        player = Player(subject, plan, counting=True)
-        self._play(player, plan)
+    def _resumed(self, backend: Backend) -> Sequence[Life]:
+        """Return the lives of the changed application, if the first one has hardly begun."""
+        __tracebackhide__ = True
+        # Not the user's check: perhaps `faults=` excludes that a process dies.
+        dies = Fault("dies-after", SAVE, 1)
+        run = self._undisturbed(self._subject, Plan(backend, None, (dies,)), is_checked=False)
+        return run.lives[1:]
+
+    def _undisturbed(
+        self, subject: Subject, plan: Plan, *, is_checked: bool = True
+    ) -> SimulatedRun:
+        __tracebackhide__ = True
+        player = Player(subject, plan, counting=True, is_kept=bool(plan.faults))
+        self._play(player, plan, is_checked=is_checked)
         if player.run.result is None:
             # Judged already: without faults, nothing explains a failure.
             raise BadUse("the undisturbed run was cancelled by itself")
@@ -306,6 +338,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails; what the smallest plan that fails in this way comes to.
         """
+        __tracebackhide__ = True
         player = self._player(plan)
         self._play(player, plan, smaller=True)
         self._count(player.run)
@@ -316,6 +349,7 @@ class _Simulator:
         Raises:
             SimulationFailed: It fails.
         """
+        __tracebackhide__ = True
         player = self._player(plan)
         self._play(player, plan)
         self._count(player.run)
@@ -323,8 +357,11 @@ class _Simulator:
     def _player(self, plan: Plan) -> Player:
         return Player(self._subject, plan, is_kept=self._is_kept)
 
-    def _play(self, player: Player, plan: Plan, *, smaller: bool = False) -> None:
-        violation = self._violation(player)
+    def _play(
+        self, player: Player, plan: Plan, *, smaller: bool = False, is_checked: bool = True
+    ) -> None:
+        __tracebackhide__ = True
+        violation = self._violation(player, is_checked=is_checked)
         if violation is None:
             return
         failing, tries = player, 0
@@ -346,10 +383,10 @@ class _Simulator:
             failing.run,
         ) from _cause(violation)
 
-    def _violation(self, player: Player) -> Violation | None:
+    def _violation(self, player: Player, *, is_checked: bool = True) -> Violation | None:
         """Play, and return what is wrong; None if nothing is."""
         try:
-            run = player.play(self._check)
+            run = player.play(self._check if is_checked else None)
             if self.comparison is not None:
                 self.comparison.judge(run)
         except Violation as violation:
@@ -357,6 +394,8 @@ class _Simulator:
         return None
 
     def _count(self, run: SimulatedRun) -> None:
+        if self.coverage.resumed is not None:
+            self.coverage.resumed += any(life.is_changed for life in run.lives)
         for life in run.lives:
             self.coverage.add(run.backend, [life.status], life.called)
             for fault in life.faults:

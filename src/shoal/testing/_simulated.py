@@ -64,6 +64,7 @@ def simulated(
             raise BadUse(msg)
 
         def test(**given: object) -> None:
+            __tracebackhide__ = True
             tried = simulate(
                 app,
                 state,

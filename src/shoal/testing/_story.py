@@ -67,7 +67,7 @@ def _life(life: Life) -> Iterator[str]:
     resumed = " (resumed)" if life.number > 1 else ""
     if life.is_changed:
         resumed = " (resumed by the changed application)"
-    yield f"  {number} process{resumed}: after {life.seconds:g} s the run {_end(life)}"
+    yield f"  {number} process{resumed}: after {life.seconds:.3g} s the run {_end(life)}"
     for fault in life.faults:
         yield f"    - {fault.sentence}"
 

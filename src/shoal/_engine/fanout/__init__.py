@@ -13,9 +13,9 @@ Read ``step`` first: one execution of a parallel step follows these modules from
 - ``group`` is the task group of the children. ``scope`` cancels it and keeps the reason,
   ``workers`` execute the children, ``admission`` bounds how many are in flight, and ``ahead`` how
   many elements are pulled for children that can't start yet. ``start_requests`` asks the limits for
-  what a child needs to start, ``reservation`` does so before its element is pulled. ``feeders`` are
-  the tasks of async sources, ``breakers`` skips children for a while, and ``cancelling`` cancels
-  some of them alone.
+  what a child needs to start, ``reservation`` does so before its element is pulled. ``gathering``
+  lets more children end before a commit. ``feeders`` are the tasks of async sources, ``breakers``
+  skips children for a while, and ``cancelling`` cancels some of them alone.
 - ``batch`` applies outcomes to the parent's state. ``ledger`` counts how the children ended;
   ``read_ledgers`` reads those counts from the store, ``read_runs`` what the store has of a run.
 - ``race`` picks winners, ``leader`` publishes who leads, ``rounds`` runs a race again. ``hedge``

@@ -38,6 +38,7 @@ from shoal._limits.limiters import Limiter
 from shoal._limits.limits import Limits
 from shoal._limits.passes import START
 from shoal._limits.permits import AttemptPermit, InFlight
+from shoal._limits.refusals import overload
 
 from .ahead import ReadAhead
 from .entries import ChildSource
@@ -300,7 +301,8 @@ class ChildAdmission:
         permit = self._requests.for_child(child, partial(self._on_granted, child))
         if permit.granted:
             return True
-        refusal = self._scheduler.overload(permit) if self._scheduler.bounds_waiting else None
+        scheduler = self._scheduler
+        refusal = overload(permit, scheduler.clock) if scheduler.bounds_waiting else None
         if refusal is not None:
             permit.cancel()
             if not self._refuses_alone:

@@ -42,6 +42,7 @@ from .children import circuits_of
 from .copies import Copies, statistics_of
 from .entries import AsyncFeed, ChildSource, Dropped
 from .feeders import Feeders
+from .gathering import Gathering
 from .ledger import Ledger
 from .scope import GroupScope
 from .workers import Taken, Worker, WorkerPool
@@ -55,18 +56,6 @@ UNCOMMITTED = 64
 """Ended children that hold no place before their commit, at most, besides as many as have places.
 
 Only if ``gives_places_early``. So the workers of a group with few places don't wait for its parent.
-"""
-ENOUGH = 32
-"""Ended children that such a group commits at once without waiting for more.
-
-A commit costs as much as a few small children, which is little for each of so many.
-"""
-TURNS = 4
-"""Turns of the event loop that a save waits for more ends, at most.
-
-The wait stops at the first turn that changes nothing. The limit is there so that a steady stream of
-ends can't put a save off: see
-test_children_that_end_later_are_not_awaited_for_longer_than_a_few_turns.
 """
 ENDLESS = sys.maxsize // 2
 """Estimates of at least so many elements say that the source doesn't know how many there are."""
@@ -89,9 +78,9 @@ class ChildTaskGroup:
         "_decisive",
         "_errand",
         "_feeders",
+        "_gathering",
         "_gives_early",
         "_halted_of",
-        "_is_held",
         "_is_judging",
         "_is_shut",
         "_on_answer",
@@ -224,8 +213,10 @@ class ChildTaskGroup:
         self._on_drained = on_drained
         self._decisive = decisive
         self._gives_early = gives_places_early
-        # The inbox has a decisive end, so no child starts until the parent has judged it...
-        self._is_held = False
+        # While it is held, no child starts...
+        self._gathering = Gathering(
+            parent, self.inbox, self.scope, self._admission, gives_early=gives_places_early
+        )
         # ...unless ``apply`` is saving: it has judged its own batch by then, and a slow save must
         # not keep other children from starting.
         self._is_judging = False
@@ -371,8 +362,8 @@ class ChildTaskGroup:
                     self.start_feeding(self._copies)
                 try:
                     finished = await self._consume(apply)
-                except BaseException as error:  # noqa: BLE001 # raised below, or right away
-                    scope.fail(error)
+                except BaseException as error:  # noqa: BLE001 # raised below
+                    scope.fail_in_parent(error)
                 finally:
                     # First of all: a worker that is woken ends only if it finds this set.
                     scope.closing = True
@@ -446,29 +437,8 @@ class ChildTaskGroup:
         return False
 
     async def _let_more_end(self) -> None:
-        """If saves take time, give other children a few turns to end before the next save.
-
-        Also where places are given early: a commit costs as much as several small children.
-        Quick children would otherwise end just after a save began, again and again, and every
-        second batch would be a small one. See
-        test_quick_children_are_saved_as_many_at_once_as_are_in_flight.
-        """
-        waits = self.parent.config.execution.saves_wait
-        if self._gives_early:
-            # A single end comes from children that take their time, and few ends are left to come.
-            waits = 1 < len(self.inbox) < ENOUGH and self._admission.place.used > 0
-        for _ in range(TURNS if waits else 0):
-            before = len(self.inbox), self.in_flight
-            if self._is_held:  # one end may decide, and no child starts before it is judged
-                return
-            await checkpoint()
-            if before == (len(self.inbox), self.in_flight):
-                return
-            if self._gives_early:
-                if len(self.inbox) >= ENOUGH:
-                    return
-                if not self._admission.place.used and self._source.dry():
-                    return  # none is left that could end
+        """Let other children end before the next commit, if that is worth their time."""
+        await self._gathering.wait(saves_wait=self.parent.config.execution.saves_wait)
 
     def run_in_parent(self, errand: Callable[[], Awaitable[str | None]]) -> None:
         """Run ``errand`` in the parent's task before it takes more children from the inbox.
@@ -492,8 +462,8 @@ class ChildTaskGroup:
 
     def resume_starting(self) -> None:
         """Let other children start again: the ends that held them up have decided nothing."""
-        if self._is_held:
-            self._is_held = False
+        if self._gathering.is_held:
+            self._gathering.is_held = False
             self._pool.add_workers(1)
 
     def stop_starting(self) -> None:
@@ -569,7 +539,7 @@ class ChildTaskGroup:
 
     def _take(self) -> Taken:
         # Called only while the scope isn't closing: the worker has just checked that.
-        if self._is_shut or (self._is_held and not self._is_judging):
+        if self._is_shut or (self._gathering.is_held and not self._is_judging):
             return None  # if held: ``resume_starting`` adds workers again
         admission, source = self._admission, self._source
         if self._skips and self._leaves_rest:
@@ -634,6 +604,9 @@ class ChildTaskGroup:
         return child
 
     def _leave(self, child: Run) -> None:
+        if self.scope.closing and child.permits is child.passed is self._breaker is None:
+            self.inbox.append(child)  # none starts in its place, and the parent waits for none
+            return
         try:
             try:
                 # Most children hold nothing: saves a call for each.
@@ -650,14 +623,16 @@ class ChildTaskGroup:
                 child.replace_end(failure)
         finally:
             # Before the parent is woken: no child may start between this end and its judgement.
+            gathering = self._gathering
             if child.status in self._decisive:
-                self._is_held = True
+                gathering.is_held = True
             self.inbox.append(child)
             # Most children hold nothing: saves a call for each.
             is_free = child.permits is None and child.config.passes is None
             if self._gives_early and (is_free or self._admission.may_give_early(child)):
                 self._admission.give_place_early(UNCOMMITTED)
-            self.scope.wake()
+            if len(self.inbox) >= gathering.enough or gathering.is_held:
+                self.scope.wake()
 
     # -- the feeders' side ----------------------------------------------------------------------
 

@@ -114,13 +114,18 @@ class Ledger:
 
     def enter_all(self, children: Iterable[Run], *, raised: Collection[int] | None) -> None:
         """Enter children; ``raised`` are the ids of those whose failures are, None: all."""
-        done = 0
+        done, cancelled = 0, list[Run]()
         for child in children:
-            if child.status == "succeeded" and child.used and child.disposition is LIVE:
+            if child.disposition is LIVE and child.status == "succeeded" and child.used:
                 done += 1  # no call for nearly all children
+            elif child.disposition is LIVE and child.status == "cancelled":
+                cancelled.append(child)  # nor for the many that are cancelled at once
             else:
                 self.enter(child, raised=raised is None or id(child) in raised)
         self.done += done
+        if cancelled:
+            self.cancelled += len(cancelled)
+            self._cancelled = [*(self._cancelled or ()), *cancelled]
 
     def without(self, children: Collection[Run]) -> Ledger:
         """Return a ledger without ``children``, which have ended and come up again.

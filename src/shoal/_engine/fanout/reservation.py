@@ -20,6 +20,7 @@ from typing import NamedTuple, final
 from shoal._engine.config import RunConfig
 from shoal._engine.run import Run
 from shoal._limits.permits import AttemptPermit, HeldPermits, InFlight
+from shoal._limits.refusals import overload
 from shoal._limits.scheduler import FairScheduler
 
 from .ahead import ReadAhead
@@ -166,7 +167,9 @@ class Reservation:
             return None  # a place is all that it needs
         permits, permit = self._requests.for_any(kind, gates, needed, self._on_granted)
         reserved = _Reserved(kind, permits, permit)
-        if not permit.granted and self._scheduler.overload(permit) is not None:
+        scheduler = self._scheduler
+        is_bounded = scheduler.bounds_waiting and not permit.granted
+        if is_bounded and overload(permit, scheduler.clock) is not None:
             # More wait than may: the child is refused, which is known only by its element.
             self._return(reserved)
             return None

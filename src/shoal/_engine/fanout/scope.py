@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from shoal._concurrency.backend import Waiter, startable
-from shoal._concurrency.cancellation import as_failure, fatal_leaf, is_cancellation
+from shoal._concurrency.cancellation import as_failure, cancelled, fatal_leaf, is_cancellation
 from shoal._concurrency.watchdog import SPARE, Part, Watched
 from shoal._engine.run import Run
 from shoal._errors.exceptions import SpuriousCancel, StepTimeout, brief
@@ -35,6 +35,7 @@ class GroupScope:
 
     __slots__ = (
         "_coroutines",
+        "_cut_off",
         "_deadline",
         "_failure",
         "_late",
@@ -105,6 +106,8 @@ class GroupScope:
         self._news: Waiter | None = None  # None unless the parent waits
         # Only ``stop`` sets it, and replaces it only by a failure that outranks it.
         self._failure: BaseException | None = None
+        # The cancellation that reached the parent's task; ``raise_failure`` raises it.
+        self._cut_off: BaseException | None = None
 
     # -- tasks ----------------------------------------------------------------------------------
 
@@ -236,6 +239,19 @@ class GroupScope:
         finally:
             del error, failure  # breaks the traceback cycle
 
+    def fail_in_parent(self, error: BaseException) -> None:
+        """Stop the group as ``fail`` does; keep a real cancellation until all tasks have ended.
+
+        The tasks are cancelled by the scope that has cancelled the parent. If the task group
+        received the cancellation now, it would cancel each of them a second time.
+        """
+        try:
+            self.fail(error)
+        except BaseException as cut_off:  # noqa: BLE001 # raised by ``raise_failure``
+            self._cut_off = cut_off
+        finally:
+            del error  # breaks the traceback cycle
+
     def stop(self, reason: str, failure: BaseException | None = None) -> None:
         """Cancel the remaining children for ``reason``; ``raise_failure`` raises ``failure``."""
         if self._failure is None or isinstance(self._failure, Exception):
@@ -247,8 +263,9 @@ class GroupScope:
             self.reason = reason
         self.closing = True
         assert self._tasks is not None
-        # Once only: what is cancelled is watched from the first time on.
-        if not self._tasks.cancel_scope.cancel_called:
+        # Once only: what is cancelled is watched from the first time on. A cancellation of the
+        # parent is watched by the code that has made it.
+        if not self._tasks.cancel_scope.cancel_called and self._cut_off is None:
             self._tasks.cancel_scope.cancel()
             self.watch(self.parts)
         self.wake()
@@ -274,6 +291,7 @@ class GroupScope:
 
     def raise_fatal(self) -> None:
         """Raise a fatal error that came out of a task: it outranks even a cancellation."""
+        self._cut_off = None  # another exception takes its place; breaks a traceback cycle
         if not isinstance(self._failure, Exception | None):
             # The error of the task group, which is being handled here, would only be in the way.
             raise self._failure from None
@@ -288,6 +306,14 @@ class GroupScope:
         """
         # From here on nothing can be started: the task group has ended.
         self._tasks = None
+        cut_off = self._cut_off
+        if cut_off is not None:
+            try:
+                self.raise_fatal()
+                if cancelled():  # else it was the group's own timeout that has cancelled the parent
+                    raise cut_off
+            finally:
+                del cut_off  # breaks the traceback cycle
         failure, self._failure = self._failure, None
         if failure is not None:
             try:

@@ -11,8 +11,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import final
 
 from shoal._engine.child_time import at_rest
@@ -42,6 +43,8 @@ from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
 from .step_source import StepSources, goes_ahead
 from .takeup import refuse_lost, refuse_other_decision
+
+_position: Callable[[Run], int] = attrgetter("position")
 
 
 @final
@@ -626,7 +629,7 @@ class FanOutStep:
         group.inbox.clear()
         self._unsaved = []
         lost, self._resting = give_up_halted(self.decision, self._resting, late, self.ledger)
-        late = sorted((*late, *lost), key=lambda child: child.position)
+        late = sorted((*late, *lost), key=_position)
         if not late:
             return
         if self._staggered is not None and not self.join.until.by_item:
@@ -642,8 +645,7 @@ class FanOutStep:
         try:
             await record_unapplied(self.parent, late)
         finally:
-            for child in late:
-                self.ledger.enter(child, raised=is_open or self._is_failing)
+            self.ledger.enter_all(late, raised=None if is_open or self._is_failing else ())
             if self.parent.config.is_resumable:
                 self._unfinished = [one for one in self._unfinished if one not in lost] + late
 

@@ -400,6 +400,21 @@ class WorkerPool:
                     await complete_last(child)
                     raise
         except BaseException as error:  # noqa: BLE001 # the child's, or raised by the group
+            scope = self._scope
+            if (
+                type(error) is scope.cancelled_by
+                and child.questions is None
+                and child.disposition is LIVE
+                and worker.cut_off is None
+            ):
+                # As below, with no search in the error: a sibling was cancelled with the group
+                # before, and this error can mean nothing else.
+                if not scope.closing:
+                    scope.notice_timeout()
+                child.cancel(scope.reason, scope.winner)
+                self._admission.let_out()
+                self._leave(child)
+                return None
             if not self._end_without_success(child, worker, error):
                 return None
         self._admission.let_out()
