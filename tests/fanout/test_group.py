@@ -321,6 +321,24 @@ async def test_quick_children_share_a_few_workers(anyio_backend_name: str):
     assert workers <= (20 if anyio_backend_name == "asyncio" else 100)
 
 
+async def test_workers_end_where_nothing_follows():
+    """A parked one would have to be woken only to end."""
+    before, left = len(anyio.get_running_tasks()), list[int]()
+
+    @action(reads=["item"], writes=["-"])
+    async def work(item: int) -> None:
+        await checkpoint()
+        if not item:
+            for _ in range(10):
+                await checkpoint()
+            left.append(len(anyio.get_running_tasks()) - before)
+
+    app = Application(fan_out(work, over="n", name="f", limits=Limits(5)))
+    async with no_leaks():
+        await app.run({"n": range(5)})
+    assert left == [2]  # the run's own task, and the worker of the last child
+
+
 async def test_children_that_take_long_are_all_started_though_others_were_quick():
     """The quick ones are followed by a hundred that wait for each other, with one quick between."""
     started, go = 0, anyio.Event()

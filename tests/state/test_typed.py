@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import anyio
 import pytest
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shoal import (
     END,
@@ -373,6 +374,40 @@ async def test_keys_are_held_to_the_model_and_never_converted():
     right = fan_out(out, over="items", key=int, into="by")
     state, _, _ = await ran(Application(right, state=Numbered), {"items": ["1", "3"]})
     assert state.data.by == {1: 1, 3: 3}
+
+
+async def test_settings_of_a_model_hold_for_values_of_the_very_types_it_declares():
+    """Such a value isn't given to pydantic, unless there is such a setting."""
+
+    class Strict(BaseModel):
+        model_config = ConfigDict(str_strip_whitespace=True, allow_inf_nan=False)
+        items: list[Any] = []
+        texts: dict[int, str] = {}
+        numbers: dict[int, float] = {}
+
+    texts = fan_out(out, over="items", key=len, into="texts")
+    state, _, _ = await ran(Application(texts, state=Strict), {"items": [" a", "b"]})
+    assert state["texts"] == {2: "a", 1: "b"}
+    numbers = Application(fan_out(out, over="items", key=int, into="numbers"), state=Strict)
+    state, _, _ = await ran(numbers, {"items": [2.0, 1.0]})
+    assert state["numbers"] == {2: 2.0, 1: 1.0}
+    numbers = Application(fan_out(out, over="items", key=lambda _: 1, into="numbers"), state=Strict)
+    await refused(numbers, {"items": [math.inf]}, "for key 1", "finite number")
+
+
+async def test_of_results_at_once_those_before_one_that_does_not_fit_are_applied():
+    class Texts(BaseModel):
+        items: list[Any] = []
+        by: dict[int, str] = {}
+
+    @action(reads=["item"], writes=["out"])
+    async def given_back(item: Any) -> object:
+        return item
+
+    act = fan_out(given_back, over="items", key=lambda item: len(str(item)), into="by")
+    given = {"items": ["a", "bb", 100, "dddd"]}
+    state = await refused(Application(act, state=Texts), given, "for key 3", "applying key 3")
+    assert state["by"] == {1: "a", 2: "bb"}
 
 
 @pytest.mark.parametrize("key", [None, str])

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 from weakref import ref
 
-from anyio import Event, current_time, get_cancelled_exc_class
+from anyio import CancelScope, Event, current_time, get_cancelled_exc_class
 
 from .cancellation import ki_protected_functions, ki_unprotected_functions
 
@@ -69,6 +69,22 @@ class Backend(NamedTuple):
     """Returns whether the loop was closed, in any thread. Does not keep the loop alive."""
     is_real: bool = True
     """Whether the clock shows real time, and not the virtual time of a test."""
+
+
+@final
+class Kinds(NamedTuple):
+    """The classes of what anyio makes in the event loop that runs here.
+
+    ``anyio.Event()`` asks each time which library that is, which costs as much as the event.
+    """
+
+    event: type[Event]
+    scope: type[CancelScope]
+
+    @classmethod
+    def here(cls) -> Kinds:
+        """Return those of the event loop that runs in this thread."""
+        return cls(type(Event()), type(CancelScope()))
 
 
 def current_backend() -> Backend:

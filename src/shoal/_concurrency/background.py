@@ -21,6 +21,7 @@ from anyio import CancelScope, Event
 
 from shoal._errors.inspection import first_of
 
+from .backend import Kinds
 from .cancellation import fatal_leaf
 from .watchdog import Part, Watchdog, Watched, leads_to
 
@@ -37,6 +38,7 @@ class BackgroundTask:
         work: Work,
         on_cancel: Callable[[str], None],
         watchdog: Watchdog,
+        kinds: Kinds,
         *,
         start: StartTask,
         start_again: StartTask,
@@ -49,6 +51,7 @@ class BackgroundTask:
                 KeyboardInterrupt or the like.
             on_cancel: Called once, with the reason, just before the work is cancelled.
             watchdog: Watches that the work ends in time after it was cancelled.
+            kinds: The classes of scopes and events here.
             start: Starts a task.
             start_again: Starts one in the same context. Callbacks of the loop may call it too.
             on_ended: Called when the work has ended, cleanup included.
@@ -63,8 +66,8 @@ class BackgroundTask:
         # anyio would pass its pending uncancels on to the caller's task, and a native cancel of
         # the caller would be forgotten: see
         # test_a_native_cancel_and_a_scope_cancelled_around_each_other.
-        self._scope = CancelScope(shield=True)
-        self.ended: Event = Event()
+        self._scope = kinds.scope(shield=True)
+        self.ended: Event = kinds.event()
         self.fatal: BaseException | None = None
         """The KeyboardInterrupt, or the like, that the work raised."""
         self._has_begun = False
@@ -131,8 +134,11 @@ class BackgroundTask:
         interruption: BaseException | None = None
         while not self.ended.is_set():
             try:
-                with CancelScope(shield=interruption is not None):
+                if interruption is None:
                     await self.ended.wait()
+                else:
+                    with CancelScope(shield=True):
+                        await self.ended.wait()
             except GeneratorExit:
                 raise
             except BaseException as error:  # noqa: BLE001 # returned, and raised by the caller

@@ -113,26 +113,29 @@ async def commit(run: Run, write: Write) -> None:
             await _acquit(child)
             if execution.is_resumed and child.status in ("failed", "cancelled"):
                 await end_below(child)
-    batch = Batch(
-        run,
-        updates,
-        applied,
-        unapplied,
-        write.step_completed,
-        write.decision,
-        write.ended,
-        number,
-        write.begun,
-        write.rewound,
-        write.forgets,
-        execution.holder,
-        write.questions,
-        write.step_begun,
-        write.steered,
-    )
     if write.ended is not None and run.path.parent is None:
         execution.is_over = True
-    await execution.save(batch, config.store)
+    if execution.keeps_nothing and config.keeps_no_history and not execution.unsaved:
+        execution.saves_wait = False  # as after a save that took no time
+    else:
+        batch = Batch(
+            run,
+            updates,
+            applied,
+            unapplied,
+            write.step_completed,
+            write.decision,
+            write.ended,
+            number,
+            write.begun,
+            write.rewound,
+            write.forgets,
+            execution.holder,
+            write.questions,
+            write.step_begun,
+            write.steered,
+        )
+        await execution.save(batch, config.store)
     # Saved, then set, then published: nothing is visible before it is saved. Number and state are
     # one assignment, which a KeyboardInterrupt can't tear; see
     # test_an_interrupt_in_the_middle_of_a_commit_does_not_tear_it.

@@ -134,6 +134,7 @@ class Execution:
         "is_over",
         "is_resumed",
         "is_watched",
+        "keeps_nothing",
         "let_in",
         "live",
         "max_depth",
@@ -182,6 +183,9 @@ class Execution:
         self.services: Services = services
         self.hooks: Hooks = hooks
         self.store: Store = store
+        # By type: stores that only save derive from it.
+        self.keeps_nothing: bool = type(store) is NullStore
+        """Whether nothing keeps what the root run does."""
         # Never shrinks. The ends of orphans are saved in each of them; see `unended`.
         self.stores: list[Store] = [] if isinstance(store, NullStore) else [store]
         """The stores of the root run and its descendants, as far as they are known."""

@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from sys import intern
@@ -195,6 +195,14 @@ NAMES = {method: intern(method.removeprefix("on_")) for method in HOOK_METHODS}
 """The attribute of ``Hooks`` that has the listeners of each method."""
 
 
+_NOBODY: Mapping[str, object] = {
+    **dict.fromkeys((*NAMES.values(), "around_step", "around_span"), ()),
+    "watching_steps": False,
+    "listening": False,
+}
+"""The attributes of ``Hooks`` without any hook."""
+
+
 @final
 class Hooks:
     """The hooks of one execution, sorted by the events that they receive.
@@ -246,10 +254,7 @@ class Hooks:
         self._always = always
         self.hooks: tuple[Hook, ...] = (*self._given, *always)
         if not self.hooks:  # as in most executions, each of which comes here
-            for name in NAMES.values():
-                setattr(self, name, ())
-            self.around_step = self.around_span = ()
-            self.watching_steps = self.listening = False
+            self.__dict__.update(_NOBODY)
             return
         for method, name in NAMES.items():
             setattr(self, name, self._listeners(method))

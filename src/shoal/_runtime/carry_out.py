@@ -60,7 +60,7 @@ async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None
     steered = Steered(command.kind, by, time(), arguments)
     try:
         if command.kind == "answer":
-            await root.begun.wait()
+            await root.settled()
             _answer(root, arguments, by)  # saved, and recorded, by the task of the run
         else:
             act = None

@@ -124,12 +124,14 @@ class Launcher(Generic[S]):
             DefinitionError: Its progress can't be shown: a package isn't installed.
             BaseException: What the run failed with, or what interrupted the wait.
         """
-        await checkpoint_if_cancelled()  # in a cancelled scope no action starts
+        deadline = anyio.current_effective_deadline()
+        if deadline == -math.inf:
+            await checkpoint_if_cancelled()  # in a cancelled scope no action starts
         display = new_display() if progress else None  # first of all: it may refuse
         interruption: BaseException | None = None
         try:
             async with opened(runtime) as where:
-                root = self.plan(request, where)
+                root = self.plan(request, where, deadline=deadline)
                 if display is None:
                     task = where.begin(root)
                     interruption = await task.wait()

@@ -94,8 +94,8 @@ class RootRun:
         self._answers: Answers = request.answers or {}
         self.run: Run | None = None
         """The run, once it has begun; None before that, and for good if it could not begin."""
-        self.begun: Event = Event()
-        """Set once ``run`` is there, or never will be."""
+        # Set once `run` is there, or never will be; None: it is there already.
+        self._begun: Event | None = None
         self._task: BackgroundTask | None = None  # from when a runtime has started it
         self._error: Exception | None = None  # why it could not begin
         self._reason: str = ""  # why it was cancelled; the run, once there, has its own
@@ -119,7 +119,8 @@ class RootRun:
         if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
             self.run = make_run(first.fields)
             self._be_as(first.beginning)
-            self.begun.set()
+        else:
+            self._begun = Event()
 
     # -- its task -------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class RootRun:
         """Execute it in ``seat``, before its task starts. Until its turn it has not begun."""
         self._seat = seat
         if seat.is_waiting and self.run is not None:
-            self._made, self.run, self.begun = self.run, None, Event()
+            self._made, self.run, self._begun = self.run, None, Event()
 
     def leave_seat(self) -> None:
         """Leave its seat to the next run: it has ended."""
@@ -231,7 +232,7 @@ class RootRun:
         Raises:
             ShoalError: It could not be recorded, which ends the execution.
         """
-        await self.begun.wait()
+        await self.settled()
         done = False
         if self._steering is None:
             self._steering = Lock()
@@ -372,6 +373,15 @@ class RootRun:
             self.run.error = None
         self._execution.forget()
 
+    async def settled(self) -> None:
+        """Wait until it has begun, or it is known that it never will."""
+        if self._begun is not None:
+            await self._begun.wait()
+
+    def _settle(self) -> None:
+        if self._begun is not None:
+            self._begun.set()
+
     async def wait_begun(self) -> None:
         """Wait until it has begun, or had ended long ago; if the wait is cancelled, cancel it too.
 
@@ -381,7 +391,7 @@ class RootRun:
         """
         if self.run is None:
             try:
-                await self.begun.wait()
+                await self.settled()
             except BaseException:
                 self.cancel("closed")
                 await self.task.wait()
@@ -431,7 +441,7 @@ class RootRun:
                 await self._enter(self._seat)
             if self.run is None:
                 self.run = await self._begin()
-                self.begun.set()
+                self._settle()
             self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
                 await _execute(self.run)
@@ -439,7 +449,7 @@ class RootRun:
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self._error = error
         finally:
-            self.begun.set()  # also where it could not begin: `wait_begun` then raises why
+            self._settle()  # also where it could not begin: `wait_begun` then raises why
             at_end, self._at_end = self._at_end, None
             try:
                 if at_end is not None:
@@ -459,7 +469,7 @@ class RootRun:
         made, self._made = self._made, None
         if made is not None:
             self.run = made
-            self.begun.set()
+            self._settle()
 
     async def _begin(self) -> Run:
         """Claim the run, load it, and make it; a run that has succeeded has its status already.

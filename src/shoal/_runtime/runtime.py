@@ -670,6 +670,7 @@ class Runtime:
             work,
             on_cancel,
             self.services.watchdog,
+            self._tasks.kinds,
             start=self._tasks.start,
             start_again=self._tasks.start_again(),
             on_ended=on_ended,

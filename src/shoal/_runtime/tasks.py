@@ -17,7 +17,7 @@ from typing import Self, final
 from anyio import CancelScope, create_task_group, sleep_until
 from anyio.abc import TaskGroup
 
-from shoal._concurrency.backend import Backend, startable
+from shoal._concurrency.backend import Backend, Kinds, startable
 from shoal._concurrency.background import MadeLate, StartTask, Work
 
 
@@ -25,13 +25,15 @@ from shoal._concurrency.background import MadeLate, StartTask, Work
 class RuntimeTasks:
     """The task group of a runtime, and the contexts that tasks are started in."""
 
-    __slots__ = ("_group", "_library", "_own_context")
+    __slots__ = ("_group", "_library", "_own_context", "kinds")
 
     def __init__(self, backend: Backend) -> None:
         """Use the loop that runs, and the context of the task that opens the runtime."""
         self._library = backend.library
         self._own_context = startable(copy_context(), backend.library)
         self._group: TaskGroup = create_task_group()
+        self.kinds: Kinds = Kinds.here()
+        """The classes of scopes and events in the loop."""
 
     async def __aenter__(self) -> Self:
         """Open the group."""
@@ -58,7 +60,8 @@ class RuntimeTasks:
 
     def start(self, work: Work) -> None:
         """Start a task in a copy of the current context."""
-        self._group.start_soon(MadeLate, work, name=getattr(work, "__qualname__", "shoal"))
+        name = getattr(work, "__qualname__", "shoal")
+        self._group.create_task(MadeLate(work), name=name)
 
     def start_again(self) -> StartTask:
         """Return what starts tasks in a copy of the context as it is now.

@@ -50,12 +50,24 @@ def to_plain(value: object, *, is_whole: bool = False) -> object:
             return value
 
 
+_AS_IT_IS = frozenset({str, int, bool, type(None)})
+"""The types whose values ``json.dumps`` writes as they are. Not those of subclasses, as enums."""
+
+
 def to_json(value: object) -> object:
     """Copy ``value`` into what ``json.dumps`` writes: dicts by string, lists, strings, numbers.
 
     Numbers that JSON lacks become null, bytes base64, a set a list, a dataclass or a pydantic model
     a dict, times text as in ISO 8601, a duration its seconds. Anything else becomes a short text.
     """
+    kind = type(value)
+    if kind in _AS_IT_IS:  # most values are: spares them the search below
+        return value
+    if kind is list:
+        return [to_json(item) for item in cast("list[object]", value)]
+    if kind is dict or kind is StateMap:
+        pairs = cast("Mapping[object, object]", value).items()
+        return {key if type(key) is str else _name(key): to_json(item) for key, item in pairs}
     match value:
         case None | bool() | str() if not isinstance(value, Enum):
             return str(value) if isinstance(value, str) else value

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import formatannotation
 from math import inf
@@ -168,8 +168,10 @@ class Schema(Generic[S]):
             return change
         return Change(tuple(operations), values, change.dropped)
 
-    def item(self, field: str, value: object, subject: str) -> object:
+    def item(self, field: str, value: object, subject: object) -> object:
         """Return ``value`` converted to fit the list in ``field``, or else the mapping.
+
+        ``subject`` becomes text only if a message names it; so do those of the methods below.
 
         Raises:
             InvalidState: The value doesn't fit, or the field takes no items.
@@ -184,7 +186,7 @@ class Schema(Generic[S]):
             raise InvalidState(msg)
         return self._fit(check, value, subject, field, "an item of ")
 
-    def entry(self, field: str, key: object, value: object, subject: str) -> object:
+    def entry(self, field: str, key: object, value: object, subject: object) -> object:
         """Return ``value`` converted to fit the mapping in ``field`` under ``key``.
 
         Raises:
@@ -197,8 +199,13 @@ class Schema(Generic[S]):
             return self.item(field, value, subject)
         return self._fit(declared.mapped_item, value, subject, field, "an item of ")
 
+    def exact_entry(self, field: str) -> tuple[type, type] | None:
+        """Return the types of a key and a value that ``entry`` accepts for a field as they are."""
+        declared = self._fields.get(field)
+        return None if declared is None else declared.exact_entry
+
     def inner_entry(
-        self, field: str, key: object, inner_key: object, value: object, subject: str
+        self, field: str, key: object, inner_key: object, value: object, subject: object
     ) -> object:
         """Return ``value`` converted to fit ``inner_key`` of the mapping under ``key``.
 
@@ -220,7 +227,7 @@ class Schema(Generic[S]):
         self._hold_key(declared.inner_key, field, inner_key, subject)
         return self._fit(declared.inner_item, value, subject, field, "an item of an item of ")
 
-    def _hold_key(self, check: _Check | None, field: str, key: object, subject: str) -> None:
+    def _hold_key(self, check: _Check | None, field: str, key: object, subject: object) -> None:
         if check is None:
             return
         result = self._fit(check, key, subject, field, "a key of ")
@@ -371,7 +378,7 @@ class Schema(Generic[S]):
         msg = f"give {wanted} of the fields of {self.name}, not {shown(given)}"
         raise StateError(msg)
 
-    def _field(self, name: str, subject: str) -> _Field:
+    def _field(self, name: str, subject: object) -> _Field:
         try:
             return self._fields[name]
         except KeyError:
@@ -400,7 +407,9 @@ class Schema(Generic[S]):
         meant = did_you_mean(field, self.fields) or "; declare it there"
         return f"{self.name} does not declare{meant}"
 
-    def _fit(self, check: _Check, value: object, subject: str, name: str, part: str = "") -> object:
+    def _fit(
+        self, check: _Check, value: object, subject: object, name: str, part: str = ""
+    ) -> object:
         try:
             return check(value)
         except ValueError as error:
@@ -433,6 +442,9 @@ class Schema(Generic[S]):
 
 
 _NOTHING = object()
+_EXACT: Mapping[type, str] = {str: "str_", int: "", bool: "", float: "allow_inf_nan"}
+"""Types whose values fit as they are, unless there is a setting whose name begins so; empty: none
+changes that."""
 
 
 def _is(one: object, other: object) -> bool:
@@ -483,6 +495,8 @@ class _Field:
     """Checks one value, if the field may be a mapping."""
     key: _Check | None
     """Checks a key, if the field may be a mapping."""
+    exact_entry: tuple[type, type] | None
+    """The types of which a key and a value of a mapping fit as they are; None: it isn't known."""
     inner_item: _Check | None
     """Checks one value of an item, if items may be mappings."""
     inner_key: _Check | None
@@ -518,6 +532,7 @@ def _field(place: str, declared: Declared, config: ConfigDict) -> _Field:
             listed_item=_checker(any_of(listed), config) if listed else None,
             mapped_item=_checker(any_of(mapped), config) if mapped else None,
             key=_checker(any_of(keys), config) if keys else None,
+            exact_entry=_exact_entry(keys, mapped, config),
             inner_item=_checker(any_of([one.item for one in inner]), config) if inner else None,
             inner_key=_checker(any_of([one.key for one in inner]), config) if inner else None,
             most=max((each.most for each in kinds), default=inf),
@@ -548,7 +563,29 @@ def _checker(annotation: object, config: ConfigDict) -> _Check:
         (result,) = validate((plain,))
         return value if result is plain or _same(plain, result) else result
 
-    return check
+    exact = _exact(annotation, config)
+    return check if exact is None else lambda value: value if type(value) is exact else check(value)
+
+
+def _exact(annotation: object, config: ConfigDict) -> type | None:
+    """Return the type whose values pydantic returns as they are; None if there is none.
+
+    They need not be given to pydantic then. Most values that a run writes are of such a type.
+    """
+    for kind, changed_by in _EXACT.items():
+        if annotation is kind:
+            is_changed = changed_by and any(name.startswith(changed_by) for name in config)
+            return None if is_changed else kind
+    return None
+
+
+def _exact_entry(
+    keys: Sequence[object], values: Sequence[object], config: ConfigDict
+) -> tuple[type, type] | None:
+    if len(keys) != 1 or len(values) != 1:
+        return None
+    key, value = _exact(keys[0], config), _exact(values[0], config)
+    return None if key is None or value is None else (key, value)
 
 
 def _same(given: Any, result: Any) -> bool:

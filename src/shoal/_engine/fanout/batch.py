@@ -51,6 +51,19 @@ NOTED = 5
 
 
 @final
+class _ForKey:
+    """A fan-out and one of its keys, as messages name them: made text for a message alone."""
+
+    __slots__ = ("_key", "_name")
+
+    def __init__(self, name: str, key: Key) -> None:
+        self._name, self._key = name, key
+
+    def __str__(self) -> str:
+        return f"fan-out {self._name!r}, for key {brief(self._key)},"
+
+
+@final
 class BatchJoin:
     """A batch of outcomes, and the numbered updates that apply them to the parent's state.
 
@@ -158,7 +171,12 @@ class BatchJoin:
         """
         if self._is_plain and _have_succeeded(batch):
             self.is_silent = is_silent(self._parent) and is_silent(batch[0])
-            self._put_plainly(batch)
+            if self._schema is None:
+                self._put_all(batch)
+            else:
+                error = self._put_fitting(batch, self._schema)
+                if error is not None:
+                    return error
             self.is_plain = True
             return None
         # Whether the source or the race change too, and must be set back if an outcome raises.
@@ -176,22 +194,11 @@ class BatchJoin:
             try:
                 self._add(child)
             except BaseException as raised:  # noqa: BLE001 # raised by the fan-out, after a commit
-                failure = as_failure(raised)
-                error = raised if failure is None else failure
-                name, path = self._join.name, child.path
-                note(
-                    error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {path.id}"
-                )
                 # Undo what this child has placed: the updates before it stand without it.
                 self._data, values, errors = before
                 del self._values[values:], self._errors[errors:], self.admitted[found:]
                 self._withdraw(growths, admitted)
-                self.missed = batch[at:]
-                self._miss(self.missed)
-                try:
-                    return error
-                finally:
-                    del error, failure  # breaks the traceback cycle
+                return self._stop_at(batch, at, raised)
             if self.decision is not None:
                 # Those behind it have lost, also if they succeeded: the order in which the parent
                 # takes ends decides every tie.
@@ -199,30 +206,72 @@ class BatchJoin:
                 break
         return None
 
+    def _stop_at(self, batch: list[Run], at: int, raised: BaseException) -> BaseException:
+        """Leave the rest of the batch unapplied, because of what ``raised`` for one of them."""
+        failure = as_failure(raised)
+        error = raised if failure is None else failure
+        child, name = batch[at], self._join.name
+        note(error, f"shoal: fan-out {name!r} applying key {brief(child.key)}, run {child.path.id}")
+        self.missed = batch[at:]
+        self._miss(self.missed)
+        try:
+            return error
+        finally:
+            del error, failure, raised  # breaks the traceback cycle
+
     @property
     def _is_plain(self) -> bool:
-        """Whether a success is put into a collection, and nothing looks at it."""
+        """Whether a success is put into a collection, and nothing but a model looks at it."""
         join = self._join
         return (
             not (self._consults or self._nested)
-            and self._race is self._tolerance is self._schema is None
+            and self._race is self._tolerance is None
             and join.into is not None
             and join.shape in ("by key", "by position")
+            and (self._schema is None or self._schema.most(join.into) == inf)
         )
 
-    def _put_plainly(self, batch: list[Run]) -> None:
+    def _put_all(self, batch: list[Run]) -> None:
         """Add successes with nothing to check: as ``_add`` does it, without a call for each."""
         placed: list[_Placed] = [(child.key, child.value, child.position) for child in batch]
-        if not self.is_silent:
-            name, into = self._join.name, cast("str", self._join.into)
-            # As the classes would make them.
-            self.updates += [
-                as_named(Update, (number, name, (as_named(Put, (into, *put)),), (), 0))
-                for number, put in enumerate(placed, self._number + 1)
-            ]
+        self._note_puts(placed)
         self._values += placed
         self._number += len(batch)
         self.applied += batch
+
+    def _put_fitting(self, batch: list[Run], schema: Schema) -> BaseException | None:
+        """Add successes whose values fit the model, as ``_put_all``; return as ``add_all``."""
+        into = cast("str", self._join.into)
+        exact = schema.exact_entry(into) if self._join.shape == "by key" else None
+        placed: list[_Placed] = []
+        error: BaseException | None = None
+        for at, child in enumerate(batch):
+            key, value = child.key, child.value
+            if exact is None or type(key) is not exact[0] or type(value) is not exact[1]:
+                try:
+                    value = self._fitting(schema, into, child, value)
+                except BaseException as raised:  # noqa: BLE001 # as in `add_all`
+                    error = self._stop_at(batch, at, raised)
+                    break
+            placed.append((key, value, child.position))
+        self._note_puts(placed)
+        self._values += placed
+        self._number += len(placed)
+        self.applied += batch[: len(placed)]
+        try:
+            return error
+        finally:
+            del error  # breaks the traceback cycle
+
+    def _note_puts(self, placed: list[_Placed]) -> None:
+        """Make the updates that put values, as their classes would make them."""
+        if self.is_silent:
+            return
+        name, into = self._join.name, cast("str", self._join.into)
+        self.updates += [
+            as_named(Update, (number, name, (as_named(Put, (into, *put)),), (), 0))
+            for number, put in enumerate(placed, self._number + 1)
+        ]
 
     async def commit(self, declared: StepBegun | None) -> None:
         """Save and publish the batch, and set the parent's state; see ``commit``."""
@@ -452,7 +501,7 @@ class BatchJoin:
 
     def _fitting(self, schema: Schema[Any], field: str, child: Run, value: object) -> object:
         """Return the value as the model of the parent's state accepts it."""
-        subject = self._subject(child.key)
+        subject = _ForKey(self._join.name, child.key)
         listed = isinstance(self._data[field], PositionedList)
         if self._nested:
             key = None if listed else child.key
@@ -472,7 +521,7 @@ class BatchJoin:
             raise InvalidState(msg)
 
     def _subject(self, key: Key) -> str:
-        return f"fan-out {self._join.name!r}, for key {brief(key)},"
+        return str(_ForKey(self._join.name, key))
 
     def _grow(self, grow: Grow, outcome: Done | Failed) -> tuple[tuple[object, ...], int]:
         """Call ``grow``; return the new elements and the position of the first."""

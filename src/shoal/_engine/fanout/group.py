@@ -117,6 +117,7 @@ class ChildTaskGroup:
         gives_places_early: bool = False,
         on_drained: Callable[[], bool] | None = None,
         is_race: bool = False,
+        grows: bool = False,
     ) -> None:
         """Prepare a group of children of ``parent``; nothing starts yet.
 
@@ -140,6 +141,7 @@ class ChildTaskGroup:
             on_drained: Called when nothing more starts and nothing is under way; returns whether
                 the group ends with that. None: it does.
             is_race: Whether the children are contestants of a race.
+            grows: Whether outcomes of children may add elements to the source.
         """
         self.name: str = name
         """The fan-out's name, which is the step of its children."""
@@ -179,6 +181,7 @@ class ChildTaskGroup:
             leave=self._leave,
             stop=self._stop_for_budget,
             looks_first=not is_race,
+            keeps_idle=grows,
         )
         self.cancellation: ChildCancellation = ChildCancellation(
             self.scope, source, self._admission, self._pool, self._leave

@@ -162,7 +162,10 @@ class GroupScope:
         # it.
         task = function()
         self._coroutines.append(task)
-        return task, self._tasks.create_task(task, context=self._task_context.copy())
+        context = self._task_context.copy()
+        return task, self._tasks.create_task(
+            task, name=f"shoal.{task.__qualname__}", context=context
+        )
 
     def close(self) -> None:
         """Release the tasks, which have all ended."""

@@ -196,6 +196,7 @@ class FanOutStep:
             and self._race is None
             and goes_ahead(self.parent, act.limits, self.join, source),
             is_race=self._race is not None,
+            grows=self.join.grow is not None,
         )
         try:
             if not self._has_opened:

@@ -11,6 +11,8 @@ Invariants:
 - A worker hands an ended child to the group without an await in between, so no cancellation can
   lose its end.
 - One child can be cancelled alone: its worker's task is cancelled, and another worker takes over.
+- A worker that finds nothing to do is parked; it ends if no child follows and none waits. Should
+  one come back all the same, a new worker is started for it.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ class WorkerPool:
         "_count",
         "_idle",
         "_is_looking",
+        "_keeps_idle",
         "_leave",
         "_next_turn",
         "_parent",
@@ -115,6 +118,7 @@ class WorkerPool:
         leave: Callable[[Run], None],
         stop: Callable[[str], None],
         looks_first: bool,
+        keeps_idle: bool,
     ) -> None:
         """Prepare a pool without workers.
 
@@ -128,6 +132,8 @@ class WorkerPool:
             stop: Lets no more children start, for a reason.
             looks_first: Whether more than a few workers are started only for children that aren't
                 quick. Not for races, whose contestants begin together.
+            keeps_idle: Whether workers are parked even if the source is dry, because outcomes may
+                add elements to it.
         """
         # None of these is replaced, but for `_take` and `_leave`, which `close` lets go of.
         self._parent = parent
@@ -145,6 +151,7 @@ class WorkerPool:
         # Calls a function in the loop's next turn; None once some children were not quick, and
         # where this doesn't matter: then workers are started without a look.
         self._next_turn = parent.config.services.next_turn if looks_first else None
+        self._keeps_idle = keeps_idle
         self._is_looking = False  # from the first call of `_look` that is due to the last
         # Both only while looking: turns that have passed, and children that waited and have ended.
         self._turns = self._quick = 0
@@ -164,7 +171,8 @@ class WorkerPool:
         may_have = place.slots + admission.suspended
         if not parked and self._count >= may_have:
             return  # all workers are busy, and no more are allowed
-        work = min(place.slots - place.used, self._source.left()) if admission.has_room else 0
+        left = self._source.left()
+        work = min(place.slots - place.used, left) if left and admission.has_room else 0
         # Children that have waited, and may start now, need workers besides those that `source`
         # has. Idle workers are about to take a child each, so they are counted off.
         work += ready - self._idle
@@ -276,7 +284,7 @@ class WorkerPool:
                             return
                 elif child is None:
                     worker.child = None
-                    if not scope.closing and not await self._park():
+                    if not scope.closing and (self._needs_fewer() or not await self._park()):
                         return
                     continue
                 # Hooks receive it here, in the task of a worker, since the admission can't await
@@ -308,6 +316,14 @@ class WorkerPool:
             self.workers.discard(worker)
             # User code may have kept a copy of the context, which leads here.
             worker.child = worker.living = None
+
+    def _needs_fewer(self) -> bool:
+        """Return whether a worker without work ends: to park and wake it would be for nothing."""
+        admission = self._admission
+        if self._keeps_idle or admission.waiting or admission.ready or not self._source.dry():
+            return False
+        self._count -= 1
+        return True
 
     async def _park(self) -> bool:
         """Wait for work; return False if this worker ends, cancelled or replaced by another."""
