@@ -239,7 +239,7 @@ class BatchJoin:
         self._number += len(batch)
         self.applied += batch
 
-    def _put_fitting(self, batch: list[Run], schema: Schema) -> BaseException | None:
+    def _put_fitting(self, batch: list[Run], schema: Schema[Any]) -> BaseException | None:
         """Add successes whose values fit the model, as ``_put_all``; return as ``add_all``."""
         into = cast("str", self._join.into)
         exact = schema.exact_entry(into) if self._join.shape == "by key" else None
