@@ -142,10 +142,8 @@ async def test_a_budget_is_paused_before_a_run_has_it_and_while_it_has(is_keyed:
         limiter = runtime.limiter(app)
         limiter.pause(key)
         tasks.start_soon(runtime.run, app, {"n": 1})
-        await anyio.wait_all_tasks_blocked()
-        await anyio.wait_all_tasks_blocked()
+        await anyio.sleep(1)
         assert not calls
         assert limiter.statistics()[0].paused == 1
         limiter.resume(key)
-        await anyio.wait_all_tasks_blocked()
-        assert calls == [1]
+    assert calls == [1]
