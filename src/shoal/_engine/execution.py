@@ -499,7 +499,9 @@ class Execution:
         Raises:
             BaseException: Such an interruption, and nothing else.
         """
-        await self._release_by(current_time() + min(GIVING_BACK, self.services.commit_deadline))
+        if self._claimed:
+            seconds = min(GIVING_BACK, self.services.commit_deadline)
+            await self._release_by(current_time() + seconds)
 
     @stands_for("store")
     async def _release_by(self, until: float) -> None:

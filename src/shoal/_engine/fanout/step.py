@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import final
 
 from shoal._engine.child_time import at_rest
-from shoal._engine.commit import Write, commit
+from shoal._engine.commit import Write, commit, is_silent
 from shoal._engine.questions import halt_for, is_answered
 from shoal._engine.run import Run
 from shoal._errors.exceptions import HookFailed, InvalidState, brief
@@ -390,7 +390,9 @@ class FanOutStep:
     async def _set(self, values: Mapping[str, object]) -> None:
         """Set fields of the parent's state, by an update of their own."""
         run = self.parent
-        if values:
+        if values and is_silent(run):  # nothing would save or publish it
+            run.head = run.number + 1, {**run.data, **values}
+        elif values:
             operations = tuple(Set(field, value) for field, value in values.items())
             update = Update(run.number + 1, self.act.name, operations)
             declares, self._declares = self._declares, None

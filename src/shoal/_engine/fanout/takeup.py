@@ -369,8 +369,10 @@ def refuse_lost(
     """
     if join.into is None or join.is_nested or join.shape == "one":
         return
-    unused = sum(isinstance(one, Done) for one in ledger)
-    found, brought = len(cast("Sized", run.data[join.into])), ledger.done - unused
+    found = len(cast("Sized", run.data[join.into]))
+    if found >= ledger.done:
+        return
+    brought = ledger.done - sum(isinstance(one, Done) for one in ledger)
     if found < brought:
         why = f"{brought} results are counted as done, while {join.into!r} has {found}"
         if recorded_children is not None:
