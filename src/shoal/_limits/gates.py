@@ -165,10 +165,12 @@ class Gate:
     @property
     def asks(self) -> bool:
         """Whether all that is missing here is what a backend grants if it is asked."""
-        is_remote = isinstance(self.meter, SharedMeter) or (
+        # In this order, since most gates that are shut are out of slots.
+        if self.used >= self.slots or self.is_shut:
+            return False
+        return isinstance(self.meter, SharedMeter) or (
             self.purse is not None and self.purse.account.grant is not None
         )
-        return is_remote and self.used < self.slots and not self.is_shut
 
     @property
     def is_keyed(self) -> bool:
