@@ -406,7 +406,8 @@ async def test_a_save_waits_for_no_more_ends_if_all_in_flight_have_ended(anyio_b
 
     async def count_turns() -> None:
         nonlocal turns
-        for turns in range(1, 9):
+        for _ in range(8):
+            turns += 1
             await checkpoint()
 
     @action(reads=["n"], writes=["result"])
