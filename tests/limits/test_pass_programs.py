@@ -1,4 +1,4 @@
-"""Random programs with passes and without: what starts, starts at the same moments.
+"""Random programs with passes and without: attempts start at the same moments.
 
 A pass takes what a request would have been granted, and nothing else. So programs whose children
 only make requests are the model of the same programs with passes.
@@ -74,7 +74,7 @@ class Program:
             (random.random() * 5, random.choice([self.shut, self.change, self.hold]))
             for _ in range(random.choice([0, 0, 1, 3]))
         ]
-        # What these choose must not depend on how often the others have chosen.
+        # Their choices must not depend on how often the others have chosen.
         self.numbers = [Random(random.random()) for _ in self.steps]
 
     # -- what there is

@@ -165,7 +165,7 @@ def test_nothing_is_taken_where_a_request_would_wait():
 
 
 def test_nothing_is_taken_past_the_turns_of_classes():
-    """Where others wait, what is granted counts as a turn of its class, and a pass counts none."""
+    """Where others wait, a grant counts as a turn of its class, and a pass counts none."""
     act: Any = acts(None, Limits(9)).entry
     admission = AdmissionController(anyio.Event, lambda: 0.0)  # pyright: ignore[reportArgumentType]
     limiter, scheduler = admission.limiter(act, act.limits), admission.scheduler

@@ -110,7 +110,7 @@ class PricedProgram(SharedProgram):
             one.permit.leave()
 
     def charge(self) -> None:
-        # What is charged counts at budgets too; `leave` says what an attempt has cost there.
+        # Charges count at budgets too; `leave` says what an attempt has cost there.
         running = self.running
         self.running = [one for one in running if self.money not in one.needed]
         super().charge()

@@ -1,7 +1,7 @@
-"""What waits for a backend, and for something else: slots, or another backend.
+"""Requests that wait for a backend, and for something else: slots, or another backend.
 
 A request waits at one gate at a time. A backend is asked for what waits there, and only for what
-could be used; what else is missing must not be forgotten meanwhile.
+could be used; the other needs must not be forgotten meanwhile.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_a_slot_that_was_taken_meanwhile_is_waited_for(what: Any, is_rated: bool
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("latency", [0.0, 0.03])
 def test_a_shared_rate_and_a_shared_budget_together(latency: float, backend: Any):
-    """What one of them grants must not be given back while the other one is asked."""
+    """A grant of one of them must not be given back while the other one is asked."""
 
     async def main() -> None:
         far = Distant(latency)

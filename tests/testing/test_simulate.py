@@ -413,7 +413,7 @@ def mixed(*, version: str = "", third: bool = False, asks: str = "why") -> FanOu
 def test_a_changed_application_goes_on_with_questions_races_and_nested_fan_outs(
     changes: dict[str, Any],
 ) -> None:
-    # What is asked by the first application is answered after the change.
+    # The question of the first application is answered after the change.
     tried = simulate(
         Application(mixed(), name="mixed", store=MemoryStore()),
         {"groups": [[1, 2], [3]]},

@@ -171,7 +171,7 @@ async def walk_simply(run: Run, native_cancels: Callable[[], int]) -> None:
         run: The run.
         native_cancels: Counts the native cancellations of this task.
     """
-    # Each line here is passed by each child: what is asked in one place isn't kept in a variable.
+    # Each line here is passed by each child: an attribute read in one place has no variable.
     config = run.config
     hooks, execution, acts = config.hooks, config.execution, config.graph.simple
     if (
@@ -217,7 +217,7 @@ async def walk_simply(run: Run, native_cancels: Callable[[], int]) -> None:
                 try:
                     result = await (act.function(value) if field else act.function())
                 except RetryLater as error:
-                    result = _Later(error)  # what follows is not a part of its handling
+                    result = _Later(error)  # the next lines are not a part of its handling
                 if act.only_write is None or isinstance(result, TO_LOOK_AT):
                     if type(result) is _Later:
                         change = await call_admitted(run, act, later=result.error)

@@ -17,7 +17,7 @@ from .meters import Meter
 def overload(request: PermitRequest, clock: Clock) -> Overloaded | None:
     """Return why ``request``, which has just begun to wait, is refused; None if it isn't."""
     unit = request.unit
-    # What comes back was let in before: a run is not refused half-way.
+    # A returning request was let in before: a run is not refused half-way.
     if unit is None or request.granted or request.is_returning:
         return None
     for gate in request.needed:

@@ -194,7 +194,7 @@ class FairScheduler:
 
         A gate that only lacks what a backend grants is returned only if all others are open, so
         that nothing is requested that another closed gate would leave unused. Of these, a budget
-        comes before a rate: what it was granted is kept meanwhile, and units of a rate lapse.
+        comes before a rate: its grant is kept meanwhile, and units of a rate lapse.
 
         Args:
             request: Is neither granted nor posted.

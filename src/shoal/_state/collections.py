@@ -29,7 +29,7 @@ V = TypeVar("V")
 # entries is paid by n puts. The slack keeps small maps from being copied at every few puts.
 _SLACK = 64
 
-_FEW = 2  # entries that are put one by one: for so few, what is done for all at once costs more
+_FEW = 2  # entries that are put one by one: for so few, doing it for all at once costs more
 
 _START = -1.0  # the position of a map's first content: before every position that is put
 

@@ -162,7 +162,7 @@ def simulate(
         changed: The application as a later version has it; or a function that makes that. It
             resumes what ``app`` has begun: each process after the first executes it, as after a
             deployment. So nearly each run is ended early in its first process, and then meets
-            faults at places of this one. It is held to the same invariants: what is done stays
+            faults at places of this one. It is held to the same invariants: done work stays
             done, the run succeeds, and comes to the same if an undisturbed run of each comes to
             the same. It resumes without a ``state``, as ``Application.recover`` does; a run of
             which nothing was kept begins with ``state``, by ``app`` if this one refuses that.

@@ -263,7 +263,7 @@ class GroupScope:
             self.reason = reason
         self.closing = True
         assert self._tasks is not None
-        # Once only: what is cancelled is watched from the first time on. A cancellation of the
+        # Once only: cancelled tasks are watched from the first time on. A cancellation of the
         # parent is watched by the code that has made it.
         if not self._tasks.cancel_scope.cancel_called and self._cut_off is None:
             self._tasks.cancel_scope.cancel()
