@@ -108,13 +108,14 @@ def test_neither_program_need_go_on_where_each_has_begun_the_fan_out_of_another_
     assert played.ends == ["stopped", "halted", "refused", "refused"]
 
 
-def test_neither_program_need_go_on_where_the_changed_one_was_quicker_in_another_child():
-    """The changed program has results of the second child before the first is compared."""
+@pytest.mark.parametrize("nth", [9, 15, 19])
+def test_no_program_need_go_on_if_the_changed_one_was_quicker_in_another_child(nth: int):
+    """It may have results of the second child before the first is compared: turns decide."""
     row = {**PLAIN, "place": "fan", "outer_width": "2", "saving": "slow", "change": "folded"}
-    trips = (Trip(1, "anything", 15, "fails"),)
-    played = play(Program(8011397, row, trips), "asyncio")
+    played = play(Program(8011397, row, (Trip(1, "anything", nth, "fails"),)), "asyncio")
     assert not played.violations
-    assert played.ends == ["stopped", "refused", "refused"]
+    assert played.ends[:2] == ["stopped", "refused"]
+    assert played.ends[2:] in (["refused"], ["succeeded"])
 
 
 def test_what_no_store_names_is_not_looked_for():
