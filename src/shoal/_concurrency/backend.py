@@ -73,7 +73,7 @@ class Backend(NamedTuple):
 
 @final
 class Kinds(NamedTuple):
-    """The classes of what anyio makes in the event loop that runs here.
+    """The classes of anyio's events and scopes in the event loop that runs here.
 
     ``anyio.Event()`` asks each time which library that is, which costs as much as the event.
     """

@@ -308,7 +308,7 @@ class Gate:
         return None
 
     def rivals(self) -> list[tuple[Flow, Key]]:
-        """Return the flows around the first wait queue, each with the position of what is next.
+        """Return the flows around the first wait queue, each with the position of the next one.
 
         That is the next member of the flow around it that has something posted here. The position
         may be too early, never too late. Flows that are alone here are left out.

@@ -27,9 +27,9 @@ class Rivals:
     __slots__ = ("_by_flow",)
 
     def __init__(self) -> None:
-        # By the flow of what is first at a gate: the position of the next member of the flow around
-        # it there. It may be too early, as the entries of a gate may; then the gate is looked at
-        # once too often, and noted again with a later one.
+        # By the flow of the first request at a gate: the position of the next member, there, of the
+        # flow around it. It may be too early, as the entries of a gate may; then the gate is looked
+        # at once too often, and noted again with a later one.
         self._by_flow: dict[Flow, dict[Gate, Key]] = {}
 
     def note(self, gate: Gate) -> None:

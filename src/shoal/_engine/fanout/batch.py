@@ -207,7 +207,7 @@ class BatchJoin:
         return None
 
     def _stop_at(self, batch: list[Run], at: int, raised: BaseException) -> BaseException:
-        """Leave the rest of the batch unapplied, because of what ``raised`` for one of them."""
+        """Leave the rest of the batch unapplied, because ``raised`` came from one of them."""
         failure = as_failure(raised)
         error = raised if failure is None else failure
         child, name = batch[at], self._join.name

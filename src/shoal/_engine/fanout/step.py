@@ -11,9 +11,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import final
 
 from shoal._engine.child_time import at_rest
@@ -43,8 +42,6 @@ from .stagger import StaggeredSource, stagger
 from .step_resume import StepResume, resume_of
 from .step_source import StepSources, goes_ahead
 from .takeup import refuse_lost, refuse_other_decision
-
-_position: Callable[[Run], int] = attrgetter("position")
 
 
 @final
@@ -634,7 +631,7 @@ class FanOutStep:
         group.inbox.clear()
         self._unsaved = []
         lost, self._resting = give_up_halted(self.decision, self._resting, late, self.ledger)
-        late = sorted((*late, *lost), key=_position)
+        late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
         if self._staggered is not None and not self.join.until.by_item:
