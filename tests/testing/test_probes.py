@@ -230,6 +230,21 @@ def test_memory_that_grows_is_found_with_the_line_that_takes_it():
     assert "test_probes.py" in str(raised.value)
 
 
+def test_memory_that_another_thread_takes_once_is_no_growth():
+    taken: list[list[int]] = []
+    runs: list[int] = []
+
+    async def scenario(count: int) -> None:
+        runs.append(count)
+        if len(runs) == 3:  # the first one with many items: stands for a thread that is not its own
+            taken.append(list(range(10_000)))
+        await anyio.sleep(1)
+
+    few, many = flat_memory(scenario, sizes=(20, 100))
+    assert runs == [20, 20, 100, 20, 100]
+    assert many - few < 64 * 80
+
+
 # -- histories -------------------------------------------------------------------------------------
 
 A, B = ChildName("a", ""), ChildName("b", "")

@@ -11,6 +11,7 @@ from shoal.testing._steps import steps_of_this_loop
 
 _LINES = 5  # of code that are named
 _NEAR = 0.9  # of the peak: there the lines are looked at
+_TRIES = 3  # for each size, before its memory is said to grow
 
 
 @final
@@ -47,6 +48,8 @@ def flat_memory(
     It is called with a number of items, in a new event loop under virtual time: first once to load
     what it imports, then once for each size. What Python allocates counts, also of what is freed
     before the end. So a queue without a bound is found, although it is empty in the end.
+    Allocations of other threads and of caches that are filled count too, but not each time: if the
+    memory seems to grow, both sizes are run twice more, and the least of each counts.
 
     >>> import anyio
     >>> async def scenario(count: int) -> None:
@@ -70,11 +73,18 @@ def flat_memory(
     """
     few, many = sizes
     run_virtual(scenario, few, backend=backend)
-    peaks = tuple(_peak(scenario, size, backend) for size in sizes)
-    if peaks[1] - peaks[0] > per_item * (many - few):
-        lines = _lines_at(scenario, many, backend, peaks[1] * _NEAR)
-        raise MemoryGrows(sizes, (peaks[0], peaks[1]), lines)
-    return peaks[0], peaks[1]
+    allowed = per_item * (many - few)
+    least = _peak(scenario, few, backend), _peak(scenario, many, backend)
+    for _ in range(_TRIES - 1):
+        if least[1] - least[0] <= allowed:
+            break
+        least = (
+            min(least[0], _peak(scenario, few, backend)),
+            min(least[1], _peak(scenario, many, backend)),
+        )
+    if least[1] - least[0] > allowed:
+        raise MemoryGrows(sizes, least, _lines_at(scenario, many, backend, least[1] * _NEAR))
+    return least
 
 
 def _peak(
