@@ -26,7 +26,7 @@ The wait stops at the first turn that changes nothing. The limit is there so tha
 ends can't put a save off: see
 test_children_that_end_later_are_not_awaited_for_longer_than_a_few_turns.
 """
-ENOUGH = 32
+ENOUGH = 64
 """Ended children that a group whose children give their places early commits without waiting.
 
 A commit costs as much as a few small children, which is little for each of so many.
@@ -38,7 +38,7 @@ Children of several steps that began together end together, a turn apart for eac
 were enough, five children of two steps in flight would be committed five at a time.
 """
 MOST = 64
-"""Turns that such a group waits for ``ENOUGH``, at most: five in flight with ten steps need these.
+"""Turns that such a group waits for ``ENOUGH``, at most: five in flight with five steps need these.
 """
 
 
