@@ -30,6 +30,7 @@ from .file import Synchronous, code_of, connect
 
 _OWN = ("position", "element", "digest", "applied", "value", "elapsed")
 _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
+_FORM, _WINNER_KEY = map(_ALIKE.index, ("form", "winner_key"))
 _own: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _OWN))
 _alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _ALIKE))
 # Numbers of rows that one statement inserts. Each size is another statement, which is prepared once
@@ -190,13 +191,13 @@ class SQLiteDatabase(Database):
                     known += some
         return known
 
-    def _shared(self, alike: Sequence[Any]) -> Iterator[Any]:
-        """Yield the values of the columns ``_ALIKE``."""
-        for name, value in zip(_ALIKE, alike, strict=True):
-            if name == "form":
-                yield self._form(value)
-            else:
-                yield column_of(value) if name == "winner_key" and value is not None else value
+    def _shared(self, alike: Sequence[Any]) -> list[Any]:
+        """Return the values of the columns ``_ALIKE``."""
+        values = list(alike)
+        values[_FORM] = self._form(values[_FORM])
+        if values[_WINNER_KEY] is not None:
+            values[_WINNER_KEY] = column_of(values[_WINNER_KEY])
+        return values
 
 
 def _in_common(pair: tuple[int, Child]) -> tuple[int, tuple[Any, ...]]:
@@ -234,6 +235,9 @@ _LONGEST = 1 << 63
 
 def column_of(key: Key) -> str | int | bytes:
     """Return the column of a key: the key itself, or bytes if SQLite has no such value."""
+    kind = type(key)  # most keys are plain ones, and need none of the calls below
+    if (kind is str and key.isascii()) or (kind is int and -_LONGEST <= key < _LONGEST):
+        return key
     if isinstance(key, int):
         number = int(key)
         return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
