@@ -15,7 +15,7 @@ from functools import cache
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from shoal._errors.exceptions import CommitInDoubt
 from shoal._events.identity import Key
@@ -26,7 +26,7 @@ from shoal.stores._sql.rows import Child, History
 from shoal.stores._sql.writer_thread import Job
 from shoal.stores._sql.writing import COLUMNS, Config, Database
 
-from .file import Synchronous, code_of, connect
+from .file import Synchronous, code_of, connect, log_of
 
 _OWN = ("position", "element", "digest", "applied", "value", "elapsed")
 _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
@@ -58,7 +58,10 @@ class SQLiteDatabase(Database):
         self._checked: set[str] = set()  # executions whose lease this transaction has checked
         self._connection: sqlite3.Connection | None = None
         self._wanted: Synchronous = synchronous  # the user's setting
-        self._synchronous: Synchronous = synchronous  # the present setting of the connection
+        # The present setting of the connection.
+        self._synchronous: Synchronous | Literal["off"] = synchronous
+        # Whether the log beside the file was new at the opening, and no transaction has begun yet.
+        self._has_new_log = False
 
     @property
     def _sql(self) -> sqlite3.Connection:
@@ -66,8 +69,9 @@ class SQLiteDatabase(Database):
         return self._connection
 
     def open(self) -> None:
+        self._has_new_log = self._wanted == "full" and not log_of(self._path).exists()
         self._connection = connect(
-            self._path, patience=self._config.patience, synchronous=self._synchronous
+            self._path, patience=self._config.patience, synchronous=self._wanted
         )
 
     def close(self) -> None:
@@ -79,9 +83,27 @@ class SQLiteDatabase(Database):
     # -- transactions ---------------------------------------------------------------------------
 
     def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        self._set_synchronous(lightly=all(job.is_light for job in jobs))
-        self._sql.execute("BEGIN IMMEDIATE")
+        lightly = all(job.is_light for job in jobs)
+        is_first, self._has_new_log = self._has_new_log, False
+        if not (is_first and lightly and self._begin_log()):
+            self._set_synchronous("normal" if lightly else self._wanted)
+            self._sql.execute("BEGIN IMMEDIATE")
         self._checked.clear()
+
+    def _begin_log(self) -> bool:
+        """Begin a transaction that waits for no disk, if the log is empty; return whether it is.
+
+        SQLite waits for the disk as soon as it has written the head of a log, unless it is told
+        never to wait: in a log that was used before, the old head must not be found with new pages
+        after it. An empty log has no old pages, so its head can wait for the first save.
+        """
+        self._set_synchronous("off")
+        self._sql.execute("BEGIN IMMEDIATE")  # from here on no other process writes to the log
+        with suppress(OSError):
+            if not log_of(self._path).stat().st_size:
+                return True
+        self._sql.execute("ROLLBACK")
+        return False
 
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
         try:
@@ -103,9 +125,8 @@ class SQLiteDatabase(Database):
             with suppress(sqlite3.Error):  # the error that caused the rollback is the one to raise
                 self._sql.execute("ROLLBACK")
 
-    def _set_synchronous(self, *, lightly: bool) -> None:
+    def _set_synchronous(self, wanted: Synchronous | Literal["off"]) -> None:
         """Set whether the next transaction waits for the disk. Claims needn't."""
-        wanted: Synchronous = "normal" if lightly else self._wanted
         if wanted != self._synchronous:
             self._sql.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
@@ -154,7 +175,7 @@ class SQLiteDatabase(Database):
 
     def _beat(self) -> list[Lease]:
         sql, at, lost = self._sql, now(), list[Lease]()
-        self._set_synchronous(lightly=True)
+        self._set_synchronous("normal")
         sql.execute("BEGIN IMMEDIATE")
         for lease in self._claims.values():
             done = sql.execute(
@@ -235,12 +256,11 @@ _LONGEST = 1 << 63
 
 def column_of(key: Key) -> str | int | bytes:
     """Return the column of a key: the key itself, or bytes if SQLite has no such value."""
-    kind = type(key)  # most keys are plain ones, and need none of the calls below
-    if (kind is str and key.isascii()) or (kind is int and -_LONGEST <= key < _LONGEST):
-        return key
     if isinstance(key, int):
         number = int(key)
         return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
+    if type(key) is str and key.isascii():  # as most are: two calls less
+        return key
     text = str.__str__(key)
     return text if _is_clean(text) else b"s" + text.encode("utf-8", "surrogatepass")
 
