@@ -363,6 +363,70 @@ def test_the_name_of_a_new_file_is_waited_for_unless_the_first_save_does_that(
     assert synced == ([False] if synchronous == "full" else [False, True])
 
 
+@pytest.fixture
+def made(path: Path) -> Path:
+    """A file that has its tables, and that no process has open."""
+    connect(path, patience=1.0, synchronous="full").close()
+    return path
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The settings that the writer's transactions have, and how they end."""
+    found: list[str] = []
+
+    def note(statement: str) -> None:
+        if "synchronous" in statement or statement in ("COMMIT", "ROLLBACK"):
+            found.append(statement.removeprefix("PRAGMA synchronous = "))
+
+    def traced(*args: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(*args, **more)
+        connection.set_trace_callback(note)
+        return connection
+
+    monkeypatch.setattr(_sqlite_database, "connect", traced)
+    return found
+
+
+@anyio_test
+async def test_a_claim_waits_for_no_disk_and_the_first_save_waits_for_the_head_of_the_log(
+    path: Path, transactions: list[str]
+):
+    for _ in range(2):  # a file that is new, and one that was closed
+        async with claimed(store := store_at(path, synchronous="full")):
+            await save(store, updates=(update_of(1),))
+        assert transactions[:4] == [*("off", "COMMIT"), *("full", "COMMIT")]
+        transactions.clear()
+
+
+@anyio_test
+@pytest.mark.parametrize("at", ["before", "after"])
+async def test_the_head_of_a_log_that_another_has_begun_is_waited_for(
+    made: Path, transactions: list[str], monkeypatch: pytest.MonkeyPatch, at: str
+):
+    # Used by the writer's thread, too.
+    with closing(sqlite3.connect(made, isolation_level=None, check_same_thread=False)) as other:
+
+        def write() -> None:
+            other.execute("INSERT INTO places VALUES (100, 'another', 0, 'act')")
+
+        traced: Any = _sqlite_database.connect  # pyright: ignore[reportPrivateLocalImportUsage]
+
+        def overtaken(*args: Any, **more: Any) -> sqlite3.Connection:
+            connection = traced(*args, **more)
+            write()
+            return connection
+
+        if at == "before":
+            write()
+        else:
+            monkeypatch.setattr(_sqlite_database, "connect", overtaken)
+        async with claimed(store_at(made, synchronous="full")):
+            pass
+    looked = [] if at == "before" else ["off", "ROLLBACK"]
+    assert transactions[: len(looked) + 2] == [*looked, "normal", "COMMIT"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -37,7 +37,7 @@ from shoal._graph.act import Act
 from shoal._graph.action import FunctionAction
 from shoal._limits.passes import Pass
 from shoal._limits.permits import HeldPermits
-from shoal._state.state import NO_CHANGE, Change, State, held, make_state, typed
+from shoal._state.state import NO_CHANGE, Change, State, as_named, held, make_state, typed
 from shoal.stores._history import ReplayedHistory
 from shoal.stores._protocol import ChildRecord
 
@@ -283,8 +283,11 @@ class Run:
     @property
     def last_update(self) -> Update | None:
         """The last update, which the parent's commit saves; None if there is none."""
-        operations = () if self.pending is None else self.pending.operations
-        return Update(self.head[0] + 1, self.step or "", operations) if operations else None
+        pending = self.pending
+        operations = () if pending is None else pending.operations
+        if not operations:
+            return None
+        return as_named(Update, (self.head[0] + 1, self.step or "", operations, (), 0))
 
     def final_field(self, field: str) -> object:
         """Return a field of the state after the last step; raise KeyError if there is none."""

@@ -101,6 +101,10 @@ def digest(value: object) -> bytes:
         NotData: The value contains something that can't be saved: a lock, a socket, a generator.
     """
     out = bytearray()
+    writer = _WRITERS.get(type(value))  # as `_write` does it: most elements are numbers and texts
+    if writer is not None:
+        writer(out, value)
+        return blake2b(out, digest_size=BYTES).digest()
     try:
         _write(out, value, ())
     except RecursionError:

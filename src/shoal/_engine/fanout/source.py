@@ -282,9 +282,13 @@ class ElementSource:
 
     def dry(self) -> bool:
         """Return whether no more children follow, unless ``grow`` adds elements."""
+        # Without a call of `left`, since each worker that finds no room asks this.
+        if self._at_most is not None and self._is_full():
+            return True
         # An async source has no iterator: only `_feed` knows that it has ended.
-        has_ended = self._ended or (self._iterator is not None and not self.left())
-        return (has_ended and not self._waiting) or self._is_full()
+        if self._waiting or self._ended or self._iterator is None:
+            return self._ended and not self._waiting
+        return not length_hint(self._iterator, sys.maxsize) and self._is_exact
 
     def take_back(self, child: Run) -> None:
         """Put a child back as the next one; see ``ChildSource``."""

@@ -176,8 +176,10 @@ class WorkerPool:
         # Children that have waited, and may start now, need workers besides those that `source`
         # has. Idle workers are about to take a child each, so they are counted off.
         work += ready - self._idle
+        # Asked once, since to wake a worker spends nothing; but the first child needs no permit.
+        may_live = bool(ready) or admission.permits(1)
         for _ in range(min(count, int(work))):
-            if not ready and not admission.permits(self._idle):
+            if not may_live and not admission.permits(self._idle):
                 return
             if parked:
                 _wake(parked.popleft())
@@ -187,6 +189,7 @@ class WorkerPool:
                     return
                 self._count += 1
                 self._start_worker()
+                may_live = bool(ready)  # an eager task may have taken a permit already
             else:
                 return
             self._idle += 1

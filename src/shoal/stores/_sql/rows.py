@@ -216,7 +216,7 @@ class Packer:
                 self._check(own, child.path, update.step)
         if encoded is None and value is not None:
             encoded = self._encode(value, "value")
-        if encoded is not None:
+        if encoded is not None and len(encoded) > self._small:  # as `_check` asks: saves a call
             self._check(encoded, child.path, "" if update is None else update.step)
         return Packed(element, encoded, own, form)
 
@@ -236,10 +236,8 @@ class Packer:
         for update in updates:
             if update.step not in self._names:
                 self._check_names(update.step)
-        for child in (run, *applied, *batch.unapplied):
-            name = child.path
-            if name.step not in self._names or name.act not in self._names:
-                self._check_names(name.step, name.act)
+        if path.step not in self._names or path.act not in self._names:
+            self._check_names(path.step, path.act)
         children: list[Child] = []
         plain, at, last = updates, time.time(), None
         if applied or batch.unapplied:
@@ -397,6 +395,8 @@ class Packer:
             at: When it ended, if no update applied it.
         """
         path, status = child.path, child.status
+        if path.step not in self._names or path.act not in self._names:
+            self._check_names(path.step, path.act)
         failed_step = child.step if status == "failed" and child.step != path.act else None
         packed = child.packed if status == "succeeded" else None
         if not isinstance(packed, Packed):  # the child's own store, of another kind, has packed it
@@ -567,15 +567,17 @@ def _put_of(child: SavedRun, path: RunPath, update: Update) -> tuple[str, str] |
     if len(operations) != 1 or update.discovered or update.step != path.step:
         return None
     first = operations[0]
-    if child.status != "succeeded" or first.__class__ not in (Put, PutWithin):
+    if child.status != "succeeded":
         return None
     position = child.position
-    if type(first) is Put and first.value is child.value and first.position == position:
-        if first.key is path.key:
-            return "put", first.field
-        if first.key is path.act:
-            return "act", first.field
-    if (
+    if type(first) is Put:
+        field, key, value, place = first
+        if value is child.value and place == position:
+            if key is path.key:
+                return "put", field
+            if key is path.act:
+                return "act", field
+    elif (
         type(first) is PutWithin
         and first.value is child.value
         and first.position == position

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 from shoal._errors.exceptions import CommitInDoubt
 from shoal._events.identity import Key
@@ -26,10 +26,11 @@ from shoal.stores._sql.rows import Child, History
 from shoal.stores._sql.writer_thread import Job
 from shoal.stores._sql.writing import COLUMNS, Config, Database
 
-from .file import Synchronous, code_of, connect
+from .file import Synchronous, code_of, connect, log_of
 
 _OWN = ("position", "element", "digest", "applied", "value", "elapsed")
 _ALIKE = tuple(name for name in COLUMNS if name not in _OWN)
+_FORM, _WINNER_KEY = map(_ALIKE.index, ("form", "winner_key"))
 _own: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _OWN))
 _alike: Callable[[Child], tuple[Any, ...]] = itemgetter(*map(Child._fields.index, _ALIKE))
 # Numbers of rows that one statement inserts. Each size is another statement, which is prepared once
@@ -57,7 +58,10 @@ class SQLiteDatabase(Database):
         self._checked: set[str] = set()  # executions whose lease this transaction has checked
         self._connection: sqlite3.Connection | None = None
         self._wanted: Synchronous = synchronous  # the user's setting
-        self._synchronous: Synchronous = synchronous  # the present setting of the connection
+        # The present setting of the connection.
+        self._synchronous: Synchronous | Literal["off"] = synchronous
+        # Whether the log beside the file was new at the opening, and no transaction has begun yet.
+        self._has_new_log = False
 
     @property
     def _sql(self) -> sqlite3.Connection:
@@ -65,8 +69,9 @@ class SQLiteDatabase(Database):
         return self._connection
 
     def open(self) -> None:
+        self._has_new_log = self._wanted == "full" and not log_of(self._path).exists()
         self._connection = connect(
-            self._path, patience=self._config.patience, synchronous=self._synchronous
+            self._path, patience=self._config.patience, synchronous=self._wanted
         )
 
     def close(self) -> None:
@@ -78,9 +83,27 @@ class SQLiteDatabase(Database):
     # -- transactions ---------------------------------------------------------------------------
 
     def _begin(self, jobs: Sequence[Job[Any, Any]]) -> None:
-        self._set_synchronous(lightly=all(job.is_light for job in jobs))
-        self._sql.execute("BEGIN IMMEDIATE")
+        lightly = all(job.is_light for job in jobs)
+        is_first, self._has_new_log = self._has_new_log, False
+        if not (is_first and lightly and self._begin_log()):
+            self._set_synchronous("normal" if lightly else self._wanted)
+            self._sql.execute("BEGIN IMMEDIATE")
         self._checked.clear()
+
+    def _begin_log(self) -> bool:
+        """Begin a transaction that waits for no disk, if the log is empty; return whether it is.
+
+        SQLite waits for the disk as soon as it has written the head of a log, unless it is told
+        never to wait: in a log that was used before, the old head must not be found with new pages
+        after it. An empty log has no old pages, so its head can wait for the first save.
+        """
+        self._set_synchronous("off")
+        self._sql.execute("BEGIN IMMEDIATE")  # from here on no other process writes to the log
+        with suppress(OSError):
+            if not log_of(self._path).stat().st_size:
+                return True
+        self._sql.execute("ROLLBACK")
+        return False
 
     def _commit(self, jobs: Sequence[Job[Any, Any]]) -> None:
         try:
@@ -102,9 +125,8 @@ class SQLiteDatabase(Database):
             with suppress(sqlite3.Error):  # the error that caused the rollback is the one to raise
                 self._sql.execute("ROLLBACK")
 
-    def _set_synchronous(self, *, lightly: bool) -> None:
+    def _set_synchronous(self, wanted: Synchronous | Literal["off"]) -> None:
         """Set whether the next transaction waits for the disk. Claims needn't."""
-        wanted: Synchronous = "normal" if lightly else self._wanted
         if wanted != self._synchronous:
             self._sql.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
@@ -153,7 +175,7 @@ class SQLiteDatabase(Database):
 
     def _beat(self) -> list[Lease]:
         sql, at, lost = self._sql, now(), list[Lease]()
-        self._set_synchronous(lightly=True)
+        self._set_synchronous("normal")
         sql.execute("BEGIN IMMEDIATE")
         for lease in self._claims.values():
             done = sql.execute(
@@ -190,13 +212,13 @@ class SQLiteDatabase(Database):
                     known += some
         return known
 
-    def _shared(self, alike: Sequence[Any]) -> Iterator[Any]:
-        """Yield the values of the columns ``_ALIKE``."""
-        for name, value in zip(_ALIKE, alike, strict=True):
-            if name == "form":
-                yield self._form(value)
-            else:
-                yield column_of(value) if name == "winner_key" and value is not None else value
+    def _shared(self, alike: Sequence[Any]) -> list[Any]:
+        """Return the values of the columns ``_ALIKE``."""
+        values = list(alike)
+        values[_FORM] = self._form(values[_FORM])
+        if values[_WINNER_KEY] is not None:
+            values[_WINNER_KEY] = column_of(values[_WINNER_KEY])
+        return values
 
 
 def _in_common(pair: tuple[int, Child]) -> tuple[int, tuple[Any, ...]]:
@@ -237,6 +259,8 @@ def column_of(key: Key) -> str | int | bytes:
     if isinstance(key, int):
         number = int(key)
         return number if -_LONGEST <= number < _LONGEST else b"i%x" % number
+    if type(key) is str and key.isascii():  # as most are: two calls less
+        return key
     text = str.__str__(key)
     return text if _is_clean(text) else b"s" + text.encode("utf-8", "surrogatepass")
 

@@ -184,6 +184,11 @@ MIGRATIONS = (
 VERSION = len(MIGRATIONS)
 
 
+def log_of(path: Path) -> Path:
+    """Return the path of SQLite's log beside a file."""
+    return path.with_name(f"{path.name}-wal")
+
+
 def connect(
     path: Path, *, patience: float, synchronous: Synchronous, reads_only: bool = False
 ) -> sqlite3.Connection:
@@ -240,7 +245,7 @@ class Unlocked(sqlite3.Connection):
 
 def _unlocked(path: Path) -> Unlocked | None:
     """Open the file without locks; return None if that fails, or if a process has it open."""
-    if path.with_name(f"{path.name}-wal").exists():
+    if log_of(path).exists():
         return None
     try:
         connection = sqlite3.connect(
