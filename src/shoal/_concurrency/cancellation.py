@@ -131,6 +131,7 @@ def drive(
     except GeneratorExit as error:
         raise _spurious(error) from error
     on_first_wait()
+    del on_first_wait  # a bound method of each child that waits, which the collector would visit
     while True:
         step = send
         try:

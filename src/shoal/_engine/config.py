@@ -238,7 +238,8 @@ class RunConfig:
         # cache may need no permit at all; then this is None.
         self.entry: FunctionAction[..., Any] | None = None
         """The first action of each child, if its permit can be taken before the child starts."""
-        if isinstance(first, FunctionAction) and self.schema is None and first.cache is None:
+        # By type, which nothing can inherit from: for other acts isinstance would ask their ABC.
+        if type(first) is FunctionAction and self.schema is None and first.cache is None:
             self.entry = first
         # Worked out once: admission asks this for every child, and most have no limits.
         self.is_limited: bool = self.entry is not None and bool(scopes or self.entry.limits)

@@ -180,6 +180,8 @@ def _checked(function: Any, label: str) -> Any:
         if len(args) > most:
             msg = f"{label}() {hints.get('*') or _few(most - (by_place[:1] == ['self']), by_name)}"
             raise TypeError(msg)
+        if known.issuperset(given):
+            return
         for name in given:
             if name in known:
                 continue

@@ -90,12 +90,12 @@ class JoinSpec:
             if self.is_listed:
                 values[self.into] = PositionedList[object](StateMap())
             elif found is None or again or not self.continues:
-                values[self.into] = StateMap[object, object]()
+                values[self.into] = _empty()
             else:
                 done = self._found(found, self.into)
                 values[self.into] = StateMap(done)
         if self.errors_into is not None:
-            values[self.errors_into] = StateMap[object, object]()
+            values[self.errors_into] = _empty()
         return values, done
 
     @property
@@ -214,6 +214,11 @@ class JoinSpec:
             return frozenset(done)
         by_key = cast("Mapping[object, Mapping[object, object]]", done)
         return frozenset(key for key, by_act in by_key.items() if act in by_act)
+
+
+def _empty() -> StateMap[Any, Any]:
+    # Not `StateMap[object, object]()`: a call of an alias costs as much as the map once more.
+    return StateMap()
 
 
 def _without_within(collection: Collected, key: Any, act: str) -> Collected:

@@ -211,7 +211,8 @@ class Passes:
 
     def _look(self) -> None:
         """Look up the gates again, after limits have changed."""
-        own, found = _passing(self._own), dict[str, _Needs]()
+        own = _passing(self._own)
+        found: dict[str, _Needs] = {}
         for act in self._acts:
             gates = _passing(self._limiters.of_attempt(self._scopes, act.definition, act.limits))
             if gates is None:

@@ -365,6 +365,8 @@ class Schema(Generic[S]):
         Raises:
             StateError: ``given`` is neither an instance of the model nor a mapping.
         """
+        if type(given) is dict:  # as most are, for which the checks below would ask their ABCs
+            return cast("dict[str, object]", given)
         if isinstance(given, self._instances):
             extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
             found = {name: getattr(given, name, _NOTHING) for name in self._fields}

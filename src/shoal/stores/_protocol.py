@@ -137,6 +137,10 @@ class SavedRun(Protocol):
         ...
 
 
+def _no_visits() -> Mapping[str, int]:
+    return {}  # for each root run, and a call of ``dict[str, int]`` costs ten times as much
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
@@ -150,7 +154,7 @@ class Beginning:
     """The fields of the initial state, without the secret ones."""
     after: str | None = None
     """The step after which the run starts; None if it starts before the first step."""
-    visits: Mapping[str, int] = field(default_factory=dict[str, int])
+    visits: Mapping[str, int] = field(default_factory=_no_visits)
     """How many visits of each step count as completed when the run starts (a fork has some)."""
     forked_from: tuple[str, int] | None = None
     """The run whose state this one starts with, and the number of the update that led there."""

@@ -112,7 +112,8 @@ def give_up_halted(
 
     Returns those that lose and were counted, and those that stay halted.
     """
-    lost, stay = list[Run](), list[Run]()
+    lost: list[Run] = []
+    stay: list[Run] = []
     for child in (*resting, *late):
         if child.status != "halted":
             continue

@@ -77,7 +77,7 @@ class Rounds:
         Their end is that of the round in which they came up last. If they halted there, or were put
         back, they are cancelled now.
         """
-        lost = list[Run]()
+        lost: list[Run] = []
         for one in self.left_behind(source):
             if isinstance(one, Run):
                 if decision is not None:

@@ -54,6 +54,7 @@ from .growth import Growth
 from .keys import KeySet, Positions
 from .recorded import RecordedChildren
 
+_SIZED = (Sequence, AbstractSet, Mapping)
 FEED_INLINE = 64
 """Elements that are pulled from an async source between two checkpoints.
 
@@ -71,6 +72,7 @@ class ElementSource:
         "_done_in",
         "_ended",
         "_feeding",
+        "_is_exact",
         "_item",
         "_iterator",
         "_keys",
@@ -78,7 +80,6 @@ class ElementSource:
         "_positions",
         "_recorded_children",
         "_pulled_before",
-        "_sized",
         "_started",
         "_last_recorded",
         "_last_to_come",
@@ -166,7 +167,11 @@ class ElementSource:
         self.done_before: Mapping[ChildName, Done] = {}
         """Children that are Done in this execution already, and whose runs are gone."""
         self.given = elements
-        self._sized = None if grows else elements  # with `grow`, a size says nothing about the end
+        # Whether the elements have a size, so that the length hint of the iterator is exact; with
+        # `grow`, a size says nothing about the end. Asked once, since each ABC takes its time, and
+        # lists need none.
+        is_plain = type(elements) in (list, tuple)
+        self._is_exact: bool = not grows and (is_plain or isinstance(elements, _SIZED))
         self._beyond = 0  # elements that were dropped because at_most was reached
         self.on_kept: Callable[[ChildRecord], None] | None = None
         """Called with the record of each child that needs nothing more; None: not called."""
@@ -179,7 +184,9 @@ class ElementSource:
         self._iterator: Iterator[object] | None = None
         self._feeding: AsyncIterator[object] | None = None
         self._ended = False  # nothing more is pulled; _waiting may still have elements
-        if isinstance(elements, AsyncIterable):
+        if is_plain:
+            self._iterator = iter(cast("Iterable[object]", elements))
+        elif isinstance(elements, AsyncIterable):
             self._feeding = aiter(cast("AsyncIterable[object]", elements))
         elif isinstance(elements, Iterable) and not isinstance(elements, str | bytes):
             # Now, so that what `__iter__` raises is raised before a child has started.
@@ -234,18 +241,13 @@ class ElementSource:
             more = length_hint(self._iterator, sys.maxsize) or int(not self._is_exact)
         return more + len(self._waiting)
 
-    @property
-    def _is_exact(self) -> bool:
-        """Whether the elements have a size, so that the length hint of the iterator is exact."""
-        return isinstance(self._sized, Sequence | AbstractSet | Mapping)
-
     def most(self) -> float:
         """Return the most children that can follow; ``math.inf`` if there is no bound."""
         if self.dry():
             return 0
         more = inf
         if self._is_exact:
-            size = len(cast("Sized", self._sized))
+            size = len(cast("Sized", self.given))
             more = size * self._positions.width - self._positions.next + len(self._waiting)
         if self._at_most is None:
             return more
@@ -659,5 +661,5 @@ class ElementSource:
         """Close the iterator if it is a generator that is not exhausted."""
         # Taken off first: closing runs code of the generator, which may raise, and is done once.
         iterator, self._iterator = self._iterator, None
-        if isinstance(iterator, Generator):
+        if iterator is not None and isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()

@@ -453,7 +453,7 @@ class FanOutStep:
             # its new one; see test_what_was_accepted_before_does_not_count_where_it_runs_anew.
             self._resume.withdraw_reruns(self._race)
         done_before = 0 if recorded_children is None else recorded_children.done_left
-        reruns = set[ChildName]() if recorded_children is None else recorded_children.reruns
+        reruns: set[ChildName] = set() if recorded_children is None else recorded_children.reruns
         draft = BatchJoin(
             self.join,
             self.parent,

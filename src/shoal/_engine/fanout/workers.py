@@ -93,6 +93,7 @@ class WorkerPool:
         "_count",
         "_idle",
         "_is_looking",
+        "_is_running_out",
         "_keeps_idle",
         "_leave",
         "_next_turn",
@@ -152,6 +153,9 @@ class WorkerPool:
         # where this doesn't matter: then workers are started without a look.
         self._next_turn = parent.config.services.next_turn if looks_first else None
         self._keeps_idle = keeps_idle
+        # Whether the source had no child left when that was last asked: then workers ask whether
+        # they are needed before they take, which costs less than a take of nothing.
+        self._is_running_out = False
         self._is_looking = False  # from the first call of `_look` that is due to the last
         # Both only while looking: turns that have passed, and children that waited and have ended.
         self._turns = self._quick = 0
@@ -172,6 +176,7 @@ class WorkerPool:
         if not parked and self._count >= may_have:
             return  # all workers are busy, and no more are allowed
         left = self._source.left()
+        self._is_running_out = not left
         work = min(place.slots - place.used, left) if left and admission.has_room else 0
         # Children that have waited, and may start now, need workers besides those that `source`
         # has. Idle workers are about to take a child each, so they are counted off.
@@ -307,6 +312,10 @@ class WorkerPool:
                 if waited:
                     inline = 0
                     self._quick += 1
+                    if self._is_running_out and self._needs_fewer():
+                        self._idle -= 1
+                        scope.wake()  # the parent waits for ends, and there may be none any more
+                        return
                     continue
                 inline += 1
                 if inline == 1:
