@@ -835,6 +835,40 @@ async def test_a_result_that_counts_in_a_race_counts_once():
     assert found["seen"] == [0, 1]
 
 
+async def test_what_grow_finds_in_a_batch_stays_where_it_raises_for_a_later_child():
+    once = Once(1)
+
+    @action(reads=["n"], writes=["v"])
+    async def work(n: int) -> int:
+        return n
+
+    def grow(state: State, outcome: Done | Failed) -> list[int]:
+        once(outcome.key)
+        return [outcome.key + 10] if outcome.key < 2 else []
+
+    step = fan_out(
+        work, over=lambda state: [0, 1], item="n", key=int, into="out", reads=[], grow=grow
+    )  # fmt: skip
+    found = await in_the_end(retried(step, 2))
+    assert found["out"] == {0: 0, 1: 1, 10: 10, 11: 11}
+
+
+async def test_a_result_that_a_race_has_accepted_counts_where_a_later_one_can_not_be_taken():
+    once = Once()
+    refuse[0] = lambda value: value == 1 and once.is_first()
+
+    @action(reads=["x"], writes=["y"])
+    async def work(x: int) -> int:
+        await anyio.sleep(1)  # both end together
+        return x
+
+    step = fan_out(
+        work, over=lambda state: [0, 1], item="x", key=int, reads=[], into="out", until=first(2)
+    )  # fmt: skip
+    found = await in_the_end(retried(Graph.chain(step, name="main", state=Model), 2))
+    assert found["out"] == {0: 0, 1: 1}
+
+
 # -- a value that can't be taken ----------------------------------------------------------------
 
 
