@@ -28,6 +28,7 @@ from shoal import (
 )
 from shoal.stores._watching import Command
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.types import Act
 from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
@@ -235,6 +236,35 @@ async def test_no_child_goes_on_once_its_action_has_halted():
         assert (await app.run(id="r", runtime=runtime)).state["found"] == ["A"]
     hook.assert_paired()
     assert begun == ["a"]
+
+
+async def test_an_answered_contestant_starts_at_once_and_no_other_one_with_it():
+    """It has had its delay: the next one has to wait for its own."""
+    began = dict[str, float]()
+
+    def contestant(name: str) -> Act:
+        @action(writes=["text"], name=name)
+        async def tells(context: Context) -> str:
+            began[name] = anyio.current_time() - since
+            if name == "a":
+                await context.ask("a", "a")
+            await anyio.sleep(60)
+            return name
+
+        return tells
+
+    store = MemoryStore()
+    step = race(*map(contestant, "abc"), into="text", take="text", stagger=20)
+    app = Application(step, name="staggered", store=store, watch=True)
+    async with no_leaks(), Runtime() as runtime:
+        since = anyio.current_time()
+        run = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        await answer_all(store)
+        assert (await run.result()).state["text"] == "b"
+    assert began["b"] == 0, "a has halted, so the next one begins"
+    assert 1 <= began["a"] <= 2
+    assert began["c"] == pytest.approx(began["a"] + 20)
 
 
 async def test_no_contestant_goes_on_in_a_race_that_its_item_has_decided():

@@ -29,6 +29,7 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
+    Outcome,
     Rate,
     Result,
     Retry,
@@ -833,6 +834,36 @@ async def test_a_result_that_counts_in_a_race_counts_once():
     )  # fmt: skip
     found = await in_the_end(retried(Graph.chain(prepare, step, name="both")))
     assert found["seen"] == [0, 1]
+
+
+async def test_elements_that_grow_finds_again_are_no_new_ones_where_their_update_is_not_made():
+    """The child that found them has failed, and runs again; ``until`` raises about it once."""
+    life, once = [1], Once(0)
+
+    @action(reads=["n"], writes=["v"])
+    async def work(n: int) -> int:
+        if n == 0 and life[0] == 1:
+            raise OSError
+        return n
+
+    def until(state: State, outcome: Outcome) -> bool:
+        if outcome.key == 1 and life[0] == 1:
+            raise ConnectionError
+        if life[0] == 2:
+            once(outcome.key)
+        return False
+
+    step = fan_out(
+        work, over=lambda state: [0], item="n", into="out", reads=[], until=until,
+        grow=lambda state, outcome: [10, 11] if outcome.element == 0 else [],
+        on_error="collect", errors_into="errors",
+    )  # fmt: skip
+    app = retried(step, 2, store=MemoryStore())
+    with pytest.raises(ExceptionGroup):
+        await app.run({}, id="run")
+    life[0] = 2
+    assert (await app.run(id="run")).state["all"][""]["out"] == [0, 10, 11]
+    assert not once.left
 
 
 async def test_what_grow_finds_in_a_batch_stays_where_it_raises_for_a_later_child():

@@ -716,6 +716,25 @@ def test_aimd_by_its_numbers():
     assert policy.after(4, 0, ended(ValueError())) == 4
 
 
+async def test_a_policy_is_given_the_time_when_the_number_was_last_lowered():
+    """Attempts that leave it as it is, or raise it, don't count as a change."""
+    seen = list[float]()
+
+    def after(n: float, changed_at: float, ended: Ended) -> float:
+        seen.append(changed_at - began)
+        return n + {2: 1, 3: -1}.get(len(seen), 0)
+
+    @action(reads=["n"], writes=["out"])
+    async def work(n: int) -> None:
+        await anyio.sleep(1)
+
+    began = anyio.current_time()
+    limits = Limits(1, adapt=Policy(after))
+    await Application(many(work, limits)).run({"ns": range(6)})
+    assert seen[:3] == [seen[0]] * 3
+    assert seen[3:] == [3] * 3, "the third attempt ended then"
+
+
 @pytest.mark.parametrize("where", PLACES)
 async def test_capacity_adapts_to_what_a_server_bears(where: str):
     running = 0
