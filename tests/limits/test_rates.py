@@ -138,6 +138,7 @@ def test_limits_that_make_no_sense_are_refused():
         (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, by="host"), "takes a function"),  # pyright: ignore[reportArgumentType]
         (lambda: AIMD(least=3, most=2), "must not be below"),
+        (lambda: AIMD(most=2.5), "most=.* a whole number"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=3), r"takes AIMD\(\), or an object"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=AIMD), r"make one: AIMD\(\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=Policy(anyio.sleep)), "coroutine function"),
