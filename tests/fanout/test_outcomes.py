@@ -427,6 +427,32 @@ async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_publishe
     assert applied == [0, 1], "what is applied later is told by the update"
 
 
+async def test_a_child_that_is_only_applied_has_the_attempts_that_it_took():
+    ran, once, seen = list[int](), Once(), list[int]()
+
+    @action(reads=["x"], writes=["y"], retry=Retry(3, on=OSError))
+    async def work(x: int) -> int:
+        ran.append(x)
+        if len(ran) < 3:
+            raise OSError
+        return x
+
+    def reduce(state: State, outcome: Done | Failed) -> State:
+        seen.append(outcome.attempts)
+        once()
+        return state
+
+    step = fan_out(
+        work, over=lambda state: [0], item="x", key=int, reads=[], reduce=reduce, writes=["n"],
+        name="step",
+    )  # fmt: skip
+    app = Application(step, store=MemoryStore())
+    with pytest.raises(ConnectionError):
+        await app.run({}, id="run")
+    await app.run(id="run")
+    assert (seen, ran) == ([3, 3], [0, 0, 0])
+
+
 async def test_the_end_of_a_done_child_is_published_once():
     life, hook = [1], RecordingHook()
     witness = Witness(MemoryStore())

@@ -853,6 +853,24 @@ def test_an_aiolimiter_on_asyncio():
     assert 1.9 <= times[-1] <= 2.6
 
 
+def test_what_is_charged_afterwards_counts_at_an_aiolimiter_if_it_has_room():
+    """It takes nothing back, and nothing waits for it there."""
+
+    async def main() -> None:
+        limiter = aiolimiter.AsyncLimiter(10, 100)
+
+        @action(reads=["n"], writes=["out"], limits=Limits(rate=limiter, cost=lambda _: 2))
+        async def work(n: int, context: Context) -> None:
+            context.charge(n)
+
+        for charged, left in ((6, 4), (1, 2), (7, 0)):
+            await Application(work).run({"n": charged})
+            assert limiter.has_capacity(left)
+            assert not limiter.has_capacity(left + 1)
+
+    run_virtual(main, backend="asyncio")
+
+
 def test_an_aiolimiter_on_trio():
     async def main() -> None:
         step = many(noting(Starts()), Limits(rate=aiolimiter.AsyncLimiter(2, 1)))
