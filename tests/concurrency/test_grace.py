@@ -126,6 +126,27 @@ async def test_each_is_named_once_however_it_was_cancelled(caplog: pytest.LogCap
     assert len(warnings_of(caplog)) == 3
 
 
+async def test_a_hold_during_the_cleanup_has_it_watched_no_second_time():
+    """The time that has run out does not begin once more when the run goes on."""
+    hook = RecordingHook()
+    many = fan_out(
+        stubborn(20), over="ns", item="n", into="outs", each=Each(timeout=1), on_error="ignore"
+    )
+    async with Runtime() as runtime:
+        run = await Application(many, hooks=[hook]).start({"ns": [1]}, runtime=runtime)
+        await anyio.sleep(3)
+        execution = run._run.config.execution  # pyright: ignore[reportPrivateUsage]
+        watchdog = execution.services.watchdog
+        watched = watchdog._watched  # pyright: ignore[reportPrivateUsage]
+        execution.hold_up("test")
+        execution.let_go("test")
+        assert watchdog._watched == watched  # pyright: ignore[reportPrivateUsage]
+        await run.result()
+        assert not watchdog._watched  # pyright: ignore[reportPrivateUsage]
+        assert not watchdog._named  # pyright: ignore[reportPrivateUsage]
+    assert len(hook.of(GraceExceeded)) == 1
+
+
 async def test_how_long_is_up_to_the_runtime():
     hook = RecordingHook()
     async with Runtime(grace=0.5) as runtime:

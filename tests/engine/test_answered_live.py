@@ -18,13 +18,17 @@ from shoal import (
     Limits,
     MemoryStore,
     Rate,
+    Result,
     Retry,
     Runtime,
     action,
     fan_out,
+    first_item,
+    race,
 )
 from shoal.stores._watching import Command
 from shoal.testing import Attempt, RecordingHook, cancel_everywhere, no_leaks
+from shoal.types import Act
 from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
@@ -190,6 +194,108 @@ async def test_a_child_that_an_earlier_execution_left_halted_goes_on_when_it_is_
         assert found_in((await run.result()).state) == sorted(map(expected, items))
     hook.assert_paired()
     assert prepared == {"a": 1, "b": 1}
+
+
+async def answer_all(store: MemoryStore) -> None:
+    """Leave an answer to each open question of the run, and wait until the run has taken it."""
+    for one in (await Queries(store).questions("r")).open:
+        arguments = {"question": one.id, "answer": answer_to(one.name)}
+        await store.command(Command(run_id="r", kind="answer", arguments=arguments))
+    await anyio.sleep(1)
+
+
+async def test_no_child_goes_on_once_its_action_has_halted():
+    """Its action leaves the block, so the child would be cancelled at once."""
+    begun = list[str]()
+
+    @action(reads=["name"], writes=["said"])
+    async def consult(name: str, context: Context) -> str:
+        answer = str(await context.ask(name, name))
+        begun.append(name)
+        await anyio.sleep(30)
+        return answer
+
+    @action(writes=["found"])
+    async def own(context: Context) -> list[str]:
+        async with context.fan_out(name="own") as group:
+            group.start(consult, {"name": "a"})
+            try:
+                return [one.state["said"] async for one in group if isinstance(one, Done)]
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(10)
+
+    store, hook = MemoryStore(), RecordingHook()
+    app = Application(own, name="halted", store=store, watch=True, hooks=[hook])
+    async with no_leaks(), Runtime() as runtime:
+        run = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        await answer_all(store)
+        assert (await run.result()).status == "halted"
+        assert begun == []
+        assert (await app.run(id="r", runtime=runtime)).state["found"] == ["A"]
+    hook.assert_paired()
+    assert begun == ["a"]
+
+
+async def test_an_answered_contestant_starts_at_once_and_no_other_one_with_it():
+    """It has had its delay: the next one has to wait for its own."""
+    began = dict[str, float]()
+
+    def contestant(name: str) -> Act:
+        @action(writes=["text"], name=name)
+        async def tells(context: Context) -> str:
+            began[name] = anyio.current_time() - since
+            if name == "a":
+                await context.ask("a", "a")
+            await anyio.sleep(60)
+            return name
+
+        return tells
+
+    store = MemoryStore()
+    step = race(*map(contestant, "abc"), into="text", take="text", stagger=20)
+    app = Application(step, name="staggered", store=store, watch=True)
+    async with no_leaks(), Runtime() as runtime:
+        since = anyio.current_time()
+        run = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        await answer_all(store)
+        assert (await run.result()).state["text"] == "b"
+    assert began["b"] == 0, "a has halted, so the next one begins"
+    assert 1 <= began["a"] <= 2
+    assert began["c"] == pytest.approx(began["a"] + 20)
+
+
+async def test_no_contestant_goes_on_in_a_race_that_its_item_has_decided():
+    """No child of that race starts any more, so the race would wait for it forever."""
+
+    @action(writes=["text"])
+    async def leads(context: Context) -> Any:
+        await anyio.sleep(0.1)  # the other one begins meanwhile
+        yield "begun"
+        yield Result(str(await context.ask("a", "a")))
+
+    @action(writes=["text"])
+    async def loses() -> Any:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(4)
+        yield Result("never")
+
+    store, hook = MemoryStore(), RecordingHook()
+    step = race(leads, loses, into="text", take="text", until=first_item())
+    app = Application(step, name="led", store=store, watch=True, hooks=[hook])
+    async with no_leaks(), Runtime() as runtime:
+        run = await app.start({}, id="r", runtime=runtime)
+        await anyio.sleep(1)
+        await answer_all(store)
+        with anyio.fail_after(60):
+            assert (await run.result()).status == "halted"
+        assert (await app.run(id="r", runtime=runtime)).state["text"] == "A"
+    hook.assert_paired()
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

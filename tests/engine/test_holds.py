@@ -162,6 +162,24 @@ async def test_an_action_whose_children_have_ended_goes_on_in_a_held_run():
             await each.result()
 
 
+async def test_the_time_of_all_holds_together_is_known():
+    step = fan_out(both, over="items", item="item", take="second", into="found")
+    async with no_leaks(), Runtime() as runtime:
+        run = await Application(step).start({"items": [1]}, runtime=runtime)
+        await anyio.sleep(0.5)
+        held = run._run.config.execution.hold  # pyright: ignore[reportPrivateUsage]
+        assert held.seconds() == 0
+        for before in (0, 3):
+            hold(run)
+            await anyio.sleep(2)
+            assert held.seconds() == before + 2
+            await anyio.sleep(1)
+            release(run)
+            await anyio.sleep(0.1)
+            assert held.seconds() == before + 3
+        await run.result()
+
+
 async def test_timeouts_of_children_and_fan_outs_stand_still():
     step = fan_out(
         both, over="items", item="item", take="second", into="found", timeout=5,

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import anyio
 import pytest
+import trio
 from anyio.lowlevel import checkpoint
 
 from shoal import (
@@ -281,6 +282,21 @@ async def test_a_false_cancellation_is_no_timeout():
         pytest.skip("on trio nobody can make a cancellation")
     with pytest.raises(SpuriousCancel):
         await Application(act).run({"n": 1})
+
+
+async def test_a_fan_out_that_a_child_cancels_has_not_timed_out():
+    @action(reads=["n"], writes=["out"])
+    async def act(n: int) -> None:
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        nursery.cancel_scope.cancel()
+        await anyio.sleep(1)
+
+    if is_asyncio():
+        pytest.skip("on asyncio code can't reach the scope that it is in")
+    many = fan_out(act, over=lambda state: [1, 2], item="n", reads=[], into="out", timeout=5)
+    with pytest.raises(SpuriousCancel):
+        await Application(many).run({})
 
 
 async def test_native_cancellation_left_behind_does_not_hide_a_timeout():

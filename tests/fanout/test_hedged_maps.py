@@ -28,6 +28,7 @@ from shoal import (
     Result,
     Retry,
     RetryLater,
+    RunPath,
     Runtime,
     State,
     action,
@@ -797,6 +798,34 @@ async def test_a_result_that_is_cached_is_cached_whichever_made_it():
             result = await runtime.run(Application(step), {"ns": [1]})
             assert result.state["out"] == {"1": "1 by call 2"}
     assert calls.count[1] == 2
+
+
+@pytest.mark.parametrize("is_put_off", [False, True])
+async def test_a_store_is_asked_for_children_of_an_action_only_if_it_was_called_before(
+    is_put_off: bool,
+):
+    """A new run must not pay for the question."""
+    asked, put_off, store = list[RunPath](), list[int](), MemoryStore()
+    children = store.children
+
+    async def asking(path: RunPath, *where: Any) -> Any:
+        asked.append(path)
+        return await children(path, *where)
+
+    store.children = asking  # pyright: ignore[reportAttributeAccessIssue]
+
+    @action(reads=["n"], writes=["out"])
+    async def own(n: int, context: Context) -> int:
+        async with context.fan_out(name="own") as group:
+            group.start(Calls(lambda n, _: value(0, n)).act, {"n": n})
+        if is_put_off and not put_off:
+            put_off.append(n)
+            raise RetryLater(1)
+        return n
+
+    result = await Application(mapped(own), store=store).run({"ns": [1]})
+    assert result.state["out"] == {"1": 1}
+    assert len(asked) == is_put_off
 
 
 async def test_children_that_an_action_starts_itself():

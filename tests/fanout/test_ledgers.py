@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
+from pydantic import AfterValidator, TypeAdapter
 
 from shoal import END, Application, Context, Graph, MemoryStore, SQLiteStore, action, fan_out, when
 from shoal._engine.fanout.ledger import Ledger
@@ -102,6 +103,71 @@ async def test_an_empty_fan_out_of_an_action_s_own_has_a_ledger_in_each_executio
         if name.startswith("own/"):
             found = [one async for one in resumed.all_outcomes(name)]
             assert len(found) == ledgers[-1][0]
+
+
+def refusing(value: int) -> int:
+    if value and fails:
+        raise LookupError(fails.pop())
+    return value
+
+
+TypeAdapter(int)  # what pydantic reads from files for the first model is read here
+
+
+class Model(TypedDict, total=False):
+    turns: int
+    size: Annotated[int, AfterValidator(refusing)]
+    few: dict[int, int]
+    many: dict[int, int]
+    found: dict[int, int]
+    end: int
+
+
+@action(reads=["turns"], writes=["size"])
+async def size(turns: int) -> int:
+    return turns
+
+
+@pytest.mark.parametrize("how", ["applied", "refused"])
+@pytest.mark.parametrize("name", ["few", "many"])
+async def test_of_a_node_s_last_steps_only_the_one_that_it_took_has_a_ledger(name: str, how: str):
+    """It has no children, and the graph doesn't say which one follows: its declaration does."""
+    few, many = (
+        fan_out(
+            work, over=lambda state: [], item="x", key=int, into=name, reads=[], again=True,
+            name=name,
+        )
+        for name in ("few", "many")
+    )  # fmt: skip
+    node = Graph(
+        (size, few, when(lambda size: size < 3)), (size, many), (few, END), (many, END),
+        name="node",
+    )  # fmt: skip
+    whole = Graph.chain(node, end, name="app", state=Model if how == "refused" else None)
+    app: Application[Any] = Application(whole, store=MemoryStore())
+    turns = 1 if name == "few" else 3
+    straight = counted((await app.run({"turns": turns}, id="straight"))._ledgers)
+    assert straight == {f"node/{name}": [(0, 0, 0, 0)]}
+    fails.append("once")  # where it is applied, and else behind it
+    with pytest.raises(Exception):  # of whatever kind
+        await app.run({"turns": turns}, id="resumed")
+    assert counted((await app.run(id="resumed"))._ledgers) == straight
+
+
+async def test_a_fan_out_in_front_of_a_node_s_last_step_has_one_ledger():
+    """The last step leaves no trace, and the children that there are belong to the one before."""
+    fan = fan_out(work, over=lambda state: [1, 2], item="x", into="found", reads=[], name="fan")
+
+    @action()
+    async def nothing() -> None:
+        pass
+
+    node = Graph.chain(fan, nothing, name="node")
+    app: Application[Any] = Application(Graph.chain(node, end), name="app", store=MemoryStore())
+    fails.append("once")
+    with pytest.raises(LookupError):
+        await app.run({"turns": 0}, id="resumed")
+    assert counted((await app.run(id="resumed"))._ledgers) == {"node/fan": [(2, 0, 0, 0)]}
 
 
 async def test_children_s_empty_fan_outs_cost_no_save():

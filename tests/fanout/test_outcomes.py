@@ -29,6 +29,7 @@ from shoal import (
     Hook,
     Limits,
     MemoryStore,
+    Outcome,
     Rate,
     Result,
     Retry,
@@ -424,6 +425,32 @@ async def test_in_another_attempt_a_done_child_waits_for_nothing_and_is_publishe
     outcomes = [event.outcome for event in hook.of(StateUpdated)]
     applied = [one.key for one in outcomes if one is not None and one.path.step == "step"]
     assert applied == [0, 1], "what is applied later is told by the update"
+
+
+async def test_a_child_that_is_only_applied_has_the_attempts_that_it_took():
+    ran, once, seen = list[int](), Once(), list[int]()
+
+    @action(reads=["x"], writes=["y"], retry=Retry(3, on=OSError))
+    async def work(x: int) -> int:
+        ran.append(x)
+        if len(ran) < 3:
+            raise OSError
+        return x
+
+    def reduce(state: State, outcome: Done | Failed) -> State:
+        seen.append(outcome.attempts)
+        once()
+        return state
+
+    step = fan_out(
+        work, over=lambda state: [0], item="x", key=int, reads=[], reduce=reduce, writes=["n"],
+        name="step",
+    )  # fmt: skip
+    app = Application(step, store=MemoryStore())
+    with pytest.raises(ConnectionError):
+        await app.run({}, id="run")
+    await app.run(id="run")
+    assert (seen, ran) == ([3, 3], [0, 0, 0])
 
 
 async def test_the_end_of_a_done_child_is_published_once():
@@ -833,6 +860,70 @@ async def test_a_result_that_counts_in_a_race_counts_once():
     )  # fmt: skip
     found = await in_the_end(retried(Graph.chain(prepare, step, name="both")))
     assert found["seen"] == [0, 1]
+
+
+async def test_elements_that_grow_finds_again_are_no_new_ones_where_their_update_is_not_made():
+    """The child that found them has failed, and runs again; ``until`` raises about it once."""
+    life, once = [1], Once(0)
+
+    @action(reads=["n"], writes=["v"])
+    async def work(n: int) -> int:
+        if n == 0 and life[0] == 1:
+            raise OSError
+        return n
+
+    def until(state: State, outcome: Outcome) -> bool:
+        if outcome.key == 1 and life[0] == 1:
+            raise ConnectionError
+        if life[0] == 2:
+            once(outcome.key)
+        return False
+
+    step = fan_out(
+        work, over=lambda state: [0], item="n", into="out", reads=[], until=until,
+        grow=lambda state, outcome: [10, 11] if outcome.element == 0 else [],
+        on_error="collect", errors_into="errors",
+    )  # fmt: skip
+    app = retried(step, 2, store=MemoryStore())
+    with pytest.raises(ExceptionGroup):
+        await app.run({}, id="run")
+    life[0] = 2
+    assert (await app.run(id="run")).state["all"][""]["out"] == [0, 10, 11]
+    assert not once.left
+
+
+async def test_what_grow_finds_in_a_batch_stays_where_it_raises_for_a_later_child():
+    once = Once(1)
+
+    @action(reads=["n"], writes=["v"])
+    async def work(n: int) -> int:
+        return n
+
+    def grow(state: State, outcome: Done | Failed) -> list[int]:
+        once(outcome.key)
+        return [outcome.key + 10] if outcome.key < 2 else []
+
+    step = fan_out(
+        work, over=lambda state: [0, 1], item="n", key=int, into="out", reads=[], grow=grow
+    )  # fmt: skip
+    found = await in_the_end(retried(step, 2))
+    assert found["out"] == {0: 0, 1: 1, 10: 10, 11: 11}
+
+
+async def test_a_result_that_a_race_has_accepted_counts_where_a_later_one_can_not_be_taken():
+    once = Once()
+    refuse[0] = lambda value: value == 1 and once.is_first()
+
+    @action(reads=["x"], writes=["y"])
+    async def work(x: int) -> int:
+        await anyio.sleep(1)  # both end together
+        return x
+
+    step = fan_out(
+        work, over=lambda state: [0, 1], item="x", key=int, reads=[], into="out", until=first(2)
+    )  # fmt: skip
+    found = await in_the_end(retried(Graph.chain(step, name="main", state=Model), 2))
+    assert found["out"] == {0: 0, 1: 1}
 
 
 # -- a value that can't be taken ----------------------------------------------------------------

@@ -30,7 +30,7 @@ from shoal import (
     race,
 )
 from shoal._graph.until import OnBreak
-from shoal.events import ChildName, ChildRerun, Update
+from shoal.events import ChildEnded, ChildName, ChildRerun, Update
 from shoal.stores import Entry, QuestionAsked
 from shoal.testing import RecordingHook
 from shoal.types import Act
@@ -253,6 +253,29 @@ async def test_a_contestant_that_runs_anew_is_not_asked_again(on_break: OnBreak)
     result = await app.run(id="r")
     assert result.state["out"] == "this"
     assert answers == ["this", "this", "this"]
+
+
+async def test_a_winner_that_an_earlier_execution_left_is_tried_for_the_first_time():
+    """Attempts count on in further rounds alone, and this race has one."""
+    tried, is_down = list[int](), True
+
+    @action(writes=["text"], retry=Retry(2, on=ConnectionError))
+    async def tell(context: Context) -> AsyncIterator[str | Result[str]]:
+        tried.append(context.attempt)
+        yield "so"
+        if is_down:
+            raise ConnectionError
+        yield Result("this")
+
+    act = race(tell, into="out", take="text", name="race", until=first_item())
+    hook = RecordingHook()
+    app = Application(act, store=MemoryStore(), name="app", hooks=[hook])
+    with pytest.raises(NobodyAccepted):
+        await app.run(id="r")
+    is_down = False
+    assert (await app.run(id="r")).state["out"] == "this"
+    assert tried == [1, 2, 1]
+    assert hook.of(ChildEnded)[-1].outcome.attempts == 1
 
 
 async def test_a_contestant_that_waits_and_runs_anew_asks_the_same_question():

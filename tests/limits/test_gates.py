@@ -10,7 +10,7 @@ from weakref import ref
 import anyio
 import pytest
 
-from shoal import Application, Budget, Limits, Rate, Runtime, action
+from shoal import Application, Budget, Context, Limits, Rate, RetryLater, Runtime, action
 from shoal._limits.gates import Gate
 from shoal._limits.limiters import Limiters
 from shoal._limits.meters import Meter
@@ -121,6 +121,26 @@ async def test_a_limit_that_nothing_has_used_is_shown_as_paused(limits: Limits):
             assert [one.paused for one in limiter.statistics()] == [2]
             limiter.resume("a")
             assert [one.paused for one in limiter.statistics()] == [1]
+
+
+@pytest.mark.anyio
+async def test_a_key_is_shown_as_paused_until_the_moment_at_which_its_pause_ends():
+    @action(reads=["n"], writes=["out"], limits=Limits(1, by=lambda state: state["n"]))
+    async def work(n: int, context: Context) -> int:
+        began.append(anyio.current_time())
+        if len(began) == 1:
+            raise RetryLater(2)
+        counts.append(limiter.statistics()[0].paused)
+        return n
+
+    began, counts = list[float](), list[int]()
+    async with Runtime() as runtime, anyio.create_task_group() as tasks:
+        limiter = runtime.limiter(work)
+        tasks.start_soon(runtime.run, Application(work), {"n": 1})
+        await anyio.sleep(1)
+        assert limiter.statistics()[0].paused == 1
+    assert counts == [0]
+    assert began[1] - began[0] == 2
 
 
 @pytest.mark.parametrize("is_keyed", [False, True])

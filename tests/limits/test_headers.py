@@ -206,6 +206,16 @@ async def test_each_cost_is_charged_by_its_unit():
     assert await charged(BOTH, (70, "tokens"), (80, "tokens")) == [80, 5]
 
 
+async def test_a_limit_that_nothing_has_passed_has_charged_nothing():
+    @action(reads=["n"], writes=["answer"], limits=BOTH)
+    async def ask(n: int) -> int:
+        return n
+
+    async with Runtime() as runtime:
+        limiter = runtime.limiter(ask)
+        assert [limiter.charged(gates.part) for gates in limiter.parts] == [0, 0]
+
+
 async def test_a_unit_that_nothing_limits_is_ignored():
     assert await charged(BOTH, (3, "pages")) == [500, 5]
     assert await charged(Limits(2), (3, "pages"), (3, None)) == [None]

@@ -138,6 +138,7 @@ def test_limits_that_make_no_sense_are_refused():
         (lambda: Limits(rate=5), r"takes a Rate.*Rate\(5\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, by="host"), "takes a function"),  # pyright: ignore[reportArgumentType]
         (lambda: AIMD(least=3, most=2), "must not be below"),
+        (lambda: AIMD(most=2.5), "most=.* a whole number"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=3), r"takes AIMD\(\), or an object"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=AIMD), r"make one: AIMD\(\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Limits(5, adapt=Policy(anyio.sleep)), "coroutine function"),
@@ -716,6 +717,25 @@ def test_aimd_by_its_numbers():
     assert policy.after(4, 0, ended(ValueError())) == 4
 
 
+async def test_a_policy_is_given_the_time_when_the_number_was_last_lowered():
+    """Attempts that leave it as it is, or raise it, don't count as a change."""
+    seen = list[float]()
+
+    def after(n: float, changed_at: float, ended: Ended) -> float:
+        seen.append(changed_at - began)
+        return n + {2: 1, 3: -1}.get(len(seen), 0)
+
+    @action(reads=["n"], writes=["out"])
+    async def work(n: int) -> None:
+        await anyio.sleep(1)
+
+    began = anyio.current_time()
+    limits = Limits(1, adapt=Policy(after))
+    await Application(many(work, limits)).run({"ns": range(6)})
+    assert seen[:3] == [seen[0]] * 3
+    assert seen[3:] == [3] * 3, "the third attempt ended then"
+
+
 @pytest.mark.parametrize("where", PLACES)
 async def test_capacity_adapts_to_what_a_server_bears(where: str):
     running = 0
@@ -831,6 +851,24 @@ def test_an_aiolimiter_on_asyncio():
     times = starts.times()
     check_windows(starts.of[None], Rate(2), 2.1)
     assert 1.9 <= times[-1] <= 2.6
+
+
+def test_what_is_charged_afterwards_counts_at_an_aiolimiter_if_it_has_room():
+    """It takes nothing back, and nothing waits for it there."""
+
+    async def main() -> None:
+        limiter = aiolimiter.AsyncLimiter(10, 100)
+
+        @action(reads=["n"], writes=["out"], limits=Limits(rate=limiter, cost=lambda _: 2))
+        async def work(n: int, context: Context) -> None:
+            context.charge(n)
+
+        for charged, left in ((6, 4), (1, 2), (7, 0)):
+            await Application(work).run({"n": charged})
+            assert limiter.has_capacity(left)
+            assert not limiter.has_capacity(left + 1)
+
+    run_virtual(main, backend="asyncio")
 
 
 def test_an_aiolimiter_on_trio():

@@ -415,3 +415,12 @@ def test_a_meter_remembers_only_so_much_and_then_gives_back_too_late():
     assert len(meter._marks) == 1  # pyright: ignore[reportPrivateUsage]
     meter.correct(-1, 0.999)  # which is long gone: it makes no room now
     assert meter.tat == 2001
+
+
+def test_units_that_are_given_back_leave_those_that_passed_in_between():
+    meter = Meter(10.0, 5)
+    for now in range(3):
+        meter.take(now, 1)
+    meter.give_back(1, 2)
+    meter.give_back(1, 0)
+    assert meter.tat == 11, "only the unit that passed at 1 is left"

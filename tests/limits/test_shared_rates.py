@@ -559,6 +559,19 @@ def test_what_is_sure_not_to_have_been_done_is_said_again():
     assert received.returns == ((0.0, 1.0),)
 
 
+def test_a_process_that_was_granted_units_asks_again_after_those_that_were_granted_none():
+    """Whatever chance adds; and all before the next unit is due, which is ``AHEAD`` later."""
+
+    def again_at(*turns: float, chance: float) -> float:
+        meter = SharedMeter(MemoryRates(), "x", 1.0, 5.0)
+        ask = meter.request((1.0, 1.0))
+        meter.receive(ask, RateReply(now=0.0, turns=turns, again_in=1.0), 100.0, chance)
+        return meter.again_at
+
+    assert 101 < again_at(chance=0.0) < again_at(chance=0.999) < again_at(0.0, chance=0.0)
+    assert again_at(0.0, chance=0.999) < 101 + AHEAD
+
+
 def test_what_is_held_is_given_back_when_limits_change():
     rates = MemoryRates()
     meter = SharedMeter(rates, "x", 1.0, 5.0)

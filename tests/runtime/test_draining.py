@@ -36,6 +36,7 @@ from shoal import (
     first_item,
     quorum,
 )
+from shoal._engine.drain import Drain
 from shoal.errors import BadUse, NotSteered
 from shoal.events import ChildEnded, ChildHalted, ChildStarted, RunEnded, RunStarted
 from shoal.stores import Store
@@ -459,6 +460,18 @@ async def test_a_stepped_run_is_drained_where_it_waits_for_permission() -> None:
         run.drain("home")
         assert await run.step() is None
         assert (await run.result()).reason == "home"
+
+
+def test_what_has_ended_is_not_called_when_a_run_is_drained() -> None:
+    """Nor kept: a run has as many waits and groups as it lives long."""
+    calls, drain = list[str](), Drain()
+    drain.add(kept := lambda: calls.append("kept"))
+    drain.add(ended := lambda: calls.append("ended"))
+    drain.remove(ended)
+    drain.remove(ended)  # again: nothing changes
+    drain.begin("test")
+    assert calls == ["kept"]
+    drain.remove(kept)
 
 
 async def test_a_reason_is_text() -> None:

@@ -192,11 +192,11 @@ class ChildTime:
         return StepTimeout(msg, self.waited())
 
     def waited(self) -> dict[str, float]:
-        """Return the seconds for which the child has waited, by what for, the longest first."""
-        waits = dict(self._waits)
-        if self._what:
-            waits[self._what] = waits.get(self._what, 0.0) + self._now() - self._since
-        longest = sorted(waits.items(), key=lambda wait: -wait[1])
+        """Return the seconds for which the child has waited, by what for, the longest first.
+
+        Called where it waits for nothing: a wait under way is not counted yet.
+        """
+        longest = sorted(self._waits.items(), key=lambda wait: -wait[1])
         return {what: seconds for what, seconds in longest if seconds > 0.0}
 
 

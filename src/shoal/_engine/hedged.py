@@ -373,15 +373,14 @@ class HedgedAttempt:
         """Take the budget for a copy; see ``Waiting`` in ``fanout.hedge``."""
         self._hedging.copy(self)
 
-    def copy(self, start: Callable[[Callable[[], CoroutineType[Any, Any, None]]], Started]) -> bool:
-        """Start a copy in a task that ``start`` starts; return False if it needs none any more."""
-        if self._is_alone or self._ended is not None:
-            return False
+    def copy(self, start: Callable[[Callable[[], CoroutineType[Any, Any, None]]], Started]) -> None:
+        """Start a copy in a task that ``start`` starts."""
+        assert not self._is_alone, "the fan-out has forgotten it then"
+        assert self._ended is None, "only an attempt without a copy is watched"
         self._ended = Event()
         # Before the task has begun: the attempt may succeed until then.
         self._scopes["copy"] = CancelScope()
         self._copy_task, _ = start(self._live)
-        return True
 
     @ki_protected
     async def _live(self) -> None:

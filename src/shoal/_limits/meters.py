@@ -191,9 +191,8 @@ class ForeignMeter:
     def correct(self, by: float, taken_at: float) -> None:
         """Acquire ``by`` more units if there is room; the limiter takes none back."""
         # All or nothing, because `acquire` would wait for the rest, and nothing here can wait.
-        room = by if by > 0 and self._rate.has_capacity(by) else 0.0
-        if room:
-            self.take(0.0, room)
+        if by > 0 and self._rate.has_capacity(by):
+            self.take(0.0, by)
 
     def give_back(self, cost: float, taken_at: float) -> None:
         """Do nothing: the limiter takes no units back."""

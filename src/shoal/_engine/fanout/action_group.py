@@ -425,9 +425,10 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
 
         Not if the action has halted with them: then it leaves its block.
         """
-        answered = [child for child in self._resting if is_answered(child)]
-        if not answered or self._halts or self._group is None:
+        if self._halts:
             return
+        assert self._group is not None, "it calls this"
+        answered = [child for child in self._resting if is_answered(child)]
         self._resting = [child for child in self._resting if child not in answered]
         # The first by position is put back last, so it is taken first.
         for child in sorted(answered, key=lambda child: -child.position):

@@ -187,8 +187,10 @@ class Copies:
     def copy(self, attempt: HedgedAttempt) -> None:
         """Start the copy of an attempt, which has got the budget for it."""
         self._granted.add(attempt)
-        if self._scope.closing or self._starts_nothing or not attempt.copy(self._scope.start):
+        if self._scope.closing or self._starts_nothing:
             self._give_back(attempt)
+        else:
+            attempt.copy(self._scope.start)
 
     @property
     def _starts_nothing(self) -> bool:

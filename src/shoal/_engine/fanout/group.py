@@ -481,7 +481,6 @@ class ChildTaskGroup:
         for child in unstarted:
             self._leave(child)
         self._pool.add_workers(1)  # takes the rest from the source, to skip it
-        self.scope.wake()
 
     @property
     def _leaves_rest(self) -> bool:

@@ -374,7 +374,6 @@ class ElementSource:
         # Nothing else decides about the children of most fan-outs: then they need no further call.
         if (
             self._recorded_children is not None
-            or self._at_most is not None
             or self.pick is not None
             or kind.done
             or self.to_come

@@ -155,7 +155,6 @@ class StaggeredSource:
         if self._learned is not None:
             # Also takes this race out of the queue, in which it may still wait.
             self._learned.leave(self, self._extra)
-            self._extra = 0
 
     # -- called by the group, as ``ChildSource`` says -------------------------------------------
 

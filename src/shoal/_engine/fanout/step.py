@@ -531,12 +531,12 @@ class FanOutStep:
     async def _on_answer(self) -> None:
         """Let halted children go on in this execution, if all their questions are answered.
 
-        Not the leader of a race that its first item decides: its items went out already.
+        Not in a race that the first item decides: the items of its leader went out already.
         """
         # Nothing else is to be asked: once it is decided or fails, the group takes no errands.
-        answered = [child for child in self._resting if is_answered(child)]
-        if not answered or self.join.until.by_item:
+        if self.join.until.by_item:
             return
+        answered = [child for child in self._resting if is_answered(child)]
         assert self.source is not None
         source = self.source if self._staggered is None else self._staggered
         self._resting = [child for child in self._resting if child not in answered]
