@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import pytest
 
 from shoal import (
     Application,
+    Budget,
     Context,
     Each,
     Graph,
@@ -22,6 +23,7 @@ from shoal import (
     SQLiteStore,
     action,
     fan_out,
+    first,
     race,
 )
 from shoal.errors import BadUse, MissingField
@@ -288,6 +290,59 @@ def test_applications_that_use_much_of_shoal_have_no_bugs(name: str) -> None:
 @action(reads=["squares"], writes=["total"], name="sum")
 def renamed(squares: dict[str, int]) -> int:
     return sum(squares.values())
+
+
+def within_budget(on_empty: Literal["fail", "stop"], until: Any = None) -> Act:
+    """Make a map that has just enough of a budget if each of its children runs once."""
+
+    @action(
+        reads=["n"], writes=["square"],
+        limits=Budget(1.0, "USD", worst=0.25, on_empty=on_empty),
+    )  # fmt: skip
+    async def pay(n: int, context: Context) -> int:
+        await anyio.sleep(0.1)
+        context.charge(0.2, unit="USD")
+        return n * n
+
+    given = {} if until is None else {"until": until}
+    return fan_out(pay, over="numbers", item="n", key=str, into="squares", **given)
+
+
+@pytest.mark.parametrize("until", [None, first(3)], ids=["map", "race"])
+@pytest.mark.parametrize("on_empty", ["fail", "stop"])
+def test_what_faults_have_cost_may_be_missing_for_good(on_empty: Any, until: Any) -> None:
+    """An attempt that a fault has ended costs as much as one that has succeeded."""
+    app = Application(within_budget(on_empty, until), store=MemoryStore())
+    faults = ["cancelled", "raises", "dies-after"]
+    tried = simulate(app, {"numbers": [1, 2, 3, 4]}, faults=faults, seeds=40)
+    assert tried.runs > 40
+
+
+def test_a_budget_that_is_too_small_without_any_fault_is_found() -> None:
+    app = Application(within_budget("fail"), store=MemoryStore())
+    with pytest.raises(SimulationFailed, match="BudgetExceeded"):
+        simulate(app, {"numbers": [1, 2, 3, 4, 5]}, seeds=2)
+
+
+def test_a_child_that_runs_anew_is_no_second_one_though_its_history_is_not_void_yet() -> None:
+    """What was spent is saved first, and the process dies at that save."""
+
+    def pays(name: str) -> Application[Any]:
+        @action(reads=["n"], writes=["square"], name=name)
+        async def pay(n: int, context: Context) -> int:
+            await anyio.sleep(0.1 * (n % 3))
+            context.charge(0.2, unit="USD")
+            return n * n
+
+        step = fan_out(pay, over="numbers", item="n", key=str, into="squares", take="square")
+        return Application(
+            Graph.chain(step, add, name="both"), name="pays", store=MemoryStore(),
+            limits=Budget(20.0, "USD", worst=0.2),
+        )  # fmt: skip
+
+    plan = "asyncio in-order raises@action.pay:2 2:dies-before@store.save:1"
+    changed = pays("pay_again")
+    assert simulate(pays("pay"), {"numbers": [0, 1, 2, 3]}, changed=changed, replay=plan).runs
 
 
 def test_a_later_version_resumes_what_an_earlier_one_has_begun() -> None:

@@ -22,7 +22,7 @@ from anyio import CancelScope, Event
 from shoal._errors.inspection import first_of
 
 from .backend import Kinds
-from .cancellation import fatal_leaf
+from .cancellation import fatal_leaf, ki_protected
 from .watchdog import Part, Watchdog, Watched, leads_to
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -74,6 +74,7 @@ class BackgroundTask:
         self._start_again = start_again
         start(self._run)
 
+    @ki_protected
     async def _run(self) -> None:
         """Do the work, unless another task has begun it."""
         if self._has_begun:

@@ -196,7 +196,8 @@ class OpenRun(RunHandle[S]):
 
     def __del__(self) -> None:
         """Warn if the block was entered and never left."""
-        if self._entered and not self._left:
+        # Without the attribute, a Ctrl-C has interrupted `__init__`.
+        if getattr(self, "_entered", False) and not self._left:
             warnings.warn(
                 f"{self!r} was never left: open it with `async with`",
                 ResourceWarning,

@@ -21,7 +21,7 @@ from anyio import get_cancelled_exc_class, move_on_after
 
 from shoal._concurrency.backend import current_backend, protect_from_ctrl_c
 from shoal._concurrency.background import BackgroundTask, Work
-from shoal._concurrency.cancellation import is_exit
+from shoal._concurrency.cancellation import fatal_leaf, is_exit, ki_protected
 from shoal._concurrency.shielding import lived_within
 from shoal._concurrency.watchdog import GRACE
 from shoal._engine.crash_suspects import MAX_CRASHES
@@ -195,6 +195,9 @@ class Runtime:
         self._fatal: BaseException | None = None
         self._status: Literal["new", "open", "closing", "closed"] = "new"
 
+    # Between the start of its task group and the end of that, nothing may be torn: see
+    # test_ctrl_c_anywhere_on_trio.
+    @ki_protected
     async def __aenter__(self) -> Self:
         """Open it.
 
@@ -228,6 +231,7 @@ class Runtime:
             self._shown.enter_context(showing(display, self._watching.listen))
         return self
 
+    @ki_protected
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -251,6 +255,11 @@ class Runtime:
             await tasks.__aexit__(None, None, None)
         except get_cancelled_exc_class() as cancelled:
             interruption = first_of(interruption, cancelled)
+        except BaseExceptionGroup as group:
+            # On trio, a Ctrl-C may hit a task before it comes to any code of the engine's.
+            self._fatal = fatal_leaf(group)
+            if self._fatal is None:
+                raise
         finally:
             self._status = "closed"
             self._tasks = None
@@ -586,6 +595,7 @@ class Runtime:
 
     # -- the tasks in it ------------------------------------------------------------------------
 
+    @ki_protected
     def begin(self, root: RootRun, *, is_detached: bool = False) -> BackgroundTask:
         """Start a task that executes a root run.
 

@@ -8,6 +8,7 @@ another one, and is left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -19,12 +20,14 @@ from shoal._errors.exceptions import (
     DefinitionError,
     HookFailed,
     LeaseLost,
+    NobodyAccepted,
     Poisoned,
     RunConflict,
     SavedError,
     ShoalError,
     StateError,
     StoreFailed,
+    TooFewChildren,
     brief,
 )
 from shoal._events.events import (
@@ -35,6 +38,7 @@ from shoal._events.events import (
     Done,
     ErrorInfo,
     GraceExceeded,
+    RunStarted,
     StateUpdated,
     Status,
     Update,
@@ -60,6 +64,10 @@ _OURS = (InjectedFault, StoreFault, HookFault)
 _MOST = 300  # characters of a message
 _NEVER = (BadUse, DefinitionError, StateError, ChangedInPlace, RunConflict)
 """Errors that say that the program is wrong, whatever has happened to it."""
+
+
+_BY_BUDGET = re.compile(r" was (skipped|cancelled): budget ")
+"""Matches the reason of a contestant that a budget has stopped, as ``NobodyAccepted`` has it."""
 
 
 class Seen(NamedTuple):
@@ -124,7 +132,10 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 def is_explained(error: BaseException, fired: Collection[Fault]) -> bool:
     """Return whether a run may fail with an exception after the faults that have happened."""
-    return all(_explains(fired, leaf) for leaf in leaves(error))
+    return all(
+        _explains(fired, leaf) or (bool(fired) and _lacks_budget(leaf, error))
+        for leaf in leaves(error)
+    )
 
 
 def may_fail_for_good(error: BaseException) -> bool:
@@ -133,7 +144,27 @@ def may_fail_for_good(error: BaseException) -> bool:
     What was spent of a budget stays spent, and a child that was at work in too many crashes is not
     started again.
     """
-    return any(isinstance(leaf, BudgetExceeded | Poisoned) for leaf in leaves(error))
+    return any(isinstance(leaf, Poisoned) or _lacks_budget(leaf, error) for leaf in leaves(error))
+
+
+def _lacks_budget(leaf: BaseException, error: BaseException) -> bool:
+    """Return whether ``leaf`` of ``error`` says that a budget is empty.
+
+    Any fault may empty one: an attempt that it has ended is made once more, and both cost.
+    """
+    if isinstance(leaf, BudgetExceeded):
+        return True
+    return isinstance(leaf, TooFewChildren) and _stopped_by_budget(error)
+
+
+def _stopped_by_budget(error: BaseException) -> bool:
+    """Return whether a race has lost contestants to a budget with ``on_empty="stop"``."""
+    if isinstance(error, NobodyAccepted) and any(map(_BY_BUDGET.search, error.reasons)):
+        return True
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    inner = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return any(map(_stopped_by_budget, inner))
 
 
 def _explains(fired: Collection[Fault], error: BaseException) -> bool:
@@ -275,8 +306,13 @@ def _judge_ends(
 ) -> Iterator[Violation]:
     """Say which children have ended twice, or otherwise than before."""
     done = set(done_in(before))
+    begun = {event.run_id for event in life.events if isinstance(event, RunStarted)}
     for event in life.events:
         match event:
+            case ChildStarted() if life.is_changed and event.child.id not in begun:
+                # It was about to run anew, and what is kept of it could not be declared void: with
+                # a budget, what was spent is saved before that.
+                pass
             case ChildStarted() if event.child.id in done:
                 if not _is_reborn(event.child, reborn):
                     yield Violation("two ends", f"{event.child!r} was done, and has begun again")

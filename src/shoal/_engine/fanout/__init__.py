@@ -22,6 +22,7 @@ Read ``step`` first: one execution of a parallel step follows these modules from
   knows how long children take, and how many extra ones may start; ``copies`` starts second copies
   of late children.
 - ``finish`` sorts the exceptions that came out of runs, and records ends without an update.
+  ``resting`` has the children that are halted, until they have their answers or lose.
 - ``recorded``, ``takeup`` and ``step_resume`` continue a step that an earlier execution began.
   ``losers`` gives an end to contestants that had none when their race was decided.
 - ``context`` has ``Context``, the view that an action has of its run.

@@ -19,9 +19,8 @@ from shoal._engine.disposition import DONE
 from shoal._engine.questions import has_halted
 from shoal._engine.run import Run
 from shoal._errors.exceptions import brief, note
-from shoal._events.events import ChildName, Decision
+from shoal._events.events import ChildName
 
-from .ledger import Ledger
 from .scope import GroupScope
 
 logger = logging.getLogger("shoal")
@@ -97,35 +96,6 @@ async def record_unapplied(parent: Run, children: Iterable[Run]) -> None:
     ended = [child for child in children if not child.disposition.is_saved]
     if ended:
         await commit_unapplied(parent, ended)
-
-
-def give_up_halted(
-    decision: Decision | None, resting: Sequence[Run], late: Iterable[Run], ledger: Ledger
-) -> tuple[list[Run], list[Run]]:
-    """Cancel halted children that lose by ``decision``.
-
-    Args:
-        decision: The decision of their race; None: no race was decided.
-        resting: Halted children that the ledger has counted.
-        late: Ended children that it has not counted yet.
-        ledger: The ledger.
-
-    Returns those that lose and were counted, and those that stay halted.
-    """
-    lost: list[Run] = []
-    stay: list[Run] = []
-    for child in (*resting, *late):
-        if child.status != "halted":
-            continue
-        if decision is None or ChildName(child.config.act, child.key) == decision.winner:
-            stay.append(child)
-            continue
-        if child in resting:
-            # As halted. It is entered again with the end that it gets now.
-            ledger.count(child, by=-1)
-            lost.append(child)
-        child.give_up(decision.reason, decision.winner)
-    return lost, stay
 
 
 async def wind_up(ending: Awaitable[None], error: BaseException, subject: str, what: str) -> None:

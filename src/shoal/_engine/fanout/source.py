@@ -91,6 +91,7 @@ class ElementSource:
         "kinds",
         "on_done",
         "on_kept",
+        "on_taken_again",
         "pick",
         "to_come",
         "tried",
@@ -177,6 +178,8 @@ class ElementSource:
         """Called with the record of each child that needs nothing more; None: not called."""
         self.on_done: Callable[[], None] | None = None
         """Called for each child that is made, and is Done already; None: not called."""
+        self.on_taken_again: Callable[[Run], None] | None = None
+        """Called with each child that was taken back and is given out again; None: not called."""
         if recorded_children is not None:
             self._started = recorded_children.started
         self._waiting: deque[PendingChild] = deque()  # pulled, with key and position, no child yet
@@ -302,7 +305,10 @@ class ElementSource:
         """Iterate over the children that were taken back, and that had begun before."""
         for entry in self._waiting:
             child = entry.child
-            if child is not None and child.resume is not None and child.disposition is not DONE:
+            if child is None or child.disposition is DONE:
+                continue
+            # In an earlier execution, or in this one: then it has asked something.
+            if child.resume is not None or child.questions is not None:
                 yield child
 
     def drop(self, is_meant: Callable[[RunConfig, Key], bool]) -> list[Run]:
@@ -394,6 +400,8 @@ class ElementSource:
     def _child(self, entry: PendingChild) -> Run | Dropped:
         if entry.child is not None:
             self._started += 1
+            if self.on_taken_again is not None:
+                self.on_taken_again(entry.child)
             return entry.child
         return self._make(entry.key, entry.position, entry.element, entry.kind)
 

@@ -29,13 +29,14 @@ from shoal.stores._protocol import ChildRecord, NullStore
 
 from .batch import BatchJoin
 from .children import check_depth, children_of, is_revisited
-from .finish import failure_group, give_up_halted, record_unapplied, wind_up
+from .finish import failure_group, record_unapplied, wind_up
 from .group import ChildTaskGroup
 from .leader import Leader
 from .ledger import Ledger, new_ledger
 from .losers import only
 from .race import Race, make_race
 from .recorded import RecordedChildren
+from .resting import RestingChildren
 from .rounds import Rounds
 from .source import ElementSource
 from .stagger import StaggeredSource, stagger
@@ -85,7 +86,7 @@ class FanOutStep:
         # the execution was held.
         self._ends_at = 0.0
         self._unsaved: list[Run] = []  # the batch whose save failed, recorded when the step ends
-        self._resting: list[Run] = []  # halted children, counted in the ledger
+        self._resting = RestingChildren()
         self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
 
     def _make_source(self) -> ElementSource:
@@ -211,7 +212,7 @@ class FanOutStep:
                 await group.run(
                     self._apply,
                     lambda: self.ledger,
-                    halted_of=lambda: self._resting,
+                    halted_of=lambda: [*self._resting],
                     on_answer=self._on_answer,
                 )
                 await self._record_unapplied(group)
@@ -240,7 +241,8 @@ class FanOutStep:
                 staggered.close()
             self.ledger.dropped = source.dropped
             self.ledger.left = source.known
-            source.on_kept = source.on_done = None  # breaks a cycle: errors' frames refer to it
+            # Breaks a cycle: errors' frames refer to it.
+            source.on_kept = source.on_done = source.on_taken_again = None
         source.close()
 
     @property
@@ -342,7 +344,7 @@ class FanOutStep:
         before = [outcome for record, outcome in rest if record.status != "halted"]
         ended = [*before, *ended]
         out = self._rounds.begin_again(
-            ended, self._resting, self._race, self.source, among_all=among_all
+            ended, [*self._resting], self._race, self.source, among_all=among_all
         )
         self._rounds.failed_before(before)
         name, visit = self.act.name, self.parent.visit(self.act.name)
@@ -398,6 +400,8 @@ class FanOutStep:
     def _leave_out_done(self) -> None:
         assert self.source is not None
         self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
+        resting = self._resting
+        self.source.on_taken_again = lambda child: resting.begin_again(child, self.ledger)
         if self._done:
             for kind in self.source.kinds:
                 # For each act by itself, because a collection may hold results of some acts only.
@@ -492,7 +496,7 @@ class FanOutStep:
         self.source.admit(draft.admitted)
         # Before `_is_lost`, see test_children_that_halt_at_once_may_still_win_a_race.
         halted = [child for child in batch if child.status == "halted"]
-        self._resting += halted
+        self._resting.waiting += halted
         # The answer may have come while the child was halting.
         if halted and any(is_answered(child) for child in halted):
             self._group.look_for_answers()
@@ -531,21 +535,16 @@ class FanOutStep:
     async def _on_answer(self) -> None:
         """Let halted children go on in this execution, if all their questions are answered.
 
-        Not in a race that the first item decides: the items of its leader went out already.
+        Not in a race that its first item has decided: the others have lost, and the items of the
+        leader went out already.
         """
-        # Nothing else is to be asked: once it is decided or fails, the group takes no errands.
-        if self.join.until.by_item:
+        # Nothing else is to be asked: any other race that is decided takes no errands, nor does a
+        # step that fails.
+        if self.decision is not None:
             return
-        answered = [child for child in self._resting if is_answered(child)]
         assert self.source is not None
-        source = self.source if self._staggered is None else self._staggered
-        self._resting = [child for child in self._resting if child not in answered]
+        answered = self._resting.put_back(self._staggered or self.source)
         self._unfinished = [child for child in self._unfinished if child not in answered]
-        # The first by position is put back last, so it is taken first.
-        for child in sorted(answered, key=lambda child: -child.position):
-            self.ledger.count(child, by=-1)
-            child.reopen(counts=False)
-            source.take_back(child)
         self._group.engage()
 
     def _notify_stagger(self, batch: Sequence[Run], left: int) -> None:
@@ -604,7 +603,7 @@ class FanOutStep:
     def _possible(self) -> float:
         """Count, at most, the children that may still succeed besides those in flight."""
         assert self.source is not None
-        return self.source.most() + len(self._resting)
+        return self.source.most() + len(self._resting.waiting)
 
     # -- ending ---------------------------------------------------------------------------------
 
@@ -630,7 +629,7 @@ class FanOutStep:
         # counts once.
         group.inbox.clear()
         self._unsaved = []
-        lost, self._resting = give_up_halted(self.decision, self._resting, late, self.ledger)
+        lost = self._resting.give_up(self.decision, late, self.ledger)
         late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
             return
