@@ -100,9 +100,6 @@ def places(count: int) -> Iterator[int]:
     yield from range(1, count, max(1, count // 60))
 
 
-# A place is left, seen about once in a thousand tries under load: the nursery of a runtime is still
-# open when the main task ends.
-@pytest.mark.xfail(strict=False, reason="a rare place where a nursery is left open")
 @pytest.mark.sweep
 @pytest.mark.parametrize("live", [in_a_runtime_of_its_own, in_a_shared_one, started, opened])
 def test_ctrl_c_anywhere_on_trio(live: Callable[[Application[Any]], Awaitable[object]]) -> None:

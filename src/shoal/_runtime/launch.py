@@ -15,7 +15,7 @@ from typing import Generic, final
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from shoal._concurrency.cancellation import fatal_leaf
+from shoal._concurrency.cancellation import fatal_leaf, ki_protected
 from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.read_runs import read_questions
@@ -110,6 +110,9 @@ class Launcher(Generic[S]):
         injection = runtime.services.injection
         return store if injection is None else injection.store(store)
 
+    # A Ctrl-C between a runtime's opening and its closing would leave its nursery open on trio; see
+    # test_ctrl_c_anywhere_on_trio.
+    @ki_protected
     async def run(
         self, request: RunRequest, runtime: Runtime | None, *, progress: bool = False
     ) -> RunResult[S]:
@@ -167,6 +170,7 @@ class Launcher(Generic[S]):
         await root.wait_begun()
         return RunHandle(root)
 
+    @ki_protected
     async def questions(self, run_id: str, runtime: Runtime | None) -> Sequence[Question]:
         """Read the open questions of a run from its store; see ``Application.questions``."""
         definition = self._definition
