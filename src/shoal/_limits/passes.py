@@ -28,13 +28,13 @@ from .scheduler import FairScheduler
 START = ""
 """Stands for the first act of a child, together with what its fan-out counts: no act's name."""
 
-_Needs = tuple[tuple[Gate, ...], tuple[Gate, ...], tuple[Gate, ...]]
-"""All gates that are needed, and the parts of these: the fan-out's own, and the attempt's."""
-
 
 @final
 class Pass:
-    """The units that one run has taken past its requests, and not given back."""
+    """The units that one run has taken past its requests, and not given back.
+
+    It never changes, and where no rate is charged, all children of one kind share one.
+    """
 
     __slots__ = ("gates", "own", "taken_at")
 
@@ -51,6 +51,10 @@ class Pass:
         self.gates: tuple[Gate, ...] = gates
         self.own: tuple[Gate, ...] = own
         self.taken_at: float = taken_at
+
+
+_Needs = tuple[tuple[Gate, ...], Pass]
+"""All gates that are needed, and the pass of those where no rate is charged."""
 
 
 class Passing(Protocol):
@@ -129,7 +133,7 @@ class Passes:
         found = self._gates.get(act)
         if found is None:
             return False
-        needed, own, gates = found
+        needed, usual = found
         # Where others wait, a grant counts as a turn of the flow of an execution that has one.
         # There is none around normal runs as long as no other has a priority.
         if scheduler.has_shares:
@@ -160,9 +164,9 @@ class Passes:
                 meter.take(now, 1.0)
         passed = run.passed
         if passed is not None:
-            passed.gates = gates  # of a further attempt
+            run.passed = Pass(usual.gates, passed.own, passed.taken_at)  # of a further attempt
         elif needed:
-            run.passed = Pass(gates, own, now)
+            run.passed = usual if now == -math.inf else Pass(usual.gates, usual.own, now)
         return True
 
     @ki_protected
@@ -171,16 +175,12 @@ class Passes:
         passed = run.passed
         if passed is None:
             return
-        gates = passed.gates
-        if passed.own:
-            passed.gates = ()
-        else:
-            run.passed = None
+        run.passed = Pass((), passed.own, passed.taken_at) if passed.own else None
         # All before any is granted on: what waits may need several.
-        for gate in gates:
+        for gate in passed.gates:
             gate.used -= 1
         if self._scheduler.wait_queues:
-            self._scheduler.serve(*gates)
+            self._scheduler.serve(*passed.gates)
 
     @ki_protected
     def leave_last(self, run: Passing) -> None:
@@ -217,9 +217,9 @@ class Passes:
             gates = _passing(self._limiters.of_attempt(self._scopes, act.definition, act.limits))
             if gates is None:
                 continue
-            found[act.name] = gates, (), gates
+            found[act.name] = gates, Pass(gates)
             if act is self._acts[0] and own is not None:
-                found[START] = (*own, *gates), own, gates
+                found[START] = (*own, *gates), Pass(gates, own)
         self._gates = found
         # Only now: limiters that were made for this have counted as changes.
         self._changes = self._scheduler.changes
