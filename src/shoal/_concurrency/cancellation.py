@@ -123,26 +123,27 @@ def drive(
 
     Returns whether the coroutine ever waited. ``on_first_wait`` is called when it first does.
     """
-    run, send = context.run, coroutine.send
+    # No bound method is kept while the coroutine waits: the collector would visit those of each
+    # child.
     try:
-        trap = run(send, None)
+        trap = context.run(coroutine.send, None)
     except StopIteration:
         return False
     except GeneratorExit as error:
         raise _spurious(error) from error
     on_first_wait()
-    del on_first_wait  # a bound method of each child that waits, which the collector would visit
+    del on_first_wait
     while True:
-        step = send
+        is_thrown = False
         try:
             argument = yield trap
         except GeneratorExit:  # thrown by the current task, which is being closed
-            run(coroutine.close)
+            context.run(coroutine.close)
             raise
         except BaseException as error:  # noqa: BLE001 # the coroutine handles all others
-            step, argument = coroutine.throw, error
+            is_thrown, argument = True, error
         try:
-            trap = run(step, argument)
+            trap = context.run(coroutine.throw if is_thrown else coroutine.send, argument)
         except StopIteration:
             return True
         except GeneratorExit as error:
