@@ -177,16 +177,17 @@ async def live(
     async with Runtime(store=store, commit_deadline=commit_deadline) as runtime:
         execution = Execution(runtime.services, Hooks(hooks), runtime.store)
         config = RunConfig(graph=as_graph(act, "live"), inputs={}, execution=execution, act="app")
-        run = Run(config, dict(state), path=RunPath(run_id="root", act="app"))
-        if made is not None:
-            made.append(run)
         beginning = Beginning(application="app", version="1", first=state)
-        request = RunRequest(RunStart.of(beginning), {}, run.path)
-        root = runtime.begin(RootRun(request, execution, lambda _: run))
-        interruption = await root.wait() or root.fatal
+        request = RunRequest(RunStart.of(beginning), {}, RunPath(run_id="root", act="app"))
+        root = RootRun(request, config, "app")
+        task = runtime.begin(root)
+        interruption = await task.wait() or task.fatal
+    if made is not None and root.run is not None:
+        made.append(root.run)
     if interruption is not None:
         raise interruption
-    return run
+    assert root.run is not None
+    return root.run
 
 
 def in_order(mapping: Any) -> list[Any]:

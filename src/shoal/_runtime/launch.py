@@ -7,7 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Generic, final
@@ -20,7 +20,6 @@ from shoal._engine.config import RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.fanout.read_runs import read_questions
 from shoal._engine.progress import unique
-from shoal._engine.run import Run
 from shoal._errors.inspection import first_of
 from shoal._events.events import Question
 from shoal._events.hooks import Hooks
@@ -35,7 +34,7 @@ from .open_run import Gate, OpenRun
 from .result import RunResult
 from .root_run import RootRun
 from .runtime import Runtime
-from .start import RunRequest, refuse_exposing, refuse_in_id
+from .start import RunRequest
 
 
 @final
@@ -70,7 +69,7 @@ class Launcher(Generic[S]):
             gate: Called before each step, which waits for it.
             deadline: When the run's time is over; by default when the caller's is.
         """
-        definition, path = self._definition, request.path
+        definition = self._definition
         injection = runtime.services.injection
         execution = Execution(
             runtime.services,
@@ -92,17 +91,7 @@ class Launcher(Generic[S]):
             executor=runtime.executor if definition.executor is None else definition.executor,
             scopes=runtime.scopes(self._owner, definition.limits),
         )
-
-        def make_run(fields: Mapping[str, object]) -> Run:
-            execution.secrets.learn(fields)
-            # Checked here as well as when the request is made, because only the store knows all
-            # that is secret in a run that goes on.
-            if execution.secrets.names:
-                refuse_in_id(definition, path.id, fields)
-                refuse_exposing(definition, definition.graph, fields, execution.secrets)
-            return Run(config, fields, path=path)
-
-        return RootRun(request, execution, make_run, wants_watch=definition.watch)
+        return RootRun(request, config, definition, wants_watch=definition.watch)
 
     def _store(self, runtime: Runtime) -> Store:
         given = self._definition.store

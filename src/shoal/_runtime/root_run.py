@@ -25,8 +25,8 @@ from shoal._concurrency.background import BackgroundTask
 from shoal._concurrency.cancellation import drive, ki_protected
 from shoal._concurrency.watchdog import Part, is_life_of
 from shoal._engine.commit import Write, commit, end_below, record_steered
+from shoal._engine.config import RunConfig
 from shoal._engine.crash_suspects import CrashSuspects
-from shoal._engine.execution import Execution
 from shoal._engine.fanout.finish import End, settle_end
 from shoal._engine.fanout.group import ChildTaskGroup
 from shoal._engine.fanout.read_ledgers import recall_ledgers
@@ -57,7 +57,7 @@ from .answers import Answers, resolve_answers
 from .reopening import step_to_reopen
 from .result import RunResult, result_of
 from .seats import Seat
-from .start import RunRequest, RunStart, refuse_conflict, refuse_missing
+from .start import RunRequest, RunStart, make_run, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
 
@@ -72,8 +72,8 @@ class RootRun:
     def __init__(
         self,
         request: RunRequest,
-        execution: Execution,
-        make_run: Callable[[Mapping[str, object]], Run],
+        config: RunConfig,
+        subject: object,
         *,
         wants_watch: bool | None = None,
     ) -> None:
@@ -81,16 +81,17 @@ class RootRun:
 
         Args:
             request: What was asked for.
-            execution: What the run and all its descendants share.
-            make_run: Makes the run that starts with the fields that it is given.
+            config: The run's configuration.
+            subject: What is run, for errors.
             wants_watch: Whether its application wants it to be watched.
         """
         self.path: RunPath = request.path
         self._request = request
         self.wants_watch: bool | None = wants_watch
         """Whether its application wants it to be watched; None: as its runtime does."""
-        self._execution = execution
-        self._make_run = make_run
+        self._config = config
+        self._subject = subject
+        self._execution = execution = config.execution
         self._answers: Answers = request.answers or {}
         self.run: Run | None = None
         """The run, once it has begun; None before that, and for good if it could not begin."""
@@ -117,7 +118,7 @@ class RootRun:
         self._at_end: Callable[[RootRun], Awaitable[None]] | None = None
         first = request.first
         if isinstance(first, RunStart) and isinstance(execution.store, NullStore):
-            self.run = make_run(first.fields)
+            self.run = make_run(config, first.fields, self.path, subject)
             self._be_as(first.beginning)
         else:
             self._begun = Event()
@@ -498,7 +499,8 @@ class RootRun:
     async def _begin_new(self, wanted: RunStart) -> Run:
         """Make a run that the store doesn't have, and save its beginning."""
         resolve_answers(self._answers, (), {}, self.path.id)  # refuses any: nothing was asked
-        run, begun = self._make_run(wanted.fields), wanted.beginning
+        run = make_run(self._config, wanted.fields, self.path, self._subject)
+        begun = wanted.beginning
         self._be_as(begun)
         if begun.forked_from is not None:
             stand_at(run, play(run.data, (), after=begun.after, visits=begun.visits))
@@ -527,7 +529,7 @@ class RootRun:
             # Not before the first crash, so that runs that never crash do not pay for counting.
             execution.suspects = CrashSuspects(execution.services.max_crashes)
         known = replace(known, first={**known.first, **wanted.secrets})
-        run = self._make_run(known.first)
+        run = make_run(self._config, known.first, self.path, self._subject)
         execution.know_all(stores_within(run.config.graph))
         played = await recorded_history(execution, self.path, known)
         done, children = await read_children(execution, store, self.path)

@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple, TypeVar, final
 
-from shoal._engine.config import Halts
+from shoal._engine.config import Halts, RunConfig
 from shoal._engine.execution import Execution
+from shoal._engine.run import Run
 from shoal._errors.exceptions import (
     BadUse,
     MissingSecret,
@@ -102,6 +103,25 @@ def only_secrets(
         )
         raise BadUse(msg)
     return secrets_in(boxed(fields, known.secret))
+
+
+def make_run(
+    config: RunConfig, fields: Mapping[str, object], path: RunPath, subject: object
+) -> Run:
+    """Make a root run that starts with ``fields``.
+
+    Raises:
+        SecretLeaked: Its id, or a field that is not secret, holds the text of a secret.
+        StateError: It would save or publish a secret field.
+    """
+    secrets = config.secrets
+    secrets.learn(fields)
+    # Checked here as well as when the request is made, because only the store knows all that is
+    # secret in a run that goes on.
+    if secrets.names:
+        refuse_in_id(subject, path.id, fields)
+        refuse_exposing(subject, config.graph, fields, secrets)
+    return Run(config, fields, path=path)
 
 
 def refuse_exposing(
