@@ -51,22 +51,26 @@ async def read_recorded_children(
         RunClaimed: Another execution holds the run in the children's store.
     """
     config, path = run.config, run.path
-    execution, what = config.execution, f"the children of step {step!r} of run {path.id}"
-    records = Records()
+    execution = config.execution
+    is_apart = store is not config.store and not isinstance(store, NullStore)
+    retries, resume = run.retries, run.resume
+    is_repeated = retries is not None and (retries.is_repeated or retries.attempt > 1)
+    # A child of an action that is called again in this execution, and that was cancelled; see
+    # test_grandchildren_that_are_done_stay_so_when_the_action_is_called_again.
+    is_continued = resume is not None and resume.record is not None
+    has_begun = execution.is_resumed or is_repeated or is_continued
+    if not (is_apart or has_begun):
+        return None
+    what, records = f"the children of step {step!r} of run {path.id}", Records()
     # First the children's store: the parent's store has their ends, which replace these records.
-    if store is not config.store and not isinstance(store, NullStore):
+    if is_apart:
         # Before it is read: another execution of the run could go on with the very same children.
         await execution.claim(store, path.root.id)
         for record in await execution.ask(store.children(path, step, visit), what):
             records.add(record)
     # Otherwise this execution is the first, and has saved nothing of the step: a fresh run must not
     # pay for a question.
-    retries, resume = run.retries, run.resume
-    is_repeated = retries is not None and (retries.is_repeated or retries.attempt > 1)
-    # A child of an action that is called again in this execution, and that was cancelled; see
-    # test_grandchildren_that_are_done_stay_so_when_the_action_is_called_again.
-    is_continued = resume is not None and resume.record is not None
-    if execution.is_resumed or is_repeated or is_continued:
+    if has_begun:
         await _read_records(run, step, visit, records, what, in_full=in_full)
     if not records:
         return None
