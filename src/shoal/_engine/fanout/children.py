@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 from shoal._engine.child_time import work_around
 from shoal._engine.config import RunConfig
@@ -245,7 +245,11 @@ def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
     if len(graph.writes) != 1:
         return None
     (field,) = graph.writes
+    return _written_field_reader(field)
 
+
+@lru_cache(maxsize=256)
+def _written_field_reader(field: str) -> Callable[[Run], object]:
     def only_write(child: Run) -> object:
         change = child.pending
         if change is not None and field in change.values:  # no call for nearly all children
@@ -260,29 +264,10 @@ def only_write_reader(graph: Graph) -> Callable[[Run], object] | None:
 
 def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | None:
     """Return a reader of a child's value, as ``take`` describes it; None without ``take``."""
-
-    def field_of(child: Run, field: str) -> object:
-        try:
-            return child.final_field(field)
-        except KeyError:
-            msg = (
-                f"fan-out {subject!r} takes field {field!r} of each child, but this one never "
-                f"wrote it; where only some do, take=lambda state: state.get({field!r})"
-            )
-            raise MissingField(msg) from None
-
     if take is None:
         return None
     if isinstance(take, str):
-
-        def taken_field(child: Run) -> object:
-            # Nearly always its last step has written the field: no call for that.
-            change = child.pending
-            if change is not None and take in change.values:
-                return change.values[take]
-            return field_of(child, take)
-
-        return taken_field
+        return _field_reader(take, subject)
     if callable(take):
 
         def taken(child: Run) -> object:
@@ -293,4 +278,29 @@ def value_reader(take: Take | None, subject: str) -> Callable[[Run], object] | N
 
         return taken
     fields = tuple(take)
-    return lambda child: {field: field_of(child, field) for field in fields}
+    return lambda child: {field: _field_of(child, field, subject) for field in fields}
+
+
+@lru_cache(maxsize=256)  # a reader is seven objects, which would live as long as each step
+def _field_reader(field: str, subject: str) -> Callable[[Run], object]:
+    """Return a reader of one field of a child of the fan-out named ``subject``."""
+
+    def taken_field(child: Run) -> object:
+        # Nearly always its last step has written the field: no call for that.
+        change = child.pending
+        if change is not None and field in change.values:
+            return change.values[field]
+        return _field_of(child, field, subject)
+
+    return taken_field
+
+
+def _field_of(child: Run, field: str, subject: str) -> object:
+    try:
+        return child.final_field(field)
+    except KeyError:
+        msg = (
+            f"fan-out {subject!r} takes field {field!r} of each child, but this one never "
+            f"wrote it; where only some do, take=lambda state: state.get({field!r})"
+        )
+        raise MissingField(msg) from None
