@@ -84,6 +84,7 @@ class BackgroundTask:
         try:
             with self._scope:
                 self._coroutine = self._work()
+                self._work = _no_work  # the coroutine has all of it
                 await self._coroutine
         except Exception:
             raise

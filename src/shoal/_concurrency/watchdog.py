@@ -204,7 +204,7 @@ class Watched:
         self.parts: Callable[[], Iterable[Part]] = parts
         """Returns the coroutines of the work."""
         self.is_over: bool = False
-        self.named: list[object] = []  # the runs in it that were named
+        self.named: tuple[object, ...] = ()  # the runs in it that were named
 
 
 @final
@@ -295,5 +295,5 @@ class Watchdog:
                     logger.warning("%s still runs, cancelled %g s ago", place.where, self._grace)
                 elif id(run) not in self._named:
                     self._named[id(run)] = run
-                    watched.named.append(run)
+                    watched.named = (*watched.named, run)
                     self._start(partial(self._report, run, place, self._grace))

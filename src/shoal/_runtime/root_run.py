@@ -597,15 +597,9 @@ async def _execute(run: Run) -> None:
         BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
             SystemExit from inside; the end is saved and published before it travels on.
     """
-    is_saved = False
-    executing = Executing(run)
-
-    async def to_end() -> None:
-        nonlocal is_saved
-        is_saved = await _walk_to_end(run)
-
+    executing, saved = Executing(run), list[Run]()
     try:
-        await drive(within(copy_context(), executing), to_end(), _nothing)
+        await drive(within(copy_context(), executing), _walk_to_end(run, saved), _nothing)
     except BaseException as error:
         end = settle_end(run, error, reason=run.reason or type(error).__name__)
         if end in (End.CANCELLED, End.INTERRUPTED):
@@ -613,11 +607,11 @@ async def _execute(run: Run) -> None:
             raise
     finally:
         executing.child = None  # user code may have kept a copy of the context, which leads here
-    await _finish(run, is_saved=is_saved)
+    await _finish(run, is_saved=bool(saved))
 
 
-async def _walk_to_end(run: Run) -> bool:
-    """Walk to the end of the run; return whether its success is saved already.
+async def _walk_to_end(run: Run, saved: list[Run]) -> None:
+    """Walk to the end of the run; add it to ``saved`` if its success is saved already.
 
     It is saved with the last step, unless there are hooks: those receive the last step first, and
     one of them may raise, or be cancelled.
@@ -632,7 +626,8 @@ async def _walk_to_end(run: Run) -> bool:
     else:
         is_saved = False
     run.succeed()
-    return is_saved
+    if is_saved:
+        saved.append(run)
 
 
 async def _finish(run: Run, *, is_saved: bool = False) -> None:

@@ -90,6 +90,8 @@ def without_secrets(data: Mapping[str, object]) -> Mapping[str, object]:
         return {name: value for name, value in data.items() if type(value) is not Secret}
     return data
 
+_NO_NAMES: frozenset[str] = frozenset()  # one for all runs: few have secrets
+
 
 @final
 class Secrets:
@@ -98,7 +100,7 @@ class Secrets:
     __slots__ = ("_texts", "names")
 
     def __init__(self) -> None:
-        self.names: frozenset[str] = frozenset()
+        self.names: frozenset[str] = _NO_NAMES
         """The secret fields. Callers skip all other checks while there are none."""
         # Each text with its field. Longer texts first: a shorter one may be a part of a longer one,
         # which could not be found any more once that part is masked.

@@ -27,6 +27,8 @@ from .race import Race
 from .recorded import RecordedChildren
 from .source import ElementSource
 
+_NONE: frozenset[ChildName] = frozenset()  # one for all steps: few have any
+
 
 @final
 class Rounds:
@@ -41,9 +43,9 @@ class Rounds:
 
         None in the first round. The step sets it for the winner that an earlier execution left.
         """
-        self._out: set[ChildName] = set()  # contestants that are left out
+        self._out: frozenset[ChildName] = _NONE  # contestants that are left out
         # Of these, the ones that failed in an earlier execution. A round with them empties it.
-        self._failed_before: frozenset[ChildName] = frozenset()
+        self._failed_before: frozenset[ChildName] = _NONE
         self._tried: dict[ChildName, int] = {}  # attempts so far; never fewer in a later round
         self._done: dict[ChildName, Done] = {}  # contestants that are Done, in any round
         self._former: ElementSource | None = None  # the last round's, until ``prepare``
@@ -128,14 +130,14 @@ class Rounds:
         """
         is_broken = race is not None and race.is_broken
         if race is not None and race.winner is not None:
-            self._out.add(race.winner)
+            self._out |= {race.winner}
         self._out |= {_name_of(one) for one in outcomes if isinstance(one, Failed)}
         if among_all:
-            self._out.clear()
+            self._out = _NONE
         elif not is_broken:  # no others are left, so these run again
             self._out -= self._failed_before
         if among_all or not is_broken:
-            self._failed_before = frozenset()
+            self._failed_before = _NONE
         self._done |= {_name_of(one): one for one in outcomes if isinstance(one, Done)}
         for one in outcomes:
             # An outcome of a contestant that never started this time has no attempts.
@@ -150,7 +152,7 @@ class Rounds:
             self._begun.setdefault(ChildName(one.config.act, one.key), one)
         self._former = former
         anew = self._begun.keys() - self._out - self._done.keys()
-        self.pick = partial(without, frozenset(self._out), frozenset(anew))
+        self.pick = partial(without, self._out, frozenset(anew))
         return [one for one in outcomes if _name_of(one) in self._out]
 
 
