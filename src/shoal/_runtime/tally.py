@@ -367,7 +367,7 @@ class Tally:
 
     def _step(self, group: ChildTaskGroup, sample: Sample, now: float) -> LiveStep:
         parent = group.parent
-        ledger = None if group.ledger_of is None else group.ledger_of()
+        ledger = group.ledger
         ended, halted = (0, 0) if ledger is None else (ledger.total, ledger.halted)
         ended += group.uncommitted
         started, unstarted, to_come = group.started, len(group.unstarted), group.to_come
@@ -447,7 +447,7 @@ def _is_last(leaf: Leaf, sample: Sample) -> bool:
     group = leaf.group
     if group is None or leaf.standing.doing != "action" or any(one.more for one in sample.groups):
         return False
-    ledger = None if group.ledger_of is None else group.ledger_of()
+    ledger = group.ledger
     count = group.started + group.uncommitted + (0 if ledger is None else ledger.total)
     few = max(1, int(min(count, group.slots)) // FEW)
     return min(count, group.slots) > 1 and sum(sample.doing.values()) <= few

@@ -159,7 +159,8 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
         # consequence of _failure, and _failure is raised instead.
         self._refused: BadUse | None = None
         self._ended: deque[Outcome] = deque()  # outcomes that the action has not consumed
-        self._resting: list[Run] = []  # children that wait for answers
+        # Children that wait for answers. The group has this very list while it lasts.
+        self._resting: list[Run] = []
         # Set before Halting is raised. Leaving the block then cancels the group, and the children
         # that wait for answers must stay halted instead of becoming cancelled.
         self._halts = False
@@ -307,10 +308,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
                 # Before the first child: a crash from here on counts against the children.
                 await hand_blame_to_children(self._run)
                 await group.run(
-                    self._apply,
-                    lambda: self._ledger,
-                    halted_of=lambda: self._resting,
-                    on_answer=self._on_answer,
+                    self._apply, self._ledger, halted=self._resting, on_answer=self._on_answer
                 )
             except Exception as error:  # noqa: BLE001 # raised where the action waits next
                 self._failure = error
@@ -429,7 +427,7 @@ class ChildGroup(AbstractAsyncContextManager["ChildGroup"], AsyncIterator[Outcom
             return
         assert self._group is not None, "it calls this"
         answered = [child for child in self._resting if is_answered(child)]
-        self._resting = [child for child in self._resting if child not in answered]
+        self._resting[:] = [child for child in self._resting if child not in answered]
         # The first by position is put back last, so it is taken first.
         for child in sorted(answered, key=lambda child: -child.position):
             self._ledger.count(child, by=-1)

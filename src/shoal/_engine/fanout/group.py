@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import final
@@ -80,7 +80,7 @@ class ChildTaskGroup:
         "_feeders",
         "_gathering",
         "_gives_early",
-        "_halted_of",
+        "_halted",
         "_is_judging",
         "_is_shut",
         "_on_answer",
@@ -91,7 +91,7 @@ class ChildTaskGroup:
         "cancellation",
         "inbox",
         "is_drained",
-        "ledger_of",
+        "ledger",
         "name",
         "parent",
         "scope",
@@ -147,8 +147,9 @@ class ChildTaskGroup:
         """The fan-out's name, which is the step of its children."""
         self.title: Title | None = title
         """What watchers call the fan-out, or its children."""
-        self.ledger_of: Callable[[], Ledger] | None = None
-        """Returns the counts of ended children; None if no children run."""
+        self.ledger: Ledger | None = None
+        """The counts of ended children; None if no children run."""
+        self._halted: Iterable[Run] = ()
         self.parent: Run = parent
         """The run whose children they are."""
         self.inbox: deque[Run] = deque()
@@ -159,6 +160,7 @@ class ChildTaskGroup:
         self.scope: GroupScope = GroupScope(parent, name, timeout, ends_at)
         # Asked without an await by the task that needs a child, so never by two tasks at once.
         self._source = source
+        leave, stop = self._leave, self._stop_for_budget  # two bound methods, and not four
         self._admission = ChildAdmission(
             parent,
             source,
@@ -170,7 +172,7 @@ class ChildTaskGroup:
             on_room=self._on_room,
             on_refused=self.scope.fail,
             refuses_alone=is_race,
-            on_stopped=self._stop_for_budget,
+            on_stopped=stop,
         )
         self._pool = WorkerPool(
             parent,
@@ -178,13 +180,13 @@ class ChildTaskGroup:
             self._admission,
             source,
             take=self._take,
-            leave=self._leave,
-            stop=self._stop_for_budget,
+            leave=leave,
+            stop=stop,
             looks_first=not is_race,
             keeps_idle=grows,
         )
         self.cancellation: ChildCancellation = ChildCancellation(
-            self.scope, source, self._admission, self._pool, self._leave
+            self.scope, source, self._admission, self._pool, leave
         )
         """Cancels some of them, and no others."""
         self._copies: Copies | None = None
@@ -197,9 +199,7 @@ class ChildTaskGroup:
         self._skips: str = ""
         circuits = circuits_of(services, owner, each, among)
         self._breaker = None if circuits is None else GroupBreaker(circuits)
-        # Both only while ``run`` lasts: they return the halted children, and let those go on that
-        # have their answers.
-        self._halted_of: Callable[[], Sequence[Run]] | None = None
+        # Only while ``run`` lasts: lets halted children go on that have their answers.
         self._on_answer: Callable[[], Awaitable[None]] | None = None
         # Set by ``run_in_parent``; None again as soon as the parent's task begins with it.
         self._errand: Callable[[], Awaitable[str | None]] | None = None
@@ -278,7 +278,7 @@ class ChildTaskGroup:
     @property
     def halted(self) -> Sequence[Run]:
         """The children that are halted, and whose halt the parent has committed."""
-        return () if self._halted_of is None else self._halted_of()
+        return [*self._halted]  # a copy: an answer to one of them changes it
 
     @property
     def slots(self) -> float:
@@ -316,9 +316,9 @@ class ChildTaskGroup:
     async def run(
         self,
         apply: Callable[[list[Run]], Awaitable[str | None]],
-        ledger_of: Callable[[], Ledger] | None = None,
+        ledger: Ledger | None = None,
         *,
-        halted_of: Callable[[], Sequence[Run]] | None = None,
+        halted: Iterable[Run] = (),
         on_answer: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Execute every child, and hand ended ones to ``apply`` in batches, sorted by position.
@@ -328,8 +328,8 @@ class ChildTaskGroup:
         Args:
             apply: Commits a batch. If it returns a reason, the group ends: the other children are
                 cancelled for that reason, and awaited.
-            ledger_of: Returns the counts of ended children, for watchers.
-            halted_of: Returns the children that are halted, for watchers.
+            ledger: Counts the ended children, for watchers.
+            halted: The children that are halted, as ``apply`` keeps them, for watchers.
             on_answer: Lets those of them go on that have their answers; called in the parent's task
                 when a question of the execution was answered.
 
@@ -340,8 +340,7 @@ class ChildTaskGroup:
         finished = False
         scope, groups = self.scope, self.parent.config.execution.groups
         hold = self.parent.config.execution.hold
-        self.ledger_of = ledger_of
-        self._halted_of, self._on_answer = halted_of, on_answer
+        self.ledger, self._halted, self._on_answer = ledger, halted, on_answer
         # Before the first child, so that a cancellation by key finds each child that there is.
         groups.add(self)
         hold.members.add(self)
@@ -377,8 +376,9 @@ class ChildTaskGroup:
             groups.discard(self)
             hold.members.discard(self)
             drain.remove(self.drain)
-            # Breaks a cycle: these are methods of the step.
-            self.ledger_of = self._halted_of = self._on_answer = self._on_drained = None
+            # Breaks cycles: errors in the ledger lead back here, and so do methods of the step.
+            self.ledger = self._on_answer = self._on_drained = None
+            self._halted = ()
             # Before the admission is closed: this gives back what waiting children were granted.
             self.cancellation.close()
             self._admission.close()

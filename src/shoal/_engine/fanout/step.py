@@ -85,7 +85,7 @@ class FanOutStep:
         # Set by each attempt if there is a timeout, and shared by rounds; less the time in which
         # the execution was held.
         self._ends_at = 0.0
-        self._unsaved: list[Run] = []  # the batch whose save failed, recorded when the step ends
+        self._unsaved: Sequence[Run] = ()  # the batch whose save failed, recorded at the end
         self._resting = RestingChildren()
         self._unfinished: list[Run] = []  # ended without an update; another attempt continues them
 
@@ -210,10 +210,7 @@ class FanOutStep:
                 # test_too_few_elements_are_known_before_anything_starts.
                 self._decide_by_recorded()
                 await group.run(
-                    self._apply,
-                    lambda: self.ledger,
-                    halted_of=lambda: [*self._resting],
-                    on_answer=self._on_answer,
+                    self._apply, self.ledger, halted=self._resting, on_answer=self._on_answer
                 )
                 await self._record_unapplied(group)
             # After the ends that came too late are counted: a failure among them may fail the step.
@@ -628,7 +625,7 @@ class FanOutStep:
         # Taken out before the save: if that raises, `_end` calls this once more, and each end
         # counts once.
         group.inbox.clear()
-        self._unsaved = []
+        self._unsaved = ()
         lost = self._resting.give_up(self.decision, late, self.ledger)
         late = sorted((*late, *lost), key=lambda child: child.position)
         if not late:
