@@ -31,6 +31,9 @@ class Held(Protocol):
         ...
 
 
+_NONE: frozenset[str] = frozenset()  # one for all executions: few are ever held
+
+
 @final
 class Hold:
     """Whether anything new may start in an execution; see ``Execution.hold_up``."""
@@ -43,7 +46,7 @@ class Hold:
         # Read for each attempt and each child, so it is an attribute and no property.
         self.is_on: bool = False
         """Whether there is a reason; changed by ``add`` and ``remove`` alone."""
-        self.reasons: set[str] = set()
+        self.reasons: frozenset[str] = _NONE
         # They enter and leave by themselves, and while held as well.
         self.members: set[Held] = set()
         """The groups and clocks that stand still meanwhile."""
@@ -53,7 +56,7 @@ class Hold:
 
     def add(self, reason: str) -> bool:
         """Add a reason; return whether the hold has begun with it."""
-        self.reasons.add(reason)
+        self.reasons |= {reason}
         if self.is_on:
             return False
         self.is_on, self._since = True, self._clock()
@@ -64,7 +67,7 @@ class Hold:
 
     def remove(self, reason: str) -> bool:
         """Remove a reason; return whether the hold has ended with it."""
-        self.reasons.discard(reason)
+        self.reasons -= {reason}
         if not self.is_on or self.reasons:
             return False
         self.is_on = False

@@ -189,7 +189,8 @@ async def walk_simply(run: Run, native_cancels: Callable[[], int]) -> None:
         passes = passes_of(config)
     run.began = True
     drain, hold, last = execution.drain, execution.hold, acts[-1]
-    for act in acts:
+    for at in range(len(acts)):  # the collector visits iterators of lists, and none of ranges
+        act = acts[at]
         if hooks.watching_steps or drain.reason is not None or hold.is_on or execution.suspects:
             hold_permits(run)
             await walk(run, act)

@@ -217,9 +217,9 @@ class Passes:
             gates = _passing(self._limiters.of_attempt(self._scopes, act.definition, act.limits))
             if gates is None:
                 continue
-            found[act.name] = gates, Pass(gates)
+            found[act.name] = needs = gates, Pass(gates)
             if act is self._acts[0] and own is not None:
-                found[START] = (*own, *gates), Pass(gates, own)
+                found[START] = ((*own, *gates), Pass(gates, own)) if own else needs
         self._gates = found
         # Only now: limiters that were made for this have counted as changes.
         self._changes = self._scheduler.changes

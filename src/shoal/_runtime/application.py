@@ -346,6 +346,7 @@ class Application(Generic[S]):
             asked = Asked(answers, halt_before, halt_after, priority, owner)
             call = Call("run", id, runtime)
             request = self._check.run_request(call, state, inputs, asked)
+            del asked, call  # this frame lives as long as the run
             return await self._launcher.run(request, runtime, progress=progress)
 
     async def questions(self, run_id: str, *, runtime: Runtime | None = None) -> Sequence[Question]:

@@ -90,6 +90,7 @@ def without_secrets(data: Mapping[str, object]) -> Mapping[str, object]:
         return {name: value for name, value in data.items() if type(value) is not Secret}
     return data
 
+
 _NO_NAMES: frozenset[str] = frozenset()  # one for all runs: few have secrets
 
 

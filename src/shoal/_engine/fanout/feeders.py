@@ -20,7 +20,7 @@ class Feeders:
 
     def __init__(self, scope: GroupScope) -> None:
         self._scope = scope
-        self._feeding: list[CancelScope] = []  # one for each feeder, cancelled by `stop`
+        self._feeding: tuple[CancelScope, ...] = ()  # one for each feeder, cancelled by `stop`
         # Read for each child by the group, so it is no property.
         self.room: Event | None = None
         """Set when there may be room; None unless a feeder waits for it."""
@@ -36,7 +36,7 @@ class Feeders:
 
     async def _feed(self, feed: Callable[[], Awaitable[None]]) -> None:
         feeding = CancelScope()
-        self._feeding.append(feeding)
+        self._feeding = (*self._feeding, feeding)
         if self._scope.closing:  # the group ended before this task, but the source must close
             feeding.cancel()
         try:

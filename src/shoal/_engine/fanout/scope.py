@@ -102,7 +102,7 @@ class GroupScope:
         self._late: Watched | None = None  # of the timeout; None also while it stands still
         self._left: float | None = None  # seconds of the timeout that are left; None: it runs
         self._timed_out = False
-        self._watched: list[Watched] = []  # registrations with the watchdog, until ``close``
+        self._watched: tuple[Watched, ...] = ()  # registrations with the watchdog, until ``close``
         self._news: Waiter | None = None  # None unless the parent waits
         # Only ``stop`` sets it, and replaces it only by a failure that outranks it.
         self._failure: BaseException | None = None
@@ -170,10 +170,10 @@ class GroupScope:
     def close(self) -> None:
         """Release the tasks, which have all ended."""
         if self._late is not None:
-            self._watched.append(self._late)
+            self._watched = (*self._watched, self._late)
         for watched in self._watched:
             self._parent.config.services.watchdog.forget(watched)
-        self._watched.clear()  # breaks a cycle: the watched parts refer to this scope
+        self._watched = ()  # breaks a cycle: the watched parts refer to this scope
         for task in self._coroutines:
             task.close()  # a task may never have begun, see `BackgroundTask`
         self._coroutines.clear()
@@ -181,7 +181,7 @@ class GroupScope:
     def watch(self, parts: Callable[[], list[Part]], cancelled_at: float | None = None) -> None:
         """Let the watchdog report which of ``parts`` don't end in time."""
         watchdog = self._parent.config.services.watchdog
-        self._watched.append(watchdog.watch(parts, cancelled_at))
+        self._watched = (*self._watched, watchdog.watch(parts, cancelled_at))
 
     def parts(self) -> list[Part]:
         """Return the tasks of workers and feeders, for the watchdog."""
