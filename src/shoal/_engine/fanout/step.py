@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -143,9 +143,9 @@ class FanOutStep:
     def _count_decision(self) -> None:
         self.ledger.winner = None if self.decision is None else self.decision.winner
 
-    async def _live_round(
+    def _live_round(
         self, former: ElementSource | None = None, *, begins: bool = False
-    ) -> None:
+    ) -> Awaitable[None]:
         """Run one round of children.
 
         Args:
@@ -159,7 +159,7 @@ class FanOutStep:
             # test_what_is_applied_stays_when_over_raises_in_another_attempt.
             self.parent.retain(self.act.name, self)
             raise
-        await self._live_from(source, former, begins=begins)
+        return self._live_from(source, former, begins=begins)
 
     async def _live_from(
         self, source: ElementSource, former: ElementSource | None, *, begins: bool
@@ -686,13 +686,13 @@ class FanOutStep:
             raise failure_group(self.act.name, errors)
 
 
-async def fan_out(act: Parallel, run: Run) -> Change:
+def fan_out(act: Parallel, run: Run) -> Awaitable[Change]:
     """Execute ``act`` as a step of ``run``, or continue the attempt that failed before."""
-    step = run.take_retained(act.name)
-    if step is None:
-        step = FanOutStep(act, run)
+    step = run.take_retained(act.name) or FanOutStep(act, run)
     assert isinstance(step, FanOutStep), "nothing else is kept for a parallel act"
-    if time_of(run) is None:  # as for nearly all steps, which need no block
-        return await step.execute()
+    return step.execute() if time_of(run) is None else _execute_at_rest(step, run)
+
+
+async def _execute_at_rest(step: FanOutStep, run: Run) -> Change:
     with at_rest(run):
         return await step.execute()
