@@ -234,7 +234,7 @@ class Hooks:
             DefinitionError: One of them is not a ``Hook``.
         """
         given: object = hooks
-        if not isinstance(given, Iterable):
+        if type(given) is not tuple and not isinstance(given, Iterable):
             _check_hook(given)
             msg = f"hooks= takes a list: hooks=[{type(given).__name__}(...)]"
             raise DefinitionError(msg)

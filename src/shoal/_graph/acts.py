@@ -95,7 +95,6 @@ def resolve_take(take: Take | None, into: str | None, graph: Graph, subject: str
     Raises:
         DefinitionError: It isn't clear which field is meant, or the child never has that field.
     """
-    writes = ", ".join(sorted(graph.writes)) or "none"
     if take is None:
         if into is None:
             return None
@@ -104,8 +103,8 @@ def resolve_take(take: Take | None, into: str | None, graph: Graph, subject: str
         if len(graph.writes) == 1:
             return next(iter(graph.writes))
         msg = (
-            f"fan_out {subject!r}: which of the fields that {graph.name!r} writes ({writes}) "
-            f"goes into {into!r}? give take=..."
+            f"fan_out {subject!r}: which of the fields that {graph.name!r} writes "
+            f"({_writes(graph)}) goes into {into!r}? give take=..."
         )
         raise DefinitionError(msg)
     fields = (take,) if isinstance(take, str) else () if callable(take) else tuple(take)
@@ -113,7 +112,11 @@ def resolve_take(take: Take | None, into: str | None, graph: Graph, subject: str
         if field not in graph.writes and field not in graph.reads:
             msg = (
                 f"fan_out {subject!r}: take={field!r} is no field that {graph.name!r} writes "
-                f"(it writes: {writes}){did_you_mean(str(field), graph.writes)}"
+                f"(it writes: {_writes(graph)}){did_you_mean(str(field), graph.writes)}"
             )
             raise DefinitionError(msg)
     return take
+
+
+def _writes(graph: Graph) -> str:
+    return ", ".join(sorted(graph.writes)) or "none"

@@ -151,7 +151,8 @@ class JoinSpec:
 
     def _found(self, found: object, field: str) -> Mapping[object, object]:
         """Check and return the results that ``field`` holds already."""
-        if not isinstance(found, Mapping):
+        # By type first: an ABC takes as long as all else here.
+        if type(found) is not dict and not isinstance(found, Mapping):
             msg = (
                 f"fan-out {self.name!r} collects a mapping into {field!r}, "
                 f"which holds {kind_of(found)}"

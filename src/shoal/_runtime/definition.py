@@ -145,7 +145,7 @@ def missing_inputs(graph: Graph, given: Collection[str]) -> str:
     )
 
 
-def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -> str:
+def unread_field(graph: Graph, given: Collection[str], state: object) -> str:
     """Name an input that is left to its default and has the name of a field; "" if none has.
 
     The field was almost certainly meant: its action would go on with the default, unnoticed.
@@ -153,12 +153,13 @@ def unread_field(graph: Graph, given: Collection[str], state: Collection[str]) -
     Args:
         graph: Its actions take the inputs.
         given: The names of the inputs that are given.
-        state: The names of the fields that the run begins with.
+        state: What the run begins with; only a mapping names fields that no model has.
     """
     if not graph.takes:  # as of most graphs
         return ""
     schema = graph.schema
-    known = {*state, *graph.writes, *(() if schema is None else schema.fields)}
+    fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
+    known = {*fields, *graph.writes, *(() if schema is None else schema.fields)}
     for name, need in graph.takes.items():
         if name not in given and name in known and not need.is_apart:
             return (

@@ -101,8 +101,7 @@ class StartCheck:
             check_priority(priority, f"{call.where}(priority=...)", BadUse)
         first = self._first(call, state, owner, priority)
         given, path = self._check_inputs(call, inputs)
-        fields = cast("Mapping[str, object]", state) if isinstance(state, Mapping) else ()
-        unread = unread_field(self._definition.graph, given, fields)
+        unread = unread_field(self._definition.graph, given, state)
         if unread:
             msg = f"{self._definition}: {unread}"
             raise DefinitionError(msg)

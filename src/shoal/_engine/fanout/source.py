@@ -668,5 +668,7 @@ class ElementSource:
         """Close the iterator if it is a generator that is not exhausted."""
         # Taken off first: closing runs code of the generator, which may raise, and is done once.
         iterator, self._iterator = self._iterator, None
-        if iterator is not None and isinstance(iterator, Generator):
+        if iterator is None or type(self.given) is list:  # as of most: no look at an ABC for it
+            return
+        if isinstance(iterator, Generator):
             cast("Generator[object, None, None]", iterator).close()
