@@ -397,12 +397,14 @@ class FanOutStep:
     def _leave_out_done(self) -> None:
         assert self.source is not None
         self.source.on_kept, self.source.on_done = self._keep, self.ledger.count_done
-        resting = self._resting
-        self.source.on_taken_again = lambda child: resting.begin_again(child, self.ledger)
+        self.source.on_taken_again = self._on_taken_again
         if self._done:
             for kind in self.source.kinds:
                 # For each act by itself, because a collection may hold results of some acts only.
                 kind.done = self.join.done_keys(self._done, kind.config.act)
+
+    def _on_taken_again(self, child: Run) -> None:
+        self._resting.begin_again(child, self.ledger)
 
     def _keep(self, record: ChildRecord) -> None:
         """Count a child that an earlier execution has completed and applied."""
