@@ -400,13 +400,15 @@ async def test_a_silent_server_holds_nobody_up(
     monkeypatch.setattr(_execution, "GIVING_BACK", 0.2, raising=False)
     async with place.store():
         pass
-    patience, deadline = {"patience": (0.4, 20.0)}.get(worker, (20.0, 0.4))
+    # A disk that is busy with other tests' saves may take over half a second for one of these.
+    patience, deadline = {"patience": (1.5, 20.0)}.get(worker, (20.0, 1.5))
     store = place.store(proxy.address, patience=patience)
     act = fan_out(wait_a_little, over="items", key=int, into="outs", limits=Limits(4))
     app = Application(act, store=store)
     async with Runtime(commit_deadline=deadline) as runtime:
         run = await runtime.start(app, {"items": range(10_000)}, id="x")
         while run.number < 20:
+            assert run.status is None, run.error
             await anyio.sleep(0.005)
         proxy.speaks.clear()
         silent_at = time.monotonic()
@@ -417,7 +419,7 @@ async def test_a_silent_server_holds_nobody_up(
                 await run.result()
         assert scope.cancelled_caught == (worker == "timeout")
     # 20 s are what the server would be waited for, several times.
-    assert time.monotonic() - silent_at < 6
+    assert time.monotonic() - silent_at < 8
     proxy.speaks.set()
     async with Runtime() as runtime:  # whether or not it was given back by now
         run = await runtime.start(app, id="x")
