@@ -325,7 +325,7 @@ def test_a_budget_that_is_too_small_without_any_fault_is_found() -> None:
 
 
 def test_a_child_that_runs_anew_is_no_second_one_though_its_history_is_not_void_yet() -> None:
-    """What was spent is saved first, and the process dies at that save."""
+    """The spending is saved first, and the process dies at that save."""
 
     def pays(name: str) -> Application[Any]:
         @action(reads=["n"], writes=["square"], name=name)

@@ -153,7 +153,8 @@ def unread_field(graph: Graph, given: Collection[str], state: object) -> str:
     Args:
         graph: Its actions take the inputs.
         given: The names of the inputs that are given.
-        state: What the run begins with; only a mapping names fields that no model has.
+        state: The fields or the model that the run begins with; only a mapping names fields that no
+            model has.
     """
     if not graph.takes:  # as of most graphs
         return ""

@@ -82,7 +82,7 @@ class RootRun:
         Args:
             request: What was asked for.
             config: The run's configuration.
-            subject: What is run, for errors.
+            subject: The application or graph that is run, for errors.
             wants_watch: Whether its application wants it to be watched.
         """
         self.path: RunPath = request.path
