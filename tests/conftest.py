@@ -55,7 +55,6 @@ SWEEPS = frozenset(
         "test_process_loops",
         "test_process_programs",
         "test_race_resume",
-        "test_redis",
         "test_resume",
         "test_teardown",
         "test_unended",

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
 
 APP = "tests.fastapi.served:service"
 SERVERS = ("uvicorn", "granian", "hypercorn")
-PROMPT = 0.05
-"""Seconds after which what is to be cancelled is."""
+PROMPT = 0.5
+"""Seconds in which one of ten requests is cancelled; each of them would take twice as long."""
 
 
 @pytest.fixture(scope="module")

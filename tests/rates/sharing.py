@@ -97,8 +97,9 @@ def keep_to_a_rate(where: str, folder: Path, *, k: float, burst: float) -> None:
     slack = RateRequest(key="x", interval=1 / k, burst=burst).slack
     late = lateness(*logs)
     check_windows(starts, k, burst, late=max(0.0, late - slack))
-    assert starts[-1] - starts[0] <= n * len(logs) / k * 1.05
-    assert all(read(log)[0] - starts[0] < 1 for log in logs)  # each has its share
+    whole = n * len(logs) / k
+    assert starts[-1] - starts[0] <= 1.5 * whole  # with one process at a time it would be 4 times
+    assert all(read(log)[0] - starts[0] < 0.75 * whole for log in logs)  # each has its share
 
 
 def lose_a_process(where: str, folder: Path) -> None:

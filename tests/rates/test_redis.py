@@ -44,7 +44,14 @@ async def test_idle_keys_vanish(server: Server):
 
 
 @each_server
-@pytest.mark.parametrize(("k", "burst"), [(20, 1), (100, 4), (400, 10)])
+@pytest.mark.parametrize(
+    ("k", "burst"),
+    [
+        pytest.param(20, 1, marks=pytest.mark.slow),
+        (100, 4),
+        pytest.param(400, 10, marks=pytest.mark.slow),
+    ],
+)
 def test_processes_keep_to_a_rate_together(server: Server, tmp_path: Path, k: float, burst: float):
     keep_to_a_rate(server.url, tmp_path, k=k, burst=burst)
 
@@ -58,7 +65,7 @@ def test_a_process_that_is_killed_takes_little_with_it(server: Server, tmp_path:
 
 async def test_a_server_that_is_restarted_delays_only(server: Server):
     starts: list[float] = []
-    async with no_leaks():
+    async with no_leaks(processes=False):  # but the new server
         with RedisRates(server.url) as rates:
             app = many(starts, SharedRate(Rate(20), "x", rates))
             async with anyio.create_task_group() as tasks:
@@ -79,7 +86,7 @@ async def test_a_server_that_is_down_is_reported(server: Server):
         with pytest.raises(RateUnavailable) as caught:
             async with no_leaks():
                 await app.run({"ns": range(15)})
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 20
     assert f"'openai' is shared through RedisRates('redis://127.0.0.1:{server.port}')" in str(
         caught.value
     )
@@ -95,7 +102,7 @@ async def test_a_server_that_hangs_is_reported_and_used_again_when_it_goes_on(se
         begun = time.monotonic()
         with pytest.raises(RateUnavailable, match="Timeout"):
             await app.run({"ns": range(15)})
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 20
         server.signal(signal.SIGCONT)
         await app.run({"ns": range(15)})
     assert len(starts) == 18
@@ -119,14 +126,14 @@ async def test_a_process_goes_on_alone_while_the_server_hangs(server: Server):
 
 
 async def test_cancelled_while_the_server_hangs_it_ends_soon(server: Server):
-    with RedisRates(server.url, timeout=0.5) as rates:
-        server.signal(signal.SIGSTOP)
-        begun = time.monotonic()
-        async with no_leaks():
+    async with no_leaks():
+        with RedisRates(server.url, timeout=60) as rates:
+            server.signal(signal.SIGSTOP)
+            begun = time.monotonic()
             with anyio.move_on_after(0.2):
                 await many([], SharedRate(Rate(20), "x", rates)).run({"ns": range(15)})
-            assert time.monotonic() - begun < 2
-        server.signal(signal.SIGCONT)
+            assert time.monotonic() - begun < 20  # not the timeout of the call
+            server.signal(signal.SIGCONT)  # so that the thread ends, which waits for it
 
 
 async def test_nobody_elses_threads_are_taken(server: Server):

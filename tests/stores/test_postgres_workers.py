@@ -448,7 +448,7 @@ async def test_a_reader_that_waits_for_a_silent_server_may_be_cancelled(
         with anyio.move_on_after(0.05) as scope:
             await store.load("root")
         assert scope.cancelled_caught
-        assert time.monotonic() - started_at < 2
+        assert time.monotonic() - started_at < 30  # not the 100 s of patience
         proxy.speaks.set()
         assert await store.load("root") is not None
 
