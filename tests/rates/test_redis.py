@@ -14,6 +14,7 @@ import anyio.to_thread
 import pytest
 
 from shoal import Rate, SharedRate
+from shoal._limits import shared_rate_client
 from shoal.errors import DefinitionError, RateUnavailable
 from shoal.rates import RateRequest
 from shoal.rates.redis import RedisRates
@@ -125,7 +126,10 @@ async def test_a_process_goes_on_alone_while_the_server_hangs(server: Server):
     assert len(starts) == 80
 
 
-async def test_cancelled_while_the_server_hangs_it_ends_soon(server: Server):
+async def test_cancelled_while_the_server_hangs_it_ends_soon(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shared_rate_client, "CALL", 0.3)
     async with no_leaks():
         with RedisRates(server.url, timeout=60) as rates:
             server.signal(signal.SIGSTOP)
