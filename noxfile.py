@@ -72,8 +72,8 @@ def install_services(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, except slow ones, on the oldest and the newest Python.
 
-    Sweeps over many places run only on the oldest, and tests with real services, sweeps or not, only
-    on the newest.
+    Sweeps over many places run only on the oldest; tests with real services, sweeps or not, only on
+    the newest.
     Each test of virtual time runs on one backend there, and on the other on the oldest.
     """
     install(session, "test", extras="[examples]")
