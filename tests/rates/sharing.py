@@ -6,8 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import anyio
 
 from shoal import Application, Limits, SharedRate, action, fan_out
 from shoal._limits.shared_rates import SLACK
@@ -30,11 +35,31 @@ def many(starts: list[float], rate: SharedRate) -> Application[Any]:
     return Application(fan_out(act, over="ns", item="n", into="out", limits=Limits(rate=rate)))
 
 
-LATE = 0.05
-"""Seconds by which a busy machine is late, now and then."""
+@asynccontextmanager
+async def watched_clock() -> AsyncGenerator[Lateness]:
+    """Measure how late the machine wakes this process meanwhile."""
+    lateness = Lateness()
+
+    async def watch() -> None:
+        while True:
+            begun = time.monotonic()
+            await anyio.sleep(0.005)
+            lateness.seconds = max(lateness.seconds, time.monotonic() - begun)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        yield lateness
+        tasks.cancel_scope.cancel()
 
 
-def check_windows(starts: list[float], k: float, burst: float, late: float = LATE) -> None:
+@dataclass
+class Lateness:
+    """By how much a process was woken too late, at most."""
+
+    seconds: float = 0.0
+
+
+def check_windows(starts: list[float], k: float, burst: float, late: float) -> None:
     """In any window of t seconds at most k * t + burst start: look at all of them."""
     starts = sorted(starts)
     for first in range(len(starts)):
@@ -117,4 +142,4 @@ def lose_a_process(where: str, folder: Path) -> None:
     check_windows(starts, k, 5, late=max(0.0, lateness(*logs) - SLACK))
     assert len(read(*logs[1:])) == 200
     assert all(process.returncode == 0 for process in others)
-    assert starts[-1] - starts[0] <= len(starts) / k * 1.05 + 0.1
+    assert starts[-1] - starts[0] <= 1.5 * len(starts) / k
