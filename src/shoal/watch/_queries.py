@@ -426,7 +426,10 @@ class Queries:
         return None if text is None else value_of(text, characters)
 
     async def questions(self, path: RunPath | str, *, limit: int = 50) -> Questions:
-        """Return the first open questions of a run and its descendants, at most ``limit``."""
+        """Return the first open questions of a run and its descendants, at most ``limit``.
+
+        They are in ``Questions.open``; give one to ``Control.answer``.
+        """
         path = self._path(path)
         summary, _, report, _ = await self._find(path)
         asking = asking_in(path, report) if summary.holder else ()
