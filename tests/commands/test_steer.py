@@ -9,15 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 
 import anyio
 import pytest
 
-from shoal import Application, Context, SQLiteStore, action
+from shoal import Application, Context, SQLiteStore, action, fan_out
 from shoal.__main__ import main
 from shoal.watch import Queries
 from tests.stores.durable import InFile, InSchema, Kept
@@ -187,10 +187,60 @@ def test_questions_of_a_halted_run_are_answered(tmp_path: Path, capsys: pytest.C
     assert answer("r", "sure", "true", "--by", "ann", "--json") == 0
     assert json.loads(capsys.readouterr().out)["by"] == "ann"
     assert answer("r", "sure", "false") == 1
-    assert "no question is open" in capsys.readouterr().err
+    again = capsys.readouterr().err
+    assert "'sure': it is answered; the run goes on when its program runs it again" in again
     assert app.run_sync(id="r").questions[0].name == "why"
     assert answer("r", "why", "3", "--as-json") == 0
     assert app.run_sync(id="r").state["said"] == (True, 3)
+
+
+@action(reads=["n"], writes=["said"])
+async def consult_about(n: int, context: Context) -> object:
+    return await context.ask("sure", n)
+
+
+def is_one(_: object) -> bool:
+    return True
+
+
+def test_an_answer_says_what_lets_a_halted_run_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kind = cast("Any", type(sys.stdout))
+    monkeypatch.setattr(kind, "isatty", is_one, raising=False)
+    file = tmp_path / "runs.db"
+    each = fan_out(consult_about, over="ns", item="n", key=str, into="all")
+    Application(each, name="app", store=SQLiteStore(file)).run_sync({"ns": [1, 2]}, id="r")
+    again = "the run goes on when its program runs it again: run(id='r')"
+    for key, end in (("1", f"{again}, and has 1 more to answer\n"), ("2", f"{again}\n")):
+        path = f"r/all:0:consult_about:{key}"
+        assert main(["answer", "--db", str(file), path, "sure", "yes"]) == 0
+        assert capsys.readouterr().out.endswith(end)
+
+
+@action(reads=["n"], writes=["m"])
+async def end_as_told(n: int, context: Context) -> int:
+    if n == 1:
+        raise ValueError(n)
+    return await context.ask("n") if n else 0
+
+
+@pytest.mark.parametrize(
+    ("n", "says"),
+    [
+        (0, "it has succeeded"),
+        (1, "it has failed, and goes on when its program runs it again: run(id='r')"),
+        (2, "it is halted, and goes on when its program runs it again: run(id='r')"),
+    ],
+)
+def test_what_is_not_paused_is_told_how_it_goes_on(
+    n: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "runs.db"
+    with suppress(ValueError):
+        Application(end_as_told, name="app", store=SQLiteStore(file)).run_sync({"n": n}, id="r")
+    assert main(["resume", "--db", str(file), "r"]) == 1
+    assert f"run r isn't paused: {says}\n" in capsys.readouterr().err
 
 
 def test_commands_for_runs_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, Field, field_validator
 
-from shoal import Application, Context, MemoryStore, PostgresStore, SQLiteStore, action
+from shoal import Application, Context, MemoryStore, PostgresStore, SQLiteStore, action, fan_out
 from shoal.fastapi import runs_router
 from shoal.testing import no_leaks
 from tests.fastapi.inside import client_of, service_of, visitors
@@ -471,6 +471,29 @@ async def test_a_conflict_has_advice_for_clients_alone():
             "run a exists, and was started with something else: its initial state differs in "
             "'name'; send its id without `state` to resume it, or another `id` for a new run"
         )
+
+
+async def test_a_conflict_with_a_changed_program_advises_no_request_that_fails_as_well(
+    caplog: pytest.LogCaptureFixture,
+):
+    store = MemoryStore()
+
+    def program(step: str) -> Application[Any]:
+        each = fan_out(asks, over="names", item="name", key=str, into=step)
+        return Application(each, name="things")
+
+    service, _ = service_of(program("first"), store=store)
+    async with client_of(service) as client:
+        await client.post("/things/wait", json={"id": "a", "state": {"names": ["x"]}})
+    service, _ = service_of(program("second"), store=store)
+    async with no_leaks(), client_of(service) as client:
+        refused = await client.post("/things", json={"id": "a"})
+        assert refused.status_code == 409
+        assert refused.json()["detail"] == (
+            "the run was begun by a program that differs from this one, and can't go on here; "
+            "send another `id` for a new run"
+        )
+    assert "in the middle of step 'first'" in caplog.text
 
 
 # -- where a run is --------------------------------------------------------------------------------

@@ -695,11 +695,31 @@ async def test_a_record_says_by_whom_all_of_it_was_spent():
         assert sum(level.by.values()) == pytest.approx(level.spent)
 
 
-async def test_two_budgets_of_one_name_are_refused():
+async def test_two_budgets_of_one_name_are_refused_before_anything_runs():
+    """A child that met the second one would fail like others, and be collected."""
     one, two = Budget(1, "USD", worst=0.1), Budget(2, "USD", worst=0.1)
-    app = Application(asking(limits=one), limits=two)
-    with pytest.raises(DefinitionError, match="give each a name="):
-        await app.run({"n": 1})
+    ask = asking(limits=one)
+    within = fan_out(ask, over="ns", item="n", into="answers", limits=two, on_error="collect")
+    raced = race(ask, asking(limits=two).bind(name="other"), into="answer")
+    for act, limits in ((ask, two), (answers(ask), two), (raced, None), (within, None)):
+        with pytest.raises(DefinitionError, match=r"^application .*two budgets.*give each a name="):
+            Application(act, limits=limits)
+    for apart in (Budget(2, "USD", worst=0.1, per=60), Budget(2, "USD", worst=0.1, by=len)):
+        Application(ask, limits=apart)
+    Application(answers(ask), limits=one.with_worst(0.2))
+
+
+async def test_two_budgets_of_one_name_that_were_not_known_before_are_refused_as_they_meet():
+    one, two = Budget(1, "USD", worst=0.1), Budget(2, "USD", worst=0.1)
+    ask = asking(limits=one)
+    late = fan_out(lambda state: [ask], into="answers", take="answer", reads=["n"])
+    with pytest.raises(ExceptionGroup) as info:
+        await Application(late, limits=two).run({"n": 1})
+    assert "give each a name=" in str(info.value.exceptions[0])
+
+
+async def test_a_budget_with_a_name_of_its_own_stands_beside_another():
+    two = Budget(2, "USD", worst=0.1)
     named = Budget(1, "USD", worst=0.1, name="of ask")
     result = await Application(asking(limits=named), limits=two).run({"n": 1})
     assert result.spent == {"USD": 0.02, "of ask": 0.02}

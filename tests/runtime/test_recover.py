@@ -107,6 +107,23 @@ async def test_what_has_ended_or_goes_on_is_left_alone():
             await run.result()
 
 
+async def test_a_run_that_was_resumed_after_its_end_is_left_by_a_process_that_dies():
+    """Also if nothing that it did was saved: somebody wants it to go on."""
+    store = MemoryStore()
+    app = application()
+    async with Runtime(store=store) as runtime:
+        with anyio.move_on_after(0.5):
+            await runtime.run(app, {"items": ["a"]}, id="a")
+        assert await store.orphans() == []
+        async with app.open(id="a", runtime=runtime):
+            await anyio.sleep(0.5)
+            found = store.copy()
+    ran.clear()
+    async with Runtime(apps=[app], store=found) as runtime:
+        assert list(by_id(await runtime.recover())) == ["a"]
+    assert ran == ["a"]
+
+
 async def test_one_that_fails_does_nothing_to_the_others():
     store = await left_behind("a", "b", "c")
     fails.add("b")

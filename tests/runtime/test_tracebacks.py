@@ -9,9 +9,22 @@ from typing import Any, NoReturn, cast
 import anyio
 import pytest
 
-from shoal import Application, Context, Hook, Result, Runtime, State, action, fan_out, race
+from shoal import (
+    Application,
+    Context,
+    Hook,
+    MemoryStore,
+    Result,
+    Runtime,
+    State,
+    action,
+    fan_out,
+    race,
+)
 from shoal.errors import HookFailed, MissingField, ShoalError, UndeclaredRead
 from shoal.events import StateUpdated
+from shoal.stores import Store
+from shoal.testing import crash_everywhere, simulate
 
 pytestmark = pytest.mark.anyio
 
@@ -212,3 +225,34 @@ async def test_a_race_that_nobody_wins_is_shortened():
         await Application(race(look, look.bind(name="two"), take="m", into="m")).run({"n": 1})
     assert isinstance(info.value, ShoalError)
     assert [names(error)[-1] for error in info.value.exceptions] == ["fail", "fail"]
+
+
+collecting = fan_out(
+    look, over="ns", item="n", key=int, into="ms", errors_into="failed", on_error="collect"
+)
+
+
+async def test_a_collected_failure_has_the_users_frames_alone():
+    for act in (look, look_in_a_thread, look_streaming):
+        step = fan_out(
+            act, over="ns", item="n", take="m", into="ms", errors_into="bad", on_error="collect"
+        )
+        (error,) = (await Application(step).run({"ns": [1]})).state["bad"].values()
+        assert ", in fail" in error.traceback
+        assert "_engine" not in error.traceback
+
+
+async def test_a_collected_failure_has_all_frames_on_request(monkeypatch: Any):
+    monkeypatch.setenv("SHOAL_TRACEBACKS", "full")
+    state = (await Application(collecting).run({"ns": [1]})).state
+    assert "_engine" in state["failed"][1].traceback
+
+
+def test_a_collected_failure_is_the_same_after_a_crash():
+    async def scenario(store: Store) -> State:
+        app = Application(collecting, store=store)
+        return (await app.run({"ns": [1, 2]}, id="today")).state
+
+    assert crash_everywhere(scenario) > 2
+    app = Application(collecting, store=MemoryStore())
+    simulate(app, {"ns": [1, 2]}, faults=["dies-before", "dies-after"], seeds=20)

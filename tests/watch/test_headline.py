@@ -106,6 +106,28 @@ def test_a_fan_out_whose_children_have_not_ended_yet_has_a_bar():
     assert bars_of(other, (), BUSY) == []
 
 
+def test_children_that_run_again_after_a_resume_have_not_ended():
+    now = report(
+        {"action": 1.0},
+        steps=(LiveStep(path=ROOT, step="pages", visit=0, total=100, ended=70, in_flight=20),),
+    )
+    tallies = (StepTally("pages", 0, "fetch", {"succeeded": 68, "failed": 4, "cancelled": 21}, 0),)
+    (bar,) = bars_of(ROOT, tallies, now, is_resumed=True)
+    # Two have succeeded since the report; it has no place for them, so two failures are kept.
+    assert (bar.done, bar.cancelled, bar.failed, bar.in_flight) == (70, 0, 2, 20)
+    (bar,) = bars_of(ROOT, tallies, now)
+    assert (bar.done, bar.cancelled, bar.failed) == (93, 21, 4), "the store is exact otherwise"
+    (bar,) = bars_of(ROOT, tallies, now, is_lost=True, is_resumed=True)
+    assert (bar.done, bar.cancelled, bar.failed) == (93, 21, 4), "none of them is at work"
+
+
+def test_losers_of_a_race_that_is_resumed_stay_what_they_are():
+    now = report({"action": 1.0}, steps=(LiveStep(path=ROOT, step="ask", visit=0, total=4),))
+    tallies = (StepTally("ask", 0, "slow", {"failed": 2, "cancelled": 1}, 3),)
+    (bar,) = bars_of(ROOT, tallies, now, is_resumed=True)
+    assert (bar.done, bar.lost, bar.failed) == (3, 3, 0)
+
+
 def test_losers_of_a_race_have_not_failed():
     tallies = (
         StepTally("ask", 0, "fast", {"succeeded": 1}, 0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,33 @@ async def test_the_overview_of_a_run_that_has_ended(store: Any):
     assert not found.is_lost
     assert found.breadcrumbs == []
     assert found.summary.application == "squares"
+
+
+@pytest.mark.parametrize("ended", ["failed", "cancelled", "halted"])
+async def test_a_run_that_is_resumed_runs_before_it_saves_anything_else(store: Any, ended: str):
+    calls: list[str] = []
+
+    @action(writes=["m"])
+    async def slow() -> int:
+        calls.append(ended)
+        if len(calls) == 1 and ended == "failed":
+            raise LookupError
+        await anyio.sleep(1)
+        return 1
+
+    app = Application(slow, name="app")
+    before = [slow] if ended == "halted" else []
+    async with shoal.Runtime(store=store) as runtime:
+        with anyio.move_on_after(0.5), suppress(LookupError):
+            await runtime.run(app, id="a", halt_before=before)
+        queries = Queries(store)
+        assert (await queries.overview("a")).status == ended
+        async with app.open(id="a", runtime=runtime) as again:
+            await anyio.sleep(0.5)
+            assert (await queries.overview("a")).status == "running"
+            assert [one.run_id for one in (await queries.runs(status="running")).runs] == ["a"]
+            assert (await again.result()).status == "succeeded"
+        assert (await queries.overview("a")).status == "succeeded"
 
 
 async def test_failures_of_a_later_execution_are_grouped_anew(store: Any):
@@ -345,6 +372,23 @@ async def test_the_pace_of_a_resumed_run_is_that_of_its_last_execution():
         "has taken 12 s; children that had ended before took their times then"
     )
     assert explained.critical_path[0].seconds == pytest.approx(12.0)
+
+
+async def test_what_was_cancelled_and_runs_again_has_not_ended():
+    app, state = Application(numbers), {"numbers": [0, 1, 50, 50.5]}
+    memory = MemoryStore()
+    with anyio.move_on_after(10):
+        await run(app, memory, state, id="a")
+    async with shoal.Runtime(store=memory) as runtime:
+        handle = await runtime.start(app, state, id="a")
+        await anyio.sleep(10)
+        store = Resumed(memory)
+        live = LiveStep(path=path(), step="numbers", visit=0, total=4, ended=2, in_flight=2)
+        store.write(report(spent={"action": 12.0}, steps=(live,)), age=0.1)
+        found = await Queries(store).overview("a")
+        handle.cancel("the test is over")
+    assert found.counts == {"succeeded": 2, "cancelled": 2}, "as the store has them"
+    assert found.headline.text.startswith("2 of 4 · 2 running")
 
 
 async def test_the_pace_of_a_resumed_run_that_has_ended():

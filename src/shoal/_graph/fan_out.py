@@ -337,7 +337,9 @@ def fan_out(
             ``into`` when the step begins is skipped; in a loop, only on the first visit.
         into: The field that collects the children's values: a mapping with ``key``, a list without;
             for a list of acts ``{key: {act: value}}``, and without ``over`` ``{act: value}``. It is
-            in input order at every moment, in whatever order the children end.
+            in input order at every moment, in whatever order the children end. If a loop comes
+            back to the step, it begins empty, unless ``again=False`` keeps it; ``errors_into``
+            begins empty on every visit.
         take: The part of a child's final state that is its value: a field, a list of fields (for a
             dict of them), or a plain function of that state. By default the field with the name in
             ``into``, or the only field that the act writes.
@@ -366,12 +368,13 @@ def fan_out(
             children start at once, as far as there is room.
         limits: How many children are in flight; by default 100, or all in a race of several acts.
         again: Whether elements whose key is in ``into`` already run again. By default they do on
-            every visit of the step but the first. True: on the first too. False: never. Results
-            recorded before a crash count in any case.
+            every visit of the step but the first. True: on the first too. False: never, and
+            ``into`` keeps the results of all visits. Results recorded before a crash count in any
+            case.
         each: The timeout, retries and circuit breaker of each child.
         timeout: Seconds that the whole step may take, waits included. Then the children are
             cancelled and awaited, and the step raises ``StepTimeout``. Results that were applied
-            stay.
+            stay. A resumed run has the whole time again.
         name: The name of the fan-out; by default the name in ``into``.
         reads: The fields read by ``reduce``, ``grow``, and ``act`` and ``over`` if they are
             functions, in which case it must be given. Fields that the children read, and the field

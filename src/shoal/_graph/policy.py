@@ -106,7 +106,8 @@ class Each:
             is awaited, and it fails with ``StepTimeout``, even if an action swallows the
             cancellation. The error says how much of the time was waiting, and for what. An attempt
             that can't begin in time, by the next turn of its rate, the pause of its key or its own
-            delay, is not waited for: the child fails at once.
+            delay, is not waited for: the child fails at once. A child that goes on in a resumed
+            run has the whole time again.
         work_timeout: Seconds in which the child is at work, in all its attempts together. Waits for
             limits, for workers and for the next attempt don't count. While a step of it fans out,
             the child is at work as long as at least one of its own children is. ``StepTimeout``

@@ -1,4 +1,4 @@
-"""The actions that a graph may call, and where: as far as they are known before a run."""
+"""Which actions a graph may call, where, and in which limits: as far as known before a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shoal._errors.exceptions import DefinitionError, NotSendable
+from shoal._limits.limits import Limits
 from shoal.executors._named import Place, executor_named
 from shoal.executors._port import Executor
 from shoal.executors._threads import SHARED_THREADS
@@ -38,6 +39,20 @@ def called_by(act: Act, inherited: Place | None) -> Iterator[Called]:
         own = executor_named(act.executor, repr(act.name))
         for one in act.for_children:
             yield from called_by(one, inherited if own is None else own)
+
+
+def limits_in(act: Act) -> Iterator[Limits]:
+    """Yield the limits that stand on an act, and on what is in it and in its children."""
+    if isinstance(act, Action | FunctionAction):
+        if act.limits is not None:
+            yield act.limits
+    elif isinstance(act, Graph):
+        for one in act.acts:
+            yield from limits_in(one)
+    elif isinstance(act, Parallel):
+        yield act.limits
+        for one in act.for_children:
+            yield from limits_in(one)
 
 
 def sent_by(subject: object, graph: Graph, inherited: Place | None) -> Sequence[Called]:

@@ -15,6 +15,8 @@ from shoal._events.hooks import Hook, Hooks
 from shoal._graph.act import Act
 from shoal._graph.action import field_names
 from shoal._graph.graph import Graph, as_graph
+from shoal._graph.reach import limits_in
+from shoal._limits.accounts import Accounts
 from shoal._limits.flows import Priority, check_priority
 from shoal._limits.limits import Limits, mended
 from shoal.executors._named import Place, executor_named
@@ -90,6 +92,7 @@ def define(
     all_hooks = Hooks(hooks).hooks
     if limits is not None and not isinstance(limits, Limits):
         _refuse(subject, f"limits= takes Limits(n), not {limits!r}{mended(limits)}")
+    _check_budgets(walked, limits, subject)
     if watch not in (None, True, False):
         _refuse(subject, f"watch= takes True, False or None, not {watch!r}")
     if priority is not None:
@@ -174,6 +177,24 @@ def unread_field(graph: Graph, given: Collection[str], state: object) -> str:
 def _refuse(subject: str, why: str) -> NoReturn:
     msg = f"{subject}: {why}"
     raise DefinitionError(msg)
+
+
+def _check_budgets(graph: Graph, limits: Limits | None, subject: str) -> None:
+    """Refuse two budgets of one name, which a run would refuse where the second one is needed.
+
+    There, in a child, ``on_error="collect"`` would count the refusal as a failure like others.
+    """
+    accounts = Accounts()
+    for one in (*(() if limits is None else (limits,)), *limits_in(graph)):
+        for part in one.parts:
+            terms = part.terms
+            # Only those that each run has for itself. By key, two of one name may never meet.
+            if terms is None or terms.per is not None or terms.backend or part.by is not None:
+                continue
+            try:
+                accounts.of(terms, None)
+            except DefinitionError as error:
+                raise DefinitionError(f"{subject}: {error}") from None
 
 
 def _typed(graph: Graph, model: type[object], subject: str) -> Graph:

@@ -572,7 +572,8 @@ class RootRun:
             )
         if is_over:
             run.status = "succeeded"
-        elif answered:
+        elif answered or record.status is not None:
+            # Also without answers: until a save the store has the run as its last execution ended.
             await commit(run, Write(questions=answered))
             execution.answers.update((one.id, one.value) for one in answered)
         return run

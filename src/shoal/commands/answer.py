@@ -12,11 +12,12 @@ from shoal._state.json_schema import misfit
 
 from ._command import Subparsers, add_command, add_run, complain, queries_of
 from ._lines import is_terminal, shown, write, write_fields, write_json
-from .steer import add_by, steered
+from .steer import GOES_ON, add_by, steered
 
 if TYPE_CHECKING:
+    from shoal._events.identity import RunPath
     from shoal.stores import Store
-    from shoal.watch import OpenQuestion
+    from shoal.watch import OpenQuestion, Queries
 
 MOST = 100
 """Questions that are listed, and among which one is found by its name."""
@@ -54,13 +55,27 @@ async def _answer(store: Store, given: argparse.Namespace) -> int:
         if not meant:
             names = [f"{one.name!r} of {path_text(one.path)}" for one in found.open]
             why = f"the open questions are {', '.join(names)}" if names else "no question is open"
+            if given.path in found.answered:
+                why = f"it is answered; the run {GOES_ON.format(given.path.root.id)}"
         return complain(f"{path_text(given.path)}, {given.name!r}: {why}")
     text = sys.stdin.read() if given.answer == "-" else given.answer
     try:
         value = _value(meant[0], text, as_json=given.as_json)
     except ValueError as error:
         return complain(f"{given.name!r}: the answer is no JSON: {error}")
-    return await steered(store, given, lambda control: control.answer(meant[0], value))
+    code = await steered(store, given, lambda control: control.answer(meant[0], value))
+    if code == 0 and not given.json and is_terminal(sys.stdout):
+        await _write_next(queries, given.path.root)
+    return code
+
+
+async def _write_next(queries: Queries, root: RunPath) -> None:
+    """Say that the answer alone doesn't continue a run which no process executes."""
+    if (await queries.overview(root)).status != "halted":
+        return
+    left = (await queries.questions(root, limit=MOST)).open
+    more = f", and has {len(left)} more to answer" if left else ""
+    write(shown(f"the run {GOES_ON.format(root.id)}{more}"))
 
 
 def _value(question: OpenQuestion, text: str, *, as_json: bool) -> object:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from shoal.watch import Control, LimitUse
 
 RUN = "the run's id"
+_STANDS = {"failed": "it has failed", "cancelled": "it was cancelled", "halted": "it is halted"}
+GOES_ON = "goes on when its program runs it again: run(id={!r})"
+"""What lets a run go on that no process executes; nothing here has the program."""
 
 
 def add_to(commands: Subparsers) -> None:
@@ -88,13 +91,25 @@ async def _resume(store: Store, given: argparse.Namespace) -> int:
         if given.limit is None:
             found = await control.resume(given.run_id, given.reason)
             if found is None:
-                raise NotSteered(f"run {given.run_id} isn't paused")
+                raise NotSteered(await _why_not_resumed(store, given.run_id))
             return found
         return await control.resume_limit(
             given.run_id, given.limit, part=given.part, key=given.key, reason=given.reason
         )
 
     return await steered(store, given, resume)
+
+
+async def _why_not_resumed(store: Store, run_id: str) -> str:
+    """Say that a run isn't paused, and what lets it go on instead."""
+    overview = await queries_of(store, "look at it").overview(run_id)
+    told = f"run {run_id} isn't paused"
+    if overview.status == "succeeded":
+        return f"{told}: it has succeeded"
+    if overview.status == "running" and not overview.is_lost:
+        return f"{told}: {overview.summary.holder} executes it"
+    stands = _STANDS.get("lost" if overview.is_lost else overview.status, "no process executes it")
+    return f"{told}: {stands}, and {GOES_ON.format(run_id)}"
 
 
 async def _cancel(store: Store, given: argparse.Namespace) -> int:

@@ -259,8 +259,13 @@ def as_responses(where: Place = STATE, answered: Sequence[object] = ()) -> Gener
     except UnknownRun as error:
         raise HTTPException(404, printable(str(error))) from error
     except RunConflict as error:
-        what = error.what or "the run was begun by a program that differs from this one"
-        msg = f"{what}; send its id without `state` to resume it, or another `id` for a new run"
+        advice = "send its id without `state` to resume it, or another `id` for a new run"
+        what = error.what
+        if not what:  # the message names parts of the program, which are not for clients
+            logger.warning("a run can't be resumed: %s", error)
+            what = "the run was begun by a program that differs from this one, and can't go on here"
+            advice = "send another `id` for a new run"
+        msg = f"{what}; {advice}"
         raise HTTPException(409, printable(msg)) from error
     except RunClaimed as error:
         raise HTTPException(409, printable(str(error))) from error

@@ -79,6 +79,7 @@ def bars_of(
     report: Report | None,
     *,
     is_lost: bool = False,
+    is_resumed: bool = False,
     last: Report | None = None,
 ) -> Sequence[StepBar]:
     """Combine what the store has counted with what the last report says about the same fan-outs.
@@ -89,6 +90,7 @@ def bars_of(
         report: The last report about its root run, if that still describes it.
         is_lost: Whether the process that has reported is gone. Then the report tells how many
             elements there are, and which children have gone with it.
+        is_resumed: Whether there were executions before the one that has reported.
         last: The last report, also if it no longer describes the run: it has the totals of fan-outs
             that an execution left unfinished.
     """
@@ -117,6 +119,10 @@ def bars_of(
             # The others were answered and go on: they are halted to the store until their next
             # save, and in flight to the report.
             counts["halted"] = now.halted
+        lost = sum(part.lost for part in parts)
+        failed = sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts)
+        if is_resumed and now is not None and not is_lost and not lost:
+            failed = _take_those_at_work(counts, now)
         totals = [part.total for part in parts]
         total = None if None in totals or not totals else sum(one or 0 for one in totals)
         if total is None:
@@ -128,8 +134,8 @@ def bars_of(
                 title="" if now is None else now.title,
                 counts={status: count for status, count in counts.items() if count},
                 # In a decided race all failed contestants have lost; elsewhere nothing has.
-                failed=sum(max(0, part.counts.get("failed", 0) - part.lost) for part in parts),
-                lost=sum(part.lost for part in parts),
+                failed=failed,
+                lost=lost,
                 total=total,
                 in_flight=0 if now is None or is_lost else now.in_flight,
                 waiting=0 if now is None or is_lost else now.waiting,
@@ -140,6 +146,23 @@ def bars_of(
             )
         )
     return bars
+
+
+def _take_those_at_work(counts: Counter[ChildStatus], now: LiveStep) -> int:
+    """Leave out of ``counts`` those that run again after a resume; return how many have failed.
+
+    Children that have failed, or that were cancelled with their run, keep that in the store until
+    their next save. The report counts them as in flight or as waiting, and not as ended. A failure
+    of this execution is left out until the next report, if others are at work again.
+    """
+    more = sum(counts.values()) - counts["running"] - counts["halted"] - now.ended
+    again = {"cancelled": counts["cancelled"], "failed": counts["failed"] - now.failed}
+    status: ChildStatus
+    for status in ("cancelled", "failed"):
+        taken = max(0, min(again[status], more))
+        counts[status] -= taken
+        more -= taken
+    return counts["failed"]
 
 
 def nested_in(overview: Overview, bar: StepBar) -> Mapping[str, LiveStep]:

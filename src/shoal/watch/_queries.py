@@ -194,14 +194,16 @@ class Queries:
         # The report of its root run may be one from before its end.
         is_live = summary.status == row.status == "running" and not is_lost
         known = report if is_live or is_lost else None
-        bars = bars_of(path, tallies, known, is_lost=is_lost, last=report)
+        since = _execution(summary, report, age)
+        is_resumed = since is not None
+        bars = bars_of(path, tallies, known, is_lost=is_lost, is_resumed=is_resumed, last=report)
         counts = _counts(tallies)
         seen = self._remember(path)
         done = sum(bar.done for bar in bars)
         failures = await self._failures(path, bars, summary, seen)
         speed = None
         if done and not is_lost:
-            speed = await self._pace(path, row, done, seen, _execution(summary, report, age))
+            speed = await self._pace(path, row, done, seen, since)
         halted: Sequence[Row] = ()
         if counts.get("halted"):
             halted = (await inspected.rows(path, status="halted", limit=50)).rows
@@ -426,7 +428,10 @@ class Queries:
         return None if text is None else value_of(text, characters)
 
     async def questions(self, path: RunPath | str, *, limit: int = 50) -> Questions:
-        """Return the first open questions of a run and its descendants, at most ``limit``."""
+        """Return the first open questions of a run and its descendants, at most ``limit``.
+
+        They are in ``Questions.open``; give one to ``Control.answer``.
+        """
         path = self._path(path)
         summary, _, report, _ = await self._find(path)
         asking = asking_in(path, report) if summary.holder else ()

@@ -19,6 +19,7 @@ from shoal._engine.commit import Write, commit, is_silent
 from shoal._engine.disposition import APPLIED_BEFORE, DEFERRED, LIVE, SKIPPED
 from shoal._engine.run import Run
 from shoal._errors.exceptions import InvalidState, brief, note
+from shoal._errors.tracebacks import hide_frames
 from shoal._events.events import ChildName, Decision, Done, ErrorInfo, Failed, Update
 from shoal._events.identity import Key
 from shoal._graph.parallel import Collected, Grow, JoinSpec, Reduce
@@ -450,7 +451,11 @@ class BatchJoin:
         if child.status == "failed":
             if join.errors_into is None:
                 return ()
-            info = ErrorInfo.of(cast("Exception", child.error))
+            error = cast("Exception", child.error)
+            # A child that is resumed is called through other frames of ours, and what is collected
+            # must be the same: see test_a_collected_failure_is_the_same_after_a_crash.
+            hide_frames(error)
+            info = ErrorInfo.of(error)
             return (self._put(join.errors_into, child, info, self._errors),)
         if join.into is None:
             return ()
