@@ -233,13 +233,29 @@ class RootRun:
         Raises:
             ShoalError: It could not be recorded, which ends the execution.
         """
+        return await self.in_turn(partial(self._steer, steered, act))
+
+    async def in_turn(self, do: Callable[[], Awaitable[bool]]) -> bool:
+        """Await ``do`` when the run has begun, and whatever steers it now is done with that.
+
+        Cancelled, ``do`` has been awaited to its end, or not begun. If it could not save something,
+        that ends the execution.
+        """
         await self.settled()
         done = False
         if self._steering is None:
             self._steering = Lock()
         async with self._steering:
             with CancelScope(shield=True):
-                done = await self._steer(steered, act)
+                try:
+                    done = await do()
+                except Exception as error:
+                    if self._execution.ended_by(error):
+                        # At once, and not only where the run saves something the next time.
+                        for group in tuple(self.groups):
+                            if group.scope.is_open:
+                                group.scope.fail(error)
+                    raise
         return done
 
     async def _steer(self, steered: Steered, act: Callable[[], object] | None) -> bool:
