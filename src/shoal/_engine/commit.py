@@ -62,7 +62,7 @@ class Write(NamedTuple):
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first commit in this execution."""
     steered: Sequence[Steered] = ()
-    """Who has answered the questions, if that was told."""
+    """That the run was asked for again, after it had been cancelled from outside."""
 
 
 SAVE = Write()

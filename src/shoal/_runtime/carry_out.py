@@ -30,11 +30,10 @@ from shoal.stores._watching import Command, CommandKind
 from .answers import kept_answer, refusal_of
 from .handle import RunHandle
 from .limit_use import change_limits, limiter_of
-from .root_run import RootRun
+from .root_run import BY_WATCHER, RootRun
 
 logger = logging.getLogger("shoal")
 
-BY_WATCHER = "a watcher cancelled it"
 DRAINED_BY_WATCHER = "a watcher drained it"
 ENDED = "the run has ended"
 """Why a command is refused that comes too late."""
