@@ -82,6 +82,7 @@ class Run:
     ``take_over``      no end                succeeded  a record says so, not applied yet
     ``keep_recorded``  no end                succeeded  a record says so, applied long ago
     ``rest``           no end                halted     a record says so, no answer has come
+    ``rest_again``     no end                halted     it has answers, and was not started again
     =================  ====================  =========  ========================================
     """
 
@@ -619,6 +620,10 @@ class Run:
         self.disposition = RESTING
         self.resume_state().record = record
         self.status, self.value = "halted", record.value
+
+    def rest_again(self, asked: object) -> None:
+        """Stay halted: it had its answers, and was not started with them; ``asked`` as recorded."""
+        self.status, self.value = "halted", asked
 
     def give_up(self, reason: str, winner: ChildName | None = None) -> None:
         """End a halted run as cancelled, since its result is not needed any more."""
