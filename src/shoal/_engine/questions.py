@@ -62,9 +62,10 @@ def is_blocked(run: Run) -> bool:
 def is_answered(run: Run) -> bool:
     """Return whether a halted run can go on in this execution, because it has its answers.
 
-    A run that halted here goes on if all that it has asked is answered, and not if descendants of
-    it have asked, or if it stops at a breakpoint. One that an earlier execution has left goes on as
-    it would after a resume: with an answer to any question, its own or that of a descendant.
+    A run that halted here goes on if all that it has asked is answered, and so is all that a graph
+    that is a node of it has asked. It doesn't if descendants in a fan-out have asked, or if it
+    stops at a breakpoint. One that an earlier execution has left goes on as it would after a
+    resume: with an answer to any question, its own or that of a descendant.
     """
     questions = run.questions
     if run.disposition is RESTING:
@@ -72,9 +73,13 @@ def is_answered(run: Run) -> bool:
         return any(one.id in answers for one in recorded_questions(run.value, run.path))
     if run.status != "halted" or not run.is_live or questions is None:
         return False
-    if not questions.asked or questions.below:
+    if questions.still_open(run.config.execution.answers):
         return False
-    return not questions.still_open(run.config.execution.answers)
+    if not questions.below:
+        return bool(questions.asked)
+    retained = {} if run.retries is None else run.retries.retained
+    nodes = [retained.get(step) for step in questions.below]
+    return all(isinstance(node, Run) and is_answered(node) for node in nodes)
 
 
 async def ask(

@@ -391,9 +391,9 @@ class Run:
             retries.before = retries.further = attempts
             retries.attempt = attempts + 1
 
-    def retain(self, step: str, what: object) -> None:
+    def retain(self, step: str, what: object, *, is_halted: bool = False) -> None:
         """Retain the fan-out of a failed step for the next attempt, if there may be one."""
-        if self.config.is_resumable:
+        if self.config.is_resumable or is_halted:
             self.retry_state().retained[step] = what
 
     def take_retained(self, step: str) -> object:
