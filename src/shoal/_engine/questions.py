@@ -34,7 +34,7 @@ from shoal.stores._protocol import ChildRecord, NullStore
 from .commit import Write, commit
 from .disposition import RESTING
 from .hedged import claim
-from .progress import recorded_questions
+from .progress import asks_for_more, recorded_questions
 from .publish import out_of_reach
 from .run import Run
 
@@ -50,9 +50,14 @@ class RecordedChildren(Protocol):
 
 
 def is_blocked(run: Run) -> bool:
-    """Return whether a question of the current step is open; if so, the attempt is halted."""
+    """Return whether a question of the current step is open; if so, the attempt is halted.
+
+    A budget's question doesn't count, see ``asks_for_more``.
+    """
     questions = run.questions
-    if questions is None or not questions.still_open(run.config.execution.answers):
+    if questions is None:
+        return False
+    if all(map(asks_for_more, questions.still_open(run.config.execution.answers))):
         return False
     questions.begin_attempt()
     questions.is_halting = True
