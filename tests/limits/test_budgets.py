@@ -32,7 +32,7 @@ from shoal import (
 from shoal.errors import BadAnswer, BadUse, BudgetExceeded, DefinitionError
 from shoal.events import Spent
 from shoal.stores import BudgetLevel
-from shoal.testing import RecordingHook, no_leaks
+from shoal.testing import RecordingHook, assert_run_well_formed, no_leaks
 from shoal.watch import Queries
 
 pytestmark = pytest.mark.anyio
@@ -595,6 +595,50 @@ async def test_a_plain_step_asks_as_well():
     assert (result.status, len(result.questions)) == ("halted", 1)
     result = await app.run(id="x", answers={"budget USD": 0.1})
     assert (result.status, result.spent) == ("succeeded", {"USD": 0.1})
+
+
+async def test_one_step_may_ask_twice():
+    store = MemoryStore()
+    app = Application(
+        asking(costs=lambda n: 0.1),
+        limits=Budget(0.05, "USD", worst=lambda state: 0.1, on_empty="ask"),
+        store=store,
+    )
+    await app.run({"n": 1}, id="x")
+    assert (await app.run(id="x", answers={"budget USD": 0.01})).status == "halted"
+    assert (await app.run(id="x", answers={"budget USD": 0.1})).status == "succeeded"
+    await assert_run_well_formed(store, "x")
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize("budget", [5.0, 0.3, None])
+async def test_a_program_with_a_larger_budget_needs_no_answer(
+    budget: float | None, is_nested: bool
+):
+    """It was halted again, with a question about an amount that it doesn't have any more."""
+    store = MemoryStore()
+
+    def app(amount: float | None) -> Application[Any]:
+        step = answers(asking(costs=lambda n: 0.1))
+        if is_nested:
+            step = fan_out(step, over="all", item="ns", into="lists", take="got", name="outer")
+        limits = None if amount is None else Budget(amount, "USD", worst=0.1, on_empty="ask")
+        return Application(step, name="app", limits=limits, store=store)
+
+    state = {"all": [range(4)]} if is_nested else {"ns": range(4)}
+    async with no_leaks():
+        result = await app(0.2).run(state, id="x")
+        assert (result.status, result.spent) == ("halted", {"USD": 0.2})
+        result = await app(budget).run(id="x")
+        if budget == 0.3:  # enough for one more
+            assert (result.status, result.spent) == ("halted", {"USD": 0.3})
+            (question,) = result.questions
+            assert question.question["amount"] == 0.3
+            assert await app(budget).questions("x") == [question]
+            result = await app(budget).run(id="x", answers={question.address: 1})
+    assert result.status == "succeeded"
+    assert result.spent == {"USD": pytest.approx(0.4 if budget else 0.2)}
+    await assert_run_well_formed(store, "x")
 
 
 async def test_no_more_lets_it_fail():

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
@@ -183,9 +183,22 @@ def _call_once(
 ) -> Awaitable[Change]:
     """Make one attempt; see ``call_admitted``."""
     attempt = call_admitted(run, action, on_admitted)
-    if not run.config.is_hedged:
-        return attempt
-    return HedgedAttempt(run, action, partial(_call_copy, action)).execute(attempt)
+    return _call_hedged(run, action, attempt) if run.config.is_hedged else attempt
+
+
+@ki_protected
+async def _call_hedged(
+    run: Run, action: FunctionAction[..., object], attempt: Coroutine[Any, Any, Change]
+) -> Change:
+    """Make one attempt, of which a second copy may be made."""
+    change = await HedgedAttempt(run, action, partial(_call_copy, action)).execute(attempt)
+    if change is None:
+        # Items of it went out, so those of the next attempt need another number. No retry counts
+        # it, because nothing has failed.
+        stop_if_drained(run)
+        run.begin_attempt()
+        change = await call_admitted(run, action)
+    return change
 
 
 async def _call_copy(

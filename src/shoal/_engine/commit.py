@@ -62,7 +62,7 @@ class Write(NamedTuple):
     step_begun: StepBegun | None = None
     """The declaration of a fan-out, in its first commit in this execution."""
     steered: Sequence[Steered] = ()
-    """Who has answered the questions, if that was told."""
+    """That the run was asked for again, after it had been cancelled from outside."""
 
 
 SAVE = Write()
@@ -180,6 +180,33 @@ def is_silent(run: Run) -> bool:
         and not config.secrets.names
         and not config.execution.unsaved
     )
+
+
+@ki_protected
+async def record_answered(
+    run: Run, answered: QuestionAnswered, steered: Sequence[Steered] = ()
+) -> bool:
+    """Save an answer that a root run is given from outside, and who has given it if that was told.
+
+    Any task may call this, as ``record_steered``. The run need not be at anything in particular:
+    its group may be waiting for the cleanup of children; see
+    test_an_answer_counts_that_comes_while_cancelled_children_clean_up.
+
+    Returns False, and does nothing, if the run has ended or is about to.
+
+    Raises:
+        ShoalError: As ``commit``.
+    """
+    execution = run.config.execution
+    if execution.is_over or run.status is not None:
+        return False
+    if run.config.secrets.names:
+        refuse_secrets(run, (answered, steered), f"an answer to a question of run {run.path.id}")
+    batch = Batch(
+        run, before=run.head[0], holder=execution.holder, questions=(answered,), steered=steered
+    )
+    await execution.save(batch, run.config.store)
+    return True
 
 
 @ki_protected

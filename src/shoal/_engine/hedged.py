@@ -13,7 +13,9 @@ Invariants:
 - Nothing of a copy is saved. So where an attempt is about to save something before it ends (it
   starts children, or asks a question), the copy is ended: see ``go_on_alone``.
 - A run that was at work in a crash, or in the death of a worker, has no copy.
-- Of one attempt and its copy, only one gives partial items: the first that does goes on alone.
+- Of one attempt and its copy, only one gives partial items: the first that does goes on alone. If
+  that is the copy, and it comes to where it has to save something, none of the two is left; then
+  ``execute`` returns None, and the step is attempted once more, without a copy.
 """
 
 from __future__ import annotations
@@ -111,6 +113,7 @@ class HedgedAttempt:
         "_items",
         "_make",
         "_scopes",
+        "_starts_over",
         "_watched",
         "_winner",
         "action",
@@ -151,6 +154,8 @@ class HedgedAttempt:
         self._is_alone = False
         # ...and whether that one counts, whatever becomes of the attempt itself.
         self._gives_way = False
+        # Never unset: the copy goes on alone, and was ended where it had to save something.
+        self._starts_over = False
         # Only while the attempt itself is made; the watchdog looks at it if it gives way.
         self._first: object = None
         self._watched: Watched | None = None
@@ -225,7 +230,9 @@ class HedgedAttempt:
         """Return when there is no copy any more, and none will be. In the copy, never return."""
         is_copy = run is not self.run
         if is_copy:
-            # The history has no copies, so this one can't go further. The attempt itself does.
+            # The history has no copies, so this one can't go further. The attempt itself does, or
+            # another one that is made in place of both.
+            self._starts_over = self._gives_way
             self._cancel("copy")
         if is_copy or self._gives_way:
             if cancelled():
@@ -249,8 +256,11 @@ class HedgedAttempt:
     # -- the attempt ------------------------------------------------------------------------------
 
     @ki_protected
-    async def execute(self, first: Coroutine[Any, Any, Change]) -> Change:
+    async def execute(self, first: Coroutine[Any, Any, Change]) -> Change | None:
         """Make the attempt by awaiting ``first``; return its change or that of its copy.
+
+        Returns None if another attempt has to be made in place of both; see
+        test_a_copy_that_has_given_items_and_asks_is_replaced_by_another_attempt.
 
         Raises:
             BaseException: The attempt raised it, and a copy has not succeeded.
@@ -270,6 +280,8 @@ class HedgedAttempt:
             if failure is None and self._winner is not None:
                 assert self._change is not None, "set with the winner"
                 return self._change
+            if failure is None and self._starts_over:
+                return None
             raise self._reason(failure)
         finally:
             try:

@@ -16,6 +16,23 @@ from shoal._state.state import Change
 from shoal.stores._history import QuestionAsked, ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
 
+MORE: Mapping[str, object] = {
+    "type": "number",
+    "minimum": 0,
+    "description": "How much more of the budget there is; with 0, what doesn't fit fails.",
+}
+"""The JSON schema of answers to a budget's question for more."""
+
+
+def asks_for_more(asked: QuestionAsked | Question) -> bool:
+    """Return whether a question is a budget's. It asks another one when more is spent.
+
+    Such a question holds up nothing in another execution, whose program may have more to spend: the
+    attempt asks for its worst case again, and then the same question if that doesn't fit.
+    """
+    schema = asked.schema if isinstance(asked, QuestionAsked) else asked.answer_schema
+    return schema == MORE
+
 
 @final
 class RetryState:

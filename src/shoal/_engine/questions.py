@@ -34,7 +34,7 @@ from shoal.stores._protocol import ChildRecord, NullStore
 from .commit import Write, commit
 from .disposition import RESTING
 from .hedged import claim
-from .progress import recorded_questions
+from .progress import asks_for_more, recorded_questions
 from .publish import out_of_reach
 from .run import Run
 
@@ -50,9 +50,14 @@ class RecordedChildren(Protocol):
 
 
 def is_blocked(run: Run) -> bool:
-    """Return whether a question of the current step is open; if so, the attempt is halted."""
+    """Return whether a question of the current step is open; if so, the attempt is halted.
+
+    A budget's question doesn't count, see ``asks_for_more``.
+    """
     questions = run.questions
-    if questions is None or not questions.still_open(run.config.execution.answers):
+    if questions is None:
+        return False
+    if all(map(asks_for_more, questions.still_open(run.config.execution.answers))):
         return False
     questions.begin_attempt()
     questions.is_halting = True
@@ -62,9 +67,10 @@ def is_blocked(run: Run) -> bool:
 def is_answered(run: Run) -> bool:
     """Return whether a halted run can go on in this execution, because it has its answers.
 
-    A run that halted here goes on if all that it has asked is answered, and not if descendants of
-    it have asked, or if it stops at a breakpoint. One that an earlier execution has left goes on as
-    it would after a resume: with an answer to any question, its own or that of a descendant.
+    A run that halted here goes on if all that it has asked is answered, and so is all that a graph
+    that is a node of it has asked. It doesn't if descendants in a fan-out have asked, or if it
+    stops at a breakpoint. One that an earlier execution has left goes on as it would after a
+    resume: with an answer to any question, its own or that of a descendant.
     """
     questions = run.questions
     if run.disposition is RESTING:
@@ -72,9 +78,13 @@ def is_answered(run: Run) -> bool:
         return any(one.id in answers for one in recorded_questions(run.value, run.path))
     if run.status != "halted" or not run.is_live or questions is None:
         return False
-    if not questions.asked or questions.below:
+    if questions.still_open(run.config.execution.answers):
         return False
-    return not questions.still_open(run.config.execution.answers)
+    if not questions.below:
+        return bool(questions.asked)
+    retained = {} if run.retries is None else run.retries.retained
+    nodes = [retained.get(step) for step in questions.below]
+    return all(isinstance(node, Run) and is_answered(node) for node in nodes)
 
 
 async def ask(

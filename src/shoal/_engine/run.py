@@ -82,6 +82,7 @@ class Run:
     ``take_over``      no end                succeeded  a record says so, not applied yet
     ``keep_recorded``  no end                succeeded  a record says so, applied long ago
     ``rest``           no end                halted     a record says so, no answer has come
+    ``rest_again``     no end                halted     it has answers, and was not started again
     =================  ====================  =========  ========================================
     """
 
@@ -390,9 +391,9 @@ class Run:
             retries.before = retries.further = attempts
             retries.attempt = attempts + 1
 
-    def retain(self, step: str, what: object) -> None:
+    def retain(self, step: str, what: object, *, is_halted: bool = False) -> None:
         """Retain the fan-out of a failed step for the next attempt, if there may be one."""
-        if self.config.is_resumable:
+        if self.config.is_resumable or is_halted:
             self.retry_state().retained[step] = what
 
     def take_retained(self, step: str) -> object:
@@ -619,6 +620,10 @@ class Run:
         self.disposition = RESTING
         self.resume_state().record = record
         self.status, self.value = "halted", record.value
+
+    def rest_again(self, asked: object) -> None:
+        """Stay halted: it had its answers, and was not started with them; ``asked`` as recorded."""
+        self.status, self.value = "halted", asked
 
     def give_up(self, reason: str, winner: ChildName | None = None) -> None:
         """End a halted run as cancelled, since its result is not needed any more."""

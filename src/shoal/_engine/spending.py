@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 
 from shoal._concurrency.cancellation import ki_protected
@@ -19,16 +18,10 @@ from shoal._limits.permits import AttemptPermit
 from shoal.stores._history import QuestionAsked
 from shoal.stores._protocol import NullStore
 
+from .progress import MORE
 from .publish import out_of_reach
-from .questions import pose, refuse_unsaved
+from .questions import is_same_data, pose, refuse_unsaved
 from .run import Run
-
-_MORE: Mapping[str, object] = {
-    "type": "number",
-    "minimum": 0,
-    "description": "How much more of the budget there is; with 0, what doesn't fit fails.",
-}
-"""The JSON schema of answers to a question for more."""
 
 
 async def record_stakes(run: Run, action: str, permit: AttemptPermit) -> None:
@@ -79,8 +72,8 @@ async def refused(run: Run, step: str, error: BudgetExceeded) -> None:
     pending = run.pending_questions()
     id_ = accounts.question_id(account, accounts.asked(account))
     known = pending.asked.get(name)
-    if known is None or known.id != id_:
-        asked = QuestionAsked(step, name, question, id_, _MORE)
+    if known is None or known.id != id_ or not is_same_data(known.question, question):
+        asked = QuestionAsked(step, name, question, id_, MORE)
         await out_of_reach(run.config.services, pose(run, asked))
     pending.posed[name] = question
     pending.is_halting = True

@@ -13,7 +13,7 @@ from functools import partial
 from time import time
 from typing import Any, cast
 
-from shoal._engine.commit import Write, commit, record_steered
+from shoal._engine.commit import record_answered, record_steered
 from shoal._engine.fanout.read_runs import recorded_asked, recorded_history
 from shoal._engine.parts import read_children
 from shoal._engine.progress import recorded_questions
@@ -30,12 +30,13 @@ from shoal.stores._watching import Command, CommandKind
 from .answers import kept_answer, refusal_of
 from .handle import RunHandle
 from .limit_use import change_limits, limiter_of
-from .root_run import RootRun
+from .root_run import BY_WATCHER, RootRun
 
 logger = logging.getLogger("shoal")
 
-BY_WATCHER = "a watcher cancelled it"
 DRAINED_BY_WATCHER = "a watcher drained it"
+ENDED = "the run has ended"
+"""Why a command is refused that comes too late."""
 REFUSED = "refused"
 """What is on record of a command that could not be carried out."""
 
@@ -60,15 +61,14 @@ async def carry_out(root: RootRun, command: Command, limiters: Limiters) -> None
     steered = Steered(command.kind, by, time(), arguments)
     try:
         if command.kind == "answer":
-            await root.settled()
-            _answer(root, arguments, by)  # saved, and recorded, by the task of the run
+            if not await root.in_turn(partial(_answer, root, arguments, by)):
+                raise BadUse(ENDED)
         else:
             act = None
             if command.kind not in ("pause", "resume", "cancel", "drain"):
                 act = partial(_act, root, command.kind, arguments, limiters)
             if not await root.steer(steered, act):
-                msg = "the run has ended"
-                raise BadUse(msg)
+                raise BadUse(ENDED)
             if command.kind == "cancel":  # last: nothing is recorded of a run that has ended
                 root.cancel(_reason(arguments))
             elif command.kind == "drain":
@@ -118,22 +118,6 @@ def _cancel_child(root: RootRun, arguments: Mapping[str, Any]) -> None:
         raise BadUse(msg)
 
 
-def _answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> None:
-    """Have the run's own task save an answer, before it takes more results of children.
-
-    The child that has asked goes on in this execution if the fan-out that it belongs to lasts, else
-    when the run is resumed.
-    """
-    run = root.run
-    for group in root.groups:
-        # Only the task of the root run commits to it, and it executes graphs that are nodes, too.
-        if run is not None and group.parent.slot_owner is run:
-            group.run_in_parent(partial(_save_answer, root, arguments, by))
-            return
-    msg = "the run waits for nothing that could be interrupted to save an answer"
-    raise BadUse(msg)
-
-
 async def _asked(root: RootRun, run: Run, id_: str) -> Question | None:
     """Return the question of a run or its descendants that has an id; None if there is none."""
     # The store's records lead from halted runs to halted children only, not from a child under way.
@@ -152,10 +136,15 @@ async def _asked(root: RootRun, run: Run, id_: str) -> Question | None:
     return next((one for one in asked if one.id == id_), None)
 
 
-async def _save_answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> None:
-    """Save an answer; executed by the task of the run. It can't fail the run by being wrong."""
+async def _answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> bool:
+    """Save an answer, and let the child go on that has asked, if its fan-out lasts.
+
+    If that is about to end, the child goes on when the run is resumed. A wrong answer can't fail
+    the run. Returns False if the run has ended.
+    """
     run, id_, answer = root.run, arguments.get("question"), arguments.get("answer")
-    assert run is not None, "its task executes this"
+    if run is None or run.status is not None:
+        return False
     execution, path, why = run.config.execution, run.path, ""
     question = await _asked(root, run, id_) if isinstance(id_, str) else None
     if question is None:
@@ -175,11 +164,13 @@ async def _save_answer(root: RootRun, arguments: Mapping[str, Any], by: str) -> 
         logger.warning("run %s: an answer to question %s is dropped: %s", path.id, id_, why)
         if "id" in arguments:
             refused = {**told, "command": "answer", "why": why}
-            await record_steered(run, Steered(REFUSED, by, time(), refused))
-        return
+            return await record_steered(run, Steered(REFUSED, by, time(), refused))
+        return True
     steered = (Steered("answer", by, time(), told),) if "id" in arguments or by else ()
     answered = QuestionAnswered(question.id, kept_answer(question, answer))
-    await commit(run, Write(questions=(answered,), steered=steered))
+    if not await record_answered(run, answered, steered):
+        return False
     execution.answers[question.id] = answered.value
-    for group in root.groups:
+    for group in tuple(root.groups):
         group.look_for_answers()
+    return True

@@ -10,6 +10,7 @@ from shoal._errors.exceptions import BadUse, did_you_mean
 from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
 from shoal._graph.parallel import Parallel
+from shoal._state.state import Change, Drop, Set
 from shoal.stores._history import ReplayedHistory, Rewound
 from shoal.stores._protocol import ChildRecord
 
@@ -96,3 +97,13 @@ def _nothing_to_do(path: RunPath, wanted: Reopening) -> str:
         f"run {path.id} can't be reopened: {which} {lacks} failures, or fewer children than its "
         f"at_most= allows now, so there is nothing to start; raise at_most= first; {go_on}"
     )
+
+
+def way_back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
+    """Return the change that leads from the fields ``now`` back to those of ``then``."""
+    values = {
+        field: value for field, value in then.items() if field not in now or now[field] is not value
+    }
+    dropped = tuple(field for field in now if field not in then)
+    sets = tuple(Set(field, value) for field, value in values.items())
+    return Change((*sets, *map(Drop, dropped)), values, dropped)

@@ -12,10 +12,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
+from time import time
 from typing import Any, cast, final
 
 from anyio import CancelScope, Event, Lock
@@ -39,7 +40,7 @@ from shoal._engine.run import Run
 from shoal._engine.second_copies import SecondCopies
 from shoal._engine.spawning import Executing, within
 from shoal._engine.walk import complete_step, walk
-from shoal._errors.exceptions import BadUse, MissingField, RunCancelled, note
+from shoal._errors.exceptions import BadUse, RunCancelled
 from shoal._errors.inspection import first_of
 from shoal._events.events import Status
 from shoal._events.hooks import Hook
@@ -49,18 +50,19 @@ from shoal._graph.parallel import Parallel, stores_within
 from shoal._limits.accounts import Level
 from shoal._limits.flows import Priority
 from shoal._limits.limits import Part as LimitPart
-from shoal._state.state import Change, Drop, Set
-from shoal.stores._history import Steered, paused_by, play
+from shoal.stores._history import RUN_AGAIN, Steered, paused_by, play
 from shoal.stores._protocol import Beginning, NullStore, RunRecord, Store
 
 from .answers import Answers, resolve_answers
-from .reopening import step_to_reopen
+from .reopening import step_to_reopen, way_back
 from .result import RunResult, result_of
 from .seats import Seat
-from .start import RunRequest, RunStart, make_run, refuse_conflict, refuse_missing
+from .start import RunRequest, RunStart, make_run, note_missing, refuse_conflict, refuse_missing
 
 logger = logging.getLogger("shoal")
 
+BY_WATCHER = "a watcher cancelled it"
+"""Why a run is cancelled from outside, if that was not told."""
 PAUSED = "paused"
 """The reason for which an execution is held while its run is paused."""
 
@@ -95,6 +97,7 @@ class RootRun:
         self._answers: Answers = request.answers or {}
         self.run: Run | None = None
         """The run, once it has begun; None before that, and for good if it could not begin."""
+        self._only_ends = False  # set as it is resumed, if it was cancelled in an earlier execution
         # Set once `run` is there, or never will be; None: it is there already.
         self._begun: Event | None = None
         self._task: BackgroundTask | None = None  # from when a runtime has started it
@@ -233,13 +236,29 @@ class RootRun:
         Raises:
             ShoalError: It could not be recorded, which ends the execution.
         """
+        return await self.in_turn(partial(self._steer, steered, act))
+
+    async def in_turn(self, do: Callable[[], Awaitable[bool]]) -> bool:
+        """Await ``do`` when the run has begun, and whatever steers it now is done with that.
+
+        Cancelled, ``do`` has been awaited to its end, or not begun. If it could not save something,
+        that ends the execution.
+        """
         await self.settled()
         done = False
         if self._steering is None:
             self._steering = Lock()
         async with self._steering:
             with CancelScope(shield=True):
-                done = await self._steer(steered, act)
+                try:
+                    done = await do()
+                except Exception as error:
+                    if self._execution.ended_by(error):
+                        # At once, and not only where the run saves something the next time.
+                        for group in tuple(self.groups):
+                            if group.scope.is_open:
+                                group.scope.fail(error)
+                    raise
         return done
 
     async def _steer(self, steered: Steered, act: Callable[[], object] | None) -> bool:
@@ -445,8 +464,8 @@ class RootRun:
                 self._settle()
             self._execution.begin_record(self.path, self.run.head[0])
             if self.run.status is None:
-                await _execute(self.run)
-                _note_missing(self.run)
+                await _execute(self.run, only_ends=self._only_ends)
+                note_missing(self.run)
         except Exception as error:  # noqa: BLE001 # raised in the caller's frame
             self._error = error
         finally:
@@ -557,7 +576,7 @@ class RootRun:
             act = graph.find(rewound.step)
             if isinstance(act, Parallel):
                 refuse_retry(self.path, act._join(), played)
-            run.resume_state().rewind = rewound, _back(now, played.restored)
+            run.resume_state().rewind = rewound, way_back(now, played.restored)
         execution.forks_at = played.began.number
         stand_at(run, played)
         await recall_ledgers(run, done, children)
@@ -572,35 +591,42 @@ class RootRun:
             )
         if is_over:
             run.status = "succeeded"
-        elif answered or record.status is not None:
-            # Also without answers: until a save the store has the run as its last execution ended.
-            await commit(run, Write(questions=answered))
+            return run
+        cancelled = played.cancelled
+        ends = cancelled is not None and self.is_recovered and record.status is None
+        # Whoever asks for a run that was cancelled wants it to go on, also in the next process.
+        again = cancelled is not None and not ends
+        # Also with nothing to save: until then the store has the run as its last execution ended.
+        if answered or again or record.status is not None:
+            steered = (Steered(RUN_AGAIN, at=time()),) if again else ()
+            await commit(run, Write(questions=answered, steered=steered))
             execution.answers.update((one.id, one.value) for one in answered)
+        if cancelled is not None and ends:
+            # Its process has died between the record of that and the end, which is all that it
+            # lacks. Last, since what is awaited from now on is cancelled.
+            self._only_ends = True
+            run.reason = cancelled.reason or BY_WATCHER
+            self.cancel(run.reason)
         return run
-
-
-def _back(now: Mapping[str, object], then: Mapping[str, object]) -> Change:
-    """Return the change that leads from the fields ``now`` back to those of ``then``."""
-    values = {
-        field: value for field, value in then.items() if field not in now or now[field] is not value
-    }
-    dropped = tuple(field for field in now if field not in then)
-    sets = tuple(Set(field, value) for field, value in values.items())
-    return Change((*sets, *map(Drop, dropped)), values, dropped)
 
 
 @is_life_of("run")  # also of what comes after its walk: the save of its end, and its last hooks
 @ki_protected
-async def _execute(run: Run) -> None:
+async def _execute(run: Run, *, only_ends: bool) -> None:
     """Walk a root run to its end, then save and publish it; ``status`` and ``error`` say how.
+
+    Args:
+        run: The run.
+        only_ends: Whether it is cancelled already, and begins nothing more.
 
     Raises:
         BaseException: A cancellation of the scope around it, or a KeyboardInterrupt or
             SystemExit from inside; the end is saved and published before it travels on.
     """
     executing, saved = Executing(run), list[Run]()
+    walking = checkpoint_if_cancelled() if only_ends else _walk_to_end(run, saved)
     try:
-        await drive(within(copy_context(), executing), _walk_to_end(run, saved), _nothing)
+        await drive(within(copy_context(), executing), walking, _nothing)
     except BaseException as error:
         end = settle_end(run, error, reason=run.reason or type(error).__name__)
         if end in (End.CANCELLED, End.INTERRUPTED):
@@ -646,27 +672,6 @@ async def _finish(run: Run, *, is_saved: bool = False) -> None:
                 logger.exception("at the end of run %s, which %s", run.path.id, run.status)
             else:
                 run.fail(error, "succeeded", "halted")
-
-
-def _lacks_field(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return any(map(_lacks_field, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, MissingField)
-
-
-def _note_missing(run: Run) -> None:
-    """Say what to do if a resumed run lacks a field that the program has, perhaps, only now.
-
-    Its beginning is saved, so that "pass it to run()" would be refused.
-    """
-    error = run.error
-    if error is not None and run.config.execution.is_resumed and _lacks_field(error):
-        run_id = run.path.id
-        note(
-            error,
-            f"shoal: run {run_id} was resumed; if the program that has begun it knew no such field "
-            f"yet, begin a new run with its state: fork({run_id!r}, update={{field: value}})",
-        )
 
 
 def _stays_open(run: Run) -> bool:

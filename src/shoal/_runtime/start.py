@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple, TypeVar, final
+from typing import NamedTuple, TypeVar, cast, final
 
 from shoal._engine.config import Halts, RunConfig
 from shoal._engine.execution import Execution
 from shoal._engine.run import Run
 from shoal._errors.exceptions import (
     BadUse,
+    MissingField,
     MissingSecret,
     NotData,
     RunClaimed,
     RunConflict,
     StateError,
+    note,
 )
 from shoal._events.identity import RunPath
 from shoal._graph.graph import Graph
@@ -303,3 +305,24 @@ class OrphanStart:
             if self._is_ours:
                 raise
             return None
+
+
+def _lacks_field(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_lacks_field, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, MissingField)
+
+
+def note_missing(run: Run) -> None:
+    """Say what to do if a resumed run lacks a field that the program has, perhaps, only now.
+
+    Its beginning is saved, so that "pass it to run()" would be refused.
+    """
+    error = run.error
+    if error is not None and run.config.execution.is_resumed and _lacks_field(error):
+        run_id = run.path.id
+        note(
+            error,
+            f"shoal: run {run_id} was resumed; if the program that has begun it knew no such field "
+            f"yet, begin a new run with its state: fork({run_id!r}, update={{field: value}})",
+        )

@@ -110,6 +110,10 @@ class BudgetLevel(NamedTuple):
     """What was spent, by the names of actions."""
 
 
+RUN_AGAIN = "run again"
+"""What ``Steered`` says of a cancelled run that a program has asked for once more."""
+
+
 @final
 class Steered(NamedTuple):
     """The run was steered from outside: paused, resumed, cancelled, a limit of it changed.
@@ -119,7 +123,8 @@ class Steered(NamedTuple):
     """
 
     what: str
-    """The kind of the command; see ``Command``."""
+    """The kind of the command, see ``Command``; or ``"run again"``: the run was cancelled from
+    outside before that, and a program has asked for it once more."""
     by: str = ""
     """Who has asked for it, as far as that was told."""
     at: float = 0.0
@@ -234,6 +239,8 @@ class ReplayedHistory:
     """What was spent of each budget, by its name and key. Nothing makes it void."""
     paused: Steered | None = None
     """The pause under which the run is; None: it isn't paused."""
+    cancelled: Steered | None = None
+    """The cancellation from outside that no later execution has overruled; None: there is none."""
     _ended: list[_Ended] = field(default_factory=list[_Ended])  # the completed steps, in order
 
     @property
@@ -308,6 +315,7 @@ class ReplayedHistory:
                 self.spent[entry.budget, entry.key] = entry
             case Steered():
                 self.paused = paused_by(self.paused, entry)
+                self.cancelled = cancelled_by(self.cancelled, entry)
 
     def _is_of_a_new_kind(self, update: Update) -> bool:
         """Return whether this is the step's first update with these fields and operations."""
@@ -376,6 +384,33 @@ def pause_in(entries: Iterable[Entry]) -> Steered | None:
         if isinstance(entry, Steered):
             paused = paused_by(paused, entry)
     return paused
+
+
+def cancelled_by(cancelled: Steered | None, entry: Steered) -> Steered | None:
+    """Return the cancellation that counts for a run after an entry.
+
+    Args:
+        cancelled: The cancellation before; None: there was none.
+        entry: The entry.
+    """
+    if entry.what == "cancel":
+        return cancelled or entry  # as with pauses: the first reason counts
+    return None if entry.what == RUN_AGAIN else cancelled
+
+
+def is_resting(entries: Iterable[Entry]) -> bool:
+    """Return whether a run without an end is left alone by those that recover runs.
+
+    It is if it is paused, given all that steered it. If it was cancelled besides, it only lacks its
+    end: its process has died before that was saved.
+    """
+    paused: Steered | None = None
+    cancelled: Steered | None = None
+    for entry in entries:
+        if isinstance(entry, Steered):
+            paused = paused_by(paused, entry)
+            cancelled = cancelled_by(cancelled, entry)
+    return paused is not None and cancelled is None
 
 
 def play(

@@ -22,7 +22,7 @@ from shoal._state.state import Operation
 
 from . import _inspecting
 from ._codec.codec import Codec
-from ._history import Entry, QuestionAnswered, Steered, pause_in
+from ._history import Entry, QuestionAnswered, Steered, is_resting
 from ._inspecting import Inspected
 from ._protocol import (
     ENDED,
@@ -346,7 +346,7 @@ class MemoryStore:
                 begun.application,
                 begun.version,
                 begun.secret,
-                is_paused=pause_in(kept.history) is not None,
+                is_paused=is_resting(kept.history),
                 priority=begun.priority,
             )
             for run_id, kept in self._roots.items()

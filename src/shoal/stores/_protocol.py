@@ -254,7 +254,10 @@ class Orphan(NamedTuple):
     secret: frozenset[str] = frozenset()
     """The names of its secret fields; a caller that resumes the run passes their values again."""
     is_paused: bool = False
-    """Whether it is paused: then it isn't recovered until it is resumed."""
+    """Whether it is paused: then it isn't recovered until it is resumed.
+
+    False if it was cancelled besides, so that it only lacks its end.
+    """
     priority: Priority | None = None
     """How urgent it is; None: that isn't known."""
 

@@ -15,6 +15,7 @@ from ._hand_made import ROOT, HandMadeRun, claimed, has, save, update_of
 
 PAUSED = Steered("pause", "ops", 1.5, {"reason": "lunch", "id": "1"})
 RESUMED = Steered("resume", "", 2.5)
+CANCELLED = Steered("cancel", "ops", 3.0)
 
 
 class SteeringConformance(WatchingConformance):
@@ -82,7 +83,7 @@ class SteeringConformance(WatchingConformance):
         steers = has(store, Steers)
         async with claimed(store):
             await save(store)
-        for entry in (PAUSED, PAUSED, RESUMED, PAUSED):
+        for entry in (PAUSED, PAUSED, RESUMED, PAUSED, CANCELLED):  # then it lacks its end alone
             assert await steers.steer("root", (entry,))
             for each in (store, self.another(store)):
                 (orphan,) = await has(each, FindsOrphans).orphans()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from shoal._engine.progress import asks_for_more
 from shoal._errors.exceptions import UnknownRun, brief
 from shoal._events.events import Decision, Update
 from shoal._events.identity import RunPath
@@ -27,7 +28,8 @@ def assert_well_formed(history: Sequence[Entry]) -> None:
     completed before the next one begins, with the number of an update in it; a race has one
     decision in a visit, or if its first item decides, further ones until a result is applied; the
     winner of a decision is among its winners; a run goes back only into a visit that it has
-    completed; a question keeps its id; and nothing is answered twice in different ways.
+    completed; a question keeps its id, but a budget has others when more is spent; and nothing is
+    answered twice in different ways.
 
     >>> async def history() -> Sequence[Entry]:
     ...     app = Application(fan_out(double, over="ns", item="n", into="twice"))
@@ -95,6 +97,8 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
                     if (name, visits[name]) == (entry.step, entry.visit):
                         break
                 step, is_back = "", True
+            case QuestionAsked() if asks_for_more(entry):
+                pass  # what was given is spent, so there is another question
             case QuestionAsked():
                 known = asked.setdefault(entry.name, entry.id)
                 if known != entry.id:

@@ -114,7 +114,11 @@ class Copies:
         """Add the time that an attempt took to those of its step."""
         step = attempt.action.name
         self._statistics.of(step).learn(seconds)
-        self._look(step, self._watched[step])
+        watched = self._watched.get(step)
+        # None if all attempts of the step were suspects so far, which have no copy; see
+        # test_children_that_were_at_work_in_two_crashes_are_learned_from.
+        if watched is not None:
+            self._look(step, watched)
 
     def request(self, copy: Run, action: FunctionAction[..., Any]) -> AttemptPermit:
         """Request what a copy needs to start."""

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, final
 
 from shoal._engine.parts import read_done
-from shoal._engine.progress import recorded_questions
+from shoal._engine.progress import asks_for_more, recorded_questions
 from shoal._engine.run import Run
 from shoal._errors.exceptions import InputChanged, NotData, RunConflict, brief, fork_advice
 from shoal._events.events import Cancelled, ChildName, Decision, Done, Failed, Outcome, Skipped
@@ -463,7 +463,7 @@ class RecordedChildren:
         # Its own and those of its descendants: an answer to any of them lets it go on.
         asked = recorded_questions(record.value, child.path)
         # One answer is enough to go on: the child asks its other questions again.
-        return bool(asked) and not any(one.id in answers for one in asked)
+        return bool(asked) and not any(one.id in answers or asks_for_more(one) for one in asked)
 
     def has_done(self, act: str, key: Key) -> bool:
         """Return whether that child has not come up yet, and its result is in the state."""

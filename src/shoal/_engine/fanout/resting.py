@@ -5,6 +5,8 @@ Invariants:
   gives it out again. So if the step is decided, halts or fails before that, it ends as the others
   that are halted do; see test_a_contestant_that_is_answered_and_has_no_place_has_lost.
 - A child is put back once for each time that it halts.
+- One that was given out, and comes back to the source unstarted because the execution is drained,
+  is halted as before; see test_one_that_is_drained_before_it_starts_is_still_halted.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .ledger import Ledger
 class RestingChildren:
     """The halted children of one step, which its ledger counts as such."""
 
-    __slots__ = ("_answered", "waiting")
+    __slots__ = ("_answered", "_given_out", "waiting")
 
     def __init__(self) -> None:
         """Begin without a halted child."""
@@ -32,6 +34,8 @@ class RestingChildren:
         """Those that have an open question, in the order in which they halted."""
         # Those that the source has again. A dict, since each is looked up when it is given out.
         self._answered: dict[Run, None] = {}
+        # Those that the source has given out again, with their questions as the store has them.
+        self._given_out: dict[Run, object] = {}
 
     def __iter__(self) -> Iterator[Run]:
         """Go through all of them."""
@@ -57,7 +61,17 @@ class RestingChildren:
         if child in self._answered:
             del self._answered[child]
             ledger.count(child, by=-1)
+            self._given_out[child] = child.value
             child.reopen(counts=False)
+
+    def rest_unstarted(self, ledger: Ledger) -> None:
+        """Count those as halted that were given out and have not started: no child starts now."""
+        for child, asked in self._given_out.items():
+            if child.is_live and child.status is None:
+                child.rest_again(asked)
+                ledger.count(child)
+                self._answered[child] = None
+        self._given_out.clear()
 
     def give_up(
         self, decision: Decision | None, late: Iterable[Run], ledger: Ledger
@@ -92,3 +106,4 @@ class RestingChildren:
     def clear(self) -> None:
         """Forget those that wait: another attempt or round takes them up by other means."""
         self.waiting.clear()
+        self._given_out.clear()

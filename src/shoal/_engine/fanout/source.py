@@ -283,7 +283,9 @@ class ElementSource:
     @property
     def known(self) -> int:
         """The known children that were not made, those beyond ``at_most`` included."""
-        return len(self._waiting) + self._beyond
+        # Those that have asked something are put back, and stay halted or lose.
+        ended = sum(one.status is not None for one in self.taken_back())
+        return len(self._waiting) + self._beyond - ended
 
     def dry(self) -> bool:
         """Return whether no more children follow, unless ``grow`` adds elements."""

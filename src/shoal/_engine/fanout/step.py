@@ -436,9 +436,8 @@ class FanOutStep:
             if run.config.schema is not None:
                 subject = f"key {brief(chosen.key)} of fan-out {self.act.name!r}"
                 change = run.config.schema.checked(change, run.data, subject)
-        updates = (
-            [Update(run.number + 1, self.act.name, change.operations)] if change.values else []
-        )
+        update = Update(run.number + 1, self.act.name, change.operations)
+        updates = (update,) if change.values else ()
         await commit(run, Write(updates, change.applied_to(run.data), decision=decision))
         self.decision = decision
         self._count_decision()
@@ -663,6 +662,7 @@ class FanOutStep:
         # win; see test_a_race_that_can_not_be_won_any_more_fails_in_spite_of_halted_children.
         if drained and (runs_again or not self.source.dry()):
             if runs_again or not (self._is_failing or self._is_lost(0)):
+                self._resting.rest_unstarted(self.ledger)
                 self.parent.config.execution.drain.has_cut = True
                 halt_for(self.parent, self.act.name, self._resting, self.recorded_children)
         elif self._resting and not self._is_failing and not self._is_lost(0):

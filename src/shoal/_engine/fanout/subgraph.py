@@ -52,7 +52,7 @@ async def enter(graph: Graph, run: Run) -> Change:
     if kept is not None:  # the child of an earlier attempt, which continues
         assert isinstance(kept, Run)
         child = kept
-        child.reopen()
+        child.reopen(counts=child.status != "halted")
     else:  # only now: what an attempt of this execution has kept is newer than the store
         visit, store = run.visit(graph.name), run.config.store
         recorded_children = await read_recorded_children(run, graph.name, visit, store)
@@ -125,7 +125,7 @@ async def _execute(graph: Graph, run: Run, child: Run) -> None:
             await absorb_stray_cancel(run.config.services.native_cancels)
         await _record(run, child, error)
         child.release_error()
-        run.retain(graph.name, child)
+        run.retain(graph.name, child, is_halted=end is End.HALTED)
         try:
             # They differ for a false cancellation, for instance: the step fails with the failure
             # made of it.

@@ -12,7 +12,7 @@ from shoal._events.events import Decision, Status
 from shoal._events.identity import RunPath
 from shoal._state.state import Operation
 from shoal.stores._codec.codec import Codec
-from shoal.stores._history import Entry, Steered, pause_in
+from shoal.stores._history import Entry, Steered, is_resting
 from shoal.stores._protocol import (
     ChildRecord,
     ChildStatus,
@@ -95,20 +95,20 @@ class Reader:
                 application,
                 version,
                 names_of(secret),
-                is_paused=bool(self._paused(run)),
+                is_paused=self._rests(run),
                 priority=priority,
             )
             for key, application, version, secret, priority, run, *held in found
             if not lease_state_of(held).seconds_left
         ]
 
-    def _paused(self, run: int) -> Steered | None:
-        """Return the pause under which a root run is."""
+    def _rests(self, run: int) -> bool:
+        """Return whether a root run is paused, and only waits to be resumed."""
         found = self._sql.execute(
             "SELECT data FROM history WHERE run = ? AND kind = 'steered' ORDER BY number, id",
             (run,),
         )
-        return pause_in(Steered(*json.loads(data)) for (data,) in found)
+        return is_resting(Steered(*json.loads(data)) for (data,) in found)
 
     def history(self, path: RunPath, from_number: int) -> Sequence[Entry]:
         entries: list[Entry] = []
