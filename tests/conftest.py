@@ -11,6 +11,7 @@ test marked ``every_starter`` is run in all of these ways, in real time.
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
@@ -66,6 +67,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--starter", choices=STARTERS, help="how event loops are started")
     halves = "run each test of virtual time on both, on one that its name decides, or on the other"
     parser.addoption("--backends", choices=("both", "one", "other"), default="both", help=halves)
+
+
+def pytest_configure() -> None:
+    """Raise Ctrl-C here, and in the processes that tests start, also if pytest was started by `&`.
+
+    A shell makes a program in the background ignore it, and all processes that the program starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
