@@ -215,12 +215,12 @@ async def test_a_file_that_can_not_shrink_has_room_for_what_comes(path: Path):
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript((Path(__file__).parent / "layout-1.sql").read_text())
     store = store_at(path)
-    await crawled(store, "large", 100)
+    await crawled(store, "large", 200)
     size = path.stat().st_size
     async with no_leaks():
         assert await store.prune(0) == 3
     assert rows(path, "PRAGMA freelist_count")[0][0] > 10
-    await crawled(store, "large", 100)
+    await crawled(store, "large", 200)
     assert path.stat().st_size < 1.2 * size
 
 
