@@ -829,3 +829,49 @@ def test_nested_models_are_kept_as_they_are():
     page = Page(url="u")
     made = Schema(Crawl).build({"title": "t", "pages": StateList([page])})
     assert made.pages[0] is page
+
+
+class Texts(BaseModel):
+    texts: list[str] = []
+    numbers: dict[str, int] = {}
+
+
+class Stripped(BaseModel):
+    model_config = ConfigDict(str_strip_whitespace=True)
+    texts: list[str] = []
+
+
+class Name(str):
+    __slots__ = ()
+
+
+def test_a_plain_collection_of_the_declared_types_stays_the_same_object():
+    given = {"texts": ["a", "b"], "numbers": {"a": 1}}
+    fields = Schema(Texts).initial(given)
+    assert fields["texts"] is given["texts"]
+    assert fields["numbers"] is given["numbers"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fitting"),
+    [
+        ("texts", ("a", "b"), ["a", "b"]),
+        ("texts", [Name("a")], ["a"]),
+        ("numbers", {"a": True}, {"a": 1}),
+        ("numbers", {"a": "1"}, {"a": 1}),
+    ],
+)
+def test_other_items_are_given_to_pydantic(field: str, value: object, fitting: object):
+    assert Schema(Texts).initial({field: value})[field] == fitting
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("texts", ["a", 1]), ("numbers", {1: 1}), ("numbers", {"a": "b"})]
+)
+def test_an_item_that_does_not_fit_is_refused(field: str, value: object):
+    with pytest.raises(InvalidState):
+        Schema(Texts).initial({field: value})
+
+
+def test_settings_of_the_model_apply_to_items():
+    assert Schema(Stripped).initial({"texts": [" a "]})["texts"] == ["a"]

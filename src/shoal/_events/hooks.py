@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from sys import intern
@@ -195,14 +195,6 @@ NAMES = {method: intern(method.removeprefix("on_")) for method in HOOK_METHODS}
 """The attribute of ``Hooks`` that has the listeners of each method."""
 
 
-_NOBODY: Mapping[str, object] = {
-    **dict.fromkeys((*NAMES.values(), "around_step", "around_span"), ()),
-    "watching_steps": False,
-    "listening": False,
-}
-"""The attributes of ``Hooks`` without any hook."""
-
-
 @final
 class Hooks:
     """The hooks of one execution, sorted by the events that they receive.
@@ -215,11 +207,11 @@ class Hooks:
         # ``on_child_ended`` is called. It is empty, so falsy, if there are none.
         def __getattr__(self, name: str) -> Listeners: ...
 
-    around_step: Managers[StepStarted]
-    around_span: Managers[SpanStarted]
-    watching_steps: bool
+    around_step: Managers[StepStarted] = ()
+    around_span: Managers[SpanStarted] = ()
+    watching_steps: bool = False
     """Whether any hook receives the start of a step, or its attempts."""
-    listening: bool
+    listening: bool = False
     """Whether any hook receives what a commit publishes."""
 
     def __init__(self, hooks: Iterable[Hook] = (), *, always: Sequence[Hook] = ()) -> None:
@@ -246,16 +238,16 @@ class Hooks:
         # fan-out's hooks go with it.
         self._others: WeakSet[Hooks] | None = None
         self.failures: list[HookFailed] = []
-        for hook in self._given:
-            _check_hook(hook)
-        self._sort(always)
+        self._always: Sequence[Hook] = always
+        self.hooks: tuple[Hook, ...] = (*self._given, *always)
+        if self.hooks:  # else nothing listens, as the class says: most executions have none
+            for hook in self._given:
+                _check_hook(hook)
+            self._sort(always)
 
     def _sort(self, always: Sequence[Hook]) -> None:
         self._always = always
-        self.hooks: tuple[Hook, ...] = (*self._given, *always)
-        if not self.hooks:  # as in most executions, each of which comes here
-            self.__dict__.update(_NOBODY)
-            return
+        self.hooks = (*self._given, *always)
         for method, name in NAMES.items():
             setattr(self, name, self._listeners(method))
         self.around_step = self._listeners("around_step")
@@ -443,6 +435,10 @@ class Hooks:
                 around.leave(failure)
                 raise failure
         return around
+
+
+for _name in NAMES.values():
+    setattr(Hooks, _name, ())
 
 
 @final

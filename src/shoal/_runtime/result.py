@@ -130,17 +130,24 @@ class RunResult(Generic[S]):
             raise ExceptionGroup(msg, errors)
 
 
+class _RunResult(Generic[S]):
+    """The twin of ``RunResult``, which is filled by plain assignments; see ``_events/making``."""
+
+    __slots__ = RunResult.__slots__  # pyright: ignore[reportAttributeAccessIssue] # by dataclass
+
+
 def result_of(run: Run, report: Report | None = None) -> RunResult[Any]:
     """Make the result of a root run that has succeeded, or is halted."""
-    halted = run.status == "halted"
-    return RunResult(
-        run_id=run.path.id,
-        state=run.state,
-        status="halted" if halted else "succeeded",
-        questions=run.open_questions if halted else (),
-        reason=run.reason if halted else "",
-        report=report,
-        spent=run.config.execution.accounts.spent,
-        _ledgers=run.ledgers,
-        _run=run,
-    )
+    made: Any = _RunResult()
+    is_halted = run.status == "halted"
+    made.run_id = run.path.id
+    made.state = run.state
+    made.status = run.status
+    made.questions = run.open_questions if is_halted else ()
+    made.reason = run.reason if is_halted else ""
+    made.report = report
+    made.spent = run.config.execution.accounts.spent
+    made._ledgers = run.ledgers
+    made._run = run
+    made.__class__ = RunResult
+    return made

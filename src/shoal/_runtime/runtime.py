@@ -275,9 +275,9 @@ class Runtime:
 
     def scopes(self, owner: object, limits: Limits | None) -> tuple[Limiter, ...]:
         """Return the limiters of all attempts in a run of ``owner``: its own, and the runtime's."""
-        found = ((self, self.limits), (owner, limits))
-        admission = self._admission
-        return tuple(admission.limiter(one, given) for one, given in found if given is not None)
+        limiter = self._admission.limiter
+        own = () if self.limits is None else (limiter(self, self.limits),)
+        return own if limits is None else (*own, limiter(owner, limits))
 
     def limiter(self, owner: object = None) -> Limiter:
         """Return the limiter of ``owner``: to look at, and to change its limits.

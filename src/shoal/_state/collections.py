@@ -14,10 +14,9 @@ A kept version keeps the whole journal alive, newer entries included.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice
 from math import inf
-from operator import le
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final, overload
 
@@ -28,8 +27,6 @@ V = TypeVar("V")
 # A journal is copied once it has more than twice as many entries as keys, so that a copy of n
 # entries is paid by n puts. The slack keeps small maps from being copied at every few puts.
 _SLACK = 64
-
-_FEW = 2  # entries that are put one by one: for so few, doing it for all at once costs more
 
 _START = -1.0  # the position of a map's first content: before every position that is put
 
@@ -155,23 +152,6 @@ class _MapJournal(Generic[K, V]):
         self.index[key] = at
         return before is None
 
-    def extend(self, new: Sequence[tuple[K, V, float | None]]) -> Sequence[float] | None:
-        """Add entries at once, if all of their keys are new and have a position.
-
-        An interruption is as harmless as in ``push``.
-
-        Returns their positions; None: nothing was added.
-        """
-        keys, _, positions = zip(*new, strict=True)
-        at = len(self.entries)
-        places = dict(zip(keys, range(at, at + len(new)), strict=True))
-        is_new = len(places) == len(new) and self.index.keys().isdisjoint(places)
-        if self.older or not is_new or None in positions:
-            return None
-        self.entries.extend(cast("Sequence[tuple[K, V, float]]", new))
-        self.index.update(places)
-        return cast("Sequence[float]", positions)
-
 
 @final
 class StateMap(Mapping[K, V]):
@@ -219,32 +199,25 @@ class StateMap(Mapping[K, V]):
         with journal.lock:
             if len(journal.entries) != self._size or self._size > 2 * self._count + _SLACK:
                 journal = self._copied()  # this is an older version, or mostly overwritten
-            index, older = journal.index, journal.older
-            positions = journal.extend(new) if len(new) > _FEW else None
-            if positions is not None:
-                # As a fan-out puts them; each by itself would cost four times as much.
-                count += len(new)
-                is_later = last is not None and all(map(le, (last, *positions), positions))
-                last = positions[-1] if is_later else None
-                new = ()
+            ours, index, older = journal.entries, journal.index, journal.older
             for entry in new:
                 key, value, wanted = entry
                 known = index.get(key)
                 if known is None and not older and wanted is not None:
                     # A new key with a position, as a fan-out puts them: `push` without its call.
-                    journal.entries.append(cast("tuple[K, V, float]", entry))
-                    index[key] = len(journal.entries) - 1
+                    ours.append(entry)  # pyright: ignore[reportArgumentType] # it has a position
+                    index[key] = len(ours) - 1
                     count += 1
                     last = wanted if last is not None and wanted >= last else None
                     continue
-                place = inf if known is None else journal.entries[known][2]
+                place = inf if known is None else ours[known][2]
                 position = place if wanted is None else wanted
                 if journal.push(key, value, position):
                     count += 1
                     last = position if last is not None and position >= last else None
                 elif position != place:
                     last = None  # a known key moved: the journal's order is not the reading order
-            size = len(journal.entries)
+            size = len(ours)
         face = cast("StateMap[K, V]", object.__new__(StateMap))
         face._become(journal, size, count, last)
         return face
@@ -319,6 +292,14 @@ class StateMap(Mapping[K, V]):
         entries = self._journal.entries
         return (entries[at][0] for at in self._in_order())
 
+    def items(self) -> ItemsView[K, V]:
+        """Return a view of the entries; see ``dict.items``."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[V]:
+        """Return a view of the values; see ``dict.values``."""
+        return _Values(self)
+
     def in_order(self, rank: int) -> V:
         """Return the value at ``rank`` in reading order, counted from 0."""
         order = self._in_order()
@@ -354,6 +335,29 @@ class StateMap(Mapping[K, V]):
     def _restored(cls, entries: list[tuple[K, V, float]]) -> StateMap[K, V]:
         """Make a map from its entries in order of arrival, as pickles and deep copies hold them."""
         return cls().put_all(entries)
+
+
+# As the views of `Mapping`, which look up each key.
+
+
+class _Items(ItemsView[K, V]):
+    __slots__ = ()
+    _mapping: StateMap[K, V]
+
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        entries = self._mapping._journal.entries
+        for at in self._mapping._in_order():
+            key, value, _ = entries[at]
+            yield key, value
+
+
+class _Values(ValuesView[V]):
+    __slots__ = ()
+    _mapping: StateMap[Any, V]
+
+    def __iter__(self) -> Iterator[V]:
+        entries = self._mapping._journal.entries
+        return (entries[at][1] for at in self._mapping._in_order())
 
 
 @final

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import formatannotation
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final, get_args, get_origin
 
 from shoal._errors.exceptions import (
     DefinitionError,
@@ -109,8 +109,8 @@ class Schema(Generic[S]):
             InvalidState: A value doesn't fit.
         """
         known = self.read(given)
-        unknown = sorted((name for name in known if name not in self._fields), key=str)
-        if unknown:
+        if not self.fields.issuperset(known):
+            unknown = sorted((name for name in known if name not in self._fields), key=str)
             raise StateError(f"{subject} has {self._unknown(unknown)}")
         fields: dict[str, object] = {}
         for name, field in self._fields.items():
@@ -368,12 +368,13 @@ class Schema(Generic[S]):
         if type(given) is dict:  # as most are, for which the checks below would ask their ABCs
             return cast("dict[str, object]", given)
         if isinstance(given, self._instances):
-            extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
-            found = {name: getattr(given, name, _NOTHING) for name in self._fields}
-            return {
-                **{name: value for name, value in found.items() if value is not _NOTHING},
-                **(extra or {}),
+            found: dict[str, object] = {
+                name: value
+                for name in self._fields
+                if (value := getattr(given, name, _NOTHING)) is not _NOTHING
             }
+            extra: Mapping[str, object] | None = getattr(given, "__pydantic_extra__", None)
+            return {**found, **extra} if extra else found
         if isinstance(given, Mapping):
             return held(cast("Mapping[str, object]", given))
         wanted = f"an instance of {self.name} or a mapping" if self._instances else "a mapping"
@@ -565,8 +566,10 @@ def _checker(annotation: object, config: ConfigDict) -> _Check:
         (result,) = validate((plain,))
         return value if result is plain or _same(plain, result) else result
 
-    exact = _exact(annotation, config)
-    return check if exact is None else lambda value: value if type(value) is exact else check(value)
+    exact, fits = _exact(annotation, config), _exact_items(annotation, config)
+    if exact is not None:
+        return lambda value: value if type(value) is exact else check(value)
+    return check if fits is None else lambda value: value if fits(value) else check(value)
 
 
 def _exact(annotation: object, config: ConfigDict) -> type | None:
@@ -579,6 +582,31 @@ def _exact(annotation: object, config: ConfigDict) -> type | None:
             is_changed = changed_by and any(name.startswith(changed_by) for name in config)
             return None if is_changed else kind
     return None
+
+
+def _exact_items(annotation: object, config: ConfigDict) -> Callable[[Any], bool] | None:
+    """Return whether a value of a type like ``list[str]`` or ``dict[str, int]`` fits as it is.
+
+    None: not for a type like these. pydantic would copy the collection, only to be compared with
+    it.
+    """
+    origin = get_origin(annotation)
+    kinds = [_exact(one, config) for one in get_args(annotation)]
+    if origin not in (list, dict) or not kinds or None in kinds:
+        return None
+    only = [frozenset((kind,)) for kind in kinds]
+    if origin is list:
+        return lambda value: type(value) is list and only[0].issuperset(_types(value))
+    keys, values = only
+    return lambda value: (
+        type(value) is dict
+        and keys.issuperset(_types(value))
+        and values.issuperset(_types(cast("dict[object, object]", value).values()))
+    )
+
+
+def _types(values: Any) -> Iterable[type]:
+    return map(type, values)
 
 
 def _exact_entry(

@@ -208,10 +208,11 @@ def new_ledger(
     ledgers = run.ledgers.setdefault(step, [])
     # The list is indexed by visit. An action may open its own fan-out in some visits only, so the
     # visits before get empty ledgers.
-    while len(ledgers) <= visit:
+    while len(ledgers) < visit:
         ledgers.append(Ledger())
-    ledger = ledgers[visit] = Ledger() if ledger is None else ledger
+    ledger = Ledger() if ledger is None else ledger
     ledger.kept_in = kept_in
+    ledgers[visit : visit + 1] = [ledger]  # replaces that of an earlier attempt, if there was one
     return ledger
 
 
