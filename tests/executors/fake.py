@@ -122,14 +122,20 @@ class FakePool:
         self.closed += 1
 
     def place(self, *, alone: bool) -> Worker | None:
-        """Return a worker that may take a call; None: none may now."""
-        free = [one for one in self.workers if not (one.calls and alone)]
+        """Return a worker that may take a call; None: none may now.
+
+        If no other may, a child's call gets the worker of its parent's, which waits for it.
+        """
+        living = [one for one in self.workers if not one.is_dead]
+        free = [one for one in living if not (one.calls and alone)]
         free = [one for one in free if not any(call.alone for call in one.calls)]
         idle = [one for one in free if not one.calls]
         if not idle and len(self.workers) < self.executor.workers:
             self.workers.append(Worker(len(self.workers) + len(self.dead)))
             return self.workers[-1]
-        return min(free, key=lambda one: len(one.calls), default=None)
+        above = here.get(None)
+        waiting = above if above in living else None
+        return min(free, key=lambda one: len(one.calls), default=waiting)
 
     def tell(self) -> None:
         self.changed.set()

@@ -222,6 +222,36 @@ async def test_a_call_that_is_to_be_alone_waits_for_a_worker_of_its_own():
         assert 3 in [*at.sent(kept), *at.sent(other)]
 
 
+async def test_a_call_that_waits_for_children_lets_others_into_its_worker():
+    """They may be those that it waits for, also where it, or they, are to be alone."""
+    async with table(1) as at:
+        await at.call(0, at.other, alone=True)
+        await at.settle()
+        await at.ready()
+        (link,) = at.links
+        await at.call(1, at.other)
+        await at.call(2, at.other, alone=True)
+        await at.settle()
+        assert at.sent(link) == [0]
+        first = next(one for one in at.pool._workers[0].calls.values())
+        at.pool.rest(first, True)
+        await at.settle()
+        assert at.sent(link) == [0, 1]  # 2 waits until 1 has ended
+        await at.done(link, 1)
+        assert at.sent(link) == [0, 1, 2]
+        await at.call(3, at.other)
+        await at.settle()
+        await at.done(link, 2)
+        assert at.sent(link) == [0, 1, 2, 3]
+        at.pool.rest(first, False)
+        await at.call(4, at.other)
+        await at.settle()
+        await at.done(link, 3)
+        assert at.sent(link) == [0, 1, 2, 3]  # 0 is to be alone again
+        await at.done(link, 0)
+        assert at.sent(link) == [0, 1, 2, 3, 4]
+
+
 async def test_a_call_that_was_to_be_alone_and_is_cancelled_keeps_no_worker():
     async with table(1) as at:
         await at.call(0)

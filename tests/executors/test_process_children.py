@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
-from shoal import Cancelled
+from shoal import Cancelled, fan_out
+from shoal.errors import Poisoned
 from shoal.events import ChildEnded
 from shoal.testing import RecordingHook
 from tests.executors import work
@@ -39,3 +42,32 @@ async def test_children_are_cancelled_from_there():
             assert (await run(runtime, work.race_there, {"n": 5}, ONE, hooks=[hook]))["found"] == 25
     kinds = sorted(type(event.outcome).__name__ for event in hook.of(ChildEnded))
     assert kinds == [Cancelled.__name__, "Done"]
+
+
+# -- a worker dies ---------------------------------------------------------------------------------
+
+
+def asking_below(folder: Path, deaths: int) -> tuple[object, dict[str, object]]:
+    for number in range(deaths):
+        (folder / str(number)).touch()
+    asking = fan_out(work.ask_below, over="ms", item="m", into="found", take="out", key=str)
+    return asking, {"ms": range(3), "marks": str(folder)}
+
+
+async def test_a_call_that_is_alone_in_the_only_worker_lets_its_children_in(tmp_path: Path):
+    """It is called alone after two deaths, and they have no other worker."""
+    act, fields = asking_below(tmp_path, deaths=2)
+    async with runtime_of() as runtime:
+        with anyio.fail_after(30):
+            found = (await run(runtime, act, fields, ONE))["found"]
+    assert found == {"0": 2, "1": 2, "2": 2}
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_child_that_kills_the_only_worker_again_and_again(tmp_path: Path):
+    act, fields = asking_below(tmp_path, deaths=100)
+    async with runtime_of() as runtime:
+        with anyio.fail_after(50), pytest.raises(ExceptionGroup) as caught:
+            await run(runtime, act, fields, ONE)
+    assert caught.group_contains(Poisoned)
+    assert 100 - len(list(tmp_path.iterdir())) <= 2 * 3

@@ -526,3 +526,26 @@ async def test_a_state_is_what_it_was_in_a_further_call():
 
     result = await Application(add).run({"n": 1, "log": ["a"]})
     assert result.state["log"] == ["a", 1]
+
+
+async def test_a_store_that_fails_is_named_though_the_worker_of_the_parent_has_died_too(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    killer, store = Killer({1: 1}, workers=1), MemoryStore()
+    work, save = killer.later(), store.save
+
+    @action(writes=["got"], executor=killer.fake)
+    async def parent(context: Context) -> int:
+        async with context.fan_out(name="map") as group:
+            group.start(work, {"n": 1}, key=1)
+            return len([outcome async for outcome in group])
+
+    def is_full(batch: Batch) -> object:
+        if killer.left[1] == 0:
+            msg = "the disk is full"
+            raise OSError(msg)
+        return save(batch)
+
+    monkeypatch.setattr(store, "save", is_full)
+    with pytest.raises(StoreFailed, match="the disk is full"):
+        await Application(parent, store=store).run(id="r")

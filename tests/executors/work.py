@@ -318,3 +318,21 @@ async def key_there(n: int, context: Context) -> str:
 @action(reads=["n", "more"], writes=["key"])
 def key_of_state(state: State, context: Context) -> State:
     return state.update(key=context.idempotency_key)
+
+
+@action(reads=["n", "marks"], writes=["out"])
+async def die_below(n: int, marks: str) -> int:
+    """End the worker for the first element, as often as there are files to be removed."""
+    if n == 0:
+        for mark in Path(marks).iterdir():
+            mark.unlink()
+            os._exit(9)
+    return n
+
+
+@action(reads=["m", "marks"], writes=["out"])
+async def ask_below(m: int, marks: str, context: Context) -> int:
+    async with context.fan_out(name="below") as group:
+        for n in range(2):
+            group.start(die_below, {"n": n if m == 0 else n + 1, "marks": marks}, key=n)
+        return len([outcome async for outcome in group])

@@ -55,6 +55,7 @@ class RetryState:
         "needs_own_worker",
         "next_at",
         "noted",
+        "own_deaths",
         "result_key",
         "retained",
     )
@@ -88,10 +89,12 @@ class RetryState:
         # Set before the save that says so, and reset with `crashes`.
         self.is_suspect: bool = False
         """Whether ``crashes`` includes the current execution, in which the run is at work."""
-        # Reset with `crashes`.
+        # Both are reset with `crashes`.
         self.needs_own_worker: bool = False
         """Whether one more death of a worker would be one too many, so that the action has to be
         called in a worker without other calls."""
+        self.own_deaths: int = 0
+        """Deaths of workers in which it was called so."""
         # The store of the history may not have the run's end, which would reset the count there.
         self.noted: int = 0
         """The value of ``crashes`` in the store that keeps the run's history."""
@@ -120,6 +123,7 @@ class RetryState:
         self.crashes, self.is_suspect = crashes, False
         if not crashes:
             self.needs_own_worker = False
+            self.own_deaths = 0
 
 
 @final

@@ -7,6 +7,10 @@ Invariants:
 - A death is saved before the action is called again, so that it also counts if the process dies.
 - A run is poisoned only by the death of a worker in which it alone was at work. Before the death
   that would be one too many, it is called in a worker of its own.
+- While it waits for children there, that worker may have other calls, since a child may have no
+  other worker. If it dies then, the run is called again, and poisoned after as many such deaths as
+  the limit. So it comes to an end: a child that isn't saved is counted anew with each call of its
+  parent; see test_a_child_that_kills_the_only_worker_again_and_again.
 """
 
 from __future__ import annotations
@@ -28,17 +32,20 @@ async def outlive(run: Run, error: WorkerDied) -> None:
 
     Raises:
         Poisoned: It was one too many.
-        WorkerDied: The execution ends anyway, since something could not be saved.
-        ShoalError: As ``commit``.
+        ShoalError: As ``commit``; or the execution ends anyway, and this says why.
     """
     config = run.config
     execution, most = config.execution, config.services.max_crashes
-    if execution.is_doomed:
-        raise error
+    failure = execution.failure
+    if failure is not None:
+        # The death is only a consequence, or came in between: an action that waits for children in
+        # the same worker never gets theirs.
+        raise failure from failure.__cause__
     await checkpoint_if_cancelled()
     retries = run.retry_state()
     deaths = retries.crashes - retries.is_suspect + 1
-    if deaths >= most and (not error.others or retries.needs_own_worker):
+    retries.own_deaths += retries.needs_own_worker
+    if deaths >= most and (not error.others or retries.own_deaths >= most):
         retries.crashes, retries.is_suspect = deaths, False
         raise _poisoned(run, error, deaths) from error
     # Others may have killed it: then it can't be one too many (see

@@ -7,6 +7,8 @@ Invariants:
   another number, so an answer from its former worker is never taken for its own.
 - What is sent in one turn of the loop is one batch for each worker.
 - Workers start when there are calls for them, and stay until the pool closes.
+- A call that waits for children of its own keeps no other call out of its worker, since what it
+  waits for may be called nowhere else. That holds for calls that are to be alone, on both sides.
 """
 
 from __future__ import annotations
@@ -198,8 +200,7 @@ class RemotePool:
     def _keep_no_idle_ones(self) -> None:
         """Let workers have calls again that were kept for a call that was taken back."""
         for worker in self._workers:
-            if all(call.queue != ALONE for call in worker.calls.values()):
-                worker.is_kept = False
+            worker.is_kept = _is_for_one(worker)
         for queue in self._queues:
             self._fill(queue)
 
@@ -222,6 +223,8 @@ class RemotePool:
             return
         call.is_resting = is_resting
         call.worker.count(call.record, -1 if is_resting else 1)
+        if call.queue == ALONE:
+            call.worker.is_kept = not is_resting or _is_for_one(call.worker)
         for queue in self._queues:
             self._fill(queue)
 
@@ -321,10 +324,10 @@ class RemotePool:
         kept = [one for one in self._workers if one.is_kept]
         if not kept:
             # Kept from now on, so that it runs out of calls.
-            kept = sorted(self._ready(), key=_calls)[:1]
+            kept = sorted(self._ready(), key=_at_work)[:1]
             for worker in kept:
                 worker.is_kept = True
-        return next((one for one in kept if not one.calls and not one.is_doomed), None)
+        return next((one for one in kept if one.is_at_rest and not one.is_doomed), None)
 
     def _starting(self) -> int:
         """Return how many workers will be ready in a moment."""
@@ -523,7 +526,7 @@ class RemotePool:
         worker.stuck.discard(message[1])
         worker.moved_at = self._clock()
         if call.queue == ALONE:
-            worker.is_kept = False
+            worker.is_kept = _is_for_one(worker)
         record.pace.learn(seconds)
         if not record.is_other:
             self._pace.learn(seconds)
@@ -540,7 +543,7 @@ class RemotePool:
             worker.urgent -= call.is_urgent
             worker.stuck.discard(number)
             if call.queue == ALONE:
-                worker.is_kept = False
+                worker.is_kept = _is_for_one(worker)
             if call.is_given_up:
                 call.end(None)
             else:
@@ -627,8 +630,13 @@ def _others(worker: RemoteWorker) -> int:
     return worker.others
 
 
-def _calls(worker: RemoteWorker) -> int:
-    return len(worker.calls)
+def _at_work(worker: RemoteWorker) -> int:
+    return sum(not call.is_resting for call in worker.calls.values())
+
+
+def _is_for_one(worker: RemoteWorker) -> bool:
+    """Return whether a call is at work there that was to be alone."""
+    return any(call.queue == ALONE and not call.is_resting for call in worker.calls.values())
 
 
 def _refuse(calls: list[RemoteCall], error_for: Callable[[RemoteCall], BaseException]) -> None:

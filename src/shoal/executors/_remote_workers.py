@@ -84,6 +84,11 @@ class RemoteWorker:
         """Whether it may get calls."""
         return self.is_ready and not (self.is_doomed or self.is_kept or self.stuck)
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether all of its calls wait for children of their own, so that nothing is at work."""
+        return all(call.is_resting for call in self.calls.values())
+
     def count(self, record: Record, by: int) -> None:
         """Count a call that was sent, or with ``by=-1`` one that has ended or was given back."""
         if record.is_other:
