@@ -26,7 +26,7 @@ from .program import Program, Trip
 SLOW = 1000.0
 STORE_PLACES = ("save", "saved", "store")
 KILLS = 2
-"""Deaths in a row, of workers and processes, that condemn nothing."""
+"""Deaths in a row, of workers and processes, that condemn no child."""
 
 
 class Trouble(Exception):  # not an error of ours
@@ -178,7 +178,7 @@ class World:
     def kill_once(self, what: str) -> None:
         """End the worker that calls this, at the first call in each life, for two calls in all.
 
-        With the deaths of processes these are too few to condemn what is not to blame.
+        With the deaths of processes these are too few to condemn an innocent child.
         """
         deaths = self.kills + sum(trip.what == "dies" for trip in self.program.trips)
         if (

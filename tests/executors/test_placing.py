@@ -223,7 +223,7 @@ async def test_a_call_that_is_to_be_alone_waits_for_a_worker_of_its_own():
 
 
 async def test_a_call_that_waits_for_children_lets_others_into_its_worker():
-    """They may be those that it waits for, also where it, or they, are to be alone."""
+    """They may be its children, also where it, or they, are to be alone."""
     async with table(1) as at:
         await at.call(0, at.other, alone=True)
         await at.settle()

@@ -36,7 +36,7 @@ ran = Counter[str]()
 
 
 class Trouble(Exception):
-    """What is retried."""
+    """Raised by steps that are retried."""
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ async def test_it_goes_on_where_it_stood(node: str, until: str):
         result = await run.result()
     out = "A=q0q1." if until == "first" else {"A": "A=q0q1.", "b": "b."}
     assert (result.status, result.state["out"]) == ("succeeded", out)
-    assert (ran["begin A"], ran["A"]) == (1, 3), "no step runs twice but that which asked"
+    assert (ran["begin A"], ran["A"]) == (1, 3), "no step runs twice but the asking one"
     hook.assert_paired()
     await assert_run_well_formed(store, "r")
 
@@ -141,7 +141,7 @@ async def test_one_whose_process_dies_meanwhile_goes_on_in_the_next():
         await answer_all(store)
         await anyio.sleep(1)
         later = store.copy()
-        run.cancel("this is what is not kept")
+        run.cancel("this call is not kept")
         await run.wait_ended()
     async with no_leaks(), Runtime(store=later) as runtime:
         run = await app.start(id="r", runtime=runtime)

@@ -182,7 +182,7 @@ async def test_children_that_were_at_work_in_two_crashes_are_learned_from():
             run = await app.start(None if at else {"ns": [1, 2, 3]}, id="r", runtime=runtime)
             await anyio.sleep(0.5)
             later = store.copy()
-            run.cancel("this is what is not kept")
+            run.cancel("this call is not kept")
             await run.wait_ended()
         store = later
     async with no_leaks(), Runtime(store=store) as runtime:

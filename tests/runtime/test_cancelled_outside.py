@@ -92,7 +92,7 @@ async def killed(
         await anyio.sleep(0.5)
         await steer()
         later = store.copy()
-        run.cancel("this is what is not kept")
+        run.cancel("this call is not kept")
         await run.wait_ended()
     return later
 
@@ -179,7 +179,7 @@ async def test_a_program_that_asks_for_it_again_has_it_go_on_also_after_a_crash(
         run = await app.start(id="r", runtime=runtime)
         await anyio.sleep(0.5)
         last = later.copy()
-        run.cancel("this is what is not kept")
+        run.cancel("this call is not kept")
         await run.wait_ended()
     async with no_leaks(), Runtime(apps=[app], store=last) as runtime:
         (recovered,) = await runtime.recover()

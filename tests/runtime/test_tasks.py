@@ -1,4 +1,4 @@
-"""The tasks of a runtime: all have ended when its block is left, whatever kind they are."""
+"""The tasks of a runtime: all have ended when its block is left."""
 
 from __future__ import annotations
 

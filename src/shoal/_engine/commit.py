@@ -186,7 +186,7 @@ def is_silent(run: Run) -> bool:
 async def record_answered(
     run: Run, answered: QuestionAnswered, steered: Sequence[Steered] = ()
 ) -> bool:
-    """Save an answer that a root run is given from outside, and who has given it if that was told.
+    """Save an answer that a root run is given from outside, and by whom if that was told.
 
     Any task may call this, as ``record_steered``. The run need not be at anything in particular:
     its group may be waiting for the cleanup of children; see
@@ -197,16 +197,8 @@ async def record_answered(
     Raises:
         ShoalError: As ``commit``.
     """
-    execution = run.config.execution
-    if execution.is_over or run.status is not None:
-        return False
-    if run.config.secrets.names:
-        refuse_secrets(run, (answered, steered), f"an answer to a question of run {run.path.id}")
-    batch = Batch(
-        run, before=run.head[0], holder=execution.holder, questions=(answered,), steered=steered
-    )
-    await execution.save(batch, run.config.store)
-    return True
+    subject = f"an answer to a question of run {run.path.id}"
+    return await _save_beside(run, subject, steered, (answered,))
 
 
 @ki_protected
@@ -221,14 +213,32 @@ async def record_steered(run: Run, steered: Steered) -> bool:
     Raises:
         ShoalError: As ``commit``.
     """
+    if not await _save_beside(run, f"how run {run.path.id} is steered", (steered,)):
+        return False
+    await publish_run_steered(run, steered)
+    return True
+
+
+async def _save_beside(
+    run: Run, subject: str, steered: Sequence[Steered], answered: Sequence[QuestionAnswered] = ()
+) -> bool:
+    """Save entries of a root run beside the commits of its own task; see ``record_steered``.
+
+    Args:
+        run: The run.
+        subject: Names the entries if they have a secret.
+        steered: How the run was steered.
+        answered: The answers that it was given.
+    """
     execution = run.config.execution
     if execution.is_over or run.status is not None:
         return False
     if run.config.secrets.names:
-        refuse_secrets(run, (steered.by, steered.arguments), f"how run {run.path.id} is steered")
-    batch = Batch(run, before=run.head[0], holder=execution.holder, steered=(steered,))
+        refuse_secrets(run, (answered, steered), subject)
+    batch = Batch(
+        run, before=run.head[0], holder=execution.holder, questions=answered, steered=steered
+    )
     await execution.save(batch, run.config.store)
-    await publish_run_steered(run, steered)
     return True
 
 

@@ -239,7 +239,7 @@ class RootRun:
         return await self.in_turn(partial(self._steer, steered, act))
 
     async def in_turn(self, do: Callable[[], Awaitable[bool]]) -> bool:
-        """Await ``do`` when the run has begun, and whatever steers it now is done with that.
+        """Await ``do`` when the run has begun, after all that steers it already.
 
         Cancelled, ``do`` has been awaited to its end, or not begun. If it could not save something,
         that ends the execution.
@@ -594,7 +594,7 @@ class RootRun:
             return run
         cancelled = played.cancelled
         ends = cancelled is not None and self.is_recovered and record.status is None
-        # Whoever asks for a run that was cancelled wants it to go on, also in the next process.
+        # A program that asks for a cancelled run wants it to go on, also in the next process.
         again = cancelled is not None and not ends
         # Also with nothing to save: until then the store has the run as its last execution ended.
         if answered or again or record.status is not None:
@@ -603,7 +603,7 @@ class RootRun:
             execution.answers.update((one.id, one.value) for one in answered)
         if cancelled is not None and ends:
             # Its process has died between the record of that and the end, which is all that it
-            # lacks. Last, since what is awaited from now on is cancelled.
+            # lacks. Last, since each further await is cancelled.
             self._only_ends = True
             run.reason = cancelled.reason or BY_WATCHER
             self.cancel(run.reason)

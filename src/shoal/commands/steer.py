@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUN = "the run's id"
 _STANDS = {"failed": "it has failed", "cancelled": "it was cancelled", "halted": "it is halted"}
 GOES_ON = "goes on when its program runs it again: run(id={!r})"
-"""What lets a run go on that no process executes; nothing here has the program."""
+"""How a run goes on that no process executes; commands don't have its program."""
 
 
 def add_to(commands: Subparsers) -> None:

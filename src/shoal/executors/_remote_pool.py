@@ -7,8 +7,8 @@ Invariants:
   another number, so an answer from its former worker is never taken for its own.
 - What is sent in one turn of the loop is one batch for each worker.
 - Workers start when there are calls for them, and stay until the pool closes.
-- A call that waits for children of its own keeps no other call out of its worker, since what it
-  waits for may be called nowhere else. That holds for calls that are to be alone, on both sides.
+- A call that waits for children of its own keeps no other call out of its worker, since the
+  children may have no other one. The same is true of calls that are to be alone, on both sides.
 """
 
 from __future__ import annotations

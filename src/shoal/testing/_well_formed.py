@@ -98,7 +98,7 @@ def _problems(history: Sequence[Entry]) -> Iterator[str]:
                         break
                 step, is_back = "", True
             case QuestionAsked() if asks_for_more(entry):
-                pass  # what was given is spent, so there is another question
+                pass  # the larger amount is spent, so there is another question
             case QuestionAsked():
                 known = asked.setdefault(entry.name, entry.id)
                 if known != entry.id:

@@ -452,8 +452,8 @@ class BatchJoin:
             if join.errors_into is None:
                 return ()
             error = cast("Exception", child.error)
-            # A child that is resumed is called through other frames of ours, and what is collected
-            # must be the same: see test_a_collected_failure_is_the_same_after_a_crash.
+            # A child that is resumed is called through other frames of ours, and its collected
+            # failure must be the same: see test_a_collected_failure_is_the_same_after_a_crash.
             hide_frames(error)
             info = ErrorInfo.of(error)
             return (self._put(join.errors_into, child, info, self._errors),)
